@@ -1,0 +1,23 @@
+#include "bindings/by_address.hpp"
+#include "common/class_lists.hpp"
+#include "cpu/isa.hpp"
+#include "cpu/ops.hpp"
+
+namespace py = pybind11;
+
+// One line binds both dtypes of an op.
+#define KD_BIND(op)                                                   \
+  m.def(#op "_f32", kd::by_address(KD_BEST(op<float>)), no_gil);      \
+  m.def(#op "_f64", kd::by_address(KD_BEST(op<double>)), no_gil)
+
+PYBIND11_MODULE(_cpu, m) {
+  kd::register_error(m);
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def("isa", [] { return kd::isa_name(kd::current_isa()); });
+  m.def("supported_isa", [] { return kd::isa_name(kd::supported_isa()); });
+  m.def("use_isa", [](const char* name) { kd::use_isa(name); });
+  m.def("class_lists", kd::by_address(&kd::class_lists), no_gil);
+
+  KD_BIND(class_mean_sqdist);
+  KD_BIND(class_mean_sqdist_bwd);
+}

@@ -1,0 +1,110 @@
+"""The only file that imports the compiled modules, and the rule of addresses.
+
+A kernel gets addresses and sizes.  The public op has checked dtype, device, shape and contiguity, and the tensors keep a name
+until the call returns.
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+_emulating = os.environ.get("KDISTILL_CUDA_EMULATION", "") == "1"
+
+
+@cache
+def _load(module: str) -> ModuleType | ImportError:
+    folder = os.environ.get("KDISTILL_NATIVE_DIR")  # another build of the same modules, e.g. one with sanitizers
+    try:
+        if folder is None:
+            return importlib.import_module(f"kdistill.{module}")
+        path = next(Path(folder).glob(f"{module}*.so"), None)
+        if path is None:
+            return ImportError(f"no {module} in KDISTILL_NATIVE_DIR={folder}")
+        spec = importlib.util.spec_from_file_location(f"kdistill.{module}", path)
+        loaded = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(loaded)  # type: ignore[union-attr]
+        return loaded
+    except ImportError as error:
+        return error  # cached too: a missing build is found once, and fast
+
+
+@contextmanager
+def emulate_cuda(on: bool = True) -> Iterator[None]:
+    """Let the ``cuda`` backend run CPU tensors through ``_cuda_emulated`` inside the ``with`` block (tests)."""
+    global _emulating
+    before, _emulating = _emulating, on
+    try:
+        yield
+    finally:
+        _emulating = before
+
+
+def emulating() -> bool:
+    """Say whether CPU tensors may run the CUDA sources through the emulation."""
+    return _emulating
+
+
+def why_missing(module: str) -> str | None:
+    """Return one line that says why ``module`` cannot be imported, or None if it can."""
+    loaded = _load(module)
+    if isinstance(loaded, ModuleType):
+        return None
+    failure = Path(__file__).parent / "_build_failure.txt"
+    if failure.exists():
+        lines = [line for line in failure.read_text().splitlines() if line.strip()]
+        return f"{module} is not built; the build said: {lines[-1] if lines else 'nothing'}"
+    if module == "_cuda":
+        return "_cuda is not built; install with nvcc on PATH (KDISTILL_CUDA=on says why it fails)"
+    return f"{module} is not built ({loaded}); reinstall with a C++ compiler on PATH"
+
+
+def _resolve(module: str, device: torch.device) -> str:
+    return "_cuda_emulated" if module == "_cuda" and device.type == "cpu" and _emulating else module
+
+
+def refusal(module: str, *args: Any) -> str | None:
+    """Return why ``module`` cannot run these arguments (not built, dtype not compiled, other device), or None."""
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.dtype not in _SUFFIX:
+            return f"dtype {tensor.dtype} is not compiled; use float32 or float64"
+    resolved = _resolve(module, device)
+    wanted = "cuda" if resolved == "_cuda" else "cpu"
+    if device.type != wanted:
+        return f"the tensors are on {device.type}, this backend runs on {wanted}"
+    return why_missing(resolved)
+
+
+def kernel(module: str, op: str, dtype: torch.dtype, device: torch.device | None = None) -> Callable[..., None]:
+    """Return the bound function of ``op`` for ``dtype`` on ``device`` (default: the CPU); call ``refusal`` first."""
+    loaded = _load(_resolve(module, device or torch.device("cpu")))
+    return getattr(loaded, f"{op}_{_SUFFIX[dtype]}")
+
+
+def function(module: str, name: str) -> Callable[..., Any]:
+    """Return a bound helper that has no dtype, such as ``class_lists`` or ``use_isa``."""
+    loaded = _load(module)
+    if not isinstance(loaded, ModuleType):
+        raise loaded
+    return getattr(loaded, name)
+
+
+@contextmanager
+def stream_of(x: Tensor) -> Iterator[int]:
+    """Select the device of ``x`` and yield its current stream as an integer; 0 under the emulation."""
+    if x.device.type != "cuda":
+        yield 0
+        return
+    with torch.cuda.device(x.device):
+        yield torch.cuda.current_stream(x.device).cuda_stream

@@ -1,0 +1,1 @@
+"""CUDA C++ kernels of csrc/cuda, or their emulation on CPU tensors."""

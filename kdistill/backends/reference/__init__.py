@@ -1,0 +1,1 @@
+"""PyTorch, any dtype and device: the definition of truth."""

@@ -1,0 +1,19 @@
+"""Triton kernels: on CUDA tensors, or on CPU tensors under ``TRITON_INTERPRET=1`` (tests)."""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def refusal(*args: Any) -> str | None:
+    """Return why Triton cannot run these arguments, or None.  Being imported at all means that Triton is installed."""
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            return f"dtype {tensor.dtype} is not supported; use float32 or float64"
+    device = tensors[0].device.type if tensors else "cpu"
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the tensors are on {device}; Triton needs cuda, or TRITON_INTERPRET=1 to run slowly on the CPU"
+    return None

@@ -1,0 +1,153 @@
+"""Which backend runs an op, and why the others do not.
+
+``use_backend(...)`` comes before ``KDISTILL_BACKEND``, which comes before the automatic order.  A backend that was asked for
+and cannot run raises with its reason; the automatic order steps down and says so once.
+"""
+
+import importlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from kdistill import _native
+from kdistill.errors import BackendUnavailableError, ConfigError, NotDifferentiableError, ShapeError, did_you_mean
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+_log = logging.getLogger("kdistill")
+_asked: ContextVar[str | None] = ContextVar("kdistill_backend", default=None)
+_LIB = torch.library.Library("kdistill", "FRAGMENT")
+_chosen: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the ``with`` block on one backend.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"reference"``, or ``"auto"`` for the automatic choice.
+
+    Raises:
+        ConfigError: The name is unknown.
+        BackendUnavailableError: At the first op that this backend cannot run, with the reason.
+    """
+    token = _asked.set(_checked(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def _checked(name: str, where: str) -> str:
+    if name not in (*BACKENDS, "auto"):
+        raise ConfigError(f"{where}: expected a backend, got '{name}'; {did_you_mean(name, [*BACKENDS, 'auto'])}")
+    return name
+
+
+def asked_backend() -> str | None:
+    """Return the backend asked for by ``use_backend`` or ``KDISTILL_BACKEND``, or None for the automatic choice."""
+    name = _asked.get() or _checked(os.environ.get("KDISTILL_BACKEND") or "auto", "KDISTILL_BACKEND")
+    return None if name == "auto" else name
+
+
+def module_of(name: str) -> str:
+    """Return the file stem of an op function: ``norm_act_pool`` for ``norm_act_pool_bwd``."""
+    return re.sub(r"(_fwd|_bwd|_tangent|_bwd_tangent)$", "", name)
+
+
+def implementation(name: str, backend: str, args: tuple[Any, ...]) -> Callable[..., Any] | str:
+    """Return the function that runs ``name`` on ``backend``, or the sentence that says why it cannot."""
+    try:
+        module = importlib.import_module(f"kdistill.backends.{backend}.{module_of(name)}")
+    except ImportError as error:
+        return f"cannot be imported: {error}"
+    reason = module.supports(*args) if hasattr(module, "supports") else None
+    return reason if reason is not None else cast("Callable[..., Any]", getattr(module, name))
+
+
+def choose(name: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """Return the implementation of ``name`` for these arguments.
+
+    Raises:
+        BackendUnavailableError: Nothing can run it; carries every refusal.
+    """
+    asked = asked_backend()
+    kinds = tuple((a.device.type, a.dtype) for a in args if isinstance(a, Tensor))
+    key = (name, asked, _native.emulating(), kinds)
+    if key not in _chosen:
+        _chosen[key] = _walk(name, asked, kinds[0][0] if kinds else "cpu", args)
+    return _chosen[key]
+
+
+def _walk(name: str, asked: str | None, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+    order = (asked,) if asked else AUTOMATIC.get(device, ("reference",))
+    refusals: dict[str, str] = {}
+    for backend in order:
+        found = implementation(name, backend, args)
+        if not isinstance(found, str):
+            if refusals:
+                _log.warning(
+                    "%s runs on the %s backend: %s", name, backend, "; ".join(f"{b} {why}" for b, why in refusals.items())
+                )
+            return found
+        refusals[backend] = found
+    raise BackendUnavailableError(
+        f"{name}: expected a backend that can run, got none ({_sentence(refusals)}); "
+        "use another backend or see `kdistill doctor`",
+        refusals,
+    )
+
+
+def _sentence(refusals: dict[str, str]) -> str:
+    return "; ".join(f"{backend}: {why}" for backend, why in refusals.items())
+
+
+def forget_choices() -> None:
+    """Forget every cached choice (after the native modules or the environment changed)."""
+    _chosen.clear()
+
+
+def plain(name: str) -> Callable[..., Any]:
+    """An op that the engine alone calls: choose and run.  No torch.library, no autograd, grad order 0."""
+
+    def run(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            raise NotDifferentiableError(f"{name}: expected inputs without requires_grad; call it under torch.no_grad()")
+        return choose(name, args)(*args)
+
+    run.__name__ = name
+    return run
+
+
+def register(name: str, schema: str, *, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """An op that torch must know, because users differentiate or compile through it.
+
+    Args:
+        name: Registered as ``kdistill::<name>``.
+        schema: Arguments and results in torch's schema language, functional (no in-place, no view).
+        fake: The same arguments to outputs of the right shape, dtype and device, without touching data.
+    """
+    _LIB.define(name + schema)
+    torch.library.register_fake(f"kdistill::{name}", fake, lib=_LIB)
+    for key in ("CPU", "CUDA"):
+        _LIB.impl(name, lambda *args: choose(name, args)(*args), key)
+    return cast("Callable[..., Any]", getattr(torch.ops.kdistill, name).default)
+
+
+def check_same_dtype_and_device(where: str, **tensors: Tensor) -> None:
+    """Raise ShapeError unless all tensors share one dtype and one device."""
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.dtype != first.dtype or tensor.device != first.device:
+            raise ShapeError(
+                f"{where}: expected {name} like {first_name} ({first.dtype} on {first.device}), got {tensor.dtype} on "
+                f"{tensor.device}; convert with .to({first_name})"
+            )

@@ -1,0 +1,57 @@
+"""Which backends a test can run here: the CUDA sources through the emulation, Triton through its interpreter."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from kdistill import _native, ops
+from kdistill.ops import _registry
+
+
+def runnable_backends() -> list[str]:
+    """Return the backends that can run CPU tensors in this process."""
+    found = ["reference"]
+    if _native.why_missing("_cpu") is None:
+        found.append("cpu")
+    if _native.why_missing("_cuda_emulated") is None:
+        found.append("cuda")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        found.append("triton")
+    return found
+
+
+@contextmanager
+def running_on(backend: str) -> Iterator[None]:
+    """Run ops on ``backend``; ``cuda`` means the emulation where there is no GPU."""
+    with ExitStack() as stack:
+        if backend == "cuda" and not torch.cuda.is_available():
+            stack.enter_context(_native.emulate_cuda())
+        stack.enter_context(ops.use_backend(backend))
+        yield
+
+
+def isas() -> list[str]:
+    """Return the instruction sets that this processor can run, lowest first."""
+    if _native.why_missing("_cpu") is not None:
+        return []
+    names = ["generic", "avx2", "avx512"]
+    return names[: names.index(_native.function("_cpu", "supported_isa")()) + 1]
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """Run the CPU kernels with a lower instruction set inside the ``with`` block."""
+    before = _native.function("_cpu", "isa")()
+    _native.function("_cpu", "use_isa")(name)
+    try:
+        yield
+    finally:
+        _native.function("_cpu", "use_isa")(before)
+
+
+def implementations(name: str) -> dict[str, str]:
+    """Return, per backend, "ok" or the reason why it cannot run ``name`` on CPU tensors (for doctor and benchmarks)."""
+    found = {backend: _registry.implementation(name, backend, ()) for backend in _registry.BACKENDS}
+    return {backend: "ok" if callable(what) else str(what) for backend, what in found.items()}

@@ -1,0 +1,97 @@
+"""What a case says about its op."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdistill.testing.tolerance import assert_close_enough, to_float64
+
+
+class Shape(SimpleNamespace):
+    """Named sizes, printed as ``n3_m2_d4``."""
+
+    def __str__(self) -> str:
+        return "_".join(f"{key}{value}" for key, value in vars(self).items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpCase:
+    """One op, described once for tests and benchmarks.
+
+    Attributes:
+        name: The op's stem.
+        op: The public function, called as ``op(*inputs)``.
+        reference: The same signature in plain PyTorch; run in float64 it is the truth, in the op's dtype it is "eager".
+        grad_order: How often ``op`` may be differentiated.
+        make: ``(shape, randn, generator) -> inputs``; ``randn(*sizes)`` draws in the dtype asked for.
+        differentiable: Positions of the inputs that gradients are taken in.
+        tiny: For finite differences.
+        shapes: For tests: zeros, ones, primes, a power of two plus one.
+        interpreted: Two tiny ones for Triton's interpreter.
+        bench_shapes: For benchmarks.
+        depth: Additions behind one output, and behind one gradient.
+        flops: Of forward, of the real computation.
+        bytes: Moved by forward + backward at the least.
+        peers: Other formulations of the same function.
+    """
+
+    name: str
+    op: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    grad_order: int
+    make: Callable[[Shape, Callable[..., Tensor], torch.Generator], tuple[Any, ...]]
+    differentiable: tuple[int, ...]
+    tiny: Shape
+    shapes: list[Shape]
+    interpreted: list[Shape]
+    bench_shapes: list[Shape]
+    depth: Callable[[Shape], float]
+    flops: Callable[[Shape], float]
+    bytes: Callable[[Shape, int], float]
+    peers: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+
+    def inputs(
+        self,
+        shape: Shape,
+        *,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        requires_grad: bool = False,
+    ) -> tuple[Any, ...]:
+        """Draw inputs; the same seed gives the same numbers in every dtype."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def randn(*sizes: int) -> Tensor:
+            return torch.randn(*sizes, generator=generator, dtype=torch.float64).to(dtype)
+
+        made = self.make(shape, randn, generator)
+        moved = [x.to(device) if isinstance(x, Tensor) else x for x in made]
+        for position in self.differentiable if requires_grad else ():
+            moved[position].requires_grad_()
+        return tuple(moved)
+
+    def with_gradients(self, function: Callable[..., Tensor], inputs: tuple[Any, ...], *, seed: int = 0) -> tuple[Tensor, ...]:
+        """Return ``function(*inputs)`` and its gradients for a random cotangent (the same for every dtype)."""
+        leaves = [x.detach().clone() if isinstance(x, Tensor) else x for x in inputs]
+        wanted = [leaves[i].requires_grad_() for i in self.differentiable]
+        out = function(*leaves)
+        drawn = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        grads = torch.autograd.grad(out, wanted, drawn.to(out))
+        return (out.detach(), *(g.detach() for g in grads))
+
+    def check(self, inputs: tuple[Any, ...], shape: Shape) -> None:
+        """Raise ToleranceError unless value and gradients of ``op`` obey the tolerance rule on ``inputs``."""
+        run = partial(self.with_gradients, seed=1)
+        got = run(self.op, inputs) if self.grad_order else (self.op(*inputs),)
+        eager = run(self.reference, inputs) if self.grad_order else (self.reference(*inputs),)
+        wide = to_float64(inputs)
+        truth = run(self.reference, wide) if self.grad_order else (self.reference(*wide),)
+        names = ["value", *(f"gradient in input {i}" for i in self.differentiable)]
+        for what, ours, same, true in zip(names, got, eager, truth, strict=False):
+            assert_close_enough(ours, same, true, self.depth(shape), f"{self.name} {shape}: {what}")

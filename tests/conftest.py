@@ -1,0 +1,24 @@
+"""Fixtures of every test: no leaked randomness, poisoned allocations, one hypothesis profile."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("kdistill", deadline=None, max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.load_profile("kdistill")
+
+
+@pytest.fixture(autouse=True)
+def one_seed_per_test():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_empty():
+    """Let ``torch.empty`` and its relatives return NaN, so that an element nobody writes is seen."""
+    before = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = before[0]
+    torch.use_deterministic_algorithms(before[1])

@@ -1,0 +1,92 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdistill import ops
+from kdistill.errors import NotDifferentiableError, ShapeError
+from kdistill.testing.backends import instruction_set, isas, runnable_backends, running_on
+from kdistill.testing.cases import Shape, case
+
+CASE = case("class_mean_sqdist")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", CASE.shapes, ids=str)
+@pytest.mark.parametrize("backend", runnable_backends())
+def test_matches_the_float64_reference(backend, shape, dtype):
+    with running_on(backend):
+        CASE.check(CASE.inputs(shape, seed=0, dtype=dtype), shape)
+
+
+@pytest.mark.parametrize("isa", isas())
+def test_every_instruction_set(isa):
+    shape = CASE.shapes[1]
+    with instruction_set(isa), running_on("cpu"):
+        CASE.check(CASE.inputs(shape, seed=2), shape)
+
+
+def test_registration():
+    for shape in CASE.shapes[:2]:
+        torch.library.opcheck(torch.ops.kdistill.class_mean_sqdist.default, CASE.inputs(shape, seed=1))
+
+
+@given(n=st.integers(0, 40), m=st.integers(0, 20), f=st.integers(0, 70), k=st.integers(1, 9), pad=st.integers(1, 3))
+def test_any_shape_stride_and_alignment(n, m, f, k, pad):
+    shape = Shape(n=n, m=m, f=f, k=k)
+    _, real_labels, _, syn_labels, _, _ = CASE.inputs(shape, seed=0)
+    real, syn = torch.randn(n, f + pad)[:, pad:], torch.randn(m, f + pad)[:, :f]  # strided; real misaligned as well
+    CASE.check((real, real_labels, syn, syn_labels, k, None), shape)
+
+
+def test_a_class_absent_on_either_side_contributes_nothing():
+    real, syn = torch.ones(3, 4), torch.zeros(2, 4)
+    value = ops.class_mean_sqdist(real, torch.tensor([0, 0, 1]), syn, torch.tensor([1, 2]), 4)
+    assert value.item() == 4.0  # class 1 alone stands on both sides
+
+
+def test_real_gradient_is_not_computed_when_not_asked_for():
+    real, real_labels, syn, syn_labels, k, weights = CASE.inputs(CASE.shapes[1], seed=0)
+    syn.requires_grad_()
+    ops.class_mean_sqdist(real, real_labels, syn, syn_labels, k, weights).backward()
+    assert syn.grad is not None
+    assert real.grad is None
+
+
+def test_one_thread_and_two_give_the_same_bits():
+    inputs = CASE.inputs(CASE.shapes[4], seed=3)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(CASE.with_gradients(CASE.op, inputs))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({0: torch.randn(3, 4, 5)}, "flatten features"),
+        ({2: torch.randn(2, 5)}, "flatten features"),
+        ({2: torch.randn(2, 4, dtype=torch.float64)}, r"convert with .to\(real\)"),
+        ({1: torch.tensor([0, 1])}, "one class index per row"),
+        ({3: torch.tensor([0, 9])}, r"expected syn_labels in 0..1, got 0..9"),
+        ({5: torch.randn(2, 3)}, "one row of weights per class"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    arguments = [torch.randn(3, 4), torch.tensor([0, 1, 1]), torch.randn(2, 4), torch.tensor([0, 1]), 2, None]
+    for position, value in change.items():
+        arguments[position] = value
+    with pytest.raises(ShapeError, match=message):
+        ops.class_mean_sqdist(*arguments)
+
+
+def test_weights_are_constants():
+    inputs = list(CASE.inputs(CASE.shapes[1], seed=0))
+    inputs[5].requires_grad_()
+    with pytest.raises(NotDifferentiableError, match="detach"):
+        ops.class_mean_sqdist(*inputs)
