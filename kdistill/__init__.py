@@ -1,5 +1,36 @@
-"""kdistill: dataset distillation as a fused-kernel engine."""
+"""kdistill: dataset distillation as a fused-kernel engine.
+
+    data = kdistill.load_data("mnist5k")
+    small = kdistill.distill(data, method="dm", ipc=10, seed=0)
+    print(kdistill.evaluate(small, data))
+    small.save_pretrained("out")
+
+Importing the package loads neither torch, Triton nor native code; every name below is fetched at first use.
+"""
+
+import importlib
+from typing import Any
 
 from kdistill._version import __version__
 
-__all__ = ["__version__"]
+_HOMES = {
+    "distill": "kdistill.api",
+    "evaluate": "kdistill.api",
+    "load_data": "kdistill.api",
+    "DistilledDataset": "kdistill.artifacts",
+}
+_MODULES = ("augment", "engine", "errors", "ops")
+
+__all__ = ["DistilledDataset", "__version__", "augment", "distill", "engine", "errors", "evaluate", "load_data", "ops"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"kdistill.{name}")
+    raise AttributeError(f"module 'kdistill' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

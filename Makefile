@@ -1,0 +1,40 @@
+# Each target makes .venv if there is none and installs what it needs; PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml constraints.txt
+
+.PHONY: demo test lint sanitize bench clean
+
+demo: .venv/.demo
+	$(BIN)/kdistill demo --out out/demo
+
+test: .venv/.test
+	$(BIN)/python -m pytest
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The CPU kernels and the emulated CUDA kernels under AddressSanitizer and UndefinedBehaviourSanitizer.
+sanitize: .venv/.test
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.sanitize
+
+bench: .venv/.test
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf build dist .venv *.egg-info kdistill/*.so out
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: .venv/bin/python $(SOURCES)
+	$(PIP) -e '.[demo]'
+	touch $@
+
+.venv/.test: .venv/bin/python $(SOURCES)
+	$(PIP) -e '.[demo,report,test]'
+	touch $@

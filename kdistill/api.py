@@ -1,0 +1,238 @@
+"""The public functions: data in, a small data set out.  No tensor arithmetic here."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdistill import _native, loop, methods
+from kdistill._version import __version__
+from kdistill.artifacts import DistilledDataset
+from kdistill.artifacts.atomic import write_atomic
+from kdistill.config import from_mapping, to_mapping
+from kdistill.data import ImageDataset, load_data
+from kdistill.errors import ConfigError, DataError, did_you_mean
+from kdistill.evaluation import evaluate
+from kdistill.loop import Progress
+
+__all__ = ["RunConfig", "distill", "evaluate", "load_data", "resolve"]
+
+_log = logging.getLogger("kdistill")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides the result of a run; the ``run`` part of an artefact's ``config.json``.
+
+    Attributes:
+        data: What ``load_data`` was given, or the data set's name if that was not text.
+        method: Name of the method.
+        ipc: Images per class.
+        seed: Of the run.
+        preset: Named settings of the method, applied before ``options``.
+        size: Side that images are resized to, or None.
+        normalisation: ``"standard"``, ``"zca"`` or ``"none"``.
+        validation: Share of the training data withheld from distillation, for choosing among settings.
+        options: The method's options.
+    """
+
+    data: str = ""
+    method: str = "dm"
+    ipc: int = 10
+    seed: int = 0
+    preset: str = "fast"
+    size: int | None = None
+    normalisation: str = "standard"
+    validation: float = 0.1
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resolve(method: str, preset: str, options: Mapping[str, Any]) -> Any:
+    """Return the method's option dataclass: paper defaults, then the preset, then ``options``.
+
+    Raises:
+        ConfigError: Unknown method, preset or option (suggests the nearest), or a value of the wrong type.
+    """
+    found = methods.get(method)
+    if preset not in found.presets:
+        raise ConfigError(f"preset: expected one of {method}'s, got '{preset}'; {did_you_mean(preset, list(found.presets))}")
+    return from_mapping(found.config, {**found.presets[preset], **options}, where=f"options of {method}")
+
+
+def distill(
+    data: ImageDataset | Any,
+    *,
+    method: str = "dm",
+    ipc: int = 10,
+    seed: int = 0,
+    preset: str = "fast",
+    options: Mapping[str, Any] | None = None,
+    validation: float = 0.1,
+    init: DistilledDataset | str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callable[[Progress], None]] = (),
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    max_minutes: float | None = None,
+) -> DistilledDataset:
+    """Make a tiny synthetic training set from a labelled image set.
+
+    Args:
+        data: From ``load_data``, or anything that ``load_data`` takes.
+        method: A name from ``kdistill methods``.
+        ipc: Images per class.
+        seed: Same seed, thread count and instruction set give the same bits.
+        preset: ``"fast"`` (for CPUs) or ``"paper"``.
+        options: The method's own options, on top of the preset; ``kdistill methods dm`` lists them.
+        validation: Share of the training data withheld, so that settings can be chosen without the test set.
+        init: An earlier set, or its folder, to start from.
+        out: Folder for the checkpoint, ``metrics.jsonl`` and the finished artefact; None keeps everything in memory.
+        resume: Continue the run in ``out``; the result is bit-identical to an uninterrupted one.
+        callbacks: Called with a ``Progress`` every ten iterations.
+        device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
+        threads: CPU threads; None keeps torch's.
+        max_minutes: Stop after this time and keep what is there.
+
+    Returns:
+        The synthetic set, images in pixel space; nothing is clipped.
+
+    Raises:
+        ConfigError: Unknown method, preset or option, or settings that do not fit together.
+        DataError: Too few images, or data that cannot be used.
+        NonFiniteError: The optimisation blew up; the last good state is in ``out``.
+
+    Cost: ``iterations`` outer steps; peak memory is that of one step.
+    """
+    spec = data if isinstance(data, str | Path) else None
+    data = data if isinstance(data, ImageDataset) else load_data(data)
+    run = RunConfig(
+        data=str(spec) if spec is not None else data.source,
+        method=method,
+        ipc=ipc,
+        seed=seed,
+        preset=preset,
+        size=data.size,
+        normalisation=data.transform.kind,
+        validation=validation,
+        options=to_mapping(resolve(method, preset, options or {})),
+    )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    _check_sizes(data, ipc, validation)
+    seen = (data.holdout(validation, seed=0)[0] if validation else data).to(device or data.train.images.device)
+    start = None if init is None else _start(init, data, ipc)
+    problem = methods.get(method).build(resolve(method, preset, run.options), seen, ipc, seed, start)
+    config = _config(run, data, start)
+    folder = None if out is None else _prepared(Path(out), resume)
+    watchers = [*callbacks, *([] if folder is None else [_JsonLines(folder / "metrics.jsonl", resume)])]
+    outcome = loop.run(problem, folder=folder, identity=config, resume=resume, callbacks=watchers, max_minutes=max_minutes)
+    small = _result(outcome, data, problem.labels, config)
+    if folder is not None:
+        small.save_pretrained(folder)
+    return small
+
+
+def _check_sizes(data: ImageDataset, ipc: int, validation: float) -> None:
+    if ipc < 1:
+        raise ConfigError(f"ipc: expected at least 1 image per class, got {ipc}; the field uses 1, 10 and 50")
+    if not 0.0 <= validation < 1.0:
+        raise ConfigError(f"validation: expected a share in [0, 1), got {validation}; 0.1 withholds a tenth")
+    counts = torch.bincount(data.train.labels.cpu(), minlength=data.num_classes)
+    smallest = int(counts.argmin())
+    if int(counts[smallest]) < ipc:
+        raise DataError(
+            f"distill: expected at least ipc={ipc} training images per class, got {int(counts[smallest])} of "
+            f"'{data.classes[smallest]}'; lower ipc or add images"
+        )
+
+
+def _start(init: DistilledDataset | str | Path, data: ImageDataset, ipc: int) -> Tensor:
+    earlier = init if isinstance(init, DistilledDataset) else DistilledDataset.from_pretrained(init)
+    wanted = (data.num_classes * ipc, data.channels, data.size, data.size)
+    if tuple(earlier.images.shape) != wanted:
+        raise ConfigError(
+            f"init: expected images {list(wanted)}, got {list(earlier.images.shape)}; use a set of the same classes, ipc and size"
+        )
+    order = torch.argsort(earlier.labels, stable=True)
+    return data.transform.apply(earlier.images[order])
+
+
+def _config(run: RunConfig, data: ImageDataset, start: Tensor | None) -> dict[str, Any]:
+    return {
+        "run": to_mapping(run),
+        "source": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "licence": data.licence,
+            "classes": list(data.classes),
+            "init": None if start is None else f"{start.double().sum().item():.17g}",
+        },
+        "environment": environment(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return what bit-identity depends on: versions, thread count, instruction set."""
+    native = _native.why_missing("_cpu") is None
+    return {
+        "kdistill": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "isa": _native.function("_cpu", "isa")() if native else "reference",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _prepared(folder: Path, resume: bool) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / ".writable", b"")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise DataError(f"out: expected a folder that can be written, got {folder} ({error.strerror}); choose another") from error
+    checkpoint = folder / "checkpoint.safetensors"
+    if checkpoint.exists() and not resume:
+        checkpoint.unlink()
+    return folder
+
+
+class _JsonLines:
+    """Appends one line per look at the run to ``metrics.jsonl``."""
+
+    def __init__(self, path: Path, resume: bool):
+        self.path = path
+        if not resume:
+            path.unlink(missing_ok=True)
+
+    def __call__(self, progress: Progress) -> None:
+        row = {key: value for key, value in vars(progress).items() if key != "images"}
+        with self.path.open("a") as file:
+            file.write(json.dumps({**row, "time": time.time()}) + "\n")
+
+
+def _result(outcome: loop.Outcome, data: ImageDataset, labels: Tensor, config: dict[str, Any]) -> DistilledDataset:
+    return DistilledDataset(
+        images=data.transform.invert(outcome.images.cpu()),
+        labels=labels.cpu(),
+        classes=data.classes,
+        config=config,
+        metrics={
+            "distillation": {
+                "iterations": outcome.snapshot.iteration,
+                "finished": outcome.finished,
+                "seconds": outcome.seconds,
+                "peak_bytes": outcome.peak_bytes,
+                "loss": [list(pair) for pair in outcome.losses[-1:]],
+            }
+        },
+        transform=data.transform,
+    )

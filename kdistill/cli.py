@@ -1,0 +1,294 @@
+"""The command line.  torch is imported inside commands only, so that ``--help`` is quick."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="kdistill",
+    help="Make a tiny synthetic training set from a labelled image set.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Options = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set an option; may be repeated.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the run (default 0).")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
+Protocol = Annotated[str, typer.Option(help="Evaluation protocol: quick, bench or paper.")]
+
+
+def _examples(*lines: str) -> str:
+    return "Examples:\n\n" + "\n\n".join(f"`{line}`" for line in lines)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn an error that the user caused into one sentence and exit status 2; Ctrl-C into 130."""
+    from kdistill.errors import KDistillError
+
+    try:
+        yield
+    except KDistillError as error:
+        typer.echo(f"kdistill: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("\nkdistill: interrupted", err=True)
+        raise typer.Exit(130) from None
+
+
+def _seen(data: str, size: int | None, normalisation: str, quiet: bool = False) -> Any:
+    from kdistill.api import load_data
+
+    return load_data(data, size=size, normalisation=normalisation, quiet=quiet)
+
+
+@app.command(epilog=_examples("kdistill demo", "kdistill demo --out out/demo --seed 1"))
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the artefact.")] = Path("out/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
+    threads: Threads = None,
+) -> None:
+    """Distill real handwritten digits to 10 images per class and compare with the baselines (a few minutes, no download)."""
+    from kdistill.progress import progress_line
+
+    with _one_sentence():
+        import kdistill
+
+        data = kdistill.load_data("mnist5k")
+        with progress_line("distilling") as watch:
+            small = kdistill.distill(data, method="dm", ipc=10, seed=seed, out=out, callbacks=[watch], threads=threads)
+        _evaluate_and_save(small, data, out, "quick", ("convnet",), ("random", "herding", "k-center", "full"), None, seed)
+        typer.echo(f"\nThe {len(small.images)} images are in {out}: look at {out / 'preview.png'} and {out / 'README.md'}.")
+
+
+@app.command(
+    epilog=_examples(
+        "kdistill distill mnist5k --method dm --ipc 10 --out out/digits",
+        "kdistill distill photos/ --size 32 --set iterations=1000 --set lr_images=2.0 --out out/photos --resume",
+    )
+)
+def distill(
+    data: Annotated[
+        str | None, typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="See `kdistill methods` (default dm).")] = None,
+    ipc: Annotated[int | None, typer.Option(help="Images per class (default 10).")] = None,
+    preset: Annotated[str | None, typer.Option(help="fast (for CPUs, the default) or paper.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the artefact.")] = Path("out/run"),
+    config: Annotated[Path | None, typer.Option(help="TOML or JSON file; an artefact's config.json re-runs it.")] = None,
+    options: Options = [],  # noqa: B006 - typer copies it
+    seed: Seed = None,
+    size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    normalisation: Annotated[str | None, typer.Option(help="standard, zca or none.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Start from an earlier artefact.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    device: Device = None,
+    threads: Threads = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop after this time and keep what is there.")] = None,
+) -> None:
+    """Make a small synthetic set from DATA and leave it in a folder."""
+    with _one_sentence():
+        from kdistill.config import parse_overrides
+        from kdistill.progress import progress_line
+
+        given = {"data": data, "method": method, "ipc": ipc, "preset": preset, "seed": seed, "size": size}
+        run = _run_config(config, {**given, "normalisation": normalisation}, parse_overrides(options))
+        seen = _seen(run.data, run.size, run.normalisation)
+        typer.echo(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
+        try:
+            with progress_line("distilling") as watch:
+                from kdistill.api import distill as distill_data
+
+                small = distill_data(
+                    seen,
+                    method=run.method,
+                    ipc=run.ipc,
+                    seed=run.seed,
+                    preset=run.preset,
+                    options=run.options,
+                    validation=run.validation,
+                    init=init,
+                    out=out,
+                    resume=resume,
+                    callbacks=[watch],
+                    device=device,
+                    threads=threads,
+                    max_minutes=max_minutes,
+                )
+        except KeyboardInterrupt:
+            typer.echo(f"\nkdistill: interrupted; the state is saved in {out}, continue with --resume", err=True)
+            raise typer.Exit(130) from None
+        typer.echo(f"{len(small.images)} images in {out}; next: kdistill evaluate {out}")
+
+
+def _run_config(path: Path | None, given: dict[str, Any], options: dict[str, Any]) -> Any:
+    from kdistill.api import RunConfig
+    from kdistill.config import from_mapping, load_file
+    from kdistill.errors import ConfigError
+
+    loaded = load_file(path) if path else {}
+    loaded = loaded.get("run", loaded)  # an artefact's config.json holds the run beside its source and environment
+    merged = {**loaded, **{key: value for key, value in given.items() if value is not None}}
+    merged["options"] = {**loaded.get("options", {}), **options}
+    if not merged.get("data"):
+        raise ConfigError("distill: expected data, got none; name a set, a folder or a file, or pass --config")
+    return from_mapping(RunConfig, merged, where=str(path or "command line"))
+
+
+def _effective(run: Any) -> str:
+    from kdistill.api import resolve
+
+    return ", ".join(f"{key}={value}" for key, value in vars(resolve(run.method, run.preset, run.options)).items())
+
+
+@app.command(
+    epilog=_examples(
+        "kdistill evaluate out/digits", "kdistill evaluate out/digits --models convnet,mlp,resnet18 --protocol bench --nets 3"
+    )
+)
+def evaluate(
+    artefact: Annotated[Path, typer.Argument(help="A folder made by distill, or images_best.pt of published code.")],
+    data: Annotated[str | None, typer.Option(help="The real data (default: what the artefact was made from).")] = None,
+    protocol: Protocol = "bench",
+    models: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "convnet",
+    baselines: Annotated[str, typer.Option(help="Rows beside it, separated by commas.")] = "random,herding,k-center,full",
+    nets: Annotated[int | None, typer.Option(help="Networks per row.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
+    size: Annotated[int | None, typer.Option(help="Resize the real images to this side.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Train fresh networks on the small set and on baselines, and test them on real data."""
+    with _one_sentence():
+        import torch
+
+        from kdistill.artifacts import DistilledDataset
+
+        if threads:
+            torch.set_num_threads(threads)
+        small = DistilledDataset.from_pretrained(artefact) if artefact.is_dir() else None
+        run = small.config.get("run", {}) if small else {}
+        seen = _seen(data or _source_of(run, artefact), size or run.get("size"), run.get("normalisation", "standard"))
+        if small is None:
+            from kdistill.artifacts import import_published
+
+            small = import_published(artefact, transform=seen.transform, classes=seen.classes)
+        out = artefact if artefact.is_dir() else None
+        wanted = tuple(b for b in baselines.split(",") if b)
+        _evaluate_and_save(small, seen, out, protocol, tuple(models.split(",")), wanted, nets, seed)
+
+
+def _source_of(run: dict[str, Any], artefact: Path) -> str:
+    from kdistill.errors import ConfigError
+
+    if not run.get("data"):
+        raise ConfigError(f"evaluate: expected the real data, got none in {artefact}; pass --data")
+    return str(run["data"])
+
+
+def _evaluate_and_save(
+    small: Any, data: Any, out: Path | None, protocol: str, models: tuple[str, ...], baselines: tuple[str, ...],
+    nets: int | None, seed: int,
+) -> None:  # fmt: skip
+    from kdistill.evaluation import evaluate as run
+    from kdistill.progress import console, status_line
+
+    with status_line("evaluating") as say:
+        result = run(small, data, protocol=protocol, models=models, baselines=baselines, nets=nets, seed=seed, progress=say)
+    console().print(result.table())
+    if out is not None:
+        small.with_metrics(evaluation=result.to_dict()).save_pretrained(out)
+
+
+@app.command("methods", epilog=_examples("kdistill methods", "kdistill methods dm"))
+def list_methods(name: Annotated[str | None, typer.Argument(help="Show the options of one method.")] = None) -> None:
+    """List the methods, or the options and presets of one."""
+    with _one_sentence():
+        from dataclasses import fields
+
+        from kdistill import methods
+
+        for found in [methods.get(name)] if name else [methods.get(n) for n in methods.names()]:
+            typer.echo(f"{found.name}: {found.title}")
+            typer.echo(f"  paper    {found.paper}")
+            typer.echo(f"  cost     {found.cost}")
+            typer.echo(f"  needs    {'expert trajectories' if found.needs_experts else 'nothing but the data'}")
+            typer.echo(f"  labels   {'learned' if found.soft_labels else 'hard'}")
+            for preset, changes in found.presets.items():
+                typer.echo(f"  preset   {preset}: {', '.join(f'{k}={v}' for k, v in changes.items()) or 'the defaults below'}")
+            if name:
+                for option in fields(found.config):
+                    typer.echo(f"  option   {option.name}={option.default!r}")
+                for line in found.deviations:
+                    typer.echo(f"  differs  {line}")
+
+
+@app.command(
+    epilog=_examples("kdistill export out/digits out/digits-png --to imagefolder", "kdistill export out/digits d.npz --to npz")
+)
+def export(
+    artefact: Annotated[Path, typer.Argument(help="A folder made by distill.")],
+    to_path: Annotated[Path, typer.Argument(help="Folder or file to write.")],
+    to: Annotated[str, typer.Option(help="imagefolder, npz, ddranking, mtt, eccv24 or hf.")] = "imagefolder",
+) -> None:
+    """Write the small set in another format."""
+    with _one_sentence():
+        from kdistill.artifacts import DistilledDataset
+
+        DistilledDataset.from_pretrained(artefact).export(to_path, to=to)
+        typer.echo(f"wrote {to_path}")
+
+
+@app.command(epilog=_examples("kdistill doctor", "KDISTILL_BACKEND=reference kdistill doctor"))
+def doctor() -> None:
+    """Say what is installed, which backend runs each op, and why the others do not."""
+    with _one_sentence():
+        import torch
+
+        from kdistill import doctor as diagnosis
+
+        for what, value in diagnosis.facts():
+            typer.echo(f"{what:<18} {value}")
+        for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+            for op in diagnosis.op_names():
+                typer.echo(f"\n{op} on {device}: {diagnosis.chosen(op, device)}")
+                for backend, answer in diagnosis.backends(op, device).items():
+                    typer.echo(f"  {backend:<10} {answer}")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog=_examples("kdistill bench --quick", "kdistill bench --op norm_act_pool --device cpu"),
+)
+def bench(context: typer.Context) -> None:
+    """Run the kernel benchmarks (needs a checkout: `python -m benchmarks.run`)."""
+    with _one_sentence():
+        from kdistill.errors import ConfigError
+
+        root = Path(__file__).parents[1]
+        if not (root / "benchmarks" / "run.py").exists():
+            raise ConfigError(
+                "bench: expected a checkout of the project, got an installed package; clone it first"
+            )
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.run", *context.args])
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from kdistill._version import __version__
+
+        typer.echo(f"kdistill {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,70 @@
+"""What is installed, what runs where, and why not."""
+
+import importlib
+import importlib.metadata
+import importlib.resources
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+
+import torch
+
+from kdistill import _native
+from kdistill._version import __version__
+from kdistill.ops import _registry
+
+PACKAGES = ("torch", "numpy", "triton", "pillow", "safetensors", "typer", "rich")
+EXTRAS = {
+    "demo": ("mlxtend", "scikit-learn", "scikit-image"),
+    "report": ("matplotlib", "jinja2"),
+    "hub": ("datasets", "huggingface_hub"),
+}
+
+
+def version(package: str) -> str | None:
+    """Return the installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def facts() -> Iterator[tuple[str, str]]:
+    """Yield (what, value) lines about versions, modules and the machine."""
+    yield "kdistill", __version__
+    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    for package in PACKAGES:
+        yield package, version(package) or "not installed"
+    for extra, packages in EXTRAS.items():
+        absent = [p for p in packages if version(p) is None]
+        yield f"extra {extra}", f'missing {", ".join(absent)}: pip install "kdistill[{extra}]"' if absent else "installed"
+    yield "threads", str(torch.get_num_threads())
+    for module in ("_cpu", "_cuda", "_cuda_emulated"):
+        why = _native.why_missing(module)
+        detail = f"loaded, instruction set {_native.function('_cpu', 'isa')()}" if module == "_cpu" and why is None else "loaded"
+        yield module, why or detail
+    yield "nvcc", shutil.which("nvcc") or "not found (needed only to build _cuda)"
+    yield "GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
+    yield "KDISTILL_BACKEND", os.environ.get("KDISTILL_BACKEND") or "not set (automatic)"
+
+
+def op_names() -> list[str]:
+    """Return the name of every op."""
+    folder = importlib.resources.files("kdistill.ops")
+    return sorted(f.name.removesuffix(".py") for f in folder.iterdir() if f.name.endswith(".py") and f.name[0] != "_")
+
+
+def backends(op: str, device: str) -> dict[str, str]:
+    """Return, per backend, "yes" or the reason why it cannot run ``op`` on float32 tensors of ``device``."""
+    probe = (torch.empty(0, device=device),)
+    found = {name: _registry.implementation(op, name, probe) for name in _registry.BACKENDS}
+    return {name: "yes" if callable(what) else str(what) for name, what in found.items()}
+
+
+def chosen(op: str, device: str) -> str:
+    """Return the backend that the automatic choice (or the one asked for) takes for ``op``."""
+    asked = _registry.asked_backend()
+    able = backends(op, device)
+    order = (asked,) if asked else _registry.AUTOMATIC[device]
+    return next((name for name in order if able[name] == "yes"), "none")

@@ -1,0 +1,242 @@
+"""The one outer loop of every method: render, objective, pull back, optimiser step; log, checkpoint, budget.
+
+Every random draw is keyed by the iteration, so the state and the iteration number are all that a resumed run needs.
+"""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from kdistill.errors import ConfigError, DataError, NonFiniteError
+from kdistill.methods import Problem
+from kdistill.priors import State
+
+_log = logging.getLogger("kdistill")
+CHECK_EVERY = 10  # iterations between looks at the numbers: a look stops an accelerator's stream
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback sees after a look at the run.
+
+    Attributes:
+        iteration: Outer steps done.
+        iterations: Outer steps in all.
+        loss: Of the last step.
+        seconds: Since this process began the loop.
+        rate: Outer steps per second.
+        eta_seconds: Until the end, at that rate.
+        peak_bytes: Peak resident memory of the process.
+        images: The current images as networks see them; do not change them.
+    """
+
+    iteration: int
+    iterations: int
+    loss: float
+    seconds: float
+    rate: float
+    eta_seconds: float
+    peak_bytes: int
+    images: Tensor
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A consistent state between two steps; replaced as a whole, so an interrupt never sees half a step."""
+
+    iteration: int
+    state: State
+    velocity: State
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the loop stopped.
+
+    Attributes:
+        snapshot: The last state.
+        images: Rendered from it, as networks see them.
+        losses: ``(iteration, loss)`` at every look of this process.
+        seconds: Spent in this process.
+        peak_bytes: Peak resident memory.
+        finished: False if a time budget ended it.
+    """
+
+    snapshot: Snapshot
+    images: Tensor
+    losses: list[tuple[int, float]]
+    seconds: float
+    peak_bytes: int
+    finished: bool
+
+
+def peak_bytes() -> int:
+    """Return the peak resident memory of this process in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def sgd_step(snapshot: Snapshot, grads: State, learning_rates: dict[str, float], momentum: float) -> Snapshot:
+    """Return the snapshot after one step of SGD with momentum: ``v <- m*v + g``, ``x <- x - lr*v``."""
+    velocity = {name: momentum * snapshot.velocity[name] + grad for name, grad in grads.items()}
+    state = {name: x - learning_rates[name] * velocity[name] for name, x in snapshot.state.items()}
+    return Snapshot(snapshot.iteration + 1, state, velocity)
+
+
+def run(
+    problem: Problem,
+    *,
+    folder: Path | None = None,
+    identity: dict[str, Any] | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callable[[Progress], None]] = (),
+    max_minutes: float | None = None,
+    checkpoint_minutes: float = 1.0,
+) -> Outcome:
+    """Optimise ``problem`` from its state, or from a checkpoint.
+
+    Args:
+        problem: From a method's ``build``.
+        folder: Where ``checkpoint.safetensors`` is kept; None keeps nothing.
+        identity: What must be equal for a checkpoint to fit (method, options, seed, data).
+        resume: Continue from the checkpoint in ``folder`` if there is one.
+        callbacks: Called with a ``Progress`` at every look (every 10 steps).
+        max_minutes: Stop after this time, with a checkpoint.
+        checkpoint_minutes: Between two checkpoints; a killed run loses at most this much.
+
+    Raises:
+        NonFiniteError: Loss or gradient stopped being finite; the last good state is saved.
+        ConfigError: The checkpoint belongs to another run.
+        KeyboardInterrupt: After the state was saved.
+    """
+    keeper = _Keeper(folder, identity or {})
+    snapshot = keeper.load() if resume else None
+    if snapshot is None:
+        zeros = {name: torch.zeros_like(x) for name, x in problem.state.items()}
+        snapshot = Snapshot(0, problem.state, zeros)
+    elif snapshot.iteration > problem.iterations:
+        raise ConfigError(
+            f"resume: expected a checkpoint of at most {problem.iterations} iterations, got one of {snapshot.iteration}; "
+            "raise iterations or start afresh without resume"
+        )
+    loop = _Loop(problem, snapshot, keeper, tuple(callbacks), max_minutes, checkpoint_minutes)
+    try:
+        with torch.no_grad():
+            return loop.go()
+    except KeyboardInterrupt:
+        keeper.save(loop.snapshot)
+        raise
+
+
+class _Loop:
+    def __init__(
+        self,
+        problem: Problem,
+        snapshot: Snapshot,
+        keeper: "_Keeper",
+        callbacks: tuple[Callable[[Progress], None], ...],
+        max_minutes: float | None,
+        checkpoint_minutes: float,
+    ):
+        self.problem, self.snapshot, self.keeper, self.callbacks = problem, snapshot, keeper, callbacks
+        self.max_seconds = float("inf") if max_minutes is None else 60.0 * max_minutes
+        self.checkpoint_seconds = 60.0 * checkpoint_minutes
+        self.good = snapshot
+        self.losses: list[tuple[int, float]] = []
+
+    def go(self) -> Outcome:
+        began = saved = time.monotonic()
+        first, last = self.snapshot.iteration, self.problem.iterations
+        finished = True
+        while self.snapshot.iteration < last:
+            before, loss, grad = self.snapshot, *self.step()
+            if self.snapshot.iteration % CHECK_EVERY and self.snapshot.iteration < last:
+                continue
+            self.look(before, loss, grad, began, first)
+            now = time.monotonic()
+            finished = self.snapshot.iteration == last
+            if now - saved >= self.checkpoint_seconds:
+                self.keeper.save(self.snapshot)
+                saved = now
+            if now - began >= self.max_seconds and not finished:
+                break
+        self.keeper.save(self.snapshot)
+        images = self.problem.prior.render(self.snapshot.state, self.snapshot.iteration)
+        return Outcome(self.snapshot, images, self.losses, time.monotonic() - began, peak_bytes(), finished)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        problem, now = self.problem, self.snapshot
+        images = problem.prior.render(now.state, now.iteration)
+        loss, grad = problem.objective(now.iteration, images)
+        grads = problem.prior.pull_back(now.state, grad, now.iteration)
+        self.snapshot = sgd_step(now, grads, dict(problem.learning_rates), problem.momentum)
+        return loss, grad
+
+    def look(self, before: Snapshot, loss: Tensor, grad: Tensor, began: float, first: int) -> None:
+        iteration, value = self.snapshot.iteration, float(loss)
+        if not torch.isfinite(loss) or not torch.isfinite(grad).all():
+            cause = "loss" if not torch.isfinite(loss) else "gradient"
+            where = self.keeper.save(self.good)
+            kept = f"iteration {self.good.iteration} is saved in {where}" if where else "pass out= to keep the last good state"
+            rates = ", ".join(f"{name} {rate:g}" for name, rate in self.problem.learning_rates.items())
+            raise NonFiniteError(
+                f"distill: expected a finite {cause} at iteration {before.iteration}, got {value}; "
+                f"lower the step size (now {rates}); {kept}"
+            )
+        self.good = self.snapshot
+        self.losses.append((iteration, value))
+        seconds = time.monotonic() - began
+        rate = (iteration - first) / max(seconds, 1e-9)
+        eta = (self.problem.iterations - iteration) / max(rate, 1e-9)
+        images = self.problem.prior.render(self.snapshot.state, iteration)
+        progress = Progress(iteration, self.problem.iterations, value, seconds, rate, eta, peak_bytes(), images)
+        for callback in self.callbacks:
+            callback(progress)
+
+
+class _Keeper:
+    """Reads and writes the checkpoint of one run."""
+
+    def __init__(self, folder: Path | None, identity: dict[str, Any]):
+        self.path = None if folder is None else folder / "checkpoint.safetensors"
+        self.identity = identity
+
+    def save(self, snapshot: Snapshot) -> Path | None:
+        if self.path is None:
+            return None
+        tensors = {f"state.{name}": x for name, x in snapshot.state.items()}
+        tensors |= {f"velocity.{name}": x for name, x in snapshot.velocity.items()}
+        save_checkpoint(self.path, tensors, {"iteration": snapshot.iteration, "identity": self.identity})
+        return self.path
+
+    def load(self) -> Snapshot | None:
+        if self.path is None:
+            raise ConfigError("resume: expected the folder of the earlier run, got none; pass out=<folder>")
+        if not self.path.exists() and not self.path.with_name(self.path.name + ".prev").exists():
+            _log.warning("resume: no checkpoint in %s yet; starting from the beginning", self.path.parent)
+            return None
+        tensors, meta = load_checkpoint(self.path)
+        was = meta["identity"]
+        changed = [k for k in {*was, *self.identity} if was.get(k) != self.identity.get(k)]
+        if changed:
+            key = sorted(changed)[0]
+            raise ConfigError(
+                f"resume: expected the run that the checkpoint belongs to, got another {key} "
+                f"({self.identity.get(key)!r}, was {was.get(key)!r}); use the same settings or another folder"
+            )
+        groups: dict[str, State] = {"state": {}, "velocity": {}}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind not in groups:
+                raise DataError(f"resume: expected a kdistill checkpoint, got a tensor '{name}' in {self.path}; start afresh")
+            groups[kind][rest] = tensor
+        return Snapshot(int(meta["iteration"]), groups["state"], groups["velocity"])
