@@ -1,4 +1,4 @@
-"""Build the native modules with AddressSanitizer and UndefinedBehaviourSanitizer and run the op tests on them (``make sanitize``)."""
+"""Build the native modules with ASan and UBSan and run the op tests on them (``make sanitize``)."""
 
 import os
 import subprocess

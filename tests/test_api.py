@@ -1,0 +1,140 @@
+"""distill end to end on real data: determinism, resume, budgets, bad input."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+import kdistill
+from kdistill import loop, methods
+from kdistill.errors import ConfigError, DataError, NonFiniteError
+
+TINY = {"iterations": 40, "batch_real": 12, "width": 8}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return kdistill.load_data("digits", quiet=True)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("data.safetensors", "config.json")}
+
+
+def stop_at(iteration: int, error: type[BaseException]):
+    def callback(progress):
+        if progress.iteration == iteration:
+            raise error
+
+    return callback
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(digits, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.manual_seed(seed + 17)  # a global seed has no say
+        kdistill.distill(digits, ipc=2, seed=seed, options=TINY, out=tmp_path / name)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(tmp_path / "a")["data.safetensors"] != files(tmp_path / "c")["data.safetensors"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError], ids=["ctrl-c", "killed"])
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(digits, tmp_path, error, monkeypatch):
+    monkeypatch.setattr(loop.run, "__kwdefaults__", {**loop.run.__kwdefaults__, "checkpoint_minutes": 0.0})
+    kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path / "whole")
+    with pytest.raises(error):
+        kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path / "cut", callbacks=[stop_at(30, error)])
+    assert not (tmp_path / "cut/data.safetensors").exists()
+    kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path / "cut", resume=True)
+    assert files(tmp_path / "whole") == files(tmp_path / "cut")
+
+
+def test_the_global_generator_is_left_alone(digits):
+    before = torch.random.get_rng_state()
+    kdistill.distill(digits, ipc=1, options={**TINY, "iterations": 2})
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_the_loss_falls(digits):
+    seen = []
+    options = {**TINY, "iterations": 200, "lr_images": 5.0, "init": "noise", "strategy": "none"}
+    kdistill.distill(digits, ipc=2, options=options, callbacks=[lambda p: seen.append(p.loss)])
+    assert sum(seen[-5:]) < 0.5 * sum(seen[:5])
+
+
+def test_resume_refuses_another_run(digits, tmp_path):
+    kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path)
+    with pytest.raises(ConfigError, match="same settings or another folder"):
+        kdistill.distill(digits, ipc=1, seed=9, options=TINY, out=tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="pass out="):
+        kdistill.distill(digits, ipc=1, options=TINY, resume=True)
+
+
+def test_a_time_budget_keeps_what_is_there(digits, tmp_path):
+    small = kdistill.distill(digits, ipc=1, options={**TINY, "iterations": 100_000}, out=tmp_path, max_minutes=0.01)
+    assert not small.metrics["distillation"]["finished"]
+    assert 0 < small.metrics["distillation"]["iterations"] < 100_000
+    assert (tmp_path / "preview.png").exists()
+
+
+def test_metrics_lines_are_json(digits, tmp_path):
+    kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [10, 20, 30, 40]
+    assert {"loss", "rate", "eta_seconds", "peak_bytes"} <= set(rows[0])
+
+
+def test_an_earlier_set_is_a_start(digits, tmp_path):
+    kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path)
+    again = kdistill.distill(digits, ipc=1, options={**TINY, "iterations": 0}, init=tmp_path)
+    earlier = kdistill.DistilledDataset.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.images, earlier.images, atol=1e-6, rtol=0)
+    with pytest.raises(ConfigError, match="same classes, ipc and size"):
+        kdistill.distill(digits, ipc=2, options=TINY, init=tmp_path)
+
+
+def test_an_explosion_is_named_and_the_last_good_state_kept(digits, tmp_path):
+    with pytest.raises(NonFiniteError, match=r"lower the step size .* is saved in"):
+        kdistill.distill(digits, ipc=1, options={**TINY, "lr_images": 1e30}, out=tmp_path)
+    assert (tmp_path / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"method": "dmm"}, ConfigError, "did you mean 'dm'"),
+        ({"preset": "fats"}, ConfigError, "did you mean 'fast'"),
+        ({"options": {"iteration": 3}}, ConfigError, "did you mean 'iterations'"),
+        ({"options": {"iterations": "many"}}, ConfigError, "iterations"),
+        ({"options": {"init": "zeros"}}, ConfigError, "'real' or 'noise'"),
+        ({"ipc": 0}, ConfigError, "at least 1 image per class"),
+        ({"ipc": 5000}, DataError, "lower ipc or add images"),
+        ({"validation": 1.5}, ConfigError, "a share in"),
+    ],
+)
+def test_bad_settings_get_one_clear_sentence(digits, arguments, error, message):
+    with pytest.raises(error, match=message) as caught:
+        kdistill.distill(digits, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_work_starts(digits, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="choose another"):
+        kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path / "file" / "run")
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(digits, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="kdistill"):
+        kdistill.distill(digits, ipc=1, options={**TINY, "iterations": 2}, out=tmp_path, resume=True)
+    assert "starting from the beginning" in caplog.text
+
+
+def test_every_method_has_presets_of_known_options():
+    for name in methods.names():
+        found = methods.get(name)
+        assert found.name == name
+        assert {"paper", "fast"} <= set(found.presets)
+        for changes in found.presets.values():
+            found.config(**changes)

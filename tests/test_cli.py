@@ -1,0 +1,123 @@
+"""The command line as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from kdistill.cli import app
+
+TINY = ["--set", "iterations=20", "--set", "batch_real=12", "--set", "width=8"]
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, kdistill.cli as c, typer.testing as t; t.CliRunner().invoke(c.app, ['--help']); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_help_takes_under_half_a_second():
+    best = min(_seconds([sys.executable, "-m", "kdistill", "--help"]) for _ in range(4))
+    assert best < 0.5 * max(1.0, _seconds([sys.executable, "-c", "pass"]) / 0.05)  # a slow machine starts Python slowly too
+
+
+def _seconds(command: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+@pytest.mark.parametrize("command", ["demo", "distill", "evaluate", "methods", "export", "doctor", "bench"])
+def test_every_command_has_two_examples(command):
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert "Examples" in result.output
+    assert result.output.split("Examples")[1].count("kdistill") >= 2
+
+
+def test_distill_evaluate_export(tmp_path):
+    out = str(tmp_path / "run")
+    assert invoke("distill", "digits", "--ipc", "1", "--out", out, *TINY).exit_code == 0
+    shown = invoke("evaluate", out, "--protocol", "quick", "--nets", "1", "--baselines", "random")
+    assert shown.exit_code == 0
+    assert "random" in shown.output
+    assert "evaluation" in json.loads((tmp_path / "run/metrics.json").read_text())
+    assert invoke("export", out, str(tmp_path / "png")).exit_code == 0
+    assert len(list((tmp_path / "png").rglob("*.png"))) == 10
+
+
+def test_the_config_of_an_artefact_runs_it_again(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    assert invoke("distill", "digits", "--ipc", "1", "--seed", "5", "--out", str(first), *TINY).exit_code == 0
+    assert invoke("distill", "--config", str(first / "config.json"), "--out", str(second)).exit_code == 0
+    assert (first / "data.safetensors").read_bytes() == (second / "data.safetensors").read_bytes()
+
+
+def test_a_toml_file_and_an_override(tmp_path):
+    (tmp_path / "run.toml").write_text('data = "digits"\nipc = 1\n[options]\niterations = 900\nbatch_real = 12\nwidth = 8\n')
+    result = invoke("distill", "--config", str(tmp_path / "run.toml"), "--set", "iterations=10", "--out", str(tmp_path / "o"))
+    assert result.exit_code == 0
+    assert json.loads((tmp_path / "o/config.json").read_text())["run"]["options"]["iterations"] == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distill", "no/such/folder"], "no/such/folder"),
+        (["distill", "mnist5"], "mnist5k"),
+        (["distill"], "expected data, got none"),
+        (["distill", "digits", "--method", "dmm"], "did you mean 'dm'"),
+        (["distill", "digits", "--set", "iteration=3"], "did you mean 'iterations'"),
+        (["distill", "digits", "--set", "iterations"], "iterations"),
+        (["evaluate", "no/such/artefact"], "no/such/artefact"),
+        (["export", "no/such/artefact", "x"], "no/such/artefact"),
+        (["methods", "dn"], "did you mean 'dm'"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_status_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_doctor_names_every_op_and_backend():
+    result = invoke("doctor")
+    assert result.exit_code == 0
+    for word in ("torch", "class_mean_sqdist", "diff_augment", "norm_act_pool", "reference", "triton", "cuda"):
+        assert word in result.output
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "kdistill",
+        "distill",
+        "digits",
+        "--ipc",
+        "1",
+        "--out",
+        str(out),
+        "--set",
+        "iterations=1000000",
+    ]
+    process = subprocess.Popen([*command, "--set", "width=8"], stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "continue with --resume" in said
+    assert (out / "checkpoint.safetensors").exists()
