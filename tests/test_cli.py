@@ -1,7 +1,6 @@
 """The command line as a user types it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -100,20 +99,9 @@ def test_doctor_names_every_op_and_backend():
 
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     out = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "kdistill",
-        "distill",
-        "digits",
-        "--ipc",
-        "1",
-        "--out",
-        str(out),
-        "--set",
-        "iterations=1000000",
-    ]
-    process = subprocess.Popen([*command, "--set", "width=8"], stderr=subprocess.PIPE, text=True, env=os.environ)
+    command = [sys.executable, "-m", "kdistill", "distill", "digits", "--ipc", "1", "--out", str(out)]
+    command += ["--set", "iterations=1000000", "--set", "width=8"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
