@@ -1,0 +1,199 @@
+"""A set in the formats that other programs read.  Every writer takes the set and a path, and leaves a whole result or none."""
+
+import importlib.util
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kdistill.artifacts.atomic import explained, new_folder, write_atomic
+from kdistill.artifacts.card import card
+from kdistill.artifacts.preview import png_bytes, to_uint8
+from kdistill.artifacts.tensors import to_json
+from kdistill.errors import ConfigError, DataError, MissingExtraError, did_you_mean
+
+if TYPE_CHECKING:
+    from kdistill.artifacts.dataset import DistilledDataset
+
+# what the challenge's evaluation normalises its test images with: (classes, size) -> file, mean, std
+_ECCV24 = {
+    (100, 32): ("cifar100.pt", (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+    (200, 64): ("tinyimagenet.pt", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def export(small: "DistilledDataset", path: str | Path, to: str) -> Path:
+    """Write ``small`` in another format; see ``DistilledDataset.export``."""
+    if to not in WRITERS:
+        raise ConfigError(f"export: expected a known format, got '{to}'; {did_you_mean(to, list(WRITERS))}")
+    return WRITERS[to](small, Path(path))
+
+
+def _imagefolder(small: "DistilledDataset", path: Path) -> Path:
+    folders = class_folders(small.classes)
+    with new_folder(path) as staging, explained(path):
+        for folder in folders:
+            (staging / folder).mkdir()
+        for label, number, png in _pngs(small):
+            (staging / folders[label] / f"{number:05d}.png").write_bytes(png)
+    return path
+
+
+def _npz(small: "DistilledDataset", path: Path) -> Path:
+    path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+    arrays: dict[str, Any] = {
+        "x_train": small.images.numpy(),
+        "y_train": small.labels.numpy(),
+        "classes": np.array(small.classes),
+        "label_logits": None if small.label_logits is None else small.label_logits.numpy(),
+        "learned_lr": None if small.learned_lr is None else np.float64(small.learned_lr),
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: array for name, array in arrays.items() if array is not None})
+    write_atomic(path, buffer.getvalue())
+    return path
+
+
+def _ddranking(small: "DistilledDataset", path: Path) -> Path:
+    order = _class_major(small, "ddranking")
+    images = small.transform.apply(small.images)[order]
+    if small.channels == 1:
+        images = images.expand(-1, 3, -1, -1)  # the format knows colour only
+    tensors = {"images.pt": images}
+    if small.label_logits is not None:
+        tensors["labels.pt"] = small.label_logits[order]  # its soft losses apply the softmax themselves
+    if small.learned_lr is not None:
+        tensors["lr.pt"] = torch.tensor(small.learned_lr, dtype=torch.float32)
+    return _tensor_folder(path, tensors)
+
+
+def _mtt(small: "DistilledDataset", path: Path) -> Path:
+    tensors = {
+        "images_best.pt": small.transform.apply(small.images),
+        "labels_best.pt": small.labels if small.label_logits is None else small.label_logits,
+    }
+    if small.transform.kind == "zca":
+        tensors["images_zca_best.pt"] = small.images  # that code's name for the images with the whitening undone
+    if small.learned_lr is not None:
+        tensors["lr_best.pt"] = torch.tensor(small.learned_lr, dtype=torch.float32)
+    return _tensor_folder(path, tensors)
+
+
+def _eccv24(small: "DistilledDataset", path: Path) -> Path:
+    order = _class_major(small, "eccv24")
+    if small.ipc != 10:
+        raise DataError(
+            f"export eccv24: expected 10 images per class, got {small.ipc}; the challenge takes row i for class i // 10, "
+            "so distill with ipc=10"
+        )
+    name, mean, std = _ECCV24.get((small.num_classes, small.size), ("images.pt", None, None))
+    if mean is None or small.channels != 3:
+        images = small.transform.apply(small.images)
+    else:
+        images = (small.images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    if path.suffix == ".pt":
+        write_atomic(path, _pt_bytes(images[order]))
+        return path
+    return _tensor_folder(path, {name: images[order]})
+
+
+def _hf(small: "DistilledDataset", path: Path) -> Path:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise MissingExtraError(
+            'export hf: expected pyarrow, which writes parquet, got no such package; pip install "kdistill[hub]", '
+            "or export imagefolder, which load_dataset reads too"
+        )
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with new_folder(path) as staging, explained(path):
+        (staging / "data").mkdir()
+        pq.write_table(_arrow_table(small, pa), staging / "data" / "train-00000-of-00001.parquet")
+        (staging / "README.md").write_text(card(small, files="hf"), encoding="utf-8")
+        (staging / "preview.png").write_bytes(png_bytes(small))
+    return path
+
+
+WRITERS: dict[str, Callable[["DistilledDataset", Path], Path]] = {
+    "imagefolder": _imagefolder,
+    "npz": _npz,
+    "ddranking": _ddranking,
+    "mtt": _mtt,
+    "eccv24": _eccv24,
+    "hf": _hf,
+}
+
+
+def class_folders(classes: Sequence[str]) -> list[str]:
+    """Return one safe folder name per class whose alphabetical order is the order of the classes.
+
+    Readers of this layout number the folders alphabetically; a number goes in front where names alone would change the labels.
+    """
+    names = [re.sub(r"[^\w.+-]+", "_", name).strip("._") or "class" for name in classes]
+    if names == sorted(set(names)):
+        return names
+    digits = len(str(len(names) - 1))
+    return [
+        f"{label:0{digits}d}_{name}"[:120] if name != str(label) else f"{label:0{digits}d}" for label, name in enumerate(names)
+    ]
+
+
+def _arrow_table(small: "DistilledDataset", pa: Any) -> Any:
+    """Return columns ``image`` (PNG bytes), ``class_id`` and, where learned, ``label_logits`` with the Hub's feature metadata."""
+    rows = list(_pngs(small))
+    columns = {
+        "image": pa.array([{"bytes": png, "path": f"{label:05d}/{number:05d}.png"} for label, number, png in rows]),
+        "class_id": pa.array([label for label, _, _ in rows], pa.int64()),
+    }
+    features = {"image": {"_type": "Image"}, "class_id": {"names": list(small.classes), "_type": "ClassLabel"}}
+    if small.label_logits is not None:
+        columns["label_logits"] = pa.array(small.label_logits[_by_class(small)].tolist(), pa.list_(pa.float32()))
+        features["label_logits"] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
+    table = pa.table(columns)
+    return table.replace_schema_metadata({b"huggingface": to_json({"info": {"features": features}})})
+
+
+def _pngs(small: "DistilledDataset") -> Iterator[tuple[int, int, bytes]]:
+    """Give (label, number within the class, bytes of a PNG file), class by class."""
+    if small.channels not in (1, 3):
+        raise DataError(f"export: expected grey or colour images, got {small.channels} channels; use npz, which keeps any number")
+    pixels, seen = to_uint8(small.images), [0] * small.num_classes
+    for row in _by_class(small).tolist():
+        label = int(small.labels[row])
+        buffer = io.BytesIO()
+        Image.fromarray(pixels[row][:, :, 0] if small.channels == 1 else pixels[row]).save(buffer, format="png")
+        yield label, seen[label], buffer.getvalue()
+        seen[label] += 1
+
+
+def _by_class(small: "DistilledDataset") -> Tensor:
+    return torch.argsort(small.labels, stable=True)
+
+
+def _class_major(small: "DistilledDataset", to: str) -> Tensor:
+    """Return the row order in which labels can be rebuilt from positions, or refuse a set where they cannot."""
+    if len(set(small.counts)) > 1:
+        raise DataError(
+            f"export {to}: expected the same number of images in every class, got {min(small.counts)} to {max(small.counts)}; "
+            "the format derives labels from row numbers, so use mtt or npz"
+        )
+    return _by_class(small)
+
+
+def _tensor_folder(path: Path, tensors: dict[str, Tensor]) -> Path:
+    with new_folder(path) as staging, explained(path):
+        for name, tensor in tensors.items():
+            (staging / name).write_bytes(_pt_bytes(tensor))
+    return path
+
+
+def _pt_bytes(tensor: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensor.clone().contiguous(), buffer)
+    return buffer.getvalue()

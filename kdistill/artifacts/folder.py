@@ -1,0 +1,212 @@
+"""The artefact folder: written whole or not at all, and read with every checksum checked.
+
+The files are prepared under a temporary name, which then becomes ``.next`` in one rename: from then on the new artefact counts,
+and readers look there first.  Its files are moved to their places one by one; if that is interrupted, the next save completes it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kdistill.artifacts.atomic import explained, new_folder, remove_leftovers, sync_folder, write_atomic
+from kdistill.artifacts.card import card
+from kdistill.artifacts.preview import png_bytes
+from kdistill.artifacts.tensors import decode, encode, to_json
+from kdistill.errors import ConfigError, DataError, ShapeError
+from kdistill.transforms import from_state
+
+if TYPE_CHECKING:
+    from kdistill.artifacts.dataset import DistilledDataset
+
+SCHEMA_VERSION = 1
+FILES = ("data.safetensors", "config.json", "metrics.json", "README.md", "preview.png")
+RUN_FILES = ("checkpoint.safetensors", "checkpoint.safetensors.prev", "metrics.jsonl")  # a run leaves these before its artefact
+_TRANSFORM = "transform."
+
+
+def save(small: "DistilledDataset", path: str | Path) -> Path:
+    """Write the artefact folder of ``small``; see ``DistilledDataset.save_pretrained``."""
+    path = Path(path)
+    check_output(path)
+    data = encode(
+        _tensors(small), {"schema_version": SCHEMA_VERSION, "classes": small.classes, "transform": small.transform.kind}
+    )
+    contents = {
+        "data.safetensors": data,
+        "config.json": _config(small, data),
+        "metrics.json": to_json(small.metrics),
+        "README.md": card(small).encode(),
+        "preview.png": png_bytes(small),
+    }
+    with explained(path, sum(map(len, contents.values()))):
+        path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path / ".next")
+        _settle(path)
+        with new_folder(path / ".next") as staging:
+            for name, content in contents.items():
+                write_atomic(staging / name, content)
+        _settle(path)
+    return path
+
+
+def load(path: str | Path) -> "DistilledDataset":
+    """Read an artefact folder; see ``DistilledDataset.from_pretrained``."""
+    from kdistill.artifacts.dataset import DistilledDataset
+
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(
+            f"{path}: expected an artefact folder, got {'a file' if path.exists() else 'nothing there'}; check the path"
+        )
+    described = _checked_config(path)
+    about = described["artifact"]
+    tensors, metadata = decode(_checked_data(path, about["files"]["data.safetensors"]), path / "data.safetensors")
+    state = {name.removeprefix(_TRANSFORM): tensors.pop(name) for name in list(tensors) if name.startswith(_TRANSFORM)}
+    lr = tensors.get("learned_lr")
+    try:
+        return DistilledDataset(
+            images=tensors["images"],
+            labels=tensors["labels"],
+            label_logits=tensors.get("label_logits"),
+            learned_lr=None if lr is None else lr.item(),
+            classes=metadata["classes"],
+            config=described["config"],
+            metrics=_json(path, "metrics.json") if _place(path, "metrics.json").exists() else {},
+            transform=from_state(metadata["transform"], state),
+        )
+    except (KeyError, TypeError, ConfigError, ShapeError) as error:
+        raise DataError(
+            f"{path}: expected images, labels and classes that fit together, got: {error}; save the set again"
+        ) from error
+
+
+def check_output(path: str | Path) -> None:
+    """Refuse a place where an artefact cannot or should not be written, before a long run.
+
+    Raises:
+        DataError: ``path`` is a file, or a folder with contents that no kdistill run left there.
+    """
+    path = Path(path)
+    with explained(path):
+        if path.exists() and not path.is_dir():
+            raise DataError(f"{path}: expected a folder, got a file; choose another place")
+        entries = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    names = {name for name in entries if not name.startswith(".")}
+    if {"config.json", ".next"} & entries:
+        ours = _is_artefact(path)
+    else:
+        ours = not names or bool(names & set(RUN_FILES) and not names & set(FILES))
+    if not ours:
+        seen = ", ".join(sorted(names & set(FILES) or names)[:3])
+        raise DataError(
+            f"{path}: expected a new or empty folder or an earlier artefact, got one with {seen}; choose another place"
+        )
+
+
+def _is_artefact(path: Path) -> bool:
+    with suppress(DataError):
+        return "artifact" in _json(path, "config.json")
+    return False
+
+
+def _tensors(small: "DistilledDataset") -> dict[str, torch.Tensor]:
+    tensors = {"images": small.images, "labels": small.labels}
+    if small.label_logits is not None:
+        tensors["label_logits"] = small.label_logits
+    if small.learned_lr is not None:
+        tensors["learned_lr"] = torch.tensor(small.learned_lr, dtype=torch.float64)
+    return tensors | {_TRANSFORM + name: tensor for name, tensor in small.transform.state().items()}
+
+
+def _config(small: "DistilledDataset", data: bytes) -> bytes:
+    state = small.transform.state()
+    transform: dict[str, Any] = {"kind": small.transform.kind}
+    if small.transform.kind == "standard":
+        transform |= {name: tensor.tolist() for name, tensor in state.items()}
+    elif state:
+        transform |= {name: f"data.safetensors: {_TRANSFORM}{name} {list(tensor.shape)}" for name, tensor in state.items()}
+    about = {
+        "schema_version": SCHEMA_VERSION,
+        "files": {"data.safetensors": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+        "images": list(small.images.shape),
+        "classes": small.classes,
+        "ipc": small.ipc,
+        "labels": "hard" if small.label_logits is None else "soft",
+        "transform": transform,
+    }
+    described = {"artifact": about, "config": small.config}
+    about["checksum"] = hashlib.sha256(to_json(described)).hexdigest()
+    return to_json(described)
+
+
+def _checked_config(path: Path) -> dict[str, Any]:
+    described = _json(path, "config.json")
+    about = described.get("artifact")
+    if not isinstance(about, dict) or "schema_version" not in about:
+        raise DataError(f"{path / 'config.json'}: expected the description of an artefact, got another file; check the path")
+    if about["schema_version"] != SCHEMA_VERSION:
+        raise DataError(
+            f"{path / 'config.json'}: expected schema version {SCHEMA_VERSION}, got {about['schema_version']}; "
+            "use the kdistill that wrote it, or a newer one"
+        )
+    checksum = about.pop("checksum", None)
+    if hashlib.sha256(to_json(described)).hexdigest() != checksum:
+        raise DataError(
+            f"{path / 'config.json'}: expected the contents that its checksum names, got others; "
+            "it was changed after saving: restore it, or save the set again"
+        )
+    return described
+
+
+def _checked_data(path: Path, expected: dict[str, Any]) -> bytes:
+    where = path / "data.safetensors"
+    data = _read(path, "data.safetensors")
+    if len(data) != expected["bytes"]:
+        raise DataError(f"{where}: expected {expected['bytes']} bytes, got {len(data)}; it was cut off or replaced: restore it")
+    if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        raise DataError(
+            f"{where}: expected the contents that config.json names, got others; it was damaged or changed: restore it"
+        )
+    return data
+
+
+def _place(path: Path, name: str) -> Path:
+    ahead = path / ".next" / name
+    return ahead if ahead.exists() else path / name
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return _place(path, name).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path / name}: expected a file of the artefact, got: {error.strerror}; restore it or check the path"
+        ) from error
+
+
+def _json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(_read(path, name))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path / name}: expected valid JSON, got: {error}; the file was damaged: restore it") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path / name}: expected a table, got a {type(value).__name__}; the file was damaged: restore it")
+    return value
+
+
+def _settle(path: Path) -> None:
+    """Move the files of a committed artefact to their places; also completes a save that was killed here."""
+    ahead = path / ".next"
+    if not ahead.is_dir():
+        return
+    for name in FILES:
+        if (ahead / name).exists():
+            os.replace(ahead / name, path / name)
+    sync_folder(path)
+    shutil.rmtree(ahead)

@@ -1,0 +1,146 @@
+"""Sets that other code published, as pixels: the tensors of MTT, TESLA, DATM and PAD, the result files of DC, DSA and DM.
+
+Files are read with ``weights_only=True``: tensors and numbers, never code.
+"""
+
+import logging
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdistill.artifacts.dataset import DistilledDataset
+from kdistill.errors import DataError
+from kdistill.transforms import Transform
+
+_log = logging.getLogger("kdistill")
+
+# DC's result files keep accuracies as NumPy scalars; these names rebuild numbers and nothing else
+_SCALAR = np.float64(0.0).__reduce__()[0]  # NumPy has moved it
+_NUMBERS: list[Any] = [(_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"), np.dtype]
+_NUMBERS += [type(np.dtype(code)) for code in ("f4", "f8", "i8")]
+
+
+def import_published(
+    images_pt: str | Path,
+    labels_pt: str | Path | None = None,
+    lr_pt: str | Path | None = None,
+    *,
+    transform: Transform,
+    classes: Sequence[str] | None = None,
+    experiment: int = 0,
+) -> DistilledDataset:
+    """Read a published set and undo its normalisation.
+
+    Args:
+        images_pt: ``images_best.pt`` (float ``[N, C, H, W]`` as networks see it), or ``res_*.pt`` of DC, DSA and DM.
+        labels_pt: ``labels_best.pt``: int64 ``[N]``, or float label logits ``[N, K]`` as DATM and PAD learn them.  If None,
+            ``labels_*.pt`` beside ``images_*.pt`` is taken; without one, rows are in class order, equally many per class.
+        lr_pt: ``lr_best.pt``, one number; looked for in the same way.
+        transform: What the set was normalised with: ``Standardise``, ``Zca``, or ``Identity`` for ``images_zca_*.pt``, which
+            is in pixel space already.
+        classes: Names; needed where there are no labels.
+        experiment: Which of the repetitions in a DC result file.
+
+    Raises:
+        DataError: A file is missing, holds something else than tensors and numbers, or the parts do not fit together.
+        ShapeError: ``transform`` is for other images.
+    """
+    images_pt = Path(images_pt)
+    content = _read(images_pt)
+    if isinstance(content, dict):
+        images, labels = _experiment(images_pt, content, experiment)
+        lr_pt = None if lr_pt is None else Path(lr_pt)
+    else:
+        images, labels = content, None
+        labels_pt = _beside(images_pt, "labels") if labels_pt is None else Path(labels_pt)
+        lr_pt = _beside(images_pt, "lr") if lr_pt is None else Path(lr_pt)
+    if labels_pt is not None:
+        labels = _read(Path(labels_pt))
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        raise DataError(f"{images_pt}: expected a float tensor [N, C, H, W], got {_kind(images)}; name the file with the images")
+    hard, logits = _labels(labels, len(images), classes, labels_pt or images_pt)
+    return DistilledDataset(
+        images=transform.invert(images.detach().float()),
+        labels=hard,
+        label_logits=logits,
+        learned_lr=None if lr_pt is None else _number(lr_pt),
+        classes=tuple(classes or ()),
+        config={"source": {"published": images_pt.name}},
+        transform=transform,
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise DataError(f"{path}: expected a file of tensors, got: {error.strerror or error}; check the path") from error
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{path}: expected tensors and numbers, got a file that is damaged or holds code, which kdistill never runs; "
+            "save the plain tensor with torch.save"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"{path}: expected a file written by torch.save, got: {error!s:.120}; it is damaged or cut off"
+        ) from error
+
+
+def _beside(images: Path, part: str) -> Path | None:
+    """Find ``labels_best.pt`` beside ``images_best.pt``."""
+    if not images.name.startswith("images"):
+        return None
+    found = images.with_name(part + images.name.removeprefix("images").replace("_zca", ""))
+    if not found.exists():
+        return None
+    _log.info("%s: taking %s from %s", images.name, part, found.name)
+    return found
+
+
+def _experiment(path: Path, content: dict[str, Any], experiment: int) -> tuple[Any, Any]:
+    data = content.get("data")
+    if not isinstance(data, (list, tuple)) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in data):
+        raise DataError(f"{path}: expected {{'data': [[images, labels], ...]}}, got the keys {sorted(map(str, content))}; "
+                        "name a file with images")  # fmt: skip
+    if not -len(data) <= experiment < len(data):
+        raise DataError(f"{path}: expected experiment 0..{len(data) - 1}, got {experiment}; choose one that is in the file")
+    if len(data) > 1:
+        _log.info("%s: taking experiment %d of %d", path.name, experiment, len(data))
+    return tuple(data[experiment])
+
+
+def _labels(labels: Any, count: int, classes: Sequence[str] | None, where: str | Path) -> tuple[Tensor, Tensor | None]:
+    """Return hard labels and, if there are any, label logits."""
+    if labels is None:
+        if not classes or count % len(classes):
+            known = f"{len(classes)} classes" if classes else "no class names"
+            raise DataError(
+                f"{where}: expected labels for {count} images, got none and {known}; pass labels_pt, or the right classes"
+            )
+        return torch.arange(len(classes)).repeat_interleave(count // len(classes)), None
+    if not isinstance(labels, Tensor) or labels.ndim not in (1, 2) or len(labels) != count:
+        raise DataError(f"{where}: expected labels [{count}] or logits [{count}, K], got {_kind(labels)}; name the right file")
+    if labels.ndim == 2:
+        return labels.detach().argmax(1), labels.detach().float()
+    if labels.is_floating_point() and not torch.equal(labels, labels.round()):
+        raise DataError(f"{where}: expected whole class numbers, got fractions; name the right file")
+    return labels.detach().long(), None
+
+
+def _number(path: Path) -> float:
+    value = _read(path)
+    if isinstance(value, (int, float)):
+        return float(value)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise DataError(f"{path}: expected one number, got {_kind(value)}; name the file with the step size")
+    return float(value)
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
