@@ -132,7 +132,7 @@ def distill(
     problem = methods.get(method).build(resolve(method, preset, run.options), seen, ipc, seed, start)
     config = _config(run, data, start)
     folder = None if out is None else _prepared(Path(out), resume)
-    watchers = [*callbacks, *([] if folder is None else [_JsonLines(folder / "metrics.jsonl", resume)])]
+    watchers: list[Callable[[Progress], None]] = [*callbacks, *([] if folder is None else [_JsonLines(folder / "metrics.jsonl", resume)])]
     outcome = loop.run(problem, folder=folder, identity=config, resume=resume, callbacks=watchers, max_minutes=max_minutes)
     small = _result(outcome, data, problem.labels, config)
     if folder is not None:
