@@ -1,4 +1,4 @@
-// KD_LAUNCH, KD_DYNAMIC_SHARED and the CUDA runtime; or, when g++ compiles the file with KD_CUDA_EMULATION, their meaning on the CPU.
+// KD_LAUNCH, KD_DYNAMIC_SHARED and the CUDA runtime; or, when g++ compiles with KD_CUDA_EMULATION, their meaning on the CPU.
 // The same .cu source is compiled both ways (docs/cuda_emulation.md says what it may use).
 #pragma once
 #include <cstddef>
@@ -48,13 +48,13 @@ inline void check_launch(cudaError_t status, const char* kernel, dim3 grid, dim3
 // KD_LAUNCH(kernel<T>, grid, block, shared_bytes, stream, arguments...); kernels with commas need parentheses: (kernel<T, 4>).
 // KD_DYNAMIC_SHARED(T, name); declares T* name, the dynamic shared memory of the block, aligned to 16 bytes.
 #if defined(KD_CUDA_EMULATION)
-#define KD_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                            \
+#define KD_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                           \
   (kd::emulation::prepare(#kernel, kernel, grid, block, shared_bytes, stream)(__VA_ARGS__), \
    kd::check_launch(cudaGetLastError(), #kernel, grid, block, shared_bytes))
 #define KD_DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(kd::emulation::dynamic_shared())
 #else
-#define KD_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)   \
-  (kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__), \
+#define KD_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  (kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__),    \
    kd::check_launch(cudaGetLastError(), #kernel, grid, block, shared_bytes))
 // one type for every kernel: two extern arrays of one name and two types do not compile
 #define KD_DYNAMIC_SHARED(T, name)                                   \

@@ -14,12 +14,12 @@ T exchange(T* address, T value) {
 
 #define KD_ATOMIC(name, T, result) \
   inline T name(T* address, T value) { return kd::emulation::exchange<T>(address, result); }
-// the sum of signed numbers wraps around on the device
-#define KD_ATOMIC_INTEGERS(name, result)  \
-  KD_ATOMIC(name, int, int(result))       \
-  KD_ATOMIC(name, unsigned int, result)   \
+#define KD_ATOMIC_INTEGERS(name, result) \
+  KD_ATOMIC(name, int, int(result))      \
+  KD_ATOMIC(name, unsigned int, result)  \
   KD_ATOMIC(name, unsigned long long, result)
 
+// the sum of signed numbers wraps around on the device
 KD_ATOMIC(atomicAdd, int, int(unsigned(*address) + unsigned(value)))
 KD_ATOMIC(atomicAdd, unsigned int, *address + value)
 KD_ATOMIC(atomicAdd, unsigned long long, *address + value)

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstddef>
 
-// KD_EMULATION_UCONTEXT: the portable switch, about 50 times slower; the only one outside x86-64.
+// KD_EMULATION_UCONTEXT: the portable switch, about 20 times slower; the only one outside x86-64.
 #if !defined(__x86_64__) && !defined(KD_EMULATION_UCONTEXT)
 #define KD_EMULATION_UCONTEXT
 #endif
@@ -25,7 +25,8 @@ struct Fiber {
   Fiber* next_free = nullptr;
 };
 
-// Makes a fiber that begins at `entry`, which must first call fiber_entered and must never return.  Throws kd::Error without memory.
+// Makes a fiber that begins at `entry`, which must first call fiber_entered and must never return.  Throws kd::Error without
+// memory.
 Fiber* make_fiber(void (*entry)());
 
 // Forgets where the fiber was; the next switch to it begins at `entry` again.

@@ -107,7 +107,8 @@ void* dynamic_shared() { return dynamic_memory().data(); }
 
 void launch(const Launch& launch) {
   // the OS thread that runs the kernel holds the lock already
-  if (is_kernel_thread()) fail((std::string(launch.name) + ": expected a launch from host code, got one inside a kernel").c_str());
+  if (is_kernel_thread())
+    fail((std::string(launch.name) + ": expected a launch from host code, got one inside a kernel").c_str());
   const std::lock_guard<std::mutex> lock(one_launch);
   const cudaError_t status = check_sizes(launch);
   if (status != cudaSuccess) {
@@ -125,7 +126,8 @@ cudaError_t set_function_attribute(const void* kernel, cudaFuncAttribute attribu
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;  // a hint
   const std::lock_guard<std::mutex> lock(one_launch);
   KernelShared& shared = static_shared().of(kernel);
-  if (value < 0 || shared.static_bytes + static_cast<std::size_t>(value) > kSharedOptIn) return set_last_error(cudaErrorInvalidValue);
+  if (value < 0 || shared.static_bytes + static_cast<std::size_t>(value) > kSharedOptIn)
+    return set_last_error(cudaErrorInvalidValue);
   shared.max_total = std::max(kSharedDefault, shared.static_bytes + static_cast<std::size_t>(value));
   return cudaSuccess;
 }

@@ -1,4 +1,5 @@
-// Runs a kernel over a grid: every thread of a block is a fiber, in an order drawn from a seed; the blocks come one after another.
+// Runs a kernel over a grid: every thread of a block is a fiber, in an order drawn from a seed; the blocks come one after
+// another.
 #pragma once
 #include <cstddef>
 #include <cstdint>

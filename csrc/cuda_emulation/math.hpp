@@ -46,11 +46,11 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline unsigned int __umulhi(unsigned int x, unsigned int y) { return unsigned((static_cast<unsigned long long>(x) * y) >> 32); }
 
-#define KD_BITS_AS(name, From, To) \
-  inline To name(From x) {         \
-    To bits;                       \
+#define KD_BITS_AS(name, From, To)       \
+  inline To name(From x) {               \
+    To bits;                             \
     std::memcpy(&bits, &x, sizeof bits); \
-    return bits;                   \
+    return bits;                         \
   }
 KD_BITS_AS(__float_as_int, float, int)
 KD_BITS_AS(__float_as_uint, float, unsigned int)
@@ -60,8 +60,8 @@ KD_BITS_AS(__double_as_longlong, double, long long)
 KD_BITS_AS(__longlong_as_double, long long, double)
 #undef KD_BITS_AS
 
-#define KD_MIN_MAX(T)                                 \
-  inline T min(T x, T y) { return y < x ? y : x; }    \
+#define KD_MIN_MAX(T)                              \
+  inline T min(T x, T y) { return y < x ? y : x; } \
   inline T max(T x, T y) { return x < y ? y : x; }
 KD_MIN_MAX(int)
 KD_MIN_MAX(unsigned int)

@@ -14,7 +14,7 @@ namespace kd::emulation {
 constexpr unsigned kMaxThreads = 1024;
 
 struct Thread {
-  Fiber* fiber = nullptr;  // null before it starts and after it returns
+  Fiber* fiber = nullptr;   // null before it starts and after it returns
   std::uint64_t value = 0;  // what it brings to a warp operation, then what it takes away
   const char* name = nullptr;
   const char* file = nullptr;
@@ -35,8 +35,8 @@ struct Block {
 
   unsigned num_at_barrier = 0, num_predicates = 0;
   unsigned last_at_barrier = 0;  // the thread that came last
-  bool is_one_barrier = true;   // all that wait do so at the same place
-  unsigned barrier_result = 0;  // of the last complete barrier
+  bool is_one_barrier = true;    // all that wait do so at the same place
+  unsigned barrier_result = 0;   // of the last complete barrier
 
   std::exception_ptr error;
   Thread threads[kMaxThreads];

@@ -101,8 +101,9 @@ class MappedFile {
 StaticShared::StaticShared() {
   read_module();
   if (!contains(probe<float>()))
-    fail("cuda_emulation: expected to find the static shared memory in sections .noinit of this module's file, found none; build "
-         "with g++ and -fvisibility=hidden, and do not replace the file while it is in use");
+    fail(
+        "cuda_emulation: expected to find the static shared memory in sections .noinit of this module's file, found none; build "
+        "with g++ and -fvisibility=hidden, and do not replace the file while it is in use");
   for (const Bytes& section : sections_) fill_with_ones(section.begin, section.size);
 }
 

@@ -5,7 +5,19 @@
 
 namespace kd::emulation {
 
-enum class Wait : std::uint8_t { none, returned, barrier, syncwarp, ballot, any, all, shuffle, shuffle_up, shuffle_down, shuffle_xor };
+enum class Wait : std::uint8_t {
+  none,
+  returned,
+  barrier,
+  syncwarp,
+  ballot,
+  any,
+  all,
+  shuffle,
+  shuffle_up,
+  shuffle_down,
+  shuffle_xor
+};
 
 // Waits for all threads of the block; how many of them brought predicate != 0.
 // `name` is what the kernel called.  The place is part of the barrier: CUDA wants one barrier reached by all.
@@ -63,7 +75,8 @@ T __shfl_sync(unsigned mask, T value, int source_lane, int width = 32, KD_PLACE)
 }
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, KD_PLACE) {
-  return kd::emulation::warp_shuffle(kd::emulation::Wait::shuffle_up, mask, value, int(delta), width, "__shfl_up_sync", file, line);
+  return kd::emulation::warp_shuffle(kd::emulation::Wait::shuffle_up, mask, value, int(delta), width, "__shfl_up_sync", file,
+                                     line);
 }
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, KD_PLACE) {
@@ -72,7 +85,8 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, KD_PL
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, KD_PLACE) {
-  return kd::emulation::warp_shuffle(kd::emulation::Wait::shuffle_xor, mask, value, lane_mask, width, "__shfl_xor_sync", file, line);
+  return kd::emulation::warp_shuffle(kd::emulation::Wait::shuffle_xor, mask, value, lane_mask, width, "__shfl_xor_sync", file,
+                                     line);
 }
 
 #undef KD_PLACE

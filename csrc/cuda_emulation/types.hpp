@@ -1,24 +1,18 @@
 // dim3, the built-in vectors and the built-in variables, with CUDA's names, members and alignment.
 #pragma once
 
-#define KD_VECTOR2(T, name, alignment)   \
-  struct alignas(alignment) name##2 {    \
-    T x, y;                              \
-  };                                     \
+#define KD_VECTOR2(T, name, alignment)           \
+  struct alignas(alignment) name##2 { T x, y; }; \
   inline name##2 make_##name##2(T x, T y) { return {x, y}; }
-#define KD_VECTOR3(T, name) \
-  struct name##3 {          \
-    T x, y, z;              \
-  };                        \
+#define KD_VECTOR3(T, name)      \
+  struct name##3 { T x, y, z; }; \
   inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }
-#define KD_VECTOR4(T, name, alignment)   \
-  struct alignas(alignment) name##4 {    \
-    T x, y, z, w;                        \
-  };                                     \
+#define KD_VECTOR4(T, name, alignment)                 \
+  struct alignas(alignment) name##4 { T x, y, z, w; }; \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-#define KD_VECTORS(T, name, size)                  \
-  KD_VECTOR2(T, name, 2 * (size))                  \
-  KD_VECTOR3(T, name)                              \
+#define KD_VECTORS(T, name, size) \
+  KD_VECTOR2(T, name, 2 * (size)) \
+  KD_VECTOR3(T, name)             \
   KD_VECTOR4(T, name, (size) < 4 ? 4 * (size) : 16)
 
 KD_VECTORS(signed char, char, 1)

@@ -100,9 +100,7 @@ void two_barriers(int* out, cudaStream_t stream) { KD_LAUNCH(two_barriers_kernel
 void missing_lanes(int* out, cudaStream_t stream) { KD_LAUNCH(missing_lanes_kernel, 1, 64, 0, stream, out); }
 void outside_mask(int* out, cudaStream_t stream) { KD_LAUNCH(outside_mask_kernel, 1, 64, 0, stream, out); }
 void warp_and_barrier(int* out, cudaStream_t stream) { KD_LAUNCH(warp_and_barrier_kernel, 1, 64, 0, stream, out); }
-void past_dynamic(float* out, int bytes, cudaStream_t stream) {
-  KD_LAUNCH(past_dynamic_kernel, 1, 1, bytes, stream, out, bytes);
-}
+void past_dynamic(float* out, int bytes, cudaStream_t stream) { KD_LAUNCH(past_dynamic_kernel, 1, 1, bytes, stream, out, bytes); }
 void past_static(float* out, int index, cudaStream_t stream) { KD_LAUNCH(past_static_kernel, 1, 1, 0, stream, out, index); }
 void past_stack(float* out, int index, cudaStream_t stream) { KD_LAUNCH(past_stack_kernel, 1, 1, 0, stream, out, index); }
 void any_launch(int* out, dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream) {

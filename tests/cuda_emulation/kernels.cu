@@ -1,7 +1,6 @@
 // Correct kernels that use everything the emulation has.
-#include "kernels.hpp"
-
 #include "common/cuda_bf16.hpp"
+#include "kernels.hpp"
 
 namespace kd::test {
 
@@ -128,7 +127,7 @@ __global__ void vectors_kernel(const float* x, float* out, int64_t n) {
   const float2 w = make_float2(__ldg(x + 4 * i), fminf(v.y, 0.5f));
   const float small = __bfloat162float(__float2bfloat16(v.z));
   reinterpret_cast<float4*>(out)[i] = make_float4(kFactors[0] * w.x, kFactors[1] * w.y, kFactors[2] * small,
-                                                 kFactors[3] * (__expf(-v.w) + rsqrtf(1.0f + v.w * v.w) + max(v.x, 0.0f)));
+                                                  kFactors[3] * (__expf(-v.w) + rsqrtf(1.0f + v.w * v.w) + max(v.x, 0.0f)));
 }
 
 __device__ float* scratch() {
@@ -197,7 +196,9 @@ void half_warps(int* out, cudaStream_t stream) { KD_LAUNCH(half_warps_kernel, 1,
 void atomics(float* f, double* d, int* i, unsigned* u, unsigned long long* l, cudaStream_t stream) {
   KD_LAUNCH(atomics_kernel, 1, 100, 0, stream, f, d, i, u, l);
 }
-void indices(unsigned* out, dim3 grid, dim3 block, cudaStream_t stream) { KD_LAUNCH(indices_kernel, grid, block, 0, stream, out); }
+void indices(unsigned* out, dim3 grid, dim3 block, cudaStream_t stream) {
+  KD_LAUNCH(indices_kernel, grid, block, 0, stream, out);
+}
 void vectors(const float* x, float* out, int64_t n, cudaStream_t stream) {
   KD_LAUNCH(vectors_kernel, ceil_div(n, 512), 128, 0, stream, x, out, n);
 }

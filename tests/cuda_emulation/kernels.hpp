@@ -20,7 +20,7 @@ void half_warps(int* out, cudaStream_t stream);         // [64]: the halves of a
 void atomics(float* f, double* d, int* i, unsigned* u, unsigned long long* l, cudaStream_t stream);
 void indices(unsigned* out, dim3 grid, dim3 block, cudaStream_t stream);
 void vectors(const float* x, float* out, int64_t n, cudaStream_t stream);  // float4, __ldg, __constant__, intrinsics
-void unwritten(float* out, int blocks, cudaStream_t stream);   // [4, blocks]: shared memory as a block finds it
+void unwritten(float* out, int blocks, cudaStream_t stream);               // [4, blocks]: shared memory as a block finds it
 void churn(float* x, int64_t n, int barriers, int threads, cudaStream_t stream);
 
 void rotate_without_barrier(const int* x, int* out, int n, cudaStream_t stream);
