@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from kdistill import _native
+
 settings.register_profile("kdistill", deadline=None, max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("kdistill")
 
@@ -22,3 +24,12 @@ def poisoned_empty():
     yield
     torch.utils.deterministic.fill_uninitialized_memory = before[0]
     torch.use_deterministic_algorithms(before[1])
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Name the thread order of the last emulated launch beside a failure, so that it can be repeated."""
+    report = (yield).get_result()
+    if report.failed and _native.why_missing("_cuda_emulated") is None:
+        seed = _native.function("_cuda_emulated", "last_seed")()
+        report.sections.append(("emulated CUDA", f"KDISTILL_EMULATION_SEED={seed} repeats the last thread order"))
