@@ -15,7 +15,12 @@ namespace py = pybind11;
 PYBIND11_MODULE(KD_MODULE, m) {
   kd::register_error(m);
   const py::call_guard<py::gil_scoped_release> no_gil;
+#if defined(KD_CUDA_EMULATION)
+  m.def("last_seed", &kd::emulation::last_seed);  // of the thread order; KDISTILL_EMULATION_SEED repeats it
+#endif
 
   KD_BIND(class_mean_sqdist);
   KD_BIND(class_mean_sqdist_bwd);
+  KD_BIND(diff_augment);
+  KD_BIND(diff_augment_bwd);
 }
