@@ -1,7 +1,7 @@
 """The data-set card: what a stranger must know about a set, from its own config and metrics.
 
 A card says only what is recorded: a number that was not measured is called "not measured".  Read from ``config``: ``run``,
-``source``, ``method``, ``environment``; from ``metrics``: ``distillation`` and ``evaluation`` (``docs/artifacts.md`` lists the keys).
+``source``, ``method``, ``environment``; from ``metrics``: ``distillation``, ``evaluation``; ``docs/artifacts.md`` has the keys.
 """
 
 import json

@@ -65,11 +65,10 @@ def load(path: str | Path) -> "DistilledDataset":
             f"{path}: expected an artefact folder, got {'a file' if path.exists() else 'nothing there'}; check the path"
         )
     described = _checked_config(path)
-    about = described["artifact"]
-    tensors, metadata = decode(_checked_data(path, about["files"]["data.safetensors"]), path / "data.safetensors")
-    state = {name.removeprefix(_TRANSFORM): tensors.pop(name) for name in list(tensors) if name.startswith(_TRANSFORM)}
-    lr = tensors.get("learned_lr")
     try:
+        tensors, metadata = decode(_checked_data(path, described), path / "data.safetensors")
+        state = {name.removeprefix(_TRANSFORM): x for name, x in tensors.items() if name.startswith(_TRANSFORM)}
+        lr = tensors.get("learned_lr")
         return DistilledDataset(
             images=tensors["images"],
             labels=tensors["labels"],
@@ -99,7 +98,7 @@ def check_output(path: str | Path) -> None:
         entries = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     names = {name for name in entries if not name.startswith(".")}
     if {"config.json", ".next"} & entries:
-        ours = _is_artefact(path)
+        ours = names >= set(FILES) or _is_artefact(path)  # all five: an artefact, even if its config was damaged
     else:
         ours = not names or bool(names & set(RUN_FILES) and not names & set(FILES))
     if not ours:
@@ -164,7 +163,8 @@ def _checked_config(path: Path) -> dict[str, Any]:
     return described
 
 
-def _checked_data(path: Path, expected: dict[str, Any]) -> bytes:
+def _checked_data(path: Path, described: dict[str, Any]) -> bytes:
+    expected = described["artifact"]["files"]["data.safetensors"]
     where = path / "data.safetensors"
     data = _read(path, "data.safetensors")
     if len(data) != expected["bytes"]:

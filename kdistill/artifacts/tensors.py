@@ -45,7 +45,7 @@ def decode(data: bytes, where: str | Path) -> tuple[dict[str, Tensor], dict[str,
         tensors = _load(data)
         (length,) = struct.unpack("<Q", data[:8])
         header = json.loads(data[8 : 8 + length])
-    except (SafetensorError, ValueError, struct.error) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, struct.error) as error:
         raise DataError(f"{where}: expected a whole safetensors file, got {len(data)} bytes that are damaged or cut off "
                         f"({error}); restore it from a copy") from error  # fmt: skip
     try:
