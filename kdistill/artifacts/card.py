@@ -88,7 +88,8 @@ def _header(small: "DistilledDataset", config: _Record) -> str:
     lines += [f"          '{label}': {json.dumps(name, ensure_ascii=False)}" for label, name in enumerate(small.classes)]
     if small.label_logits is not None:
         lines += ["  - name: label_logits", "    sequence: float32"]
-    return "\n".join([*lines, "  splits:", "  - name: train", f"    num_examples: {len(small)}", "---"])
+    lines += ["  splits:", "  - name: train", f"    num_bytes: {small.nbytes}", f"    num_examples: {len(small)}"]
+    return "\n".join([*lines, "---"])
 
 
 def _title(small: "DistilledDataset", config: _Record) -> str:

@@ -135,13 +135,11 @@ def class_folders(classes: Sequence[str]) -> list[str]:
 
     Readers of this layout number the folders alphabetically; a number goes in front where names alone would change the labels.
     """
-    names = [re.sub(r"[^\w.+-]+", "_", name).strip("._") or "class" for name in classes]
-    if names == sorted(set(names)):
+    names = [re.sub(r"[^\w.+-]+", "_", name).strip("._")[:60] or "class" for name in classes]
+    if names == sorted(names) and len({name.casefold() for name in names}) == len(names):
         return names
     digits = len(str(len(names) - 1))
-    return [
-        f"{label:0{digits}d}_{name}"[:120] if name != str(label) else f"{label:0{digits}d}" for label, name in enumerate(names)
-    ]
+    return [f"{label:0{digits}d}" + (f"_{name}" if name != str(label) else "") for label, name in enumerate(names)]
 
 
 def _arrow_table(small: "DistilledDataset", pa: Any) -> Any:
