@@ -1,0 +1,180 @@
+"""A labelled image set in memory: training and test images in pixel space, and the transform that networks need."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from kdistill.data.splits import stratified_split
+from kdistill.errors import DataError, ShapeError
+from kdistill.transforms import Identity, Standardise, Transform, Zca
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their labels.
+
+    Attributes:
+        images: ``[N, C, H, W]``, float32, pixel space, values in [0, 1].
+        labels: ``[N]``, int64.
+
+    Raises:
+        ShapeError: Not ``[N, C, H, W]`` floats with ``[N]`` int64 labels.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self):
+        if self.images.ndim != 4 or not self.images.is_floating_point():
+            raise ShapeError(f"Split: expected float images [N, C, H, W], got {_brief(self.images)}; use load_data((X, y))")
+        if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
+            raise ShapeError(
+                f"Split: expected int64 labels [{len(self.images)}], got {_brief(self.labels)}; give one class number per image"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor) -> "Split":
+        """Return the split of the given row numbers, in that order."""
+        return Split(self.images[rows.to(self.images.device)], self.labels[rows.to(self.labels.device)])
+
+    def to(self, device: torch.device | str) -> "Split":
+        """Return the split on ``device``."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """A data set ready for distillation; made by ``load_data``.
+
+    Attributes:
+        train: What may be distilled.
+        test: What only final numbers may be measured on.
+        classes: Names; label ``k`` is ``classes[k]``.
+        name: Short name.
+        source: What ``load_data`` was given, or what kind of object.
+        licence: Of the data.
+        fingerprint: sha256 over shapes, labels and pixels as loaded; ``holdout`` and ``to`` keep it.  Computed if left empty.
+        transform: From pixel space to what networks see, fitted on the training images.
+        validation: The source's own validation split, if it has one.
+        notes: What was understood or changed while loading, one phrase each.
+
+    Raises:
+        ShapeError: The splits differ in image shape.
+        DataError: A label has no class name, or no image is left to train on.
+    """
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    name: str = "data"
+    source: str = ""
+    licence: str = "unknown"
+    fingerprint: str = ""
+    transform: Transform = field(default_factory=Identity)
+    validation: Split | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not len(self.train):
+            raise DataError("ImageDataset: expected training images, got none; add images")
+        for part, split in self._splits().items():
+            if split.images.shape[1:] != self.train.images.shape[1:]:
+                raise ShapeError(
+                    f"ImageDataset: expected {part} images {list(self.train.images.shape[1:])} as in train, "
+                    f"got {list(split.images.shape[1:])}; resize one of them"
+                )
+            outside = (split.labels < 0) | (split.labels >= len(self.classes))
+            if outside.any():
+                row = int(outside.nonzero()[0])
+                raise DataError(
+                    f"ImageDataset: expected labels 0..{len(self.classes) - 1}, got {int(split.labels[row])} "
+                    f"at {part} image {row}; give a name to every class"
+                )
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", fingerprint(*self._splits().values()))
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (colour)."""
+        return self.train.images.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Height of the images; equal to the width in every set that ``load_data`` returns."""
+        return self.train.images.shape[2]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def holdout(self, fraction: float = 0.1, seed: int = 0) -> tuple["ImageDataset", Split]:
+        """Withhold a stratified share of the training images for validation.
+
+        Args:
+            fraction: Share withheld, in (0, 1).  A source that came with its own validation split gives that one instead,
+                whatever ``fraction`` and ``seed`` say.
+            seed: Of the draw.
+
+        Returns:
+            The data set with a smaller ``train`` (transform, fingerprint and the rest stay), and what was withheld.
+
+        Raises:
+            ConfigError: ``fraction`` is not between 0 and 1.
+        """
+        if self.validation is not None:
+            return replace(self, validation=None), self.validation
+        kept, withheld = stratified_split(self.train.labels, fraction, seed=seed, purpose="split validation")
+        return replace(self, train=self.train.take(kept)), self.train.take(withheld)
+
+    def to(self, device: torch.device | str) -> "ImageDataset":
+        """Return the data set with every tensor on ``device``."""
+        moved = {part: split.to(device) for part, split in self._splits().items()}
+        return replace(self, **moved, transform=self.transform.to(device))
+
+    def describe(self) -> str:
+        """Return in one line what was understood: counts, shape, classes, normalisation, and anything that was changed."""
+        counts = torch.bincount(self.train.labels.cpu(), minlength=self.num_classes)
+        low, high = int(counts.min()), int(counts.max())
+        each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        parts = [f"{len(self.train):,} training"]
+        parts += [f"{len(self.validation):,} validation"] if self.validation is not None else []
+        parts += [f"{len(self.test):,} test"]
+        images = f"{', '.join(parts[:-1])} and {parts[-1]} images"
+        shape = "×".join(map(str, self.train.images.shape[1:]))
+        about = [f"{images}, {shape}, {self.num_classes} classes of {each} training images", _normalisation(self.transform)]
+        return f"{self.name}: " + "; ".join([*about, *self.notes])
+
+    def _splits(self) -> dict[str, Split]:
+        splits = {"train": self.train, "test": self.test}
+        return splits if self.validation is None else {**splits, "validation": self.validation}
+
+
+def fingerprint(*splits: Split) -> str:
+    """Return the sha256 (64 hexadecimal digits) over shapes, labels and float32 pixel bytes of the splits, in order.
+
+    Cost: about a second per gigabyte of float32 pixels.
+    """
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(json.dumps(list(split.images.shape)).encode())
+        digest.update(split.labels.cpu().numpy().astype("<i8", copy=False).tobytes())
+        for chunk in split.images.split(1024):
+            digest.update(chunk.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def _normalisation(transform: Transform) -> str:
+    if isinstance(transform, Standardise):
+        mean, std = (", ".join(f"{x:.3f}" for x in values.tolist()) for values in (transform.mean, transform.std))
+        return f"mean {mean} and std {std} computed"
+    return "ZCA fitted, eps 0.1" if isinstance(transform, Zca) else "not normalised"
+
+
+def _brief(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

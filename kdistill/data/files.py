@@ -1,0 +1,66 @@
+"""Files of arrays: ``.npz``, ``.safetensors`` and ``.pt``.  Nothing that a file could execute is ever executed."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from kdistill.data.objects import read_mapping, read_pair
+from kdistill.data.raw import Raw, unusable
+from kdistill.errors import did_you_mean
+
+
+def read_file(path: Path, size: int | None) -> Raw:
+    """Read a file of named arrays, or a ``.pt`` file with a pair (images, labels).
+
+    Raises:
+        DataError: Unknown kind of file, a damaged one, one that holds pickled objects, or one without images and labels.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise unusable("a folder or a file of a known kind", path.name, did_you_mean(suffix, list(READERS)))
+    try:
+        arrays = READERS[suffix](path)
+    except Exception as error:  # of any kind: a damaged pickle raises IndexError, struct.error and more
+        raise unusable(f"a whole {suffix} file of arrays", f"{path} ({_first_line(error)})", _fix(error)) from error
+    if isinstance(arrays, Mapping):
+        return read_mapping(arrays, size, where=path.name)
+    if isinstance(arrays, tuple | list) and len(arrays) == 2:
+        notes: list[str] = []
+        return Raw(read_pair(arrays[0], arrays[1], size, notes=notes), notes=notes)
+    raise unusable(f"a dict or a pair (images, labels) in {path.name}", type(arrays).__name__, "save one")
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz`` file; never unpickles.
+
+    Raises:
+        OSError, ValueError, zipfile.BadZipFile: The file is missing, damaged, or no archive of plain arrays.
+    """
+    with path.open("rb") as stream:  # opened here: numpy leaves a damaged file open
+        loaded = np.load(stream, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("a single array, not an archive of named ones")
+        return {name: loaded[name] for name in loaded.files}
+
+
+def _read_pt(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+READERS = {".npz": read_npz, ".safetensors": load_file, ".pt": _read_pt, ".pth": _read_pt}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__
+
+
+def _fix(error: Exception) -> str:
+    text = str(error).lower()
+    pickled = isinstance(error, pickle.UnpicklingError) or "pickle" in text
+    return "pickled objects are never executed: save plain arrays" if pickled else "copy or download it again"
