@@ -1,5 +1,5 @@
 #include "bindings/by_address.hpp"
-#include "common/class_lists.hpp"
+#include "common/huge_pages.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/ops.hpp"
 
@@ -16,7 +16,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("isa", [] { return kd::isa_name(kd::current_isa()); });
   m.def("supported_isa", [] { return kd::isa_name(kd::supported_isa()); });
   m.def("use_isa", [](const char* name) { kd::use_isa(name); });
-  m.def("class_lists", kd::by_address(&kd::class_lists), no_gil);
+  m.def("advise_huge_pages", kd::by_address(&kd::advise_huge_pages));
 
   KD_BIND(class_mean_sqdist);
   KD_BIND(class_mean_sqdist_bwd);

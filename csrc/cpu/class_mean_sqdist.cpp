@@ -1,16 +1,18 @@
 // value = sum_c |w_c * (mean_c(real) - mean_c(syn))|^2.  Truth: kdistill/backends/reference/class_mean_sqdist.py
 //   real [n, f], syn [m, f], weights [num_classes, f] or null, diff [num_classes, f] (the difference of the means, 0 where a
-//   class is absent on either side), partials [num_classes, ceil(f / kStrip)]: row-major, contiguous, not overlapping.
-//   *_order and *_offsets list the rows of each class (common/class_lists.hpp).
+//   class is absent on either side): row-major, contiguous, not overlapping.  labels in 0..num_classes-1.
+//   Scratch: lists [n + m + 2*num_classes + 2], partials [num_classes, ceil(f / kStrip)].
 // One unit of work is a class and a strip of features: its sums stay in L1, every row is read once, and no sum depends on the
 // number of threads.  Cost: (n + m + 5*num_classes)*f flops; reads (n + m)*f and writes num_classes*f elements.
 #include "common/check.hpp"
+#include "common/class_lists.hpp"
 #include "cpu/ops.hpp"
 
 namespace kd::KD_ISA {
 namespace {
 
 constexpr int64_t kStrip = 1024;  // features per unit: three strips of float64 fill 24 of the 32 KiB of L1
+constexpr int64_t kGrain = 1 << 16;  // elements of work under which waking a second thread costs more than it saves
 constexpr int64_t kRows = 8;      // rows added in a tree before they meet the running sum: less traffic, less rounding
 
 template <typename T>
@@ -33,12 +35,17 @@ void add_rows(const T* x, const int64_t* rows, int64_t count, int64_t f, int64_t
 }  // namespace
 
 template <typename T>
-void class_mean_sqdist(const T* real, const int64_t* real_order, const int64_t* real_offsets, const T* syn,
-                       const int64_t* syn_order, const int64_t* syn_offsets, const T* weights, T* value, T* diff,
-                       T* partials, int64_t f, int64_t num_classes, int threads) {
-  KD_CHECK(f >= 0 && num_classes >= 0 && threads > 0, "class_mean_sqdist: expected sizes >= 0 and threads > 0");
+void class_mean_sqdist(const T* real, const int64_t* real_labels, const T* syn, const int64_t* syn_labels, const T* weights,
+                       T* value, T* diff, int64_t* lists, T* partials, int64_t n, int64_t m, int64_t f, int64_t num_classes,
+                       int threads) {
+  KD_CHECK(n >= 0 && m >= 0 && f >= 0 && num_classes >= 0 && threads > 0,
+           "class_mean_sqdist: expected sizes >= 0 and threads > 0");
+  int64_t *real_order = lists, *syn_order = lists + n;
+  int64_t *real_offsets = lists + n + m, *syn_offsets = real_offsets + num_classes + 1;
+  class_lists(real_labels, real_order, real_offsets, n, num_classes);
+  class_lists(syn_labels, syn_order, syn_offsets, m, num_classes);
   const int64_t strips = (f + kStrip - 1) / kStrip;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if ((n + m) * f > kGrain)
   for (int64_t unit = 0; unit < num_classes * strips; ++unit) {
     const int64_t c = unit / strips, start = (unit % strips) * kStrip;
     const int64_t width = f - start < kStrip ? f - start : kStrip;
@@ -66,24 +73,44 @@ void class_mean_sqdist(const T* real, const int64_t* real_order, const int64_t* 
   *value = T(sum);
 }
 
-// out[i] = table[labels[i]].  table [num_classes, f] is 2*grad*w^2*diff/count, out [n, f].
+// out[i] = table[labels[i]] with table = sign*2*grad*w^2*diff/count, the gradient of a row of each class.
+// grad is one number, diff and table [num_classes, f], out [n, f].  Scratch: counts [num_classes], table.
 template <typename T>
-void class_mean_sqdist_bwd(const T* table, const int64_t* labels, T* out, int64_t n, int64_t f, int threads) {
-  KD_CHECK(n >= 0 && f >= 0 && threads > 0, "class_mean_sqdist_bwd: expected sizes >= 0 and threads > 0");
-#pragma omp parallel for num_threads(threads) schedule(static)
+void class_mean_sqdist_bwd(const T* grad, const T* diff, const T* weights, const int64_t* labels, T* out, int64_t* counts,
+                           T* table, int64_t n, int64_t f, int64_t num_classes, double sign, int threads) {
+  KD_CHECK(n >= 0 && f >= 0 && num_classes >= 0 && threads > 0, "class_mean_sqdist_bwd: expected sizes >= 0 and threads > 0");
+  for (int64_t c = 0; c < num_classes; ++c) counts[c] = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const T* row = table + labels[i] * f;
-    T* to = out + i * f;
+    KD_CHECK(labels[i] >= 0 && labels[i] < num_classes, "class_mean_sqdist_bwd: expected labels in 0..num_classes-1");
+    ++counts[labels[i]];
+  }
+  const T factor = T(2 * sign) * *grad;
+#pragma omp parallel num_threads(threads) if (n * f > kGrain)
+  {
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < num_classes; ++c) {
+      if (counts[c] == 0) continue;  // no row reads it
+      const T *d = diff + c * f, *w = weights ? weights + c * f : nullptr, count = T(counts[c]);
+      T* to = table + c * f;
 #pragma omp simd
-    for (int64_t j = 0; j < f; ++j) to[j] = row[j];
+      for (int64_t j = 0; j < f; ++j) to[j] = factor * (w ? w[j] * w[j] * d[j] : d[j]) / count;
+    }
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < n; ++i) {
+      const T* row = table + labels[i] * f;
+      T* to = out + i * f;
+#pragma omp simd
+      for (int64_t j = 0; j < f; ++j) to[j] = row[j];
+    }
   }
 }
 
-template void class_mean_sqdist(const float*, const int64_t*, const int64_t*, const float*, const int64_t*, const int64_t*,
-                                const float*, float*, float*, float*, int64_t, int64_t, int);
-template void class_mean_sqdist(const double*, const int64_t*, const int64_t*, const double*, const int64_t*, const int64_t*,
-                                const double*, double*, double*, double*, int64_t, int64_t, int);
-template void class_mean_sqdist_bwd(const float*, const int64_t*, float*, int64_t, int64_t, int);
-template void class_mean_sqdist_bwd(const double*, const int64_t*, double*, int64_t, int64_t, int);
+#define KD_INSTANTIATE(T)                                                                                                     \
+  template void class_mean_sqdist(const T*, const int64_t*, const T*, const int64_t*, const T*, T*, T*, int64_t*, T*, int64_t, \
+                                  int64_t, int64_t, int64_t, int);                                                            \
+  template void class_mean_sqdist_bwd(const T*, const T*, const T*, const int64_t*, T*, int64_t*, T*, int64_t, int64_t,       \
+                                      int64_t, double, int);
+KD_INSTANTIATE(float)
+KD_INSTANTIATE(double)
 
 }  // namespace kd::KD_ISA

@@ -25,6 +25,6 @@
 #endif
 
 // clang-format off
-KD_CPU_OP(class_mean_sqdist, const T* real, const int64_t* real_order, const int64_t* real_offsets, const T* syn, const int64_t* syn_order, const int64_t* syn_offsets, const T* weights, T* value, T* diff, T* partials, int64_t f, int64_t num_classes, int threads)
-KD_CPU_OP(class_mean_sqdist_bwd, const T* table, const int64_t* labels, T* out, int64_t n, int64_t f, int threads)
+KD_CPU_OP(class_mean_sqdist, const T* real, const int64_t* real_labels, const T* syn, const int64_t* syn_labels, const T* weights, T* value, T* diff, int64_t* lists, T* partials, int64_t n, int64_t m, int64_t f, int64_t num_classes, int threads)
+KD_CPU_OP(class_mean_sqdist_bwd, const T* grad, const T* diff, const T* weights, const int64_t* labels, T* out, int64_t* counts, T* table, int64_t n, int64_t f, int64_t num_classes, double sign, int threads)
 // clang-format on

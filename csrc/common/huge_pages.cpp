@@ -1,0 +1,21 @@
+#include "common/huge_pages.hpp"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace kd {
+
+void advise_huge_pages(const char* address, int64_t nbytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kPage = 4096;
+  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(address) + kPage - 1) / kPage * kPage;
+  const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(address) + static_cast<std::uintptr_t>(nbytes)) / kPage * kPage;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)address;
+  (void)nbytes;
+#endif
+}
+
+}  // namespace kd
