@@ -96,10 +96,9 @@ def load_file(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected valid {path.suffix[1:].upper()}, got: {error}; correct that line") from error
     if not isinstance(value, dict):
         raise ConfigError(f'{path}: expected a table at the top level, got {_shown(value)}; write {{"key": value}}')
-    if "artifact" in value and isinstance(value.get("config"), dict):
-        value = value["config"]
-        run = value.get("run", value)
-        return run if isinstance(run, dict) else value
+    if "artifact" in value and isinstance(value.get("run"), dict):
+        run: dict[str, Any] = value["run"]
+        return run
     return value
 
 

@@ -34,7 +34,8 @@ class DistilledDataset:
 
     Raises:
         ShapeError: A tensor has another shape or dtype.
-        DataError: No image, a value that is not finite, a label outside ``0..K-1``, or metadata that JSON cannot hold.
+        DataError: No image, a value that is not finite, a label outside ``0..K-1``, metadata that JSON cannot hold, or a config
+            key ``"artifact"``.
     """
 
     images: Tensor
@@ -71,6 +72,8 @@ class DistilledDataset:
         for name, tensor in (("images", images), ("label_logits", logits)):
             if tensor is not None and not tensor.isfinite().all():
                 raise DataError(f"{name}: expected finite numbers, got NaN or infinity; the run that made them blew up")
+        if "artifact" in self.config:
+            raise DataError("config: expected no key 'artifact', got one; config.json keeps its own description there, rename it")
         settled = {
             "images": _own(images, torch.float32),
             "labels": _own(labels, torch.int64),

@@ -75,7 +75,7 @@ def load(path: str | Path) -> "DistilledDataset":
             label_logits=tensors.get("label_logits"),
             learned_lr=None if lr is None else lr.item(),
             classes=metadata["classes"],
-            config=described["config"],
+            config={key: value for key, value in described.items() if key != "artifact"},
             metrics=_json(path, "metrics.json") if _place(path, "metrics.json").exists() else {},
             transform=from_state(metadata["transform"], state),
         )
@@ -139,7 +139,7 @@ def _config(small: "DistilledDataset", data: bytes) -> bytes:
         "labels": "hard" if small.label_logits is None else "soft",
         "transform": transform,
     }
-    described = {"artifact": about, "config": small.config}
+    described = {**small.config, "artifact": about}
     about["checksum"] = hashlib.sha256(to_json(described)).hexdigest()
     return to_json(described)
 
@@ -191,8 +191,9 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
+    content = _read(path, name)  # outside: its DataError is a ValueError
     try:
-        value = json.loads(_read(path, name))
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path / name}: expected valid JSON, got: {error}; the file was damaged: restore it") from error
     if not isinstance(value, dict):
