@@ -185,7 +185,9 @@ def _quality(config: _Record, metrics: _Record) -> str:
     how += f", protocol `{protocol}`" if protocol else ""
     epochs = metrics.text("evaluation", "protocol", "epochs")
     how += f" ({epochs} epochs)" if epochs else ""
-    how += "; mean ± standard deviation over networks; the same recipe in every row; settings chosen on withheld training images."
+    how += "; mean ± standard deviation over networks; the same recipe in every row; the step size is "
+    lr = metrics.at("evaluation", "protocol", "lr")
+    how += f"{lr:g}." if _is_number(lr) else "chosen on withheld training images."
     if best:
         how += (
             ' "Best on test" is chosen by looking at the test set, as papers often do; do not compare it with the other column.'

@@ -27,11 +27,11 @@ def row(name, kind, mean, **more):
     return {"name": name, "kind": kind, "mean": mean, **fields, **more}
 
 
-def evaluation(*rows, **scores):
+def evaluation(*rows, lr="auto", **scores):
     rows = rows or (row("dm", "distilled", 0.90), row("random", "baseline", 0.70), row("full", "baseline", 0.95))
     scores = {"gap_closed": 0.8, "eight_bit_cost": 0.012, "hlr": 0.05, "ior": 0.2, "lrs": 0.34, **scores}
     protocol = {"name": "bench", "epochs": 300}
-    return {"rows": list(rows), "scores": {"convnet": scores}, "protocol": protocol, "data": {"name": "digits"}}
+    return {"rows": list(rows), "scores": {"convnet": scores}, "protocol": {**protocol, "lr": lr}, "data": {"name": "digits"}}
 
 
 def a_set(**fields):
@@ -110,6 +110,8 @@ def test_scores_with_spread_seeds_and_distance_from_full_data():
     )
     assert "an 8-bit export costs 1.20 points of accuracy: **keep the float images**" in text
     assert "HLR 5.0 %, IOR 20.0 %, LRS 34.0 %" in text
+    assert "the step size is chosen on withheld training images." in text
+    assert "the step size is 0.01." in card(a_set(metrics={"evaluation": evaluation(lr=0.01)}))
     assert "protocol `bench` (300 epochs)" in text and "best on test" not in text
 
 
