@@ -1,0 +1,273 @@
+"""The interface of every student: a network as a function of one flat parameter vector.
+
+Symbols: P parameters, B images, C channels, S their side, N classes, F features, G members of a group (one network each).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdistill.engine import layers
+from kdistill.errors import ConfigError, ShapeError
+
+GRADS = ("theta", "images")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One parameter tensor inside theta.
+
+    Attributes:
+        name: Dotted, e.g. ``"blocks.0.conv.weight"``.
+        shape: Of the tensor.
+        fan_in: Drawn from U(±1/sqrt(fan_in)), PyTorch's default of convolutions and linear layers; None for a constant.
+        value: The constant.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    fan_in: int | None = None
+    value: float = 0.0
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Return initial values, flat, float32."""
+        if self.fan_in is None:
+            return torch.full((self.numel,), self.value, device=generator.device)
+        if len(self.shape) == 1:
+            bound = 1.0 / math.sqrt(self.fan_in)
+        else:  # the same number, rounded as torch.nn.init rounds it
+            bound = math.sqrt(3.0) * (math.sqrt(2.0 / 6.0) / math.sqrt(self.fan_in))
+        return torch.empty(self.numel, device=generator.device).uniform_(-bound, bound, generator=generator)
+
+
+@dataclass
+class GraphSaved:
+    """What the generic pair keeps: leaves and the end of a private autograd graph."""
+
+    theta: Tensor
+    images: Tensor
+    out: Tensor
+
+
+@dataclass
+class GroupSaved:
+    """What the pair keeps for a group: one entry per member."""
+
+    members: list[Any]
+    shared: bool  # one [B, C, S, S] batch for all members
+
+
+class Student(ABC):
+    """A network as a function of one flat parameter vector ``theta [P]``.
+
+    Every call also takes a group: ``theta [G, P]`` with ``images [G, B, C, S, S]``, or with one shared ``[B, C, S, S]``; results
+    then begin with G.  Images are what the network sees (normalised), float32 or float64 like theta.
+
+    Attributes:
+        name: E.g. ``"convnet"``.
+        channels: C.
+        size: S.
+        classes: N.
+        slots: The parameter tensors in the order in which theta holds them, shallow to deep.
+        feature_dim: F, the length of the vector before the classifier.
+    """
+
+    def __init__(self, name: str, channels: int, size: int, classes: int, slots: Sequence[Slot], feature_dim: int):
+        self.name, self.channels, self.size, self.classes = name, channels, size, classes
+        self.slots, self.feature_dim = tuple(slots), feature_dim
+        self.num_params = sum(slot.numel for slot in self.slots)
+        self._numels = [slot.numel for slot in self.slots]
+
+    def __repr__(self) -> str:
+        return f"Student({self.name}, {self.channels}x{self.size}x{self.size} -> {self.classes}, {self.num_params} parameters)"
+
+    def init(self, generator: torch.Generator) -> Tensor:
+        """Return fresh parameters ``theta [P]``, float32, on the generator's device and drawn from it alone."""
+        return torch.cat([slot.draw(generator) for slot in self.slots])
+
+    def unflatten(self, theta: Tensor) -> list[Tensor]:
+        """Return ``theta [P]`` as views of the shapes of ``slots``."""
+        return [part.view(slot.shape) for part, slot in zip(theta.split(self._numels), self.slots, strict=True)]
+
+    # ---- differentiable calls
+
+    def apply(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Return logits ``[B, N]`` (``[G, B, N]``); differentiable twice in theta and images."""
+        return self._each(theta, images, self._logits)
+
+    def features(self, theta: Tensor, images: Tensor, layers: str = "last") -> Tensor | list[Tensor]:
+        """Return what the network computes before its classifier; differentiable twice in theta and images.
+
+        Args:
+            theta: ``[P]`` or ``[G, P]``.
+            images: ``[B, C, S, S]`` or ``[G, B, C, S, S]``.
+            layers: ``"last"``: the vector that the classifier reads, ``[B, F]``.  ``"all"``: the post-activation maps of every
+                block before its pooling, shallow to deep.
+        """
+        if layers == "last":
+            return self._each(theta, images, self._features)
+        if layers != "all":
+            raise ConfigError(f"features: expected layers 'last' or 'all', got '{layers}'; pass one of the two")
+        if theta.ndim == 1:
+            self._check(theta, images)
+            return self._maps(theta, images)
+        members = [self._maps(t, x) for t, x in self._members(theta, images)]
+        return [torch.stack(level) for level in zip(*members, strict=True)]
+
+    # ---- graph-free calls
+
+    @torch.no_grad()
+    def forward(self, theta: Tensor, images: Tensor, *, to: str = "logits") -> tuple[Tensor, Any]:
+        """Run the network without an autograd graph and keep what ``backward`` needs.
+
+        Args:
+            theta: ``[P]`` or ``[G, P]``.
+            images: ``[B, C, S, S]`` or ``[G, B, C, S, S]``.
+            to: ``"logits"`` or ``"features"`` (the vector before the classifier).
+
+        Returns:
+            (out ``[B, N]`` or ``[B, F]``, saved).  Theta and images must not change before ``backward``.
+        """
+        if to not in ("logits", "features"):
+            raise ConfigError(f"forward: expected to 'logits' or 'features', got '{to}'; pass one of the two")
+        if theta.ndim == 1:
+            self._check(theta, images)
+            return self._forward(theta, images, to)
+        pairs = [self._forward(t, x, to) for t, x in self._members(theta, images)]
+        saved = GroupSaved([kept for _, kept in pairs], images.ndim == 4)
+        return torch.stack([out for out, _ in pairs]), saved
+
+    @torch.no_grad()
+    def backward(self, saved: Any, grad_out: Tensor, *, want: Sequence[str] = GRADS) -> tuple[Tensor | None, Tensor | None]:
+        """Return (dL/dtheta or None, dL/dimages or None) from ``grad_out = dL/dout``; ``want`` names those to compute.
+
+        Shapes are those of ``theta`` and ``images`` in ``forward``; images shared by a group get the sum over the group.
+        """
+        if not set(want) <= set(GRADS):
+            raise ConfigError(f"backward: expected want among {GRADS}, got {tuple(want)}; leave the others out")
+        flags = "theta" in want, "images" in want
+        if not isinstance(saved, GroupSaved):
+            return self._backward(saved, grad_out, *flags)
+        pairs = [self._backward(kept, grad, *flags) for kept, grad in zip(saved.members, grad_out, strict=True)]
+        grad_theta = torch.stack([t for t, _ in pairs if t is not None]) if flags[0] else None
+        if not flags[1]:
+            return grad_theta, None
+        grads = torch.stack([x for _, x in pairs if x is not None])
+        return grad_theta, grads.sum(0) if saved.shared else grads
+
+    @torch.no_grad()
+    def infer(self, theta: Tensor, images: Tensor, *, to: str = "logits", batch_size: int | None = None) -> Tensor:
+        """Return what ``forward`` returns and keep nothing.
+
+        Args:
+            theta: ``[P]`` or ``[G, P]``.
+            images: ``[B, C, S, S]`` or ``[G, B, C, S, S]``.
+            to: ``"logits"`` or ``"features"``.
+            batch_size: Most images at a time; None leaves it to the student.  Under batch statistics it changes the result.
+        """
+        call = self._infer_logits if to == "logits" else self._infer_features
+        if batch_size is None:
+            return self._each(theta, images, call)
+        return self._each(theta, images, lambda t, x: torch.cat([call(t, part) for part in x.split(batch_size)]))
+
+    @torch.no_grad()
+    def loss_and_grad(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean cross-entropy and its gradient in theta: (``[]``, ``[P]``), or (``[G]``, ``[G, P]``).
+
+        Args:
+            theta: ``[P]`` or ``[G, P]``.
+            images: ``[B, C, S, S]``, or ``[G, B, C, S, S]``.
+            labels: int64 ``[B]``, or float logits of soft labels ``[B, N]``; with a G in front if the images have one.
+        """
+        layers.check_labels("loss_and_grad", labels, tuple(images.shape[:-3]), self.classes)
+        if theta.ndim == 1:
+            self._check(theta, images)
+            return self._loss_and_grad(theta, images, labels)
+        members = self._members(theta, images)
+        each = [labels] * len(members) if images.ndim == 4 else list(labels)
+        pairs = [self._loss_and_grad(t, x, y) for (t, x), y in zip(members, each, strict=True)]
+        return torch.stack([loss for loss, _ in pairs]), torch.stack([grad for _, grad in pairs])
+
+    # ---- what a network defines; always one member, checked
+
+    @abstractmethod
+    def _features(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Return the differentiable ``[B, F]``."""
+
+    @abstractmethod
+    def _maps(self, theta: Tensor, images: Tensor) -> list[Tensor]:
+        """Return the differentiable post-activation maps."""
+
+    @abstractmethod
+    def _logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Return the differentiable ``[B, N]``."""
+
+    # ---- what a network may replace by something faster
+
+    def _infer_logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        return self._logits(theta, images)
+
+    def _infer_features(self, theta: Tensor, images: Tensor) -> Tensor:
+        return self._features(theta, images)
+
+    def _forward(self, theta: Tensor, images: Tensor, to: str) -> tuple[Tensor, Any]:
+        theta, images = theta.detach().requires_grad_(), images.detach().requires_grad_()
+        with torch.enable_grad():
+            out = self._logits(theta, images) if to == "logits" else self._features(theta, images)
+        return out.detach(), GraphSaved(theta, images, out)
+
+    def _backward(self, saved: Any, grad_out: Tensor, want_theta: bool, want_images: bool) -> tuple[Tensor | None, Tensor | None]:
+        inputs = [x for x, wanted in ((saved.theta, want_theta), (saved.images, want_images)) if wanted]
+        if not inputs:
+            return None, None
+        grads = iter(torch.autograd.grad(saved.out, inputs, grad_out, retain_graph=True, materialize_grads=True))
+        return next(grads) if want_theta else None, next(grads) if want_images else None
+
+    def _loss_and_grad(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = theta.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self._logits(leaf, images)
+        loss, grad_logits = layers.softmax_cross_entropy(logits.detach(), labels)
+        (grad,) = torch.autograd.grad(logits, leaf, grad_logits, materialize_grads=True)
+        return loss, grad
+
+    # ---- groups and checks
+
+    def _each(self, theta: Tensor, images: Tensor, call: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        if theta.ndim == 1:
+            self._check(theta, images)
+            return call(theta, images)
+        return torch.stack([call(t, x) for t, x in self._members(theta, images)])
+
+    def _members(self, theta: Tensor, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        if theta.ndim != 2 or images.ndim not in (4, 5) or (images.ndim == 5 and images.shape[0] != theta.shape[0]):
+            raise ShapeError(
+                f"{self.name}: expected theta [P] or [G, P] and images [B, C, S, S] or [G, B, C, S, S], "
+                f"got {list(theta.shape)} and {list(images.shape)}; give both the same G"
+            )
+        each = list(images) if images.ndim == 5 else [images] * theta.shape[0]
+        self._check(theta[0], each[0])
+        return list(zip(theta, each, strict=True))
+
+    def _check(self, theta: Tensor, images: Tensor) -> None:
+        want = (self.channels, self.size, self.size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != want or tuple(theta.shape) != (self.num_params,):
+            raise ShapeError(
+                f"{self.name}: expected theta [{self.num_params}] and images [B, {', '.join(map(str, want))}], got "
+                f"{list(theta.shape)} and {list(images.shape)}; build the student for this size and these channels"
+            )
+        if theta.dtype != images.dtype or theta.device != images.device:
+            raise ShapeError(
+                f"{self.name}: expected images like theta ({theta.dtype} on {theta.device}), got {images.dtype} on "
+                f"{images.device}; convert with .to(theta)"
+            )

@@ -1,0 +1,132 @@
+"""Any ``torch.nn.Module`` as a student, through ``torch.func.functional_call``; the zoo's networks run this way too.
+
+The module is copied and runs in evaluation mode (dropout off) with buffers frozen at their present values, except that batch
+norm always uses the statistics of the batch, and they stay in the graph.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kdistill.engine.students._student import Slot, Student
+from kdistill.errors import ConfigError, ShapeError
+
+ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Hardswish, nn.Mish, nn.PReLU, nn.Tanh, nn.Sigmoid)
+
+
+class ModuleStudent(Student):
+    """A module as a function of theta; parameters in the order of ``module.named_parameters()``.
+
+    The classifier is the last ``nn.Linear`` with as many outputs as there are classes: its input are the features.  ``taps`` are
+    the modules whose outputs are the maps of ``features(..., layers="all")``; by default all activation modules.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str,
+        channels: int,
+        size: int,
+        classes: int,
+        taps: tuple[str, ...] | None = None,
+        fresh: Callable[[], nn.Module] | None = None,
+    ):
+        self.module = _frozen(module)
+        self._fresh = fresh
+        modules = dict(self.module.named_modules())
+        linears = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m.out_features == classes]
+        self._classifier = linears[-1] if linears else None
+        known = tuple(n for n, m in modules.items() if isinstance(m, ACTIVATIONS))
+        self.taps = known if taps is None else taps
+        self._names = [n for n, _ in self.module.named_parameters()]
+        slots = [Slot(n, tuple(p.shape)) for n, p in self.module.named_parameters()]
+        features = modules[self._classifier].in_features if self._classifier is not None else 0
+        super().__init__(name, channels, size, classes, slots, features)
+
+    def init(self, generator: torch.Generator) -> Tensor:
+        """Return fresh parameters ``[P]``, float32, drawn from ``generator`` alone.
+
+        The zoo draws every tensor from it.  A user's factory is called again, and a user's module gets ``reset_parameters()`` of
+        all its parts (other parameters keep their value), with the CPU's global generator seeded from ``generator`` meanwhile and
+        restored afterwards.
+        """
+        if hasattr(self.module, "draw_parameters"):
+            return _flat(self.module.draw_parameters(generator))
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        state = torch.get_rng_state()
+        try:
+            torch.default_generator.manual_seed(seed)
+            module = _reset(copy.deepcopy(self.module)) if self._fresh is None else self._fresh()
+        finally:
+            torch.set_rng_state(state)
+        return _flat([p for _, p in module.named_parameters()]).to(generator.device)
+
+    def _call(self, theta: Tensor, images: Tensor) -> Tensor:
+        state = dict(zip(self._names, self.unflatten(theta), strict=True))
+        for name, buffer in self.module.named_buffers():
+            state[name] = buffer.to(images) if buffer.is_floating_point() else buffer.to(images.device)
+        return functional_call(self.module, state, (images,))
+
+    def _logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        out = self._call(theta, images)
+        if tuple(out.shape) != (images.shape[0], self.classes):
+            raise ShapeError(
+                f"{self.name}: expected logits [{images.shape[0]}, {self.classes}], got {list(out.shape)}; "
+                "let the module return one row of class logits per image"
+            )
+        return out
+
+    def _features(self, theta: Tensor, images: Tensor) -> Tensor:
+        if self._classifier is None:
+            raise ConfigError(
+                f"{self.name}: expected a classifier nn.Linear(..., {self.classes}) to read features from, got none; end the "
+                "module with one"
+            )
+        found: list[Tensor] = []
+        classifier = self.module.get_submodule(self._classifier)
+        hook = classifier.register_forward_pre_hook(lambda _, args: found.append(args[0]))
+        try:
+            self._call(theta, images)
+        finally:
+            hook.remove()
+        return found[-1].flatten(1)
+
+    def _maps(self, theta: Tensor, images: Tensor) -> list[Tensor]:
+        if not self.taps:
+            raise ConfigError(f"{self.name}: expected activation modules such as nn.ReLU, got none; use them, or layers='last'")
+        found: list[Tensor] = []
+        hooks = [
+            self.module.get_submodule(name).register_forward_hook(lambda _, __, out: found.append(out)) for name in self.taps
+        ]
+        try:
+            self._call(theta, images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    module = copy.deepcopy(module).eval().requires_grad_(False)
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.track_running_stats = False
+            part.running_mean = part.running_var = part.num_batches_tracked = None
+    return module
+
+
+def _reset(module: nn.Module) -> nn.Module:
+    for part in module.modules():
+        reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
+        if callable(reset):
+            reset()
+    return module
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.detach().flatten().float() for t in tensors])

@@ -1,0 +1,169 @@
+"""Training a student on a set of images by SGD, the evaluation loop of the field, and accuracy.
+
+Symbols: G networks, P parameters, B images of a batch, N images in all, C channels, S their side, K classes.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kdistill.engine.layers import check_labels
+from kdistill.engine.students import Student
+from kdistill.errors import ConfigError, NonFiniteError, did_you_mean
+from kdistill.keys import generator, make_key, permutation
+
+SCHEDULES = ("step", "cosine", "constant")
+TEST_BATCH = 256
+
+
+def loss_and_grad(student: Student, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean cross-entropy and its gradient in theta, without an autograd graph.
+
+    Args:
+        student: The network.
+        theta: ``[P]`` or ``[G, P]``.
+        images: Normalised, ``[B, C, S, S]`` or ``[G, B, C, S, S]``; four dimensions are shared by the group.
+        labels: int64 ``[B]`` (hard), or float LOGITS ``[B, K]`` of soft labels; with a G in front if the images have one.
+
+    Returns:
+        (loss ``[]`` or ``[G]`` in nats, gradient shaped like theta).
+
+    Cost: a forward and a backward pass; no gradient in the images.
+    """
+    return student.loss_and_grad(theta, images, labels)
+
+
+def train(
+    student: Student,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    lr: float,
+    key: int,
+    batch_size: int = 256,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    schedule: str = "step",
+    augment: Callable[[Tensor, int], Tensor] | None = None,
+    nets: int = 1,
+    on_epoch: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Train fresh networks on a set of images and return their parameters ``[nets, P]``.
+
+    Args:
+        student: The network.
+        images: Normalised, ``[N, C, S, S]``, float32 or float64.
+        labels: int64 ``[N]``, or float LOGITS ``[N, K]`` of soft labels.
+        epochs: Passes over the images.
+        lr: Step size of SGD.
+        key: Decides initial parameters and order of every network; network g does not depend on ``nets``.
+        batch_size: Images per step; the last batch of an epoch may be smaller.
+        momentum: Of SGD.
+        weight_decay: L2, on all parameters.
+        schedule: ``"step"``: a tenth of ``lr`` from epoch ``epochs//2 + 1`` on, with the momentum started afresh there;
+            ``"cosine"``: from ``lr`` to 0, by epoch; ``"constant"``.
+        augment: ``(images, step) -> images``, deterministic in step.  Network g calls it with ``g*steps + step``, where ``steps``
+            is the number of steps of a whole run: every network sees its own draws.
+        nets: G.
+        on_epoch: Called with (epochs done, ``[nets, P]``) after every epoch; the tensor changes afterwards, clone to keep it.
+
+    Returns:
+        The final parameters, on the device and in the dtype of the images.  Same arguments, thread count and machine: same bits.
+
+    Raises:
+        ConfigError: Unknown schedule, or a number out of range.
+        ShapeError: Labels or images do not fit the student.
+        NonFiniteError: The loss stopped being finite.
+
+    Cost: ``epochs * nets`` forward and backward passes over N images; memory of one chunk of images and ``3*P`` numbers per
+    network.  The networks of a group run one after the other within an epoch: see docs/students.md for the measurement.
+
+    References: the evaluation loop of Zhao et al., Dataset Condensation with Gradient Matching, ICLR 2021.
+    """
+    _check(epochs, lr, batch_size, nets, schedule)
+    check_labels("train", labels, (images.shape[0],), student.classes)
+    drawn = [student.init(generator(make_key(key, "init", g))) for g in range(nets)]
+    thetas = torch.stack(drawn).to(images)
+    velocity = torch.zeros_like(thetas)
+    count, per_epoch = images.shape[0], -(-images.shape[0] // batch_size)
+    for epoch in range(epochs):
+        rate = lr * _factor(schedule, epoch, epochs)
+        if schedule == "step" and epoch == epochs // 2 + 1:
+            velocity.zero_()
+        for g in range(nets):
+            order = permutation(make_key(key, "order", g, epoch), count).to(images.device)
+            losses = []
+            for index, rows in enumerate(order.split(batch_size)):
+                batch = images[rows]
+                if augment is not None:
+                    batch = augment(batch, (g * epochs + epoch) * per_epoch + index)
+                loss, grad = student.loss_and_grad(thetas[g], batch, labels[rows])
+                sgd_(thetas[g], velocity[g], grad, lr=rate, momentum=momentum, weight_decay=weight_decay)
+                losses.append(loss)
+            _check_finite(torch.stack(losses), epoch, lr)
+        if on_epoch is not None:
+            on_epoch(epoch + 1, thetas)
+    return thetas
+
+
+@torch.no_grad()
+def sgd_(theta: Tensor, velocity: Tensor, grad: Tensor, *, lr: float, momentum: float, weight_decay: float) -> None:
+    """Take one step of SGD in place: ``v <- momentum*v + grad + weight_decay*theta``, ``theta <- theta - lr*v``."""
+    if momentum:
+        velocity.mul_(momentum).add_(grad)
+    else:
+        velocity.copy_(grad)
+    if weight_decay:
+        velocity.add_(theta, alpha=weight_decay)
+    theta.add_(velocity, alpha=-lr)
+
+
+@torch.no_grad()
+def accuracy(student: Student, theta: Tensor, images: Tensor, labels: Tensor, *, batch_size: int = TEST_BATCH) -> Tensor:
+    """Return the share of images whose largest logit is the label's, in [0, 1].
+
+    Args:
+        student: The network.
+        theta: ``[P]`` or ``[G, P]``.
+        images: Normalised, ``[N, C, S, S]``, N > 0.
+        labels: int64 ``[N]``.
+        batch_size: Images at a time; under batch statistics it changes the result.
+
+    Returns:
+        float64, a scalar or ``[G]``.
+
+    Cost: one forward pass per network.
+    """
+    check_labels("accuracy", labels, (images.shape[0],), student.classes)
+    if labels.is_floating_point() or not len(labels):
+        raise ConfigError("accuracy: expected at least one image with an int64 label, got none; pass hard labels")
+    hits = theta.new_zeros(theta.shape[:-1], dtype=torch.float64)
+    for rows, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        hits += (student.infer(theta, rows).argmax(-1) == truth).sum(-1)
+    return hits / len(labels)
+
+
+def _factor(schedule: str, epoch: int, epochs: int) -> float:
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
+    return 0.1 if schedule == "step" and epoch > epochs // 2 else 1.0
+
+
+def _check(epochs: int, lr: float, batch_size: int, nets: int, schedule: str) -> None:
+    if schedule not in SCHEDULES:
+        raise ConfigError(f"train: expected a known schedule, got '{schedule}'; {did_you_mean(schedule, list(SCHEDULES))}")
+    if epochs < 0 or batch_size < 1 or nets < 1 or not lr > 0:
+        raise ConfigError(
+            f"train: expected epochs >= 0, batch_size >= 1, nets >= 1 and lr > 0, got {epochs}, {batch_size}, {nets} and {lr}; "
+            "correct the one that is out of range"
+        )
+
+
+def _check_finite(losses: Tensor, epoch: int, lr: float) -> None:
+    if not bool(torch.isfinite(losses).all()):
+        raise NonFiniteError(
+            f"train: expected a finite loss, got {losses[-1].item()} in epoch {epoch + 1}; lower lr (now {lr:g})"
+        )
