@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from kdistill.artifacts.tensors import jsonable
+from kdistill.artifacts.tensors import jsonable, utf8
 from kdistill.errors import DataError, ShapeError
 from kdistill.transforms import Identity, Transform
 
@@ -58,7 +58,7 @@ class DistilledDataset:
             )
         if images.numel() == 0:
             raise DataError(f"images: expected at least one image, got {list(images.shape)}; add images")
-        classes = tuple(str(name) for name in self.classes) or tuple(map(str, range(_width(labels, logits))))
+        classes = tuple(utf8(str(name)) for name in self.classes) or tuple(map(str, range(_width(labels, logits))))
         if logits is not None and (logits.shape != (len(images), len(classes)) or not logits.is_floating_point()):
             raise ShapeError(
                 f"label_logits: expected float [{len(images)}, {len(classes)}], got {logits.dtype} {list(logits.shape)}; "

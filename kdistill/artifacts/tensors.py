@@ -81,18 +81,20 @@ def jsonable(value: Any, where: str = "") -> Any:
     Raises:
         DataError: A value of another kind; the message names its place.
     """
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, int)):
         return value
+    if isinstance(value, str):
+        return utf8(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, Path):
-        return str(value)
+        return utf8(str(value))
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
         return jsonable(value.item(), where)
     if isinstance(value, (np.ndarray, Tensor)):
         return jsonable(value.tolist(), where)
     if isinstance(value, Mapping):
-        return {str(key): jsonable(entry, f"{where}.{key}" if where else str(key)) for key, entry in value.items()}
+        return {utf8(str(key)): jsonable(entry, f"{where}.{key}" if where else str(key)) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [jsonable(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -100,3 +102,8 @@ def jsonable(value: Any, where: str = "") -> Any:
     raise DataError(
         f"{where or 'value'}: expected something that JSON can hold, got a {type(value).__name__}; convert it to numbers or text"
     )
+
+
+def utf8(text: str) -> str:
+    """Return ``text`` without what UTF-8 cannot hold: a file name of other bytes arrives in Python as lone surrogates."""
+    return text.encode("utf-8", "replace").decode()

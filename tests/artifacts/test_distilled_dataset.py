@@ -229,6 +229,13 @@ def test_damage_is_named(tmp_path):
             DistilledDataset.from_pretrained(place)
 
 
+def test_names_of_files_that_are_not_utf8(tmp_path):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")  # what os.listdir gives for Latin-1 bytes
+    small = a_set(classes=["a", "b", name], config={"run": {"data": Path(name), name: name}})
+    assert_same(small, DistilledDataset.from_pretrained(small.save_pretrained(tmp_path)))
+    assert small.classes[2] == "caf?"
+
+
 def test_metrics_are_not_needed(tmp_path):
     a_set(metrics={"a": 1}).save_pretrained(tmp_path)
     (tmp_path / "metrics.json").unlink()
