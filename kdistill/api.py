@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdistill import _native, loop, methods
 from kdistill._version import __version__
-from kdistill.artifacts import DistilledDataset
+from kdistill.artifacts import DistilledDataset, check_output
 from kdistill.artifacts.atomic import write_atomic
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, load_data
@@ -132,7 +132,9 @@ def distill(
     problem = methods.get(method).build(resolve(method, preset, run.options), seen, ipc, seed, start)
     config = _config(run, data, start)
     folder = None if out is None else _prepared(Path(out), resume)
-    watchers: list[Callable[[Progress], None]] = [*callbacks, *([] if folder is None else [_JsonLines(folder / "metrics.jsonl", resume)])]
+    watchers = list(callbacks)
+    if folder is not None:
+        watchers.append(_JsonLines(folder / "metrics.jsonl", resume))
     outcome = loop.run(problem, folder=folder, identity=config, resume=resume, callbacks=watchers, max_minutes=max_minutes)
     small = _result(outcome, data, problem.labels, config)
     if folder is not None:
@@ -166,8 +168,10 @@ def _start(init: DistilledDataset | str | Path, data: ImageDataset, ipc: int) ->
 
 
 def _config(run: RunConfig, data: ImageDataset, start: Tensor | None) -> dict[str, Any]:
+    method = methods.get(run.method)
     return {
         "run": to_mapping(run),
+        "method": {"title": method.title, "paper": method.paper},
         "source": {
             "name": data.name,
             "fingerprint": data.fingerprint,
@@ -193,15 +197,15 @@ def environment() -> dict[str, Any]:
 
 
 def _prepared(folder: Path, resume: bool) -> Path:
+    check_output(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / ".writable", b"")
         (folder / ".writable").unlink()
     except OSError as error:
         raise DataError(f"out: expected a folder that can be written, got {folder} ({error.strerror}); choose another") from error
-    checkpoint = folder / "checkpoint.safetensors"
-    if checkpoint.exists() and not resume:
-        checkpoint.unlink()
+    for stale in () if resume else folder.glob("checkpoint.safetensors*"):
+        stale.unlink()
     return folder
 
 

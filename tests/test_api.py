@@ -60,7 +60,7 @@ def test_the_loss_falls(digits):
     seen = []
     options = {**TINY, "iterations": 200, "lr_images": 5.0, "init": "noise", "strategy": "none"}
     kdistill.distill(digits, ipc=2, options=options, callbacks=[lambda p: seen.append(p.loss)])
-    assert sum(seen[-5:]) < 0.5 * sum(seen[:5])
+    assert seen[-1] < 0.5 * seen[0]
 
 
 def test_resume_refuses_another_run(digits, tmp_path):
@@ -96,7 +96,7 @@ def test_an_earlier_set_is_a_start(digits, tmp_path):
 
 def test_an_explosion_is_named_and_the_last_good_state_kept(digits, tmp_path):
     with pytest.raises(NonFiniteError, match=r"lower the step size .* is saved in"):
-        kdistill.distill(digits, ipc=1, options={**TINY, "lr_images": 1e30}, out=tmp_path)
+        kdistill.distill(digits, ipc=1, options={**TINY, "lr_images": 1e30, "norm": "none"}, out=tmp_path)
     assert (tmp_path / "checkpoint.safetensors").exists()
 
 
