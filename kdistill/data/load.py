@@ -66,7 +66,8 @@ def load_data(
         DataError: Images or labels that cannot be used; the message names the first one.
         MissingExtraError: The package of a built-in set is not installed.
 
-    Cost: the images are held once as read (uint8 where possible) and once as float32.
+    Cost: one pass over the images for each of reading, conversion, fingerprint and fit.  At the peak the images as read (uint8
+    where possible) and up to two float32 copies are held; one stays.
     """
     pixels.check_size(size)
     if normalisation not in KINDS:
@@ -144,15 +145,17 @@ def _read_path(spec: str | Path, size: int | None) -> Raw:
         if looks_like_path:
             raise unusable("an existing file or folder", spec, "check the path")
         return read_builtin(str(spec))  # unknown: says so and suggests the nearest
-    raw = read_folder(path, size) if path.is_dir() else read_file(path, size)
-    return replace(raw, name=path.resolve().stem, source=str(spec))
+    if path.is_dir():
+        return replace(read_folder(path, size), name=path.resolve().name, source=str(spec))
+    return replace(read_file(path, size), name=path.stem, source=str(spec))
 
 
 def _is_pair(spec: Any) -> bool:
+    """Return whether ``spec`` is ``(X, y)``; a list of two could also be a data set of two items."""
     if not isinstance(spec, tuple | list) or len(spec) != 2:
         return False
     images, labels = spec
-    return isinstance(spec, tuple) or (hasattr(images, "shape") and getattr(images, "ndim", 0) == getattr(labels, "ndim", 9) + 3)
+    return isinstance(spec, tuple) or (getattr(images, "ndim", 0) >= 3 and 1 <= getattr(labels, "ndim", 0) <= 2)
 
 
 def _resized(raw: Raw, size: int | None) -> Raw:

@@ -109,9 +109,9 @@ def collect(images: Iterable[Tensor], size: int | None, name: Name) -> Tensor:
 
 
 def square(images: Tensor, size: int) -> Tensor:
-    """Scale ``[N, C, H, W]`` so that the short side is ``size``, and crop the middle; float32 in [0, 1] unless nothing changes.
+    """Scale ``[N, C, H, W]`` so that the short side is ``size``, and crop the middle; uint8 stays uint8.
 
-    Bicubic with antialiasing (Pillow's kernel), clipped to each image's own range so that nothing overshoots.
+    Bicubic with antialiasing: for uint8 Pillow's own resize up to one level, for floats clipped to the range of each image.
     """
     height, width = images.shape[2:]
     if (height, width) == (size, size) or not images.numel():
@@ -121,9 +121,9 @@ def square(images: Tensor, size: int) -> Tensor:
     top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
     chunks = []
     for chunk in images.split(CHUNK):
-        chunk = _unit(chunk)
         scaled = torch.nn.functional.interpolate(chunk, size=shape, mode="bicubic", antialias=True, align_corners=False)
-        scaled = torch.minimum(torch.maximum(scaled, chunk.amin((2, 3), keepdim=True)), chunk.amax((2, 3), keepdim=True))
+        if chunk.is_floating_point():  # bytes saturate by themselves
+            scaled = torch.minimum(torch.maximum(scaled, chunk.amin((2, 3), keepdim=True)), chunk.amax((2, 3), keepdim=True))
         chunks.append(scaled[:, :, top : top + size, left : left + size])
     return torch.cat(chunks)
 
@@ -194,7 +194,7 @@ def _tensor(values: Any, name: str) -> Tensor:
         array = np.asarray(values)
         if array.dtype.kind not in "buif":
             raise TypeError(f"of type {array.dtype}")
-        return torch.from_numpy(np.require(array, requirements="CW"))  # writable, or torch warns
+        return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # writable, or torch warns
     except (TypeError, ValueError) as error:
         raise unusable(f"{name} to be numbers", f"{type(values).__name__} ({error})", "give an array") from error
 
