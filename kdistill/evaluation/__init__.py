@@ -1,0 +1,7 @@
+"""Train fresh networks on a small set and on real baselines by one recipe, and test them on real data."""
+
+from kdistill.evaluation.evaluate import evaluate
+from kdistill.evaluation.protocols import PROTOCOLS, Protocol
+from kdistill.evaluation.result import Evaluation, Row, merge
+
+__all__ = ["PROTOCOLS", "Evaluation", "Protocol", "Row", "evaluate", "merge"]

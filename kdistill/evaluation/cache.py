@@ -1,0 +1,96 @@
+"""Baselines that were trained before, so that the next evaluation on the same data does not train them again.
+
+An entry is named by everything that decides its numbers: data, recipe, seed, code, versions, thread count, instruction set.
+It is one safetensors file under ``$KDISTILL_CACHE``; a damaged or missing one is trained again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdistill import _native
+from kdistill._version import __version__
+from kdistill.artifacts.atomic import write_atomic
+from kdistill.artifacts.tensors import decode, encode, jsonable
+from kdistill.data.builtin import cache_folder
+from kdistill.errors import DataError
+
+_log = logging.getLogger("kdistill")
+_PACKAGE = Path(__file__).parents[1]
+_DECIDES = ("engine", "ops", "backends", "evaluation", "selection", "augment.py", "keys.py", "transforms.py")
+
+
+def environment() -> dict[str, Any]:
+    """Return what bit-identity depends on beside the inputs: versions, thread count, instruction set."""
+    native = _native.why_missing("_cpu") is None
+    return {
+        "kdistill": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "isa": _native.function("_cpu", "isa")() if native else "reference",
+        "threads": torch.get_num_threads(),
+    }
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest over the source files and compiled modules that training and testing run through."""
+    files = [
+        path for name in _DECIDES for path in ([_PACKAGE / name] if name.endswith(".py") else (_PACKAGE / name).rglob("*.py"))
+    ]
+    for pattern in ("_cpu*.so", "_cuda.*.so"):
+        files += Path(os.environ.get("KDISTILL_NATIVE_DIR") or _PACKAGE).glob(pattern)
+    total = hashlib.sha256()
+    for path in sorted(files):
+        total.update(f"{path.name}\n".encode())
+        total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def name_of(what: Mapping[str, Any]) -> str:
+    """Return the digest that names the entry of ``what``, under the present code and environment."""
+    full = {**what, "environment": environment(), "code": code_digest(), "backend": os.environ.get("KDISTILL_BACKEND", "")}
+    return hashlib.sha256(json.dumps(jsonable(full), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def path_of(name: str) -> Path | None:
+    """Return the file of an entry, or None for a user without a cache folder."""
+    try:
+        return cache_folder() / "baselines" / f"{name}.safetensors"
+    except RuntimeError:
+        return None
+
+
+def load(name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return tensors and facts of an entry, or None if there is none that can be read."""
+    path = path_of(name)
+    if path is None:
+        return None
+    try:
+        return decode(path.read_bytes(), path)
+    except FileNotFoundError:
+        return None
+    except (OSError, DataError) as error:
+        _log.warning("evaluate: a kept baseline cannot be read and is trained again (%s)", error)
+        return None
+
+
+def save(name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Keep an entry; a place that cannot be written only costs the next evaluation its time, so it is said and not raised."""
+    path = path_of(name)
+    if path is None:
+        return
+    try:
+        write_atomic(path, encode(tensors, facts))
+    except DataError as error:
+        _log.warning("evaluate: the baseline is not kept for the next evaluation (%s)", error)

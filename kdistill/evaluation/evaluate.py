@@ -1,0 +1,243 @@
+"""``evaluate``: how well networks do that were trained on a small set, beside networks trained on real images."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdistill.artifacts import DistilledDataset
+from kdistill.artifacts.tensors import digest
+from kdistill.data import ImageDataset, Split
+from kdistill.engine.students import STUDENTS, Student, build_student
+from kdistill.errors import ConfigError, DataError
+from kdistill.evaluation import cache, protocols
+from kdistill.evaluation.baselines import BASELINES, Baselines, check_names
+from kdistill.evaluation.protocols import Protocol, families
+from kdistill.evaluation.result import Evaluation, Row
+from kdistill.evaluation.training import Task, Trainer
+
+HOLDOUT_SEED = 0  # that of ``distill``: what it withheld is what settings are chosen on here
+
+
+def evaluate(
+    small: DistilledDataset,
+    data: ImageDataset,
+    *,
+    protocol: str | Protocol = "bench",
+    models: Sequence[str | nn.Module] | None = None,
+    baselines: Sequence[str] = BASELINES,
+    nets: int | None = None,
+    width: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: Callable[[str], None] | None = None,
+    reuse: bool = True,
+) -> Evaluation:
+    """Train fresh networks on ``small`` and on real baselines by one recipe, and test them on the test images of ``data``.
+
+    A tenth of the training images is withheld from every row; validation accuracy and ``lr="auto"`` look at those.  The test
+    images are looked at once per network, after its last epoch, unless the protocol asks for "best on test", kept apart.
+
+    Args:
+        small: The small set; its learned soft labels and step size are used where it has them.
+        data: The real data.  ``small`` is put through its transform.
+        protocol: ``"quick"``, ``"bench"``, ``"paper"`` or a ``Protocol``.
+        models: Networks: names of students, or modules that map ``[B, C, S, S]`` to ``[B, K]``; None is the protocol's student.
+        baselines: Among ``"random"`` (a new subset per network), ``"herding"``, ``"k-center"`` (features of the first full-data
+            network of the first model) and ``"full"``.
+        nets: Networks per row; None is the protocol's number.
+        width: Of all networks that are given by name; None is the protocol's.
+        seed: Decides initial weights, order, augmentation and subsets.
+        device: Where to train; None is where the data is.
+        progress: Called with one line about what is being done.
+        reuse: Keep baselines under ``$KDISTILL_CACHE`` and use those of earlier evaluations with equal data, recipe, seed, code,
+            versions, thread count and instruction set.
+
+    Returns:
+        Rows, table and scores; ``print`` shows the table.  Same arguments, thread count and machine: same numbers.
+
+    Raises:
+        ConfigError: Unknown protocol, baseline or network, or settings that do not fit together.
+        DataError: ``small`` does not fit ``data``, or there are no test images.
+        NonFiniteError: A network's loss stopped being finite.
+
+    Cost: per row and network ``epochs`` passes over the row's images and one over the test images.
+    """
+    began = time.monotonic()
+    recipe = protocols.get(protocol, nets=nets)
+    if width is not None:
+        recipe = replace(recipe, width=width, other_widths=dict.fromkeys(STUDENTS, width))
+    wanted, named = tuple(baselines), tuple(models) if models is not None else (recipe.student,)
+    check_names(wanted)
+    _check_models(named)
+    _check_fits(small, data)
+    data = data.to(device if device is not None else data.train.images.device)
+    share = _withheld(small) or recipe.validation
+    kept, withheld = data.holdout(share, seed=HOLDOUT_SEED)
+    trainer_of = partial(
+        Trainer,
+        protocol=recipe,
+        seed=seed,
+        validation=_seen(data, withheld),
+        test=_seen(data, data.test),
+        say=progress or _silent,
+    )
+    trainers = [trainer_of(student=_student(model, data, recipe), model=_name_of(model)) for model in named]
+    real = Baselines(
+        kept,
+        data.transform.apply(kept.train.images),
+        small.ipc,
+        recipe,
+        seed,
+        identity={"data": data.fingerprint, "transform": data.transform.kind, "validation": [share, HOLDOUT_SEED]},
+        reuse=reuse,
+        chooser=trainers[0],
+        named=frozenset(model for model in named if isinstance(model, str)),
+    )
+    rows: list[Row] = []
+    for trainer in trainers:
+        rows += [trainer.row(task)[0] for task in _small_tasks(small, data, trainer)]
+        rows += real.rows(wanted, trainer)
+    return Evaluation(
+        rows=tuple(rows),
+        protocol=recipe,
+        data=_about(kept, withheld, share),
+        seeds=(seed,),
+        seconds=time.monotonic() - began,
+        peak_bytes=_peak_bytes(),
+        environment=cache.environment(),
+        notes=tuple(_notes(small, data, len(withheld))),
+    )
+
+
+def _check_models(models: tuple[str | nn.Module, ...]) -> None:
+    if not models:
+        raise ConfigError("models: expected at least one network, got none; leave it out for the protocol's student")
+    names = [_name_of(model) for model in models]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"models: expected different networks, got {', '.join(names)}; name each once")
+
+
+def _check_fits(small: DistilledDataset, data: ImageDataset) -> None:
+    ours, theirs = ("×".join(map(str, images.shape[1:])) for images in (small.images, data.train.images))
+    if ours != theirs or small.num_classes != data.num_classes:
+        raise DataError(
+            f"evaluate: expected a small set of {theirs} images in {data.num_classes} classes like "
+            f"{data.name}, got {ours} in {small.num_classes}; load the data that it was made from, at its size"
+        )
+    unnamed = tuple(map(str, range(small.num_classes)))
+    if small.classes not in (unnamed, tuple(data.classes)):
+        place = next(i for i, (a, b) in enumerate(zip(small.classes, data.classes, strict=True)) if a != b)
+        raise DataError(
+            f"evaluate: expected label {place} to mean '{data.classes[place]}' like in {data.name}, got "
+            f"'{small.classes[place]}'; load the data that the small set was made from"
+        )
+    if not len(data.test):
+        raise DataError(f"evaluate: expected test images in {data.name}, got none; give load_data a test part")
+
+
+def _withheld(small: DistilledDataset) -> float | None:
+    """Return the share of training images that the run withheld, if it says so and withheld any."""
+    run = small.config.get("run")
+    share = run.get("validation") if isinstance(run, dict) else None
+    return float(share) if isinstance(share, int | float) and 0.0 < share < 1.0 else None
+
+
+def _name_of(model: str | nn.Module) -> str:
+    return model if isinstance(model, str) else type(model).__name__
+
+
+def _seen(data: ImageDataset, split: Split) -> Split:
+    return Split(data.transform.apply(split.images), split.labels)
+
+
+def _student(model: str | nn.Module, data: ImageDataset, recipe: Protocol) -> Student:
+    build = partial(build_student, model, channels=data.channels, size=data.size, classes=data.num_classes)
+    return build(width=protocols.width_of(recipe, model), norm=recipe.norm) if isinstance(model, str) else build()
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) -> list[Task]:
+    """Return the small set's row and its variants: 8 bits, hard labels, no augmentation."""
+    recipe, name = trainer.protocol, _title(small)
+    device = data.train.images.device
+    images, hard = small.images.to(device), small.labels.to(device)
+    labels = hard if small.label_logits is None else small.label_logits.to(device)
+    strategy = families(recipe.strategy, data.name)
+    lr = recipe.lr if small.learned_lr is None else small.learned_lr
+
+    def task(title: str, kind: str, pixels: Tensor, targets: Tensor, augmentation: str = strategy) -> Task:
+        about = {"row": title, "model": trainer.model, "seed": trainer.seed, "strategy": augmentation, "lr": str(lr)}
+        return Task(
+            name=title,
+            kind=kind,
+            source=digest({"images": pixels, "labels": targets}, about)[:32],
+            sets=((data.transform.apply(pixels), targets),),
+            unit="distillation seed",
+            epochs=recipe.epochs,
+            lr=lr,
+            strategy=augmentation,
+        )
+
+    tasks = [task(name, "distilled", images, labels)]
+    if recipe.eight_bit:
+        rounded = (images.clamp(0.0, 1.0) * 255.0).round() / 255.0
+        tasks.append(task(f"{name}, 8 bits", "variant", rounded, labels))
+    if small.label_logits is not None:
+        tasks.append(task(f"{name}, hard labels", "variant", images, hard))
+    if recipe.robustness:
+        tasks.append(task(f"{name}, no augmentation", "variant", images, labels, "none"))
+    return tasks
+
+
+def _title(small: DistilledDataset) -> str:
+    run: Any = small.config.get("run")
+    method = run.get("method") if isinstance(run, dict) else None
+    return str(method) if method and method not in BASELINES else "distilled"
+
+
+def _about(kept: ImageDataset, withheld: Split, share: float) -> dict[str, Any]:
+    return {
+        "name": kept.name,
+        "fingerprint": kept.fingerprint,
+        "transform": kept.transform.kind,
+        "train": len(kept.train),
+        "validation": len(withheld),
+        "test": len(kept.test),
+        "validation_share": share,
+    }
+
+
+def _notes(small: DistilledDataset, data: ImageDataset, withheld: int) -> list[str]:
+    notes = []
+    run: Any = small.config.get("run")
+    if not withheld:
+        notes.append("no image was withheld for validation: the classes are too small")
+    elif isinstance(run, dict) and run.get("validation") == 0.0:
+        notes.append("the small set was made from the validation images too: its validation accuracy flatters it")
+    if len(set(small.counts)) > 1:
+        notes.append(
+            f"classes of the small set have {min(small.counts)} to {small.ipc} images; the subsets have {small.ipc} each"
+        )
+    if small.transform.kind not in ("none", data.transform.kind):
+        notes.append(
+            f"the small set was made for '{small.transform.kind}' normalisation and is judged under '{data.transform.kind}': "
+            f"load the data with normalisation='{small.transform.kind}'"
+        )
+    if small.learned_lr is not None:
+        notes.append(f"the small set is trained on with the step size that it learned ({small.learned_lr:g})")
+    return notes
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

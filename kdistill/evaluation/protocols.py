@@ -1,0 +1,121 @@
+"""How networks are trained on a set before they are tested: one recipe for every row of a table."""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from kdistill.errors import ConfigError, did_you_mean
+
+FAMILIES = "color_crop_cutout_flip_scale_rotate"
+DIGIT_SETS = ("mnist5k", "digits")  # a mirrored digit is another digit: the field leaves "flip" out for these
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """One training recipe, the same for the small set, the baselines and the full data.
+
+    Attributes:
+        name: What it is called in tables and records.
+        student: Network, if ``evaluate`` is not given others.
+        width: Of ``student``; None is the network's own default.
+        other_widths: Of networks other than ``student`` (cross-architecture rows); one that is missing gets its own default.
+        norm: Normalisation of the networks.
+        epochs: Passes over a small set.
+        full_epochs: Passes over the full data, at least; raised so that it never gets fewer steps than a small set.
+        nets: Networks per row, each with its own initial weights and order of images.
+        batch_size: Images per step.
+        lr: Step size; ``"auto"`` chooses among ``lr_candidates`` for every row, by validation accuracy of one network.
+        lr_candidates: For ``lr="auto"``.
+        schedule: Of the step size: ``"step"`` is a tenth after half of the epochs.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        strategy: Augmentation (DSA): families joined by ``_``, ``"none"``, or ``"auto"``: all six, without flip for digits.
+        align_corners: Of scale and rotate: False for the DC, DSA, DM family, True for the trajectory methods.
+        validation: Share of the training images withheld for choosing settings; the share of the run, if it withheld one, wins.
+        eight_bit: Also train on the small set rounded to 8 bits, and say what that costs.
+        robustness: Also train the small and the random set without augmentation, for the augmentation-robust score.
+        best_on_test: Also report the best test accuracy over epochs (what papers print), separately and named so.
+        test_every: Epochs between looks at the test set, for ``best_on_test`` only.
+
+    Raises:
+        ConfigError: A number that cannot be trained with.
+    """
+
+    name: str
+    student: str = "convnet"
+    width: int | None = 32
+    other_widths: dict[str, int] = field(default_factory=dict)
+    norm: str = "instance"
+    epochs: int = 300
+    full_epochs: int = 40
+    nets: int = 5
+    batch_size: int = 256
+    lr: float | Literal["auto"] = 0.01
+    lr_candidates: tuple[float, ...] = (0.003, 0.01, 0.03)
+    schedule: str = "step"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    strategy: str = "auto"
+    align_corners: bool = False
+    validation: float = 0.1
+    eight_bit: bool = True
+    robustness: bool = False
+    best_on_test: bool = False
+    test_every: int = 10
+
+    def __post_init__(self) -> None:
+        for what in ("epochs", "full_epochs", "nets", "batch_size", "test_every"):
+            if getattr(self, what) < 1:
+                raise ConfigError(f"protocol: expected {what} of at least 1, got {getattr(self, what)}; raise it")
+        if not 0.0 < self.validation < 1.0:
+            raise ConfigError(f"protocol: expected validation as a share in (0, 1), got {self.validation}; 0.1 is a tenth")
+        if self.lr == "auto" and not self.lr_candidates:
+            raise ConfigError("protocol: expected lr_candidates for lr='auto', got none; name some step sizes")
+        rates = self.lr_candidates if self.lr == "auto" else (self.lr,)
+        if not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates):
+            raise ConfigError(f"protocol: expected lr='auto' or step sizes above 0, got {self.lr!r}; 0.01 is usual")
+
+
+NARROW = {"alexnet": 32, "vgg11": 16, "resnet18": 16, "vit": 64}  # what two cores can train; mlp and lenet are small as they are
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        # for a first look: the table of the demo; the larger step size makes up for the few epochs (found on validation images)
+        Protocol(name="quick", width=32, epochs=60, full_epochs=10, nets=3, lr=0.03, other_widths=NARROW),
+        # affordable on two cores, and what committed tables are made by
+        Protocol(name="bench", width=32, epochs=300, full_epochs=40, nets=5, other_widths=NARROW),
+        # Zhao and Bilen 2023 (DM), and DC and DSA before it: evaluation of their released code
+        Protocol(name="paper", width=128, epochs=1000, full_epochs=200, nets=20),
+    )
+}
+
+
+def get(protocol: str | Protocol, **changes: Any) -> Protocol:
+    """Return a protocol by name (or as it is), with fields changed; a change of None keeps the protocol's value.
+
+    Raises:
+        ConfigError: Unknown name or field.
+    """
+    if not isinstance(protocol, Protocol):
+        if protocol not in PROTOCOLS:
+            raise ConfigError(
+                f"protocol: expected a known name, got '{protocol}'; {did_you_mean(str(protocol), list(PROTOCOLS))}"
+            )
+        protocol = PROTOCOLS[protocol]
+    known = [entry.name for entry in fields(Protocol)]
+    for name in changes:
+        if name not in known:
+            raise ConfigError(f"protocol: expected one of its fields, got '{name}'; {did_you_mean(name, known)}")
+    return replace(protocol, **{name: value for name, value in changes.items() if value is not None})
+
+
+def width_of(protocol: Protocol, model: str) -> int | None:
+    """Return the width of a network under the protocol; None is the network's own default."""
+    return protocol.width if model == protocol.student else protocol.other_widths.get(model)
+
+
+def families(strategy: str, data_name: str) -> str:
+    """Return the augmentation that ``strategy`` means for a data set."""
+    if strategy != "auto":
+        return strategy
+    return FAMILIES.replace("_flip", "") if data_name in DIGIT_SETS else FAMILIES

@@ -1,0 +1,356 @@
+"""What an evaluation says: rows, a table, what follows from them, and how several distillation seeds are put together."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from rich.table import Table
+
+from kdistill.config import from_mapping
+from kdistill.errors import ConfigError
+from kdistill.evaluation import metrics
+from kdistill.evaluation.protocols import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Networks of one kind, trained on one set by the protocol's recipe.
+
+    Attributes:
+        name: ``"random"``, ``"full"``, the method of the small set, ...
+        model: Name of the network.
+        kind: ``"distilled"``, ``"variant"`` (of the small or random set: 8 bits, hard labels, no augmentation) or ``"baseline"``.
+        accuracies: On the test images, in [0, 1], one per network, after the last epoch.
+        validation: The same on the withheld training images.
+        best_on_test: Largest test accuracy over epochs, one per network: chosen by looking at the test set.  None unless asked.
+        lr: Step sizes of the networks; several only where merged evaluations chose different ones.
+        epochs: Passes over the set.
+        images: Number of images in the set.
+        nbytes: Of images and labels as the networks were given them (float32 pixels, int64 labels or float32 label logits).
+        seconds: Spent on training and testing; of the original training if the row was kept from an earlier evaluation.
+        unit: What ``sets`` counts: ``"distillation seed"``, ``"subset"``, or nothing for the full data.
+        sets: How many sets stand behind the row.
+        sources: What the numbers were made from, one digest per evaluation; equal sources are the same measurement.
+    """
+
+    name: str
+    model: str
+    kind: str
+    accuracies: tuple[float, ...]
+    validation: tuple[float, ...]
+    best_on_test: tuple[float, ...] | None = None
+    lr: tuple[float, ...]
+    epochs: int
+    images: int
+    nbytes: int
+    seconds: float
+    unit: str = ""
+    sets: int = 1
+    sources: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """Mean test accuracy."""
+        return _mean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation of the test accuracies (n - 1); NaN for one network."""
+        return _std(self.accuracies)
+
+    @property
+    def seeds(self) -> str:
+        """What the spread is over, e.g. ``"3 distillation seeds × 5 nets"``."""
+        nets = _count(len(self.accuracies) // self.sets, "net") if self.unit else _count(len(self.accuracies), "net")
+        return f"{_count(self.sets, self.unit)} × {nets}" if self.unit else nets
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as a plain mapping, with mean, std and seeds."""
+        summary = {"mean": self.mean, "std": _or_none(self.std), "seeds": self.seeds}
+        return {**asdict(self), **summary, "validation_mean": _or_none(_mean(self.validation))}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Row":
+        """Return the row that ``to_dict`` (or ``dataclasses.asdict``) described, as it comes back from JSON."""
+        known = {entry.name for entry in fields(cls)}
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content.items() if key in known
+        }
+        return cls(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The rows of one evaluation, or of several distillation seeds merged.
+
+    Attributes:
+        rows: Distilled set first, then its variants, then the baselines; per model.
+        protocol: How they were trained.
+        data: Name, fingerprint and sizes of the real data.
+        seeds: Of the evaluations.
+        seconds: Wall clock, without what was kept from earlier evaluations.
+        peak_bytes: Peak resident memory of the process.
+        environment: Versions, threads and instruction set that the numbers belong to.
+        notes: What a reader should know, one sentence each.
+    """
+
+    rows: tuple[Row, ...]
+    protocol: Protocol
+    data: Mapping[str, Any]
+    seeds: tuple[int, ...] = (0,)
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the networks, in the order they were given."""
+        return tuple(dict.fromkeys(row.model for row in self.rows))
+
+    @property
+    def small(self) -> Row:
+        """The row of the small set under the first model."""
+        return self._distilled(None)
+
+    def row(self, name: str, model: str | None = None) -> Row:
+        """Return the row of that name (first model by default).
+
+        Raises:
+            ConfigError: There is none.
+        """
+        found = self._find(name, model)
+        if found is None:
+            known = ", ".join(dict.fromkeys(row.name for row in self.rows))
+            raise ConfigError(f"evaluation: expected one of the rows {known}, got '{name}'; evaluate with that baseline")
+        return found
+
+    def gap_closed(self, model: str | None = None) -> float | None:
+        """Return the share of the gap between random and full data that the small set closes; None if a row is missing."""
+        random, full = self._find("random", model), self._find("full", model)
+        if random is None or full is None:
+            return None
+        return metrics.gap_closed(self._distilled(model).mean, random.mean, full.mean)
+
+    def eight_bit_cost(self, model: str | None = None) -> float | None:
+        """Return the accuracy lost by an 8-bit export, a share (negative if it helped); None if it was not measured."""
+        small = self._distilled(model)
+        rounded = self._find(f"{small.name}, 8 bits", model)
+        return None if rounded is None else small.mean - rounded.mean
+
+    def scores(self, model: str | None = None) -> dict[str, float]:
+        """Return ``hlr``, ``ior``, ``lrs`` and ``ars`` as far as the rows allow (see ``kdistill.evaluation.metrics``)."""
+        small, random, full = self._distilled(model), self._find("random", model), self._find("full", model)
+        hard = self._find(f"{small.name}, hard labels", model) or small
+        found: dict[str, float] = {}
+        if full is not None:
+            found["hlr"] = metrics.hlr(full.mean, hard.mean)
+        if random is not None:
+            found["ior"] = metrics.ior(small.mean, random.mean)
+        if len(found) == 2:
+            found["lrs"] = metrics.lrs(found["hlr"], found["ior"])
+        plain, random_plain = (self._find(f"{name}, no augmentation", model) for name in (small.name, "random"))
+        if random is not None and plain is not None and random_plain is not None:
+            found["ars"] = metrics.ars(small.mean, random.mean, plain.mean, random_plain.mean)
+        return found
+
+    def summary(self) -> list[str]:
+        """Return what follows from the rows, one sentence each."""
+        lines = []
+        for model in self.models:
+            where = f" ({model})" if len(self.models) > 1 else ""
+            gap, cost, scores = self.gap_closed(model), self.eight_bit_cost(model), self.scores(model)
+            if gap is not None:
+                lines.append(f"closes {100 * gap:.0f} % of the gap between random selection and full data{where}")
+            if cost is not None:
+                lines.append(_eight_bit_sentence(cost) + where)
+            if "lrs" in scores:
+                lines.append(", ".join(f"{name.upper()} {100 * value:.1f} %" for name, value in scores.items()) + where)
+        chosen = "chosen on validation images" if self.protocol.lr == "auto" else f"lr {self.protocol.lr:g}"
+        lines.append(
+            f"{self.data.get('name', 'data')}, protocol {self.protocol.name}: {self.protocol.epochs} epochs, {chosen}; "
+            "mean ± sample standard deviation; validation images are withheld training images"
+        )
+        lines.append(f"{self.seconds:.1f} s, peak memory {self.peak_bytes / 2**30:.2f} GiB")
+        return [*lines, *self.notes]
+
+    def table(self) -> Table:
+        """Return the table for a terminal."""
+        table = Table(caption="\n".join(self.summary()), caption_justify="left")
+        columns, rows = self._cells()
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number < 2 else "right")
+        for row, cells in zip(self.rows, rows, strict=True):
+            table.add_row(*cells, style="bold" if row.kind == "distilled" else None)
+        return table
+
+    def __str__(self) -> str:
+        """Return the same table as plain text."""
+        columns, rows = self._cells()
+        lines = [columns, *rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+        plain = [
+            "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(x, widths, strict=True))) for x in lines
+        ]
+        rule = "-" * len(plain[0])
+        return "\n".join([plain[0], rule, *plain[1:], rule, *self.summary()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as a plain mapping, for ``metrics.json``."""
+        derived = {
+            model: {"gap_closed": self.gap_closed(model), "eight_bit_cost": self.eight_bit_cost(model), **self.scores(model)}
+            for model in self.models
+        }
+        return {
+            "rows": [row.to_dict() for row in self.rows],
+            "scores": derived,
+            "protocol": asdict(self.protocol),
+            "data": dict(self.data),
+            "seeds": list(self.seeds),
+            "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
+            "environment": dict(self.environment),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
+        """Return the evaluation that ``to_dict`` described, e.g. ``metrics["evaluation"]`` of a saved set.
+
+        Raises:
+            ConfigError: The description is not one that this version writes.
+        """
+        try:
+            given = {name: content[name] for name in ("data", "seconds", "peak_bytes", "environment")}
+            return cls(
+                rows=tuple(Row.from_dict(row) for row in content["rows"]),
+                protocol=from_mapping(Protocol, content["protocol"], where="evaluation.protocol"),
+                seeds=tuple(content["seeds"]),
+                notes=tuple(content["notes"]),
+                **given,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"evaluation: expected a record made by to_dict, got one without {error}; evaluate again"
+            ) from error
+
+    def _find(self, name: str, model: str | None) -> Row | None:
+        model = model or self.models[0]
+        return next((row for row in self.rows if row.name == name and row.model == model), None)
+
+    def _distilled(self, model: str | None) -> Row:
+        model = model or self.models[0]
+        return next(row for row in self.rows if row.kind == "distilled" and row.model == model)
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        with_best = any(row.best_on_test for row in self.rows)
+        columns = ["set", "network", "test %", "validation %", *(["best on test %"] if with_best else [])]
+        columns += ["lr", "images", "bytes", "seeds", "seconds"]
+        rows = []
+        for row in self.rows:
+            best = [percent(row.best_on_test) if row.best_on_test else "-"] if with_best else []
+            numbers = [
+                ", ".join(f"{lr:g}" for lr in row.lr),
+                f"{row.images:,}",
+                size_text(row.nbytes),
+                row.seeds,
+                f"{row.seconds:.1f}",
+            ]
+            rows.append([row.name, row.model, percent(row.accuracies), percent(row.validation), *best, *numbers])
+        return columns, rows
+
+
+def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Put evaluations of several distillation seeds together: rows of the same name and network become one row.
+
+    A row that came from the same measurement in several evaluations (a baseline that was kept) counts once.
+
+    Raises:
+        ConfigError: None given, or they differ in protocol or data, or a row in its number of images.
+    """
+    if not evaluations:
+        raise ConfigError("merge: expected at least one evaluation, got none; evaluate first")
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        for what in ("protocol", "data"):
+            if getattr(other, what) != getattr(first, what):
+                raise ConfigError(f"merge: expected evaluations of one {what}, got two; merge them separately")
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for model in dict.fromkeys(model for evaluation in evaluations for model in evaluation.models):
+        for evaluation in evaluations:
+            for row in evaluation.rows:
+                if row.model == model:
+                    groups.setdefault((row.name, row.model), []).append(row)
+    return replace(
+        first,
+        rows=tuple(_merge_rows(rows) for rows in groups.values()),
+        seeds=tuple(dict.fromkeys(seed for evaluation in evaluations for seed in evaluation.seeds)),
+        seconds=sum(evaluation.seconds for evaluation in evaluations),
+        peak_bytes=max(evaluation.peak_bytes for evaluation in evaluations),
+        notes=tuple(dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes)),
+    )
+
+
+def _merge_rows(rows: list[Row]) -> Row:
+    kept: list[Row] = []
+    for row in rows:
+        if not any(set(row.sources) & set(other.sources) for other in kept):
+            kept.append(row)
+    first = kept[0]
+    if any(row.images != first.images for row in kept):
+        raise ConfigError(
+            f"merge: expected '{first.name}' with one number of images, got {sorted({row.images for row in kept})}; "
+            "merge sets of the same size"
+        )
+    best = [row.best_on_test for row in kept if row.best_on_test is not None]
+    return replace(
+        first,
+        accuracies=sum((row.accuracies for row in kept), ()),
+        validation=sum((row.validation for row in kept), ()),
+        best_on_test=sum(best, ()) if len(best) == len(kept) else None,
+        lr=tuple(sorted({lr for row in kept for lr in row.lr})),
+        seconds=sum(row.seconds for row in kept),
+        sets=sum(row.sets for row in kept),
+        sources=sum((row.sources for row in kept), ()),
+    )
+
+
+def percent(values: Sequence[float]) -> str:
+    """Return ``"93.21 ± 0.34"`` from shares; no ± for a single one, ``"-"`` for none."""
+    if not values:
+        return "-"
+    spread = "" if len(values) < 2 else f" ± {100 * _std(values):.2f}"
+    return f"{100 * _mean(values):.2f}{spread}"
+
+
+def size_text(nbytes: int) -> str:
+    """Return a number of bytes in kB, MB or GB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.1f} {unit}"
+    return f"{nbytes} B"
+
+
+def _eight_bit_sentence(cost: float) -> str:
+    points = 100 * cost
+    return f"8-bit export costs {points:.2f} points" if points >= 0 else f"8-bit export costs no accuracy ({-points:+.2f} points)"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _std(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return math.nan
+    mean = _mean(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))

@@ -1,0 +1,170 @@
+"""Train fresh networks on one set and test them: how every row of a table is made.
+
+Network ``i`` of every row has the same key, so all rows start from the same weights and see the same sequence of augmentations:
+differences between rows are differences between sets.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kdistill.augment import Augment
+from kdistill.data import Split
+from kdistill.engine.students import Student
+from kdistill.engine.training import accuracy, train
+from kdistill.errors import ConfigError, NonFiniteError
+from kdistill.evaluation.protocols import Protocol
+from kdistill.evaluation.result import Row
+from kdistill.keys import make_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What one row trains on.
+
+    Attributes:
+        name: Of the row.
+        kind: Of the row.
+        source: Of the row: a digest of what decides its numbers.
+        sets: Images as networks see them ``[N, C, H, W]`` with int64 labels ``[N]`` or float label logits ``[N, K]``; one pair
+            for all networks, or one per network.
+        unit: What the sets are, for the row.
+        epochs: Passes over a set.
+        lr: Step size; ``"auto"`` chooses.
+        strategy: Augmentation.
+    """
+
+    name: str
+    kind: str
+    source: str
+    sets: tuple[tuple[Tensor, Tensor], ...]
+    unit: str
+    epochs: int
+    lr: float | str
+    strategy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """Networks of one kind under one protocol.
+
+    Attributes:
+        student: The network.
+        model: What it is called in rows.
+        protocol: The recipe.
+        seed: Of the evaluation.
+        validation: Withheld training images, as networks see them.
+        test: Test images, as networks see them.
+        say: Told what is being done.
+    """
+
+    student: Student
+    model: str
+    protocol: Protocol
+    seed: int
+    validation: Split
+    test: Split
+    say: Callable[[str], None] = field(default=lambda text: None)
+
+    def row(self, task: Task) -> tuple[Row, Tensor]:
+        """Train and test ``protocol.nets`` networks.
+
+        Returns:
+            The row, and the parameters ``[nets, P]``.
+
+        Raises:
+            NonFiniteError: The loss of a network stopped being finite.
+            ConfigError: ``lr="auto"`` without validation images.
+
+        Cost: ``nets × epochs`` passes over the set, one over the test and validation images per network; ``lr="auto"`` adds one
+        network per candidate.
+        """
+        began = time.monotonic()
+        lr = self._choose_lr(task) if task.lr == "auto" else float(task.lr)
+        thetas, best = [], []
+        for net in range(self.protocol.nets):
+            self.say(f"{task.name} ({self.model}): network {net + 1} of {self.protocol.nets}")
+            theta, highest = self._network(task, net, lr)
+            thetas.append(theta)
+            best.append(highest)
+        kept = torch.stack(thetas)
+        images, labels = task.sets[0]
+        row = Row(
+            name=task.name,
+            model=self.model,
+            kind=task.kind,
+            accuracies=self._accuracies(kept, self.test),
+            validation=self._accuracies(kept, self.validation),
+            best_on_test=tuple(best) if self.protocol.best_on_test else None,
+            lr=(lr,),
+            epochs=task.epochs,
+            images=len(images),
+            nbytes=images.numel() * images.element_size() + labels.numel() * labels.element_size(),
+            seconds=time.monotonic() - began,
+            unit=task.unit,
+            sets=len(task.sets),
+            sources=(task.source,),
+        )
+        return row, kept
+
+    def first_network(self, task: Task) -> Tensor:
+        """Return the parameters ``[P]`` of the first network of ``row(task)``, without training the others."""
+        self.say(f"{task.name} ({self.model}): one network, for its features")
+        return self._network(task, 0, self._choose_lr(task) if task.lr == "auto" else float(task.lr))[0]
+
+    def _choose_lr(self, task: Task) -> float:
+        if not len(self.validation):
+            raise ConfigError("evaluate: expected validation images for lr='auto', got none; fix the protocol's lr")
+        scores = {}
+        for lr in self.protocol.lr_candidates:
+            self.say(f"{task.name} ({self.model}): trying lr {lr:g}")
+            try:
+                theta, _ = self._network(task, 0, lr)
+            except NonFiniteError:
+                continue
+            scores[lr] = self._accuracies(theta[None], self.validation)[0]
+        if not scores:
+            raise NonFiniteError(
+                f"evaluate: expected a finite loss on '{task.name}', got none at lr {self.protocol.lr_candidates}; "
+                "name smaller lr_candidates"
+            )
+        return max(scores, key=lambda lr: (scores[lr], -lr))
+
+    def _network(self, task: Task, net: int, lr: float) -> tuple[Tensor, float]:
+        """Return the parameters ``[P]`` of one network, and its best test accuracy over epochs if that is asked for."""
+        images, labels = task.sets[net % len(task.sets)]
+        recipe, highest = self.protocol, 0.0
+
+        def look(done: int, thetas: Tensor) -> None:
+            nonlocal highest
+            if done % recipe.test_every == 0 or done == task.epochs:
+                highest = max(highest, self._accuracies(thetas, self.test)[0])
+
+        thetas = train(
+            self.student,
+            images,
+            labels,
+            epochs=task.epochs,
+            lr=lr,
+            key=make_key(self.seed, f"evaluate {self.model}", net),
+            batch_size=recipe.batch_size,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            schedule=recipe.schedule,
+            augment=self._augment(task.strategy, net),
+            nets=1,
+            on_epoch=look if recipe.best_on_test else None,
+        )
+        return thetas[0], highest
+
+    def _augment(self, strategy: str, net: int) -> Augment | None:
+        if strategy == "none":
+            return None
+        key = make_key(self.seed, f"evaluate {self.model} augment", net)
+        return Augment(strategy, siamese=False, key=key, align_corners=self.protocol.align_corners)
+
+    def _accuracies(self, thetas: Tensor, split: Split) -> tuple[float, ...]:
+        return tuple(accuracy(self.student, thetas, split.images, split.labels).tolist()) if len(split) else ()

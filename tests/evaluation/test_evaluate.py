@@ -1,0 +1,303 @@
+"""evaluate on real digits: the rows, their determinism, what is kept, and what is refused."""
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from kdistill.artifacts import DistilledDataset
+from kdistill.data import Split
+from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
+from kdistill.evaluation import cache, evaluate
+from kdistill.evaluation.training import Trainer
+from kdistill.selection import select
+from kdistill.transforms import Zca
+
+CHANCE = 0.1
+
+
+def small_set(data, ipc=5, **changes):
+    """Real images stand in for distilled ones."""
+    kept, _ = data.holdout(0.1)
+    rows = select("herding", kept.train.images.flatten(1), kept.train.labels, ipc, 0)
+    return DistilledDataset(
+        **{"images": kept.train.images[rows], "labels": kept.train.labels[rows], "classes": data.classes, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def small(digits):
+    return small_set(digits)
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    """Every task that is trained, in order."""
+    seen, row = [], Trainer.row
+
+    def watched(self, task):
+        seen.append(task)
+        return row(self, task)
+
+    monkeypatch.setattr(Trainer, "row", watched)
+    return seen
+
+
+def numbers(evaluation):
+    return {(row.name, row.model): (row.accuracies, row.validation) for row in evaluation.rows}
+
+
+def test_every_row_is_there_and_says_what_its_spread_is_over(digits, small, tiny):
+    found = evaluate(small, digits, protocol=replace(tiny, eight_bit=True))
+    seeds = {row.name: row.seeds for row in found.rows}
+    assert seeds == {
+        "distilled": "1 distillation seed × 2 nets",
+        "distilled, 8 bits": "1 distillation seed × 2 nets",
+        "random": "2 subsets × 1 net",
+        "herding": "1 subset × 2 nets",
+        "k-center": "1 subset × 2 nets",
+        "full": "2 nets",
+    }
+    for row in found.rows:
+        assert len(row.accuracies) == len(row.validation) == 2
+        assert all(0.0 <= accuracy <= 1.0 for accuracy in row.accuracies)
+        assert row.images == (1293 if row.name == "full" else 50)
+        assert row.nbytes == row.images * (64 * 4 + 8)
+        assert row.seconds > 0
+    assert found.small.mean > 5 * CHANCE
+    assert found.row("full").mean > found.row("random").mean
+    assert {"hlr", "ior", "lrs"} <= set(found.scores())
+    assert found.peak_bytes > 2**20
+    assert found.environment["threads"] == torch.get_num_threads()
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(digits, small, tiny):
+    run = {"protocol": tiny, "baselines": ("random", "full"), "reuse": False}
+    first = evaluate(small, digits, **run)
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    again = evaluate(small, digits, **run)
+    assert numbers(first) == numbers(again)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert numbers(first) != numbers(evaluate(small, digits, seed=1, **run))
+
+
+def test_shuffled_labels_score_near_chance(digits, small, tiny):
+    order = torch.randperm(len(small), generator=torch.Generator().manual_seed(0))
+    shuffled = small_set(digits, labels=small.labels[order])
+    assert evaluate(small, digits, protocol=tiny, baselines=()).small.mean > 5 * CHANCE
+    assert evaluate(shuffled, digits, protocol=tiny, baselines=()).small.mean < 2.5 * CHANCE
+
+
+def test_baselines_are_trained_once(digits, small, tiny, tasks):
+    first = evaluate(small, digits, protocol=tiny)
+    assert len(tasks) == 5
+    tasks.clear()
+    other = small_set(digits, ipc=1)
+    second = evaluate(small, digits, protocol=tiny)
+    assert [task.name for task in tasks] == ["distilled"]
+    assert numbers(first) == numbers(second)
+    assert first.row("random").sources == second.row("random").sources
+    tasks.clear()
+    evaluate(other, digits, protocol=tiny)
+    assert [task.name for task in tasks] == ["distilled", "random", "herding", "k-center"]  # the full data serve every size
+
+
+@pytest.mark.parametrize("change", ["recipe", "seed", "code", "threads", "data"])
+def test_a_kept_baseline_does_not_serve_anything_else(digits, small, tiny, tasks, monkeypatch, change):
+    run = {"protocol": tiny, "baselines": ("random",), "nets": 1}
+    evaluate(small, digits, **run)
+    tasks.clear()
+    if change == "recipe":
+        run["protocol"] = replace(tiny, lr=0.09)
+    elif change == "seed":
+        run["seed"] = 1
+    elif change == "code":
+        monkeypatch.setattr(cache, "code_digest", lambda: "other")
+    elif change == "threads":
+        monkeypatch.setattr(cache, "environment", lambda: {"threads": 64})
+    else:
+        digits = replace(digits, fingerprint="other")
+    evaluate(small, digits, **run)
+    assert "random" in [task.name for task in tasks]
+
+
+def test_a_damaged_kept_baseline_is_trained_again(digits, small, tiny, tmp_path, caplog):
+    run = {"protocol": tiny, "baselines": ("full",), "nets": 1}
+    first = evaluate(small, digits, **run)
+    (entry,) = (tmp_path / "cache/baselines").iterdir()
+    entry.write_bytes(entry.read_bytes()[:100])
+    with caplog.at_level(logging.WARNING, logger="kdistill"):
+        again = evaluate(small, digits, **run)
+    assert "trained again" in caplog.text
+    assert numbers(first) == numbers(again)
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_survived(digits, small, tiny, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "file"))
+    with caplog.at_level(logging.WARNING, logger="kdistill"):
+        evaluate(small, digits, protocol=tiny, baselines=("full",), nets=1)
+    assert "not kept" in caplog.text
+
+
+def test_every_network_of_the_random_row_has_its_own_subset(digits, small, tiny, tasks):
+    evaluate(small, digits, protocol=tiny, baselines=("random",))
+    (first, labels), (second, _) = next(task for task in tasks if task.name == "random").sets
+    assert first.shape == second.shape == small.images.shape
+    assert not torch.equal(first, second)
+    assert torch.equal(labels, torch.arange(10).repeat_interleave(5))
+
+
+def test_herding_does_not_depend_on_whether_the_full_row_was_asked_for(digits, small, tiny, tasks):
+    for baselines in (("herding",), ("herding", "full")):
+        for reuse in (True, False):
+            evaluate(small, digits, protocol=tiny, baselines=baselines, nets=1, reuse=reuse)
+    chosen = [task.sets[0][0] for task in tasks if task.name == "herding"]
+    assert len(chosen) == 3  # of the two that may be kept, the second was
+    assert all(torch.equal(chosen[0], other) for other in chosen)
+
+
+def test_withheld_images_are_in_no_training_set(digits, small, tiny, tasks):
+    found = evaluate(small, digits, protocol=replace(tiny, validation=0.2), baselines=("full",), nets=1)
+    _, withheld = digits.holdout(0.2)
+    held = {image.numpy().tobytes() for image in digits.transform.apply(withheld.images)}
+    full = next(task for task in tasks if task.name == "full")
+    trained = {image.numpy().tobytes() for image in full.sets[0][0]}
+    assert found.data["validation"] == len(withheld) and len(full.sets[0][0]) + len(withheld) == len(digits.train)
+    assert not held & trained
+
+
+def test_the_share_that_the_run_withheld_decides(digits, tiny):
+    made = small_set(digits, config={"run": {"method": "dm", "validation": 0.3}})
+    found = evaluate(made, digits, protocol=tiny, baselines=(), nets=1)
+    assert found.small.name == "dm"
+    assert found.data["validation"] == len(digits.holdout(0.3)[1])
+    leaky = small_set(digits, config={"run": {"method": "dm", "validation": 0.0}})
+    assert "flatters" in " ".join(evaluate(leaky, digits, protocol=tiny, baselines=(), nets=1).notes)
+
+
+def test_the_full_data_get_at_least_as_many_steps(digits, small, tiny, tasks):
+    evaluate(small, digits, protocol=replace(tiny, batch_size=10, full_epochs=1), baselines=("full",), nets=1)
+    full = next(task for task in tasks if task.name == "full")
+    assert full.epochs * -(-len(full.sets[0][0]) // 10) >= 12 * 5
+
+
+def test_learned_labels_and_step_size_are_used(digits, small, tiny):
+    shifted = nn.functional.one_hot((small.labels + 1) % 10, 10) * 10.0
+    soft = small_set(digits, label_logits=shifted, learned_lr=0.07)
+    found = evaluate(soft, digits, protocol=tiny, baselines=())
+    assert found.small.lr == (0.07,)
+    assert found.small.mean < CHANCE  # it was taught that every digit is the next one
+    assert found.row("distilled, hard labels").mean > 5 * CHANCE
+    assert found.small.nbytes == 50 * (64 * 4 + 40)
+
+
+def test_the_price_of_eight_bits(digits, small, tiny):
+    eight = replace(tiny, eight_bit=True)
+    rounded = small_set(digits, images=(small.images * 255).round() / 255)
+    assert evaluate(rounded, digits, protocol=eight, baselines=()).eight_bit_cost() == 0.0
+    # hardly any contrast around one grey level, which instance norm restores: gone once it is rounded
+    faint = small_set(digits, images=78 / 255 + 3.5e-3 * (small.images - 0.5))
+    found = evaluate(faint, digits, protocol=replace(eight, strategy="none"), baselines=())
+    assert found.row("distilled, 8 bits").mean < 2.5 * CHANCE
+    assert found.eight_bit_cost() > 2.5 * CHANCE
+
+
+def test_lr_auto_chooses_on_validation_images_and_survives_an_explosion(digits, small, tiny, monkeypatch):
+    chooses = replace(tiny, lr="auto", lr_candidates=(1e-6, 0.1, 1e30))
+    found = evaluate(small, digits, protocol=chooses, baselines=("random",), nets=1)
+    assert found.small.lr == found.row("random").lr == (0.1,)
+    with pytest.raises(NonFiniteError, match="smaller lr_candidates"):
+        evaluate(small, digits, protocol=replace(chooses, lr_candidates=(1e30,)), baselines=())
+
+
+def test_best_on_test_is_apart_and_never_below_the_last_epoch(digits, small, tiny):
+    plain = evaluate(small, digits, protocol=tiny, baselines=())
+    best = evaluate(small, digits, protocol=replace(tiny, best_on_test=True, test_every=5), baselines=())
+    assert plain.small.best_on_test is None
+    assert plain.small.accuracies == best.small.accuracies
+    assert all(b >= a for a, b in zip(best.small.accuracies, best.small.best_on_test, strict=True))
+    assert "best on test" in str(best)
+
+
+def test_robustness_adds_rows_without_augmentation(digits, small, tiny):
+    found = evaluate(small, digits, protocol=replace(tiny, robustness=True), baselines=("random",))
+    names = [row.name for row in found.rows]
+    assert names == ["distilled", "distilled, no augmentation", "random", "random, no augmentation"]
+    assert found.row("random").accuracies != found.row("random, no augmentation").accuracies
+    assert 0.0 < found.scores()["ars"] < 1.0
+
+
+def test_other_networks_and_own_modules(digits, small, tiny):
+    own = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    found = evaluate(small, digits, protocol=tiny, models=("convnet", "mlp", own), baselines=("herding", "full"), nets=1)
+    assert found.models == ("convnet", "mlp", "Sequential")
+    assert len(found.rows) == 9
+    assert all(found.row("full", model).mean > 3 * CHANCE for model in found.models)
+    assert found.gap_closed("mlp") is None
+
+
+def test_progress_says_what_is_trained(digits, small, tiny):
+    said = []
+    evaluate(small, digits, protocol=tiny, baselines=("random",), progress=said.append)
+    assert "random (convnet): network 2 of 2" in said
+
+
+def grey_to_colour(small):
+    return replace(small, images=small.images.expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda s, d: (grey_to_colour(s), d), DataError, "1×8×8 images in 10 classes .* got 3×8×8 in 10"),
+        (lambda s, d: (replace(s, images=s.images[:, :, :, :6]), d), DataError, "got 1×8×6"),
+        (lambda s, d: (replace(s, classes=(*s.classes, "ten")), d), DataError, "in 11; load the data"),
+        (lambda s, d: (replace(s, classes=("zero", *s.classes[1:])), d), DataError, "label 0 to mean '0'"),
+        (lambda s, d: (s, replace(d, test=Split(d.test.images[:0], d.test.labels[:0]))), DataError, "expected test images"),
+    ],
+    ids=["channels", "size", "classes", "names", "test"],
+)
+def test_a_set_that_does_not_fit_the_data_is_refused_in_one_sentence(digits, small, tiny, change, error, message):
+    with pytest.raises(error, match=message) as caught:
+        evaluate(*change(small, digits), protocol=tiny)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "benhc"}, "did you mean 'bench'"),
+        ({"baselines": ("randm",)}, "did you mean 'random'"),
+        ({"models": ("convnext",)}, "did you mean 'convnet'"),
+        ({"models": ()}, "at least one network"),
+        ({"models": ("mlp", "mlp")}, "name each once"),
+        ({"nets": 0}, "at least 1"),
+    ],
+)
+def test_bad_options_get_one_sentence(digits, small, options, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        evaluate(small, digits, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_with_too_few_real_images_is_named(digits, tiny):
+    big = small_set(digits, ipc=125)
+    few = replace(digits, train=digits.train.take(torch.arange(600)), fingerprint="few")
+    with pytest.raises(KDistillError, match="lower ipc or add images"):
+        evaluate(big, few, protocol=tiny, baselines=("random",), nets=1)
+
+
+def test_what_a_reader_should_know_is_noted(digits, small, tiny):
+    eye = torch.eye(64)
+    uneven = DistilledDataset(
+        images=small.images[:-1], labels=small.labels[:-1], classes=digits.classes, transform=Zca(torch.zeros(64), eye, eye)
+    )
+    notes = " ".join(evaluate(uneven, digits, protocol=tiny, baselines=(), nets=1).notes)
+    assert "have 4 to 5 images" in notes
+    assert "normalisation='zca'" in notes

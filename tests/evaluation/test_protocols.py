@@ -1,0 +1,55 @@
+"""Named recipes and what cannot be one."""
+
+import pytest
+
+from kdistill.errors import ConfigError
+from kdistill.evaluation import PROTOCOLS, Protocol, protocols
+
+
+def test_the_named_protocols_of_the_design():
+    bench, paper = PROTOCOLS["bench"], PROTOCOLS["paper"]
+    assert (bench.width, bench.epochs, bench.nets) == (32, 300, 5)
+    assert (paper.width, paper.epochs, paper.nets, paper.lr, paper.batch_size) == (128, 1000, 20, 0.01, 256)
+    assert (paper.momentum, paper.weight_decay, paper.schedule, paper.align_corners) == (0.9, 5e-4, "step", False)
+    assert PROTOCOLS["quick"].epochs < bench.epochs
+
+
+def test_changes_of_none_keep_the_value():
+    assert protocols.get("bench", nets=None) is not PROTOCOLS["paper"]
+    assert protocols.get("bench", nets=None) == PROTOCOLS["bench"]
+    assert protocols.get("bench", nets=2).nets == 2
+    own = Protocol(name="own", epochs=7)
+    assert protocols.get(own) == own
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: protocols.get("bensh"), "did you mean 'bench'"),
+        (lambda: protocols.get("bench", epoch=3), "did you mean 'epochs'"),
+        (lambda: Protocol(name="x", epochs=0), "epochs of at least 1"),
+        (lambda: Protocol(name="x", validation=1.0), "a share in"),
+        (lambda: Protocol(name="x", lr="auto", lr_candidates=()), "lr_candidates"),
+        (lambda: Protocol(name="x", lr="fast"), "lr='auto' or step sizes"),
+        (lambda: Protocol(name="x", lr=-0.1), "step sizes above 0"),
+        (lambda: protocols.get("bench", nets=0), "nets of at least 1"),
+    ],
+)
+def test_bad_recipes_get_one_sentence(call, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_digits_are_not_mirrored():
+    assert "flip" not in protocols.families("auto", "mnist5k")
+    assert "flip" in protocols.families("auto", "photo-patches")
+    assert protocols.families("flip", "mnist5k") == "flip"
+
+
+def test_widths():
+    bench = PROTOCOLS["bench"]
+    assert protocols.width_of(bench, "convnet") == 32
+    assert protocols.width_of(bench, "resnet18") < 64
+    assert protocols.width_of(bench, "mlp") is None
+    assert protocols.width_of(PROTOCOLS["paper"], "resnet18") is None

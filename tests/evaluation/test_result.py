@@ -1,0 +1,151 @@
+"""Rows, tables and merging, on made-up numbers."""
+
+import json
+import math
+
+import pytest
+
+from kdistill.errors import ConfigError
+from kdistill.evaluation import PROTOCOLS, Evaluation, Row, merge
+
+
+def row(name="dm", kind="distilled", accuracies=(0.9, 0.94), source="a", **changes):
+    unit = {"distilled": "distillation seed", "variant": "distillation seed"}.get(kind, "" if name == "full" else "subset")
+    given = {"model": "convnet", "validation": (0.9,) * len(accuracies), "lr": (0.01,), "epochs": 3, "images": 10, "nbytes": 3200}
+    given |= {"seconds": 1.5, "unit": unit, "sources": (source,), **changes}
+    return Row(name=name, kind=kind, accuracies=accuracies, **given)
+
+
+def evaluation(*rows, **changes):
+    given = {"protocol": PROTOCOLS["bench"], "data": {"name": "digits"}, "seconds": 2.0, "peak_bytes": 2**30, **changes}
+    return Evaluation(rows=rows or (row(),), **given)
+
+
+BASELINES = (
+    row("random", "baseline", (0.8, 0.8), "r", sets=2),
+    row("herding", "baseline", (0.85, 0.85), "h"),
+    row("full", "baseline", (1.0, 1.0), "f"),
+)
+
+
+def test_mean_and_sample_standard_deviation():
+    assert row().mean == pytest.approx(0.92)
+    assert row().std == pytest.approx(0.02 * math.sqrt(2.0))
+    assert math.isnan(row(accuracies=(0.9,)).std)
+    assert row(accuracies=(0.9,)).to_dict()["std"] is None
+
+
+def test_what_the_spread_is_over_is_always_said():
+    assert row().seeds == "1 distillation seed × 2 nets"
+    assert [r.seeds for r in BASELINES] == ["2 subsets × 1 net", "1 subset × 2 nets", "2 nets"]
+
+
+def test_scores():
+    rounded = row("dm, 8 bits", "variant", (0.9, 0.9))
+    found = evaluation(row(), rounded, *BASELINES)
+    assert found.gap_closed() == pytest.approx(0.6)
+    assert found.eight_bit_cost() == pytest.approx(0.02)
+    assert found.scores() == pytest.approx({"hlr": 0.08, "ior": 0.12, "lrs": 0.2775}, abs=5e-5)
+    assert evaluation().gap_closed() is None
+    assert evaluation().eight_bit_cost() is None
+    assert evaluation().scores() == {}
+
+
+def test_hlr_takes_the_hard_labels_of_a_soft_set():
+    found = evaluation(row(), row("dm, hard labels", "variant", (0.6, 0.6)), *BASELINES)
+    assert found.scores()["hlr"] == pytest.approx(0.4)
+    assert found.scores()["ior"] == pytest.approx(0.12)
+
+
+def test_the_augmentation_robust_score():
+    plain = row("dm, no augmentation", "variant", (0.7, 0.7)), row("random, no augmentation", "variant", (0.7, 0.7))
+    assert evaluation(row(), *plain, *BASELINES).scores()["ars"] == pytest.approx(
+        (math.exp(0.06) - 1 / math.e) / (math.e - 1 / math.e)
+    )
+
+
+def test_print_shows_every_row_and_what_follows():
+    text = str(evaluation(row(), row("dm, 8 bits", "variant", (0.9, 0.9)), *BASELINES))
+    for part in (
+        "92.00 ± 2.83",
+        "random",
+        "herding",
+        "2 subsets × 1 net",
+        "closes 60 %",
+        "8-bit export costs 2.00 points",
+        "LRS 27.8 %",
+    ):
+        assert part in text, part
+    assert "best on test" not in text
+    header, _, first, *_ = text.splitlines()
+    assert len(header) == len(first)
+
+
+def test_best_on_test_is_a_column_of_its_own():
+    found = evaluation(row(best_on_test=(0.95, 0.97)))
+    assert "best on test %" in str(found)
+    assert "96.00 ± 1.41" in str(found)
+    assert found.row("dm").mean == pytest.approx(0.92)
+
+
+def test_the_table_for_terminals_has_the_same_cells():
+    found = evaluation(row(), *BASELINES)
+    cells = [list(column.cells) for column in found.table().columns]
+    for line, shown in zip(str(found).splitlines()[2:6], zip(*cells, strict=True), strict=True):
+        assert "".join(line.split()) == "".join("".join(shown).split())
+
+
+def test_to_dict_is_json_and_has_what_the_card_reads():
+    content = json.loads(json.dumps(evaluation(row(), *BASELINES).to_dict(), allow_nan=False))
+    assert content["rows"][0]["mean"] == pytest.approx(0.92)
+    assert content["rows"][0]["seeds"] == "1 distillation seed × 2 nets"
+    assert content["scores"]["convnet"]["gap_closed"] == pytest.approx(0.6)
+    assert content["protocol"]["name"] == "bench"
+    assert content["peak_bytes"] == 2**30
+
+
+def test_what_to_dict_wrote_comes_back():
+    found = evaluation(row(best_on_test=(0.95, 0.97)), *BASELINES, notes=("n",), environment={"threads": 2})
+    again = Evaluation.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert again == found
+    assert str(again) == str(found)
+    with pytest.raises(ConfigError, match="evaluate again"):
+        Evaluation.from_dict({"rows": []})
+
+
+def test_merge_pools_distillation_seeds_and_counts_a_kept_baseline_once():
+    first = evaluation(row(), *BASELINES, seeds=(0,), notes=("n",))
+    second = evaluation(row(accuracies=(0.8, 0.8), source="b"), BASELINES[0], seeds=(0,), notes=("n",), peak_bytes=2**31)
+    merged = merge([first, second])
+    assert merged.small.accuracies == (0.9, 0.94, 0.8, 0.8)
+    assert merged.small.seeds == "2 distillation seeds × 2 nets"
+    assert merged.row("random").accuracies == (0.8, 0.8)
+    assert merged.row("full").seeds == "2 nets"
+    assert (merged.seconds, merged.peak_bytes, merged.notes) == (4.0, 2**31, ("n",))
+    again = merge([merged, evaluation(row(accuracies=(0.7, 0.7), source="c"))])
+    assert again.small.seeds == "3 distillation seeds × 2 nets"
+
+
+def test_merge_keeps_the_step_sizes_that_were_chosen():
+    merged = merge([evaluation(row()), evaluation(row(source="b", lr=(0.03,)))])
+    assert merged.small.lr == (0.01, 0.03)
+    assert "0.01, 0.03" in str(merged)
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "message"),
+    [
+        ([], "at least one evaluation"),
+        ([evaluation(), evaluation(protocol=PROTOCOLS["quick"])], "one protocol"),
+        ([evaluation(), evaluation(data={"name": "mnist5k"})], "one data"),
+        ([evaluation(), evaluation(row(images=100, source="b"))], "sets of the same size"),
+    ],
+)
+def test_merge_refuses_what_does_not_belong_together(evaluations, message):
+    with pytest.raises(ConfigError, match=message):
+        merge(evaluations)
+
+
+def test_an_unknown_row_is_named():
+    with pytest.raises(ConfigError, match="evaluate with that baseline"):
+        evaluation().row("full")
