@@ -20,4 +20,8 @@ PYBIND11_MODULE(_cpu, m) {
 
   KD_BIND(class_mean_sqdist);
   KD_BIND(class_mean_sqdist_bwd);
+  KD_BIND(diff_augment);
+  KD_BIND(diff_augment_bwd);
+  KD_BIND(norm_act_pool);
+  KD_BIND(norm_act_pool_bwd);
 }

@@ -23,4 +23,6 @@ PYBIND11_MODULE(KD_MODULE, m) {
   KD_BIND(class_mean_sqdist_bwd);
   KD_BIND(diff_augment);
   KD_BIND(diff_augment_bwd);
+  KD_BIND(norm_act_pool);
+  KD_BIND(norm_act_pool_bwd);
 }

@@ -11,6 +11,14 @@ template <typename T>
 void class_mean_sqdist(const T* real, const int64_t* real_order, const int64_t* real_offsets, const T* syn, const int64_t* syn_order, const int64_t* syn_offsets, const T* weights, T* value, T* diff, T* partials, int64_t f, int64_t num_classes, cudaStream_t stream);
 template <typename T>
 void class_mean_sqdist_bwd(const T* table, const int64_t* labels, T* out, int64_t n, int64_t f, int64_t num_classes, cudaStream_t stream);
+template <typename T>
+void diff_augment(const T* images, const double* params, const int64_t* index, T* out, double* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, bool linear, cudaStream_t stream);
+template <typename T>
+void diff_augment_bwd(const T* grad, const double* params, const int64_t* index, T* out, double* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, cudaStream_t stream);
+template <typename T>
+void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, double eps, cudaStream_t stream);
+template <typename T>
+void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx, T* dweight, T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, cudaStream_t stream);
 // clang-format on
 
 }  // namespace kd::cuda

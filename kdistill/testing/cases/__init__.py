@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 
-from kdistill.testing.cases._case import OpCase, Shape
+from kdistill.testing.cases._case import Bench, OpCase, Shape
 
-__all__ = ["OpCase", "Shape", "all_cases", "case"]
+__all__ = ["Bench", "OpCase", "Shape", "all_cases", "case"]
 
 
 def case(name: str) -> OpCase:

@@ -20,6 +20,19 @@ class Shape(SimpleNamespace):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bench:
+    """One more thing to time than forward and forward + backward.
+
+    Attributes:
+        differentiable: Positions of the inputs that gradients are taken in.
+        bytes: Moved at the least.
+    """
+
+    differentiable: tuple[int, ...]
+    bytes: Callable[[Shape, int], float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpCase:
     """One op, described once for tests and benchmarks.
 
@@ -38,6 +51,7 @@ class OpCase:
         flops: Of forward, of the real computation.
         bytes: Moved by forward + backward at the least.
         peers: Other formulations of the same function.
+        benches: By name of the metric, what to time beside forward and forward + backward in all differentiable inputs.
     """
 
     name: str
@@ -54,6 +68,7 @@ class OpCase:
     flops: Callable[[Shape], float]
     bytes: Callable[[Shape, int], float]
     peers: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+    benches: dict[str, Bench] = field(default_factory=dict)
 
     def inputs(
         self,
@@ -76,10 +91,20 @@ class OpCase:
             moved[position].requires_grad_()
         return tuple(moved)
 
-    def with_gradients(self, function: Callable[..., Tensor], inputs: tuple[Any, ...], *, seed: int = 0) -> tuple[Tensor, ...]:
-        """Return ``function(*inputs)`` and its gradients for a random cotangent (the same for every dtype)."""
+    def with_gradients(
+        self,
+        function: Callable[..., Tensor],
+        inputs: tuple[Any, ...],
+        *,
+        seed: int = 0,
+        wrt: tuple[int, ...] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return ``function(*inputs)`` and its gradients for a random cotangent (the same for every dtype).
+
+        ``wrt`` are positions of inputs, by default all that are differentiable.
+        """
         leaves = [x.detach().clone() if isinstance(x, Tensor) else x for x in inputs]
-        wanted = [leaves[i].requires_grad_() for i in self.differentiable]
+        wanted = [leaves[i].requires_grad_() for i in (self.differentiable if wrt is None else wrt)]
         out = function(*leaves)
         drawn = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         grads = torch.autograd.grad(out, wanted, drawn.to(out))

@@ -8,7 +8,7 @@ from torch import Tensor
 from kdistill.backends.reference import class_mean_sqdist as reference
 from kdistill.ops import class_mean_sqdist
 from kdistill.ops.class_mean_sqdist import GRAD_ORDER
-from kdistill.testing.cases._case import OpCase, Shape
+from kdistill.testing.cases._case import Bench, OpCase, Shape
 
 
 def _reference(real, real_labels, syn, syn_labels, num_classes, weights=None) -> Tensor:
@@ -55,4 +55,8 @@ CASE = OpCase(
     flops=lambda s: (s.n + s.m + 5 * s.k) * s.f,
     bytes=lambda s, itemsize: itemsize * (2 * s.n + 2 * s.m + 2 * s.k) * s.f,
     peers={"per-class loop": _per_class_loop, "index_add": _reference},
+    # as distribution matching uses it: the real features are constants, read once
+    benches={
+        "forward_backward_syn": Bench(differentiable=(2,), bytes=lambda s, itemsize: itemsize * (s.n + 2 * s.m + 2 * s.k) * s.f)
+    },
 )
