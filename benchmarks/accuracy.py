@@ -159,7 +159,7 @@ def records(plan: Plan, merged: Evaluation, method: str, data: str, ipc: int) ->
             threads=torch.get_num_threads(),
             versions=versions,
             commit=plan.commit,
-            seconds=f"{row.seconds:.1f}",
+            seconds=f"{row.seconds:.2f}",
             command=plan.command,
         )
 

@@ -23,10 +23,11 @@ from kdistill.artifacts.atomic import write_atomic
 from kdistill.artifacts.tensors import decode, encode, jsonable
 from kdistill.data.builtin import cache_folder
 from kdistill.errors import DataError
+from kdistill.ops._registry import asked_backend
 
 _log = logging.getLogger("kdistill")
 _PACKAGE = Path(__file__).parents[1]
-_DECIDES = ("engine", "ops", "backends", "evaluation", "selection", "augment.py", "keys.py", "transforms.py")
+_DECIDES = ("engine", "ops", "backends", "evaluation", "selection", "augment.py", "keys.py", "transforms.py", "data/splits.py")
 
 
 def environment() -> dict[str, Any]:
@@ -59,7 +60,7 @@ def code_digest() -> str:
 
 def name_of(what: Mapping[str, Any]) -> str:
     """Return the digest that names the entry of ``what``, under the present code and environment."""
-    full = {**what, "environment": environment(), "code": code_digest(), "backend": os.environ.get("KDISTILL_BACKEND", "")}
+    full = {**what, "environment": environment(), "code": code_digest(), "backend": asked_backend()}
     return hashlib.sha256(json.dumps(jsonable(full), sort_keys=True).encode()).hexdigest()[:32]
 
 

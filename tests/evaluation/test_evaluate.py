@@ -107,7 +107,7 @@ def test_baselines_are_trained_once(digits, small, tiny, tasks):
     assert [task.name for task in tasks] == ["distilled", "random", "herding", "k-center"]  # the full data serve every size
 
 
-@pytest.mark.parametrize("change", ["recipe", "seed", "code", "threads", "data"])
+@pytest.mark.parametrize("change", ["recipe", "seed", "code", "threads", "data", "backend"])
 def test_a_kept_baseline_does_not_serve_anything_else(digits, small, tiny, tasks, monkeypatch, change):
     run = {"protocol": tiny, "baselines": ("random",), "nets": 1}
     evaluate(small, digits, **run)
@@ -120,6 +120,8 @@ def test_a_kept_baseline_does_not_serve_anything_else(digits, small, tiny, tasks
         monkeypatch.setattr(cache, "code_digest", lambda: "other")
     elif change == "threads":
         monkeypatch.setattr(cache, "environment", lambda: {"threads": 64})
+    elif change == "backend":
+        monkeypatch.setenv("KDISTILL_BACKEND", "reference")
     else:
         digits = replace(digits, fingerprint="other")
     evaluate(small, digits, **run)
