@@ -8,10 +8,6 @@
 #include "common/check.hpp"
 #include "cpu/ops.hpp"
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 namespace kd::KD_ISA {
 namespace {
 
@@ -24,13 +20,11 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
-constexpr int64_t kBlock = 128;               // channels of a unit: what belongs to a channel stays in L1
-constexpr int64_t kSmallestBlock = 16;        // one cache line of float32
-constexpr int kWindows = 2;                   // pooling windows per load of what belongs to a channel
-constexpr int64_t kStreamBytes = 32ll << 20;  // an output of this size leaves the cache anyway: write around it
-constexpr int64_t kParallel = 32768;          // fewer elements are not worth waking the other threads
+constexpr int64_t kBlock = 128;         // channels of a unit: what belongs to a channel stays in L1
+constexpr int64_t kSmallestBlock = 16;  // one cache line of float32
+constexpr int kWindows = 2;             // pooling windows per load of what belongs to a channel
+constexpr int64_t kParallel = 32768;    // fewer elements are not worth waking the other threads
 
-// --- vectors ---------------------------------------------------------------------------------------------------------------
 template <typename T, int kLanes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(kLanes * sizeof(T))));
@@ -46,33 +40,6 @@ KD_INLINE V load(const T* from) {
 template <typename V, typename T>
 KD_INLINE void store(T* to, V v) {
   __builtin_memcpy(to, &v, sizeof v);
-}
-
-// Writes around the caches; `to` is aligned to the vector.
-template <typename V, typename T>
-KD_INLINE void stream(T* to, V v) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(V) == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v);
-#endif
-#if defined(__AVX__)
-  if constexpr (sizeof(V) == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)v);
-#endif
-#if defined(__SSE2__)
-  if constexpr (sizeof(V) == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)v);
-#endif
-  store(to, v);
-}
-
-// Streamed writes become visible to other threads; called by the thread that wrote them.
-KD_INLINE void finish_streaming() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
-}
-
-inline bool worth_streaming(const void* to, int64_t channels, int64_t elements, int64_t size) {
-  const bool aligned = reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0 && channels * size % kVectorBytes == 0;
-  return aligned && elements * size >= kStreamBytes;
 }
 
 // body(zero vector, first channel) for every vector of [k, width); narrower vectors finish the rest.
@@ -102,7 +69,6 @@ KD_INLINE void for_windows(int64_t windows, const F& body) {
   for (; j < windows; ++j) body(Count<1>{}, j);
 }
 
-// --- one unit of work ------------------------------------------------------------------------------------------------------
 // Rows of the geometry are those of one image; `c` is the distance between pixels, `width` the channels of the unit.
 struct Geometry {
   int64_t c, h, w, width;
@@ -165,7 +131,7 @@ void moments(const T* x, const Geometry& g, T* mean, T* squares) {
   }
 }
 
-template <bool kStream, typename T>
+template <typename T>
 void pool(const T* x, T* out, const Geometry& g, const Affine<T>& affine) {
   const int64_t c = g.c, row = g.w * c, windows = g.w / 2;
   for (int64_t i = g.h / 2; i-- > 0;) {
@@ -182,8 +148,7 @@ void pool(const T* x, T* out, const Geometry& g, const Affine<T>& affine) {
         for (int u = 0; u < count.value; ++u) {
           const T* p = a + 2 * u * c;
           const V sum = (active(p) + active(p + c)) + (active(p + row) + active(p + row + c));
-          if constexpr (kStream) stream(to + u * c + k, sum);
-          else store(to + u * c + k, sum);
+          store(to + u * c + k, sum);
         }
       });
     });
@@ -226,7 +191,7 @@ void sums(const T* x, const T* grad, const Geometry& g, const Affine<T>& affine,
 }
 
 // dx = scale * h + slope * (x - mean) + offset, where the last two terms take out the mean of h and its projection on x.
-template <bool kStream, typename T>
+template <typename T>
 void gradient(const T* x, const T* grad, T* dx, const Geometry& g, const Affine<T>& affine, const T* slope, const T* offset) {
   const int64_t c = g.c, row = g.w * c, windows = g.w / 2;
   const auto unpooled = [&](int64_t pixel) {
@@ -246,9 +211,7 @@ void gradient(const T* x, const T* grad, T* dx, const Geometry& g, const Affine<
           const V up = load<V>(from + u * c + k) * scale;
           const auto pixel = [&](int64_t at) __attribute__((always_inline)) {
             const V d = load<V>(x + at) - m;
-            const V found = (d * scale + shift > zero ? up : zero) + (d * e + b);
-            if constexpr (kStream) stream(dx + at, found);
-            else store(dx + at, found);
+            store(dx + at, V((d * scale + shift > zero ? up : zero) + (d * e + b)));
           };
           const int64_t at = first + 2 * u * c + k;
           pixel(at), pixel(at + c), pixel(at + row), pixel(at + row + c);
@@ -276,7 +239,6 @@ void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, 
   KD_CHECK(n >= 0 && c >= 0 && h > 0 && w > 0 && threads > 0, "norm_act_pool: expected n, c >= 0 and h, w, threads > 0");
   KD_CHECK(groups > 0 && n % groups == 0, "norm_act_pool: expected n divisible by groups");
   const int64_t block = channels_of_unit(n, c, threads), blocks = (c + block - 1) / block, windows = (h / 2) * (w / 2);
-  const bool streams = worth_streaming(out, c, n * windows * c, sizeof(T));
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (n * c * h * w >= kParallel)
   for (int64_t unit = 0; unit < n * blocks; ++unit) {
     const int64_t i = unit / blocks, k0 = unit % blocks * block, row = i / (n / groups);
@@ -286,20 +248,17 @@ void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, 
     moments(from, g, mu, r);
     for (int64_t k = 0; k < g.width; ++k) r[k] = inverse_root(r[k] / T(h * w) + T(eps));
     const Affine<T> affine(weight + row * c + k0, bias + row * c + k0, mu, r, g.width);
-    if (streams) pool<true>(from, to, g, affine), finish_streaming();
-    else pool<false>(from, to, g, affine);
+    pool(from, to, g, affine);
   }
 }
 
 // partials [2, n, c]: the gradients of weight and bias from each image, summed in the order of the images.
 template <typename T>
-void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx,
-                       T* dweight, T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups,
-                       int threads) {
+void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx, T* dweight,
+                       T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, int threads) {
   KD_CHECK(n >= 0 && c >= 0 && h > 0 && w > 0 && threads > 0, "norm_act_pool_bwd: expected n, c >= 0 and h, w, threads > 0");
   KD_CHECK(groups > 0 && n % groups == 0, "norm_act_pool_bwd: expected n divisible by groups");
   const int64_t block = channels_of_unit(n, c, threads), blocks = (c + block - 1) / block, images = n / groups;
-  const bool streams = worth_streaming(dx, c, n * h * w * c, sizeof(T));
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (n * c * h * w >= kParallel)
   for (int64_t unit = 0; unit < n * blocks; ++unit) {
     const int64_t i = unit / blocks, k0 = unit % blocks * block, row = i / images;
@@ -318,8 +277,7 @@ void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias
       partials[i * c + k0 + k] = dw[k];
       partials[(n + i) * c + k0 + k] = db[k];
     }
-    if (streams) gradient<true>(from, up, dx + i * h * w * c + k0, g, affine, slope, offset), finish_streaming();
-    else gradient<false>(from, up, dx + i * h * w * c + k0, g, affine, slope, offset);
+    gradient(from, up, dx + i * h * w * c + k0, g, affine, slope, offset);
   }
 #pragma omp parallel for num_threads(threads) schedule(static) if (groups > 1 && n * c >= kParallel)
   for (int64_t row = 0; row < groups; ++row) {
@@ -340,7 +298,7 @@ template void norm_act_pool(const double*, const double*, const double*, double*
                             int64_t, int64_t, double, int);
 template void norm_act_pool_bwd(const float*, const float*, const float*, const float*, const float*, const float*, float*,
                                 float*, float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t, int);
-template void norm_act_pool_bwd(const double*, const double*, const double*, const double*, const double*, const double*,
-                                double*, double*, double*, double*, int64_t, int64_t, int64_t, int64_t, int64_t, int);
+template void norm_act_pool_bwd(const double*, const double*, const double*, const double*, const double*, const double*, double*,
+                                double*, double*, double*, int64_t, int64_t, int64_t, int64_t, int64_t, int);
 
 }  // namespace kd::KD_ISA

@@ -10,8 +10,8 @@
 namespace kd::cuda {
 namespace {
 
-constexpr int kLanes = 32;   // channels of a block
-constexpr int kChunk = 8;    // pixels that a thread loads at once
+constexpr int kLanes = 32;                     // channels of a block
+constexpr int kChunk = 8;                      // pixels that a thread loads at once
 constexpr int kFewWarps = 8, kManyWarps = 16;  // of a block; many keep few blocks in flight, whose images stay in L2
 constexpr int64_t kFewPixels = kFewWarps * kChunk * 4;
 
@@ -76,8 +76,8 @@ __device__ T relu(T y) {
 }
 
 template <typename T, int kWarps>
-__global__ void __launch_bounds__(kLanes * kWarps)
-norm_act_pool_fwd_kernel(const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, Geometry g, T eps) {
+__global__ void __launch_bounds__(kLanes* kWarps)
+    norm_act_pool_fwd_kernel(const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, Geometry g, T eps) {
   __shared__ T partial[3][kWarps][kLanes], block_mean[kLanes], block_rstd[kLanes];
   const int tx = threadIdx.x, ty = threadIdx.y;
   const int64_t tiles = ceil_div(g.c, kLanes), image = blockIdx.x / tiles, k = blockIdx.x % tiles * kLanes + tx;
@@ -111,9 +111,9 @@ norm_act_pool_fwd_kernel(const T* x, const T* weight, const T* bias, T* out, T* 
 
 // With h = grad where the activation is positive, else 0:  dx = scale * h + slope * (x - mean) + offset.
 template <typename T, int kWarps>
-__global__ void __launch_bounds__(kLanes * kWarps)
-norm_act_pool_bwd_kernel(const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx,
-                         T* partials, int64_t n, Geometry g) {
+__global__ void __launch_bounds__(kLanes* kWarps)
+    norm_act_pool_bwd_kernel(const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx,
+                             T* partials, int64_t n, Geometry g) {
   __shared__ T partial[2][kWarps][kLanes], block_slope[kLanes], block_offset[kLanes];
   const int tx = threadIdx.x, ty = threadIdx.y;
   const int64_t tiles = ceil_div(g.c, kLanes), image = blockIdx.x / tiles, k = blockIdx.x % tiles * kLanes + tx;
@@ -203,8 +203,8 @@ void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, 
   const Geometry g{c, h, w, n / groups};
   const dim3 grid(n * ceil_div(c, kLanes));
   if (h * w <= kFewPixels) {
-    KD_LAUNCH((norm_act_pool_fwd_kernel<T, kFewWarps>), grid, dim3(kLanes, kFewWarps), 0, stream, x, weight, bias, out, mean, rstd,
-              g, T(eps));
+    KD_LAUNCH((norm_act_pool_fwd_kernel<T, kFewWarps>), grid, dim3(kLanes, kFewWarps), 0, stream, x, weight, bias, out, mean,
+              rstd, g, T(eps));
   } else {
     KD_LAUNCH((norm_act_pool_fwd_kernel<T, kManyWarps>), grid, dim3(kLanes, kManyWarps), 0, stream, x, weight, bias, out, mean,
               rstd, g, T(eps));
@@ -212,16 +212,15 @@ void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, 
 }
 
 template <typename T>
-void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx,
-                       T* dweight, T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups,
-                       cudaStream_t stream) {
+void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx, T* dweight,
+                       T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, cudaStream_t stream) {
   check(n, c, h, w, groups);
   if (c == 0) return;
   const Geometry g{c, h, w, n / groups};
   const dim3 grid(n * ceil_div(c, kLanes));
   if (n > 0 && h * w <= kFewPixels) {
-    KD_LAUNCH((norm_act_pool_bwd_kernel<T, kFewWarps>), grid, dim3(kLanes, kFewWarps), 0, stream, grad, x, weight, bias, mean, rstd,
-              dx, partials, n, g);
+    KD_LAUNCH((norm_act_pool_bwd_kernel<T, kFewWarps>), grid, dim3(kLanes, kFewWarps), 0, stream, grad, x, weight, bias, mean,
+              rstd, dx, partials, n, g);
   } else if (n > 0) {
     KD_LAUNCH((norm_act_pool_bwd_kernel<T, kManyWarps>), grid, dim3(kLanes, kManyWarps), 0, stream, grad, x, weight, bias, mean,
               rstd, dx, partials, n, g);
@@ -236,7 +235,7 @@ template void norm_act_pool(const double*, const double*, const double*, double*
                             int64_t, int64_t, double, cudaStream_t);
 template void norm_act_pool_bwd(const float*, const float*, const float*, const float*, const float*, const float*, float*,
                                 float*, float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t, cudaStream_t);
-template void norm_act_pool_bwd(const double*, const double*, const double*, const double*, const double*, const double*,
-                                double*, double*, double*, double*, int64_t, int64_t, int64_t, int64_t, int64_t, cudaStream_t);
+template void norm_act_pool_bwd(const double*, const double*, const double*, const double*, const double*, const double*, double*,
+                                double*, double*, double*, int64_t, int64_t, int64_t, int64_t, int64_t, cudaStream_t);
 
 }  // namespace kd::cuda
