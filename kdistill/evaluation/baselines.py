@@ -70,7 +70,7 @@ class Baselines:
         return max(self.protocol.full_epochs, math.ceil(steps / math.ceil(len(self.seen) / self.protocol.batch_size)))
 
     def _row(self, name: str, title: str, strategy: str, trainer: Trainer) -> Row:
-        entry = self._entry(name, strategy, trainer)
+        entry = self._entry(name, title, strategy, trainer)
         found = self._load(entry, trainer)
         if found is not None:
             return Row.from_dict(found[1])
@@ -84,11 +84,11 @@ class Baselines:
     def _load(self, entry: str, trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return cache.load(entry) if trainer.model in self.keeps else None
 
-    def _entry(self, name: str, strategy: str, trainer: Trainer) -> str:
+    def _entry(self, name: str, title: str, strategy: str, trainer: Trainer) -> str:
         """Return the digest of everything that decides the numbers of a baseline."""
         recipe = asdict(replace(self.protocol, name="", eight_bit=False, robustness=False, strategy=strategy))
         del recipe["full_epochs"]
-        about = {"row": name, "model": trainer.model, "protocol": recipe, "seed": self.seed, **self.identity}
+        about = {"row": title, "model": trainer.model, "protocol": recipe, "seed": self.seed, **self.identity}
         about |= {"epochs": self.full_epochs()} if name == "full" else {"ipc": self.ipc}
         if name in ("herding", "k-center"):
             about["chooser"] = [self.chooser.model, self.chooser.student.num_params, self.full_epochs()]
@@ -133,7 +133,7 @@ class Baselines:
     def _first_full_theta(self) -> Tensor:
         if self._full_theta is not None:
             return self._full_theta
-        entry = self._entry("full", self.strategy, self.chooser)
+        entry = self._entry("full", "full", self.strategy, self.chooser)
         alone = f"{entry}-first"  # trained for its features only, when nobody asked for the row of full data
         found = self._load(entry, self.chooser) or self._load(alone, self.chooser)
         if found is not None:

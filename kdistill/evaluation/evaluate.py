@@ -142,10 +142,15 @@ def _check_fits(small: DistilledDataset, data: ImageDataset) -> None:
         raise DataError(f"evaluate: expected test images in {data.name}, got none; give load_data a test part")
 
 
+def _recorded(small: DistilledDataset, part: str, key: str) -> Any:
+    """Return an entry of the set's config, or None where it says nothing."""
+    content = small.config.get(part)
+    return content.get(key) if isinstance(content, dict) else None
+
+
 def _withheld(small: DistilledDataset) -> float | None:
     """Return the share of training images that the run withheld, if it says so and withheld any."""
-    run = small.config.get("run")
-    share = run.get("validation") if isinstance(run, dict) else None
+    share = _recorded(small, "run", "validation")
     return float(share) if isinstance(share, int | float) and 0.0 < share < 1.0 else None
 
 
@@ -200,8 +205,7 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
 
 
 def _title(small: DistilledDataset) -> str:
-    run: Any = small.config.get("run")
-    method = run.get("method") if isinstance(run, dict) else None
+    method = _recorded(small, "run", "method")
     return str(method) if method and method not in BASELINES else "distilled"
 
 
@@ -219,11 +223,18 @@ def _about(kept: ImageDataset, withheld: Split, share: float) -> dict[str, Any]:
 
 def _notes(small: DistilledDataset, data: ImageDataset, withheld: int) -> list[str]:
     notes = []
-    run: Any = small.config.get("run")
+    made_from = _recorded(small, "source", "fingerprint")
     if not withheld:
         notes.append("no image was withheld for validation: the classes are too small")
-    elif isinstance(run, dict) and run.get("validation") == 0.0:
-        notes.append("the small set was made from the validation images too: its validation accuracy flatters it")
+    elif made_from not in (None, data.fingerprint):
+        notes.append(f"the small set was made from other data than this {data.name}, or from another version of it")
+    elif _withheld(small) is None and data.validation is None:
+        knows = _recorded(small, "run", "validation") is not None
+        notes.append(
+            "the small set was made from the validation images too: its validation accuracy flatters it"
+            if knows
+            else "the small set does not say what was withheld from it: its validation accuracy may flatter it"
+        )
     if len(set(small.counts)) > 1:
         notes.append(
             f"classes of the small set have {min(small.counts)} to {small.ipc} images; the subsets have {small.ipc} each"

@@ -1,16 +1,19 @@
 """What an evaluation says: rows, a table, what follows from them, and how several distillation seeds are put together."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from kdistill.config import from_mapping
 from kdistill.errors import ConfigError
 from kdistill.evaluation import metrics
 from kdistill.evaluation.protocols import Protocol
+
+TEXT_COLUMNS = ("set", "network")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,20 +170,21 @@ class Evaluation:
                 lines.append(_eight_bit_sentence(cost) + where)
             if "lrs" in scores:
                 lines.append(", ".join(f"{name.upper()} {100 * value:.1f} %" for name, value in scores.items()) + where)
-        chosen = "chosen on validation images" if self.protocol.lr == "auto" else f"lr {self.protocol.lr:g}"
+        step = "lr chosen on validation images" if self.protocol.lr == "auto" else f"lr {self.protocol.lr:g}"
+        lines.append("; ".join(dict.fromkeys(f"{row.name}: {row.seeds}" for row in self.rows if row.kind != "variant")))
         lines.append(
-            f"{self.data.get('name', 'data')}, protocol {self.protocol.name}: {self.protocol.epochs} epochs, {chosen}; "
-            "mean ± sample standard deviation; validation images are withheld training images"
+            f"{self.data.get('name', 'data')}, {self.protocol.name} protocol, {self.protocol.epochs} epochs, {step}; "
+            "mean ± sample standard deviation; validation: withheld training images"
         )
         lines.append(f"{self.seconds:.1f} s, peak memory {self.peak_bytes / 2**30:.2f} GiB")
         return [*lines, *self.notes]
 
     def table(self) -> Table:
         """Return the table for a terminal."""
-        table = Table(caption="\n".join(self.summary()), caption_justify="left")
+        table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, caption="\n".join(self.summary()), caption_justify="left")
         columns, rows = self._cells()
-        for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number < 2 else "right")
+        for column in columns:
+            table.add_column(column, justify="left" if column in TEXT_COLUMNS else "right")
         for row, cells in zip(self.rows, rows, strict=True):
             table.add_row(*cells, style="bold" if row.kind == "distilled" else None)
         return table
@@ -190,9 +194,8 @@ class Evaluation:
         columns, rows = self._cells()
         lines = [columns, *rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-        plain = [
-            "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(x, widths, strict=True))) for x in lines
-        ]
+        sides = ["<" if column in TEXT_COLUMNS else ">" for column in columns]
+        plain = ["  ".join(f"{c:{side}{w}}" for c, side, w in zip(line, sides, widths, strict=True)) for line in lines]
         rule = "-" * len(plain[0])
         return "\n".join([plain[0], rule, *plain[1:], rule, *self.summary()])
 
@@ -244,21 +247,21 @@ class Evaluation:
         return next(row for row in self.rows if row.kind == "distilled" and row.model == model)
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
-        with_best = any(row.best_on_test for row in self.rows)
-        columns = ["set", "network", "test %", "validation %", *(["best on test %"] if with_best else [])]
-        columns += ["lr", "images", "bytes", "seeds", "seconds"]
-        rows = []
-        for row in self.rows:
-            best = [percent(row.best_on_test) if row.best_on_test else "-"] if with_best else []
-            numbers = [
-                ", ".join(f"{lr:g}" for lr in row.lr),
-                f"{row.images:,}",
-                size_text(row.nbytes),
-                row.seeds,
-                f"{row.seconds:.1f}",
-            ]
-            rows.append([row.name, row.model, percent(row.accuracies), percent(row.validation), *best, *numbers])
-        return columns, rows
+        """Return headers and rows of text; what every row has in common is left out, so that 80 columns are enough."""
+        columns: dict[str, Callable[[Row], str]] = {"set": lambda row: row.name}
+        if len(self.models) > 1:
+            columns["network"] = lambda row: row.model
+        columns["test %"] = lambda row: percent(row.accuracies)
+        columns["validation %"] = lambda row: percent(row.validation)
+        if any(row.best_on_test for row in self.rows):
+            columns["best on test %"] = lambda row: percent(row.best_on_test or ())
+        if {row.lr for row in self.rows} != {(self.protocol.lr,)}:
+            columns["lr"] = lambda row: ", ".join(f"{lr:g}" for lr in row.lr)
+        columns["images"] = lambda row: f"{row.images:,}"
+        columns["size"] = lambda row: size_text(row.nbytes)
+        columns["sets × nets"] = lambda row: f"{row.sets} × {len(row.accuracies) // row.sets}"
+        columns["seconds"] = lambda row: f"{row.seconds:.1f}"
+        return list(columns), [[text(row) for text in columns.values()] for row in self.rows]
 
 
 def merge(evaluations: Sequence[Evaluation]) -> Evaluation:

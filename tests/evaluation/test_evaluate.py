@@ -179,6 +179,7 @@ def test_the_share_that_the_run_withheld_decides(digits, tiny):
     found = evaluate(made, digits, protocol=tiny, baselines=(), nets=1)
     assert found.small.name == "dm"
     assert found.data["validation"] == len(digits.holdout(0.3)[1])
+    assert not found.notes
     leaky = small_set(digits, config={"run": {"method": "dm", "validation": 0.0}})
     assert "flatters" in " ".join(evaluate(leaky, digits, protocol=tiny, baselines=(), nets=1).notes)
 
@@ -233,6 +234,8 @@ def test_robustness_adds_rows_without_augmentation(digits, small, tiny):
     assert names == ["distilled", "distilled, no augmentation", "random", "random, no augmentation"]
     assert found.row("random").accuracies != found.row("random, no augmentation").accuracies
     assert 0.0 < found.scores()["ars"] < 1.0
+    plain = evaluate(small, digits, protocol=replace(tiny, robustness=True, strategy="none"), baselines=("random",))
+    assert [row.name for row in plain.rows] == names
 
 
 def test_other_networks_and_own_modules(digits, small, tiny):
@@ -303,3 +306,6 @@ def test_what_a_reader_should_know_is_noted(digits, small, tiny):
     notes = " ".join(evaluate(uneven, digits, protocol=tiny, baselines=(), nets=1).notes)
     assert "have 4 to 5 images" in notes
     assert "normalisation='zca'" in notes
+    assert "may flatter" in notes
+    other = small_set(digits, config={"run": {"validation": 0.1}, "source": {"fingerprint": "0" * 64}})
+    assert "other data" in " ".join(evaluate(other, digits, protocol=tiny, baselines=(), nets=1).notes)

@@ -2,8 +2,10 @@
 
 import json
 import math
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from kdistill.errors import ConfigError
 from kdistill.evaluation import PROTOCOLS, Evaluation, Row, merge
@@ -78,7 +80,7 @@ def test_print_shows_every_row_and_what_follows():
         assert part in text, part
     assert "best on test" not in text
     header, _, first, *_ = text.splitlines()
-    assert len(header) == len(first)
+    assert len(header) == len(first) <= 80
 
 
 def test_best_on_test_is_a_column_of_its_own():
@@ -89,10 +91,16 @@ def test_best_on_test_is_a_column_of_its_own():
 
 
 def test_the_table_for_terminals_has_the_same_cells():
-    found = evaluation(row(), *BASELINES)
+    found = evaluation(row(), row(model="mlp", lr=(0.1,)), *BASELINES)
     cells = [list(column.cells) for column in found.table().columns]
-    for line, shown in zip(str(found).splitlines()[2:6], zip(*cells, strict=True), strict=True):
+    for line, shown in zip(str(found).splitlines()[2:7], zip(*cells, strict=True), strict=True):
         assert "".join(line.split()) == "".join("".join(shown).split())
+    buffer = StringIO()
+    Console(file=buffer, width=80).print(evaluation(*BASELINES, row(), row("dm, 8 bits", "variant", nbytes=316_000)).table())
+    assert "dm, 8 bits  92.00 ± 2.83" in buffer.getvalue()  # not wrapped
+    header = str(found).splitlines()[0].split()
+    assert "network" in header and "lr" in header
+    assert "network" not in str(evaluation()).splitlines()[0]
 
 
 def test_to_dict_is_json_and_has_what_the_card_reads():
