@@ -81,7 +81,7 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         # for a first look: the table of the demo; the larger step size makes up for the few epochs (found on validation images)
-        Protocol(name="quick", width=32, epochs=60, full_epochs=10, nets=3, lr=0.03, other_widths=NARROW),
+        Protocol(name="quick", width=32, epochs=60, full_epochs=15, nets=3, lr=0.03, other_widths=NARROW),
         # affordable on two cores, and what committed tables are made by
         Protocol(name="bench", width=32, epochs=300, full_epochs=40, nets=5, other_widths=NARROW),
         # Zhao and Bilen 2023 (DM), and DC and DSA before it: evaluation of their released code
