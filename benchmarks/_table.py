@@ -1,0 +1,166 @@
+"""Rows of measurements: CSV files, one per machine, and the tables of benchmarks/README.md made from them."""
+
+import csv
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent / "README.md"
+BEGIN, END = "<!-- generated from results/*.csv by python -m benchmarks.run -->", "<!-- end of the generated part -->"
+COPY, READ = "copy of the same bytes", "read of the same bytes"
+OURS = ("cpu", "cuda", "triton")  # backends that are kernels of this project; all others are peers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measurement; times are empty unless ``status`` is "ok"."""
+
+    op: str
+    backend: str
+    shape: str
+    dtype: str
+    metric: str
+    unit: str
+    median: float | None
+    p20: float | None
+    p80: float | None
+    n: int
+    status: str
+    percent_of_copy: float | None
+    machine: str
+    device: str
+    torch: str
+    triton: str
+    commit: str
+    command: str
+
+    def group(self) -> tuple[str, ...]:
+        """Return what a row shares with the other contestants of its run; with ``backend`` it is the key of a row."""
+        return (self.op, self.shape, self.dtype, self.metric, self.device, self.machine)
+
+
+NUMBERS = {"median", "p20", "p80", "percent_of_copy"}
+
+
+def read_rows(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = []
+        for record in csv.DictReader(file):
+            values = {k: (float(v) if v else None) if k in NUMBERS else v for k, v in record.items()}
+            rows.append(Row(**{**values, "n": int(record["n"])}))
+        return rows
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            values = asdict(row)
+            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for k, v in values.items()})
+
+
+def merge(old: list[Row], new: list[Row]) -> list[Row]:
+    """Return the rows with those of a rerun in the place of the old ones, and new ones at the end.
+
+    All contestants of a group are replaced together: ratios are taken inside one run only.
+    """
+    fresh: dict[tuple[str, ...], list[Row]] = {}
+    for row in new:
+        fresh.setdefault(row.group(), []).append(row)
+    merged = []
+    for row in old:
+        if row.group() not in {r.group() for r in new}:
+            merged.append(row)
+        else:
+            merged.extend(fresh.pop(row.group(), []))
+    return merged + [row for rows in fresh.values() for row in rows]
+
+
+def results_file(machine: str, device: str) -> Path:
+    name = machine if device.startswith("cpu") else f"{device}, {machine}"
+    return RESULTS / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".csv")
+
+
+def table(rows: list[Row]) -> str:
+    """Return one Markdown table per op and device: each contestant with its time, share of bandwidth, and distance to ours."""
+    sections = []
+    for op, device, machine in dict.fromkeys((r.op, r.device, r.machine) for r in rows):
+        chosen = [r for r in rows if (r.op, r.device, r.machine) == (op, device, machine)]
+        last = chosen[-1]
+        sections.append(
+            f"### {op} on {device if device.startswith('cpu') else device + ' beside'} ({machine})\n\n"
+            f"torch {last.torch}, triton {last.triton}, commit {', '.join(dict.fromkeys(r.commit for r in chosen))}; "
+            f"{', '.join(f'`{c}`' for c in dict.fromkeys(r.command for r in chosen))}\n\n" + _op_table(chosen)
+        )
+    return "\n".join(sections)
+
+
+def _op_table(rows: list[Row]) -> str:
+    lines = [
+        "| shape | metric | contestant | median (p20 to p80), n | of copy | of read | ours is |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.shape, row.dtype, row.metric), []).append(row)
+    for (shape, dtype, metric), group in groups.items():
+        read = next((r.median for r in group if r.backend == READ), None)
+        ours = min((r.median for r in group if r.backend in OURS and r.median), default=None)
+        for row in group:
+            where = f"| {shape} {dtype} | {metric} |" if row is group[0] else "| | |"
+            lines.append(f"{where} {_contestant(row)} | {_time(row)} | {_bandwidths(row, read)} | {_ratio(row, ours)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _contestant(row: Row) -> str:
+    return f"**{row.backend}**" if row.backend in OURS else row.backend
+
+
+def _time(row: Row) -> str:
+    if row.median is None:
+        return row.status
+    return f"{row.median:.3g} {row.unit} ({row.p20:.3g} to {row.p80:.3g}), {row.n}"
+
+
+def _bandwidths(row: Row, read: float | None) -> str:
+    if row.median is None or row.unit != "ms":
+        return " | "
+    copy = f"{row.percent_of_copy:.0f} %" if row.percent_of_copy is not None else ""
+    return f"{copy} | {f'{100 * read / row.median:.0f} %' if read else ''}"
+
+
+def _ratio(row: Row, ours: float | None) -> str:
+    if row.backend in (*OURS, COPY, READ) or row.median is None or not ours or row.unit not in ("ms", "s"):
+        return ""
+    times = row.median / ours
+    return f"{times:.1f}x faster" if times >= 1 else f"**{1 / times:.1f}x slower**"
+
+
+def losses(rows: list[Row]) -> list[str]:
+    """Return a sentence for every group in which a peer beats our fastest backend."""
+    found = []
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group(), []).append(row)
+    for (op, shape, dtype, metric, device, _), group in groups.items():
+        ours = min((r.median for r in group if r.backend in OURS and r.median), default=None)
+        peers = [r for r in group if r.backend not in (*OURS, COPY, READ) and r.median]
+        best = min(peers, key=lambda r: r.median, default=None)
+        if ours and best and best.median < ours:
+            found.append(f"- {op} {metric} at {shape} {dtype} ({device}): {best.backend} is {ours / best.median:.2f}x faster.")
+    return found
+
+
+def write_readme(readme: Path = README, results: Path = RESULTS) -> None:
+    """Replace what stands between the markers by tables of all committed rows."""
+    rows = [row for path in sorted(results.glob("*.csv")) for row in read_rows(path)]
+    lost = "\n".join(losses(rows)) or "- nowhere in the rows below."
+    text = readme.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n\n### Where a peer is faster\n\n{lost}\n\n{table(rows)}\n{END}{after}")

@@ -1,0 +1,118 @@
+"""Check, then time: `python -m benchmarks.run`.
+
+Every backend and every peer first has to agree with the float64 reference; one that does not gets the status "wrong" and no
+time.  The others are timed in turns in one process, beside a copy and a read of the bytes that the op has to move.  Rows go to
+benchmarks/results/<machine>.csv, where a rerun replaces its own, and benchmarks/README.md is made from them.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks import _conditions, _table
+from benchmarks._ops import Result, run_op
+from benchmarks.iteration import run_dm_iteration
+from kdistill.errors import did_you_mean
+from kdistill.testing.cases import all_cases
+
+END_TO_END = {"dm_iteration": run_dm_iteration}
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("--op", action="append", metavar="NAME", help="an op or dm_iteration; repeat for several; default: all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of all contestants")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each contestant")
+    parser.add_argument("--quick", action="store_true", help="first shape, 0.2 s per contestant, nothing is written")
+    parser.add_argument("--check", action="store_true", help="only check, time nothing, write nothing")
+    parser.add_argument("--output", type=Path, help="CSV file to write in place of results/<machine>.csv")
+    parser.add_argument("--tables", action="store_true", help="only make benchmarks/README.md from the committed rows")
+    options = parser.parse_args(argv)
+    known = [case.name for case in all_cases()] + list(END_TO_END)
+    for name in options.op or ():
+        if name not in known:
+            parser.error(f"--op: expected a benchmark, got '{name}'; {did_you_mean(name, known)}")
+    if options.threads < 1:
+        parser.error(f"--threads: expected 1 or more, got {options.threads}; leave it out for all")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: expected a device that is there, got cuda; this torch sees no GPU")
+    options.op = options.op or known
+    return options
+
+
+def results(options: argparse.Namespace) -> Iterator[Result]:
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    seconds = min(options.seconds, 0.2) if options.quick else options.seconds
+    cases = {case.name: case for case in all_cases()}
+    for name in options.op:
+        if name in cases:
+            yield from run_op(cases[name], device, dtype, seconds, options.quick, options.check)
+        else:
+            yield from END_TO_END[name](device, dtype, seconds, options.quick, options.check)
+
+
+def row_of(result: Result, device: torch.device, conditions: dict[str, str]) -> _table.Row:
+    timing = result.timing
+    return _table.Row(
+        op=result.op,
+        backend=result.backend,
+        shape=result.shape,
+        dtype=result.dtype,
+        metric=result.metric,
+        unit=result.unit,
+        median=timing.median if timing else None,
+        p20=timing.p20 if timing else None,
+        p80=timing.p80 if timing else None,
+        n=timing.n if timing else 0,
+        status=result.status,
+        percent_of_copy=result.percent_of_copy,
+        device=_conditions.device_name(device),
+        **conditions,
+    )
+
+
+def line(result: Result) -> str:
+    label = f"{result.op:<18} {result.shape:<28} {result.dtype:<8} {result.metric:<22} {result.backend:<24}"
+    if result.timing is None:
+        return f"{label} {result.status}"
+    share = "" if result.percent_of_copy is None else f"  {result.percent_of_copy:5.0f} % of copy"
+    t = result.timing
+    return f"{label} {t.median:10.4g} {result.unit} ({t.p20:.4g} to {t.p80:.4g}, n {t.n}){share}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    options = arguments(argv)
+    if options.tables:
+        _table.write_readme()
+        return 0
+    torch.set_num_threads(options.threads)
+    conditions = {
+        "machine": _conditions.machine(),
+        "torch": torch.__version__,
+        "triton": _conditions.triton_version(),
+        "commit": _conditions.commit(),
+        "command": " ".join(["python -m benchmarks.run", *argv]),
+    }
+    rows, wrong = [], 0
+    for result in results(options):
+        print(line(result), flush=True)
+        rows.append(row_of(result, torch.device(options.device), conditions))
+        wrong += result.status.startswith("wrong")
+    if not options.check and (options.output or not options.quick):
+        target = options.output or _table.results_file(conditions["machine"], rows[0].device)
+        _table.write_rows(target, _table.merge(_table.read_rows(target), rows))
+        if options.output is None:
+            _table.write_readme()
+    if wrong:
+        print(f"{wrong} results are wrong", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from benchmarks._measure import MIN_ROUNDS, Clock, CudaClock, Timing, interleaved, read_call
+
+
+class FakeClock(Clock):
+    def __init__(self):
+        self.order = []
+
+    def repeats(self, call):
+        return 1
+
+    def sample(self, call, repeats):
+        self.order.append(call())
+        return {"": float(len(self.order)), "launch": 0.5}
+
+
+def test_a_timing_is_the_median_and_its_spread():
+    timing = Timing.of([5.0, 1.0, 2.0, 4.0, 3.0, 6.0])
+    assert (timing.median, timing.p20, timing.p80, timing.n) == (3.5, 2.0, 5.0, 6)
+
+
+def test_everybody_starts_a_round_equally_often():
+    clock = FakeClock()
+    timed = interleaved({"a": lambda: "a", "b": lambda: "b"}, 0.0, clock)
+    assert clock.order[:6] == ["a", "b", "b", "a", "a", "b"]
+    assert timed["a"][""].n == timed["b"]["launch"].n == MIN_ROUNDS
+
+
+def test_the_wall_clock_reports_milliseconds_per_call():
+    calls = []
+    timed = interleaved({"call": lambda: calls.append(torch.ones(1000).sum())}, 0.02, Clock())
+    assert timed["call"][""].n >= MIN_ROUNDS
+    assert len(calls) > timed["call"][""].n  # several calls behind one sample
+    assert 0 < timed["call"][""].p20 <= timed["call"][""].median <= timed["call"][""].p80 < 100
+
+
+def test_the_read_floor_reads_every_byte():
+    value = read_call(4 * 1000, torch.device("cpu"))()
+    assert value.item() in (1000.0, 1.0)  # a sum, or a maximum, of a thousand ones
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: events need one")
+def test_the_gpu_clock_separates_launch_from_execution():
+    device = torch.device("cuda")
+    x = torch.ones(1 << 24, device=device)
+    timed = interleaved({"add": lambda: x + 1}, 0.05, CudaClock(device))
+    assert timed["add"][""].median > 0
+    assert timed["add"]["launch"].median > 0

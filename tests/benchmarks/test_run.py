@@ -1,0 +1,102 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import _ops, run
+from benchmarks._table import COPY, READ, read_rows
+from kdistill.testing.cases import Shape, all_cases, case
+
+CPU = torch.device("cpu")
+SMALL = replace(case("class_mean_sqdist"), bench_shapes=[Shape(n=19, m=5, f=33, k=3), Shape(n=7, m=3, f=4, k=2)])
+
+
+def benchmark(of, *, check_only=False):
+    return list(_ops.run_op(of, CPU, torch.float32, 0.0, quick=True, check_only=check_only))
+
+
+def test_every_contestant_is_timed_beside_the_floors():
+    results = benchmark(SMALL)
+    assert {r.status for r in results} == {"ok"}
+    assert {r.shape for r in results} == {"n19_m5_f33_k3"}
+    names = {r.backend for r in results if r.metric == "forward_backward_syn"}
+    assert names == {"cpu", "per-class loop", "index_add", COPY, READ}
+    assert all(r.percent_of_copy == pytest.approx(100) for r in results if r.backend == COPY)
+
+
+def test_a_wrong_peer_gets_no_time():
+    def off_by_a_little(*inputs):
+        return SMALL.reference(*inputs) * 1.001
+
+    results = benchmark(replace(SMALL, peers={"off by a little": off_by_a_little}))
+    theirs = [r for r in results if r.backend == "off by a little"]
+    assert theirs
+    assert all(r.timing is None and r.status.startswith("wrong: off by a little output 0: max-abs error") for r in theirs)
+    assert all(r.status == "ok" for r in results if r.backend != "off by a little")
+
+
+def test_a_peer_that_fails_is_reported_not_hidden():
+    def refuses(*inputs):
+        raise NotImplementedError("no such thing here\nand more")
+
+    results = benchmark(replace(SMALL, peers={"refuses": refuses}), check_only=True)
+    assert [r.status for r in results if r.backend == "refuses"] == ["cannot run: no such thing here"]
+
+
+def test_the_gradient_asked_for_is_the_gradient_timed():
+    inputs = SMALL.inputs(SMALL.bench_shapes[0], seed=0)
+    contestant = _ops.contestants(SMALL, CPU)[0]
+    assert len(_ops.bound(SMALL, contestant, inputs, (0, 2))()) == 2
+    (only,) = _ops.bound(SMALL, contestant, inputs, (2,))()
+    assert only.shape == inputs[2].shape
+    assert _ops.bound(SMALL, contestant, inputs, ())().shape == ()
+
+
+@pytest.mark.parametrize("of", all_cases(), ids=lambda c: c.name)
+def test_every_op_names_metrics_and_bytes(of):
+    found = _ops.metrics(of)
+    assert "forward" in found
+    for wrt, nbytes in list(found.values())[1:]:
+        assert set(wrt) <= set(of.differentiable)
+        assert nbytes(of.bench_shapes[0], 4) > 0
+
+
+def test_a_run_writes_its_rows_and_a_rerun_replaces_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "all_cases", lambda: [SMALL])
+    before = torch.get_num_threads()
+    command = ["--op", "class_mean_sqdist", "--quick", "--seconds", "0", "--threads", "1", "--output", str(tmp_path / "rows.csv")]
+    try:
+        assert run.main(command) == 0
+        first = read_rows(tmp_path / "rows.csv")
+        assert run.main(command) == 0
+    finally:
+        torch.set_num_threads(before)
+    again = read_rows(tmp_path / "rows.csv")
+    assert [r.group() for r in again] == [r.group() for r in first]
+    assert {r.device for r in again} == {"cpu, 1 thread"}
+    assert again[0].command.startswith("python -m benchmarks.run --op class_mean_sqdist")
+    assert "% of copy" in capsys.readouterr().out
+
+
+def test_a_wrong_result_fails_the_command(monkeypatch, capsys):
+    broken = replace(SMALL, peers={"broken": lambda *inputs: SMALL.reference(*inputs) + 1})
+    monkeypatch.setattr(run, "all_cases", lambda: [broken])
+    assert run.main(["--op", "class_mean_sqdist", "--check", "--threads", str(torch.get_num_threads())]) == 1
+    assert "results are wrong" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--op", "class_mean"], "did you mean 'class_mean_sqdist'"),
+        (["--threads", "0"], "--threads: expected 1 or more, got 0"),
+        pytest.param(
+            ["--device", "cuda"], "this torch sees no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so asking for it is no mistake"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_named(argv, message, capsys):
+    with pytest.raises(SystemExit):
+        run.main(argv)
+    assert message in capsys.readouterr().err

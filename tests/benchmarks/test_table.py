@@ -1,0 +1,53 @@
+from dataclasses import replace
+
+from benchmarks import _table
+from benchmarks._table import Row
+
+ROW = Row(
+    op="class_mean_sqdist", backend="cpu", shape="n3", dtype="float32", metric="forward", unit="ms", median=2.0, p20=1.5, p80=2.5,
+    n=9, status="ok", percent_of_copy=80.0, machine="some processor, 2 cores, avx2", device="cpu, 2 threads", torch="2.13.0",
+    triton="3.9.0", commit="abc1234", command="python -m benchmarks.run",
+)  # fmt: skip
+LOOP = replace(ROW, backend="per-class loop", median=20.0, percent_of_copy=8.0)
+READ = replace(ROW, backend=_table.READ, median=1.8, percent_of_copy=90.0)
+BROKEN = replace(ROW, backend="triton", status="wrong: max-abs error", median=None, p20=None, p80=None, n=0, percent_of_copy=None)
+
+
+def test_rows_survive_the_file(tmp_path):
+    _table.write_rows(tmp_path / "a.csv", [ROW, LOOP, BROKEN])
+    assert _table.read_rows(tmp_path / "a.csv") == [ROW, LOOP, BROKEN]
+    assert _table.read_rows(tmp_path / "none.csv") == []
+
+
+def test_a_rerun_replaces_its_group_in_place():
+    other = replace(ROW, metric="forward_backward")
+    elsewhere = replace(ROW, machine="another")
+    again = [replace(ROW, median=1.0), replace(LOOP, median=11.0)]
+    assert _table.merge([ROW, LOOP, READ, other, elsewhere], again) == [*again, other, elsewhere]
+    assert _table.merge([other], again) == [other, *again]
+
+
+def test_a_table_shows_the_floor_beside_the_ratio():
+    text = _table.table([ROW, LOOP, READ, BROKEN])
+    assert "| n3 float32 | forward | **cpu** | 2 ms (1.5 to 2.5), 9 | 80 % | 90 % |  |" in text
+    assert "| | | per-class loop | 20 ms (1.5 to 2.5), 9 | 8 % | 9 % | 10.0x faster |" in text
+    assert "wrong: max-abs error" in text
+    assert "`python -m benchmarks.run`" in text
+
+
+def test_a_lost_comparison_is_said():
+    assert _table.losses([ROW, LOOP, READ]) == []
+    (sentence,) = _table.losses([ROW, replace(LOOP, median=1.0)])
+    assert "per-class loop is 2.00x faster" in sentence
+
+
+def test_one_file_per_machine():
+    assert _table.results_file(ROW.machine, ROW.device).name == "some-processor-2-cores-avx2.csv"
+    assert _table.results_file(ROW.machine, "NVIDIA H200").name == "nvidia-h200-some-processor-2-cores-avx2.csv"
+
+
+def test_the_committed_tables_are_those_of_the_committed_rows(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text(_table.README.read_text())
+    _table.write_readme(copy)
+    assert copy.read_text() == _table.README.read_text(), "run `python -m benchmarks.run --tables`"
