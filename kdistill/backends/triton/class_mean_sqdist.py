@@ -49,7 +49,8 @@ def _class_mean_sqdist_bwd_kernel(table_ptr, labels_ptr, out_ptr, F, K, BLOCK_F:
     cols = tl.program_id(1).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)
     label = tl.load(labels_ptr + row)
     # a label outside 0..K-1 has no row: zeros
-    rows = tl.load(table_ptr + label * F + cols, mask=(cols < F) & (label >= 0) & (label < K), other=0.0)
+    inside = tl.where((label >= 0) & (label < K), cols < F, False)
+    rows = tl.load(table_ptr + label * F + cols, mask=inside, other=0.0)
     tl.store(out_ptr + row * F + cols, rows, mask=cols < F)
 
 

@@ -1,0 +1,100 @@
+"""The real kernels on a real GPU: `pytest -m gpu` on a machine that has one and a build with nvcc."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from kdistill import _native, ops
+from kdistill.testing.backends import running_on
+from kdistill.testing.cases import all_cases, case
+from kdistill.testing.tolerance import assert_close_enough
+from tests.triton_suite.second_order import check_second_order
+
+WHY_NOT = None if torch.cuda.is_available() else f"no CUDA device (torch {torch.__version__})"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
+    # each says once per process what it will change later, or that torch could be told more; no result depends on it
+    pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning"),
+]
+HUGE_NBYTES = 18 << 30
+
+
+def backend_parameter(name: str, why_not: str | None) -> object:
+    return pytest.param(name, marks=pytest.mark.skipif(why_not is not None, reason=str(why_not)))
+
+
+BACKENDS = [
+    backend_parameter("cuda", _native.why_missing("_cuda")),
+    backend_parameter("triton", None if importlib.util.find_spec("triton") else "Triton is not installed"),
+]
+SHAPES = [
+    pytest.param(of, shape, id=f"{of.name}-{shape}")
+    for of in all_cases()
+    for shape in dict.fromkeys([*map(str, of.shapes), *map(str, of.bench_shapes)])
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("of", "shape"), SHAPES)
+def test_matches_the_float64_reference(of, shape, backend, dtype):
+    sizes = next(s for s in [*of.shapes, *of.bench_shapes] if str(s) == shape)
+    with running_on(backend):
+        of.check(of.inputs(sizes, seed=0, dtype=dtype, device="cuda"), sizes)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("of", [of for of in all_cases() if of.grad_order == 2], ids=lambda of: of.name)
+def test_second_derivatives_match_too(of, backend):
+    with running_on(backend):
+        check_second_order(of, of.inputs(of.shapes[1], seed=0, dtype=torch.float64, device="cuda"), of.shapes[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("of", all_cases(), ids=lambda of: of.name)
+def test_a_second_run_gives_the_same_bits(of, backend):
+    inputs = of.inputs(of.bench_shapes[0], seed=0, device="cuda")
+    with running_on(backend):
+        first, again = of.with_gradients(of.op, inputs), of.with_gradients(of.op, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("of", all_cases(), ids=lambda of: of.name)
+def test_the_stream_in_use_is_the_current_one(of, backend):
+    inputs = of.inputs(of.shapes[1], seed=0, device="cuda")
+    stream = torch.cuda.Stream()
+    with running_on(backend):
+        expected = of.op(*inputs)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(int(1e7))  # what follows on the wrong stream would read inputs too early
+            later = [x + 0 if isinstance(x, torch.Tensor) else x for x in inputs]
+            got = of.op(*later)
+    stream.synchronize()
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    WHY_NOT is None and torch.cuda.get_device_properties(0).total_memory < HUGE_NBYTES,
+    reason=f"needs {HUGE_NBYTES >> 30} GiB of GPU memory",
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_offsets_beyond_31_bits(backend):
+    # more than 2^31 elements: the last rows lie where a 32-bit offset would wrap around
+    n, f = (1 << 20) + 3, 2049
+    real = torch.zeros(n, f, device="cuda")
+    real[-3:] = torch.randn(3, f, device="cuda")
+    labels = torch.zeros(n, dtype=torch.int64, device="cuda")
+    labels[-3:] = 1
+    syn, syn_labels = torch.randn(4, f, device="cuda"), torch.tensor([0, 1, 1, 0], device="cuda")
+    with running_on(backend):
+        got = ops.class_mean_sqdist(real, labels, syn, syn_labels, 2)
+    small, small_labels = torch.cat([real[:1], real[-3:]]).cpu(), torch.tensor([0, 1, 1, 1])
+    arguments = (small, small_labels, syn.cpu(), syn_labels.cpu(), 2)
+    of = case("class_mean_sqdist")
+    truth = of.reference(*(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in arguments))
+    assert_close_enough(got.cpu(), of.reference(*arguments), truth, 2.0 * f, "class_mean_sqdist")
