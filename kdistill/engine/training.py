@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdistill.engine.layers import check_labels
 from kdistill.engine.students import Student
-from kdistill.errors import ConfigError, NonFiniteError, did_you_mean
+from kdistill.errors import ConfigError, NonFiniteError, ShapeError, did_you_mean
 from kdistill.keys import generator, make_key, permutation
 
 SCHEDULES = ("step", "cosine", "constant")
@@ -85,6 +85,8 @@ def train(
     """
     _check(epochs, lr, batch_size, nets, schedule)
     check_labels("train", labels, (images.shape[0],), student.classes)
+    if not len(images):
+        raise ShapeError("train: expected at least one image, got none; pass the set to train on")
     drawn = [student.init(generator(make_key(key, "init", g))) for g in range(nets)]
     thetas = torch.stack(drawn).to(images)
     velocity = torch.zeros_like(thetas)

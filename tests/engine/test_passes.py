@@ -235,6 +235,8 @@ def test_what_the_pair_refuses():
     theta, images = student.init(generator(0)), torch.randn(2, 3, 8, 8)
     with pytest.raises(ConfigError, match="'logits' or 'features'"):
         student.forward(theta, images, to="maps")
+    with pytest.raises(ConfigError, match="'logits' or 'features'"):
+        student.infer(theta, images, to="maps")
     _, saved = student.forward(theta, images)
     with pytest.raises(ConfigError, match="expected want among"):
         student.backward(saved, torch.randn(2, 5), want=("labels",))

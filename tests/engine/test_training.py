@@ -125,6 +125,8 @@ def test_what_training_refuses():
         train(student, images, labels, epochs=1, lr=-0.1, key=0)
     with pytest.raises(ShapeError, match=r"expected labels int64 \[12\]"):
         train(student, images, labels[:5], epochs=1, lr=0.1, key=0)
+    with pytest.raises(ShapeError, match="expected at least one image, got none"):
+        train(student, images[:0], labels[:0], epochs=1, lr=0.1, key=0)
     with pytest.raises(NonFiniteError, match=r"expected a finite loss, got nan in epoch 1; lower lr \(now 0\.1\)"):
         train(student, images * math.nan, labels, epochs=1, lr=0.1, key=0)
     with pytest.raises(ConfigError, match="at least one image"):

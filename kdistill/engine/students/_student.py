@@ -138,8 +138,7 @@ class Student(ABC):
         Returns:
             (out ``[B, N]`` or ``[B, F]``, saved).  Theta and images must not change before ``backward``.
         """
-        if to not in ("logits", "features"):
-            raise ConfigError(f"forward: expected to 'logits' or 'features', got '{to}'; pass one of the two")
+        _check_end("forward", to)
         if theta.ndim == 1:
             self._check(theta, images)
             return self._forward(theta, images, to)
@@ -175,6 +174,7 @@ class Student(ABC):
             to: ``"logits"`` or ``"features"``.
             batch_size: Most images at a time; None leaves it to the student.  Under batch statistics it changes the result.
         """
+        _check_end("infer", to)
         call = self._infer_logits if to == "logits" else self._infer_features
         if batch_size is None:
             return self._each(theta, images, call)
@@ -271,3 +271,8 @@ class Student(ABC):
                 f"{self.name}: expected images like theta ({theta.dtype} on {theta.device}), got {images.dtype} on "
                 f"{images.device}; convert with .to(theta)"
             )
+
+
+def _check_end(where: str, to: str) -> None:
+    if to not in ("logits", "features"):
+        raise ConfigError(f"{where}: expected to='logits' or 'features', got '{to}'; pass one of the two")
