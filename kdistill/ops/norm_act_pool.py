@@ -107,8 +107,9 @@ def norm_act_pool(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5)
     check_same_dtype_and_device("norm_act_pool", x=x, weight=weight, bias=bias)
     if not eps > 0:
         raise ConfigError(f"norm_act_pool: expected eps > 0, got {eps}; the usual value is 1e-5")
-    out, _, _ = _NormActPool.apply(_channels_last(x), _rows(weight), _rows(bias), eps)
-    return cast("Tensor", out)
+    needs_graph = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
+    forward = _NormActPool.apply if needs_graph else _fwd  # the detour through autograd costs more than a small block
+    return cast("Tensor", forward(_channels_last(x), _rows(weight), _rows(bias), eps)[0])
 
 
 def _rows(parameter: Tensor) -> Tensor:
