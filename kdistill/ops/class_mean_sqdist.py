@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdistill.backends.reference import class_mean_sqdist as _reference
 from kdistill.errors import NotDifferentiableError, ShapeError
-from kdistill.ops._registry import check_same_dtype_and_device, register
+from kdistill.ops._registry import check_same_dtype_and_device, fast_apply, register
 
 GRAD_ORDER = 2
 
@@ -59,6 +59,9 @@ class _ClassMeanSqdist(torch.autograd.Function):
         return grad_real, None, grad_syn, None, None, None
 
 
+_apply = fast_apply(_ClassMeanSqdist)
+
+
 def class_mean_sqdist(
     real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None = None
 ) -> Tensor:
@@ -95,7 +98,7 @@ def class_mean_sqdist(
     syn_labels = _checked_labels(syn_labels, syn, num_classes, "syn_labels")
     if weights is not None:
         weights = _checked_weights(weights, real, num_classes)
-    value, _ = _ClassMeanSqdist.apply(real.contiguous(), real_labels, syn.contiguous(), syn_labels, num_classes, weights)
+    value, _ = _apply(real.contiguous(), real_labels, syn.contiguous(), syn_labels, num_classes, weights)
     return value  # type: ignore[no-any-return]
 
 
