@@ -10,6 +10,9 @@ settings.register_profile("kdistill", deadline=None, max_examples=25, derandomiz
 settings.load_profile("kdistill")
 
 
+torch.set_num_threads(1)  # test shapes are tiny: two threads would only wait for each other
+
+
 @pytest.fixture(autouse=True)
 def one_seed_per_test():
     torch.manual_seed(0)
