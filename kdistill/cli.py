@@ -274,9 +274,7 @@ def bench(context: typer.Context) -> None:
 
         root = Path(__file__).parents[1]
         if not (root / "benchmarks" / "run.py").exists():
-            raise ConfigError(
-                "bench: expected a checkout of the project, got an installed package; clone it first"
-            )
+            raise ConfigError("bench: expected a checkout of the project, got an installed package; clone it first")
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.run", *context.args])
 
 
