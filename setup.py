@@ -17,7 +17,9 @@ FAILURE = "_build_failure.txt"  # kdistill doctor reads it: pip hides what a bui
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        package = Path(self.get_ext_fullpath("kdistill._cpu")).resolve().parent
+        # an editable install would copy _cpu alone from its build folder: everything is put where it is imported from
+        built = Path(self.get_ext_fullpath("kdistill._cpu")).resolve().parent
+        package = ROOT / "kdistill" if self.editable_mode else built
         package.mkdir(parents=True, exist_ok=True)
         failure = package / FAILURE
         failure.unlink(missing_ok=True)
@@ -44,7 +46,7 @@ class CMakeBuild(build_ext):
             *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"),
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DKDISTILL_CUDA={os.environ.get('KDISTILL_CUDA', 'auto')}",
-            f"-DKDISTILL_EMULATION={self.inplace if emulation == 'auto' else emulation == 'on'}",
+            f"-DKDISTILL_EMULATION={self.editable_mode if emulation == 'auto' else emulation == 'on'}",
         ]
         for command in (
             [*configure, "--fresh"],  # an isolated build has new paths to pybind11 and ninja every time
@@ -56,4 +58,4 @@ class CMakeBuild(build_ext):
             done.check_returncode()
 
 
-setup(ext_modules=[Extension("kdistill._cpu", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(ext_modules=[Extension("kdistill._cpu", sources=[], optional=True)], cmdclass={"build_ext": CMakeBuild})
