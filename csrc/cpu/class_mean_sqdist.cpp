@@ -1,9 +1,10 @@
 // value = sum_c |w_c * (mean_c(real) - mean_c(syn))|^2.  Truth: kdistill/backends/reference/class_mean_sqdist.py
 //   real [n, f], syn [m, f], weights [num_classes, f] or null, diff [num_classes, f] (the difference of the means, 0 where a
-//   class is absent on either side): row-major, contiguous, not overlapping.  labels in 0..num_classes-1.
+//   class is absent on either side), grad_syn [m, f] (d value / d syn) or null: row-major, contiguous, not overlapping.
+//   labels in 0..num_classes-1.
 //   Scratch: lists [n + m + 2*num_classes + 2], partials [num_classes, ceil(f / kStrip)].
 // One unit of work is a class and a strip of features: its sums stay in L1, every row is read once, and no sum depends on the
-// number of threads.  Cost: (n + m + 5*num_classes)*f flops; reads (n + m)*f and writes num_classes*f elements.
+// number of threads.  Cost: (n + m + 5*num_classes)*f flops; reads (n + m)*f and writes num_classes*f (and m*f) elements.
 #include "common/check.hpp"
 #include "common/class_lists.hpp"
 #include "cpu/ops.hpp"
@@ -32,12 +33,26 @@ void add_rows(const T* x, const int64_t* rows, int64_t count, int64_t f, int64_t
   }
 }
 
+// The gradient of one row of a class with count rows: factor is 2*grad, negative for synthetic rows.
+template <typename T>
+void row_gradient(const T* diff, const T* w, T factor, int64_t count, int64_t width, T* to) {
+  const T rows = T(count);
+#pragma omp simd
+  for (int64_t j = 0; j < width; ++j) to[j] = factor * (w ? w[j] * w[j] * diff[j] : diff[j]) / rows;
+}
+
+template <typename T>
+void copy_row(const T* from, int64_t width, T* to) {
+#pragma omp simd
+  for (int64_t j = 0; j < width; ++j) to[j] = from[j];
+}
+
 }  // namespace
 
 template <typename T>
 void class_mean_sqdist(const T* real, const int64_t* real_labels, const T* syn, const int64_t* syn_labels, const T* weights,
-                       T* value, T* diff, int64_t* lists, T* partials, int64_t n, int64_t m, int64_t f, int64_t num_classes,
-                       int threads) {
+                       T* value, T* diff, T* grad_syn, int64_t* lists, T* partials, int64_t n, int64_t m, int64_t f,
+                       int64_t num_classes, int threads) {
   KD_CHECK(n >= 0 && m >= 0 && f >= 0 && num_classes >= 0 && threads > 0,
            "class_mean_sqdist: expected sizes >= 0 and threads > 0");
   int64_t *real_order = lists, *syn_order = lists + n;
@@ -50,6 +65,7 @@ void class_mean_sqdist(const T* real, const int64_t* real_labels, const T* syn, 
     const int64_t c = unit / strips, start = (unit % strips) * kStrip;
     const int64_t width = f - start < kStrip ? f - start : kStrip;
     const int64_t num_real = real_offsets[c + 1] - real_offsets[c], num_syn = syn_offsets[c + 1] - syn_offsets[c];
+    const T* w = weights ? weights + c * f + start : nullptr;
     T* out = diff + c * f + start;
     T total = 0;
     if (num_real == 0 || num_syn == 0) {
@@ -59,7 +75,6 @@ void class_mean_sqdist(const T* real, const int64_t* real_labels, const T* syn, 
       add_rows(real + start, real_order + real_offsets[c], num_real, f, width, real_sum);
       add_rows(syn + start, syn_order + syn_offsets[c], num_syn, f, width, syn_sum);
       for (int64_t j = 0; j < width; ++j) out[j] = real_sum[j] / T(num_real) - syn_sum[j] / T(num_syn);
-      const T* w = weights ? weights + c * f + start : nullptr;
 #pragma omp simd reduction(+ : total)
       for (int64_t j = 0; j < width; ++j) {
         const T scaled = w ? w[j] * out[j] : out[j];
@@ -67,6 +82,11 @@ void class_mean_sqdist(const T* real, const int64_t* real_labels, const T* syn, 
       }
     }
     partials[unit] = total;
+    if (grad_syn && num_syn > 0) {
+      T row[kStrip];
+      row_gradient(out, w, T(-2), num_syn, width, row);
+      for (int64_t i = 0; i < num_syn; ++i) copy_row(row, width, grad_syn + syn_order[syn_offsets[c] + i] * f + start);
+    }
   }
   double sum = 0;  // in the order of the units
   for (int64_t unit = 0; unit < num_classes * strips; ++unit) sum += double(partials[unit]);
@@ -90,24 +110,16 @@ void class_mean_sqdist_bwd(const T* grad, const T* diff, const T* weights, const
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < num_classes; ++c) {
       if (counts[c] == 0) continue;  // no row reads it
-      const T *d = diff + c * f, *w = weights ? weights + c * f : nullptr, count = T(counts[c]);
-      T* to = table + c * f;
-#pragma omp simd
-      for (int64_t j = 0; j < f; ++j) to[j] = factor * (w ? w[j] * w[j] * d[j] : d[j]) / count;
+      row_gradient(diff + c * f, weights ? weights + c * f : nullptr, factor, counts[c], f, table + c * f);
     }
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < n; ++i) {
-      const T* row = table + labels[i] * f;
-      T* to = out + i * f;
-#pragma omp simd
-      for (int64_t j = 0; j < f; ++j) to[j] = row[j];
-    }
+    for (int64_t i = 0; i < n; ++i) copy_row(table + labels[i] * f, f, out + i * f);
   }
 }
 
 #define KD_INSTANTIATE(T)                                                                                                     \
-  template void class_mean_sqdist(const T*, const int64_t*, const T*, const int64_t*, const T*, T*, T*, int64_t*, T*, int64_t, \
-                                  int64_t, int64_t, int64_t, int);                                                            \
+  template void class_mean_sqdist(const T*, const int64_t*, const T*, const int64_t*, const T*, T*, T*, T*, int64_t*, T*,      \
+                                  int64_t, int64_t, int64_t, int64_t, int);                                                   \
   template void class_mean_sqdist_bwd(const T*, const T*, const T*, const int64_t*, T*, int64_t*, T*, int64_t, int64_t,       \
                                       int64_t, double, int);
 KD_INSTANTIATE(float)

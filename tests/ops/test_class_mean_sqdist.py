@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from kdistill import ops
 from kdistill.errors import NotDifferentiableError, ShapeError
+from kdistill.ops.class_mean_sqdist import class_mean_sqdist_and_grad
 from kdistill.testing.backends import instruction_set, isas, runnable_backends, running_on
 from kdistill.testing.cases import Shape, case
 
@@ -51,6 +52,31 @@ def test_real_gradient_is_not_computed_when_not_asked_for():
     ops.class_mean_sqdist(real, real_labels, syn, syn_labels, k, weights).backward()
     assert syn.grad is not None
     assert real.grad is None
+
+
+@pytest.mark.parametrize("backend", runnable_backends())
+@pytest.mark.parametrize("shape", CASE.shapes, ids=str)
+def test_without_a_graph_the_bits_are_the_same(backend, shape):
+    inputs = CASE.inputs(shape, seed=4)
+    real, real_labels, syn, syn_labels, k, weights = inputs
+    with running_on(backend):
+        value, grad_syn = class_mean_sqdist_and_grad(*inputs)
+        leaf = syn.clone().requires_grad_()
+        expected = ops.class_mean_sqdist(real, real_labels, leaf, syn_labels, k, weights)
+        (expected_grad,) = torch.autograd.grad(expected, leaf)
+    assert torch.equal(value, expected.detach())
+    assert torch.equal(grad_syn, expected_grad)
+
+
+def test_a_gradient_of_many_pages():
+    n, f = (33 << 20) // (4 * 2048), 2048  # past the size from which memory is fresh and huge pages are asked for
+    real, labels = torch.randn(n, f, requires_grad=True), torch.arange(n) % 3
+    syn, syn_labels = torch.randn(6, f), torch.arange(6) % 3
+    (grad,) = torch.autograd.grad(ops.class_mean_sqdist(real, labels, syn, syn_labels, 3), real)
+    for c in range(3):
+        mine = labels == c
+        diff = real.detach()[mine].double().mean(0) - syn[syn_labels == c].double().mean(0)
+        torch.testing.assert_close(grad[mine].double(), (2 * diff / mine.sum()).expand(int(mine.sum()), f), rtol=1e-4, atol=1e-8)
 
 
 def test_one_thread_and_two_give_the_same_bits():

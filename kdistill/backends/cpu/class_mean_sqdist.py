@@ -16,6 +16,21 @@ _STRIP = 1024  # kStrip of the kernel: features behind one partial sum
 def class_mean_sqdist(
     real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    return _run(real, real_labels, syn, syn_labels, num_classes, weights, None)
+
+
+def class_mean_sqdist_and_grad(
+    real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    grad_syn = new_output(syn, syn.shape)
+    value, _ = _run(real, real_labels, syn, syn_labels, num_classes, weights, grad_syn)
+    return value, grad_syn
+
+
+def _run(
+    real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None,
+    grad_syn: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     (n, f), m = real.shape, syn.shape[0]
     value, diff = real.new_empty(()), real.new_empty((num_classes, f))
     lists, partials = real_labels.new_empty(n + m + 2 * num_classes + 2), real.new_empty((num_classes, -(-f // _STRIP)))
@@ -23,7 +38,8 @@ def class_mean_sqdist(
     run(
         *(real.data_ptr(), real_labels.data_ptr(), syn.data_ptr(), syn_labels.data_ptr()),
         *(0 if weights is None else weights.data_ptr(), value.data_ptr(), diff.data_ptr()),
-        *(lists.data_ptr(), partials.data_ptr(), n, m, f, num_classes, torch.get_num_threads()),
+        *(0 if grad_syn is None else grad_syn.data_ptr(), lists.data_ptr(), partials.data_ptr()),
+        *(n, m, f, num_classes, torch.get_num_threads()),
     )
     return value, diff
 

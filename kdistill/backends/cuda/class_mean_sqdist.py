@@ -46,3 +46,10 @@ def class_mean_sqdist_bwd(grad: Tensor, diff: Tensor, weights: Tensor | None, la
     with _native.stream_of(diff) as stream:
         run(table.data_ptr(), labels.data_ptr(), out.data_ptr(), n, f, diff.shape[0], stream)
     return out
+
+
+def class_mean_sqdist_and_grad(
+    real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    value, diff = class_mean_sqdist(real, real_labels, syn, syn_labels, num_classes, weights)
+    return value, class_mean_sqdist_bwd(torch.ones_like(value), diff, weights, syn_labels, -1.0)

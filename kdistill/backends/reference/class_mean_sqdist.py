@@ -35,3 +35,10 @@ def row_gradient_table(grad: Tensor, diff: Tensor, weights: Tensor | None, label
 
 def class_mean_sqdist_bwd(grad: Tensor, diff: Tensor, weights: Tensor | None, labels: Tensor, sign: float) -> Tensor:
     return row_gradient_table(grad, diff, weights, labels, sign)[labels]  # [N, F]
+
+
+def class_mean_sqdist_and_grad(
+    real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    value, diff = class_mean_sqdist(real, real_labels, syn, syn_labels, num_classes, weights)
+    return value, class_mean_sqdist_bwd(torch.ones_like(value), diff, weights, syn_labels, -1.0)

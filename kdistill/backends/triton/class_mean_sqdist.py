@@ -9,7 +9,7 @@ from kdistill.backends.cuda.class_mean_sqdist import class_lists
 from kdistill.backends.reference.class_mean_sqdist import row_gradient_table
 from kdistill.backends.triton import refusal as supports
 
-__all__ = ["class_mean_sqdist", "class_mean_sqdist_bwd", "supports"]
+__all__ = ["class_mean_sqdist", "class_mean_sqdist_and_grad", "class_mean_sqdist_bwd", "supports"]
 
 
 @triton.jit
@@ -78,3 +78,10 @@ def class_mean_sqdist_bwd(grad: Tensor, diff: Tensor, weights: Tensor | None, la
     if out.numel():
         _class_mean_sqdist_bwd_kernel[(n, triton.cdiv(f, 1024))](table, labels, out, f, diff.shape[0], BLOCK_F=1024)
     return out
+
+
+def class_mean_sqdist_and_grad(
+    real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    value, diff = class_mean_sqdist(real, real_labels, syn, syn_labels, num_classes, weights)
+    return value, class_mean_sqdist_bwd(torch.ones_like(value), diff, weights, syn_labels, -1.0)
