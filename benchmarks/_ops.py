@@ -35,8 +35,9 @@ class Result:
 @dataclass(frozen=True)
 class Contestant:
     name: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     backend: str | None  # to choose inside the op; None for a peer
+    has_gradients: bool = False  # the function returns them itself, for a cotangent of ones
 
     def scope(self) -> Any:
         return nullcontext() if self.backend is None else ops.use_backend(self.backend)
@@ -51,20 +52,39 @@ def contestants(case: OpCase, device: torch.device) -> list[Contestant]:
     return found + [Contestant(name, function, None) for name, function in case.peers.items()]
 
 
-def metrics(case: OpCase) -> dict[str, tuple[tuple[int, ...], Callable[[Shape, int], float] | None]]:
-    """Return, by name, in which inputs a metric takes gradients and the least bytes it moves (None: not stated)."""
-    found: dict[str, Any] = {"forward": ((), None if case.grad_order else case.bytes)}
+@dataclass(frozen=True)
+class Metric:
+    wrt: tuple[int, ...]  # positions of the inputs that gradients are taken in
+    bytes: Callable[[Shape, int], float] | None  # moved at the least; None: not stated
+    extra: tuple[Contestant, ...] = ()  # that only this metric has
+
+
+def metrics(case: OpCase, device: torch.device) -> dict[str, Metric]:
+    """Return, by name, what to time."""
+    found = {"forward": Metric((), None if case.grad_order else case.bytes)}
     if case.grad_order:
-        found["forward_backward"] = (case.differentiable, case.bytes)
-    return found | {name: (bench.differentiable, bench.bytes) for name, bench in case.benches.items()}
+        found["forward_backward"] = Metric(case.differentiable, case.bytes)
+    for name, bench in case.benches.items():
+        entry = bench.without_graph
+        ours = [b for b in _registry.AUTOMATIC[device.type] if b != "reference" and entry]
+        extra = tuple(Contestant(f"{b} without graph", entry, b, has_gradients=True) for b in ours if entry)
+        found[name] = Metric(bench.differentiable, bench.bytes, extra)
+    return found
 
 
-def verdict(case: OpCase, shape: Shape, contestant: Contestant, inputs: tuple[Any, ...], known: list[tuple[Tensor, ...]]) -> str:
-    """Return "ok", "wrong: ..." by the tolerance rule, or "cannot run: ..."; ``known`` is [truth, eager]."""
-    truth, eager = known
+def outputs(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Return value and gradients; for a random cotangent, but of ones where the function returns gradients itself."""
+    with contestant.scope():
+        if contestant.has_gradients:
+            return tuple(contestant.function(*inputs))
+        return case.with_gradients(contestant.function, inputs, seed=1, wrt=wrt) if wrt else (contestant.function(*inputs),)
+
+
+def verdict(case: OpCase, shape: Shape, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...]) -> str:
+    """Return "ok", "wrong: ..." by the tolerance rule, or "cannot run: ..."."""
     try:
-        with contestant.scope():
-            got = case.with_gradients(contestant.function, inputs, seed=1) if case.grad_order else (contestant.function(*inputs),)
+        got = outputs(case, contestant, inputs, wrt)
+        eager, truth = known(case, inputs, wrt, of_ones=contestant.has_gradients)
         for i, (ours, same, true) in enumerate(zip(got, eager, truth, strict=True)):
             assert_close_enough(ours.cpu(), same, true, case.depth(shape), f"{contestant.name} output {i}")
     except AssertionError as error:
@@ -74,18 +94,24 @@ def verdict(case: OpCase, shape: Shape, contestant: Contestant, inputs: tuple[An
     return "ok"
 
 
-def truth_of(case: OpCase, shape: Shape, inputs: tuple[Any, ...]) -> list[tuple[Tensor, ...]]:
-    """Return value and gradients of the reference in float64 and in the dtype of the inputs, on the CPU."""
+def known(case: OpCase, inputs: tuple[Any, ...], wrt: tuple[int, ...], *, of_ones: bool) -> list[tuple[Tensor, ...]]:
+    """Return value and gradients of the reference on the CPU, in the dtype of the inputs (eager) and in float64 (truth)."""
     here = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
-    pair = (to_float64(here), here)
-    if not case.grad_order:
-        return [(case.reference(*values),) for values in pair]
-    return [case.with_gradients(case.reference, values, seed=1) for values in pair]
+    found = []
+    for values in (here, to_float64(here)):
+        if of_ones:
+            leaves = [x.detach().clone() if i in wrt else x for i, x in enumerate(values)]
+            wanted = [leaves[i].requires_grad_() for i in wrt]
+            out = case.reference(*leaves)
+            found.append((out.detach(), *torch.autograd.grad(out, wanted, torch.ones_like(out))))
+        else:
+            found.append(outputs(case, Contestant("", case.reference, None), values, wrt))
+    return found
 
 
 def bound(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...]) -> Call:
     """Return the call to time: forward, or forward and the gradients in the inputs ``wrt``."""
-    if not wrt:
+    if not wrt or contestant.has_gradients:
 
         def forward() -> object:
             with torch.no_grad(), contestant.scope():
@@ -111,19 +137,20 @@ def run_op(
     clock = clock_of(device)
     for shape in case.bench_shapes[:1] if quick else case.bench_shapes:
         inputs = case.inputs(shape, seed=0, dtype=dtype, device=str(device))
-        known = truth_of(case, shape, inputs)
-        verdicts = {c: verdict(case, shape, c, inputs, known) for c in contestants(case, device)}
-        del known
-        for metric, (wrt, nbytes) in metrics(case).items():
+        for metric, what in metrics(case, device).items():
+            if check_only and not what.wrt and case.grad_order:
+                continue  # the next metric checks the value too
             common = (str(shape), str(dtype).removeprefix("torch."), metric)
-            for contestant, status in verdicts.items():
+            calls: dict[str, Call] = {}
+            for contestant in [*contestants(case, device), *what.extra]:
+                status = verdict(case, shape, contestant, inputs, what.wrt)
+                if status == "ok":
+                    calls[contestant.name] = bound(case, contestant, inputs, what.wrt)
                 if status != "ok" or check_only:
                     yield Result(case.name, contestant.name, *common, status)
-            if check_only:
-                break
-            calls = {c.name: bound(case, c, inputs, wrt) for c, status in verdicts.items() if status == "ok"}
-            moved = None if nbytes is None else nbytes(shape, dtype.itemsize)
-            yield from _timed(case.name, common, calls, moved, device, seconds, clock)
+            moved = None if what.bytes is None else what.bytes(shape, dtype.itemsize)
+            if not check_only:
+                yield from _timed(case.name, common, calls, moved, device, seconds, clock)
 
 
 def _timed(

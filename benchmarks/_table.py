@@ -9,7 +9,7 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- generated from results/*.csv by python -m benchmarks.run -->", "<!-- end of the generated part -->"
 COPY, READ = "copy of the same bytes", "read of the same bytes"
-OURS = ("cpu", "cuda", "triton")  # backends that are kernels of this project; all others are peers
+OURS = ("cpu", "cuda", "triton")  # first words of contestants that are kernels of this project; all others are peers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,14 @@ class Row:
     triton: str
     commit: str
     command: str
+
+    @property
+    def is_ours(self) -> bool:
+        return self.backend.split(" ")[0] in OURS
+
+    @property
+    def is_floor(self) -> bool:
+        return self.backend in (COPY, READ)
 
     def group(self) -> tuple[str, ...]:
         """Return what a row shares with the other contestants of its run; with ``backend`` it is the key of a row."""
@@ -110,7 +118,7 @@ def _op_table(rows: list[Row]) -> str:
         groups.setdefault((row.shape, row.dtype, row.metric), []).append(row)
     for (shape, dtype, metric), group in groups.items():
         read = next((r.median for r in group if r.backend == READ), None)
-        ours = min((r.median for r in group if r.backend in OURS and r.median), default=None)
+        ours = min((r.median for r in group if r.is_ours and r.median), default=None)
         for row in group:
             where = f"| {shape} {dtype} | {metric} |" if row is group[0] else "| | |"
             lines.append(f"{where} {_contestant(row)} | {_time(row)} | {_bandwidths(row, read)} | {_ratio(row, ours)} |")
@@ -118,7 +126,7 @@ def _op_table(rows: list[Row]) -> str:
 
 
 def _contestant(row: Row) -> str:
-    return f"**{row.backend}**" if row.backend in OURS else row.backend
+    return f"**{row.backend}**" if row.is_ours else row.backend
 
 
 def _time(row: Row) -> str:
@@ -135,7 +143,7 @@ def _bandwidths(row: Row, read: float | None) -> str:
 
 
 def _ratio(row: Row, ours: float | None) -> str:
-    if row.backend in (*OURS, COPY, READ) or row.median is None or not ours or row.unit not in ("ms", "s"):
+    if row.is_ours or row.is_floor or row.median is None or not ours or row.unit not in ("ms", "s"):
         return ""
     times = row.median / ours
     return f"{times:.1f}x faster" if times >= 1 else f"**{1 / times:.1f}x slower**"
@@ -148,8 +156,8 @@ def losses(rows: list[Row]) -> list[str]:
     for row in rows:
         groups.setdefault(row.group(), []).append(row)
     for (op, shape, dtype, metric, device, _), group in groups.items():
-        ours = min((r.median for r in group if r.backend in OURS and r.median), default=None)
-        peers = [r for r in group if r.backend not in (*OURS, COPY, READ) and r.median]
+        ours = min((r.median for r in group if r.is_ours and r.median), default=None)
+        peers = [r for r in group if not r.is_ours and not r.is_floor and r.median]
         best = min(peers, key=lambda r: r.median, default=None)
         if ours and best and best.median < ours:
             found.append(f"- {op} {metric} at {shape} {dtype} ({device}): {best.backend} is {ours / best.median:.2f}x faster.")

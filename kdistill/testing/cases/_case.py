@@ -26,10 +26,12 @@ class Bench:
     Attributes:
         differentiable: Positions of the inputs that gradients are taken in.
         bytes: Moved at the least.
+        without_graph: The engine's entry: the same inputs to (value, gradients for a cotangent of ones), without autograd.
     """
 
     differentiable: tuple[int, ...]
     bytes: Callable[[Shape, int], float]
+    without_graph: Callable[..., tuple[Tensor, ...]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
