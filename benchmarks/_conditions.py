@@ -32,6 +32,12 @@ def device_name(device: torch.device) -> str:
     return f"cpu, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def why_busy() -> str | None:
+    """Return a sentence if other processes keep the cores busy: times are then not worth keeping."""
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return f"the machine is busy (load {load:.1f} on {cores} cores): do not commit these times" if load > 0.5 * cores else None
+
+
 def commit() -> str:
     """Return the short commit, with ``+`` where the sources of kernels, package or benchmarks differ from it."""
 

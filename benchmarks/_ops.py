@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -72,6 +73,9 @@ def metrics(case: OpCase, device: torch.device) -> dict[str, Metric]:
     return found
 
 
+Known = Callable[[bool], list[tuple[Tensor, ...]]]  # whether for a cotangent of ones -> [eager, truth]
+
+
 def outputs(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Return value and gradients; for a random cotangent, but of ones where the function returns gradients itself."""
     with contestant.scope():
@@ -80,12 +84,13 @@ def outputs(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: 
         return case.with_gradients(contestant.function, inputs, seed=1, wrt=wrt) if wrt else (contestant.function(*inputs),)
 
 
-def verdict(case: OpCase, shape: Shape, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...]) -> str:
+def verdict(
+    case: OpCase, shape: Shape, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...], known: Known
+) -> str:
     """Return "ok", "wrong: ..." by the tolerance rule, or "cannot run: ..."."""
     try:
         got = outputs(case, contestant, inputs, wrt)
-        eager, truth = known(case, inputs, wrt, of_ones=contestant.has_gradients)
-        for i, (ours, same, true) in enumerate(zip(got, eager, truth, strict=True)):
+        for i, (ours, same, true) in enumerate(zip(got, *known(contestant.has_gradients), strict=True)):
             assert_close_enough(ours.cpu(), same, true, case.depth(shape), f"{contestant.name} output {i}")
     except AssertionError as error:
         return f"wrong: {error}"
@@ -94,7 +99,7 @@ def verdict(case: OpCase, shape: Shape, contestant: Contestant, inputs: tuple[An
     return "ok"
 
 
-def known(case: OpCase, inputs: tuple[Any, ...], wrt: tuple[int, ...], *, of_ones: bool) -> list[tuple[Tensor, ...]]:
+def reference_results(case: OpCase, inputs: tuple[Any, ...], wrt: tuple[int, ...], of_ones: bool) -> list[tuple[Tensor, ...]]:
     """Return value and gradients of the reference on the CPU, in the dtype of the inputs (eager) and in float64 (truth)."""
     here = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
     found = []
@@ -141,13 +146,15 @@ def run_op(
             if check_only and not what.wrt and case.grad_order:
                 continue  # the next metric checks the value too
             common = (str(shape), str(dtype).removeprefix("torch."), metric)
+            known = cache(partial(reference_results, case, inputs, what.wrt))
             calls: dict[str, Call] = {}
             for contestant in [*contestants(case, device), *what.extra]:
-                status = verdict(case, shape, contestant, inputs, what.wrt)
+                status = verdict(case, shape, contestant, inputs, what.wrt, known)
                 if status == "ok":
                     calls[contestant.name] = bound(case, contestant, inputs, what.wrt)
                 if status != "ok" or check_only:
                     yield Result(case.name, contestant.name, *common, status)
+            known.cache_clear()
             moved = None if what.bytes is None else what.bytes(shape, dtype.itemsize)
             if not check_only:
                 yield from _timed(case.name, common, calls, moved, device, seconds, clock)

@@ -99,6 +99,8 @@ def main(argv: list[str] | None = None) -> int:
         "commit": _conditions.commit(),
         "command": " ".join(["python -m benchmarks.run", *argv]),
     }
+    if (busy := _conditions.why_busy()) and not options.check:
+        print(f"warning: {busy}", file=sys.stderr)
     rows, wrong = [], 0
     for result in results(options):
         print(line(result), flush=True)
