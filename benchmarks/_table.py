@@ -167,7 +167,7 @@ def losses(rows: list[Row]) -> list[str]:
 def write_readme(readme: Path = README, results: Path = RESULTS) -> None:
     """Replace what stands between the markers by tables of all committed rows."""
     rows = [row for path in sorted(results.glob("*.csv")) for row in read_rows(path)]
-    lost = "\n".join(losses(rows)) or "- nowhere in the rows below."
+    lost = "\n".join(losses(rows)) or ("- nowhere in the rows below." if rows else "- not known: no rows are committed yet.")
     text = readme.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
