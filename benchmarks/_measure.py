@@ -131,5 +131,5 @@ def read_call(nbytes: int, device: torch.device) -> Call:
     def squares() -> Tensor:
         return torch.dot(array, array)
 
-    timed = interleaved({f.__name__: f for f in (total, largest, squares)}, 0.05, clock_of(device))
+    timed = interleaved({f.__name__: f for f in (total, largest, squares)}, 0.2, clock_of(device))
     return {f.__name__: f for f in (total, largest, squares)}[min(timed, key=lambda name: timed[name][""].median)]
