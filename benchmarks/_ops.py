@@ -40,8 +40,9 @@ class Contestant:
     backend: str | None  # to choose inside the op; None for a peer
     has_gradients: bool = False  # the function returns them itself, for a cotangent of ones
 
-    def scope(self) -> Any:
-        return nullcontext() if self.backend is None else ops.use_backend(self.backend)
+    def scope(self, *, automatic: str | None = None) -> Any:
+        """Return what the call runs in; nothing where the backend is the automatic one, as users call it."""
+        return nullcontext() if self.backend in (None, automatic) else ops.use_backend(self.backend)
 
 
 def contestants(case: OpCase, device: torch.device) -> list[Contestant]:
@@ -116,10 +117,13 @@ def reference_results(case: OpCase, inputs: tuple[Any, ...], wrt: tuple[int, ...
 
 def bound(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...]) -> Call:
     """Return the call to time: forward, or forward and the gradients in the inputs ``wrt``."""
+    device = next(x.device.type for x in inputs if isinstance(x, Tensor))
+    automatic = _registry.AUTOMATIC[device][0] if _registry.asked_backend() is None else None
+    scope = partial(contestant.scope, automatic=automatic)
     if not wrt or contestant.has_gradients:
 
         def forward() -> object:
-            with torch.no_grad(), contestant.scope():
+            with torch.no_grad(), scope():
                 return contestant.function(*inputs)
 
         return forward
@@ -129,7 +133,7 @@ def bound(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: tu
         cotangent = torch.ones_like(contestant.function(*inputs))
 
     def forward_backward() -> object:
-        with contestant.scope():
+        with scope():
             return torch.autograd.grad(contestant.function(*leaves), wanted, cotangent)
 
     return forward_backward

@@ -99,7 +99,9 @@ def class_mean_sqdist(
     syn_labels = _checked_labels(syn_labels, syn, num_classes, "syn_labels")
     if weights is not None:
         weights = _checked_weights(weights, real, num_classes)
-    value, _ = _apply(real.contiguous(), real_labels, syn.contiguous(), syn_labels, num_classes, weights)
+    needs_graph = torch.is_grad_enabled() and (real.requires_grad or syn.requires_grad)
+    forward = _apply if needs_graph else _fwd
+    value, _ = forward(real.contiguous(), real_labels, syn.contiguous(), syn_labels, num_classes, weights)
     return value  # type: ignore[no-any-return]
 
 
