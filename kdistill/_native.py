@@ -7,6 +7,7 @@ until the call returns.
 import importlib
 import importlib.util
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from kdistill._version import __version__
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _emulating = os.environ.get("KDISTILL_CUDA_EMULATION", "") == "1"
@@ -108,3 +111,16 @@ def stream_of(x: Tensor) -> Iterator[int]:
         return
     with torch.cuda.device(x.device):
         yield torch.cuda.current_stream(x.device).cuda_stream
+
+
+def environment() -> dict[str, Any]:
+    """Return what bit-identity depends on beside the inputs: versions, thread count, instruction set."""
+    native = why_missing("_cpu") is None
+    return {
+        "kdistill": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "isa": function("_cpu", "isa")() if native else "reference",
+        "threads": torch.get_num_threads(),
+    }

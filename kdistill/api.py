@@ -2,7 +2,6 @@
 
 import json
 import logging
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from kdistill import _native, loop, methods
-from kdistill._version import __version__
 from kdistill.artifacts import DistilledDataset, check_output
 from kdistill.artifacts.atomic import write_atomic
 from kdistill.config import from_mapping, to_mapping
@@ -179,20 +177,7 @@ def _config(run: RunConfig, data: ImageDataset, start: Tensor | None) -> dict[st
             "classes": list(data.classes),
             "init": None if start is None else f"{start.double().sum().item():.17g}",
         },
-        "environment": environment(),
-    }
-
-
-def environment() -> dict[str, Any]:
-    """Return what bit-identity depends on: versions, thread count, instruction set."""
-    native = _native.why_missing("_cpu") is None
-    return {
-        "kdistill": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "isa": _native.function("_cpu", "isa")() if native else "reference",
-        "threads": torch.get_num_threads(),
+        "environment": _native.environment(),
     }
 
 

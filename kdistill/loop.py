@@ -178,7 +178,8 @@ class _Loop:
         images = problem.prior.render(now.state, now.iteration)
         loss, grad = problem.objective(now.iteration, images)
         grads = problem.prior.pull_back(now.state, grad, now.iteration)
-        self.snapshot = sgd_step(now, grads, dict(problem.learning_rates), problem.momentum)
+        rates = {name: problem.step_size(name, now.iteration) for name in grads}
+        self.snapshot = sgd_step(now, grads, rates, problem.momentum)
         return loss, grad
 
     def look(self, before: Snapshot, loss: Tensor, grad: Tensor, began: float, first: int) -> None:

@@ -24,4 +24,10 @@ PYBIND11_MODULE(_cpu, m) {
   KD_BIND(diff_augment_bwd);
   KD_BIND(norm_act_pool);
   KD_BIND(norm_act_pool_bwd);
+  KD_BIND(winograd_conv_input);
+  KD_BIND(winograd_conv_input_bwd);
+  KD_BIND(winograd_conv_output);
+  KD_BIND(winograd_conv_output_bwd);
+  KD_BIND(winograd_conv_weight);
+  KD_BIND(winograd_conv_weight_bwd);
 }

@@ -31,4 +31,10 @@ KD_CPU_OP(diff_augment, const T* images, const double* params, const int64_t* in
 KD_CPU_OP(diff_augment_bwd, const T* grad, const double* params, const int64_t* index, T* out, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, int threads)
 KD_CPU_OP(norm_act_pool, const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, double eps, int threads)
 KD_CPU_OP(norm_act_pool_bwd, const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx, T* dweight, T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, int threads)
+KD_CPU_OP(winograd_conv_input, const T* x, T* V, int64_t n, int64_t h, int64_t w, int64_t c, int64_t padding, int64_t stride, int threads)
+KD_CPU_OP(winograd_conv_input_bwd, const T* X, T* dx, int64_t n, int64_t h, int64_t w, int64_t c, int64_t padding, int64_t stride, int threads)
+KD_CPU_OP(winograd_conv_output, const T* M, T* y, int64_t n, int64_t oh, int64_t ow, int64_t k, int64_t stride, int threads)
+KD_CPU_OP(winograd_conv_output_bwd, const T* dy, T* M, int64_t n, int64_t oh, int64_t ow, int64_t k, int64_t stride, int threads)
+KD_CPU_OP(winograd_conv_weight, const T* weight, T* U, int64_t k, int64_t c, int64_t stride, int threads)
+KD_CPU_OP(winograd_conv_weight_bwd, const T* W, T* dweight, int64_t k, int64_t c, int64_t stride, int threads)
 // clang-format on

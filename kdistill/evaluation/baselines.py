@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.evaluation import cache
-from kdistill.evaluation.protocols import Protocol, families
+from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.result import Row
 from kdistill.evaluation.training import Task, Trainer
 from kdistill.keys import make_key
@@ -51,7 +52,7 @@ class Baselines:
         self.data, self.seen, self.ipc, self.protocol, self.seed = data, seen, ipc, protocol, seed
         self.identity, self.chooser = {**identity, "device": seen.device.type}, chooser
         self.keeps = named if reuse else frozenset()
-        self.strategy = families(protocol.strategy, data.name)
+        self.strategy = strategy_for(protocol.strategy, data.name)
         self._features: Tensor | None = None
         self._full_theta: Tensor | None = None  # of the chooser's first network, once it is known
 

@@ -8,39 +8,24 @@ import hashlib
 import json
 import logging
 import os
-import platform
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kdistill import _native
-from kdistill._version import __version__
 from kdistill.artifacts.atomic import write_atomic
 from kdistill.artifacts.tensors import decode, encode, jsonable
 from kdistill.data.builtin import cache_folder
+from kdistill.engine.convolutions import asked_convolution
 from kdistill.errors import DataError
 from kdistill.ops._registry import asked_backend
 
 _log = logging.getLogger("kdistill")
 _PACKAGE = Path(__file__).parents[1]
 _DECIDES = ("engine", "ops", "backends", "evaluation", "selection", "augment.py", "keys.py", "transforms.py", "data/splits.py")
-
-
-def environment() -> dict[str, Any]:
-    """Return what bit-identity depends on beside the inputs: versions, thread count, instruction set."""
-    native = _native.why_missing("_cpu") is None
-    return {
-        "kdistill": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "isa": _native.function("_cpu", "isa")() if native else "reference",
-        "threads": torch.get_num_threads(),
-    }
 
 
 @cache
@@ -60,7 +45,8 @@ def code_digest() -> str:
 
 def name_of(what: Mapping[str, Any]) -> str:
     """Return the digest that names the entry of ``what``, under the present code and environment."""
-    full = {**what, "environment": environment(), "code": code_digest(), "backend": asked_backend()}
+    chosen = {"backend": asked_backend(), "convolution": asked_convolution()}
+    full = {**what, **chosen, "environment": _native.environment(), "code": code_digest()}
     return hashlib.sha256(json.dumps(jsonable(full), sort_keys=True).encode()).hexdigest()[:32]
 
 

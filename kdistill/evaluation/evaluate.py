@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdistill import _native
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import digest
+from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset, Split
 from kdistill.engine.students import STUDENTS, Student, build_student
 from kdistill.errors import ConfigError, DataError
-from kdistill.evaluation import cache, protocols
+from kdistill.evaluation import protocols
 from kdistill.evaluation.baselines import BASELINES, Baselines, check_names
-from kdistill.evaluation.protocols import Protocol, families
+from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.result import Evaluation, Row
 from kdistill.evaluation.training import Task, Trainer
 
@@ -111,7 +113,7 @@ def evaluate(
         seeds=(seed,),
         seconds=time.monotonic() - began,
         peak_bytes=_peak_bytes(),
-        environment=cache.environment(),
+        environment=_native.environment(),
         notes=tuple(_notes(small, data, len(withheld))),
     )
 
@@ -177,7 +179,7 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
     device = data.train.images.device
     images, hard = small.images.to(device), small.labels.to(device)
     labels = hard if small.label_logits is None else small.label_logits.to(device)
-    strategy = families(recipe.strategy, data.name)
+    strategy = strategy_for(recipe.strategy, data.name)
     lr = recipe.lr if small.learned_lr is None else small.learned_lr
 
     def task(title: str, kind: str, pixels: Tensor, targets: Tensor, augmentation: str = strategy) -> Task:

@@ -5,9 +5,6 @@ from typing import Any, Literal
 
 from kdistill.errors import ConfigError, did_you_mean
 
-FAMILIES = "color_crop_cutout_flip_scale_rotate"
-DIGIT_SETS = ("mnist5k", "digits")  # a mirrored digit is another digit: the field leaves "flip" out for these
-
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -112,10 +109,3 @@ def get(protocol: str | Protocol, **changes: Any) -> Protocol:
 def width_of(protocol: Protocol, model: str) -> int | None:
     """Return the width of a network under the protocol; None is the network's own default."""
     return protocol.width if model == protocol.student else protocol.other_widths.get(model)
-
-
-def families(strategy: str, data_name: str) -> str:
-    """Return the augmentation that ``strategy`` means for a data set."""
-    if strategy != "auto":
-        return strategy
-    return FAMILIES.replace("_flip", "") if data_name in DIGIT_SETS else FAMILIES

@@ -1,5 +1,6 @@
 """What a method file provides, and what all of them share."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdistill.augment import Augment
+from kdistill.augment import Augment, strategy_for
 from kdistill.data import ImageDataset
 from kdistill.engine.students import Student, build_student
-from kdistill.errors import ConfigError
+from kdistill.errors import ConfigError, did_you_mean
 from kdistill.keys import generator, make_key
 from kdistill.priors import Prior, State
 from kdistill.selection import select
 
-FAMILIES = "color_crop_cutout_flip_scale_rotate"
-DIGIT_SETS = ("mnist5k", "digits")  # a mirrored digit is another digit: the field leaves "flip" out for these
+SCHEDULES = ("constant", "cosine")
+INITS = ("real", "herding", "k_means", "k_center", "noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Problem:
         learning_rates: Step size of each tensor of the state.
         momentum: Of the outer SGD.
         iterations: Outer steps.
+        schedule: Of the step sizes: ``"constant"``, or ``"cosine"``: down to 0 at the last step.
     """
 
     prior: Prior
@@ -40,6 +42,18 @@ class Problem:
     learning_rates: Mapping[str, float]
     momentum: float
     iterations: int
+    schedule: str = "constant"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(
+                f"schedule: expected a known one, got '{self.schedule}'; {did_you_mean(self.schedule, list(SCHEDULES))}"
+            )
+
+    def step_size(self, name: str, iteration: int) -> float:
+        """Return the step size of one tensor of the state at ``iteration`` (0 is the first)."""
+        decay = 0.5 * (1.0 + math.cos(math.pi * iteration / self.iterations)) if self.schedule == "cosine" else 1.0
+        return self.learning_rates[name] * decay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +91,25 @@ def balanced_labels(num_classes: int, ipc: int) -> Tensor:
 
 
 def initial_images(data: ImageDataset, ipc: int, init: str, seed: int) -> Tensor:
-    """Return the first images ``[K*ipc, C, H, W]`` as networks see them: real ones of each class, or standard normal noise."""
+    """Return the first images ``[K*ipc, C, H, W]`` as networks see them.
+
+    ``init`` is ``"real"`` (random real images of each class), ``"herding"``, ``"k_means"`` or ``"k_center"`` (real images chosen
+    by their pixels, see ``kdistill.selection.select``) or ``"noise"`` (standard normal).
+    """
     if init == "noise":
         shape = (data.num_classes * ipc, data.channels, data.size, data.size)
         return torch.randn(shape, generator=generator(make_key(seed, "init")))
-    if init != "real":
-        raise ConfigError(f"init: expected 'real' or 'noise', got '{init}'; pass earlier images with init=<folder or set>")
-    rows = select("random", data.train.images.flatten(1), data.train.labels, ipc, make_key(seed, "init"))
+    if init not in INITS:
+        raise ConfigError(f"init: expected a known start, got '{init}'; {did_you_mean(init, list(INITS))}")
+    rows = select(
+        "random" if init == "real" else init, data.train.images.flatten(1), data.train.labels, ipc, make_key(seed, "init")
+    )
     return data.transform.apply(data.train.images[rows])
 
 
 def augmentation(strategy: str, data: ImageDataset, key: int, *, siamese: bool, align_corners: bool) -> Augment:
     """Return the keyed DSA augmentation; ``"auto"`` is every family, without flip for the built-in digit sets."""
-    if strategy == "auto":
-        strategy = FAMILIES.replace("_flip", "") if data.name in DIGIT_SETS else FAMILIES
-    return Augment(strategy, siamese=siamese, key=key, align_corners=align_corners)
+    return Augment(strategy_for(strategy, data.name), siamese=siamese, key=key, align_corners=align_corners)
 
 
 def student_for(data: ImageDataset, name: str, *, width: int, depth: int | None, norm: str) -> Student:

@@ -26,7 +26,8 @@ class DMConfig:
         batch_real: Real images of each class per step.
         lr_images: Step size of the images (normalised pixels).
         momentum: Of the outer SGD.
-        init: ``"real"`` (random real images) or ``"noise"``.
+        schedule: Of the step size: ``"constant"``, or ``"cosine"``: down to 0 at the end.
+        init: ``"real"`` (random real images), ``"herding"``, ``"k_means"``, ``"k_center"`` (chosen real images) or ``"noise"``.
         student: Name of the embedding network.
         width: Its width.
         depth: Its depth; None follows the image size.
@@ -38,6 +39,7 @@ class DMConfig:
     batch_real: int = 256
     lr_images: float = 1.0
     momentum: float = 0.5
+    schedule: str = "constant"
     init: str = "real"
     student: str = "convnet"
     width: int = 128
@@ -69,6 +71,7 @@ def build(config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tens
         learning_rates={"images": config.lr_images},
         momentum=config.momentum,
         iterations=config.iterations,
+        schedule=config.schedule,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdistill.engine import STUDENTS, build_student, embed, embed_with_pullback, layers, loss_and_grad
+from kdistill.engine import STUDENTS, build_student, convolutions, embed, embed_with_pullback, layers, loss_and_grad
 from kdistill.errors import ConfigError, ShapeError
 from kdistill.keys import generator
 from kdistill.testing.tolerance import assert_close_enough
@@ -196,11 +196,11 @@ def test_labels_hard_and_soft_agree_on_one_hot():
 def test_patches_and_their_transpose():
     for (batch, channels, height, width), padding in product([(2, 1, 5, 4), (1, 3, 3, 7), (0, 2, 4, 4)], [1, 3]):
         images = torch.randn(batch, channels, height, width, dtype=torch.float64)
-        columns = layers.patches(images, padding)
+        columns = convolutions.patches(images, padding)
         wanted = nn.functional.unfold(images, 3, padding=padding).transpose(0, 1).reshape(9 * channels, -1)
         assert torch.equal(columns, wanted)
         other = torch.randn_like(columns)
-        back = layers.unpatch(other, images.shape, padding)
+        back = convolutions.unpatch(other, images.shape, padding)
         torch.testing.assert_close((columns * other).sum(), (images * back).sum())
 
 
@@ -247,3 +247,32 @@ def test_what_the_pair_refuses():
 
 def test_narrow_covers_every_student():
     assert set(NARROW) == set(SMALL) == set(STUDENTS)
+
+
+@pytest.mark.parametrize("padding", [1, 3])
+@pytest.mark.parametrize("way", ["auto", "winograd", "direct"])
+def test_every_way_to_convolve_gives_the_same_sums_of_products(way, padding, monkeypatch):
+    monkeypatch.setenv("KDISTILL_CONVOLUTION", way)
+    for channels in (3, 16):
+        x, dx = (torch.randn(2, channels, 9, 9, dtype=torch.float64) for _ in range(2))
+        w, dw = (torch.randn(17, channels, 3, 3, dtype=torch.float64) for _ in range(2))
+        conv = convolutions.convolution_for(channels, 17, padding, 9, x)
+        leaves = [t.requires_grad_() for t in (x, w)]
+        y = nn.functional.conv2d(x, w, padding=padding)
+        g = torch.randn_like(y)
+        wanted = torch.autograd.grad(y, leaves, g)
+        tangent = nn.functional.conv2d(dx, w, padding=padding) + nn.functional.conv2d(x, dw, padding=padding)
+        with torch.no_grad():
+            a, da, b, db, c = conv.input(x), conv.input(dx), conv.weight(w), conv.weight(dw), conv.grad(g)
+            torch.testing.assert_close(conv.output(2, (a, b)), y)
+            torch.testing.assert_close(conv.output(2, (da, b), (a, db)), tangent)
+            torch.testing.assert_close(conv.input_grad(2, (c, b)), wanted[0])
+            torch.testing.assert_close(conv.input_grad(2, (c, b), (c, b)), 2 * wanted[0])
+            total = conv.weight_grad(conv.weight_grad(None, (a, c)), (a, c))
+            torch.testing.assert_close(conv.from_weight(total), 2 * wanted[1])
+
+
+def test_an_unknown_way_to_convolve_is_refused(monkeypatch):
+    monkeypatch.setenv("KDISTILL_CONVOLUTION", "winogard")
+    with pytest.raises(ConfigError, match="did you mean 'winograd'"):
+        convolutions.convolution_for(16, 16, 1, 8, torch.zeros(1))

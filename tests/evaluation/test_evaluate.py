@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from kdistill import _native
 from kdistill.artifacts import DistilledDataset
 from kdistill.data import Split
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
@@ -107,7 +108,7 @@ def test_baselines_are_trained_once(digits, small, tiny, tasks):
     assert [task.name for task in tasks] == ["distilled", "random", "herding", "k-center"]  # the full data serve every size
 
 
-@pytest.mark.parametrize("change", ["recipe", "seed", "code", "threads", "data", "backend"])
+@pytest.mark.parametrize("change", ["recipe", "seed", "code", "threads", "data", "backend", "convolution"])
 def test_a_kept_baseline_does_not_serve_anything_else(digits, small, tiny, tasks, monkeypatch, change):
     run = {"protocol": tiny, "baselines": ("random",), "nets": 1}
     evaluate(small, digits, **run)
@@ -119,7 +120,9 @@ def test_a_kept_baseline_does_not_serve_anything_else(digits, small, tiny, tasks
     elif change == "code":
         monkeypatch.setattr(cache, "code_digest", lambda: "other")
     elif change == "threads":
-        monkeypatch.setattr(cache, "environment", lambda: {"threads": 64})
+        monkeypatch.setattr(_native, "environment", lambda: {"threads": 64})
+    elif change == "convolution":
+        monkeypatch.setenv("KDISTILL_CONVOLUTION", "direct")
     elif change == "backend":
         monkeypatch.setenv("KDISTILL_BACKEND", "reference")
     else:

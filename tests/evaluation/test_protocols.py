@@ -2,6 +2,7 @@
 
 import pytest
 
+from kdistill.augment import strategy_for
 from kdistill.errors import ConfigError
 from kdistill.evaluation import PROTOCOLS, Protocol, protocols
 
@@ -42,9 +43,9 @@ def test_bad_recipes_get_one_sentence(call, message):
 
 
 def test_digits_are_not_mirrored():
-    assert "flip" not in protocols.families("auto", "mnist5k")
-    assert "flip" in protocols.families("auto", "photo-patches")
-    assert protocols.families("flip", "mnist5k") == "flip"
+    assert "flip" not in strategy_for("auto", "mnist5k")
+    assert "flip" in strategy_for("auto", "photo-patches")
+    assert strategy_for("flip", "mnist5k") == "flip"
 
 
 def test_widths():

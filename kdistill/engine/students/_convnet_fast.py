@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kdistill.engine import layers
+from kdistill.engine.convolutions import Convolution
 from kdistill.ops.norm_act_pool import norm_act_pool_bwd, norm_act_pool_fwd
 
 if TYPE_CHECKING:
@@ -24,19 +25,20 @@ class Net:
     """A student's parameters as its passes want them."""
 
     student: "ConvNet"
-    convs: list[Tensor]  # channels last, but for a first one on patches
+    convs: list[Convolution]
+    weights: list[Tensor]  # operands of the convolutions
     gammas: list[Tensor]
     betas: list[Tensor]
     weight: Tensor
     bias: Tensor
-    on_patches: bool
 
 
 @dataclass
 class BlockSaved:
-    """One block of one chunk; ``source`` is its input (or patches), ``x`` the convolution's result: None where repeated."""
+    """One block of one chunk: its input, that as an operand, the convolution's result ``x``; None where it is made again."""
 
-    source: Tensor | None
+    source: Tensor
+    operand: Tensor | None
     x: Tensor | None
     mean: Tensor
     rstd: Tensor
@@ -60,13 +62,28 @@ class FastSaved:
     to: str
 
 
+class Sums:
+    """dL/dtheta of all chunks: the convolutions' as operands, the others as views of one flat vector."""
+
+    def __init__(self, net: Net, like: Tensor):
+        self.net, self.flat = net, like.new_zeros(net.student.num_params)
+        self.parts = net.student.unflatten(self.flat)
+        self.convs: list[Tensor | None] = [None] * net.student.depth
+
+    def finish(self) -> Tensor:
+        """Return dL/dtheta ``[P]``."""
+        for level, total in enumerate(self.convs):
+            if total is not None:
+                self.parts[4 * level].copy_(self.net.convs[level].from_weight(total))
+        return self.flat
+
+
 def prepare(student: "ConvNet", theta: Tensor) -> Net:
     """Return the parameters of ``theta [P]`` in working layout."""
     parts = student.unflatten(theta)
-    convs, gammas, betas = parts[0:-2:4], parts[2:-2:4], parts[3:-2:4]
-    on_patches = student.channels <= layers.PATCH_CHANNELS
-    inner = [w.contiguous(memory_format=torch.channels_last) for w in convs[on_patches:]]
-    return Net(student, convs[:on_patches] + inner, gammas, betas, parts[-2], parts[-1], on_patches)
+    convs = student.convolutions(theta)
+    weights = [conv.weight(w) for conv, w in zip(convs, parts[0:-2:4], strict=True)]
+    return Net(student, convs, weights, parts[2:-2:4], parts[3:-2:4], parts[-2], parts[-1])
 
 
 def chunks_of(student: "ConvNet", images: Tensor) -> list[Tensor]:
@@ -80,7 +97,7 @@ def forward(student: "ConvNet", theta: Tensor, images: Tensor, to: str, *, keep:
     net, outs, saved = prepare(student, theta), [], []
     parts = chunks_of(student, images)
     for part in parts:
-        chunk = _chunk_forward(net, part, keep=keep, keep_first=len(parts) == 1)
+        chunk = _chunk_forward(net, part, keep=keep, keep_first=len(parts) == 1, keep_operands=False)
         outs.append(layers.linear_fwd(chunk.features, net.weight, net.bias) if to == "logits" else chunk.features)
         if keep:
             saved.append(chunk)
@@ -89,86 +106,66 @@ def forward(student: "ConvNet", theta: Tensor, images: Tensor, to: str, *, keep:
 
 def backward(saved: FastSaved, grad_out: Tensor, want_theta: bool, want_images: bool) -> tuple[Tensor | None, Tensor | None]:
     """Return (dL/dtheta or None, dL/dimages or None)."""
-    student, rows = saved.net.student, [chunk.features.shape[0] for chunk in saved.chunks]
-    grad_theta = grad_out.new_zeros(student.num_params) if want_theta else None
-    sums = student.unflatten(grad_theta) if grad_theta is not None else None
+    rows = [chunk.features.shape[0] for chunk in saved.chunks]
+    sums = Sums(saved.net, grad_out) if want_theta else None
     grads = [
         _chunk_backward(saved.net, chunk, grad, saved.to, sums, want_images)
         for chunk, grad in zip(saved.chunks, grad_out.split(rows), strict=True)
     ]
+    grad_theta = sums.finish() if sums is not None else None
     return grad_theta, torch.cat([g for g in grads if g is not None]) if want_images else None
 
 
 def loss_and_grad(student: "ConvNet", theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return (mean cross-entropy, dL/dtheta [P]); every chunk goes forward and backward while it is in cache."""
-    net, grad, loss = prepare(student, theta), torch.zeros_like(theta), theta.new_zeros(())
-    sums, parts = student.unflatten(grad), chunks_of(student, images)
+    net, loss = prepare(student, theta), theta.new_zeros(())
+    sums, parts = Sums(net, theta), chunks_of(student, images)
     for part, part_labels in zip(parts, labels.split([len(p) for p in parts]), strict=True):
-        chunk = _chunk_forward(net, part, keep=True, keep_first=True)
+        chunk = _chunk_forward(net, part, keep=True, keep_first=True, keep_operands=True)
         logits = layers.linear_fwd(chunk.features, net.weight, net.bias)
         part_loss, grad_logits = layers.softmax_cross_entropy(logits, part_labels, images.shape[0])
         loss += part_loss
         _chunk_backward(net, chunk, grad_logits, "logits", sums, want_images=False)
-    return loss, grad
+    return loss, sums.finish()
 
 
-def _conv(net: Net, level: int, source: Tensor, batch: int) -> Tensor:
-    block = net.student.blocks[level]
-    if level == 0 and net.on_patches:
-        return layers.patch_conv_fwd(source, net.convs[0], (batch, block.side, block.side))
-    return layers.conv_fwd(source, net.convs[level], block.padding)
-
-
-def _source(net: Net, images: Tensor) -> Tensor:
-    if net.on_patches:
-        return layers.patches(images, net.student.blocks[0].padding)
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def _chunk_forward(net: Net, images: Tensor, *, keep: bool, keep_first: bool) -> ChunkSaved:
-    saved, source = [], _source(net, images)
-    for level in range(net.student.depth):
-        x = _conv(net, level, source, images.shape[0])
+def _chunk_forward(net: Net, images: Tensor, *, keep: bool, keep_first: bool, keep_operands: bool) -> ChunkSaved:
+    saved, source = [], images
+    for level, conv in enumerate(net.convs):
+        operand = conv.input(source)
+        x = conv.output(len(images), (operand, net.weights[level]))
         out, mean, rstd = norm_act_pool_fwd(x, net.gammas[level], net.betas[level], layers.EPS)
         if keep:
-            repeated = level == 0 and not keep_first
-            saved.append(BlockSaved(None if repeated else source, None if repeated else x, mean, rstd))
+            kept = x if level > 0 or keep_first else None
+            saved.append(BlockSaved(source, operand if keep_operands else None, kept, mean, rstd))
         source = out
     return ChunkSaved(images, saved, source.flatten(1))
 
 
-def _chunk_backward(
-    net: Net, chunk: ChunkSaved, grad: Tensor, to: str, sums: list[Tensor] | None, want_images: bool
-) -> Tensor | None:
-    """Return dL/dimages of a chunk or None, and add its dL/dtheta to ``sums``, views of the flat gradient."""
-    student, last = net.student, net.student.blocks[-1]
+def _chunk_backward(net: Net, chunk: ChunkSaved, grad: Tensor, to: str, sums: Sums | None, want_images: bool) -> Tensor | None:
+    """Return dL/dimages of a chunk or None, and add its dL/dtheta to ``sums``."""
+    student, last, batch = net.student, net.student.blocks[-1], len(chunk.images)
     if to == "logits":
         grad, weight, bias = layers.linear_bwd(grad, chunk.features, net.weight)
         if sums is not None:
-            sums[-2] += weight
-            sums[-1] += bias
+            sums.parts[-2] += weight
+            sums.parts[-1] += bias
     grad = grad.reshape(-1, student.width, last.pooled, last.pooled)
     for level in reversed(range(student.depth)):
-        kept, wanted = chunk.blocks[level], level > 0 or want_images
-        source = _source(net, chunk.images) if kept.source is None else kept.source
-        x = _conv(net, level, source, chunk.images.shape[0]) if kept.x is None else kept.x
+        kept, conv = chunk.blocks[level], net.convs[level]
+        operand = conv.input(kept.source) if kept.operand is None and (sums is not None or kept.x is None) else kept.operand
+        x = conv.output(batch, (_there(operand), net.weights[level])) if kept.x is None else kept.x
         dx, dgamma, dbeta = norm_act_pool_bwd(grad, x, net.gammas[level], net.betas[level], kept.mean, kept.rstd)
+        grad_operand = conv.grad(dx)
         if sums is not None:
-            sums[4 * level + 2] += dgamma.view(-1)
-            sums[4 * level + 3] += dbeta.view(-1)
-        grad = _conv_backward(net, level, dx, source, chunk.images, sums, wanted)
+            sums.parts[4 * level + 2] += dgamma.view(-1)
+            sums.parts[4 * level + 3] += dbeta.view(-1)
+            sums.convs[level] = conv.weight_grad(sums.convs[level], (_there(operand), grad_operand))
+        if level > 0 or want_images:
+            grad = conv.input_grad(batch, (grad_operand, net.weights[level]))
     return grad if want_images else None
 
 
-def _conv_backward(
-    net: Net, level: int, dx: Tensor, source: Tensor, images: Tensor, sums: list[Tensor] | None, wanted: bool
-) -> Tensor:
-    weight, padding = net.convs[level], net.student.blocks[level].padding
-    if level == 0 and net.on_patches:
-        if sums is not None:
-            sums[0] += layers.patch_conv_bwd_weight(dx, source, weight)
-        return layers.patch_conv_bwd_images(dx, weight, images.shape, padding) if wanted else dx
-    grad, dweight = layers.conv_bwd(dx, source, weight, padding, wanted, sums is not None)
-    if sums is not None:
-        sums[4 * level] += dweight
-    return grad if wanted else dx
+def _there(operand: Tensor | None) -> Tensor:
+    assert operand is not None  # made above wherever it is needed
+    return operand

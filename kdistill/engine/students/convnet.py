@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from kdistill.engine.convolutions import Convolution, convolution_for
 from kdistill.engine.layers import EPS
 from kdistill.engine.students import _convnet_fast as fast
 from kdistill.engine.students._student import Slot, Student
@@ -170,6 +171,11 @@ class ConvNet(Student):
     def _backward(self, saved: Any, grad_out: Tensor, want_theta: bool, want_images: bool) -> tuple[Tensor | None, Tensor | None]:
         call = fast.backward if self.is_standard else super()._backward
         return call(saved, grad_out, want_theta, want_images)
+
+    def convolutions(self, like: Tensor) -> list[Convolution]:
+        """Return the convolution of every block for tensors like ``like``."""
+        sizes = zip([self.channels, *[self.width] * (self.depth - 1)], self.blocks, strict=True)
+        return [convolution_for(c, self.width, b.padding, b.side - 2 * b.padding + 2, like) for c, b in sizes]
 
     def _loss_and_grad(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return (
