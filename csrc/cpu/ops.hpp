@@ -31,4 +31,6 @@ KD_CPU_OP(diff_augment, const T* images, const double* params, const int64_t* in
 KD_CPU_OP(diff_augment_bwd, const T* grad, const double* params, const int64_t* index, T* out, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, int threads)
 KD_CPU_OP(norm_act_pool, const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, double eps, int threads)
 KD_CPU_OP(norm_act_pool_bwd, const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx, T* dweight, T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, int threads)
+KD_CPU_OP(step_with_dots, const T* y, const T* x, const T* step, T* out, double* dots, double* partials, int64_t g, int64_t p, bool step_per_row, int threads)
+KD_CPU_OP(trajectory_loss, const T* final, const T* target, const T* start, const T* mask, double* loss, T* grad, double* denominator, double* partials, int64_t g, int64_t p, bool mask_per_row, int threads)
 // clang-format on
