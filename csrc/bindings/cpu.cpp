@@ -30,4 +30,6 @@ PYBIND11_MODULE(_cpu, m) {
   KD_BIND(winograd_conv_output_bwd);
   KD_BIND(winograd_conv_weight);
   KD_BIND(winograd_conv_weight_bwd);
+  KD_BIND(step_with_dots);
+  KD_BIND(trajectory_loss);
 }

@@ -4,6 +4,16 @@ from kdistill.ops._registry import use_backend
 from kdistill.ops.class_mean_sqdist import class_mean_sqdist
 from kdistill.ops.diff_augment import diff_augment
 from kdistill.ops.norm_act_pool import norm_act_pool
+from kdistill.ops.step_with_dots import step_with_dots
+from kdistill.ops.trajectory_loss import trajectory_loss
 from kdistill.ops.winograd_conv import winograd_conv
 
-__all__ = ["class_mean_sqdist", "diff_augment", "norm_act_pool", "use_backend", "winograd_conv"]
+__all__ = [
+    "class_mean_sqdist",
+    "diff_augment",
+    "norm_act_pool",
+    "step_with_dots",
+    "trajectory_loss",
+    "use_backend",
+    "winograd_conv",
+]

@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 
-from kdistill.testing.cases._case import Bench, OpCase, Shape
+from kdistill.testing.cases._case import Bench, OpCase, Shape, values_of
 
-__all__ = ["Bench", "OpCase", "Shape", "all_cases", "case"]
+__all__ = ["Bench", "OpCase", "Shape", "all_cases", "case", "values_of"]
 
 
 def case(name: str) -> OpCase:

@@ -19,6 +19,11 @@ class Shape(SimpleNamespace):
         return "_".join(f"{key}{value}" for key, value in vars(self).items())
 
 
+def values_of(result: Any) -> tuple[Tensor, ...]:
+    """Return what a function returned as a tuple: one tensor becomes a tuple of one."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """One more thing to time than forward and forward + backward.
@@ -40,7 +45,7 @@ class OpCase:
 
     Attributes:
         name: The op's stem.
-        op: The public function, called as ``op(*inputs)``.
+        op: The public function, called as ``op(*inputs)``; it returns a tensor or, where ``grad_order`` is 0, several.
         reference: The same signature in plain PyTorch; run in float64 it is the truth, in the op's dtype it is "eager".
         grad_order: How often ``op`` may be differentiated.
         make: ``(shape, randn, generator) -> inputs``; ``randn(*sizes)`` draws in the dtype asked for.
@@ -57,8 +62,8 @@ class OpCase:
     """
 
     name: str
-    op: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
+    op: Callable[..., Any]
+    reference: Callable[..., Any]
     grad_order: int
     make: Callable[[Shape, Callable[..., Tensor], torch.Generator], tuple[Any, ...]]
     differentiable: tuple[int, ...]
@@ -69,7 +74,7 @@ class OpCase:
     depth: Callable[[Shape], float]
     flops: Callable[[Shape], float]
     bytes: Callable[[Shape, int], float]
-    peers: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+    peers: dict[str, Callable[..., Any]] = field(default_factory=dict)
     benches: dict[str, Bench] = field(default_factory=dict)
 
     def inputs(
@@ -112,13 +117,18 @@ class OpCase:
         grads = torch.autograd.grad(out, wanted, drawn.to(out))
         return (out.detach(), *(g.detach() for g in grads))
 
+    def results(self, function: Callable[..., Any], inputs: tuple[Any, ...], *, seed: int = 0) -> tuple[Tensor, ...]:
+        """Return ``with_gradients``; of a function without derivatives, all that it returns."""
+        if self.grad_order:
+            return self.with_gradients(function, inputs, seed=seed)
+        return values_of(function(*inputs))
+
     def check(self, inputs: tuple[Any, ...], shape: Shape) -> None:
-        """Raise ToleranceError unless value and gradients of ``op`` obey the tolerance rule on ``inputs``."""
-        run = partial(self.with_gradients, seed=1)
-        got = run(self.op, inputs) if self.grad_order else (self.op(*inputs),)
-        eager = run(self.reference, inputs) if self.grad_order else (self.reference(*inputs),)
-        wide = to_float64(inputs)
-        truth = run(self.reference, wide) if self.grad_order else (self.reference(*wide),)
+        """Raise ToleranceError unless values and gradients of ``op`` obey the tolerance rule on ``inputs``."""
+        run = partial(self.results, seed=1)
+        got, eager, truth = run(self.op, inputs), run(self.reference, inputs), run(self.reference, to_float64(inputs))
         names = ["value", *(f"gradient in input {i}" for i in self.differentiable)]
-        for what, ours, same, true in zip(names, got, eager, truth, strict=False):
+        if not self.grad_order:
+            names = [f"output {i}" for i in range(len(truth))]
+        for what, ours, same, true in zip(names, got, eager, truth, strict=True):
             assert_close_enough(ours, same, true, self.depth(shape), f"{self.name} {shape}: {what}")
