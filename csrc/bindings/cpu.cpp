@@ -24,4 +24,6 @@ PYBIND11_MODULE(_cpu, m) {
   KD_BIND(diff_augment_bwd);
   KD_BIND(norm_act_pool);
   KD_BIND(norm_act_pool_bwd);
+  KD_BIND(norm_act_pool_tangent);
+  KD_BIND(norm_act_pool_bwd_tangent);
 }

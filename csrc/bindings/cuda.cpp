@@ -25,4 +25,6 @@ PYBIND11_MODULE(KD_MODULE, m) {
   KD_BIND(diff_augment_bwd);
   KD_BIND(norm_act_pool);
   KD_BIND(norm_act_pool_bwd);
+  KD_BIND(norm_act_pool_tangent);
+  KD_BIND(norm_act_pool_bwd_tangent);
 }

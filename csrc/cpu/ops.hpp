@@ -31,4 +31,6 @@ KD_CPU_OP(diff_augment, const T* images, const double* params, const int64_t* in
 KD_CPU_OP(diff_augment_bwd, const T* grad, const double* params, const int64_t* index, T* out, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, int threads)
 KD_CPU_OP(norm_act_pool, const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, double eps, int threads)
 KD_CPU_OP(norm_act_pool_bwd, const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx, T* dweight, T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, int threads)
+KD_CPU_OP(norm_act_pool_tangent, const T* x, const T* x_dot, const T* weight, const T* weight_dot, const T* bias, const T* bias_dot, T* out, T* out_dot, T* mean, T* rstd, T* x_dot_mean, T* x_dot_proj, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, double eps, int threads)
+KD_CPU_OP(norm_act_pool_bwd_tangent, const T* grad, const T* grad_dot, const T* x, const T* x_dot, const T* weight, const T* weight_dot, const T* bias, const T* mean, const T* rstd, const T* x_dot_mean, const T* x_dot_proj, T* dx, T* dx_dot, T* dweight, T* dweight_dot, T* dbias, T* dbias_dot, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, int threads)
 // clang-format on

@@ -40,7 +40,7 @@ class OpCase:
 
     Attributes:
         name: The op's stem.
-        op: The public function, called as ``op(*inputs)``.
+        op: The public function, called as ``op(*inputs)``; returns a tensor, or a tuple of them where grad_order is 0.
         reference: The same signature in plain PyTorch; run in float64 it is the truth, in the op's dtype it is "eager".
         grad_order: How often ``op`` may be differentiated.
         make: ``(shape, randn, generator) -> inputs``; ``randn(*sizes)`` draws in the dtype asked for.
@@ -54,11 +54,12 @@ class OpCase:
         bytes: Moved by forward + backward at the least.
         peers: Other formulations of the same function.
         benches: By name of the metric, what to time beside forward and forward + backward in all differentiable inputs.
+        tangents: The case of ``<op>_tangent`` and ``<op>_bwd_tangent``, one after the other, where the op has them.
     """
 
     name: str
-    op: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
+    op: Callable[..., Any]
+    reference: Callable[..., Any]
     grad_order: int
     make: Callable[[Shape, Callable[..., Tensor], torch.Generator], tuple[Any, ...]]
     differentiable: tuple[int, ...]
@@ -69,8 +70,9 @@ class OpCase:
     depth: Callable[[Shape], float]
     flops: Callable[[Shape], float]
     bytes: Callable[[Shape, int], float]
-    peers: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+    peers: dict[str, Callable[..., Any]] = field(default_factory=dict)
     benches: dict[str, Bench] = field(default_factory=dict)
+    tangents: "OpCase | None" = None
 
     def inputs(
         self,
@@ -112,13 +114,22 @@ class OpCase:
         grads = torch.autograd.grad(out, wanted, drawn.to(out))
         return (out.detach(), *(g.detach() for g in grads))
 
+    def results(self, function: Callable[..., Any], inputs: tuple[Any, ...], *, seed: int = 0) -> tuple[Tensor, ...]:
+        """Return all that ``function`` computes: value and gradients, or the values alone where the op has no gradients."""
+        if self.grad_order:
+            return self.with_gradients(function, inputs, seed=seed)
+        return as_tuple(function(*inputs))
+
     def check(self, inputs: tuple[Any, ...], shape: Shape) -> None:
         """Raise ToleranceError unless value and gradients of ``op`` obey the tolerance rule on ``inputs``."""
-        run = partial(self.with_gradients, seed=1)
-        got = run(self.op, inputs) if self.grad_order else (self.op(*inputs),)
-        eager = run(self.reference, inputs) if self.grad_order else (self.reference(*inputs),)
-        wide = to_float64(inputs)
-        truth = run(self.reference, wide) if self.grad_order else (self.reference(*wide),)
-        names = ["value", *(f"gradient in input {i}" for i in self.differentiable)]
-        for what, ours, same, true in zip(names, got, eager, truth, strict=False):
+        run = partial(self.results, seed=1)
+        got, eager, truth = run(self.op, inputs), run(self.reference, inputs), run(self.reference, to_float64(inputs))
+        gradients = [f"gradient in input {i}" for i in self.differentiable]
+        names = ["value", *gradients] if self.grad_order else [f"value {i}" for i in range(len(got))]
+        for what, ours, same, true in zip(names, got, eager, truth, strict=True):
             assert_close_enough(ours, same, true, self.depth(shape), f"{self.name} {shape}: {what}")
+
+
+def as_tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return ``value`` as it is, or the tensor as a tuple of one."""
+    return value if isinstance(value, tuple) else (value,)
