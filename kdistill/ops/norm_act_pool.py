@@ -158,9 +158,10 @@ def norm_act_pool_tangent(
         eps: Added to the variance; positive.
 
     Returns:
-        ``(out, out_dot [N, C, H // 2, W // 2], mean, rstd, x_dot_mean, x_dot_proj [N, C])``.  ``out``, ``mean`` and ``rstd`` are
-        those of ``norm_act_pool_fwd`` to the bit; ``x_dot_mean = mean(x_dot)`` and ``x_dot_proj = mean(x_dot * (x - mean) * rstd)``
-        of each image and channel are what the backward pass wants.  ``out_dot`` has no part of a pixel whose activation is 0.
+        ``(out, out_dot [N, C, H // 2, W // 2], mean, rstd, x_dot_mean, x_dot_proj [N, C])``.  ``out``, ``mean`` and ``rstd``
+        are those of ``norm_act_pool_fwd`` to the bit; ``x_dot_mean`` is the mean of ``x_dot`` and ``x_dot_proj`` that of
+        ``x_dot * (x - mean) * rstd`` of each image and channel, for the backward pass.  A pixel whose activation is 0 has no
+        part in ``out_dot``.
 
     Raises:
         NotDifferentiableError: An input requires grad while grad mode is on.

@@ -20,9 +20,8 @@ from kdistill.testing.cases import Shape, case
 from kdistill.testing.cases.norm_act_pool import forward_over_reverse
 from kdistill.testing.tolerance import assert_close_enough, to_float64
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
-)  # torch.func.jvp's own doing
+# torch.func.jvp's own doing, the first time
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 CASE = case("norm_act_pool").tangents
 NAMES = ("out", "out_dot", "dx", "dx_dot", "dweight", "dweight_dot", "dbias", "dbias_dot")
 STATISTICS = ("mean", "rstd", "x_dot_mean", "x_dot_proj")
