@@ -14,7 +14,7 @@ from benchmarks._table import COPY, READ
 from kdistill import ops
 from kdistill.errors import KDistillError
 from kdistill.ops import _registry
-from kdistill.testing.cases import OpCase, Shape
+from kdistill.testing.cases import OpCase, Shape, as_tuple
 from kdistill.testing.tolerance import assert_close_enough, to_float64
 
 
@@ -82,7 +82,9 @@ def outputs(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: 
     with contestant.scope():
         if contestant.has_gradients:
             return tuple(contestant.function(*inputs))
-        return case.with_gradients(contestant.function, inputs, seed=1, wrt=wrt) if wrt else (contestant.function(*inputs),)
+        if wrt:
+            return case.with_gradients(contestant.function, inputs, seed=1, wrt=wrt)
+        return as_tuple(contestant.function(*inputs))
 
 
 def verdict(
