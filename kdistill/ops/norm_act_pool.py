@@ -159,9 +159,9 @@ def norm_act_pool_tangent(
 
     Returns:
         ``(out, out_dot [N, C, H // 2, W // 2], mean, rstd, x_dot_mean, x_dot_proj [N, C])``.  ``out``, ``mean`` and ``rstd``
-        are those of ``norm_act_pool_fwd`` to the bit; ``x_dot_mean`` is the mean of ``x_dot`` and ``x_dot_proj`` that of
-        ``x_dot * (x - mean) * rstd`` of each image and channel, for the backward pass.  A pixel whose activation is 0 has no
-        part in ``out_dot``.
+        are those of ``norm_act_pool_fwd``, on the CPU to the bit; ``x_dot_mean`` is the mean of ``x_dot`` and ``x_dot_proj``
+        that of ``x_dot * (x - mean) * rstd`` of each image and channel, for the backward pass.  A pixel whose activation is 0
+        has no part in ``out_dot``.
 
     Raises:
         NotDifferentiableError: An input requires grad while grad mode is on.
@@ -203,7 +203,7 @@ def norm_act_pool_bwd_tangent(
     Raises:
         NotDifferentiableError: An input requires grad while grad mode is on.
 
-    Cost: 39 flops per element of ``x``; reads ``x``, ``x_dot``, ``grad`` and ``grad_dot``, with a second look from the cache, and
+    Cost: 30 flops per element of ``x``; reads ``x``, ``x_dot``, ``grad`` and ``grad_dot``, with a second look from the cache, and
         writes ``dx`` and ``dx_dot``; ``4*N*C`` elements of scratch.
     """
     images = (_channels_last(t) for t in (grad, grad_dot, x, x_dot))

@@ -126,7 +126,7 @@ TANGENTS = OpCase(
     interpreted=_INTERPRETED,
     bench_shapes=_BENCH_SHAPES[:3],
     depth=lambda s: (s.n + 9) * s.h * s.w,  # nine sums over an image behind dx_dot
-    flops=lambda s: 58 * s.n * s.c * s.h * s.w,
+    flops=lambda s: 49 * s.n * s.c * s.h * s.w,
     bytes=lambda s, itemsize: itemsize * s.n * s.c * (6 * s.h * s.w + 4 * (s.h // 2) * (s.w // 2)),
     peers={"forward-over-reverse": forward_over_reverse},
 )
