@@ -14,7 +14,7 @@ from benchmarks._table import COPY, READ
 from kdistill import ops
 from kdistill.errors import KDistillError
 from kdistill.ops import _registry
-from kdistill.testing.cases import OpCase, Shape, values_of
+from kdistill.testing.cases import OpCase, Shape, as_tuple
 from kdistill.testing.tolerance import assert_close_enough, to_float64
 
 
@@ -84,7 +84,7 @@ def outputs(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: 
             return tuple(contestant.function(*inputs))
         if wrt:
             return case.with_gradients(contestant.function, inputs, seed=1, wrt=wrt)
-        return values_of(contestant.function(*inputs))
+        return as_tuple(contestant.function(*inputs))
 
 
 def verdict(

@@ -16,7 +16,7 @@ from benchmarks import _conditions, _table
 from benchmarks._ops import Result, run_op
 from benchmarks.iteration import run_dm_iteration
 from kdistill.errors import did_you_mean
-from kdistill.testing.cases import all_cases
+from kdistill.testing.cases import every_case
 
 END_TO_END = {"dm_iteration": run_dm_iteration}
 
@@ -33,7 +33,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="CSV file to write in place of results/<machine>.csv")
     parser.add_argument("--tables", action="store_true", help="only make benchmarks/README.md from the committed rows")
     options = parser.parse_args(argv)
-    known = [case.name for case in all_cases()] + list(END_TO_END)
+    known = [case.name for case in every_case()] + list(END_TO_END)
     for name in options.op or ():
         if name not in known:
             parser.error(f"--op: expected a benchmark, got '{name}'; {did_you_mean(name, known)}")
@@ -48,7 +48,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def results(options: argparse.Namespace) -> Iterator[Result]:
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     seconds = min(options.seconds, 0.2) if options.quick else options.seconds
-    cases = {case.name: case for case in all_cases()}
+    cases = {case.name: case for case in every_case()}
     for name in options.op:
         if name in cases:
             yield from run_op(cases[name], device, dtype, seconds, options.quick, options.check)

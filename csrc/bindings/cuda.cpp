@@ -27,4 +27,6 @@ PYBIND11_MODULE(KD_MODULE, m) {
   KD_BIND(norm_act_pool_bwd);
   KD_BIND(step_with_dots);
   KD_BIND(trajectory_loss);
+  KD_BIND(norm_act_pool_tangent);
+  KD_BIND(norm_act_pool_bwd_tangent);
 }

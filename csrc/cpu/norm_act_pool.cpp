@@ -5,89 +5,13 @@
 // number of threads.  Traffic: forward reads x and writes out; backward reads x and grad and writes dx.  The second look at x
 // starts where the first one ended, so that much of it still comes from the cache.
 // Truth: kdistill/backends/reference/norm_act_pool.py, derivation: docs/ops/norm_act_pool.md
+#include "cpu/norm_act_pool.hpp"
+
 #include "common/check.hpp"
 #include "cpu/ops.hpp"
 
 namespace kd::KD_ISA {
 namespace {
-
-#define KD_INLINE inline __attribute__((always_inline))
-
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-constexpr int64_t kBlock = 128;         // channels of a unit: what belongs to a channel stays in L1
-constexpr int64_t kSmallestBlock = 16;  // one cache line of float32
-constexpr int kWindows = 2;             // pooling windows per load of what belongs to a channel
-constexpr int64_t kParallel = 32768;    // fewer elements are not worth waking the other threads
-
-template <typename T, int kLanes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kLanes * sizeof(T))));
-};
-
-template <typename V, typename T>
-KD_INLINE V load(const T* from) {
-  V v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
-}
-
-template <typename V, typename T>
-KD_INLINE void store(T* to, V v) {
-  __builtin_memcpy(to, &v, sizeof v);
-}
-
-// body(zero vector, first channel) for every vector of [k, width); narrower vectors finish the rest.
-template <typename T, int kLanes, typename F>
-KD_INLINE void for_vectors_from(int64_t k, int64_t width, const F& body) {
-  for (; k + kLanes <= width; k += kLanes) body(typename VectorOf<T, kLanes>::type{}, k);
-  if constexpr (kLanes > 1) {
-    if (k < width) for_vectors_from<T, kLanes / 2>(k, width, body);
-  }
-}
-
-template <typename T, typename F>
-KD_INLINE void for_vectors(int64_t width, const F& body) {
-  for_vectors_from<T, kVectorBytes / int(sizeof(T))>(0, width, body);
-}
-
-// body(Count, j) for the windows j of a row, several at a time.
-template <int n>
-struct Count {
-  static constexpr int value = n;
-};
-
-template <typename F>
-KD_INLINE void for_windows(int64_t windows, const F& body) {
-  int64_t j = 0;
-  for (; j + kWindows <= windows; j += kWindows) body(Count<kWindows>{}, j);
-  for (; j < windows; ++j) body(Count<1>{}, j);
-}
-
-// Rows of the geometry are those of one image; `c` is the distance between pixels, `width` the channels of the unit.
-struct Geometry {
-  int64_t c, h, w, width;
-};
-
-// What turns a pixel into a quarter of its activation: relu((x - mean) * scale + shift).  A quarter, because a window averages
-// four; that factor is exact.  The mean is not folded into the shift: that would lose digits where it is large.
-template <typename T>
-struct Affine {
-  const T* mean;
-  T scale[kBlock], shift[kBlock];
-
-  Affine(const T* weight, const T* bias, const T* mean, const T* rstd, int64_t width) : mean(mean) {
-    for (int64_t k = 0; k < width; ++k) {
-      scale[k] = T(0.25) * weight[k] * rstd[k];
-      shift[k] = T(0.25) * bias[k];
-    }
-  }
-};
 
 // sum += sum_p (x_p - center), squares += sum_p (x_p - center)^2 over kPixels pixels.
 template <int kPixels, typename T>
@@ -221,16 +145,6 @@ void gradient(const T* x, const T* grad, T* dx, const Geometry& g, const Affine<
   }
 }
 
-inline float inverse_root(float v) { return 1.0f / __builtin_sqrtf(v); }
-inline double inverse_root(double v) { return 1.0 / __builtin_sqrt(v); }
-
-// Channels of a unit: fewer where there would be too few units for the threads.
-inline int64_t channels_of_unit(int64_t n, int64_t c, int threads) {
-  int64_t block = kBlock;
-  while (block > kSmallestBlock && n * ((c + block - 1) / block) < 4 * int64_t(threads)) block /= 2;
-  return block;
-}
-
 }  // namespace
 
 template <typename T>
@@ -279,17 +193,7 @@ void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias
     }
     gradient(from, up, dx + i * h * w * c + k0, g, affine, slope, offset);
   }
-#pragma omp parallel for num_threads(threads) schedule(static) if (groups > 1 && n * c >= kParallel)
-  for (int64_t row = 0; row < groups; ++row) {
-    for (int64_t k = 0; k < c; ++k) {
-      double of_weight = 0, of_bias = 0;
-      for (int64_t i = row * images; i < (row + 1) * images; ++i) {
-        of_weight += double(partials[i * c + k]);
-        of_bias += double(partials[(n + i) * c + k]);
-      }
-      dweight[row * c + k] = T(of_weight), dbias[row * c + k] = T(of_bias);
-    }
-  }
+  sum_of_images(partials, partials + n * c, dweight, dbias, n, c, groups, threads);
 }
 
 template void norm_act_pool(const float*, const float*, const float*, float*, float*, float*, int64_t, int64_t, int64_t, int64_t,

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import _ops, run
 from benchmarks._table import COPY, READ, read_rows
-from kdistill.testing.cases import Shape, all_cases, case
+from kdistill.testing.cases import Shape, all_cases, case, every_case
 
 CPU = torch.device("cpu")
 SMALL = replace(case("class_mean_sqdist"), bench_shapes=[Shape(n=19, m=5, f=33, k=3), Shape(n=7, m=3, f=4, k=2)])
@@ -52,6 +52,19 @@ def test_the_gradient_asked_for_is_the_gradient_timed():
     assert _ops.bound(SMALL, contestant, inputs, ())().shape == ()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func.jvp's own doing
+def test_both_passes_of_tangents_are_one_contestant_beside_plain_pytorch():
+    of = replace(case("norm_act_pool").tangents, bench_shapes=[Shape(n=2, c=9, h=6, w=5, g=0)])
+    results = benchmark(of, check_only=True)
+    assert {r.op for r in results} == {"norm_act_pool_tangent"}
+    assert {r.backend: r.status for r in results} == dict.fromkeys(("cpu", "reference", "forward-over-reverse"), "ok")
+
+
+def test_a_benchmark_has_one_name():
+    names = [of.name for of in every_case()]
+    assert len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize("of", all_cases(), ids=lambda c: c.name)
 def test_every_op_names_metrics_and_bytes(of):
     found = _ops.metrics(of, CPU)
@@ -62,7 +75,7 @@ def test_every_op_names_metrics_and_bytes(of):
 
 
 def test_a_run_writes_its_rows_and_a_rerun_replaces_them(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run, "all_cases", lambda: [SMALL])
+    monkeypatch.setattr(run, "every_case", lambda: [SMALL])
     before = torch.get_num_threads()
     command = ["--op", "class_mean_sqdist", "--quick", "--seconds", "0", "--threads", "1", "--output", str(tmp_path / "rows.csv")]
     try:
@@ -80,7 +93,7 @@ def test_a_run_writes_its_rows_and_a_rerun_replaces_them(tmp_path, monkeypatch, 
 
 def test_a_wrong_result_fails_the_command(monkeypatch, capsys):
     broken = replace(SMALL, peers={"broken": lambda *inputs: SMALL.reference(*inputs) + 1})
-    monkeypatch.setattr(run, "all_cases", lambda: [broken])
+    monkeypatch.setattr(run, "every_case", lambda: [broken])
     assert run.main(["--op", "class_mean_sqdist", "--check", "--threads", str(torch.get_num_threads())]) == 1
     assert "results are wrong" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 
 import kdistill.backends.triton as kernels
 from kdistill.ops import use_backend
-from kdistill.testing.cases import all_cases
+from kdistill.testing.cases import every_case
 from tests.triton_suite.second_order import second_gradients
 
 pytestmark = pytest.mark.triton
@@ -50,7 +50,7 @@ def launch_of(kernel: triton.JITFunction, args: tuple[object, ...], kwargs: dict
 
 
 def recorded_launches() -> list[Launch]:
-    """Return every distinct launch of forward and both backwards on the cases' interpreted shapes, in both dtypes."""
+    """Return every distinct launch of every case and both its backwards on the interpreted shapes, in both dtypes."""
     found: dict[Launch, None] = {}
 
     def record(self, *args, grid, warmup, **kwargs):
@@ -62,7 +62,7 @@ def recorded_launches() -> list[Launch]:
         patch.setattr(triton.JITFunction, "run", record)
         patch.setenv("TRITON_INTERPRET", "1")  # lets CPU tensors through; no kernel runs
         with use_backend("triton"):
-            for case in all_cases():
+            for case in every_case():
                 for dtype in (torch.float32, torch.float64):
                     for shape in case.interpreted:
                         inputs = case.inputs(shape, seed=0, dtype=dtype)

@@ -41,3 +41,32 @@ def norm_act_pool_bwd(
         *(n, c, h, w, weight.shape[0], torch.get_num_threads()),
     )
     return dx, dweight, dbias
+
+
+def norm_act_pool_tangent(
+    x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor, bias_dot: Tensor, eps: float
+) -> tuple[Tensor, ...]:
+    n, c, h, w = x.shape
+    outputs = [_channels_last_output(x, h // 2, w // 2) for _ in range(2)] + [x.new_empty((n, c)) for _ in range(4)]
+    run = _native.kernel("_cpu", "norm_act_pool_tangent", x.dtype)
+    run(
+        *(t.data_ptr() for t in (x, x_dot, weight, weight_dot, bias, bias_dot, *outputs)),
+        *(n, c, h, w, weight.shape[0], eps, torch.get_num_threads()),
+    )
+    return tuple(outputs)
+
+
+def norm_act_pool_bwd_tangent(
+    grad: Tensor, grad_dot: Tensor, x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor,
+    mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    n, c, h, w = x.shape
+    inputs = (grad, grad_dot, x, x_dot, weight, weight_dot, bias, mean, rstd, x_dot_mean, x_dot_proj)
+    outputs = [_channels_last_output(x, h, w) for _ in range(2)] + [torch.empty_like(weight) for _ in range(4)]
+    partials = x.new_empty((4, n, c))
+    run = _native.kernel("_cpu", "norm_act_pool_bwd_tangent", x.dtype)
+    run(
+        *(t.data_ptr() for t in (*inputs, *outputs, partials)),
+        *(n, c, h, w, weight.shape[0], torch.get_num_threads()),
+    )
+    return tuple(outputs)

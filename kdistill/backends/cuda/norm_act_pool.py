@@ -37,3 +37,35 @@ def norm_act_pool_bwd(
             *(n, c, h, w, weight.shape[0], stream),
         )
     return dx, dweight, dbias
+
+
+def _channels_last_output(x: Tensor, h: int, w: int) -> Tensor:
+    return torch.empty((*x.shape[:2], h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def norm_act_pool_tangent(
+    x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor, bias_dot: Tensor, eps: float
+) -> tuple[Tensor, ...]:
+    n, c, h, w = x.shape
+    outputs = [_channels_last_output(x, h // 2, w // 2) for _ in range(2)] + [x.new_empty((n, c)) for _ in range(4)]
+    run = _native.kernel("_cuda", "norm_act_pool_tangent", x.dtype, x.device)
+    with _native.stream_of(x) as stream:
+        run(
+            *(t.data_ptr() for t in (x, x_dot, weight, weight_dot, bias, bias_dot, *outputs)),
+            *(n, c, h, w, weight.shape[0], eps, stream),
+        )
+    return tuple(outputs)
+
+
+def norm_act_pool_bwd_tangent(
+    grad: Tensor, grad_dot: Tensor, x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor,
+    mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    n, c, h, w = x.shape
+    inputs = (grad, grad_dot, x, x_dot, weight, weight_dot, bias, mean, rstd, x_dot_mean, x_dot_proj)
+    outputs = [_channels_last_output(x, h, w) for _ in range(2)] + [torch.empty_like(weight) for _ in range(4)]
+    partials = x.new_empty((4, n, c))
+    run = _native.kernel("_cuda", "norm_act_pool_bwd_tangent", x.dtype, x.device)
+    with _native.stream_of(x) as stream:
+        run(*(t.data_ptr() for t in (*inputs, *outputs, partials)), *(n, c, h, w, weight.shape[0], stream))
+    return tuple(outputs)

@@ -20,6 +20,12 @@ def _normalise(x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
     return (x - mean[:, :, None, None]) * rstd[:, :, None, None]
 
 
+def _unpool(grad: Tensor, height: int, width: int) -> Tensor:
+    # a quarter for each pixel of a window; an odd last row or column is not pooled
+    above = (0.25 * grad).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    return F.pad(above, (0, width % 2, 0, height % 2))
+
+
 def norm_act_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     mean, rstd = _statistics(x, eps)
     y = _normalise(x, mean, rstd) * _per_image(weight, x.shape[0]) + _per_image(bias, x.shape[0])
@@ -31,8 +37,7 @@ def norm_act_pool_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     (n, c, height, width), groups = x.shape, weight.shape[0]
     normed, scale = _normalise(x, mean, rstd), _per_image(weight, n)
-    above = (0.25 * grad).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    above = F.pad(above, (0, width % 2, 0, height % 2))  # an odd last row or column is not pooled
+    above = _unpool(grad, height, width)
     h = torch.where(normed * scale + _per_image(bias, n) > 0, above, torch.zeros_like(above))
     sum_h, sum_hx = h.sum((2, 3)), (h * normed).sum((2, 3))  # [N, C]: this image's share of dbias and dweight
     mean_h, mean_hx = (s[:, :, None, None] / (height * width) for s in (sum_h, sum_hx))
@@ -44,3 +49,47 @@ def norm_act_pool_bwd(
 def differentiable_bwd(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the backward as a function of the op's inputs alone, so that autograd sees the statistics depend on ``x``."""
     return norm_act_pool_bwd(grad, x, weight, bias, *_statistics(x, eps))
+
+
+def _centred_tangent(normed: Tensor, x_dot: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor) -> Tensor:
+    mean, proj = x_dot_mean[:, :, None, None], x_dot_proj[:, :, None, None]
+    return rstd[:, :, None, None] * (x_dot - mean - normed * proj)  # the derivative of ``normed``
+
+
+def norm_act_pool_tangent(
+    x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor, bias_dot: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    n = x.shape[0]
+    mean, rstd = _statistics(x, eps)
+    normed, scale = _normalise(x, mean, rstd), _per_image(weight, n)
+    x_dot_mean = x_dot.mean((2, 3))
+    x_dot_proj = ((x_dot - x_dot_mean[:, :, None, None]) * normed).mean((2, 3))  # normed has no mean
+    normed_dot = _centred_tangent(normed, x_dot, rstd, x_dot_mean, x_dot_proj)
+    y = normed * scale + _per_image(bias, n)
+    y_dot = normed * _per_image(weight_dot, n) + normed_dot * scale + _per_image(bias_dot, n)
+    active = torch.where(y <= 0, torch.zeros_like(y), y_dot)  # a NaN stays
+    out, out_dot = (F.avg_pool2d(t, 2).contiguous(memory_format=torch.channels_last) for t in (F.relu(y), active))
+    return out, out_dot, mean, rstd, x_dot_mean, x_dot_proj
+
+
+def norm_act_pool_bwd_tangent(
+    grad: Tensor, grad_dot: Tensor, x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor,
+    mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    (n, c, height, width), groups = x.shape, weight.shape[0]
+    normed, scale = _normalise(x, mean, rstd), _per_image(weight, n)
+    normed_dot = _centred_tangent(normed, x_dot, rstd, x_dot_mean, x_dot_proj)
+    positive = normed * scale + _per_image(bias, n) > 0
+    h, h_dot = (torch.where(positive, up, torch.zeros_like(up)) for up in (_unpool(g, height, width) for g in (grad, grad_dot)))
+    q, q_dot = scale * h, _per_image(weight_dot, n) * h + scale * h_dot
+    dx, dweight, dbias = norm_act_pool_bwd(grad, x, weight, bias, mean, rstd)
+    rstd = rstd[:, :, None, None]
+    centred = q_dot - _mean(q_dot) - normed_dot * _mean(q * normed) - normed * _mean(q_dot * normed + q * normed_dot)
+    dx_dot = rstd * centred - rstd * x_dot_proj[:, :, None, None] * dx  # rstd_dot = -rstd^2 * x_dot_proj
+    of_images = (h_dot * normed + h * normed_dot).sum((2, 3)), h_dot.sum((2, 3))  # [N, C] each
+    dweight_dot, dbias_dot = (s.reshape(groups, n // groups, c).sum(1) for s in of_images)
+    return dx, dx_dot.contiguous(memory_format=torch.channels_last), dweight, dweight_dot, dbias, dbias_dot
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3), keepdim=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdistill.backends.triton import refusal as supports
 
-__all__ = ["norm_act_pool", "norm_act_pool_bwd", "supports"]
+__all__ = ["norm_act_pool", "norm_act_pool_bwd", "norm_act_pool_bwd_tangent", "norm_act_pool_tangent", "supports"]
 
 _BLOCK_C = 32  # channels of a program
 _BLOCK_P = 64  # pixels, or pooling windows, of a step
@@ -149,3 +149,182 @@ def norm_act_pool_bwd(
     groups = weight.shape[0]
     dweight, dbias = partials.view(2, groups, n // groups, c).sum(2, dtype=torch.float64).to(x.dtype).unbind(0)
     return dx, dweight.clone(), dbias.clone()
+
+
+@triton.jit
+def _dual_moments(x_ptr, x_dot_ptr, P, C, cols, inside, BLOCK_P: tl.constexpr):
+    # _moments, the mean of x_dot, and the sum of products of both deviations by the same recurrence
+    mean = tl.zeros(cols.shape, dtype=x_ptr.dtype.element_ty)
+    squares = tl.zeros(cols.shape, dtype=x_ptr.dtype.element_ty)
+    mean_dot = tl.zeros(cols.shape, dtype=x_ptr.dtype.element_ty)
+    products = tl.zeros(cols.shape, dtype=x_ptr.dtype.element_ty)
+    for first in range(0, P, BLOCK_P):
+        p = first + tl.arange(0, BLOCK_P)
+        mask = (p < P)[:, None] & inside[None, :]
+        at = p[:, None] * C + cols[None, :]
+        x = tl.load(x_ptr + at, mask=mask, other=0.0)  # [BLOCK_P, BLOCK_C]
+        x_dot = tl.load(x_dot_ptr + at, mask=mask, other=0.0)
+        count = tl.minimum(P - first, BLOCK_P).to(x.dtype)
+        local, local_dot = tl.sum(x, axis=0) / count, tl.sum(x_dot, axis=0) / count
+        d = tl.where(mask, x - local[None, :], 0.0)
+        e = tl.where(mask, x_dot - local_dot[None, :], 0.0)
+        share = count / (first + count)
+        step, step_dot = local - mean, local_dot - mean_dot
+        mean += step * share
+        squares += tl.sum(d * d, axis=0) + step * step * first * share
+        mean_dot += step_dot * share
+        products += tl.sum(d * e, axis=0) + step * step_dot * first * share
+    return mean, squares, mean_dot, products
+
+
+@triton.jit
+def _norm_act_pool_tangent_kernel(
+    x_ptr, x_dot_ptr, weight_ptr, weight_dot_ptr, bias_ptr, bias_dot_ptr, out_ptr, out_dot_ptr, mean_ptr, rstd_ptr,
+    x_dot_mean_ptr, x_dot_proj_ptr, C, H, W, IMAGES, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = cols < C
+    windows, pixels = (H // 2) * (W // 2), H * W
+    x_ptr += image * pixels * C
+    x_dot_ptr += image * pixels * C
+    mean, squares, mean_dot, products = _dual_moments(x_ptr, x_dot_ptr, pixels, C, cols, inside, BLOCK_P)
+    rstd = 1.0 / tl.sqrt(squares / pixels + EPS)
+    proj = products * (rstd / pixels)
+    of = image * C + cols
+    tl.store(mean_ptr + of, mean, mask=inside)
+    tl.store(rstd_ptr + of, rstd, mask=inside)
+    tl.store(x_dot_mean_ptr + of, mean_dot, mask=inside)
+    tl.store(x_dot_proj_ptr + of, proj, mask=inside)
+    row = image // IMAGES * C + cols
+    scale = 0.25 * tl.load(weight_ptr + row, mask=inside, other=0.0) * rstd
+    shift = 0.25 * tl.load(bias_ptr + row, mask=inside, other=0.0)
+    scale_dot = rstd * (0.25 * tl.load(weight_dot_ptr + row, mask=inside, other=0.0) - scale * proj)
+    shift_dot = 0.25 * tl.load(bias_dot_ptr + row, mask=inside, other=0.0)
+    for first in range(0, windows, BLOCK_P):
+        j = first + tl.arange(0, BLOCK_P)
+        mask = (j < windows)[:, None] & inside[None, :]
+        at = _window(j, W, C)[:, None] + cols[None, :]
+        acc = tl.zeros((BLOCK_P, BLOCK_C), dtype=x_ptr.dtype.element_ty)
+        acc_dot = tl.zeros((BLOCK_P, BLOCK_C), dtype=x_ptr.dtype.element_ty)
+        for corner in tl.static_range(4):
+            pixel = at + (corner // 2) * W * C + (corner % 2) * C
+            d = tl.load(x_ptr + pixel, mask=mask, other=0.0) - mean
+            e = tl.load(x_dot_ptr + pixel, mask=mask, other=0.0) - mean_dot
+            y = d * scale + shift
+            acc += _relu(y)
+            acc_dot += tl.where(y <= 0.0, 0.0, e * scale + (d * scale_dot + shift_dot))  # a NaN stays
+        to = image * windows * C + j[:, None] * C + cols[None, :]
+        tl.store(out_ptr + to, acc, mask=mask)
+        tl.store(out_dot_ptr + to, acc_dot, mask=mask)
+
+
+@triton.jit
+def _norm_act_pool_bwd_tangent_kernel(
+    grad_ptr, grad_dot_ptr, x_ptr, x_dot_ptr, weight_ptr, weight_dot_ptr, bias_ptr, mean_ptr, rstd_ptr, x_dot_mean_ptr,
+    x_dot_proj_ptr, dx_ptr, dx_dot_ptr, partials_ptr, N, C, H, W, IMAGES, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = cols < C
+    windows, pixels = (H // 2) * (W // 2), H * W
+    x_ptr += image * pixels * C
+    x_dot_ptr += image * pixels * C
+    dx_ptr += image * pixels * C
+    dx_dot_ptr += image * pixels * C
+    grad_ptr += image * windows * C
+    grad_dot_ptr += image * windows * C
+    of = image * C + cols
+    mean = tl.load(mean_ptr + of, mask=inside, other=0.0)
+    rstd = tl.load(rstd_ptr + of, mask=inside, other=0.0)
+    mean_dot = tl.load(x_dot_mean_ptr + of, mask=inside, other=0.0)
+    proj = tl.load(x_dot_proj_ptr + of, mask=inside, other=0.0)
+    row = image // IMAGES * C + cols
+    scale = 0.25 * tl.load(weight_ptr + row, mask=inside, other=0.0) * rstd
+    shift = 0.25 * tl.load(bias_ptr + row, mask=inside, other=0.0)
+    scale_dot = rstd * (0.25 * tl.load(weight_dot_ptr + row, mask=inside, other=0.0) - scale * proj)
+    # h, h_dot: grad and grad_dot where the activation is positive; d, e: deviations of x and x_dot
+    sum_h = tl.zeros((BLOCK_C,), dtype=x_ptr.dtype.element_ty)
+    sum_hd = tl.zeros((BLOCK_C,), dtype=x_ptr.dtype.element_ty)
+    sum_h_dot = tl.zeros((BLOCK_C,), dtype=x_ptr.dtype.element_ty)
+    sum_hd_dot = tl.zeros((BLOCK_C,), dtype=x_ptr.dtype.element_ty)  # of h_dot * d + h * e
+    for first in range(0, windows, BLOCK_P):
+        j = first + tl.arange(0, BLOCK_P)
+        mask = (j < windows)[:, None] & inside[None, :]
+        from_window = j[:, None] * C + cols[None, :]
+        grad = tl.load(grad_ptr + from_window, mask=mask, other=0.0)
+        grad_dot = tl.load(grad_dot_ptr + from_window, mask=mask, other=0.0)
+        for corner in tl.static_range(4):
+            at = _window(j, W, C)[:, None] + cols[None, :] + (corner // 2) * W * C + (corner % 2) * C
+            d = tl.load(x_ptr + at, mask=mask, other=0.0) - mean
+            e = tl.load(x_dot_ptr + at, mask=mask, other=0.0) - mean_dot
+            positive = d * scale + shift > 0.0
+            h, h_dot = tl.where(positive, grad, 0.0), tl.where(positive, grad_dot, 0.0)
+            sum_h += tl.sum(h, axis=0)
+            sum_hd += tl.sum(h * d, axis=0)
+            sum_h_dot += tl.sum(h_dot, axis=0)
+            sum_hd_dot += tl.sum(h_dot * d + h * e, axis=0)
+    turn = rstd * proj  # minus the derivative of log rstd
+    dbias, dbias_dot = 0.25 * sum_h, 0.25 * sum_h_dot
+    dweight = 0.25 * sum_hd * rstd
+    dweight_dot = 0.25 * sum_hd_dot * rstd - turn * dweight
+    tl.store(partials_ptr + of, dweight, mask=inside)
+    tl.store(partials_ptr + N * C + of, dbias, mask=inside)
+    tl.store(partials_ptr + 2 * N * C + of, dweight_dot, mask=inside)
+    tl.store(partials_ptr + 3 * N * C + of, dbias_dot, mask=inside)
+    gain, gain_dot = -4.0 * scale / pixels, -4.0 * scale_dot / pixels
+    slope, offset = gain * rstd * dweight, gain * dbias
+    slope_dot = rstd * (gain * dweight_dot + (gain_dot - gain * turn) * dweight)
+    offset_dot = gain * dbias_dot + gain_dot * dbias
+    # every pixel, those outside the windows too: h is zero there
+    for first in range(0, pixels, BLOCK_P):
+        p = first + tl.arange(0, BLOCK_P)
+        mask = (p < pixels)[:, None] & inside[None, :]
+        i, j = p // W // 2, p % W // 2
+        pooled = mask & ((i < H // 2) & (j < W // 2))[:, None]
+        at = p[:, None] * C + cols[None, :]
+        from_window = (i * (W // 2) + j)[:, None] * C + cols[None, :]
+        d = tl.load(x_ptr + at, mask=mask, other=0.0) - mean
+        e = tl.load(x_dot_ptr + at, mask=mask, other=0.0) - mean_dot
+        grad = tl.load(grad_ptr + from_window, mask=pooled, other=0.0)
+        grad_dot = tl.load(grad_dot_ptr + from_window, mask=pooled, other=0.0)
+        positive = d * scale + shift > 0.0
+        h = tl.where(positive, grad * scale, 0.0)
+        h_dot = tl.where(positive, grad_dot * scale + grad * scale_dot, 0.0)
+        tl.store(dx_ptr + at, h + (d * slope + offset), mask=mask)
+        tl.store(dx_dot_ptr + at, h_dot + (e * slope + (d * slope_dot + offset_dot)), mask=mask)
+
+
+def _channels_last_output(x: Tensor, h: int, w: int) -> Tensor:
+    return torch.empty((*x.shape[:2], h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def norm_act_pool_tangent(
+    x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor, bias_dot: Tensor, eps: float
+) -> tuple[Tensor, ...]:
+    n, c, h, w = x.shape
+    outputs = [_channels_last_output(x, h // 2, w // 2) for _ in range(2)] + [x.new_empty((n, c)) for _ in range(4)]
+    if x.numel():
+        _norm_act_pool_tangent_kernel[(n, triton.cdiv(c, _BLOCK_C))](
+            *(x, x_dot, weight, weight_dot, bias, bias_dot, *outputs, c, h, w, n // weight.shape[0]),
+            EPS=eps,
+            BLOCK_P=_BLOCK_P,
+            BLOCK_C=_BLOCK_C,
+        )
+    return tuple(outputs)
+
+
+def norm_act_pool_bwd_tangent(
+    grad: Tensor, grad_dot: Tensor, x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor,
+    mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    (n, c, h, w), groups = x.shape, weight.shape[0]
+    inputs = (grad, grad_dot, x, x_dot, weight, weight_dot, bias, mean, rstd, x_dot_mean, x_dot_proj)
+    dx, dx_dot, partials = _channels_last_output(x, h, w), _channels_last_output(x, h, w), x.new_empty((4, n, c))
+    if x.numel():
+        _norm_act_pool_bwd_tangent_kernel[(n, triton.cdiv(c, _BLOCK_C))](
+            *(*inputs, dx, dx_dot, partials, n, c, h, w, n // groups), BLOCK_P=_BLOCK_P, BLOCK_C=_BLOCK_C
+        )
+    summed = partials.view(4, groups, n // groups, c).sum(2, dtype=torch.float64).to(x.dtype)
+    dweight, dbias, dweight_dot, dbias_dot = (s.clone() for s in summed.unbind(0))
+    return dx, dx_dot, dweight, dweight_dot, dbias, dbias_dot

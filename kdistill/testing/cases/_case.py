@@ -19,7 +19,7 @@ class Shape(SimpleNamespace):
         return "_".join(f"{key}{value}" for key, value in vars(self).items())
 
 
-def values_of(result: Any) -> tuple[Tensor, ...]:
+def as_tuple(result: Any) -> tuple[Tensor, ...]:
     """Return what a function returned as a tuple: one tensor becomes a tuple of one."""
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
@@ -45,7 +45,7 @@ class OpCase:
 
     Attributes:
         name: The op's stem.
-        op: The public function, called as ``op(*inputs)``; it returns a tensor or, where ``grad_order`` is 0, several.
+        op: The public function, called as ``op(*inputs)``; returns a tensor, or a tuple of them where grad_order is 0.
         reference: The same signature in plain PyTorch; run in float64 it is the truth, in the op's dtype it is "eager".
         grad_order: How often ``op`` may be differentiated.
         make: ``(shape, randn, generator) -> inputs``; ``randn(*sizes)`` draws in the dtype asked for.
@@ -59,6 +59,7 @@ class OpCase:
         bytes: Moved by forward + backward at the least.
         peers: Other formulations of the same function.
         benches: By name of the metric, what to time beside forward and forward + backward in all differentiable inputs.
+        tangents: The case of ``<op>_tangent`` and ``<op>_bwd_tangent``, one after the other, where the op has them.
     """
 
     name: str
@@ -76,6 +77,7 @@ class OpCase:
     bytes: Callable[[Shape, int], float]
     peers: dict[str, Callable[..., Any]] = field(default_factory=dict)
     benches: dict[str, Bench] = field(default_factory=dict)
+    tangents: "OpCase | None" = None
 
     def inputs(
         self,
@@ -118,17 +120,16 @@ class OpCase:
         return (out.detach(), *(g.detach() for g in grads))
 
     def results(self, function: Callable[..., Any], inputs: tuple[Any, ...], *, seed: int = 0) -> tuple[Tensor, ...]:
-        """Return ``with_gradients``; of a function without derivatives, all that it returns."""
+        """Return all that ``function`` computes: value and gradients, or the values alone where the op has no gradients."""
         if self.grad_order:
             return self.with_gradients(function, inputs, seed=seed)
-        return values_of(function(*inputs))
+        return as_tuple(function(*inputs))
 
     def check(self, inputs: tuple[Any, ...], shape: Shape) -> None:
-        """Raise ToleranceError unless values and gradients of ``op`` obey the tolerance rule on ``inputs``."""
+        """Raise ToleranceError unless value and gradients of ``op`` obey the tolerance rule on ``inputs``."""
         run = partial(self.results, seed=1)
         got, eager, truth = run(self.op, inputs), run(self.reference, inputs), run(self.reference, to_float64(inputs))
-        names = ["value", *(f"gradient in input {i}" for i in self.differentiable)]
-        if not self.grad_order:
-            names = [f"output {i}" for i in range(len(truth))]
+        gradients = [f"gradient in input {i}" for i in self.differentiable]
+        names = ["value", *gradients] if self.grad_order else [f"value {i}" for i in range(len(got))]
         for what, ours, same, true in zip(names, got, eager, truth, strict=True):
             assert_close_enough(ours, same, true, self.depth(shape), f"{self.name} {shape}: {what}")

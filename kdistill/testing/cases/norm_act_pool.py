@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdistill.backends.reference import norm_act_pool as reference
 from kdistill.ops import norm_act_pool
-from kdistill.ops.norm_act_pool import GRAD_ORDER
+from kdistill.ops.norm_act_pool import GRAD_ORDER, norm_act_pool_bwd_tangent, norm_act_pool_tangent
 from kdistill.testing.cases._case import OpCase, Shape
 
 _KINK = 0.02  # no activation is closer to the kink of the ReLU: no rounding flips its mask
@@ -54,6 +54,83 @@ def _instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.avg_pool2d(F.relu(F.instance_norm(x, weight=weight, bias=bias)), 2)
 
 
+def _make_tangents(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+    x, weight, bias = _make(s, randn, generator)
+    x_dot, grad, grad_dot = (
+        randn(s.n, s.c, *size).contiguous(memory_format=torch.channels_last)
+        for size in ((s.h, s.w), (s.h // 2, s.w // 2), (s.h // 2, s.w // 2))
+    )
+    return x, x_dot, weight, randn(*weight.shape), bias, randn(*bias.shape), grad, grad_dot
+
+
+def both_passes(x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot) -> tuple[Tensor, ...]:
+    """Return ``out, out_dot, dx, dx_dot, dweight, dweight_dot, dbias, dbias_dot`` from the pair without a graph."""
+    out, out_dot, *saved = norm_act_pool_tangent(x, x_dot, weight, weight_dot, bias, bias_dot)
+    return out, out_dot, *norm_act_pool_bwd_tangent(grad, grad_dot, x, x_dot, weight, weight_dot, bias, *saved)
+
+
+def _reference_passes(x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot) -> tuple[Tensor, ...]:
+    rows = [_rows(p) for p in (weight, weight_dot, bias, bias_dot)]
+    out, out_dot, *saved = reference.norm_act_pool_tangent(x, x_dot, *rows, 1e-5)
+    return out, out_dot, *reference.norm_act_pool_bwd_tangent(grad, grad_dot, x, x_dot, *rows[:3], *saved)
+
+
+def forward_over_reverse(x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot) -> tuple[Tensor, ...]:
+    """Return the same from ``torch.func``, for a weight ``[C]``: the tangent of value and pull-back of the eager formulation."""
+
+    def value_and_pull_back(x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        out, pull_back = torch.func.vjp(_group_norm, x, weight, bias)
+        return out, *pull_back(grad)
+
+    # NCHW: the derivative of group_norm takes views of nothing else
+    x, x_dot, grad, grad_dot = (t.contiguous() for t in (x, x_dot, grad, grad_dot))
+    with torch.enable_grad():  # else the pull-back is a fused kernel without a derivative
+        primal, tangent = torch.func.jvp(value_and_pull_back, (x, weight, bias, grad), (x_dot, weight_dot, bias_dot, grad_dot))
+    (out, dx, dweight, dbias), (out_dot, dx_dot, dweight_dot, dbias_dot) = primal, tangent
+    return out, out_dot, dx, dx_dot, dweight[None], dweight_dot[None], dbias[None], dbias_dot[None]
+
+
+# one window; odd sizes, two rows of parameters and a vector tail; no image; powers of two plus one; a large mean;
+# more channels than one block
+_SHAPES = [
+    Shape(n=1, c=1, h=2, w=3, g=0),
+    Shape(n=6, c=13, h=7, w=5, g=2),
+    Shape(n=0, c=5, h=4, w=4, g=0),
+    Shape(n=3, c=33, h=17, w=9, g=3),
+    Shape(n=1, c=24, h=32, w=32, g=0, mean=8),
+    Shape(n=2, c=131, h=4, w=6, g=1),
+]
+_TINY = Shape(n=4, c=2, h=3, w=2, g=2)
+_INTERPRETED = [Shape(n=4, c=5, h=5, w=4, g=2), Shape(n=1, c=33, h=10, w=9, g=0)]
+_BENCH_SHAPES = [
+    Shape(n=10, c=128, h=32, w=32, g=0),
+    Shape(n=10, c=128, h=16, w=16, g=0),
+    Shape(n=100, c=128, h=32, w=32, g=0),
+    Shape(n=640, c=128, h=32, w=32, g=0),
+]
+
+
+def _depth(s: Shape) -> float:
+    return (s.n + 4) * s.h * s.w  # four sums over an image behind dx, one over all of them behind dweight
+
+
+TANGENTS = OpCase(
+    name="norm_act_pool_tangent",
+    op=both_passes,
+    reference=_reference_passes,
+    grad_order=0,
+    make=_make_tangents,
+    differentiable=(),
+    tiny=_TINY,
+    shapes=_SHAPES,
+    interpreted=_INTERPRETED,
+    bench_shapes=_BENCH_SHAPES[:3],
+    depth=lambda s: (s.n + 9) * s.h * s.w,  # nine sums over an image behind dx_dot
+    flops=lambda s: 49 * s.n * s.c * s.h * s.w,
+    bytes=lambda s, itemsize: itemsize * s.n * s.c * (6 * s.h * s.w + 4 * (s.h // 2) * (s.w // 2)),
+    peers={"forward-over-reverse": forward_over_reverse},
+)
+
 CASE = OpCase(
     name="norm_act_pool",
     op=norm_act_pool,
@@ -61,26 +138,13 @@ CASE = OpCase(
     grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0, 1, 2),
-    tiny=Shape(n=4, c=2, h=3, w=2, g=2),
-    # one window; odd sizes, two rows of parameters and a vector tail; no image; powers of two plus one; a large mean;
-    # more channels than one block
-    shapes=[
-        Shape(n=1, c=1, h=2, w=3, g=0),
-        Shape(n=6, c=13, h=7, w=5, g=2),
-        Shape(n=0, c=5, h=4, w=4, g=0),
-        Shape(n=3, c=33, h=17, w=9, g=3),
-        Shape(n=1, c=24, h=32, w=32, g=0, mean=8),
-        Shape(n=2, c=131, h=4, w=6, g=1),
-    ],
-    interpreted=[Shape(n=4, c=5, h=5, w=4, g=2), Shape(n=1, c=33, h=10, w=9, g=0)],
-    bench_shapes=[
-        Shape(n=10, c=128, h=32, w=32, g=0),
-        Shape(n=10, c=128, h=16, w=16, g=0),
-        Shape(n=100, c=128, h=32, w=32, g=0),
-        Shape(n=640, c=128, h=32, w=32, g=0),
-    ],
-    depth=lambda s: (s.n + 4) * s.h * s.w,  # four sums over an image behind dx, one over all of them behind dweight
+    tiny=_TINY,
+    shapes=_SHAPES,
+    interpreted=_INTERPRETED,
+    bench_shapes=_BENCH_SHAPES,
+    depth=_depth,
     flops=lambda s: 9 * s.n * s.c * s.h * s.w,
     bytes=lambda s, itemsize: itemsize * s.n * s.c * (3 * s.h * s.w + 2 * (s.h // 2) * (s.w // 2)),
     peers={"group_norm": _group_norm, "instance_norm": _instance_norm},
+    tangents=TANGENTS,
 )
