@@ -1,7 +1,19 @@
 """The engine: students, their passes without a graph, and training."""
 
 from kdistill.engine.features import embed, embed_with_pullback
-from kdistill.engine.students import STUDENTS, Student, build_student
+from kdistill.engine.second_order import grad_jvp
+from kdistill.engine.students import STUDENTS, GradJvp, Student, build_student
 from kdistill.engine.training import accuracy, loss_and_grad, train
 
-__all__ = ["STUDENTS", "Student", "accuracy", "build_student", "embed", "embed_with_pullback", "loss_and_grad", "train"]
+__all__ = [
+    "STUDENTS",
+    "GradJvp",
+    "Student",
+    "accuracy",
+    "build_student",
+    "embed",
+    "embed_with_pullback",
+    "grad_jvp",
+    "loss_and_grad",
+    "train",
+]

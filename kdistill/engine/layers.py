@@ -59,6 +59,26 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, batch: int | None = No
     return loss / batch, grad.div_(batch)
 
 
+def softmax_cross_entropy_tangent(
+    logits: Tensor, logits_dot: Tensor, labels: Tensor, batch: int | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Return ``softmax_cross_entropy`` and its derivative in the direction ``logits_dot``.
+
+    Returns:
+        (loss, its tangent, gradient, its tangent, tangent of the gradient in the label logits or None for hard labels).  With
+        p = softmax(logits) and t = softmax(z): the gradient's tangent is (diag p - p p')ȧ/B, the labels' -(diag t - t t')ȧ/B.
+    """
+    batch = batch or logits.shape[0]
+    loss, grad = softmax_cross_entropy(logits, labels, batch)
+    grad_dot = _softmax_jvp(functional.softmax(logits, 1), logits_dot) / batch
+    labels_dot = _softmax_jvp(functional.softmax(labels, 1), logits_dot) / -batch if labels.is_floating_point() else None
+    return loss, (grad * logits_dot).sum(), grad, grad_dot, labels_dot
+
+
+def _softmax_jvp(p: Tensor, direction: Tensor) -> Tensor:
+    return p * (direction - (p * direction).sum(1, keepdim=True))
+
+
 def check_labels(where: str, labels: Tensor, leading: tuple[int, ...], classes: int) -> None:
     """Raise ShapeError unless ``labels`` are int64 ``leading`` or float ``[*leading, classes]``."""
     wanted = (*leading, classes) if labels.is_floating_point() else leading

@@ -70,6 +70,11 @@ class Sums:
         self.parts = net.student.unflatten(self.flat)
         self.convs: list[Tensor | None] = [None] * net.student.depth
 
+    def add_affine(self, level: int, dgamma: Tensor, dbeta: Tensor) -> None:
+        """Add the gradients of a block's scale and shift."""
+        self.parts[4 * level + 2] += dgamma.view(-1)
+        self.parts[4 * level + 3] += dbeta.view(-1)
+
     def finish(self) -> Tensor:
         """Return dL/dtheta ``[P]``."""
         for level, total in enumerate(self.convs):
@@ -86,9 +91,9 @@ def prepare(student: "ConvNet", theta: Tensor) -> Net:
     return Net(student, convs, weights, parts[2:-2:4], parts[3:-2:4], parts[-2], parts[-1])
 
 
-def chunks_of(student: "ConvNet", images: Tensor) -> list[Tensor]:
-    """Return ``images`` split so that the largest map of a chunk stays in cache."""
-    largest = max(block.side for block in student.blocks) ** 2 * student.width * images.element_size()
+def chunks_of(student: "ConvNet", images: Tensor, maps: int = 1) -> list[Tensor]:
+    """Return ``images`` split so that ``maps`` times the largest map of a chunk stay in cache."""
+    largest = maps * max(block.side for block in student.blocks) ** 2 * student.width * images.element_size()
     return list(images.split(layers.chunk_rows(images, largest)))
 
 
@@ -158,8 +163,7 @@ def _chunk_backward(net: Net, chunk: ChunkSaved, grad: Tensor, to: str, sums: Su
         dx, dgamma, dbeta = norm_act_pool_bwd(grad, x, net.gammas[level], net.betas[level], kept.mean, kept.rstd)
         grad_operand = conv.grad(dx)
         if sums is not None:
-            sums.parts[4 * level + 2] += dgamma.view(-1)
-            sums.parts[4 * level + 3] += dbeta.view(-1)
+            sums.add_affine(level, dgamma, dbeta)
             sums.convs[level] = conv.weight_grad(sums.convs[level], (_there(operand), grad_operand))
         if level > 0 or want_images:
             grad = conv.input_grad(batch, (grad_operand, net.weights[level]))

@@ -6,16 +6,18 @@ Symbols: P parameters, B images, C channels, S their side, N classes, F features
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from kdistill.engine import layers
 from kdistill.errors import ConfigError, ShapeError
 
 GRADS = ("theta", "images")
+JVPS = ("grad", "images")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,27 @@ class GroupSaved:
 
     members: list[Any]
     shared: bool  # one [B, C, S, S] batch for all members
+
+
+@dataclass(frozen=True)
+class GradJvp:
+    """Loss and gradient at theta, and their derivatives in the direction v of theta; see ``grad_jvp``.
+
+    Attributes:
+        loss: Mean cross-entropy, ``[]`` (``[G]``).
+        loss_tangent: ``<g, v>``, ``[]`` (``[G]``).
+        grad: g, like theta, or None if it was not asked for.
+        hvp: ``H v``, like theta.
+        images_tangent: Derivative of dL/dimages, like the images, or None if it was not asked for.
+        labels_tangent: Derivative of dL/dz in the logits z of soft labels; None for hard labels.
+    """
+
+    loss: Tensor
+    loss_tangent: Tensor
+    grad: Tensor | None
+    hvp: Tensor
+    images_tangent: Tensor | None
+    labels_tangent: Tensor | None
 
 
 class Student(ABC):
@@ -198,6 +221,26 @@ class Student(ABC):
         pairs = [self._loss_and_grad(t, x, y) for (t, x), y in zip(members, each, strict=True)]
         return torch.stack([loss for loss, _ in pairs]), torch.stack([grad for _, grad in pairs])
 
+    @torch.no_grad()
+    def grad_jvp(self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, *, want: Sequence[str] = JVPS) -> GradJvp:
+        """Return loss and gradient, and their derivatives in the direction ``v`` of theta; see ``kdistill.engine.grad_jvp``."""
+        layers.check_labels("grad_jvp", labels, tuple(images.shape[:-3]), self.classes)
+        if not set(want) <= set(JVPS):
+            raise ConfigError(f"grad_jvp: expected want among {JVPS}, got {tuple(want)}; leave the others out")
+        if v.shape != theta.shape or v.dtype != theta.dtype or v.device != theta.device:
+            raise ShapeError(
+                f"grad_jvp: expected v like theta ({theta.dtype} {list(theta.shape)} on {theta.device}), got {v.dtype} "
+                f"{list(v.shape)} on {v.device}; pass one direction per network"
+            )
+        flags = {"want_grad": "grad" in want, "want_images": "images" in want}
+        if theta.ndim == 1:
+            self._check(theta, images)
+            return self._grad_jvp(theta, images, labels, v, **flags)
+        shared = images.ndim == 4
+        each = [labels] * len(theta) if shared else list(labels)
+        members = zip(self._members(theta, images), each, v, strict=True)
+        return _stack([self._grad_jvp(t, x, y, d, **flags) for (t, x), y, d in members], shared)
+
     # ---- what a network defines; always one member, checked
 
     @abstractmethod
@@ -241,6 +284,27 @@ class Student(ABC):
         (grad,) = torch.autograd.grad(logits, leaf, grad_logits, materialize_grads=True)
         return loss, grad
 
+    def _grad_jvp(
+        self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, *, want_grad: bool, want_images: bool
+    ) -> GradJvp:
+        is_soft = labels.is_floating_point()
+        leaves = [x.detach().requires_grad_() for x in (theta, images, labels)[: 3 if is_soft else 2]]
+        with torch.enable_grad():
+            targets = functional.softmax(leaves[2], 1) if is_soft else labels
+            loss = functional.cross_entropy(self._logits(*leaves[:2]), targets)
+            (grad,) = torch.autograd.grad(loss, leaves[:1], create_graph=True)
+            slope = grad @ v
+        wanted = [leaf for leaf, asked in zip(leaves, (True, want_images, is_soft), strict=False) if asked]
+        found = iter(torch.autograd.grad(slope, wanted, materialize_grads=True))
+        return GradJvp(
+            loss=loss.detach(),
+            loss_tangent=slope.detach(),
+            grad=grad.detach() if want_grad else None,
+            hvp=next(found),
+            images_tangent=next(found) if want_images else None,
+            labels_tangent=next(found) if is_soft else None,
+        )
+
     # ---- groups and checks
 
     def _each(self, theta: Tensor, images: Tensor, call: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -271,6 +335,19 @@ class Student(ABC):
                 f"{self.name}: expected images like theta ({theta.dtype} on {theta.device}), got {images.dtype} on "
                 f"{images.device}; convert with .to(theta)"
             )
+
+
+def _stack(members: list[GradJvp], shared: bool) -> GradJvp:
+    """Return the members of a group as one; what belongs to images and labels that they share is summed."""
+    found = {}
+    for entry in fields(GradJvp):
+        values = [getattr(member, entry.name) for member in members]
+        if values[0] is None:
+            found[entry.name] = None
+        else:
+            stacked = torch.stack(values)
+            found[entry.name] = stacked.sum(0) if shared and entry.name in ("images_tangent", "labels_tangent") else stacked
+    return GradJvp(**found)
 
 
 def _check_end(where: str, to: str) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from kdistill.engine.convolutions import Convolution, convolution_for
 from kdistill.engine.layers import EPS
+from kdistill.engine.students import _convnet_dual as dual
 from kdistill.engine.students import _convnet_fast as fast
-from kdistill.engine.students._student import Slot, Student
+from kdistill.engine.students._student import GradJvp, Slot, Student
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.ops.norm_act_pool import norm_act_pool
 
@@ -171,6 +172,13 @@ class ConvNet(Student):
     def _backward(self, saved: Any, grad_out: Tensor, want_theta: bool, want_images: bool) -> tuple[Tensor | None, Tensor | None]:
         call = fast.backward if self.is_standard else super()._backward
         return call(saved, grad_out, want_theta, want_images)
+
+    def _grad_jvp(
+        self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, *, want_grad: bool, want_images: bool
+    ) -> GradJvp:
+        if not self.is_standard:
+            return super()._grad_jvp(theta, images, labels, v, want_grad=want_grad, want_images=want_images)
+        return dual.grad_jvp(self, theta, images, labels, v, want_grad=want_grad, want_images=want_images)
 
     def convolutions(self, like: Tensor) -> list[Convolution]:
         """Return the convolution of every block for tensors like ``like``."""
