@@ -4,11 +4,13 @@ from kdistill.engine.features import embed, embed_with_pullback
 from kdistill.engine.second_order import grad_jvp
 from kdistill.engine.students import STUDENTS, GradJvp, Student, build_student
 from kdistill.engine.training import accuracy, loss_and_grad, train
+from kdistill.engine.unroll import TrajectoryMatch, trajectory_match
 
 __all__ = [
     "STUDENTS",
     "GradJvp",
     "Student",
+    "TrajectoryMatch",
     "accuracy",
     "build_student",
     "embed",
@@ -16,4 +18,5 @@ __all__ = [
     "grad_jvp",
     "loss_and_grad",
     "train",
+    "trajectory_match",
 ]

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kdistill.engine.students import GradJvp, Student
+from kdistill.engine.students._student import JVPS
 
 
 def grad_jvp(
-    student: Student, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, *, want: Sequence[str] = ("grad", "images")
+    student: Student, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, *, want: Sequence[str] = JVPS
 ) -> GradJvp:
     """Return the mean cross-entropy l and g = dl/dtheta, and d/de at e = 0 of l, g, dl/dimages and dl/dz at theta + e*v.
 
@@ -24,7 +25,7 @@ def grad_jvp(
         labels: int64 ``[B]`` (hard), or float LOGITS z ``[B, N]`` of soft labels softmax(z); with a G in front if the images
             have one.
         v: The direction, like theta.
-        want: Of ``"grad"`` (g itself) and ``"images"`` (their tangent) those that are needed; each costs convolutions.
+        want: Of ``"grad"`` (g itself), ``"hvp"`` and ``"images"`` (their tangent) those that are needed; each costs convolutions.
 
     Returns:
         loss, loss_tangent = <g, v>, grad, hvp = H v, images_tangent, labels_tangent.  At a ReLU's kink its second derivative is

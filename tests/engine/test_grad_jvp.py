@@ -1,5 +1,7 @@
 """grad_jvp against two oracles: double backward in float64, and torch.func forward over reverse."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -27,7 +29,7 @@ def drawn(student, *, soft, batch=5, dtype=torch.float64):
 
 
 def double_backward(student, theta, images, labels, v):
-    return Student._grad_jvp(student, theta, images, labels, v, want_grad=True, want_images=True)
+    return Student._grad_jvp(student, theta, images, labels, v, ("grad", "hvp", "images"))
 
 
 @pytest.mark.parametrize("way", ["auto", "winograd", "direct"])
@@ -147,11 +149,15 @@ def test_a_group_is_its_members(shared):
 
 def test_only_what_is_wanted_is_computed():
     student = build_student("convnet", channels=1, size=8, classes=3, width=4, depth=1)
-    found = grad_jvp(student, *drawn(student, soft=False), want=())
-    assert found.grad is None
-    assert found.images_tangent is None
-    assert found.labels_tangent is None
-    torch.testing.assert_close(found.hvp, double_backward(student, *drawn(student, soft=False)).hvp)
+    inputs = drawn(student, soft=False)
+    whole = grad_jvp(student, *inputs)
+    for calls in (student.grad_jvp, functools.partial(Student._grad_jvp, student)):
+        for wanted in ("grad", "hvp", "images"):
+            found = calls(*inputs, want=(wanted,))
+            present = {name for name in ("grad", "hvp", "images_tangent") if getattr(found, name) is not None}
+            assert present == {{"images": "images_tangent"}.get(wanted, wanted)}
+            torch.testing.assert_close(getattr(found, *present), getattr(whole, *present))
+            torch.testing.assert_close(found.loss_tangent, whole.loss_tangent)
 
 
 def test_refusals():
@@ -160,6 +166,6 @@ def test_refusals():
     with pytest.raises(ShapeError, match="one direction per network"):
         grad_jvp(student, theta, images, labels, v[1:])
     with pytest.raises(ConfigError, match="want among"):
-        grad_jvp(student, theta, images, labels, v, want=("hvp",))
+        grad_jvp(student, theta, images, labels, v, want=("Hv",))
     with pytest.raises(ShapeError, match="one label per image"):
         grad_jvp(student, theta, images, labels[1:], v)

@@ -4,6 +4,7 @@ Every map x goes with ẋ = d/dε x(θ + εv).  Images do not move with θ, so t
 A bias before an instance norm cancels, and so does its direction.  Symbols: see ``_convnet_fast``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,17 +53,16 @@ class DualPass:
 
     net: Net
     dot: Net
-    sums_dot: Sums
+    sums_dot: Sums | None  # None: H v is not asked for
     sums: Sums | None  # None: the gradient itself is not asked for
     want_images: bool
 
 
-def grad_jvp(
-    student: "ConvNet", theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, *, want_grad: bool, want_images: bool
-) -> GradJvp:
+def grad_jvp(student: "ConvNet", theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, want: Sequence[str]) -> GradJvp:
     """Return what ``Student.grad_jvp`` promises; every chunk goes forward and backward while it is in cache."""
     net, dot = fast.prepare(student, theta), fast.prepare(student, v)
-    run = DualPass(net, dot, Sums(net, theta), Sums(net, theta) if want_grad else None, want_images)
+    sums_dot, sums = (Sums(net, theta) if name in want else None for name in ("hvp", "grad"))
+    run = DualPass(net, dot, sums_dot, sums, "images" in want)
     parts = fast.chunks_of(student, images, maps=MAPS)
     losses, images_dot, labels_dot = [], [], []
     for part, part_labels in zip(parts, labels.split([len(p) for p in parts]), strict=True):
@@ -81,8 +81,8 @@ def grad_jvp(
         loss=loss,
         loss_tangent=loss_dot,
         grad=run.sums.finish() if run.sums is not None else None,
-        hvp=run.sums_dot.finish(),
-        images_tangent=torch.cat([x for x in images_dot if x is not None]) if want_images else None,
+        hvp=run.sums_dot.finish() if run.sums_dot is not None else None,
+        images_tangent=torch.cat([x for x in images_dot if x is not None]) if run.want_images else None,
         labels_tangent=torch.cat([x for x in labels_dot if x is not None]) if labels.is_floating_point() else None,
     )
 
@@ -108,8 +108,9 @@ def _linear_backward(run: DualPass, saved: DualSaved, grad: Tensor, grad_dot: Te
     if sums is not None:
         sums.parts[-2].addmm_(grad.t(), saved.features)
         sums.parts[-1].add_(grad.sum(0))
-    sums_dot.parts[-2].addmm_(grad_dot.t(), saved.features).addmm_(grad.t(), saved.features_dot)
-    sums_dot.parts[-1].add_(grad_dot.sum(0))
+    if sums_dot is not None:
+        sums_dot.parts[-2].addmm_(grad_dot.t(), saved.features).addmm_(grad.t(), saved.features_dot)
+        sums_dot.parts[-1].add_(grad_dot.sum(0))
     return grad @ net.weight, torch.addmm(grad_dot @ net.weight, grad, dot.weight)
 
 
@@ -125,9 +126,10 @@ def _backward(run: DualPass, saved: DualSaved, grad: Tensor, grad_dot: Tensor) -
             *(kept.mean, kept.rstd, kept.x_dot_mean, kept.x_dot_proj),
         )
         up, up_dot = conv.grad(dx), conv.grad(dx_dot)
-        sums_dot.add_affine(level, dgamma_dot, dbeta_dot)
-        pairs = [(kept.operand, up_dot)] if kept.operand_dot is None else [(kept.operand, up_dot), (kept.operand_dot, up)]
-        sums_dot.convs[level] = conv.weight_grad(sums_dot.convs[level], *pairs)
+        if sums_dot is not None:
+            sums_dot.add_affine(level, dgamma_dot, dbeta_dot)
+            pairs = _product_rule(kept.operand, kept.operand_dot, up, up_dot)
+            sums_dot.convs[level] = conv.weight_grad(sums_dot.convs[level], *pairs)
         if sums is not None:
             sums.add_affine(level, dgamma, dbeta)
             sums.convs[level] = conv.weight_grad(sums.convs[level], (kept.operand, up))

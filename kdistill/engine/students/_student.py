@@ -17,7 +17,7 @@ from kdistill.engine import layers
 from kdistill.errors import ConfigError, ShapeError
 
 GRADS = ("theta", "images")
-JVPS = ("grad", "images")
+JVPS = ("grad", "hvp", "images")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class GradJvp:
         loss: Mean cross-entropy, ``[]`` (``[G]``).
         loss_tangent: ``<g, v>``, ``[]`` (``[G]``).
         grad: g, like theta, or None if it was not asked for.
-        hvp: ``H v``, like theta.
+        hvp: ``H v``, like theta, or None if it was not asked for.
         images_tangent: Derivative of dL/dimages, like the images, or None if it was not asked for.
         labels_tangent: Derivative of dL/dz in the logits z of soft labels; None for hard labels.
     """
@@ -85,7 +85,7 @@ class GradJvp:
     loss: Tensor
     loss_tangent: Tensor
     grad: Tensor | None
-    hvp: Tensor
+    hvp: Tensor | None
     images_tangent: Tensor | None
     labels_tangent: Tensor | None
 
@@ -232,14 +232,13 @@ class Student(ABC):
                 f"grad_jvp: expected v like theta ({theta.dtype} {list(theta.shape)} on {theta.device}), got {v.dtype} "
                 f"{list(v.shape)} on {v.device}; pass one direction per network"
             )
-        flags = {"want_grad": "grad" in want, "want_images": "images" in want}
         if theta.ndim == 1:
             self._check(theta, images)
-            return self._grad_jvp(theta, images, labels, v, **flags)
+            return self._grad_jvp(theta, images, labels, v, want)
         shared = images.ndim == 4
         each = [labels] * len(theta) if shared else list(labels)
         members = zip(self._members(theta, images), each, v, strict=True)
-        return _stack([self._grad_jvp(t, x, y, d, **flags) for (t, x), y, d in members], shared)
+        return _stack([self._grad_jvp(t, x, y, d, want) for (t, x), y, d in members], shared)
 
     # ---- what a network defines; always one member, checked
 
@@ -284,9 +283,7 @@ class Student(ABC):
         (grad,) = torch.autograd.grad(logits, leaf, grad_logits, materialize_grads=True)
         return loss, grad
 
-    def _grad_jvp(
-        self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, *, want_grad: bool, want_images: bool
-    ) -> GradJvp:
+    def _grad_jvp(self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, want: Sequence[str]) -> GradJvp:
         is_soft = labels.is_floating_point()
         leaves = [x.detach().requires_grad_() for x in (theta, images, labels)[: 3 if is_soft else 2]]
         with torch.enable_grad():
@@ -294,14 +291,15 @@ class Student(ABC):
             loss = functional.cross_entropy(self._logits(*leaves[:2]), targets)
             (grad,) = torch.autograd.grad(loss, leaves[:1], create_graph=True)
             slope = grad @ v
-        wanted = [leaf for leaf, asked in zip(leaves, (True, want_images, is_soft), strict=False) if asked]
-        found = iter(torch.autograd.grad(slope, wanted, materialize_grads=True))
+        asked = ("hvp" in want, "images" in want, is_soft)
+        wanted = [leaf for leaf, needed in zip(leaves, asked, strict=False) if needed]
+        found = iter(torch.autograd.grad(slope, wanted, materialize_grads=True) if wanted else ())
         return GradJvp(
             loss=loss.detach(),
             loss_tangent=slope.detach(),
-            grad=grad.detach() if want_grad else None,
-            hvp=next(found),
-            images_tangent=next(found) if want_images else None,
+            grad=grad.detach() if "grad" in want else None,
+            hvp=next(found) if asked[0] else None,
+            images_tangent=next(found) if asked[1] else None,
             labels_tangent=next(found) if is_soft else None,
         )
 

@@ -7,6 +7,7 @@ Symbols: P parameters, B images, C channels, S their side, W width, N classes, F
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,12 +174,10 @@ class ConvNet(Student):
         call = fast.backward if self.is_standard else super()._backward
         return call(saved, grad_out, want_theta, want_images)
 
-    def _grad_jvp(
-        self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, *, want_grad: bool, want_images: bool
-    ) -> GradJvp:
+    def _grad_jvp(self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, want: Sequence[str]) -> GradJvp:
         if not self.is_standard:
-            return super()._grad_jvp(theta, images, labels, v, want_grad=want_grad, want_images=want_images)
-        return dual.grad_jvp(self, theta, images, labels, v, want_grad=want_grad, want_images=want_images)
+            return super()._grad_jvp(theta, images, labels, v, want)
+        return dual.grad_jvp(self, theta, images, labels, v, want)
 
     def convolutions(self, like: Tensor) -> list[Convolution]:
         """Return the convolution of every block for tensors like ``like``."""

@@ -1,0 +1,303 @@
+"""The exact gradient of a matched trajectory, with the memory of one step.
+
+    theta_{i+1} = theta_i - alpha * g_i,   g_i = grad of the loss at theta_i on x_i = A_i(images[b_i]),   i = 0..N-1
+    L = |M (theta_N - target)|^2 / |M (start - target)|^2
+
+    lambda_N = dL/dtheta_N,   lambda_i = lambda_{i+1} - alpha * H_i lambda_{i+1}
+    dL/dx_i = -alpha * d<g_i, lambda_{i+1}>/dx_i,   dL/dz likewise,   dL/dalpha = -sum_i <g_i, lambda_{i+1}>
+
+What unrolling with ``create_graph`` computes, by one ``grad_jvp`` per step backwards.
+Symbols: N steps, P parameters, G trajectories, M the mask (and the number of images in shapes).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdistill.engine.second_order import grad_jvp
+from kdistill.engine.students import GradJvp, Student
+from kdistill.errors import ConfigError, ShapeError, did_you_mean
+from kdistill.ops import step_with_dots, trajectory_loss
+
+GRAD_MODES = ("adjoint", "unroll", "tesla")
+SMALLEST_LR = 1e-6  # published step sizes are linear, and nothing in the published code keeps them positive
+
+Mask = Tensor | Callable[[Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class KeyedAugment(Protocol):
+    """What ``kdistill.augment.Augment`` offers beyond a call: draw once, apply, and transpose."""
+
+    def parameters(self, step: int = 0, *, shape: Any, groups: Tensor | None = None, device: Any = "cpu") -> Any:
+        """Draw."""
+
+    def apply(self, images: Tensor, parameters: Any) -> Tensor:
+        """Augment with what was drawn."""
+
+    def transpose(self, grad_images: Tensor, parameters: Any) -> Tensor:
+        """Pull a gradient back with what was drawn."""
+
+
+@dataclass(frozen=True)
+class TrajectoryMatch:
+    """Value and gradients of a matched trajectory.
+
+    Attributes:
+        loss: L, float64, ``[]`` (``[G]``).
+        grad_images: dL/dimages, like the images.
+        grad_labels: dL/dz of the label logits, like the labels; None for hard labels.
+        grad_lr: dL/dalpha, float64 ``[]``; 0 where ``lr`` lies below the smallest step size.
+        final: theta_N, like ``start``.
+        grad_norms: |g_i| of every step, float64 ``[N]`` (``[G, N]``): where a run that explodes began to do so.
+    """
+
+    loss: Tensor
+    grad_images: Tensor
+    grad_labels: Tensor | None
+    grad_lr: Tensor
+    final: Tensor
+    grad_norms: Tensor
+
+
+def trajectory_match(
+    student: Student,
+    start: Tensor,
+    target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor | float,
+    *,
+    batches: Sequence[Tensor],
+    augment: Callable[[Tensor, int], Tensor] | None = None,
+    first_step: int = 0,
+    mask: Mask | None = None,
+    grad_mode: str = "adjoint",
+    checkpoint_every: int = 1,
+) -> TrajectoryMatch:
+    """Train from ``start`` on ``images`` for ``len(batches)`` steps, compare with ``target``, and differentiate all of it.
+
+    Args:
+        student: The network.
+        start: The expert's parameters to begin with, ``[P]``; or ``[G, P]`` for several trajectories on the same images.
+        target: The expert's parameters to arrive at, like ``start``.
+        images: The synthetic images as the network sees them, ``[M, C, S, S]``.
+        labels: int64 ``[M]`` (hard), or float LOGITS ``[M, K]`` of soft labels, which get a gradient.
+        lr: alpha, the student's step size; taken as 1e-6 where it is smaller.
+        batches: int64 indices into the images, one tensor per step.
+        augment: ``(images, step) -> images``, deterministic in step and differentiable.  A ``kdistill.augment.Augment`` is
+            transposed by its kernel, anything else by autograd.
+        first_step: Step i of this trajectory is augmented as step ``first_step + i``.
+        mask: 0 or 1, ``[P]``, or ``(final, target) -> [P]``; a constant in the derivative (PAD).
+        grad_mode: ``"adjoint"`` is exact; ``"unroll"`` is the same by plain autograd through all steps, the oracle;
+            ``"tesla"`` keeps lambda at its last value, the published approximation, with the factor 2 that its code loses.
+        checkpoint_every: Keep every so many parameter vectors and recompute the others: sqrt(N) is the least memory.
+
+    Returns:
+        The loss and its gradients; for a group the gradients are summed over it.
+
+    Raises:
+        ConfigError: Unknown ``grad_mode``, no batches, or ``checkpoint_every`` < 1.
+        ShapeError: Shapes, dtypes or devices do not fit.
+        DataError: ``start`` equals ``target`` where the mask is 1.
+
+    Cost: 3 + 8 products per convolution and step (``"tesla"`` 3 + 6), a fifth more for recomputation with checkpoints; memory of
+        ``N*P/checkpoint_every`` numbers and one step.  ``"unroll"`` keeps the graphs of all steps.
+
+    References: Cazenavette et al., Dataset Distillation by Matching Training Trajectories, CVPR 2022; Cui et al., Scaling Up
+    Dataset Distillation to ImageNet-1K with Constant Memory (TESLA), ICML 2023; the adjoint of gradient descent: Maclaurin et
+    al., Gradient-based Hyperparameter Optimization through Reversible Learning, ICML 2015.
+    """
+    _check(start, target, images, labels, batches, grad_mode, checkpoint_every)
+    alpha = torch.as_tensor(lr, dtype=start.dtype, device=start.device).detach()
+    inner = _Inner(student, images, labels, alpha.clamp(min=SMALLEST_LR), batches, augment, first_step, mask)
+    call = {"adjoint": _adjoint, "tesla": partial(_adjoint, frozen=True), "unroll": _unroll}[grad_mode]
+    if start.ndim == 1:
+        found = call(inner, start, target, checkpoint_every)
+    else:
+        found = _together([call(inner, a, b, checkpoint_every) for a, b in zip(start, target, strict=True)])
+    if not bool(alpha >= SMALLEST_LR):
+        found = replace(found, grad_lr=torch.zeros_like(found.grad_lr))
+    return found
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """The inner problem: what a step of the student sees."""
+
+    student: Student
+    images: Tensor
+    labels: Tensor
+    lr: Tensor
+    batches: Sequence[Tensor]
+    augment: Callable[[Tensor, int], Tensor] | None
+    first_step: int
+    mask: Mask | None
+
+    def seen(self, i: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """Return images and labels of step i, and the function that takes a gradient in them back to the plain images."""
+        rows, step = self.batches[i], self.first_step + i
+        x, y = self.images[rows], self.labels[rows]
+        if self.augment is None:
+            return x, y, lambda grad: grad
+        if isinstance(self.augment, KeyedAugment):
+            keyed, drawn = self.augment, self.augment.parameters(step, shape=x.shape, device=x.device)
+            return keyed.apply(x, drawn), y, lambda grad: keyed.transpose(grad, drawn)
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            out = self.augment(leaf, step)
+        return out.detach(), y, lambda grad: torch.autograd.grad(out, leaf, grad)[0]
+
+    def advance(self, theta: Tensor, i: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return theta_{i+1} and |g_i|^2."""
+        x, y, _ = self.seen(i)
+        _, grad = self.student.loss_and_grad(theta, x, y)
+        after, dots = step_with_dots(theta, grad, self.lr, out=out)
+        return after, dots[1]
+
+    def mask_of(self, final: Tensor, target: Tensor) -> Tensor | None:
+        return self.mask(final, target) if callable(self.mask) else self.mask
+
+
+class _Path:
+    """The parameters of every step: those kept in the forward pass, the others recomputed, one segment at a time."""
+
+    def __init__(self, inner: _Inner, start: Tensor, every: int):
+        self.inner, self.every = inner, every
+        steps = len(inner.batches)
+        self.kept = _aligned_rows(start, -(-steps // every))
+        self.segment, self.first = self.kept[:0], -1
+        theta, squares = start, []
+        for i in range(steps):
+            if i % every == 0:
+                theta = self.kept[i // every].copy_(theta)
+            following = self.kept[(i + 1) // every] if every == 1 and i + 1 < steps else None
+            theta, square = inner.advance(theta, i, out=following)
+            squares.append(square)
+        self.final, self.grad_norms = theta.clone(), torch.stack(squares).sqrt()
+
+    def __getitem__(self, i: int) -> Tensor:
+        first = i - i % self.every
+        if i == first:
+            return self.kept[i // self.every]
+        if first != self.first:
+            last = min(first + self.every, len(self.inner.batches))
+            self.segment, self.first = _aligned_rows(self.final, last - first), first
+            self.segment[0] = self.kept[first // self.every]
+            for j in range(first, last - 1):
+                self.inner.advance(self.segment[j - first], j, out=self.segment[j - first + 1])
+        return self.segment[i - first]
+
+
+def _aligned_rows(like: Tensor, rows: int) -> Tensor:
+    """Return uninitialised ``[rows, P]``, every row on a cache line: a library's product may round by the place of its inputs."""
+    line = 64 // like.element_size()
+    return like.new_empty((rows, -(-len(like) // line) * line))[:, : len(like)]
+
+
+class _Sums:
+    """What the steps add to the gradients of images, label logits and the step size."""
+
+    def __init__(self, inner: _Inner):
+        self.inner = inner
+        self.images = torch.zeros_like(inner.images)
+        self.labels = torch.zeros_like(inner.labels) if inner.labels.is_floating_point() else None
+        self.lr = inner.images.new_zeros((), dtype=torch.float64)
+
+    def add(self, i: int, found: GradJvp, back: Callable[[Tensor], Tensor]) -> None:
+        """Add the derivatives of -alpha * <g_i, lambda>."""
+        rows, lr = self.inner.batches[i], self.inner.lr
+        self.lr -= found.loss_tangent.double()
+        if found.images_tangent is not None:
+            self.images.index_add_(0, rows, back(found.images_tangent) * -lr)
+        if found.labels_tangent is not None and self.labels is not None:
+            self.labels.index_add_(0, rows, found.labels_tangent * -lr)
+
+    def result(self, loss: Tensor, path: _Path) -> TrajectoryMatch:
+        return TrajectoryMatch(loss, self.images, self.labels, self.lr, path.final, path.grad_norms)
+
+
+@torch.no_grad()
+def _adjoint(inner: _Inner, start: Tensor, target: Tensor, every: int, *, frozen: bool = False) -> TrajectoryMatch:
+    path, sums = _Path(inner, start, every), _Sums(inner)
+    loss, lam = trajectory_loss(path.final, target, start, inner.mask_of(path.final, target))
+    for i in reversed(range(len(inner.batches))):
+        x, y, back = inner.seen(i)
+        want = ("images",) if frozen or i == 0 else ("hvp", "images")
+        found = grad_jvp(inner.student, path[i], x, y, lam, want=want)
+        sums.add(i, found, back)
+        if found.hvp is not None:
+            lam, _ = step_with_dots(lam, found.hvp, inner.lr, out=lam)
+    return sums.result(loss, path)
+
+
+def _unroll(inner: _Inner, start: Tensor, target: Tensor, every: int) -> TrajectoryMatch:
+    is_soft = inner.labels.is_floating_point()
+    images = inner.images.detach().requires_grad_()
+    labels = inner.labels.detach().requires_grad_(is_soft)
+    lr = inner.lr.detach().requires_grad_()
+    theta, norms = start.detach().requires_grad_(), []
+    with torch.enable_grad():
+        for i, rows in enumerate(inner.batches):
+            x, y = images[rows], labels[rows]
+            if inner.augment is not None:
+                x = inner.augment(x, inner.first_step + i)
+            loss = functional.cross_entropy(inner.student.apply(theta, x), functional.softmax(y, 1) if is_soft else y)
+            (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
+            norms.append(grad.detach().double().norm())
+            theta = theta - lr * grad
+        mask = inner.mask_of(theta.detach(), target)
+        ahead, whole = theta - target, start.detach() - target
+        if mask is not None:
+            ahead, whole = mask * ahead, mask * whole
+        total = ahead.double().square().sum() / whole.double().square().sum()
+        wanted = [images, lr, *([labels] if is_soft else [])]
+        found = torch.autograd.grad(total, wanted, materialize_grads=True)
+    grad_labels = found[2] if is_soft else None
+    return TrajectoryMatch(total.detach(), found[0], grad_labels, found[1].double(), theta.detach(), torch.stack(norms))
+
+
+def _together(members: list[TrajectoryMatch]) -> TrajectoryMatch:
+    def stack(name: str) -> Tensor:
+        return torch.stack([getattr(member, name) for member in members])
+
+    soft = members[0].grad_labels is not None
+    return TrajectoryMatch(
+        stack("loss"),
+        stack("grad_images").sum(0),
+        stack("grad_labels").sum(0) if soft else None,
+        stack("grad_lr").sum(0),
+        stack("final"),
+        stack("grad_norms"),
+    )
+
+
+def _check(
+    start: Tensor, target: Tensor, images: Tensor, labels: Tensor, batches: Sequence[Tensor], grad_mode: str, every: int
+) -> None:
+    if grad_mode not in GRAD_MODES:
+        raise ConfigError(
+            f"trajectory_match: expected a known grad_mode, got '{grad_mode}'; {did_you_mean(grad_mode, list(GRAD_MODES))}"
+        )
+    if not batches or every < 1:
+        raise ConfigError(
+            f"trajectory_match: expected at least one batch and checkpoint_every >= 1, got {len(batches)} and {every}; raise it "
+            f"(sqrt(N) = {math.isqrt(max(len(batches), 1))} needs the least memory)"
+        )
+    if start.ndim not in (1, 2) or start.shape != target.shape or start.dtype != target.dtype or start.dtype != images.dtype:
+        raise ShapeError(
+            f"trajectory_match: expected start and target [P] or [G, P] and images of one dtype, got {start.dtype} "
+            f"{list(start.shape)}, {target.dtype} {list(target.shape)} and images {images.dtype}; take both from one expert"
+        )
+    for i, rows in enumerate(batches):
+        if rows.ndim != 1 or rows.dtype != torch.int64 or not len(rows):
+            raise ShapeError(
+                f"trajectory_match: expected int64 indices [B] with B >= 1 in batch {i}, got {rows.dtype} {list(rows.shape)}; "
+                "split a permutation of the images"
+            )
