@@ -80,7 +80,10 @@ METHOD = Method(
     title="distribution matching of class means under random networks",
     paper="Zhao and Bilen, Dataset Condensation with Distribution Matching, WACV 2023",
     config=DMConfig,
-    presets={"paper": {}, "fast": {"iterations": 300, "batch_real": 64, "width": 64}},
+    presets={
+        "paper": {},
+        "fast": {"iterations": 800, "batch_real": 128, "width": 32, "lr_images": 10.0, "init": "k_means"},
+    },
     build=build,
     deviations=("all classes in one batched pass; randomness is keyed, not taken from the clock",),
     cost="first order; one forward pass over the real batch and one forward and backward over the synthetic set per step",
