@@ -17,11 +17,23 @@ _HOMES = {
     "distill": "kdistill.api",
     "evaluate": "kdistill.api",
     "load_data": "kdistill.api",
+    "train_experts": "kdistill.api",
     "DistilledDataset": "kdistill.artifacts",
 }
 _MODULES = ("augment", "engine", "errors", "ops")
 
-__all__ = ["DistilledDataset", "__version__", "augment", "distill", "engine", "errors", "evaluate", "load_data", "ops"]
+__all__ = [
+    "DistilledDataset",
+    "__version__",
+    "augment",
+    "distill",
+    "engine",
+    "errors",
+    "evaluate",
+    "load_data",
+    "ops",
+    "train_experts",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,9 +18,10 @@ from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, load_data
 from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import evaluate
+from kdistill.experts import TrajectoryStore
 from kdistill.loop import Progress
 
-__all__ = ["RunConfig", "distill", "evaluate", "load_data", "resolve"]
+__all__ = ["RunConfig", "distill", "evaluate", "load_data", "resolve", "train_experts"]
 
 _log = logging.getLogger("kdistill")
 
@@ -124,8 +125,9 @@ def distill(
     )
     if threads is not None:
         torch.set_num_threads(threads)
-    _check_sizes(data, ipc, validation)
-    seen = (data.holdout(validation, seed=0)[0] if validation else data).to(device or data.train.images.device)
+    _check_ranges(ipc, validation)
+    seen = _kept(data, validation).to(device or data.train.images.device)
+    _check_sizes(seen, ipc)
     start = None if init is None else _start(init, data, ipc)
     problem = methods.get(method).build(resolve(method, preset, run.options), seen, ipc, seed, start)
     config = _config(run, data, start)
@@ -140,17 +142,66 @@ def distill(
     return small
 
 
-def _check_sizes(data: ImageDataset, ipc: int, validation: float) -> None:
+def train_experts(
+    data: ImageDataset | Any,
+    *,
+    method: str = "mtt",
+    preset: str = "fast",
+    options: Mapping[str, Any] | None = None,
+    validation: float = 0.1,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+) -> TrajectoryStore:
+    """Train the expert trajectories that a trajectory method needs, or those of them that are missing.
+
+    ``distill`` does this itself; on its own it is for the long part of a run.  Size and time are said before it starts.
+
+    Args:
+        data: From ``load_data``, or anything that ``load_data`` takes.
+        method: ``"mtt"``, ``"tesla"`` or ``"ftd"``.
+        preset: As for ``distill``.
+        options: As for ``distill``; ``experts`` names the folder.
+        validation: As for ``distill``: experts must not see what a run withholds.
+        device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
+        threads: CPU threads; None keeps torch's.
+
+    Returns:
+        The trajectories.  A killed training goes on where it was, and the files have the same bits.
+
+    Raises:
+        ConfigError: The method has no experts, or the folder holds others.
+        DataError: The folder is damaged, or cannot be written.
+
+    Cost: ``num_experts * (max_start_epoch - 1 + expert_epochs)`` passes over the data.
+    """
+    data = data if isinstance(data, ImageDataset) else load_data(data)
+    found, config = methods.get(method), resolve(method, preset, options or {})
+    if found.experts is None:
+        raise ConfigError(f"experts: expected a method with expert trajectories, got '{method}'; such as mtt, tesla or ftd")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return found.experts(config, _kept(data, validation).to(device or data.train.images.device))
+
+
+def _kept(data: ImageDataset, validation: float) -> ImageDataset:
+    """Return what a run may look at."""
+    return data.holdout(validation, seed=0)[0] if validation else data
+
+
+def _check_ranges(ipc: int, validation: float) -> None:
     if ipc < 1:
         raise ConfigError(f"ipc: expected at least 1 image per class, got {ipc}; the field uses 1, 10 and 50")
     if not 0.0 <= validation < 1.0:
         raise ConfigError(f"validation: expected a share in [0, 1), got {validation}; 0.1 withholds a tenth")
+
+
+def _check_sizes(data: ImageDataset, ipc: int) -> None:
     counts = torch.bincount(data.train.labels.cpu(), minlength=data.num_classes)
     smallest = int(counts.argmin())
     if int(counts[smallest]) < ipc:
         raise DataError(
             f"distill: expected at least ipc={ipc} training images per class, got {int(counts[smallest])} of "
-            f"'{data.classes[smallest]}'; lower ipc or add images"
+            f"'{data.classes[smallest]}'; lower ipc, withhold less with validation=, or add images"
         )
 
 
@@ -209,9 +260,12 @@ class _JsonLines:
 
 
 def _result(outcome: loop.Outcome, data: ImageDataset, labels: Tensor, config: dict[str, Any]) -> DistilledDataset:
+    state = outcome.snapshot.average or outcome.snapshot.state
     return DistilledDataset(
         images=data.transform.invert(outcome.images.cpu()),
         labels=labels.cpu(),
+        label_logits=state["label_logits"].cpu() if "label_logits" in state else None,
+        learned_lr=float(state["lr"]) if "lr" in state else None,
         classes=data.classes,
         config=config,
         metrics={

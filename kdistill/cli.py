@@ -207,6 +207,30 @@ def _evaluate_and_save(
         small.with_metrics(evaluation=result.to_dict()).save_pretrained(out)
 
 
+@app.command(
+    epilog=_examples("kdistill experts mnist5k --method mtt", "kdistill experts photos/ --method ftd --preset paper --size 32")
+)
+def experts(
+    data: Annotated[str, typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt.")],
+    method: Annotated[str, typer.Option(help="mtt, tesla or ftd.")] = "mtt",
+    preset: Annotated[str, typer.Option(help="As for distill.")] = "fast",
+    options: Options = [],  # noqa: B006 - typer copies it
+    size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    normalisation: Annotated[str, typer.Option(help="standard, zca or none.")] = "standard",
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Train the expert trajectories of a method, or those that are missing (distill does it too)."""
+    with _one_sentence():
+        from kdistill.api import train_experts
+        from kdistill.config import parse_overrides
+
+        seen = _seen(data, size, normalisation)
+        given = parse_overrides(options)
+        store = train_experts(seen, method=method, preset=preset, options=given, device=device, threads=threads)
+        typer.echo(f"{len(store)} experts of {store.epochs} epochs, {store.nbytes / 1e6:.1f} MB in {store.folder}")
+
+
 @app.command("methods", epilog=_examples("kdistill methods", "kdistill methods dm"))
 def list_methods(name: Annotated[str | None, typer.Argument(help="Show the options of one method.")] = None) -> None:
     """List the methods, or the options and presets of one."""
@@ -219,7 +243,7 @@ def list_methods(name: Annotated[str | None, typer.Argument(help="Show the optio
             typer.echo(f"{found.name}: {found.title}")
             typer.echo(f"  paper    {found.paper}")
             typer.echo(f"  cost     {found.cost}")
-            typer.echo(f"  needs    {'expert trajectories' if found.needs_experts else 'nothing but the data'}")
+            typer.echo(f"  needs    {'expert trajectories' if found.experts else 'nothing but the data'}")
             typer.echo(f"  labels   {'learned' if found.soft_labels else 'hard'}")
             for preset, changes in found.presets.items():
                 typer.echo(f"  preset   {preset}: {', '.join(f'{k}={v}' for k, v in changes.items()) or 'the defaults below'}")

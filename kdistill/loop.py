@@ -56,6 +56,7 @@ class Snapshot:
     iteration: int
     state: State
     velocity: State
+    average: State  # the running mean of the state; empty where the problem asks for none
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Outcome:
 
     Attributes:
         snapshot: The last state.
-        images: Rendered from it, as networks see them.
+        images: Rendered from it (or from the running mean), as networks see them.
         losses: ``(iteration, loss)`` at every look of this process.
         seconds: Spent in this process.
         peak_bytes: Peak resident memory.
@@ -85,11 +86,16 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def sgd_step(snapshot: Snapshot, grads: State, learning_rates: dict[str, float], momentum: float) -> Snapshot:
-    """Return the snapshot after one step of SGD with momentum: ``v <- m*v + g``, ``x <- x - lr*v``."""
-    velocity = {name: momentum * snapshot.velocity[name] + grad for name, grad in grads.items()}
-    state = {name: x - learning_rates[name] * velocity[name] for name, x in snapshot.state.items()}
-    return Snapshot(snapshot.iteration + 1, state, velocity)
+def sgd_step(snapshot: Snapshot, grads: State, problem: Problem) -> Snapshot:
+    """Return the snapshot after one step of SGD with momentum: ``v <- m*v + g``, ``x <- max(x - lr*v, lower)``."""
+    velocity = {name: problem.momentum * snapshot.velocity[name] + grad for name, grad in grads.items()}
+    state = {}
+    for name, x in snapshot.state.items():
+        after = x - problem.step_size(name, snapshot.iteration) * velocity[name]
+        state[name] = after.clamp(min=problem.lower[name]) if name in problem.lower else after
+    decay = problem.average or 0.0
+    average = {name: decay * mean + (1.0 - decay) * state[name] for name, mean in snapshot.average.items()}
+    return Snapshot(snapshot.iteration + 1, state, velocity, average)
 
 
 def run(
@@ -122,7 +128,7 @@ def run(
     snapshot = keeper.load() if resume else None
     if snapshot is None:
         zeros = {name: torch.zeros_like(x) for name, x in problem.state.items()}
-        snapshot = Snapshot(0, problem.state, zeros)
+        snapshot = Snapshot(0, problem.state, zeros, dict(problem.state) if problem.average is not None else {})
     elif snapshot.iteration > problem.iterations:
         raise ConfigError(
             f"resume: expected a checkpoint of at most {problem.iterations} iterations, got one of {snapshot.iteration}; "
@@ -135,6 +141,10 @@ def run(
     except KeyboardInterrupt:
         keeper.save(loop.snapshot)
         raise
+    except NonFiniteError as error:
+        where = keeper.save(loop.good)
+        kept = f"iteration {loop.good.iteration} is saved in {where}" if where else "pass out= to keep the last good state"
+        raise NonFiniteError(f"{error}; {kept}") from None
 
 
 class _Loop:
@@ -170,28 +180,26 @@ class _Loop:
             if now - began >= self.max_seconds and not finished:
                 break
         self.keeper.save(self.snapshot)
-        images = self.problem.prior.render(self.snapshot.state, self.snapshot.iteration)
+        final = self.snapshot.average or self.snapshot.state
+        images = self.problem.prior.render(final, self.snapshot.iteration)
         return Outcome(self.snapshot, images, self.losses, time.monotonic() - began, peak_bytes(), finished)
 
     def step(self) -> tuple[Tensor, Tensor]:
         problem, now = self.problem, self.snapshot
         images = problem.prior.render(now.state, now.iteration)
-        loss, grad = problem.objective(now.iteration, images)
-        grads = problem.prior.pull_back(now.state, grad, now.iteration)
-        rates = {name: problem.step_size(name, now.iteration) for name in grads}
-        self.snapshot = sgd_step(now, grads, rates, problem.momentum)
-        return loss, grad
+        step = problem.objective(now.iteration, images, now.state)
+        grads = {**problem.prior.pull_back(now.state, step.grad_images, now.iteration), **step.grads}
+        self.snapshot = sgd_step(now, grads, problem)
+        return step.loss, step.grad_images
 
     def look(self, before: Snapshot, loss: Tensor, grad: Tensor, began: float, first: int) -> None:
         iteration, value = self.snapshot.iteration, float(loss)
         if not torch.isfinite(loss) or not torch.isfinite(grad).all():
             cause = "loss" if not torch.isfinite(loss) else "gradient"
-            where = self.keeper.save(self.good)
-            kept = f"iteration {self.good.iteration} is saved in {where}" if where else "pass out= to keep the last good state"
             rates = ", ".join(f"{name} {rate:g}" for name, rate in self.problem.learning_rates.items())
             raise NonFiniteError(
                 f"distill: expected a finite {cause} at iteration {before.iteration}, got {value}; "
-                f"lower the step size (now {rates}); {kept}"
+                f"{self.problem.advice} (now {rates})"
             )
         self.good = self.snapshot
         self.losses.append((iteration, value))
@@ -216,6 +224,7 @@ class _Keeper:
             return None
         tensors = {f"state.{name}": x for name, x in snapshot.state.items()}
         tensors |= {f"velocity.{name}": x for name, x in snapshot.velocity.items()}
+        tensors |= {f"average.{name}": x for name, x in snapshot.average.items()}
         save_checkpoint(self.path, tensors, {"iteration": snapshot.iteration, "identity": self.identity})
         return self.path
 
@@ -234,10 +243,10 @@ class _Keeper:
                 f"resume: expected the run that the checkpoint belongs to, got another {key} "
                 f"({self.identity.get(key)!r}, was {was.get(key)!r}); use the same settings or another folder"
             )
-        groups: dict[str, State] = {"state": {}, "velocity": {}}
+        groups: dict[str, State] = {"state": {}, "velocity": {}, "average": {}}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
             if kind not in groups:
                 raise DataError(f"resume: expected a kdistill checkpoint, got a tensor '{name}' in {self.path}; start afresh")
             groups[kind][rest] = tensor
-        return Snapshot(int(meta["iteration"]), groups["state"], groups["velocity"])
+        return Snapshot(int(meta["iteration"]), **groups)

@@ -109,7 +109,7 @@ def test_an_explosion_is_named_and_the_last_good_state_kept(digits, tmp_path):
         ({"options": {"iterations": "many"}}, ConfigError, "iterations"),
         ({"options": {"init": "zeros"}}, ConfigError, "known: herding"),
         ({"ipc": 0}, ConfigError, "at least 1 image per class"),
-        ({"ipc": 5000}, DataError, "lower ipc or add images"),
+        ({"ipc": 5000}, DataError, "lower ipc, withhold less"),
         ({"validation": 1.5}, ConfigError, "a share in"),
     ],
 )

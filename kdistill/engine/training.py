@@ -49,6 +49,7 @@ def train(
     schedule: str = "step",
     augment: Callable[[Tensor, int], Tensor] | None = None,
     nets: int = 1,
+    gradient: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     on_epoch: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Train fresh networks on a set of images and return their parameters ``[nets, P]``.
@@ -68,6 +69,7 @@ def train(
         augment: ``(images, step) -> images``, deterministic in step.  Network g calls it with ``g*steps + step``, where ``steps``
             is the number of steps of a whole run: every network sees its own draws.
         nets: G.
+        gradient: ``(theta, images, labels) -> (loss, direction)`` of a step; None is ``loss_and_grad``.
         on_epoch: Called with (epochs done, ``[nets, P]``) after every epoch; the tensor changes afterwards, clone to keep it.
 
     Returns:
@@ -90,6 +92,7 @@ def train(
     drawn = [student.init(generator(make_key(key, "init", g))) for g in range(nets)]
     thetas = torch.stack(drawn).to(images)
     velocity = torch.zeros_like(thetas)
+    step = gradient or student.loss_and_grad
     count, per_epoch = images.shape[0], -(-images.shape[0] // batch_size)
     for epoch in range(epochs):
         rate = lr * _factor(schedule, epoch, epochs)
@@ -102,7 +105,7 @@ def train(
                 batch = images[rows]
                 if augment is not None:
                     batch = augment(batch, (g * epochs + epoch) * per_epoch + index)
-                loss, grad = student.loss_and_grad(thetas[g], batch, labels[rows])
+                loss, grad = step(thetas[g], batch, labels[rows])
                 sgd_(thetas[g], velocity[g], grad, lr=rate, momentum=momentum, weight_decay=weight_decay)
                 losses.append(loss)
             _check_finite(torch.stack(losses), epoch, lr)

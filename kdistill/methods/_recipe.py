@@ -12,6 +12,7 @@ from kdistill.augment import Augment, strategy_for
 from kdistill.data import ImageDataset
 from kdistill.engine.students import Student, build_student
 from kdistill.errors import ConfigError, did_you_mean
+from kdistill.experts import TrajectoryStore
 from kdistill.keys import generator, make_key
 from kdistill.priors import Prior, State
 from kdistill.selection import select
@@ -20,29 +21,50 @@ SCHEDULES = ("constant", "cosine")
 INITS = ("real", "herding", "k_means", "k_center", "noise")
 
 
+@dataclass(frozen=True)
+class Step:
+    """What an objective returns.
+
+    Attributes:
+        loss: A scalar.
+        grad_images: dL/dimages.
+        grads: Gradients of the tensors of the state that are not the prior's, such as ``"label_logits"`` and ``"lr"``.
+    """
+
+    loss: Tensor
+    grad_images: Tensor
+    grads: State = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """One run, ready for the loop.
 
     Attributes:
         prior: Turns the state into images and pulls gradients back.
-        state: The tensors that are optimised.
+        state: The tensors that are optimised: the prior's, and perhaps ``"label_logits" [M, K]`` and ``"lr" []``.
         labels: Hard labels of the synthetic images, int64 ``[M]``, class-major.
-        objective: ``(iteration, images) -> (loss, dL/dimages)``; a pure function of its arguments and the run's seed.
+        objective: ``(iteration, images, state) -> Step``; a pure function of its arguments and the run's seed.
         learning_rates: Step size of each tensor of the state.
         momentum: Of the outer SGD.
         iterations: Outer steps.
         schedule: Of the step sizes: ``"constant"``, or ``"cosine"``: down to 0 at the last step.
+        lower: Smallest value of a tensor of the state, held after every step.
+        average: Decay of the running mean of the state that the result is taken from; None takes the last state.
+        advice: What to change when the numbers blow up, for the error message.
     """
 
     prior: Prior
     state: State
     labels: Tensor
-    objective: Callable[[int, Tensor], tuple[Tensor, Tensor]]
+    objective: Callable[[int, Tensor, State], Step]
     learning_rates: Mapping[str, float]
     momentum: float
     iterations: int
     schedule: str = "constant"
+    lower: Mapping[str, float] = field(default_factory=dict)
+    average: float | None = None
+    advice: str = "lower the step size"
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -69,7 +91,7 @@ class Method:
         build: ``(config, data, ipc, seed, start) -> Problem``; ``start`` is None or the images ``[M, C, H, W]`` to begin
             with, as networks see them.
         deviations: Where it knowingly differs from the paper or its code.
-        needs_experts: Whether expert trajectories are trained first.
+        experts: ``(config, data) -> TrajectoryStore``: trains those that are missing; None for a method without experts.
         soft_labels: Whether labels are learned too.
     """
 
@@ -80,7 +102,7 @@ class Method:
     presets: Mapping[str, Mapping[str, Any]]
     build: Callable[[Any, ImageDataset, int, int, Tensor | None], Problem]
     deviations: tuple[str, ...] = ()
-    needs_experts: bool = False
+    experts: Callable[[Any, ImageDataset], TrajectoryStore] | None = None
     soft_labels: bool = False
     cost: str = field(default="first order")
 

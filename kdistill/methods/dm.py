@@ -12,9 +12,9 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.data.sampler import ClassSampler
 from kdistill.keys import generator, make_key
-from kdistill.methods._recipe import Method, Problem, augmentation, balanced_labels, initial_images, student_for
+from kdistill.methods._recipe import Method, Problem, Step, augmentation, balanced_labels, initial_images, student_for
 from kdistill.objectives.distribution_matching import distribution_match
-from kdistill.priors import PixelPrior
+from kdistill.priors import PixelPrior, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +56,11 @@ def build(config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tens
     seen = data.transform.apply(data.train.images)
     labels = balanced_labels(data.num_classes, ipc).to(seen.device)
 
-    def objective(iteration: int, images: Tensor) -> tuple[Tensor, Tensor]:
+    def objective(iteration: int, images: Tensor, state: State) -> Step:
         theta = student.init(generator(make_key(seed, "student", iteration))).to(images)
         rows = sampler.draw(config.batch_real, make_key(seed, "real", iteration)).to(seen.device)
         real_labels = data.train.labels[rows]
-        return distribution_match(student, theta, seen[rows], real_labels, images, labels, augment=augment, step=iteration)
+        return Step(*distribution_match(student, theta, seen[rows], real_labels, images, labels, augment=augment, step=iteration))
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
     return Problem(

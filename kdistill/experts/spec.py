@@ -1,0 +1,65 @@
+"""What decides an expert trajectory."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kdistill.errors import ConfigError, did_you_mean
+
+OPTIMISERS = ("sgd", "gsam")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSpec:
+    """Settings of expert training; the defaults are MTT's.
+
+    Attributes:
+        count: Experts.
+        epochs: Passes over the data: snapshots 0 (untrained) to ``epochs`` are kept, so no more than a method looks at.
+        optimiser: ``"sgd"``, or ``"gsam"`` (FTD: flat trajectories; two gradients per step).
+        lr: Step size of SGD, constant.
+        batch_size: Images per step.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        strategy: DSA families, or ``"none"``.
+        rho: Radius of the perturbation of GSAM, relative to the weights.
+        surrogate: Weight a of the part of the gradient orthogonal to the perturbed one, subtracted by GSAM.
+        seed: Of all experts; expert i does not depend on ``count``.
+
+    Raises:
+        ConfigError: A number out of range, or an unknown optimiser.
+    """
+
+    count: int = 100
+    epochs: int = 50
+    optimiser: str = "sgd"
+    lr: float = 0.01
+    batch_size: int = 256
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    strategy: str = "color_crop_cutout_flip_scale_rotate"
+    rho: float = 0.01
+    surrogate: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimiser not in OPTIMISERS:
+            raise ConfigError(
+                f"experts: expected a known optimiser, got '{self.optimiser}'; {did_you_mean(self.optimiser, list(OPTIMISERS))}"
+            )
+        if min(self.count, self.epochs, self.batch_size) < 1 or not self.lr > 0:
+            raise ConfigError(
+                f"experts: expected count, epochs and batch_size of at least 1 and lr > 0, got {self.count}, {self.epochs}, "
+                f"{self.batch_size} and {self.lr}; correct the one that is out of range"
+            )
+
+    def identity(self, data: dict[str, Any], student: str) -> dict[str, Any]:
+        """Return what must be equal for a stored trajectory to be this one: everything but ``count``."""
+        settings = {key: value for key, value in asdict(self).items() if key != "count"}
+        return {"settings": settings, "data": data, "student": student}
+
+
+def digest_of(identity: dict[str, Any]) -> str:
+    """Return a short name for an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

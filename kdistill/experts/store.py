@@ -1,0 +1,163 @@
+"""The trajectory store: a folder with one memory-mapped safetensors file per expert and an index.
+
+    experts.json              identity, shape and the checksum of every file
+    expert-00000.safetensors  snapshots [epochs + 1, P] float32
+
+A shard is written whole or not at all and entered in the index afterwards, so a killed training loses one expert at most.
+Symbols: E epochs, P parameters.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kdistill.artifacts.atomic import write_atomic
+from kdistill.artifacts.tensors import encode, to_json
+from kdistill.errors import ConfigError, DataError
+
+INDEX = "experts.json"
+TENSOR = "snapshots"
+VERSION = 1
+
+
+class TrajectoryStore:
+    """Expert trajectories in a folder.
+
+    Args:
+        folder: Made at the first ``add`` if it is not there.
+        identity: What the trajectories must come from; None takes what the folder says.
+        num_params: P.
+        epochs: E.
+
+    Raises:
+        ConfigError: The folder holds trajectories of another data set, network or recipe.
+        DataError: The index is damaged, or there is none and no identity was given.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any] | None = None, *, num_params: int = 0, epochs: int = 0):
+        self.folder = Path(folder)
+        self._checked: set[str] = set()
+        index = self.folder / INDEX
+        if not index.exists():
+            if identity is None:
+                raise DataError(f"experts: expected {INDEX} in {folder}, got none; train experts with `kdistill experts`")
+            self.index: dict[str, Any] = {
+                "version": VERSION, "identity": identity, "num_params": num_params, "epochs": epochs, "shards": {},
+            }  # fmt: skip
+            return
+        self.index = _read_index(index)
+        if identity is not None:
+            _check_same(json.loads(json.dumps(identity)), self.index["identity"], self.folder)
+
+    def __len__(self) -> int:
+        """Return how many experts there are."""
+        return len(self.index["shards"])
+
+    @property
+    def epochs(self) -> int:
+        """E."""
+        return int(self.index["epochs"])
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the snapshots on the disk, without the headers."""
+        return len(self) * (self.epochs + 1) * int(self.index["num_params"]) * 4
+
+    def has(self, expert: int) -> bool:
+        """Say whether expert ``expert`` is stored."""
+        return _name(expert) in self.index["shards"]
+
+    def add(self, expert: int, snapshots: Tensor) -> None:
+        """Store ``snapshots [E+1, P]`` of one expert.
+
+        Raises:
+            DataError: Two snapshots in a row are equal or not finite, the shape is wrong, or the disk cannot take it.
+        """
+        shape = (self.epochs + 1, int(self.index["num_params"]))
+        if tuple(snapshots.shape) != shape:
+            raise DataError(f"experts: expected snapshots {list(shape)}, got {list(snapshots.shape)}; store every epoch")
+        if not bool(torch.isfinite(snapshots).all()):
+            raise DataError(f"experts: expected finite parameters, got infinity or NaN in expert {expert}; lower lr")
+        if bool((snapshots[1:] == snapshots[:-1]).all(1).any()):
+            raise DataError(f"experts: expected every epoch to change expert {expert}, got equal snapshots; store clones")
+        data = encode({TENSOR: snapshots.float()}, {"expert": expert, "identity": self.index["identity"]})
+        write_atomic(self.folder / _name(expert), data)
+        self.index["shards"][_name(expert)] = hashlib.sha256(data).hexdigest()
+        write_atomic(self.folder / INDEX, to_json(self.index))
+
+    def snapshot(self, expert: int, epoch: int) -> Tensor:
+        """Return the parameters ``[P]`` of one expert after ``epoch`` epochs; reads this row only.
+
+        Raises:
+            ConfigError: There is no such expert or epoch.
+            DataError: The file is missing, cut off or was changed.
+        """
+        if not self.has(expert) or not 0 <= epoch <= self.epochs:
+            raise ConfigError(
+                f"experts: expected an expert of {len(self)} and an epoch up to {self.epochs}, got {expert} and {epoch}; "
+                "train more experts or longer"
+            )
+        path = self.folder / _name(expert)
+        self._check(path)
+        with safe_open(path, framework="pt") as file:
+            row: Tensor = file.get_slice(TENSOR)[epoch : epoch + 1]
+        return row[0].clone()
+
+    def _check(self, path: Path) -> None:
+        """Compare a shard with its checksum, once per store."""
+        if path.name in self._checked:
+            return
+        advice = "delete the file and run `kdistill experts` again: only this expert is trained anew"
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            with safe_open(path, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"experts: expected a whole {path}, got: {error}; {advice}") from error
+        if found != self.index["shards"][path.name]:
+            raise DataError(f"experts: expected {path} as it was written, got other bytes (checksum differs); {advice}")
+        self._checked.add(path.name)
+
+    def forget_missing(self) -> None:
+        """Drop shards from the index whose files are gone or changed, so that they are trained again."""
+        for name in list(self.index["shards"]):
+            try:
+                self._check(self.folder / name)
+            except DataError:
+                del self.index["shards"][name]
+
+
+def _name(expert: int) -> str:
+    return f"expert-{expert:05d}.safetensors"
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_text())
+        if index["version"] != VERSION or not isinstance(index["shards"], dict) or not isinstance(index["identity"], dict):
+            raise ValueError(f"version {index['version']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"experts: expected a trajectory index in {path}, got: {error}; delete the folder and train the experts again"
+        ) from error
+    return dict(index)
+
+
+def _check_same(wanted: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
+    for part in ("student", "data", "settings"):
+        ours, theirs = wanted.get(part), found.get(part)
+        if ours == theirs:
+            continue
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            key = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))[0]
+            part, ours, theirs = f"{part}.{key}", ours.get(key), theirs.get(key)
+        raise ConfigError(
+            f"experts: expected trajectories with {part} {ours!r}, got {theirs!r} in {folder}; use the same settings or another "
+            "folder"
+        )

@@ -1,0 +1,137 @@
+"""Training of experts: SGD with DSA (MTT), or GSAM around it (FTD: flat trajectories).
+
+GSAM, one step, with g the gradient at theta:
+
+    e  = rho * |theta|^2 g / ||  |theta| g ||         (adaptive perturbation)
+    g' = gradient at theta + e on the same batch
+    d  = g' - a * (g - (<g, g'> / |g'|^2) g')         (what of g is orthogonal to g', subtracted)
+
+Papers: Cazenavette et al., MTT, CVPR 2022; Du et al., FTD, CVPR 2023; Zhuang et al., GSAM, ICLR 2022.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdistill.augment import Augment
+from kdistill.engine import Student, loss_and_grad, train
+from kdistill.experts.spec import ExpertSpec
+from kdistill.experts.store import TrajectoryStore
+from kdistill.keys import generator, make_key
+
+Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What training the missing experts will take.
+
+    Attributes:
+        nbytes: On the disk.
+        seconds: From one timed step.
+        experts: How many are missing.
+    """
+
+    nbytes: int
+    seconds: float
+    experts: int
+
+    def __str__(self) -> str:
+        minutes = f"{self.seconds / 60:.1f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s"
+        return f"{self.experts} experts to train: about {minutes} and {self.nbytes / 1e6:.1f} MB"
+
+
+def estimate(spec: ExpertSpec, student: Student, images: Tensor, labels: Tensor, missing: int) -> Estimate:
+    """Return size and time of ``missing`` experts, from one timed step after one that is not timed."""
+    batch = min(spec.batch_size, len(images))
+    gradient, theta = gradient_of(spec, student), student.init(generator(0)).to(images)
+    for _ in range(2):
+        began = time.perf_counter()
+        gradient(theta, images[:batch], labels[:batch])
+        seconds = time.perf_counter() - began
+    steps = missing * spec.epochs * -(-len(images) // spec.batch_size)
+    return Estimate(missing * (spec.epochs + 1) * student.num_params * 4, steps * seconds, missing)
+
+
+def train_expert(spec: ExpertSpec, student: Student, images: Tensor, labels: Tensor, number: int) -> Tensor:
+    """Return the snapshots ``[epochs + 1, P]`` of expert ``number``, float32 on the CPU.
+
+    Args:
+        spec: The recipe.
+        student: The network.
+        images: Real images as the network sees them, ``[N, C, S, S]``.
+        labels: int64 ``[N]``.
+        number: Decides weights, order and augmentation, together with the seed.
+
+    Cost: ``epochs`` passes over the images, two gradients per step with GSAM.
+    """
+    key = make_key(spec.seed, "expert", number)
+    snapshots = [student.init(generator(make_key(key, "init", 0))).to(images).cpu()]
+    augment = None
+    if spec.strategy != "none":
+        augment = Augment(spec.strategy, siamese=False, key=make_key(key, "augment"), align_corners=True)
+    train(
+        student,
+        images,
+        labels,
+        epochs=spec.epochs,
+        lr=spec.lr,
+        key=key,
+        batch_size=spec.batch_size,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+        schedule="constant",
+        augment=augment,
+        gradient=gradient_of(spec, student),
+        on_epoch=lambda epoch, thetas: snapshots.append(thetas[0].to("cpu", copy=True)),
+    )
+    return torch.stack(snapshots)
+
+
+def train_experts(
+    spec: ExpertSpec,
+    student: Student,
+    images: Tensor,
+    labels: Tensor,
+    store: TrajectoryStore,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> TrajectoryStore:
+    """Train the experts that ``store`` lacks, one file after the other; a killed training goes on where it was.
+
+    Args:
+        spec: The recipe.
+        student: The network.
+        images: ``[N, C, S, S]``.
+        labels: int64 ``[N]``.
+        store: Where they go.
+        say: Told size and time before it starts, and then what is done.
+    """
+    store.forget_missing()
+    missing = [i for i in range(spec.count) if not store.has(i)]
+    if not missing:
+        return store
+    say(f"{estimate(spec, student, images, labels, len(missing))}, in {store.folder}")
+    for done, number in enumerate(missing):
+        say(f"training expert {done + 1} of {len(missing)}")
+        store.add(number, train_expert(spec, student, images, labels, number))
+    return store
+
+
+def gradient_of(spec: ExpertSpec, student: Student) -> Gradient:
+    """Return the direction of a step: ``(theta, images, labels) -> (loss, direction)``."""
+    if spec.optimiser == "sgd":
+        return lambda theta, images, labels: loss_and_grad(student, theta, images, labels)
+
+    def gsam(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, grad = loss_and_grad(student, theta, images, labels)
+        scaled = theta.abs() * grad
+        perturbed = theta + spec.rho * theta.abs() * scaled / (scaled.norm() + 1e-12)
+        _, ahead = loss_and_grad(student, perturbed, images, labels)
+        along = (grad @ ahead) / ahead.square().sum().clamp(min=1e-30)
+        return loss, ahead - spec.surrogate * (grad - along * ahead)
+
+    return gsam

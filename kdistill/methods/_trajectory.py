@@ -1,0 +1,239 @@
+"""What the trajectory methods share: options, expert store, inner batches and the objective.
+
+In every outer iteration: take an expert and a start epoch t, train from its snapshot t on the synthetic images for N steps, and
+compare with its snapshot t + M.  Paper: Cazenavette et al., CVPR 2022, algorithm 1.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdistill.augment import strategy_for
+from kdistill.data import ImageDataset
+from kdistill.data.builtin import cache_folder
+from kdistill.engine import Student, TrajectoryMatch, trajectory_match
+from kdistill.engine.unroll import SMALLEST_LR
+from kdistill.errors import ConfigError, NonFiniteError
+from kdistill.experts import ExpertSpec, TrajectoryStore, train_experts
+from kdistill.experts.spec import digest_of
+from kdistill.keys import make_key, permutation, uniforms
+from kdistill.methods._recipe import Problem, Step, augmentation, balanced_labels, initial_images, student_for
+from kdistill.priors import PixelPrior, State
+
+_log = logging.getLogger("kdistill")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryConfig:
+    """Options of the trajectory methods; the defaults are MTT's for CIFAR-10 at 10 images per class.
+
+    Attributes:
+        iterations: Outer steps.
+        syn_steps: N, steps of the student on the synthetic images.
+        expert_epochs: M, epochs of the expert between start and target.
+        max_start_epoch: T+, start epochs are drawn from 0 to T+ - 1.
+        lr_images: Step size of the images (normalised pixels).
+        lr_lr: Step size of the student's step size.
+        lr_init: The student's step size to begin with; kept above 1e-6.
+        batch_syn: Synthetic images per step of the student; None takes all.
+        momentum: Of the outer SGD, on images and step size.
+        schedule: Of the outer step sizes: ``"constant"``, or ``"cosine"``: down to 0 at the end.
+        init: ``"real"`` (random real images), ``"herding"``, ``"k_means"``, ``"k_center"`` (chosen real images) or ``"noise"``.
+        student: Name of the network.
+        width: Its width.
+        depth: Its depth; None follows the image size.
+        norm: Its normalisation.
+        strategy: DSA families, ``"auto"`` or ``"none"``; experts and students alike.
+        grad_mode: ``"adjoint"`` (exact), ``"unroll"`` (the same by autograd) or ``"tesla"`` (truncated).
+        checkpoint_every: Keep every so many parameter vectors of a trajectory and recompute the others.
+        num_experts: Expert trajectories.
+        expert_lr: Their step size.
+        expert_batch: Their batch.
+        experts: Folder of the trajectories; None is one under the cache folder that the settings name.
+    """
+
+    iterations: int = 5000
+    syn_steps: int = 30
+    expert_epochs: int = 2
+    max_start_epoch: int = 20
+    lr_images: float = 100.0
+    lr_lr: float = 1e-5
+    lr_init: float = 0.001
+    batch_syn: int | None = None
+    momentum: float = 0.5
+    schedule: str = "constant"
+    init: str = "real"
+    student: str = "convnet"
+    width: int = 128
+    depth: int | None = None
+    norm: str = "instance"
+    strategy: str = "auto"
+    grad_mode: str = "adjoint"
+    checkpoint_every: int = 1
+    num_experts: int = 100
+    expert_lr: float = 0.01
+    expert_batch: int = 256
+    experts: str | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.syn_steps, self.expert_epochs, self.max_start_epoch, self.num_experts) < 1:
+            raise ConfigError(
+                f"trajectory options: expected syn_steps, expert_epochs, max_start_epoch and num_experts of at least 1, got "
+                f"{self.syn_steps}, {self.expert_epochs}, {self.max_start_epoch} and {self.num_experts}; raise the one that is 0"
+            )
+        if self.batch_syn is not None and self.batch_syn < 1:
+            raise ConfigError(f"batch_syn: expected at least 1 image per step, got {self.batch_syn}; leave it out for all")
+
+    def expert_spec(self, data: ImageDataset) -> ExpertSpec:
+        """Return how the experts are trained; no longer than a start epoch and M reach."""
+        return ExpertSpec(
+            count=self.num_experts,
+            epochs=self.max_start_epoch - 1 + self.expert_epochs,
+            lr=self.expert_lr,
+            batch_size=self.expert_batch,
+            strategy=strategy_for(self.strategy, data.name),
+        )
+
+
+def published(
+    rows: Mapping[str, tuple[int, int, int, float, float, float, int | None]], **common: Any
+) -> dict[str, dict[str, Any]]:
+    """Return presets from a table of (N, M, T+, lr_images, lr_lr, lr_init, batch_syn)."""
+    names = ("syn_steps", "expert_epochs", "max_start_epoch", "lr_images", "lr_lr", "lr_init", "batch_syn")
+    return {preset: {**dict(zip(names, row, strict=True)), **common} for preset, row in rows.items()}
+
+
+def student_of(config: TrajectoryConfig, data: ImageDataset) -> Student:
+    """Return the network of experts and students."""
+    return student_for(data, config.student, width=config.width, depth=config.depth, norm=config.norm)
+
+
+def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
+    """Return the trajectories for these settings; those that are missing are trained first, with size and time said before.
+
+    Raises:
+        ConfigError: The folder holds trajectories of other data, another network or another recipe.
+        DataError: The folder is damaged, or cannot be written.
+    """
+    student, spec = student_of(config, data), config.expert_spec(data)
+    seen = {
+        "fingerprint": data.fingerprint,
+        "normalisation": data.transform.kind,
+        "images": len(data.train),
+        "size": data.size,
+    }
+    identity = spec.identity(seen, f"{student!r}, width {config.width}, norm {config.norm}")
+    folder = Path(config.experts) if config.experts else cache_folder() / "experts" / f"{data.name}-{digest_of(identity)}"
+    store = TrajectoryStore(folder, identity, num_params=student.num_params, epochs=spec.epochs)
+    return train_experts(spec, student, data.transform.apply(data.train.images), data.train.labels, store, say=_Say())
+
+
+def build_trajectory(
+    config: TrajectoryConfig,
+    data: ImageDataset,
+    ipc: int,
+    seed: int,
+    start: Tensor | None,
+    *,
+    labels_of: Callable[[Student, Tensor, Tensor, Tensor], Tensor] | None = None,
+    average: float | None = None,
+) -> Problem:
+    """Return the run of a trajectory method.
+
+    Args:
+        config: Its options.
+        data: The real data.
+        ipc: Images per class.
+        seed: Of the run.
+        start: Images to begin with, or None.
+        labels_of: ``(student, target, images, labels) -> labels`` of the inner steps, constants of an iteration; None keeps
+            the hard ones.
+        average: Decay of the running mean of the images, or None.
+    """
+    student, store = student_of(config, data), expert_store(config, data)
+    device = data.train.images.device
+    labels = balanced_labels(data.num_classes, ipc).to(device)
+    augment = augmentation(config.strategy, data, make_key(seed, "augment"), siamese=False, align_corners=True)
+
+    def objective(iteration: int, images: Tensor, state: State) -> Step:
+        expert, epoch = _drawn(iteration, config.num_experts, config.max_start_epoch, seed)
+        target = store.snapshot(expert, epoch + config.expert_epochs).to(images)
+        found = trajectory_match(
+            student,
+            store.snapshot(expert, epoch).to(images),
+            target,
+            images,
+            labels if labels_of is None else labels_of(student, target, images, labels),
+            state["lr"],
+            batches=_batches(len(images), config.batch_syn or len(images), config.syn_steps, make_key(seed, "batch", iteration)),
+            augment=augment if augment.families else None,
+            first_step=iteration * config.syn_steps,
+            grad_mode=config.grad_mode,
+            checkpoint_every=config.checkpoint_every,
+        )
+        _check_finite(found, float(state["lr"]), epoch, iteration)
+        return Step(found.loss, found.grad_images, {"lr": found.grad_lr.to(images)})
+
+    images = initial_images(data, ipc, config.init, seed) if start is None else start
+    return Problem(
+        prior=PixelPrior(),
+        state={"images": images.clone(), "lr": images.new_full((), config.lr_init)},
+        labels=labels,
+        objective=objective,
+        learning_rates={"images": config.lr_images, "lr": config.lr_lr},
+        momentum=config.momentum,
+        iterations=config.iterations,
+        schedule=config.schedule,
+        lower={"lr": SMALLEST_LR},
+        average=average,
+        advice="lower lr_images, or lr_lr and lr_init",
+    )
+
+
+def _drawn(iteration: int, experts: int, epochs: int, seed: int) -> tuple[int, int]:
+    """Return expert and start epoch: every expert once in a random order, then all again in another."""
+    order = permutation(make_key(seed, "experts", iteration // experts), experts)
+    epoch = int(uniforms(make_key(seed, "start epoch", iteration), 1)[0] * epochs)
+    return int(order[iteration % experts]), epoch
+
+
+def _batches(count: int, size: int, steps: int, key: int) -> list[Tensor]:
+    """Return the images of every step: shuffled passes in chunks, taken from the end, so the short chunk comes first."""
+    batches: list[Tensor] = []
+    while len(batches) < steps:
+        chunks = permutation(make_key(key, "pass", len(batches)), count).split(size)
+        batches += reversed(chunks)
+    return batches[:steps]
+
+
+def _check_finite(found: TrajectoryMatch, lr: float, epoch: int, iteration: int) -> None:
+    """Name the cause where the student itself diverged; the loop finds the rest."""
+    norms = found.grad_norms
+    if norms.device.type != "cpu" or bool(torch.isfinite(norms).all()):
+        return
+    step = int((~torch.isfinite(norms)).nonzero()[0])
+    raise NonFiniteError(
+        f"distill: expected the student of iteration {iteration} to train, got a gradient that is not finite at step {step} "
+        f"(step size {lr:g}, start epoch {epoch}); lower lr_lr or lr_init if the step size has grown, else lr_images"
+    )
+
+
+class _Say:
+    """Says the first line at once and then one every ten seconds, on standard error."""
+
+    def __init__(self) -> None:
+        self.last = -10.0
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self.last >= 10.0 or "to train" in text:
+            self.last = now
+            sys.stderr.write(f"experts  {text}\n")
+            sys.stderr.flush()

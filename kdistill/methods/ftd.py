@@ -1,0 +1,59 @@
+"""FTD: trajectory matching with experts on flat trajectories, and a running mean of the images.
+
+Paper: Du, Jiang, Tan, Zhou and Li, "Minimizing the Accumulated Trajectory Error to Improve Dataset Distillation", CVPR 2023.
+
+Only the experts differ from MTT: they are trained by GSAM (``kdistill.experts``), whose steps avoid sharp directions; what is
+evaluated is the exponential moving average of the images.
+"""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from kdistill.data import ImageDataset
+from kdistill.experts import ExpertSpec
+from kdistill.methods._recipe import Method, Problem
+from kdistill.methods._trajectory import TrajectoryConfig, build_trajectory, expert_store, published
+from kdistill.methods.mtt import FAST
+
+
+@dataclass(frozen=True, kw_only=True)
+class FtdConfig(TrajectoryConfig):
+    """Options of FTD: those of the trajectory methods, and three more.
+
+    Attributes:
+        rho: Radius of the experts' perturbation.
+        surrogate: Weight of the orthogonal part of the gradient that the experts subtract.
+        ema_decay: Of the running mean of images and step size that is the result.
+    """
+
+    rho: float = 0.01
+    surrogate: float = 0.3
+    ema_decay: float = 0.999
+
+    def expert_spec(self, data: ImageDataset) -> ExpertSpec:
+        """Return the recipe of MTT's experts with GSAM around SGD."""
+        return replace(super().expert_spec(data), optimiser="gsam", rho=self.rho, surrogate=self.surrogate)
+
+
+def build(config: FtdConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
+    """Return the run; experts that are missing are trained first."""
+    return build_trajectory(config, data, ipc, seed, start, average=config.ema_decay)
+
+
+METHOD = Method(
+    name="ftd",
+    title="trajectory matching with experts on flat trajectories (GSAM) and a running mean of the images",
+    paper="Du et al., Minimizing the Accumulated Trajectory Error to Improve Dataset Distillation, CVPR 2023",
+    config=FtdConfig,
+    presets={
+        "paper": {},
+        "fast": {**FAST, "ema_decay": 0.98},
+        # the author's settings for ImageNet subsets
+        **published({"imagenet128": (20, 2, 10, 1e4, 1e-4, 0.01, 64)}, surrogate=1.0),
+    },
+    build=build,
+    deviations=("the mean begins at the first images and is the result; the code that carries FTD's settings never uses it",),
+    experts=expert_store,
+    cost="as MTT; the experts take two gradients per step",
+)

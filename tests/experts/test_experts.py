@@ -1,0 +1,143 @@
+"""Expert training and the trajectory store."""
+
+import json
+
+import pytest
+import torch
+
+from kdistill.engine import build_student, loss_and_grad
+from kdistill.errors import ConfigError, DataError
+from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert, train_experts
+from kdistill.experts.store import INDEX
+from kdistill.experts.training import gradient_of
+from kdistill.keys import generator
+
+SPEC = ExpertSpec(count=3, epochs=2, batch_size=8, strategy="color_crop")
+STUDENT = build_student("convnet", channels=1, size=8, classes=3, width=4, depth=1)
+IDENTITY = SPEC.identity({"fingerprint": "abc"}, "convnet of width 4")
+
+
+@pytest.fixture
+def images():
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(20, 1, 8, 8, generator=g), torch.arange(20) % 3
+
+
+def store_in(folder, identity=IDENTITY):
+    return TrajectoryStore(folder, identity, num_params=STUDENT.num_params, epochs=SPEC.epochs)
+
+
+def test_an_expert_is_sgd_from_fresh_weights(images):
+    plain = ExpertSpec(epochs=1, batch_size=100, strategy="none")
+    snapshots = train_expert(plain, STUDENT, *images, 0)
+    _, grad = loss_and_grad(STUDENT, snapshots[0], *images)
+    assert snapshots.shape == (2, STUDENT.num_params)
+    torch.testing.assert_close(snapshots[1], snapshots[0] - 0.01 * grad)
+
+
+def test_experts_differ_and_do_not_depend_on_their_number(images, tmp_path):
+    few, many = (store_in(tmp_path / name) for name in ("few", "many"))
+    train_experts(ExpertSpec(**{**vars(SPEC), "count": 1}), STUDENT, *images, few)
+    train_experts(SPEC, STUDENT, *images, many)
+    assert torch.equal(few.snapshot(0, 2), many.snapshot(0, 2))
+    assert not torch.equal(many.snapshot(0, 2), many.snapshot(1, 2))
+    assert not torch.equal(many.snapshot(0, 0), many.snapshot(0, 1))
+
+
+def test_gsam_is_the_published_step(images):
+    spec = ExpertSpec(optimiser="gsam", rho=0.05, surrogate=0.3, strategy="none")
+    theta = STUDENT.init(generator(0)).double()
+    x, y = images[0].double(), images[1]
+    _, direction = gradient_of(spec, STUDENT)(theta, x, y)
+    _, g = loss_and_grad(STUDENT, theta, x, y)
+    e = 0.05 * theta**2 * g / ((theta.abs() * g).norm() + 1e-12)
+    _, ahead = loss_and_grad(STUDENT, theta + e, x, y)
+    cosine = torch.nn.functional.cosine_similarity(g, ahead, 0)
+    torch.testing.assert_close(direction, ahead - 0.3 * (g - g.norm() * cosine * ahead / ahead.norm()))
+
+
+def test_a_killed_training_goes_on_with_the_same_bits(images, tmp_path):
+    whole = train_experts(SPEC, STUDENT, *images, store_in(tmp_path / "whole"))
+    said = []
+    train_experts(ExpertSpec(**{**vars(SPEC), "count": 1}), STUDENT, *images, store_in(tmp_path / "parts"))
+    parts = train_experts(SPEC, STUDENT, *images, store_in(tmp_path / "parts"), say=said.append)
+    assert "2 experts to train" in said[0]
+    assert all(torch.equal(whole.snapshot(i, 2), parts.snapshot(i, 2)) for i in range(3))
+    files = [sorted(p.read_bytes() for p in (tmp_path / name).iterdir()) for name in ("whole", "parts")]
+    assert files[0] == files[1]
+
+
+def test_the_estimate_is_the_size_on_the_disk(images, tmp_path):
+    expected = estimate(SPEC, STUDENT, *images, 3)
+    store = train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
+    assert expected.nbytes == store.nbytes
+    written = sum(p.stat().st_size for p in tmp_path.glob("*.safetensors"))
+    assert store.nbytes <= written < store.nbytes + 3 * 2000
+    assert "3 experts to train" in str(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"settings": {**IDENTITY["settings"], "lr": 0.1}}, r"settings.lr 0.1, got 0.01"),
+        ({"data": {"fingerprint": "other"}}, "data.fingerprint 'other', got 'abc'"),
+        ({"student": "mlp"}, "student 'mlp'"),
+    ],
+)
+def test_trajectories_of_another_recipe_are_refused(images, tmp_path, change, words):
+    train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
+    with pytest.raises(ConfigError, match=words):
+        store_in(tmp_path, {**IDENTITY, **change})
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+def test_a_damaged_shard_is_refused_and_trained_again(images, tmp_path, damage):
+    first = train_experts(SPEC, STUDENT, *images, store_in(tmp_path)).snapshot(1, 2)
+    path = tmp_path / "expert-00001.safetensors"
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-7] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(DataError, match=r"expert-00001.*only this expert is trained anew"):
+        store_in(tmp_path).snapshot(1, 2)
+    said = []
+    again = train_experts(SPEC, STUDENT, *images, store_in(tmp_path), say=said.append)
+    assert "1 experts to train" in said[0]
+    assert torch.equal(again.snapshot(1, 2), first)
+
+
+def test_a_damaged_index_is_refused(images, tmp_path):
+    train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
+    (tmp_path / INDEX).write_text(json.dumps({"version": 9}))
+    with pytest.raises(DataError, match="train the experts again"):
+        store_in(tmp_path)
+    with pytest.raises(DataError, match="kdistill experts"):
+        TrajectoryStore(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("what", ["shape", "nan", "equal"])
+def test_snapshots_that_cannot_be_used_are_refused(tmp_path, what):
+    snapshots = torch.randn(SPEC.epochs + 1, STUDENT.num_params)
+    words = {"shape": "store every epoch", "nan": "lower lr", "equal": "store clones"}[what]
+    if what == "shape":
+        snapshots = snapshots[:-1]
+    elif what == "nan":
+        snapshots[0, 0] = torch.nan
+    else:
+        snapshots[1] = snapshots[0]
+    with pytest.raises(DataError, match=words):
+        store_in(tmp_path).add(0, snapshots)
+
+
+def test_what_is_not_there_is_refused(images, tmp_path):
+    store = train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
+    for expert, epoch in ((3, 0), (0, 3), (0, -1)):
+        with pytest.raises(ConfigError, match="train more experts or longer"):
+            store.snapshot(expert, epoch)
+
+
+@pytest.mark.parametrize("change", [{"count": 0}, {"lr": 0.0}, {"epochs": 0}, {"optimiser": "gsan"}])
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(ConfigError):
+        ExpertSpec(**change)
