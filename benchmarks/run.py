@@ -15,15 +15,25 @@ import torch
 from benchmarks import _conditions, _table
 from benchmarks._ops import Result, run_op
 from benchmarks.iteration import run_dm_iteration
+from benchmarks.trajectory import run_training_step, run_trajectory_match
 from kdistill.errors import did_you_mean
 from kdistill.testing.cases import every_case
 
-END_TO_END = {"dm_iteration": run_dm_iteration}
+END_TO_END = {
+    "dm_iteration": run_dm_iteration,
+    "training_step": run_training_step,
+    "trajectory_match": run_trajectory_match,
+}
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").split("\n\n")[1])
-    parser.add_argument("--op", action="append", metavar="NAME", help="an op or dm_iteration; repeat for several; default: all")
+    parser.add_argument(
+        "--op",
+        action="append",
+        metavar="NAME",
+        help="an op, dm_iteration, training_step or trajectory_match; repeat for several; default: all",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of all contestants")

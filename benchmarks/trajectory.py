@@ -1,0 +1,140 @@
+"""`trajectory_match`: the gradient of one matched trajectory; `training_step`: the student's forward and backward pass.
+
+ConvNet-3 of width 128 on 3x32x32, 10 classes.  Before anything is timed, ours has to equal the published unroll within 1e-9 in
+float64 at width 16, and to point the same way (cosine above 0.999) in the dtype and at the width that are timed: there, masks of
+the ReLU flip between two roundings.  Memory is that of a fresh process, over what it had before the call.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks._measure import Call, Timing, clock_of, interleaved
+from benchmarks._ops import Result
+from benchmarks.peers import trajectory_matching as peer
+from benchmarks.peers.distribution_matching import ConvNet
+from kdistill.engine import build_student, loss_and_grad, trajectory_match
+from kdistill.keys import generator
+
+BATCH, LR, WIDTH = 10, 0.01, 128
+STEPS, MEMORY_STEPS = 10, (5, 50)
+SCRIPT = """
+import resource, sys, torch
+from benchmarks import trajectory
+problem = trajectory.Problem(torch.device("cpu"), torch.float32, int(sys.argv[2]), trajectory.WIDTH)
+problem.call("training")()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+problem.call(sys.argv[1])()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+class Problem:
+    """One trajectory for all contestants: equal parameters, images, labels and step size."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, steps: int, width: int, batch: int = BATCH):
+        drawn = torch.Generator().manual_seed(0)
+        self.student = build_student("convnet", channels=3, size=32, classes=10, width=width, depth=3)
+        self.start, self.target = (self.student.init(generator(seed)).to(device, dtype) for seed in (0, 1))
+        self.images = torch.randn(batch, 3, 32, 32, generator=drawn, dtype=torch.float64).to(device, dtype)
+        self.labels = (torch.arange(batch) % 10).to(device)
+        self.net = ConvNet(width=width).to(device, dtype)
+        self.steps = steps
+
+    def ours(self, grad_mode: str = "adjoint") -> peer.Gradients:
+        batches = [torch.arange(len(self.images), device=self.images.device)] * self.steps
+        found = trajectory_match(
+            self.student, self.start, self.target, self.images, self.labels, LR, batches=batches, grad_mode=grad_mode
+        )
+        return found.loss, found.grad_images, found.grad_lr
+
+    def published(self, name: str) -> peer.Gradients:
+        function = {**peer.EXACT, "published TESLA": peer.tesla}[name]
+        return function(self.net, self.start, self.target, self.images, self.labels, LR, self.steps)
+
+    def call(self, name: str) -> Call:
+        if name == "training":
+            return lambda: loss_and_grad(self.student, self.start, self.images, self.labels)
+        ours = {"ours": "adjoint", "ours, tesla": "tesla"}
+        return partial(self.ours, ours[name]) if name in ours else partial(self.published, name)
+
+
+def check(device: torch.device, dtype: torch.dtype) -> str:
+    """Return "ok", or how our gradient differs from the published unroll's."""
+    small = Problem(device, torch.float64, 4, 16)
+    for what, ours, truth in zip(
+        ("loss", "image gradient", "slope of lr"), small.ours(), small.published("published unroll"), strict=True
+    ):
+        off = float((ours - truth).abs().max() / truth.abs().max())
+        if not off <= 1e-9:
+            return f"wrong: {what} differs by {off:.1e} of its size in float64"
+    wide = Problem(device, dtype, STEPS, WIDTH)
+    cosine = float(F.cosine_similarity(wide.ours()[1].flatten(), wide.published("published unroll")[1].flatten(), 0))
+    return "ok" if cosine > 0.999 else f"wrong: the image gradient has cosine {cosine:.5f} with the published one"
+
+
+def peak_megabytes(name: str, steps: int) -> float:
+    """Return the memory of one call in a fresh process."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, name, str(steps)], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def run_trajectory_match(
+    device: torch.device, dtype: torch.dtype, seconds: float, quick: bool, check_only: bool
+) -> Iterator[Result]:
+    """Yield time per contestant, and memory at two numbers of steps."""
+    shape, kind = f"b{BATCH}_n{STEPS}_3x32x32_w{WIDTH}", str(dtype).removeprefix("torch.")
+    status = check(device, dtype)
+    if status != "ok" or check_only:
+        yield Result("trajectory_match", device.type, shape, kind, "gradient", status)
+        return
+    problem = Problem(device, dtype, STEPS, WIDTH)
+    names = {device.type: "ours", f"{device.type}, tesla": "ours, tesla", **{n: n for n in (*peer.EXACT, "published TESLA")}}
+    calls = {shown: problem.call(name) for shown, name in names.items()}
+    for shown, readings in interleaved(calls, 5 * seconds, clock_of(device)).items():
+        for what, timing in readings.items():
+            yield Result("trajectory_match", shown, shape, kind, f"gradient_{what}" if what else "gradient", "ok", timing)
+    if device.type == "cuda" or quick:
+        return
+    for steps in MEMORY_STEPS:
+        shape = f"b{BATCH}_n{steps}_3x32x32_w{WIDTH}"
+        for shown, name in ((device.type, "ours"), ("published unroll", "published unroll")):
+            used = peak_megabytes(name, steps)
+            timing = Timing(used, used, used, 1)
+            yield Result(
+                "trajectory_match", shown, f"b{BATCH}_n{steps}_3x32x32_w{WIDTH}", kind, "memory", "ok", timing, unit="MB"
+            )
+
+
+def run_training_step(
+    device: torch.device, dtype: torch.dtype, seconds: float, quick: bool, check_only: bool
+) -> Iterator[Result]:
+    """Yield the time of a forward and backward pass at two batches, beside eager PyTorch."""
+    kind = str(dtype).removeprefix("torch.")
+    for batch in (BATCH,) if quick else (BATCH, 100):
+        shape = f"b{batch}_3x32x32_w{WIDTH}"
+        problem = Problem(device, dtype, 1, WIDTH, batch)
+        eager = partial(eager_step, peer.Flat(problem.net), problem.start, problem.images, problem.labels)
+        status = agree(problem, eager())
+        if status != "ok" or check_only:
+            yield Result("training_step", device.type, shape, kind, "step", status)
+            continue
+        calls: dict[str, Call] = {device.type: problem.call("training"), "eager PyTorch": eager}
+        for name, readings in interleaved(calls, 3 * seconds, clock_of(device)).items():
+            for what, timing in readings.items():
+                yield Result("training_step", name, shape, kind, f"step_{what}" if what else "step", "ok", timing)
+
+
+def eager_step(model: peer.Flat, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    return model.gradient(theta, images, labels)
+
+
+def agree(problem: Problem, eager: Tensor) -> str:
+    _, ours = loss_and_grad(problem.student, problem.start, problem.images, problem.labels)
+    cosine = float(F.cosine_similarity(ours, eager, 0))
+    return "ok" if cosine > 0.9999 else f"wrong: the gradient has cosine {cosine:.6f} with the eager one"

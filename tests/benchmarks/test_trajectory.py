@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from benchmarks import trajectory
+from benchmarks.peers import trajectory_matching as peer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small():
+    return trajectory.Problem(CPU, torch.float64, steps=3, width=4, batch=4)
+
+
+@pytest.mark.parametrize("name", peer.EXACT)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_exact_peers_compute_our_gradient(small, name):
+    for ours, theirs in zip(small.ours(), small.published(name), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_tesla_peer_computes_our_truncated_gradient(small):
+    for ours, theirs in zip(small.ours("tesla"), small.published("published TESLA"), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_wrong_gradient_is_found(monkeypatch):
+    monkeypatch.setattr(trajectory, "WIDTH", 8)
+    monkeypatch.setattr(trajectory, "STEPS", 2)
+    assert trajectory.check(CPU, torch.float32) == "ok"
+    right = trajectory.Problem.ours
+
+    def wrong(self, *arguments):
+        loss, images, slope = right(self, *arguments)
+        return loss, images * 1.0001, slope
+
+    monkeypatch.setattr(trajectory.Problem, "ours", wrong)
+    assert trajectory.check(CPU, torch.float32).startswith("wrong: image gradient")
+
+
+def test_a_training_step_that_differs_is_found(small):
+    eager = trajectory.eager_step(peer.Flat(small.net), small.start, small.images, small.labels)
+    assert trajectory.agree(small, eager) == "ok"
+    assert trajectory.agree(small, eager.roll(1)).startswith("wrong")
