@@ -24,13 +24,14 @@ from typing import Any
 import torch
 
 import kdistill
+from benchmarks import _table
 from kdistill.artifacts.atomic import write_atomic
 from kdistill.config import parse_overrides
 from kdistill.evaluation import Evaluation, Protocol, Row, evaluate, merge, protocols
 from kdistill.progress import console, progress_line, status_line
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
+RESULTS = _table.RESULTS / _table.ACCURACY
 RUNS = ROOT / "out" / "accuracy"
 DATA = ("mnist5k", "photo-patches", "digits")
 SEEDS = (0, 1, 2)
@@ -104,6 +105,8 @@ def run(plan: Plan) -> list[Record]:
                 console().print(merged.table())
                 lines = records(plan, merged, method, name, ipc)
                 write(plan.results, lines)
+                if plan.results == RESULTS:
+                    _table.write_readme()
                 written += lines
     return written
 

@@ -1,8 +1,8 @@
 """Trajectory matching in plain PyTorch: the published unroll, TESLA's two passes, and the adjoint by torch.func.
 
 Written from the descriptions in Cazenavette et al., Dataset Distillation by Matching Training Trajectories (CVPR 2022), and Cui
-et al., Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory (ICML 2023).  Every function returns (loss, gradient in
-the images, gradient in the step size) of ``|theta_N - target|^2 / |start - target|^2`` after N steps on all images.
+et al., Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory (ICML 2023).  Every function returns (loss, gradient
+in the images, gradient in the step size) of ``|theta_N - target|^2 / |start - target|^2`` after N steps on all images.
 """
 
 from collections.abc import Callable
