@@ -176,7 +176,7 @@ def accuracy_table(path: Path) -> str:
         "Test accuracy in percent, mean ± standard deviation over distillation seeds and networks; settings are chosen on",
         'withheld training images; every row is trained by the same recipe. "Gap closed" is the share of the way from random',
         "selection to the full data.\n",
-        "| data | images per class | set | preset | network, protocol | test % | validation % | gap closed % | 8 bits cost | over |",
+        "| data | images per class | set | preset | network, protocol | test % | validation % | gap closed % | 8 bits | over |",
         "|" + " --- |" * 5 + " ---: |" * 4 + " --- |",
     ]
     for row in rows:

@@ -17,6 +17,7 @@ _HOMES = {
     "distill": "kdistill.api",
     "evaluate": "kdistill.api",
     "load_data": "kdistill.api",
+    "plan": "kdistill.planning",
     "train_experts": "kdistill.api",
     "DistilledDataset": "kdistill.artifacts",
 }
@@ -32,6 +33,7 @@ __all__ = [
     "evaluate",
     "load_data",
     "ops",
+    "plan",
     "train_experts",
 ]
 

@@ -126,7 +126,7 @@ def distill(
     if threads is not None:
         torch.set_num_threads(threads)
     _check_ranges(ipc, validation)
-    seen = _kept(data, validation).to(device or data.train.images.device)
+    seen = kept(data, validation).to(device or data.train.images.device)
     _check_sizes(seen, ipc)
     start = None if init is None else _start(init, data, ipc)
     problem = methods.get(method).build(resolve(method, preset, run.options), seen, ipc, seed, start)
@@ -180,10 +180,10 @@ def train_experts(
         raise ConfigError(f"experts: expected a method with expert trajectories, got '{method}'; such as mtt, tesla or ftd")
     if threads is not None:
         torch.set_num_threads(threads)
-    return found.experts(config, _kept(data, validation).to(device or data.train.images.device))
+    return found.experts(config, kept(data, validation).to(device or data.train.images.device))
 
 
-def _kept(data: ImageDataset, validation: float) -> ImageDataset:
+def kept(data: ImageDataset, validation: float) -> ImageDataset:
     """Return what a run may look at."""
     return data.holdout(validation, seed=0)[0] if validation else data
 

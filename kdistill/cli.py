@@ -231,6 +231,28 @@ def experts(
         typer.echo(f"{len(store)} experts of {store.epochs} epochs, {store.nbytes / 1e6:.1f} MB in {store.folder}")
 
 
+@app.command(
+    epilog=_examples("kdistill plan mnist5k --method mtt --ipc 10", "kdistill plan photos/ --size 64 --method dm --preset paper")
+)
+def plan(
+    data: Annotated[str, typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt.")],
+    method: Annotated[str, typer.Option(help="See `kdistill methods`.")] = "dm",
+    ipc: Annotated[int, typer.Option(help="Images per class.")] = 10,
+    preset: Annotated[str, typer.Option(help="As for distill.")] = "fast",
+    options: Options = [],  # noqa: B006 - typer copies it
+    size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    normalisation: Annotated[str, typer.Option(help="standard, zca or none.")] = "standard",
+    threads: Threads = None,
+) -> None:
+    """Predict memory, disk and time of a run from a rehearsal of a few iterations."""
+    with _one_sentence():
+        from kdistill.config import parse_overrides
+        from kdistill.planning import plan as predict
+
+        seen = _seen(data, size, normalisation)
+        typer.echo(predict(seen, method=method, ipc=ipc, preset=preset, options=parse_overrides(options), threads=threads))
+
+
 @app.command("methods", epilog=_examples("kdistill methods", "kdistill methods dm"))
 def list_methods(name: Annotated[str | None, typer.Argument(help="Show the options of one method.")] = None) -> None:
     """List the methods, or the options and presets of one."""

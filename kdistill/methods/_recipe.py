@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,6 +79,27 @@ class Problem:
         return self.learning_rates[name] * decay
 
 
+@dataclass(frozen=True)
+class Rehearsal:
+    """A cheap form of a run, and what the whole one needs beyond it (``kdistill.planning``).
+
+    Attributes:
+        config: Options to build and time.
+        steps_ratio: Time of a whole iteration over that of the rehearsed one.
+        more_bytes: Memory of a whole iteration beyond that of the rehearsed one.
+        expert_bytes: Of the experts that are missing, on the disk.
+        expert_seconds: To train them.
+        num_params: P, where it is known.
+    """
+
+    config: Any
+    steps_ratio: float = 1.0
+    more_bytes: int = 0
+    expert_bytes: int = 0
+    expert_seconds: float = 0.0
+    num_params: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A published method: one file of ``kdistill/methods`` holds exactly one of these, named ``METHOD``.
@@ -92,6 +114,7 @@ class Method:
             with, as networks see them.
         deviations: Where it knowingly differs from the paper or its code.
         experts: ``(config, data) -> TrajectoryStore``: trains those that are missing; None for a method without experts.
+        rehearse: ``(config, data, folder) -> Rehearsal``, for a method whose iterations are long; None rehearses it as it is.
         soft_labels: Whether labels are learned too.
     """
 
@@ -103,6 +126,7 @@ class Method:
     build: Callable[[Any, ImageDataset, int, int, Tensor | None], Problem]
     deviations: tuple[str, ...] = ()
     experts: Callable[[Any, ImageDataset], TrajectoryStore] | None = None
+    rehearse: Callable[[Any, ImageDataset, Path], Rehearsal] | None = None
     soft_labels: bool = False
     cost: str = field(default="first order")
 

@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from kdistill.data.builtin import cache_folder
 from kdistill.engine import Student, TrajectoryMatch, trajectory_match
 from kdistill.engine.unroll import SMALLEST_LR
 from kdistill.errors import ConfigError, NonFiniteError
-from kdistill.experts import ExpertSpec, TrajectoryStore, train_experts
+from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_experts
 from kdistill.experts.spec import digest_of
-from kdistill.keys import make_key, permutation, uniforms
-from kdistill.methods._recipe import Problem, Step, augmentation, balanced_labels, initial_images, student_for
+from kdistill.keys import generator, make_key, permutation, uniforms
+from kdistill.methods._recipe import Problem, Rehearsal, Step, augmentation, balanced_labels, initial_images, student_for
 from kdistill.priors import PixelPrior, State
 
 _log = logging.getLogger("kdistill")
@@ -115,12 +115,12 @@ def student_of(config: TrajectoryConfig, data: ImageDataset) -> Student:
     return student_for(data, config.student, width=config.width, depth=config.depth, norm=config.norm)
 
 
-def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
-    """Return the trajectories for these settings; those that are missing are trained first, with size and time said before.
+def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
+    """Return the trajectories for these settings as far as they are there.
 
     Raises:
         ConfigError: The folder holds trajectories of other data, another network or another recipe.
-        DataError: The folder is damaged, or cannot be written.
+        DataError: The folder is damaged.
     """
     student, spec = student_of(config, data), config.expert_spec(data)
     seen = {
@@ -131,8 +131,40 @@ def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStor
     }
     identity = spec.identity(seen, f"{student!r}, width {config.width}, norm {config.norm}")
     folder = Path(config.experts) if config.experts else cache_folder() / "experts" / f"{data.name}-{digest_of(identity)}"
-    store = TrajectoryStore(folder, identity, num_params=student.num_params, epochs=spec.epochs)
-    return train_experts(spec, student, data.transform.apply(data.train.images), data.train.labels, store, say=_Say())
+    return TrajectoryStore(folder, identity, num_params=student.num_params, epochs=spec.epochs)
+
+
+def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
+    """Return ``open_store`` with all experts; those that are missing are trained first, with size and time said before.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+    images = data.transform.apply(data.train.images)
+    store = open_store(config, data)
+    return train_experts(config.expert_spec(data), student_of(config, data), images, data.train.labels, store, say=_Say())
+
+
+def rehearse_trajectory(config: TrajectoryConfig, data: ImageDataset, folder: Path) -> Rehearsal:
+    """Return the run with two inner steps and one made-up expert in ``folder``, and what the real one needs beyond it."""
+    student, spec = student_of(config, data), config.expert_spec(data)
+    store = open_store(config, data)
+    missing = sum(not store.has(i) for i in range(spec.count))
+    ahead = estimate(spec, student, data.transform.apply(data.train.images), data.train.labels, missing)
+    short = replace(config, syn_steps=2, num_experts=1, max_start_epoch=1, expert_epochs=1, experts=str(folder))
+    start = student.init(generator(0))
+    open_store(short, data).add(0, torch.stack([start, 1.01 * start + 1e-3]))
+    kept_vectors = -(-config.syn_steps // config.checkpoint_every) + (
+        config.checkpoint_every if config.checkpoint_every > 1 else 0
+    )
+    return Rehearsal(
+        config=short,
+        steps_ratio=config.syn_steps / short.syn_steps,
+        more_bytes=max(kept_vectors - short.syn_steps, 0) * student.num_params * 4,
+        expert_bytes=ahead.nbytes,
+        expert_seconds=ahead.seconds,
+        num_params=student.num_params,
+    )
 
 
 def build_trajectory(

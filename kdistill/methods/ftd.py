@@ -13,7 +13,7 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.experts import ExpertSpec
 from kdistill.methods._recipe import Method, Problem
-from kdistill.methods._trajectory import TrajectoryConfig, build_trajectory, expert_store, published
+from kdistill.methods._trajectory import TrajectoryConfig, build_trajectory, expert_store, published, rehearse_trajectory
 from kdistill.methods.mtt import FAST
 
 
@@ -55,5 +55,6 @@ METHOD = Method(
     build=build,
     deviations=("the mean begins at the first images and is the result; the code that carries FTD's settings never uses it",),
     experts=expert_store,
+    rehearse=rehearse_trajectory,
     cost="as MTT; the experts take two gradients per step",
 )

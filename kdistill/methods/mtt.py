@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdistill.data import ImageDataset
 from kdistill.methods._recipe import Method, Problem
-from kdistill.methods._trajectory import TrajectoryConfig, build_trajectory, expert_store, published
+from kdistill.methods._trajectory import TrajectoryConfig, build_trajectory, expert_store, published, rehearse_trajectory
 
 FAST = {
     "iterations": 200, "syn_steps": 10, "expert_epochs": 2, "max_start_epoch": 6, "lr_images": 100.0, "lr_lr": 1e-4,
@@ -57,5 +57,6 @@ METHOD = Method(
         "randomness is keyed, not taken from the clock; the last iteration is the result, not the best on the test set",
     ),
     experts=expert_store,
+    rehearse=rehearse_trajectory,
     cost="second order; 11 products per convolution and inner step, where training has 3",
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.engine import Student
 from kdistill.methods._recipe import Method, Problem
-from kdistill.methods._trajectory import TrajectoryConfig, build_trajectory, expert_store, published
+from kdistill.methods._trajectory import TrajectoryConfig, build_trajectory, expert_store, published, rehearse_trajectory
 from kdistill.methods.mtt import FAST
 
 
@@ -67,5 +67,6 @@ METHOD = Method(
         "teacher_labels works for any number of images; the published code fails for 50 images or fewer",
     ),
     experts=expert_store,
+    rehearse=rehearse_trajectory,
     cost="second order, truncated; 9 products per convolution and inner step",
 )
