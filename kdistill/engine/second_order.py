@@ -13,13 +13,13 @@ def grad_jvp(
 ) -> GradJvp:
     """Return the mean cross-entropy l and g = dl/dtheta, and d/de at e = 0 of l, g, dl/dimages and dl/dz at theta + e*v.
 
-    One ordinary forward and backward pass that carries tangents along (forward over reverse): no ``create_graph``, no graph at
-    all for the standard ConvNet.  By the symmetry of second derivatives the tangents are H v and the gradients of <g, v> in
+    One ordinary forward and backward pass that carries tangents along (forward over reverse): no ``create_graph``, no graph for
+    a ConvNet but inside a block that is not the standard one.  By the symmetry of second derivatives the tangents are H v and the gradients of <g, v> in
     images and labels, which is what trajectory matching, gradient matching and Hessian products need.
 
     Args:
-        student: The network; ``convnet`` with instance norm, ReLU and average pooling runs on the fused kernels, any other
-            through a double backward pass.
+        student: The network; ``convnet`` runs on dual layers, its standard block (instance norm, ReLU, average pooling) on the
+            fused kernels; any other network goes through a double backward pass.
         theta: ``[P]`` or ``[G, P]``, float32 or float64.
         images: Normalised, ``[B, C, S, S]`` or ``[G, B, C, S, S]``; four dimensions are shared by the group.
         labels: int64 ``[B]`` (hard), or float LOGITS z ``[B, N]`` of soft labels softmax(z); with a G in front if the images

@@ -1,12 +1,12 @@
-"""The standard ConvNet-D and its derivative in a direction of the weights: one forward and one backward pass of dual layers.
+"""ConvNet-D and its derivative in a direction of the weights: one forward and one backward pass of dual layers.
 
 Every map x goes with ẋ = d/dε x(θ + εv).  Images do not move with θ, so the first convolution has no tangent of its input.
-A bias before an instance norm cancels, and so does its direction.  Symbols: see ``_convnet_fast``.
+Symbols: see ``_convnet_fast``.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from kdistill.engine.convolutions import Pair
 from kdistill.engine.students import _convnet_fast as fast
 from kdistill.engine.students._convnet_fast import Net, Sums
 from kdistill.engine.students._student import GradJvp
-from kdistill.ops.norm_act_pool import norm_act_pool_bwd_tangent, norm_act_pool_tangent
 
 if TYPE_CHECKING:
     from kdistill.engine.students.convnet import ConvNet
@@ -32,10 +31,7 @@ class DualBlock:
     operand_dot: Tensor | None  # None: zero
     x: Tensor
     x_dot: Tensor
-    mean: Tensor
-    rstd: Tensor
-    x_dot_mean: Tensor
-    x_dot_proj: Tensor
+    kept: Any
 
 
 @dataclass
@@ -96,9 +92,8 @@ def _forward(run: DualPass, images: Tensor) -> DualSaved:
         weight, weight_dot = net.weights[level], dot.weights[level]
         x = conv.output(batch, (operand, weight))
         x_dot = conv.output(batch, *_product_rule(operand, operand_dot, weight, weight_dot))
-        affine = (net.gammas[level], dot.gammas[level], net.betas[level], dot.betas[level])
-        source, source_dot, *statistics = norm_act_pool_tangent(x, x_dot, *affine, layers.EPS)
-        blocks.append(DualBlock(operand, operand_dot, x, x_dot, *statistics))
+        source, source_dot, kept = net.blocks[level].forward_tangent(x, x_dot, net.affine[level], dot.affine[level])
+        blocks.append(DualBlock(operand, operand_dot, x, x_dot, kept))
     return DualSaved(blocks, source.flatten(1), source_dot.flatten(1))
 
 
@@ -121,17 +116,16 @@ def _backward(run: DualPass, saved: DualSaved, grad: Tensor, grad_dot: Tensor) -
     grad, grad_dot = (g.reshape(-1, net.student.width, last.pooled, last.pooled) for g in (grad, grad_dot))
     for level in reversed(range(net.student.depth)):
         kept, conv = saved.blocks[level], net.convs[level]
-        dx, dx_dot, dgamma, dgamma_dot, dbeta, dbeta_dot = norm_act_pool_bwd_tangent(
-            *(grad, grad_dot, kept.x, kept.x_dot, net.gammas[level], dot.gammas[level], net.betas[level]),
-            *(kept.mean, kept.rstd, kept.x_dot_mean, kept.x_dot_proj),
+        dx, dx_dot, daffine, daffine_dot = net.blocks[level].backward_tangent(
+            grad, grad_dot, kept.x, kept.x_dot, net.affine[level], dot.affine[level], kept.kept
         )
         up, up_dot = conv.grad(dx), conv.grad(dx_dot)
         if sums_dot is not None:
-            sums_dot.add_affine(level, dgamma_dot, dbeta_dot)
+            sums_dot.add_affine(level, daffine_dot)
             pairs = _product_rule(kept.operand, kept.operand_dot, up, up_dot)
             sums_dot.convs[level] = conv.weight_grad(sums_dot.convs[level], *pairs)
         if sums is not None:
-            sums.add_affine(level, dgamma, dbeta)
+            sums.add_affine(level, daffine)
             sums.convs[level] = conv.weight_grad(sums.convs[level], (kept.operand, up))
         if level > 0 or run.want_images:
             weight, weight_dot = net.weights[level], dot.weights[level]

@@ -1,20 +1,20 @@
-"""The standard ConvNet-D without an autograd graph: explicit passes, in chunks of images that fit the cache.
+"""ConvNet-D without an autograd graph: explicit passes, in chunks of images that fit the cache.
 
-A bias before an instance norm cancels: it is left out of the passes here, and its gradient is exactly zero.
+A bias before an instance norm cancels: the fused block leaves it out, and its gradient is exactly zero.
 When a batch takes several chunks, the first convolution is not saved but repeated in the backward pass: it has by far the largest
 map and the fewest flops, and writing 4/3 of the memory of all the rest costs more than the GEMM.
 Symbols: B images of a chunk, C channels, S their side, W width, N classes, F features, P parameters.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from kdistill.engine import layers
+from kdistill.engine.blocks import Block
 from kdistill.engine.convolutions import Convolution
-from kdistill.ops.norm_act_pool import norm_act_pool_bwd, norm_act_pool_fwd
 
 if TYPE_CHECKING:
     from kdistill.engine.students.convnet import ConvNet
@@ -26,9 +26,9 @@ class Net:
 
     student: "ConvNet"
     convs: list[Convolution]
+    blocks: list[Block]
     weights: list[Tensor]  # operands of the convolutions
-    gammas: list[Tensor]
-    betas: list[Tensor]
+    affine: list[tuple[Tensor, ...]]  # parameters of the blocks
     weight: Tensor
     bias: Tensor
 
@@ -40,8 +40,7 @@ class BlockSaved:
     source: Tensor
     operand: Tensor | None
     x: Tensor | None
-    mean: Tensor
-    rstd: Tensor
+    kept: Any
 
 
 @dataclass
@@ -70,29 +69,32 @@ class Sums:
         self.parts = net.student.unflatten(self.flat)
         self.convs: list[Tensor | None] = [None] * net.student.depth
 
-    def add_affine(self, level: int, dgamma: Tensor, dbeta: Tensor) -> None:
-        """Add the gradients of a block's scale and shift."""
-        self.parts[4 * level + 2] += dgamma.view(-1)
-        self.parts[4 * level + 3] += dbeta.view(-1)
+    def add_affine(self, level: int, gradients: tuple[Tensor, ...]) -> None:
+        """Add the gradients of a block's parameters."""
+        for slot, grad in zip(self.net.student.affine_slots(level), gradients, strict=True):
+            self.parts[slot] += grad.view(-1)
 
     def finish(self) -> Tensor:
         """Return dL/dtheta ``[P]``."""
         for level, total in enumerate(self.convs):
             if total is not None:
-                self.parts[4 * level].copy_(self.net.convs[level].from_weight(total))
+                self.parts[self.net.student.conv_slot(level)].copy_(self.net.convs[level].from_weight(total))
         return self.flat
 
 
 def prepare(student: "ConvNet", theta: Tensor) -> Net:
     """Return the parameters of ``theta [P]`` in working layout."""
-    parts = student.unflatten(theta)
+    parts, levels = student.unflatten(theta), range(student.depth)
     convs = student.convolutions(theta)
-    weights = [conv.weight(w) for conv, w in zip(convs, parts[0:-2:4], strict=True)]
-    return Net(student, convs, weights, parts[2:-2:4], parts[3:-2:4], parts[-2], parts[-1])
+    weights = [convs[level].weight(parts[student.conv_slot(level)]) for level in levels]
+    affine = [tuple(parts[slot] for slot in student.affine_slots(level)) for level in levels]
+    return Net(student, convs, student.block_layers(), weights, affine, parts[-2], parts[-1])
 
 
 def chunks_of(student: "ConvNet", images: Tensor, maps: int = 1) -> list[Tensor]:
     """Return ``images`` split so that ``maps`` times the largest map of a chunk stay in cache."""
+    if student.is_joint:  # statistics of the whole batch
+        return [images]
     largest = maps * max(block.side for block in student.blocks) ** 2 * student.width * images.element_size()
     return list(images.split(layers.chunk_rows(images, largest)))
 
@@ -139,10 +141,10 @@ def _chunk_forward(net: Net, images: Tensor, *, keep: bool, keep_first: bool, ke
     for level, conv in enumerate(net.convs):
         operand = conv.input(source)
         x = conv.output(len(images), (operand, net.weights[level]))
-        out, mean, rstd = norm_act_pool_fwd(x, net.gammas[level], net.betas[level], layers.EPS)
+        out, kept = net.blocks[level].forward(x, net.affine[level])
         if keep:
-            kept = x if level > 0 or keep_first else None
-            saved.append(BlockSaved(source, operand if keep_operands else None, kept, mean, rstd))
+            kept_x = x if level > 0 or keep_first else None
+            saved.append(BlockSaved(source, operand if keep_operands else None, kept_x, kept))
         source = out
     return ChunkSaved(images, saved, source.flatten(1))
 
@@ -160,10 +162,10 @@ def _chunk_backward(net: Net, chunk: ChunkSaved, grad: Tensor, to: str, sums: Su
         kept, conv = chunk.blocks[level], net.convs[level]
         operand = conv.input(kept.source) if kept.operand is None and (sums is not None or kept.x is None) else kept.operand
         x = conv.output(batch, (_there(operand), net.weights[level])) if kept.x is None else kept.x
-        dx, dgamma, dbeta = norm_act_pool_bwd(grad, x, net.gammas[level], net.betas[level], kept.mean, kept.rstd)
+        dx, daffine = net.blocks[level].backward(grad, x, net.affine[level], kept.kept)
         grad_operand = conv.grad(dx)
         if sums is not None:
-            sums.add_affine(level, dgamma, dbeta)
+            sums.add_affine(level, daffine)
             sums.convs[level] = conv.weight_grad(sums.convs[level], (_there(operand), grad_operand))
         if level > 0 or want_images:
             grad = conv.input_grad(batch, (grad_operand, net.weights[level]))

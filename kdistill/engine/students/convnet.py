@@ -1,7 +1,8 @@
 """ConvNet-D, the field's standard student: D times (3×3 conv → norm → activation → 2×2 pool), then a linear classifier.
 
 Source: Gidaris and Komodakis, CVPR 2018, as used by Zhao et al. (dataset condensation) and everyone after them.
-The standard block (instance norm, ReLU, average pooling) runs through the fused op; the graph-free pair is in ``_convnet_fast``.
+The standard block (instance norm, ReLU, average pooling) runs through the fused op; the passes without a graph are in
+``_convnet_fast`` and ``_convnet_dual``.
 Symbols: P parameters, B images, C channels, S their side, W width, N classes, F features.
 """
 
@@ -9,12 +10,15 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from kdistill.engine.blocks import Block as BlockLayer
+from kdistill.engine.blocks import composed, fused
 from kdistill.engine.convolutions import Convolution, convolution_for
 from kdistill.engine.layers import EPS
 from kdistill.engine.students import _convnet_dual as dual
@@ -138,7 +142,7 @@ class ConvNet(Student):
             x = self._pool(x)
         return x.flatten(1), parts[-2:]
 
-    def _normalise(self, x: Tensor, affine: list[Tensor], level: int) -> Tensor:
+    def _normalise(self, x: Tensor, affine: Sequence[Tensor], level: int) -> Tensor:
         if self.norm == "none":
             return x
         weight, bias = affine
@@ -147,8 +151,24 @@ class ConvNet(Student):
                 return functional.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
             mean, variance = (s.to(x) for s in self.statistics[level])
             return functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=EPS)
-        groups = self.width if self.norm == "instance" else math.gcd(4, self.width)
-        return functional.group_norm(x, groups, weight, bias, EPS)
+        return functional.group_norm(x, self._groups(), weight, bias, EPS)
+
+    def _normalise_plainly(self, x: Tensor, affine: Sequence[Tensor], level: int) -> Tensor:
+        """Return ``_normalise`` from operations whose backward passes have forward derivatives, which those of torch's norms lack."""
+        if self.norm == "none":
+            return x
+        over = x if self.norm == "batch" else x.unflatten(1, (self._groups(), -1))
+        axes = (0, 2, 3) if self.norm == "batch" else (2, 3, 4)
+        if self.norm == "batch" and self.statistics is not None:
+            mean, variance = (s.to(x)[None, :, None, None] for s in self.statistics[level])
+        else:
+            mean = over.mean(axes, keepdim=True)
+            variance = (over - mean).square().mean(axes, keepdim=True)
+        normal = ((over - mean) * torch.rsqrt(variance + EPS)).reshape(x.shape)
+        return normal * affine[0][:, None, None] + affine[1][:, None, None]
+
+    def _groups(self) -> int:
+        return self.width if self.norm == "instance" else math.gcd(4, self.width)
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.pooling == "none":
@@ -157,26 +177,47 @@ class ConvNet(Student):
 
     # ---- graph free
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether images of a batch depend on each other, so that a pass must take all of them at once."""
+        return self.norm == "batch" and self.statistics is None
+
+    def conv_slot(self, level: int) -> int:
+        """Return which slot holds the weight of a convolution."""
+        return level * (4 if self.norm != "none" else 2)
+
+    def affine_slots(self, level: int) -> range:
+        """Return which slots hold the parameters of a block; a bias that cancels is not among them."""
+        first = self.conv_slot(level)
+        return range(first + (2 if self.is_standard else 1), first + (4 if self.norm != "none" else 2))
+
+    def block_layers(self) -> list[BlockLayer]:
+        """Return the blocks between the convolutions."""
+        if self.is_standard:
+            return [fused()] * self.depth
+
+        def function(level: int, x: Tensor, bias: Tensor, *affine: Tensor) -> Tensor:
+            y = self._normalise_plainly(x + bias[:, None, None], affine, level)
+            return self._pool(y * torch.sigmoid(y) if self.activation == "silu" else ACTIVATIONS[self.activation](y))
+
+        return [composed(partial(function, level)) for level in range(self.depth)]
+
     def _infer_logits(self, theta: Tensor, images: Tensor) -> Tensor:
-        if not self.is_standard:
-            return super()._infer_logits(theta, images)
         return fast.forward(self, theta, images, "logits", keep=False)[0]
 
     def _infer_features(self, theta: Tensor, images: Tensor) -> Tensor:
-        if not self.is_standard:
-            return super()._infer_features(theta, images)
         return fast.forward(self, theta, images, "features", keep=False)[0]
 
     def _forward(self, theta: Tensor, images: Tensor, to: str) -> tuple[Tensor, Any]:
-        return fast.forward(self, theta, images, to, keep=True) if self.is_standard else super()._forward(theta, images, to)
+        return fast.forward(self, theta, images, to, keep=True)
 
     def _backward(self, saved: Any, grad_out: Tensor, want_theta: bool, want_images: bool) -> tuple[Tensor | None, Tensor | None]:
-        call = fast.backward if self.is_standard else super()._backward
-        return call(saved, grad_out, want_theta, want_images)
+        return fast.backward(saved, grad_out, want_theta, want_images)
+
+    def _loss_and_grad(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return fast.loss_and_grad(self, theta, images, labels)
 
     def _grad_jvp(self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, want: Sequence[str]) -> GradJvp:
-        if not self.is_standard:
-            return super()._grad_jvp(theta, images, labels, v, want)
         return dual.grad_jvp(self, theta, images, labels, v, want)
 
     def convolutions(self, like: Tensor) -> list[Convolution]:
