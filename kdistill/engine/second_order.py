@@ -13,9 +13,9 @@ def grad_jvp(
 ) -> GradJvp:
     """Return the mean cross-entropy l and g = dl/dtheta, and d/de at e = 0 of l, g, dl/dimages and dl/dz at theta + e*v.
 
-    One ordinary forward and backward pass that carries tangents along (forward over reverse): no ``create_graph``, no graph for
-    a ConvNet but inside a block that is not the standard one.  By the symmetry of second derivatives the tangents are H v and the gradients of <g, v> in
-    images and labels, which is what trajectory matching, gradient matching and Hessian products need.
+    One ordinary forward and backward pass that carries tangents along (forward over reverse): no ``create_graph``, and for a
+    ConvNet no graph beyond a block that is not the standard one.  By the symmetry of second derivatives the tangents are H v and
+    the gradients of <g, v> in images and labels, which is what trajectory matching, gradient matching and Hessian products need.
 
     Args:
         student: The network; ``convnet`` runs on dual layers, its standard block (instance norm, ReLU, average pooling) on the

@@ -154,7 +154,7 @@ class ConvNet(Student):
         return functional.group_norm(x, self._groups(), weight, bias, EPS)
 
     def _normalise_plainly(self, x: Tensor, affine: Sequence[Tensor], level: int) -> Tensor:
-        """Return ``_normalise`` from operations whose backward passes have forward derivatives, which those of torch's norms lack."""
+        """Return ``_normalise`` from operations whose backward passes have forward derivatives; torch's norms have none."""
         if self.norm == "none":
             return x
         over = x if self.norm == "batch" else x.unflatten(1, (self._groups(), -1))
