@@ -116,7 +116,8 @@ def trajectory_match(
     """
     _check(start, target, images, labels, batches, grad_mode, checkpoint_every)
     alpha = torch.as_tensor(lr, dtype=start.dtype, device=start.device).detach()
-    inner = _Inner(student, images, labels, alpha.clamp(min=SMALLEST_LR), batches, augment, first_step, mask)
+    rows = [index.to(images.device) for index in batches]
+    inner = _Inner(student, images, labels, alpha.clamp(min=SMALLEST_LR), rows, augment, first_step, mask)
     call = {"adjoint": _adjoint, "tesla": partial(_adjoint, frozen=True), "unroll": _unroll}[grad_mode]
     if start.ndim == 1:
         found = call(inner, start, target, checkpoint_every)

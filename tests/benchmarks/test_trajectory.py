@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks import trajectory
+from benchmarks import exactness, trajectory
 from benchmarks.peers import trajectory_matching as peer
 
 CPU = torch.device("cpu")
@@ -42,3 +42,10 @@ def test_a_training_step_that_differs_is_found(small):
     eager = trajectory.eager_step(peer.Flat(small.net), small.start, small.images, small.labels)
     assert trajectory.agree(small, eager) == "ok"
     assert trajectory.agree(small, eager.roll(1)).startswith("wrong")
+
+
+def test_exactness_is_beside_eager():
+    rows = exactness.summary(seeds=2, steps=2, width=6)
+    assert rows["ours"][0] < 1e-4
+    assert rows["eager"][0] < 1e-4
+    assert min(rows["ours"][2], rows["eager"][2]) > 0.9999
