@@ -4,7 +4,8 @@
     python -m benchmarks.exactness --seeds 3 --steps 30
 
 ConvNet-3 of width 128 on 10 images of 3x32x32.  Truth is the published unroll in float64.  At this width masks of the ReLU flip
-between two roundings, so errors of both vary over orders of magnitude: median and 90th percentile over seeds, and the smallest cosine.
+between two roundings, so errors of both vary over orders of magnitude: median and 90th percentile over seeds, and the smallest
+cosine.
 """
 
 import argparse
