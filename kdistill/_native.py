@@ -26,6 +26,13 @@ _emulating = os.environ.get("KDISTILL_CUDA_EMULATION", "") == "1"
 
 @cache
 def _load(module: str) -> ModuleType | ImportError:
+    loaded = _import(module)
+    if isinstance(loaded, ModuleType) and module == "_cpu" and os.environ.get("KDISTILL_MALLOC") != "system":
+        loaded.keep_freed_memory()
+    return loaded
+
+
+def _import(module: str) -> ModuleType | ImportError:
     folder = os.environ.get("KDISTILL_NATIVE_DIR")  # another build of the same modules, e.g. one with sanitizers
     try:
         if folder is None:

@@ -1,5 +1,5 @@
 #include "bindings/by_address.hpp"
-#include "common/huge_pages.hpp"
+#include "common/memory.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/ops.hpp"
 
@@ -17,6 +17,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("supported_isa", [] { return kd::isa_name(kd::supported_isa()); });
   m.def("use_isa", [](const char* name) { kd::use_isa(name); });
   m.def("advise_huge_pages", kd::by_address(&kd::advise_huge_pages));
+  m.def("keep_freed_memory", &kd::keep_freed_memory);
 
   KD_BIND(class_mean_sqdist);
   KD_BIND(class_mean_sqdist_bwd);

@@ -1,7 +1,10 @@
-#include "common/huge_pages.hpp"
+#include "common/memory.hpp"
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#endif
+#if defined(__GLIBC__)
+#include <malloc.h>
 #endif
 
 namespace kd {
@@ -15,6 +18,13 @@ void advise_huge_pages(const char* address, int64_t nbytes) {
 #else
   (void)address;
   (void)nbytes;
+#endif
+}
+
+void keep_freed_memory() {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the largest that glibc takes: bigger blocks come fresh from the kernel
+  mallopt(M_TRIM_THRESHOLD, 512 << 20);
 #endif
 }
 
