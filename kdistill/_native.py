@@ -121,7 +121,7 @@ def stream_of(x: Tensor) -> Iterator[int]:
 
 
 def environment() -> dict[str, Any]:
-    """Return what bit-identity depends on beside the inputs: versions, thread count, instruction set."""
+    """Return what bit-identity depends on beside the inputs: versions, thread count, instruction set, choices."""
     native = why_missing("_cpu") is None
     return {
         "kdistill": __version__,
@@ -130,4 +130,6 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "isa": function("_cpu", "isa")() if native else "reference",
         "threads": torch.get_num_threads(),
+        "backend": os.environ.get("KDISTILL_BACKEND") or "auto",
+        "convolution": os.environ.get("KDISTILL_CONVOLUTION") or "auto",
     }

@@ -60,6 +60,8 @@ def resolve(method: str, preset: str, options: Mapping[str, Any]) -> Any:
         ConfigError: Unknown method, preset or option (suggests the nearest), or a value of the wrong type.
     """
     found = methods.get(method)
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"options: expected a table of names and values, got {options!r}; pass a dict")
     if preset not in found.presets:
         raise ConfigError(f"preset: expected one of {method}'s, got '{preset}'; {did_you_mean(preset, list(found.presets))}")
     return from_mapping(found.config, {**found.presets[preset], **options}, where=f"options of {method}")
@@ -110,36 +112,49 @@ def distill(
 
     Cost: ``iterations`` outer steps; peak memory is that of one step.
     """
+    config_of_method = resolve(method, preset, options or {})
+    use(threads, device)
+    check_ranges(ipc, validation, max_minutes)
     spec = data if isinstance(data, str | Path) else None
     data = data if isinstance(data, ImageDataset) else load_data(data)
-    run = RunConfig(
-        data=str(spec) if spec is not None else data.source,
-        method=method,
-        ipc=ipc,
-        seed=seed,
-        preset=preset,
-        size=data.size,
-        normalisation=data.transform.kind,
-        validation=validation,
-        options=to_mapping(resolve(method, preset, options or {})),
-    )
-    if threads is not None:
-        torch.set_num_threads(threads)
-    _check_ranges(ipc, validation)
+    about = {"data": str(spec) if spec is not None else data.source, "size": data.size, "normalisation": data.transform.kind}
+    given = {"method": method, "ipc": ipc, "seed": seed, "preset": preset, "validation": validation}
+    run = from_mapping(RunConfig, {**about, **given, "options": to_mapping(config_of_method)}, where="distill")
     seen = kept(data, validation).to(device or data.train.images.device)
-    _check_sizes(seen, ipc)
-    start = None if init is None else _start(init, data, ipc)
+    check_sizes(seen, ipc)
+    start = None if init is None else _start(init, seen, ipc)
     problem = methods.get(method).build(resolve(method, preset, run.options), seen, ipc, seed, start)
     config = _config(run, data, start)
     folder = None if out is None else _prepared(Path(out), resume)
     watchers = list(callbacks)
     if folder is not None:
-        watchers.append(_JsonLines(folder / "metrics.jsonl", resume))
+        watchers.insert(0, _JsonLines(folder / "metrics.jsonl", resume))
     outcome = loop.run(problem, folder=folder, identity=config, resume=resume, callbacks=watchers, max_minutes=max_minutes)
     small = _result(outcome, data, problem.labels, config)
-    if folder is not None:
-        small.save_pretrained(folder)
+    if folder is None:
+        return small
+    if resume and (finished := _same_artefact(folder, small)) is not None:
+        return finished
+    small.save_pretrained(folder)
     return small
+
+
+def use(threads: int | None, device: str | torch.device | None = None) -> None:
+    """Set the number of CPU threads, and refuse a device that is not there.
+
+    Raises:
+        ConfigError: Fewer than one thread, or a device that this torch does not have.
+    """
+    if threads is not None:
+        if not isinstance(threads, int) or threads < 1:
+            raise ConfigError(f"threads: expected a whole number of at least 1, got {threads!r}; leave it out for all")
+        torch.set_num_threads(threads)
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device: expected one that this torch can use, got '{device}' ({reason}); try cpu") from error
 
 
 def train_experts(
@@ -178,8 +193,7 @@ def train_experts(
     found, config = methods.get(method), resolve(method, preset, options or {})
     if found.experts is None:
         raise ConfigError(f"experts: expected a method with expert trajectories, got '{method}'; such as mtt, tesla or ftd")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use(threads, device)
     return found.experts(config, kept(data, validation).to(device or data.train.images.device))
 
 
@@ -188,14 +202,18 @@ def kept(data: ImageDataset, validation: float) -> ImageDataset:
     return data.holdout(validation, seed=0)[0] if validation else data
 
 
-def _check_ranges(ipc: int, validation: float) -> None:
-    if ipc < 1:
-        raise ConfigError(f"ipc: expected at least 1 image per class, got {ipc}; the field uses 1, 10 and 50")
+def check_ranges(ipc: int, validation: float, max_minutes: float | None = None) -> None:
+    """Raise ConfigError for a number of a run that is out of range."""
+    if max_minutes is not None and not max_minutes >= 0:
+        raise ConfigError(f"max_minutes: expected 0 or more, got {max_minutes}; leave it out for no limit")
+    if isinstance(ipc, bool) or not isinstance(ipc, int) or ipc < 1:
+        raise ConfigError(f"ipc: expected at least 1 image per class, got {ipc!r}; the field uses 1, 10 and 50")
     if not 0.0 <= validation < 1.0:
         raise ConfigError(f"validation: expected a share in [0, 1), got {validation}; 0.1 withholds a tenth")
 
 
-def _check_sizes(data: ImageDataset, ipc: int) -> None:
+def check_sizes(data: ImageDataset, ipc: int) -> None:
+    """Raise DataError for a class with fewer than ``ipc`` training images."""
     counts = torch.bincount(data.train.labels.cpu(), minlength=data.num_classes)
     smallest = int(counts.argmin())
     if int(counts[smallest]) < ipc:
@@ -212,8 +230,30 @@ def _start(init: DistilledDataset | str | Path, data: ImageDataset, ipc: int) ->
         raise ConfigError(
             f"init: expected images {list(wanted)}, got {list(earlier.images.shape)}; use a set of the same classes, ipc and size"
         )
+    unnamed = tuple(map(str, range(data.num_classes)))
+    if earlier.classes not in (unnamed, tuple(data.classes)) or set(earlier.counts) != {ipc}:
+        raise ConfigError(
+            f"init: expected {ipc} images of each of {', '.join(data.classes)}, got {list(earlier.counts)} of "
+            f"{', '.join(earlier.classes)}; use a set that was made from the same classes"
+        )
     order = torch.argsort(earlier.labels, stable=True)
-    return data.transform.apply(earlier.images[order])
+    return data.transform.apply(earlier.images[order].to(data.train.images.device))
+
+
+def _same_artefact(folder: Path, small: DistilledDataset) -> DistilledDataset | None:
+    """Return the artefact in ``folder`` if it holds these images already: a finished run keeps its evaluation."""
+    if not (folder / "data.safetensors").exists():
+        return None
+    there = DistilledDataset.from_pretrained(folder)
+    return there if there.images.shape == small.images.shape and torch.equal(there.images, small.images) else None
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Say whether ``folder`` holds a run that was interrupted: a checkpoint that is newer than the artefact."""
+    checkpoint, data = folder / "checkpoint.safetensors", folder / "data.safetensors"
+    if not checkpoint.exists():
+        return False
+    return not data.exists() or data.stat().st_mtime_ns < checkpoint.stat().st_mtime_ns
 
 
 def _config(run: RunConfig, data: ImageDataset, start: Tensor | None) -> dict[str, Any]:
@@ -240,23 +280,50 @@ def _prepared(folder: Path, resume: bool) -> Path:
         (folder / ".writable").unlink()
     except OSError as error:
         raise DataError(f"out: expected a folder that can be written, got {folder} ({error.strerror}); choose another") from error
+    if not resume and is_unfinished(folder):
+        raise ConfigError(
+            f"out: expected a folder without an interrupted run, got {folder}; continue it with resume=True (--resume), delete "
+            "its checkpoint.safetensors, or choose another folder"
+        )
     for stale in () if resume else folder.glob("checkpoint.safetensors*"):
         stale.unlink()
     return folder
 
 
 class _JsonLines:
-    """Appends one line per look at the run to ``metrics.jsonl``."""
+    """Appends one line per look at the run to ``metrics.jsonl``; a resumed run replaces the lines that it does again."""
 
     def __init__(self, path: Path, resume: bool):
-        self.path = path
+        self.path, self.is_first = path, True
         if not resume:
             path.unlink(missing_ok=True)
 
     def __call__(self, progress: Progress) -> None:
         row = {key: value for key, value in vars(progress).items() if key != "images"}
-        with self.path.open("a") as file:
-            file.write(json.dumps({**row, "time": time.time()}) + "\n")
+        try:
+            if self.is_first:
+                self._cut(progress.iteration)
+            with self.path.open("a") as file:
+                file.write(json.dumps({**row, "time": time.time()}) + "\n")
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: expected to append a line, got: {error.strerror}; free some space or move what is in the way, "
+                "then continue with resume=True (--resume)"
+            ) from error
+
+    def _cut(self, iteration: int) -> None:
+        """Drop the lines from ``iteration`` on, and a line that a kill cut short."""
+        self.is_first = False
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["iteration"] < iteration:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        write_atomic(self.path, "".join(kept).encode())
 
 
 def _result(outcome: loop.Outcome, data: ImageDataset, labels: Tensor, config: dict[str, Any]) -> DistilledDataset:

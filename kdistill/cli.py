@@ -61,10 +61,18 @@ def demo(
 
     with _one_sentence():
         import kdistill
+        from kdistill.api import is_unfinished
 
         data = kdistill.load_data("mnist5k")
-        with progress_line("distilling") as watch:
-            small = kdistill.distill(data, method="dm", ipc=10, seed=seed, out=out, callbacks=[watch], threads=threads)
+        resume = is_unfinished(out)
+        try:
+            with progress_line("distilling") as watch:
+                small = kdistill.distill(
+                    data, method="dm", ipc=10, seed=seed, out=out, callbacks=[watch], threads=threads, resume=resume
+                )
+        except KeyboardInterrupt:
+            typer.echo(f"\nkdistill: interrupted; the state is saved in {out}, the same command goes on from there", err=True)
+            raise typer.Exit(130) from None
         _evaluate_and_save(small, data, out, "quick", ("convnet",), ("random", "herding", "k-center", "full"), None, seed)
         typer.echo(f"\nThe {len(small.images)} images are in {out}: look at {out / 'preview.png'} and {out / 'README.md'}.")
 
@@ -124,7 +132,11 @@ def distill(
                     max_minutes=max_minutes,
                 )
         except KeyboardInterrupt:
-            typer.echo(f"\nkdistill: interrupted; the state is saved in {out}, continue with --resume", err=True)
+            from kdistill.api import is_unfinished
+
+            saved = f"the state is saved in {out}, continue with --resume"
+            early = "before the first iteration; the same command starts again, finished experts are kept"
+            typer.echo(f"\nkdistill: interrupted; {saved if is_unfinished(out) else early}", err=True)
             raise typer.Exit(130) from None
         typer.echo(f"{len(small.images)} images in {out}; next: kdistill evaluate {out}")
 
@@ -167,12 +179,10 @@ def evaluate(
 ) -> None:
     """Train fresh networks on the small set and on baselines, and test them on real data."""
     with _one_sentence():
-        import torch
-
+        from kdistill.api import use
         from kdistill.artifacts import DistilledDataset
 
-        if threads:
-            torch.set_num_threads(threads)
+        use(threads)
         small = DistilledDataset.from_pretrained(artefact) if artefact.is_dir() else None
         run = small.config.get("run", {}) if small else {}
         seen = _seen(data or _source_of(run, artefact), size or run.get("size"), run.get("normalisation", "standard"))

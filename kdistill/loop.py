@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
-from kdistill.errors import ConfigError, DataError, NonFiniteError
+from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
 from kdistill.methods import Problem
 from kdistill.priors import State
 
@@ -57,6 +58,14 @@ class Snapshot:
     state: State
     velocity: State
     average: State  # the running mean of the state; empty where the problem asks for none
+
+    def like(self, state: State) -> "Snapshot":
+        """Return the snapshot on the device of ``state``."""
+
+        def moved(group: State) -> State:
+            return {name: x.to(state[name].device) if name in state else x for name, x in group.items()}
+
+        return Snapshot(self.iteration, moved(self.state), moved(self.velocity), moved(self.average))
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,8 @@ def run(
     """
     keeper = _Keeper(folder, identity or {})
     snapshot = keeper.load() if resume else None
+    if snapshot is not None:
+        snapshot = snapshot.like(problem.state)
     if snapshot is None:
         zeros = {name: torch.zeros_like(x) for name, x in problem.state.items()}
         snapshot = Snapshot(0, problem.state, zeros, dict(problem.state) if problem.average is not None else {})
@@ -145,6 +156,10 @@ def run(
         where = keeper.save(loop.good)
         kept = f"iteration {loop.good.iteration} is saved in {where}" if where else "pass out= to keep the last good state"
         raise NonFiniteError(f"{error}; {kept}") from None
+    except Exception:  # a callback, or a disk that is full: the state must not be lost with it
+        with suppress(KDistillError):
+            keeper.save(loop.good)
+        raise
 
 
 class _Loop:
@@ -194,8 +209,9 @@ class _Loop:
 
     def look(self, before: Snapshot, loss: Tensor, grad: Tensor, began: float, first: int) -> None:
         iteration, value = self.snapshot.iteration, float(loss)
-        if not torch.isfinite(loss) or not torch.isfinite(grad).all():
-            cause = "loss" if not torch.isfinite(loss) else "gradient"
+        finite = {"loss": loss, "gradient": grad, **self.snapshot.state}
+        cause = next((name for name, tensor in finite.items() if not bool(torch.isfinite(tensor).all())), None)
+        if cause is not None:
             rates = ", ".join(f"{name} {rate:g}" for name, rate in self.problem.learning_rates.items())
             raise NonFiniteError(
                 f"distill: expected a finite {cause} at iteration {before.iteration}, got {value}; "
@@ -236,12 +252,12 @@ class _Keeper:
             return None
         tensors, meta = load_checkpoint(self.path)
         was = meta["identity"]
-        changed = [k for k in {*was, *self.identity} if was.get(k) != self.identity.get(k)]
-        if changed:
-            key = sorted(changed)[0]
+        difference = _first_difference(self.identity, was)
+        if difference:
+            key, ours, theirs = difference
             raise ConfigError(
-                f"resume: expected the run that the checkpoint belongs to, got another {key} "
-                f"({self.identity.get(key)!r}, was {was.get(key)!r}); use the same settings or another folder"
+                f"resume: expected the run that the checkpoint belongs to, got another {key} ({ours!r}, was {theirs!r}); use the "
+                "same settings or another folder"
             )
         groups: dict[str, State] = {"state": {}, "velocity": {}, "average": {}}
         for name, tensor in tensors.items():
@@ -250,3 +266,14 @@ class _Keeper:
                 raise DataError(f"resume: expected a kdistill checkpoint, got a tensor '{name}' in {self.path}; start afresh")
             groups[kind][rest] = tensor
         return Snapshot(int(meta["iteration"]), **groups)
+
+
+def _first_difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """Return the dotted key of the first value in which two nested mappings differ, and both values."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in sorted({*ours, *theirs}):
+            found = _first_difference(ours.get(key), theirs.get(key), f"{path}.{key}" if path else str(key))
+            if found:
+                return found
+        return None
+    return None if ours == theirs else (path, ours, theirs)

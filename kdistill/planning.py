@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kdistill import methods
-from kdistill.api import kept, resolve
+from kdistill.api import check_ranges, check_sizes, kept, resolve, use
 from kdistill.data import ImageDataset, load_data
 from kdistill.loop import peak_bytes
 from kdistill.progress import duration
@@ -89,11 +89,12 @@ def plan(
 
     Cost: a few outer iterations with two inner steps, and two steps of an expert.
     """
-    data = data if isinstance(data, ImageDataset) else load_data(data)
-    if threads is not None:
-        torch.set_num_threads(threads)
     found, config = methods.get(method), resolve(method, preset, options or {})
+    use(threads)
+    check_ranges(ipc, validation)
+    data = data if isinstance(data, ImageDataset) else load_data(data)
     seen = kept(data, validation)
+    check_sizes(seen, ipc)
     with tempfile.TemporaryDirectory() as folder:
         rehearsal = methods.Rehearsal(config) if found.rehearse is None else found.rehearse(config, seen, Path(folder))
         problem = found.build(rehearsal.config, seen, ipc, 0, None)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import kdistill
 from kdistill import loop, methods
 from kdistill.errors import ConfigError, DataError, NonFiniteError
+from kdistill.evaluation import Protocol
 
 TINY = {"iterations": 40, "batch_real": 12, "width": 8}
 
@@ -147,3 +149,72 @@ def test_chosen_images_to_begin_with(digits, init):
     for image, label in zip(small.images, small.labels, strict=True):
         of_class = real.images[real.labels == label]
         assert float((of_class - image).abs().amax((1, 2, 3)).min()) < 1e-4
+
+
+def quick(digits, **changes):
+    options = {"iterations": 20, "width": 4, "batch_real": 8, **changes.pop("options", {})}
+    return kdistill.distill(digits, ipc=1, options=options, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"threads": 0}, "threads: expected a whole number of at least 1"),
+        ({"device": "cuda:99"}, "device: expected one that this torch can use"),
+        ({"max_minutes": float("nan")}, "max_minutes: expected 0 or more"),
+        ({"seed": 1.5}, "seed"),
+        ({"options": {"iterations": -5}}, "iterations: expected 0 or more"),
+        ({"options": {"batch_real": 0}}, "batch_real: expected at least 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(digits, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        quick(digits, **changes)
+
+
+def test_an_interrupted_run_is_not_thrown_away(digits, tmp_path):
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick(digits, out=tmp_path, callbacks=[stop])
+    with pytest.raises(ConfigError, match="continue it with resume=True"):
+        quick(digits, out=tmp_path)
+    assert torch.equal(quick(digits, out=tmp_path, resume=True).images, quick(digits).images)
+    lines = [json.loads(line)["iteration"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [10, 20]
+
+
+def test_resuming_a_finished_run_keeps_its_evaluation(digits, tmp_path):
+    quick(digits, out=tmp_path).with_metrics(evaluation={"seen": True}).save_pretrained(tmp_path)
+    assert quick(digits, out=tmp_path, resume=True).metrics["evaluation"] == {"seen": True}
+
+
+def test_a_callback_that_fails_loses_nothing(digits, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        quick(digits, out=tmp_path, callbacks=[lambda progress: 1 / 0])
+    assert torch.equal(quick(digits, out=tmp_path, resume=True).images, quick(digits).images)
+
+
+def test_another_convolution_is_another_run(digits, tmp_path, monkeypatch):
+    quick(digits, out=tmp_path, max_minutes=0)
+    monkeypatch.setenv("KDISTILL_CONVOLUTION", "direct")
+    with pytest.raises(ConfigError, match=r"another environment.convolution \('direct', was 'auto'\)"):
+        quick(digits, out=tmp_path, resume=True)
+
+
+def test_a_start_of_other_classes_is_refused(digits):
+    small = quick(digits)
+    with pytest.raises(ConfigError, match="made from the same classes"):
+        quick(digits, init=replace(small, classes=tuple(f"class {name}" for name in digits.classes)))
+    labels = small.labels.clone()
+    labels[1] = 0
+    with pytest.raises(ConfigError, match="init"):
+        quick(digits, init=replace(small, labels=labels))
+
+
+def test_evaluate_takes_what_the_rest_takes(digits, tmp_path):
+    quick(digits, out=tmp_path)
+    protocol = Protocol(name="tiny", width=4, epochs=1, full_epochs=1, nets=1, eight_bit=False)
+    found = kdistill.evaluate(tmp_path, digits, protocol=protocol, models="mlp", baselines="random")
+    assert [row.model for row in found.rows] == ["mlp", "mlp"]

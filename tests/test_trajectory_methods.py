@@ -1,5 +1,7 @@
 """mtt, tesla and ftd from data to artefact, at a size that takes a second."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.methods._trajectory import _batches, _drawn
 from kdistill.methods.mtt import FAST
 from kdistill.priors import PixelPrior
+from kdistill.transforms import Standardise
 
 SMALL = {"iterations": 20, "syn_steps": 3, "max_start_epoch": 2, "width": 4, "num_experts": 2, "batch_syn": None}
 NAMES = ("mtt", "tesla", "ftd")
@@ -142,3 +145,10 @@ def test_experts_can_be_trained_before(digits, capsys):
     assert "to train" not in capsys.readouterr().err
     with pytest.raises(ConfigError, match="such as mtt"):
         kdistill.train_experts(digits, method="dm")
+
+
+def test_another_transform_is_another_expert(digits, folder):
+    run(digits, folder, iterations=1)
+    other = replace(digits, transform=Standardise(torch.tensor([5.0]), torch.tensor([0.01])))
+    with pytest.raises(ConfigError, match=r"data\.training"):
+        run(other, folder, iterations=1)

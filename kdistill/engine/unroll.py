@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdistill.engine.layers import check_labels
 from kdistill.engine.second_order import grad_jvp
 from kdistill.engine.students import GradJvp, Student
 from kdistill.errors import ConfigError, ShapeError, did_you_mean
@@ -114,7 +115,9 @@ def trajectory_match(
     Dataset Distillation to ImageNet-1K with Constant Memory (TESLA), ICML 2023; the adjoint of gradient descent: Maclaurin et
     al., Gradient-based Hyperparameter Optimization through Reversible Learning, ICML 2015.
     """
-    _check(start, target, images, labels, batches, grad_mode, checkpoint_every)
+    _check(student, start, target, images, labels, batches, grad_mode, checkpoint_every)
+    if not math.isfinite(lr):
+        raise ConfigError(f"trajectory_match: expected a finite lr, got {float(lr)}; 0.01 is a usual step size")
     alpha = torch.as_tensor(lr, dtype=start.dtype, device=start.device).detach()
     rows = [index.to(images.device) for index in batches]
     inner = _Inner(student, images, labels, alpha.clamp(min=SMALLEST_LR), rows, augment, first_step, mask)
@@ -163,7 +166,8 @@ class _Inner:
         return after, dots[1]
 
     def mask_of(self, final: Tensor, target: Tensor) -> Tensor | None:
-        return self.mask(final, target) if callable(self.mask) else self.mask
+        mask = self.mask(final, target) if callable(self.mask) else self.mask
+        return None if mask is None else mask.to(final)
 
 
 class _Path:
@@ -257,6 +261,7 @@ def _unroll(inner: _Inner, start: Tensor, target: Tensor, every: int) -> Traject
         ahead, whole = theta - target, start.detach() - target
         if mask is not None:
             ahead, whole = mask * ahead, mask * whole
+        trajectory_loss(theta.detach(), target, start.detach(), mask)  # refuses equal ends
         total = ahead.double().square().sum() / whole.double().square().sum()
         wanted = [images, lr, *([labels] if is_soft else [])]
         found = torch.autograd.grad(total, wanted, materialize_grads=True)
@@ -280,7 +285,14 @@ def _together(members: list[TrajectoryMatch]) -> TrajectoryMatch:
 
 
 def _check(
-    start: Tensor, target: Tensor, images: Tensor, labels: Tensor, batches: Sequence[Tensor], grad_mode: str, every: int
+    student: Student,
+    start: Tensor,
+    target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    batches: Sequence[Tensor],
+    grad_mode: str,
+    every: int,
 ) -> None:
     if grad_mode not in GRAD_MODES:
         raise ConfigError(
@@ -296,7 +308,17 @@ def _check(
             f"trajectory_match: expected start and target [P] or [G, P] and images of one dtype, got {start.dtype} "
             f"{list(start.shape)}, {target.dtype} {list(target.shape)} and images {images.dtype}; take both from one expert"
         )
+    check_labels("trajectory_match", labels, tuple(images.shape[:1]), student.classes)
+    if labels.is_floating_point() and labels.dtype != images.dtype:
+        raise ShapeError(
+            f"trajectory_match: expected label logits of the images' dtype ({images.dtype}), got {labels.dtype}; convert them"
+        )
     for i, rows in enumerate(batches):
+        if rows.device.type == "cpu" and rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < len(images):
+            raise ShapeError(
+                f"trajectory_match: expected indices of {len(images)} images in batch {i}, got {int(rows.min())} to "
+                f"{int(rows.max())}; split a permutation of the images"
+            )
         if rows.ndim != 1 or rows.dtype != torch.int64 or not len(rows):
             raise ShapeError(
                 f"trajectory_match: expected int64 indices [B] with B >= 1 in batch {i}, got {rows.dtype} {list(rows.shape)}; "

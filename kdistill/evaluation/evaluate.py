@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from kdistill import _native
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import digest
 from kdistill.augment import strategy_for
-from kdistill.data import ImageDataset, Split
+from kdistill.data import ImageDataset, Split, load_data
 from kdistill.engine.students import STUDENTS, Student, build_student
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import protocols
@@ -28,12 +29,12 @@ HOLDOUT_SEED = 0  # that of ``distill``: what it withheld is what settings are c
 
 
 def evaluate(
-    small: DistilledDataset,
-    data: ImageDataset,
+    small: DistilledDataset | str | Path,
+    data: ImageDataset | Any,
     *,
     protocol: str | Protocol = "bench",
-    models: Sequence[str | nn.Module] | None = None,
-    baselines: Sequence[str] = BASELINES,
+    models: str | nn.Module | Sequence[str | nn.Module] | None = None,
+    baselines: str | Sequence[str] = BASELINES,
     nets: int | None = None,
     width: int | None = None,
     seed: int = 0,
@@ -47,8 +48,8 @@ def evaluate(
     images are looked at once per network, after its last epoch, unless the protocol asks for "best on test", kept apart.
 
     Args:
-        small: The small set; its learned soft labels and step size are used where it has them.
-        data: The real data.  ``small`` is put through its transform.
+        small: The small set, or its folder; its learned soft labels and step size are used where it has them.
+        data: The real data, or anything that ``load_data`` takes.  ``small`` is put through its transform.
         protocol: ``"quick"``, ``"bench"``, ``"paper"`` or a ``Protocol``.
         models: Networks: names of students, or modules that map ``[B, C, S, S]`` to ``[B, K]``; None is the protocol's student.
         baselines: Among ``"random"`` (a new subset per network), ``"herding"``, ``"k-center"`` (features of the first full-data
@@ -75,7 +76,10 @@ def evaluate(
     recipe = protocols.get(protocol, nets=nets)
     if width is not None:
         recipe = replace(recipe, width=width, other_widths=dict.fromkeys(STUDENTS, width))
-    wanted, named = tuple(baselines), tuple(models) if models is not None else (recipe.student,)
+    small = small if isinstance(small, DistilledDataset) else DistilledDataset.from_pretrained(small)
+    data = data if isinstance(data, ImageDataset) else load_data(data)
+    wanted = (baselines,) if isinstance(baselines, str) else tuple(baselines)
+    named = (recipe.student,) if models is None else (models,) if isinstance(models, str | nn.Module) else tuple(models)
     check_names(wanted)
     _check_models(named)
     _check_fits(small, data)
@@ -97,7 +101,7 @@ def evaluate(
         small.ipc,
         recipe,
         seed,
-        identity={"data": data.fingerprint, "transform": data.transform.kind, "validation": [share, HOLDOUT_SEED]},
+        identity={"data": data.fingerprint, "training": kept.training_digest(), "validation": [share, HOLDOUT_SEED]},
         reuse=reuse,
         chooser=trainers[0],
         named=frozenset(model for model in named if isinstance(model, str)),

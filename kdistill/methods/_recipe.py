@@ -68,6 +68,8 @@ class Problem:
     advice: str = "lower the step size"
 
     def __post_init__(self) -> None:
+        if self.iterations < 0:
+            raise ConfigError(f"iterations: expected 0 or more, got {self.iterations}; 0 gives the first images")
         if self.schedule not in SCHEDULES:
             raise ConfigError(
                 f"schedule: expected a known one, got '{self.schedule}'; {did_you_mean(self.schedule, list(SCHEDULES))}"
@@ -131,6 +133,22 @@ class Method:
     cost: str = field(default="first order")
 
 
+def check_at_least_one(config: object, *names: str) -> None:
+    """Raise ConfigError unless every option named is at least 1, or None."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {value}; raise it")
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Raise ConfigError unless every option named is above 0 and finite."""
+    for name in names:
+        value = getattr(config, name)
+        if not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{name}: expected a number above 0, got {value}; 0.01 is a usual step size")
+
+
 def balanced_labels(num_classes: int, ipc: int) -> Tensor:
     """Return ``[0]*ipc + [1]*ipc + ...``, the class-major order of the field."""
     return torch.arange(num_classes).repeat_interleave(ipc)
@@ -144,7 +162,7 @@ def initial_images(data: ImageDataset, ipc: int, init: str, seed: int) -> Tensor
     """
     if init == "noise":
         shape = (data.num_classes * ipc, data.channels, data.size, data.size)
-        return torch.randn(shape, generator=generator(make_key(seed, "init")))
+        return torch.randn(shape, generator=generator(make_key(seed, "init"))).to(data.train.images)
     if init not in INITS:
         raise ConfigError(f"init: expected a known start, got '{init}'; {did_you_mean(init, list(INITS))}")
     rows = select(

@@ -20,11 +20,21 @@ from kdistill.data import ImageDataset
 from kdistill.data.builtin import cache_folder
 from kdistill.engine import Student, TrajectoryMatch, trajectory_match
 from kdistill.engine.unroll import SMALLEST_LR
-from kdistill.errors import ConfigError, NonFiniteError
+from kdistill.errors import NonFiniteError
 from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_experts
 from kdistill.experts.spec import digest_of
 from kdistill.keys import generator, make_key, permutation, uniforms
-from kdistill.methods._recipe import Problem, Rehearsal, Step, augmentation, balanced_labels, initial_images, student_for
+from kdistill.methods._recipe import (
+    Problem,
+    Rehearsal,
+    Step,
+    augmentation,
+    balanced_labels,
+    check_at_least_one,
+    check_positive,
+    initial_images,
+    student_for,
+)
 from kdistill.priors import PixelPrior, State
 
 _log = logging.getLogger("kdistill")
@@ -83,13 +93,9 @@ class TrajectoryConfig:
     experts: str | None = None
 
     def __post_init__(self) -> None:
-        if min(self.syn_steps, self.expert_epochs, self.max_start_epoch, self.num_experts) < 1:
-            raise ConfigError(
-                f"trajectory options: expected syn_steps, expert_epochs, max_start_epoch and num_experts of at least 1, got "
-                f"{self.syn_steps}, {self.expert_epochs}, {self.max_start_epoch} and {self.num_experts}; raise the one that is 0"
-            )
-        if self.batch_syn is not None and self.batch_syn < 1:
-            raise ConfigError(f"batch_syn: expected at least 1 image per step, got {self.batch_syn}; leave it out for all")
+        counts = ("width", "syn_steps", "expert_epochs", "max_start_epoch", "num_experts", "checkpoint_every", "batch_syn")
+        check_at_least_one(self, *counts)
+        check_positive(self, "lr_init", "expert_lr")
 
     def expert_spec(self, data: ImageDataset) -> ExpertSpec:
         """Return how the experts are trained; no longer than a start epoch and M reach."""
@@ -124,7 +130,7 @@ def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
     """
     student, spec = student_of(config, data), config.expert_spec(data)
     seen = {
-        "fingerprint": data.fingerprint,
+        "training": data.training_digest(),
         "normalisation": data.transform.kind,
         "images": len(data.train),
         "size": data.size,

@@ -12,7 +12,16 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.data.sampler import ClassSampler
 from kdistill.keys import generator, make_key
-from kdistill.methods._recipe import Method, Problem, Step, augmentation, balanced_labels, initial_images, student_for
+from kdistill.methods._recipe import (
+    Method,
+    Problem,
+    Step,
+    augmentation,
+    balanced_labels,
+    check_at_least_one,
+    initial_images,
+    student_for,
+)
 from kdistill.objectives.distribution_matching import distribution_match
 from kdistill.priors import PixelPrior, State
 
@@ -46,6 +55,9 @@ class DMConfig:
     depth: int | None = None
     norm: str = "instance"
     strategy: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "batch_real", "width")
 
 
 def build(config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:

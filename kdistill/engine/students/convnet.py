@@ -225,11 +225,6 @@ class ConvNet(Student):
         sizes = zip([self.channels, *[self.width] * (self.depth - 1)], self.blocks, strict=True)
         return [convolution_for(c, self.width, b.padding, b.side - 2 * b.padding + 2, like) for c, b in sizes]
 
-    def _loss_and_grad(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            fast.loss_and_grad(self, theta, images, labels) if self.is_standard else super()._loss_and_grad(theta, images, labels)
-        )
-
 
 def _blocks(size: int, depth: int, norm: str, pooling: str) -> list[Block]:
     blocks: list[Block] = []
