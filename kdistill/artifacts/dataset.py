@@ -187,11 +187,11 @@ class DistilledDataset:
             to: ``"imagefolder"``, ``"npz"``, ``"ddranking"``, ``"mtt"``, ``"eccv24"`` or ``"hf"``.
 
         Returns:
-            The path that was written.
+            The path that was written; ``npz`` gets its ending where it has none.
 
         Raises:
             ConfigError: Unknown format.
-            DataError: The set does not fit the format, or the place cannot be written.
+            DataError: The set does not fit the format, or the place is occupied or cannot be written.
             MissingExtraError: ``"hf"`` without pyarrow.
         """
         from kdistill.artifacts.export import export
