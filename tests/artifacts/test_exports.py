@@ -13,6 +13,7 @@ from PIL import Image
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.export import WRITERS, class_folders
 from kdistill.artifacts.preview import to_uint8
+from kdistill.data import load_data
 from kdistill.errors import ConfigError, DataError, MissingExtraError
 from kdistill.transforms import Standardise, fit
 
@@ -75,6 +76,16 @@ def test_npz_needs_no_pickle_and_keeps_floats(tmp_path):
     first = (tmp_path / "set.npz").read_bytes()
     small.to_npz(tmp_path / "again.npz")
     assert (tmp_path / "again.npz").read_bytes() == first
+
+
+def test_load_data_reads_the_npz_back(tmp_path, capsys):
+    small = a_set(ipc=4, channels=1, classes="zyx", label_logits=torch.randn(12, 3))
+    data = load_data(small.to_npz(tmp_path / "set.npz"), test=(torch.rand(3, 1, 4, 4), [0, 1, 2]))
+    assert torch.equal(data.train.images, small.images.clamp(0, 1))
+    assert torch.equal(data.train.labels, small.labels)
+    assert data.classes == small.classes
+    said = capsys.readouterr().err
+    assert "pixels -0.198..1.2 clipped" in said and "soft labels left out" in said
 
 
 def test_ddranking_is_normalised_and_in_class_order(tmp_path):
