@@ -148,11 +148,27 @@ def _run_config(path: Path | None, given: dict[str, Any], options: dict[str, Any
 
     loaded = load_file(path) if path else {}
     loaded = loaded.get("run", loaded)  # an artefact's config.json holds the run beside its source and environment
+    for key, table in (("run", loaded), ("options", loaded.get("options", {}) if isinstance(loaded, dict) else {})):
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: expected '{key}' to be a table, got {table!r}; write its keys below [{key}]")
     merged = {**loaded, **{key: value for key, value in given.items() if value is not None}}
-    merged["options"] = {**loaded.get("options", {}), **options}
+    merged["options"] = {**_options_that_apply(path, loaded, given), **options}
     if not merged.get("data"):
         raise ConfigError("distill: expected data, got none; name a set, a folder or a file, or pass --config")
     return from_mapping(RunConfig, merged, where=str(path or "command line"))
+
+
+def _options_that_apply(path: Path | None, loaded: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the file's options, or none if the command line asks for another method or preset: they are that one's values."""
+    from kdistill.api import RunConfig
+
+    options: dict[str, Any] = loaded.get("options", {})
+    for key in ("method", "preset"):
+        asked, there = given[key], loaded.get(key, getattr(RunConfig(), key))
+        if options and asked is not None and asked != there:
+            typer.echo(f"kdistill: the options in {path} are left out: they are for {key} {there}, not {asked}", err=True)
+            return {}
+    return options
 
 
 def _effective(run: Any) -> str:
@@ -181,8 +197,11 @@ def evaluate(
     with _one_sentence():
         from kdistill.api import use
         from kdistill.artifacts import DistilledDataset
+        from kdistill.errors import DataError
 
         use(threads)
+        if not artefact.exists():
+            raise DataError(f"evaluate: expected an artefact, got nothing at {artefact}; check the path")
         small = DistilledDataset.from_pretrained(artefact) if artefact.is_dir() else None
         run = small.config.get("run", {}) if small else {}
         seen = _seen(data or _source_of(run, artefact), size or run.get("size"), run.get("normalisation", "standard"))
@@ -190,17 +209,31 @@ def evaluate(
             from kdistill.artifacts import import_published
 
             small = import_published(artefact, transform=seen.transform, classes=seen.classes)
-        out = artefact if artefact.is_dir() else None
+        other = _made_from_other(small, seen)
+        out = artefact if artefact.is_dir() and not other else None
         wanted = tuple(b for b in baselines.split(",") if b)
         _evaluate_and_save(small, seen, out, protocol, tuple(models.split(",")), wanted, nets, seed)
+        if other:
+            typer.echo(f"not saved in {artefact}: it was made from other data than {seen.source} as loaded here", err=True)
 
 
 def _source_of(run: dict[str, Any], artefact: Path) -> str:
+    from kdistill.data.builtin import BUILTIN
     from kdistill.errors import ConfigError
 
     if not run.get("data"):
         raise ConfigError(f"evaluate: expected the real data, got none in {artefact}; pass --data")
-    return str(run["data"])
+    source = str(run["data"])
+    if source not in BUILTIN and not Path(source).expanduser().exists():
+        raise ConfigError(f"evaluate: expected data that can be loaded again, got '{source}' in {artefact}; pass --data")
+    return source
+
+
+def _made_from_other(small: Any, data: Any) -> bool:
+    """Say whether the artefact names other data; its record keeps what was measured on its own data only."""
+    source = small.config.get("source")
+    known = source.get("fingerprint") if isinstance(source, dict) else None
+    return known is not None and known != data.fingerprint
 
 
 def _evaluate_and_save(
@@ -298,8 +331,8 @@ def export(
     with _one_sentence():
         from kdistill.artifacts import DistilledDataset
 
-        DistilledDataset.from_pretrained(artefact).export(to_path, to=to)
-        typer.echo(f"wrote {to_path}")
+        written = DistilledDataset.from_pretrained(artefact).export(to_path, to=to)
+        typer.echo(f"wrote {written}")
 
 
 @app.command(epilog=_examples("kdistill doctor", "KDISTILL_BACKEND=reference kdistill doctor"))

@@ -7,9 +7,11 @@ import sys
 import time
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from kdistill.cli import app
+import kdistill
+from kdistill.cli import _run_config, app
 
 TINY = ["--set", "iterations=20", "--set", "batch_real=12", "--set", "width=8"]
 
@@ -52,6 +54,7 @@ def test_distill_evaluate_export(tmp_path):
     assert "evaluation" in json.loads((tmp_path / "run/metrics.json").read_text())
     assert invoke("export", out, str(tmp_path / "png")).exit_code == 0
     assert len(list((tmp_path / "png").rglob("*.png"))) == 10
+    assert f"wrote {tmp_path / 'd.npz'}\n" in invoke("export", out, str(tmp_path / "d"), "--to", "npz").output
 
 
 def test_the_config_of_an_artefact_runs_it_again(tmp_path):
@@ -68,6 +71,59 @@ def test_a_toml_file_and_an_override(tmp_path):
     assert json.loads((tmp_path / "o/config.json").read_text())["run"]["options"]["iterations"] == 10
 
 
+@pytest.mark.parametrize("line", ["run = 3", "options = 3", "[run]\noptions = 3"])
+def test_a_file_without_tables_is_refused(tmp_path, line):
+    (tmp_path / "run.toml").write_text(line)
+    result = invoke("distill", "digits", "--config", str(tmp_path / "run.toml"))
+    assert result.exit_code == 2
+    assert "to be a table, got 3; write its keys below [" in result.output
+
+
+def test_another_method_or_preset_leaves_the_files_options_out(tmp_path, capsys):
+    options = {"iterations": 900, "batch_real": 12}
+    (tmp_path / "run.json").write_text(json.dumps({"data": "digits", "method": "dm", "options": options}))
+
+    def run(**given):
+        empty = dict.fromkeys(("data", "method", "ipc", "preset", "seed", "size", "normalisation"))
+        return _run_config(tmp_path / "run.json", {**empty, **given}, {"width": 8}).options, capsys.readouterr().err
+
+    assert run(seed=1) == ({**options, "width": 8}, "")
+    assert run(method="dm", preset="fast") == ({**options, "width": 8}, "")
+    for given, words in (({"method": "dc"}, "for method dm, not dc"), ({"preset": "paper"}, "for preset fast, not paper")):
+        found, said = run(**given)
+        assert found == {"width": 8}
+        assert words in said and said.count("\n") == 1
+
+
+def a_saved_set(folder, data, spec):
+    config = {"run": {"data": spec}, "source": {"fingerprint": data.fingerprint}}
+    images, labels = data.train.images[:20], data.train.labels[:20]
+    kdistill.DistilledDataset(
+        images=images, labels=labels, classes=data.classes, config=config, transform=data.transform
+    ).save_pretrained(folder)
+
+
+def test_an_evaluation_on_other_data_is_shown_and_not_saved(tmp_path):
+    a_saved_set(tmp_path / "set", kdistill.load_data("digits", quiet=True), "digits")
+    half = kdistill.load_data("digits", quiet=True)
+    torch.save((half.train.images[::2], half.train.labels[::2]), tmp_path / "half.pt")
+    brief = ["evaluate", str(tmp_path / "set"), "--protocol", "quick", "--nets", "1", "--baselines", "random", "--models", "mlp"]
+    shown = invoke(*brief, "--data", str(tmp_path / "half.pt"))
+    assert shown.exit_code == 0, shown.output
+    assert "random" in shown.output and "not saved in" in shown.output
+    assert json.loads((tmp_path / "set/metrics.json").read_text()) == {}
+    assert "not saved" not in invoke(*brief).output
+    assert "evaluation" in json.loads((tmp_path / "set/metrics.json").read_text())
+
+
+def test_a_set_made_from_arrays_asks_for_its_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a_saved_set(tmp_path / "set", kdistill.load_data("digits", quiet=True), "arrays")
+    result = invoke("evaluate", "set")
+    assert result.exit_code == 2
+    assert "expected data that can be loaded again, got 'arrays' in set; pass --data" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -77,7 +133,7 @@ def test_a_toml_file_and_an_override(tmp_path):
         (["distill", "digits", "--method", "dmm"], "did you mean 'dm'"),
         (["distill", "digits", "--set", "iteration=3"], "did you mean 'iterations'"),
         (["distill", "digits", "--set", "iterations"], "iterations"),
-        (["evaluate", "no/such/artefact"], "no/such/artefact"),
+        (["evaluate", "no/such/artefact"], "expected an artefact, got nothing at no/such/artefact"),
         (["export", "no/such/artefact", "x"], "no/such/artefact"),
         (["methods", "dn"], "did you mean 'dm'"),
     ],

@@ -56,6 +56,12 @@ def test_half_precision_on_the_cpu_steps_down_to_the_reference(caplog):
     assert "torch.float16 is not compiled" in caplog.text
 
 
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_an_op_without_a_kernel_on_a_backend_says_where_to_read_why(backend):
+    found = _registry.implementation("winograd_conv", backend, ARGUMENTS)
+    assert found == f"not written for {backend}; see docs/ops/winograd_conv.md"
+
+
 def test_a_plain_op_refuses_inputs_that_require_grad():
     run = _registry.plain("class_mean_sqdist_bwd")
     diff = torch.ones(2, 3, requires_grad=True)

@@ -6,6 +6,7 @@ interrupted or failed write leaves what was there before.
 
 import errno
 import itertools
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,10 @@ from kdistill.errors import DataError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _counter = itertools.count()
+
+
+class _Unwritten(DataError):
+    """What ``explained`` raises: an enclosing ``explained``, which knows the place that the user named, says it again."""
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -69,20 +74,31 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def explained(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turn the operating system's errors while writing ``path`` (``size`` bytes, if known) into one clear sentence."""
+    """Turn the operating system's errors while writing ``path`` (``size`` bytes, if known) into one clear sentence.
+
+    In nested blocks the outermost one names the place: what lies within is temporary.
+    """
     try:
         yield
-    except OSError as error:
+    except (OSError, _Unwritten) as caught:
+        error = caught.__cause__ if isinstance(caught, _Unwritten) else caught
+        assert isinstance(error, OSError)
         if error.errno in _FULL:
-            wanted = "free disk space" if size is None else f"{size / 1e6:.1f} MB of free disk space"
-            raise DataError(
+            wanted = "free disk space" if size is None else f"{_amount(size)} of free disk space"
+            raise _Unwritten(
                 f"{path}: expected {wanted}, got: {os.strerror(error.errno)}; "
                 "free some or write elsewhere (what was there is unchanged)"
             ) from error
         reason = error.strerror or str(error)
-        raise DataError(
+        raise _Unwritten(
             f"{path}: expected a place that can be written, got: {reason}; check the path and its permissions"
         ) from error
+
+
+def _amount(nbytes: int) -> str:
+    if nbytes < 1e6:
+        return f"{math.ceil(nbytes / 1e3)} kB"
+    return f"{nbytes / 1e6:.1f} MB" if nbytes < 1e9 else f"{nbytes / 1e9:.1f} GB"
 
 
 def temporary_name(path: Path) -> Path:

@@ -37,8 +37,8 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], meta: Mappi
     remove_leftovers(path)
     fresh = temporary_name(path)
     try:
-        write_atomic(fresh, data)
         with explained(path, len(data)):
+            write_atomic(fresh, data)
             if path.exists():
                 os.replace(path, _previous(path))
             os.replace(fresh, path)

@@ -176,7 +176,10 @@ class DistilledDataset:
         return self.export(path, to="imagefolder")
 
     def to_npz(self, path: str | Path) -> Path:
-        """Write one ``.npz`` with ``x_train`` (float32 NCHW in pixel space), ``y_train``, ``classes`` and what was learned."""
+        """Write one ``.npz`` with ``x_train`` (float32 NCHW in pixel space), ``y_train``, ``classes`` and what was learned.
+
+        ``load_data`` reads it too, with the pixels clipped to [0, 1] and without what was learned.
+        """
         return self.export(path, to="npz")
 
     def export(self, path: str | Path, to: str) -> Path:
@@ -187,11 +190,11 @@ class DistilledDataset:
             to: ``"imagefolder"``, ``"npz"``, ``"ddranking"``, ``"mtt"``, ``"eccv24"`` or ``"hf"``.
 
         Returns:
-            The path that was written.
+            The path that was written; ``npz`` gets its ending where it has none.
 
         Raises:
             ConfigError: Unknown format.
-            DataError: The set does not fit the format, or the place cannot be written.
+            DataError: The set does not fit the format, or the place is occupied or cannot be written.
             MissingExtraError: ``"hf"`` without pyarrow.
         """
         from kdistill.artifacts.export import export

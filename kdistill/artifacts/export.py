@@ -21,6 +21,7 @@ from kdistill.errors import ConfigError, DataError, MissingExtraError, did_you_m
 if TYPE_CHECKING:
     from kdistill.artifacts.dataset import DistilledDataset
 
+NPZ_VERSION = 1
 # what the challenge's evaluation normalises its test images with: (classes, size) -> file, mean, std
 _ECCV24 = {
     (100, 32): ("cifar100.pt", (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -48,6 +49,7 @@ def _imagefolder(small: "DistilledDataset", path: Path) -> Path:
 def _npz(small: "DistilledDataset", path: Path) -> Path:
     path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
     arrays: dict[str, Any] = {
+        "kdistill": np.int64(NPZ_VERSION),  # load_data knows the file by it
         "x_train": small.images.numpy(),
         "y_train": small.labels.numpy(),
         "classes": np.array(small.classes),
@@ -56,7 +58,7 @@ def _npz(small: "DistilledDataset", path: Path) -> Path:
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: array for name, array in arrays.items() if array is not None})
-    write_atomic(path, buffer.getvalue())
+    _write_new(path, buffer.getvalue())
     return path
 
 
@@ -98,7 +100,7 @@ def _eccv24(small: "DistilledDataset", path: Path) -> Path:
     else:
         images = (small.images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
     if path.suffix == ".pt":
-        write_atomic(path, _pt_bytes(images[order]))
+        _write_new(path, _pt_bytes(images[order]))
         return path
     return _tensor_folder(path, {name: images[order]})
 
@@ -189,6 +191,14 @@ def _tensor_folder(path: Path, tensors: dict[str, Tensor]) -> Path:
         for name, tensor in tensors.items():
             (staging / name).write_bytes(_pt_bytes(tensor))
     return path
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    with explained(path):
+        if path.exists() and (path.is_dir() or path.stat().st_size):
+            found = "a folder" if path.is_dir() else "one with contents"
+            raise DataError(f"{path}: expected a new or empty file, got {found}; choose another place")
+    write_atomic(path, data)
 
 
 def _pt_bytes(tensor: Tensor) -> bytes:

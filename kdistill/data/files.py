@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,27 @@ def read_file(path: Path, size: int | None) -> Raw:
         arrays = READERS[suffix](path)
     except Exception as error:  # of any kind: a damaged pickle raises IndexError, struct.error and more
         raise unusable(f"a whole {suffix} file of arrays", f"{path} ({_first_line(error)})", _fix(error)) from error
+    if suffix == ".npz" and {"kdistill", "x_train", "y_train"} <= set(arrays) and arrays["x_train"].dtype.kind == "f":
+        return _read_distilled(arrays, size, where=path.name)
     if isinstance(arrays, Mapping):
         return read_mapping(arrays, size, where=path.name)
     if isinstance(arrays, tuple | list) and len(arrays) == 2:
         notes: list[str] = []
         return Raw(read_pair(arrays[0], arrays[1], size, notes=notes), notes=notes)
     raise unusable(f"a dict or a pair (images, labels) in {path.name}", type(arrays).__name__, "save one")
+
+
+def _read_distilled(arrays: Mapping[str, np.ndarray], size: int | None, *, where: str) -> Raw:
+    """Read what ``DistilledDataset.to_npz`` wrote: synthetic pixels leave [0, 1] and are not normalised for that."""
+    images = arrays["x_train"]
+    raw = read_mapping({"x_train": images.clip(0.0, 1.0), "y_train": arrays["y_train"]}, size, where=where)
+    notes = ["a set that kdistill distilled"]
+    if images.size and (images.min() < 0.0 or images.max() > 1.0):
+        notes.append(f"pixels {images.min():.3g}..{images.max():.3g} clipped to 0..1")
+    if "label_logits" in arrays:
+        notes.append("learned soft labels left out")
+    names = tuple(map(str, arrays["classes"].ravel())) if "classes" in arrays else None
+    return replace(raw, train=replace(raw.train, names=names), notes=[*raw.notes, *notes])
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -86,7 +86,8 @@ def load_data(
     splits, names = _splits(raw, size, classes, num_classes)
     if "test" not in splits:
         kept, withheld = stratified_split(splits["train"].labels, fraction, seed=seed, purpose="split test")
-        raw.notes.append(f"{fraction:.0%} of the images split off as test images (seed {seed})")
+        some = f"{fraction:.0%} of the images split off as test images (seed {seed})"
+        raw.notes.append(some if len(withheld) else "no image split off for testing, as no class has two")
         splits = {**splits, "train": splits["train"].take(kept), "test": splits["train"].take(withheld)}
     data = ImageDataset(
         train=splits["train"],
@@ -137,6 +138,8 @@ def _read(spec: Any, size: int | None, image_column: str | None, label_column: s
 
 
 def _read_path(spec: str | Path, size: int | None) -> Raw:
+    if not str(spec).strip():
+        raise unusable("a name or a path", repr(str(spec)), "'.' is the current folder")
     if spec in BUILTIN:
         return _resized(read_builtin(str(spec)), size)
     path = Path(spec).expanduser()

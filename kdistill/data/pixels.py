@@ -103,8 +103,10 @@ def collect(images: Iterable[Tensor], size: int | None, name: Name) -> Tensor:
     if not rows:
         raise unusable("images", "none", "add images")
     rows = same_channels(rows)
-    if len({row.dtype for row in rows}) > 1:
-        rows = [_unit(row) for row in rows]
+    floats = [row for row in rows if row.dtype != torch.uint8]
+    if floats and len(floats) < len(rows):
+        highest = max((float(row.max()) for row in floats if row.numel()), default=0.0)
+        rows = [row.float() if highest > BRIGHT else _unit(row) for row in rows]  # 0..255: bytes wait for the common factor
     return torch.stack(rows)
 
 

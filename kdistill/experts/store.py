@@ -42,6 +42,7 @@ class TrajectoryStore:
     def __init__(self, folder: Path, identity: dict[str, Any] | None = None, *, num_params: int = 0, epochs: int = 0):
         self.folder = Path(folder)
         self._checked: set[str] = set()
+        self._forgotten: dict[str, str] = {}  # file to the checksum that it no longer has
         index = self.folder / INDEX
         if not index.exists():
             if identity is None:
@@ -73,9 +74,10 @@ class TrajectoryStore:
         return _name(expert) in self.index["shards"]
 
     def add(self, expert: int, snapshots: Tensor) -> None:
-        """Store ``snapshots [E+1, P]`` of one expert.
+        """Store ``snapshots [E+1, P]`` of one expert, and take over what other processes stored in the folder meanwhile.
 
         Raises:
+            ConfigError: Another process stored trajectories of another recipe in the folder.
             DataError: Two snapshots in a row are equal or not finite, the shape is wrong, or the disk cannot take it.
         """
         shape = (self.epochs + 1, int(self.index["num_params"]))
@@ -87,8 +89,19 @@ class TrajectoryStore:
             raise DataError(f"experts: expected every epoch to change expert {expert}, got equal snapshots; store clones")
         data = encode({TENSOR: snapshots.float()}, {"expert": expert, "identity": self.index["identity"]})
         write_atomic(self.folder / _name(expert), data)
+        self._take_over()
         self.index["shards"][_name(expert)] = hashlib.sha256(data).hexdigest()
         write_atomic(self.folder / INDEX, to_json(self.index))
+
+    def _take_over(self) -> None:
+        """Add to the index what another process entered in the one on the disk."""
+        if not (self.folder / INDEX).exists():
+            return
+        found = _read_index(self.folder / INDEX)
+        _check_same(json.loads(json.dumps(self.index["identity"])), found["identity"], self.folder)
+        fresh = {name: checksum for name, checksum in found["shards"].items() if self._forgotten.get(name) != checksum}
+        self._checked -= {name for name, checksum in fresh.items() if self.index["shards"].get(name) != checksum}
+        self.index["shards"].update(fresh)
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:
         """Return the parameters ``[P]`` of one expert after ``epoch`` epochs; reads this row only.
@@ -130,7 +143,7 @@ class TrajectoryStore:
             try:
                 self._check(self.folder / name)
             except DataError:
-                del self.index["shards"][name]
+                self._forgotten[name] = self.index["shards"].pop(name)
 
 
 def _name(expert: int) -> str:
@@ -140,13 +153,21 @@ def _name(expert: int) -> str:
 def _read_index(path: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text())
-        if index["version"] != VERSION or not isinstance(index["shards"], dict) or not isinstance(index["identity"], dict):
-            raise ValueError(f"version {index['version']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"experts: expected a trajectory index in {path}, got: {error}; delete the folder and train the experts again"
-        ) from error
-    return dict(index)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(index, dict) or index.get("version") != VERSION:
+        raise _damaged(path, f"no index of version {VERSION}")
+    kinds = {"identity": dict, "num_params": int, "epochs": int, "shards": dict}
+    wrong = [key for key, kind in kinds.items() if type(index.get(key)) is not kind]  # type: True is no number here
+    if not wrong and not all(type(checksum) is str for checksum in index["shards"].values()):
+        wrong = ["shards"]
+    if wrong:
+        raise _damaged(path, f"no usable '{wrong[0]}'")
+    return index
+
+
+def _damaged(path: Path, got: str) -> DataError:
+    return DataError(f"experts: expected a trajectory index in {path}, got: {got}; delete the folder and train the experts again")
 
 
 def _check_same(wanted: dict[str, Any], found: dict[str, Any], folder: Path) -> None:

@@ -65,9 +65,12 @@ def module_of(name: str) -> str:
 
 def implementation(name: str, backend: str, args: tuple[Any, ...]) -> Callable[..., Any] | str:
     """Return the function that runs ``name`` on ``backend``, or the sentence that says why it cannot."""
+    path = f"kdistill.backends.{backend}.{module_of(name)}"
     try:
-        module = importlib.import_module(f"kdistill.backends.{backend}.{module_of(name)}")
+        module = importlib.import_module(path)
     except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == path:
+            return f"not written for {backend}; see docs/ops/{module_of(name)}.md"
         return f"cannot be imported: {error}"
     reason = module.supports(*args) if hasattr(module, "supports") else None
     return reason if reason is not None else cast("Callable[..., Any]", getattr(module, name))

@@ -13,6 +13,7 @@ from PIL import Image
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.export import WRITERS, class_folders
 from kdistill.artifacts.preview import to_uint8
+from kdistill.data import load_data
 from kdistill.errors import ConfigError, DataError, MissingExtraError
 from kdistill.transforms import Standardise, fit
 
@@ -73,8 +74,18 @@ def test_npz_needs_no_pickle_and_keeps_floats(tmp_path):
         assert file["classes"].tolist() == ["x", "y", "z"] and float(file["learned_lr"]) == 0.03
         assert np.array_equal(file["label_logits"], small.label_logits.numpy())
     first = (tmp_path / "set.npz").read_bytes()
-    small.to_npz(tmp_path / "set.npz")
-    assert (tmp_path / "set.npz").read_bytes() == first
+    small.to_npz(tmp_path / "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == first
+
+
+def test_load_data_reads_the_npz_back(tmp_path, capsys):
+    small = a_set(ipc=4, channels=1, classes="zyx", label_logits=torch.randn(12, 3))
+    data = load_data(small.to_npz(tmp_path / "set.npz"), test=(torch.rand(3, 1, 4, 4), [0, 1, 2]))
+    assert torch.equal(data.train.images, small.images.clamp(0, 1))
+    assert torch.equal(data.train.labels, small.labels)
+    assert data.classes == small.classes
+    said = capsys.readouterr().err
+    assert "pixels -0.198..1.2 clipped" in said and "soft labels left out" in said
 
 
 def test_ddranking_is_normalised_and_in_class_order(tmp_path):
@@ -161,6 +172,20 @@ def test_an_occupied_folder_is_left_alone(tmp_path, to):
     with pytest.raises(DataError, match="expected a new or empty folder"):
         a_set(ipc=10).export(tmp_path, to=to)
     assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+@pytest.mark.parametrize(("to", "name"), [("npz", "set.npz"), ("npz", "set"), ("eccv24", "set.pt")])
+def test_an_occupied_file_is_left_alone_and_an_empty_one_used(tmp_path, to, name):
+    file = tmp_path / ("set.npz" if to == "npz" else name)
+    file.write_text("mine")
+    with pytest.raises(DataError, match=f"{file.name}: expected a new or empty file, got one with contents"):
+        a_set(ipc=10).export(tmp_path / name, to=to)
+    assert file.read_text() == "mine"
+    file.write_text("")
+    assert a_set(ipc=10).export(tmp_path / name, to=to) == file and file.stat().st_size
+    (tmp_path / f"folder{file.suffix}").mkdir()
+    with pytest.raises(DataError, match="expected a new or empty file, got a folder"):
+        a_set(ipc=10).export(tmp_path / f"folder{file.suffix}", to=to)
 
 
 @pytest.mark.parametrize("to", sorted(set(WRITERS) - {"hf"}))

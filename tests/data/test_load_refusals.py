@@ -91,6 +91,12 @@ def test_splits_of_different_sizes():
     assert load_data((X, Y), test=(X[:, :4, :4], Y), size=5, quiet=True).size == 5
 
 
+@pytest.mark.parametrize("spec", ["", " "])
+def test_an_empty_path_is_not_the_current_folder(spec, tree, monkeypatch):
+    monkeypatch.chdir(tree({"cat": 3, "dog": 3}))
+    refused("a name or a path, got '", spec)
+
+
 @pytest.mark.parametrize("spec", ["no/such/folder", "./nothing", "~/nothing-here", "missing.npz", "images.zip"])
 def test_missing_path(spec):
     refused(f"an existing file or folder, got {spec}; check the path", spec)

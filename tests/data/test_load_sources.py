@@ -229,6 +229,20 @@ NPZ = {
 }
 
 
+def test_no_test_images_are_not_announced_as_split_off(colour):
+    data = load((colour[0][:3], colour[1][:3]))
+    assert len(data.test) == 0
+    assert "no image split off for testing" in data.describe() and "20%" not in data.describe()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / 255])
+def test_bytes_and_floats_in_one_source_get_one_scale(colour, scale):
+    x, y = colour
+    mixed = [image if row % 2 else image.astype(np.float32) * np.float32(scale) for row, image in enumerate(x)]
+    torch.testing.assert_close(load((mixed, y)).train.images, load(colour).train.images)
+    torch.testing.assert_close(load(items(mixed, y)).train.images, load(colour).train.images)
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".pth"])
 @pytest.mark.parametrize("names", NPZ)
 def test_files_of_named_arrays(suffix, names, colour, tmp_path):

@@ -116,6 +116,41 @@ def test_a_damaged_index_is_refused(images, tmp_path):
         TrajectoryStore(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("value", [None, "2", True, [2]])
+@pytest.mark.parametrize("key", ["epochs", "num_params", "identity", "shards"])
+def test_an_index_with_a_damaged_entry_is_refused(tmp_path, key, value):
+    whole = {"version": 1, "identity": {}, "num_params": 3, "epochs": 2, "shards": {}}
+    damaged = {**whole, key: value}
+    if value is None:
+        del damaged[key]
+    (tmp_path / INDEX).write_text(json.dumps(damaged))
+    with pytest.raises(DataError, match=f"got: no usable '{key}'; delete the folder"):
+        TrajectoryStore(tmp_path)
+    (tmp_path / INDEX).write_text(json.dumps({**whole, "shards": {"expert-00000.safetensors": 7}}))
+    with pytest.raises(DataError, match="no usable 'shards'"):
+        TrajectoryStore(tmp_path)
+
+
+def test_two_processes_keep_each_others_experts(images, tmp_path):
+    ours, theirs = store_in(tmp_path), store_in(tmp_path)
+    ours.add(0, train_expert(SPEC, STUDENT, *images, 0))
+    theirs.add(1, train_expert(SPEC, STUDENT, *images, 1))
+    ours.add(2, train_expert(SPEC, STUDENT, *images, 2))
+    assert len(ours) == len(store_in(tmp_path)) == 3
+    assert torch.equal(ours.snapshot(1, 2), theirs.snapshot(1, 2))
+
+
+def test_a_forgotten_expert_does_not_come_back_from_the_disk(images, tmp_path):
+    store = train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
+    (tmp_path / "expert-00000.safetensors").unlink()
+    (tmp_path / "expert-00001.safetensors").unlink()
+    store = store_in(tmp_path)
+    store.forget_missing()
+    store.add(0, train_expert(SPEC, STUDENT, *images, 0))
+    assert [store.has(i) for i in range(3)] == [True, False, True]
+    assert not store_in(tmp_path).has(1)
+
+
 @pytest.mark.parametrize("what", ["shape", "nan", "equal"])
 def test_snapshots_that_cannot_be_used_are_refused(tmp_path, what):
     snapshots = torch.randn(SPEC.epochs + 1, STUDENT.num_params)
