@@ -183,3 +183,13 @@ def test_wrong_shapes_are_refused():
         student.features(theta, images, layers="first")
     with pytest.raises(ConfigError, match="only batch norm"):
         student.with_statistics([])
+
+
+def test_a_module_that_does_not_fit_is_explained():
+    images = torch.zeros(2, 3, 8, 8)
+    wrong = build_student(nn.Sequential(nn.Flatten(), nn.Linear(5, 4)), channels=3, size=8, classes=4)
+    with pytest.raises(ShapeError, match=r"takes images \[2, 3, 8, 8\].*build it for 3 channels of 8 pixels"):
+        wrong.apply(wrong.init(generator(0)), images)
+    empty = build_student(nn.Flatten(), channels=3, size=8, classes=4)
+    with pytest.raises(ConfigError, match="parameters to train"):
+        empty.apply(empty.init(generator(0)), images)

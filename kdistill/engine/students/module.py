@@ -67,10 +67,18 @@ class ModuleStudent(Student):
         return _flat([p for _, p in module.named_parameters()]).to(generator.device)
 
     def _call(self, theta: Tensor, images: Tensor) -> Tensor:
+        if not self._names:
+            raise ConfigError(f"{self.name}: expected a module with parameters to train, got none; add a layer that has some")
         state = dict(zip(self._names, self.unflatten(theta), strict=True))
         for name, buffer in self.module.named_buffers():
             state[name] = buffer.to(images) if buffer.is_floating_point() else buffer.to(images.device)
-        return functional_call(self.module, state, (images,))
+        try:
+            return functional_call(self.module, state, (images,))
+        except RuntimeError as error:
+            raise ShapeError(
+                f"{self.name}: expected a module that takes images {list(images.shape)}, got: {str(error).splitlines()[0]}; "
+                f"build it for {self.channels} channels of {self.size} pixels"
+            ) from error
 
     def _logits(self, theta: Tensor, images: Tensor) -> Tensor:
         out = self._call(theta, images)
@@ -129,4 +137,4 @@ def _reset(module: nn.Module) -> nn.Module:
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([t.detach().flatten().float() for t in tensors])
+    return torch.cat([torch.empty(0), *(t.detach().flatten().float() for t in tensors)])
