@@ -24,13 +24,14 @@ from kdistill.keys import generator
 BATCH, LR, WIDTH = 10, 0.01, 128
 STEPS, MEMORY_STEPS = 10, (5, 50)
 SCRIPT = """
-import resource, sys, torch
+import sys, torch
 from benchmarks import trajectory
+from kdistill._native import peak_bytes
 problem = trajectory.Problem(torch.device("cpu"), torch.float32, int(sys.argv[2]), trajectory.WIDTH)
 problem.call("training")()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_bytes()
 problem.call(sys.argv[1])()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((peak_bytes() - before) / 2**20)
 """
 
 

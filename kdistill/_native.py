@@ -8,6 +8,8 @@ import importlib
 import importlib.util
 import os
 import platform
+import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -133,3 +135,17 @@ def environment() -> dict[str, Any]:
         "backend": os.environ.get("KDISTILL_BACKEND") or "auto",
         "convolution": os.environ.get("KDISTILL_CONVOLUTION") or "auto",
     }
+
+
+def peak_bytes() -> int:
+    """Return the peak resident memory of this process.
+
+    Linux says it in /proc: the resource usage of a process begins with the peak of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

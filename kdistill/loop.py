@@ -4,8 +4,6 @@ Every random draw is keyed by the iteration, so the state and the iteration numb
 """
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdistill._native import peak_bytes
 from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
 from kdistill.methods import Problem
@@ -87,12 +86,6 @@ class Outcome:
     seconds: float
     peak_bytes: int
     finished: bool
-
-
-def peak_bytes() -> int:
-    """Return the peak resident memory of this process in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def sgd_step(snapshot: Snapshot, grads: State, problem: Problem) -> Snapshot:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from kdistill import methods
+from kdistill._native import peak_bytes
 from kdistill.api import check_ranges, check_sizes, kept, resolve, use
 from kdistill.data import ImageDataset, load_data
-from kdistill.loop import peak_bytes
 from kdistill.progress import duration
 
 ROUNDS = 3  # iterations that are timed, after one that is not

@@ -11,7 +11,7 @@ from kdistill.errors import ConfigError
 
 SCRIPT = """
 import sys, json, kdistill
-from kdistill.loop import peak_bytes
+from kdistill._native import peak_bytes
 run = json.loads(sys.argv[1])
 data = kdistill.load_data("digits", quiet=True)
 if sys.argv[2] == "plan":

@@ -1,7 +1,5 @@
 """``evaluate``: how well networks do that were trained on a small set, beside networks trained on real images."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -116,7 +114,7 @@ def evaluate(
         data=_about(kept, withheld, share),
         seeds=(seed,),
         seconds=time.monotonic() - began,
-        peak_bytes=_peak_bytes(),
+        peak_bytes=_native.peak_bytes(),
         environment=_native.environment(),
         notes=tuple(_notes(small, data, len(withheld))),
     )
@@ -253,8 +251,3 @@ def _notes(small: DistilledDataset, data: ImageDataset, withheld: int) -> list[s
     if small.learned_lr is not None:
         notes.append(f"the small set is trained on with the step size that it learned ({small.learned_lr:g})")
     return notes
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -8,8 +8,14 @@ from torch import Tensor
 
 from kdistill.backends.reference import norm_act_pool as reference
 from kdistill.ops import norm_act_pool
-from kdistill.ops.norm_act_pool import GRAD_ORDER, norm_act_pool_bwd_tangent, norm_act_pool_tangent
-from kdistill.testing.cases._case import OpCase, Shape
+from kdistill.ops.norm_act_pool import (
+    GRAD_ORDER,
+    norm_act_pool_bwd,
+    norm_act_pool_bwd_tangent,
+    norm_act_pool_fwd,
+    norm_act_pool_tangent,
+)
+from kdistill.testing.cases._case import Bench, OpCase, Shape
 
 _KINK = 0.02  # no activation is closer to the kink of the ReLU: no rounding flips its mask
 
@@ -131,6 +137,14 @@ TANGENTS = OpCase(
     peers={"forward-over-reverse": forward_over_reverse},
 )
 
+
+def _without_graph(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """Return value and gradients for a cotangent of ones by the pair that the engine calls."""
+    out, mean, rstd = norm_act_pool_fwd(x, weight, bias)
+    dx, dweight, dbias = norm_act_pool_bwd(torch.ones_like(out), x, weight, bias, mean, rstd)
+    return out, dx, dweight.reshape(weight.shape), dbias.reshape(bias.shape)
+
+
 CASE = OpCase(
     name="norm_act_pool",
     op=norm_act_pool,
@@ -146,5 +160,12 @@ CASE = OpCase(
     flops=lambda s: 9 * s.n * s.c * s.h * s.w,
     bytes=lambda s, itemsize: itemsize * s.n * s.c * (3 * s.h * s.w + 2 * (s.h // 2) * (s.w // 2)),
     peers={"group_norm": _group_norm, "instance_norm": _instance_norm},
+    benches={
+        "forward_backward_engine": Bench(
+            differentiable=(0, 1, 2),
+            bytes=lambda s, itemsize: itemsize * s.n * s.c * (3 * s.h * s.w + 2 * (s.h // 2) * (s.w // 2)),
+            without_graph=_without_graph,
+        )
+    },
     tangents=TANGENTS,
 )
