@@ -15,7 +15,7 @@ from kdistill.methods._recipe import Method, Problem
 from kdistill.methods._trajectory import TrajectoryConfig, build_trajectory, expert_store, published, rehearse_trajectory
 
 FAST = {
-    "iterations": 200, "syn_steps": 10, "expert_epochs": 2, "max_start_epoch": 6, "lr_images": 100.0, "lr_lr": 1e-4,
+    "iterations": 100, "syn_steps": 20, "expert_epochs": 2, "max_start_epoch": 6, "lr_images": 1000.0, "lr_lr": 1e-4,
     "lr_init": 0.02, "batch_syn": 50, "init": "k_means", "width": 32, "num_experts": 8,
 }  # fmt: skip
 
