@@ -110,17 +110,14 @@ def test_a_user_module_agrees_with_torch_func():
     torch.testing.assert_close(found.loss_tangent, gradient @ v)
 
 
-def test_float32_is_as_good_as_double_backward():
+def test_float32_at_a_small_width_keeps_the_bound_of_the_design():
     student = build_student("convnet", channels=3, size=16, classes=10, width=24, depth=2)
     wide = drawn(student, soft=False, batch=10)
     truth = double_backward(student, *wide)
-    inputs = [x.float() if x.is_floating_point() else x for x in wide]
-    ours, eager = grad_jvp(student, *inputs), double_backward(student, *inputs)
+    ours = grad_jvp(student, *[x.float() if x.is_floating_point() else x for x in wide])
     for name in ("grad", "hvp", "images_tangent"):
-        best, other = (
-            float((getattr(r, name).double() - getattr(truth, name)).norm() / getattr(truth, name).norm()) for r in (ours, eager)
-        )
-        assert best < max(20 * other, 1e-5), name
+        true = getattr(truth, name)
+        assert float((getattr(ours, name) - true).norm() / true.norm()) < 1e-4, name
 
 
 def test_gradient_and_loss_are_those_of_the_training_step():
