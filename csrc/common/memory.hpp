@@ -7,7 +7,7 @@ namespace kd {
 // Asks for huge pages in [address, address + nbytes), before the first write; a hint, without effect where there are none.
 void advise_huge_pages(const char* address, int64_t nbytes);
 
-// Lets the C library keep what is freed for the next allocation, up to a quarter of a gigabyte, where it is glibc; else without effect.
+// Lets the C library keep what is freed for the next allocation, up to a quarter of a gigabyte, where it is glibc; else a no-op.
 // By default glibc gives the top of its heap back at every chance, and a training step faults its temporaries in again.
 void keep_freed_memory();
 

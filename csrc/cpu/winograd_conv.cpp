@@ -102,6 +102,18 @@ void check(int64_t n, int64_t h, int64_t w, int64_t c, int64_t padding, int thre
   KD_CHECK(h + 2 * padding > 2 && w + 2 * padding > 2, "winograd_conv: expected maps of at least 3x3 with their padding");
 }
 
+// body(zero vector, first output channel, input channel) for all filters.  The weights of an output channel lie together and the
+// planes have output channels inside: filters are turned around on the way, a cache line of output channels at a time.
+template <typename T, typename F>
+KD_INLINE void for_filters(int64_t k, int64_t c, int threads, const F& body) {
+  KD_CHECK(k >= 0 && c >= 0 && threads > 0, "winograd_conv: expected sizes above 0");
+#pragma omp parallel for num_threads(threads) schedule(static) if (9 * k * c >= kParallel)
+  for (int64_t unit = 0; unit < (k + kBlock - 1) / kBlock * c; ++unit) {
+    const int64_t first = unit / c * kBlock, width = k - first < kBlock ? k - first : kBlock;
+    for_vectors<T>(width, [&](auto zero, int64_t step) __attribute__((always_inline)) { body(zero, first + step, unit % c); });
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -215,50 +227,36 @@ void winograd_conv_output_bwd(const T* dy, T* M, int64_t n, int64_t oh, int64_t 
   }
 }
 
-// The weights of an output channel lie together and U has output channels inside: they are turned around on the way, a cache line
-// of output channels at a time.
 template <typename T>
 void winograd_conv_weight(const T* weight, T* U, int64_t k, int64_t c, int64_t stride, int threads) {
-  KD_CHECK(k >= 0 && c >= 0 && threads > 0, "winograd_conv: expected sizes above 0");
-#pragma omp parallel for num_threads(threads) schedule(static) if (9 * k * c >= kParallel)
-  for (int64_t unit = 0; unit < (k + kBlock - 1) / kBlock * c; ++unit) {
-    const int64_t q0 = unit / c * kBlock, i = unit % c;
-    for_vectors<T>(k - q0 < kBlock ? k - q0 : kBlock, [&](auto zero, int64_t step) __attribute__((always_inline)) {
-      using Vec = decltype(zero);
-      constexpr int lanes = sizeof(Vec) / sizeof(T);
-      const int64_t q = q0 + step;
-      const T* from = weight + (q * c + i) * 9;
-      both_sides<3, 6, Vec>(
-          KD_MAP(weight_map),
-          [&](int r, int s) __attribute__((always_inline)) {
-            Vec v = zero;
-            for (int lane = 0; lane < lanes; ++lane) v[lane] = from[lane * c * 9 + 3 * r + s];
-            return v;
-          },
-          [&](int r, int s, Vec v) __attribute__((always_inline)) { store(U + (6 * r + s) * stride + i * k + q, v); });
-    });
-  }
+  for_filters<T>(k, c, threads, [&](auto zero, int64_t q, int64_t i) __attribute__((always_inline)) {
+    using Vec = decltype(zero);
+    constexpr int lanes = sizeof(Vec) / sizeof(T);
+    const T* from = weight + (q * c + i) * 9;
+    both_sides<3, 6, Vec>(
+        KD_MAP(weight_map),
+        [&](int r, int s) __attribute__((always_inline)) {
+          Vec v = zero;
+          for (int lane = 0; lane < lanes; ++lane) v[lane] = from[lane * c * 9 + 3 * r + s];
+          return v;
+        },
+        [&](int r, int s, Vec v) __attribute__((always_inline)) { store(U + (6 * r + s) * stride + i * k + q, v); });
+  });
 }
 
 template <typename T>
 void winograd_conv_weight_bwd(const T* W, T* dweight, int64_t k, int64_t c, int64_t stride, int threads) {
-  KD_CHECK(k >= 0 && c >= 0 && threads > 0, "winograd_conv: expected sizes above 0");
-#pragma omp parallel for num_threads(threads) schedule(static) if (9 * k * c >= kParallel)
-  for (int64_t unit = 0; unit < (k + kBlock - 1) / kBlock * c; ++unit) {
-    const int64_t q0 = unit / c * kBlock, i = unit % c;
-    for_vectors<T>(k - q0 < kBlock ? k - q0 : kBlock, [&](auto zero, int64_t step) __attribute__((always_inline)) {
-      using Vec = decltype(zero);
-      constexpr int lanes = sizeof(Vec) / sizeof(T);
-      const int64_t q = q0 + step;
-      T* to = dweight + (q * c + i) * 9;
-      both_sides<6, 3, Vec>(
-          KD_MAP(weight_map_transposed),
-          [&](int r, int s) __attribute__((always_inline)) { return load<Vec>(W + (6 * r + s) * stride + i * k + q); },
-          [&](int r, int s, Vec v) __attribute__((always_inline)) {
-            for (int lane = 0; lane < lanes; ++lane) to[lane * c * 9 + 3 * r + s] = v[lane];
-          });
-    });
-  }
+  for_filters<T>(k, c, threads, [&](auto zero, int64_t q, int64_t i) __attribute__((always_inline)) {
+    using Vec = decltype(zero);
+    constexpr int lanes = sizeof(Vec) / sizeof(T);
+    T* to = dweight + (q * c + i) * 9;
+    both_sides<6, 3, Vec>(
+        KD_MAP(weight_map_transposed),
+        [&](int r, int s) __attribute__((always_inline)) { return load<Vec>(W + (6 * r + s) * stride + i * k + q); },
+        [&](int r, int s, Vec v) __attribute__((always_inline)) {
+          for (int lane = 0; lane < lanes; ++lane) to[lane * c * 9 + 3 * r + s] = v[lane];
+        });
+  });
 }
 
 #define KD_INSTANTIATE(T)                                                                                                  \

@@ -9,6 +9,7 @@ Symbols: E epochs, P parameters.
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from kdistill.artifacts.atomic import write_atomic
 from kdistill.artifacts.tensors import encode, to_json
 from kdistill.errors import ConfigError, DataError
+
+_log = logging.getLogger("kdistill")
 
 INDEX = "experts.json"
 TENSOR = "snapshots"
@@ -142,7 +145,8 @@ class TrajectoryStore:
         for name in list(self.index["shards"]):
             try:
                 self._check(self.folder / name)
-            except DataError:
+            except DataError as error:
+                _log.warning("%s; it is trained again now", error)
                 self._forgotten[name] = self.index["shards"].pop(name)
 
 
