@@ -59,8 +59,10 @@ def recorded_launches() -> list[Launch]:
     for module in pkgutil.iter_modules(kernels.__path__):
         importlib.import_module(f"{kernels.__name__}.{module.name}")  # decorated now, before the variable is set
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # what no kernel wrote is NaN, not chance
         patch.setattr(triton.JITFunction, "run", record)
         patch.setenv("TRITON_INTERPRET", "1")  # lets CPU tensors through; no kernel runs
+        torch.use_deterministic_algorithms(True, warn_only=True)
         with use_backend("triton"):
             for case in every_case():
                 for dtype in (torch.float32, torch.float64):
@@ -69,6 +71,7 @@ def recorded_launches() -> list[Launch]:
                         case.results(case.op, inputs)
                         if case.grad_order == 2:
                             second_gradients(case, case.op, inputs)
+        torch.use_deterministic_algorithms(False)
     return list(found)
 
 
