@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import kdistill
 from kdistill import loop, methods
 from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.evaluation import Protocol
+from kdistill.methods._recipe import MethodConfig
 
 TINY = {"iterations": 40, "batch_real": 12, "width": 8}
 
@@ -140,6 +141,16 @@ def test_every_method_has_presets_of_known_options():
         assert {"paper", "fast"} <= set(found.presets)
         for changes in found.presets.values():
             found.config(**changes)
+
+
+def test_the_options_of_every_method_are_stated_once():
+    shared = {entry.name: entry.default for entry in fields(MethodConfig)}
+    for name in methods.names():
+        config = methods.get(name).config
+        assert issubclass(config, MethodConfig)
+        own = {entry.name: entry.default for entry in fields(config)}
+        for cls in config.__mro__[: config.__mro__.index(MethodConfig)]:
+            assert not {key for key in cls.__annotations__ if key in shared and own[key] == shared[key]}, cls
 
 
 @pytest.mark.parametrize("init", ["herding", "k_means", "k_center"])

@@ -22,6 +22,48 @@ SCHEDULES = ("constant", "cosine")
 INITS = ("real", "herding", "k_means", "k_center", "noise")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The options that every method has; a method's own dataclass derives from this one.
+
+    Attributes:
+        iterations: Outer steps; every method sets its own default.
+        momentum: Of the outer SGD.
+        schedule: Of the outer step sizes: ``"constant"``, or ``"cosine"``: down to 0 at the end.
+        init: ``"real"`` (random real images), ``"herding"``, ``"k_means"``, ``"k_center"`` (chosen real images) or ``"noise"``.
+        student: Name of the network.
+        width: Its width.
+        depth: Its depth; None follows the image size.
+        norm: Its normalisation.
+        strategy: DSA families, ``"auto"`` or ``"none"``.
+    """
+
+    iterations: int
+    momentum: float = 0.5
+    schedule: str = "constant"
+    init: str = "real"
+    student: str = "convnet"
+    width: int = 128
+    depth: int | None = None
+    norm: str = "instance"
+    strategy: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "width")
+
+    def network(self, data: ImageDataset) -> Student:
+        """Return the network that a run uses on ``data``."""
+        return build_student(
+            self.student,
+            channels=data.channels,
+            size=data.size,
+            classes=data.num_classes,
+            width=self.width,
+            depth=self.depth,
+            norm=self.norm,
+        )
+
+
 @dataclass(frozen=True)
 class Step:
     """What an objective returns.
@@ -174,10 +216,3 @@ def initial_images(data: ImageDataset, ipc: int, init: str, seed: int) -> Tensor
 def augmentation(strategy: str, data: ImageDataset, key: int, *, siamese: bool, align_corners: bool) -> Augment:
     """Return the keyed DSA augmentation; ``"auto"`` is every family, without flip for the built-in digit sets."""
     return Augment(strategy_for(strategy, data.name), siamese=siamese, key=key, align_corners=align_corners)
-
-
-def student_for(data: ImageDataset, name: str, *, width: int, depth: int | None, norm: str) -> Student:
-    """Return the network that a run uses on ``data``."""
-    return build_student(
-        name, channels=data.channels, size=data.size, classes=data.num_classes, width=width, depth=depth, norm=norm
-    )

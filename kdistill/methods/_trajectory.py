@@ -25,6 +25,7 @@ from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert
 from kdistill.experts.spec import digest_of
 from kdistill.keys import generator, make_key, permutation, uniforms
 from kdistill.methods._recipe import (
+    MethodConfig,
     Problem,
     Rehearsal,
     Step,
@@ -33,7 +34,6 @@ from kdistill.methods._recipe import (
     check_at_least_one,
     check_positive,
     initial_images,
-    student_for,
 )
 from kdistill.priors import PixelPrior, State
 
@@ -41,8 +41,11 @@ _log = logging.getLogger("kdistill")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryConfig:
-    """Options of the trajectory methods; the defaults are MTT's for CIFAR-10 at 10 images per class.
+class TrajectoryConfig(MethodConfig):
+    """Options of the trajectory methods beside those that every method has; defaults: MTT's for CIFAR-10, 10 images per class.
+
+    The network and the augmentation are those of experts and students alike; ``momentum`` and ``schedule`` hold for the images
+    and for the student's step size.
 
     Attributes:
         iterations: Outer steps.
@@ -53,14 +56,6 @@ class TrajectoryConfig:
         lr_lr: Step size of the student's step size.
         lr_init: The student's step size to begin with; kept above 1e-6.
         batch_syn: Synthetic images per step of the student; None takes all.
-        momentum: Of the outer SGD, on images and step size.
-        schedule: Of the outer step sizes: ``"constant"``, or ``"cosine"``: down to 0 at the end.
-        init: ``"real"`` (random real images), ``"herding"``, ``"k_means"``, ``"k_center"`` (chosen real images) or ``"noise"``.
-        student: Name of the network.
-        width: Its width.
-        depth: Its depth; None follows the image size.
-        norm: Its normalisation.
-        strategy: DSA families, ``"auto"`` or ``"none"``; experts and students alike.
         grad_mode: ``"adjoint"`` (exact), ``"unroll"`` (the same by autograd) or ``"tesla"`` (truncated).
         checkpoint_every: Keep every so many parameter vectors of a trajectory and recompute the others.
         num_experts: Expert trajectories.
@@ -77,14 +72,6 @@ class TrajectoryConfig:
     lr_lr: float = 1e-5
     lr_init: float = 0.001
     batch_syn: int | None = None
-    momentum: float = 0.5
-    schedule: str = "constant"
-    init: str = "real"
-    student: str = "convnet"
-    width: int = 128
-    depth: int | None = None
-    norm: str = "instance"
-    strategy: str = "auto"
     grad_mode: str = "adjoint"
     checkpoint_every: int = 1
     num_experts: int = 100
@@ -93,7 +80,8 @@ class TrajectoryConfig:
     experts: str | None = None
 
     def __post_init__(self) -> None:
-        counts = ("width", "syn_steps", "expert_epochs", "max_start_epoch", "num_experts", "checkpoint_every", "batch_syn")
+        super().__post_init__()
+        counts = ("syn_steps", "expert_epochs", "max_start_epoch", "num_experts", "checkpoint_every", "batch_syn")
         check_at_least_one(self, *counts)
         check_positive(self, "lr_init", "expert_lr")
 
@@ -116,11 +104,6 @@ def published(
     return {preset: {**dict(zip(names, row, strict=True)), **common} for preset, row in rows.items()}
 
 
-def student_of(config: TrajectoryConfig, data: ImageDataset) -> Student:
-    """Return the network of experts and students."""
-    return student_for(data, config.student, width=config.width, depth=config.depth, norm=config.norm)
-
-
 def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
     """Return the trajectories for these settings as far as they are there.
 
@@ -128,7 +111,7 @@ def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
         ConfigError: The folder holds trajectories of other data, another network or another recipe.
         DataError: The folder is damaged.
     """
-    student, spec = student_of(config, data), config.expert_spec(data)
+    student, spec = config.network(data), config.expert_spec(data)
     seen = {
         "training": data.training_digest(),
         "normalisation": data.transform.kind,
@@ -148,12 +131,12 @@ def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStor
     """
     images = data.transform.apply(data.train.images)
     store = open_store(config, data)
-    return train_experts(config.expert_spec(data), student_of(config, data), images, data.train.labels, store, say=_Say())
+    return train_experts(config.expert_spec(data), config.network(data), images, data.train.labels, store, say=_Say())
 
 
 def rehearse_trajectory(config: TrajectoryConfig, data: ImageDataset, folder: Path) -> Rehearsal:
     """Return the run with two inner steps and one made-up expert in ``folder``, and what the real one needs beyond it."""
-    student, spec = student_of(config, data), config.expert_spec(data)
+    student, spec = config.network(data), config.expert_spec(data)
     store = open_store(config, data)
     missing = sum(not store.has(i) for i in range(spec.count))
     ahead = estimate(spec, student, data.transform.apply(data.train.images), data.train.labels, missing)
@@ -195,7 +178,7 @@ def build_trajectory(
             the hard ones.
         average: Decay of the running mean of the images, or None.
     """
-    student, store = student_of(config, data), expert_store(config, data)
+    student, store = config.network(data), expert_store(config, data)
     device = data.train.images.device
     labels = balanced_labels(data.num_classes, ipc).to(device)
     augment = augmentation(config.strategy, data, make_key(seed, "augment"), siamese=False, align_corners=True)

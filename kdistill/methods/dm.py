@@ -14,55 +14,40 @@ from kdistill.data.sampler import ClassSampler
 from kdistill.keys import generator, make_key
 from kdistill.methods._recipe import (
     Method,
+    MethodConfig,
     Problem,
     Step,
     augmentation,
     balanced_labels,
     check_at_least_one,
     initial_images,
-    student_for,
 )
 from kdistill.objectives.distribution_matching import distribution_match
 from kdistill.priors import PixelPrior, State
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMConfig:
-    """Options of DM; the defaults are the paper's for CIFAR-10.
+class DMConfig(MethodConfig):
+    """Options of DM beside those that every method has; the defaults are the paper's for CIFAR-10.
 
     Attributes:
         iterations: Outer steps; every one draws a new network.
         batch_real: Real images of each class per step.
         lr_images: Step size of the images (normalised pixels).
-        momentum: Of the outer SGD.
-        schedule: Of the step size: ``"constant"``, or ``"cosine"``: down to 0 at the end.
-        init: ``"real"`` (random real images), ``"herding"``, ``"k_means"``, ``"k_center"`` (chosen real images) or ``"noise"``.
-        student: Name of the embedding network.
-        width: Its width.
-        depth: Its depth; None follows the image size.
-        norm: Its normalisation.
-        strategy: DSA families, ``"auto"`` or ``"none"``.
     """
 
     iterations: int = 20_000
     batch_real: int = 256
     lr_images: float = 1.0
-    momentum: float = 0.5
-    schedule: str = "constant"
-    init: str = "real"
-    student: str = "convnet"
-    width: int = 128
-    depth: int | None = None
-    norm: str = "instance"
-    strategy: str = "auto"
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "batch_real", "width")
+        super().__post_init__()
+        check_at_least_one(self, "batch_real")
 
 
 def build(config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
     """Return the run: a fresh network, a fresh real batch and a fresh augmentation in every iteration, all by key."""
-    student = student_for(data, config.student, width=config.width, depth=config.depth, norm=config.norm)
+    student = config.network(data)
     augment = augmentation(config.strategy, data, make_key(seed, "augment"), siamese=True, align_corners=False)
     sampler = ClassSampler(data.train.labels, data.num_classes)
     seen = data.transform.apply(data.train.images)
