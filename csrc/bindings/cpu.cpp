@@ -33,6 +33,7 @@ PYBIND11_MODULE(_cpu, m) {
   KD_BIND(winograd_conv_weight_bwd);
   KD_BIND(step_with_dots);
   KD_BIND(trajectory_loss);
+  KD_BIND(row_cosine_distance);
   KD_BIND(norm_act_pool_tangent);
   KD_BIND(norm_act_pool_bwd_tangent);
 }

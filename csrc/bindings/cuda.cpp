@@ -27,6 +27,7 @@ PYBIND11_MODULE(KD_MODULE, m) {
   KD_BIND(norm_act_pool_bwd);
   KD_BIND(step_with_dots);
   KD_BIND(trajectory_loss);
+  KD_BIND(row_cosine_distance);
   KD_BIND(norm_act_pool_tangent);
   KD_BIND(norm_act_pool_bwd_tangent);
 }

@@ -24,6 +24,8 @@ void step_with_dots(const T* y, const T* x, const T* step, T* out, double* dots,
 template <typename T>
 void trajectory_loss(const T* final, const T* target, const T* start, const T* mask, double* loss, T* grad, double* denominator, double* partials, int64_t g, int64_t p, bool mask_per_row, cudaStream_t stream);
 template <typename T>
+void row_cosine_distance(const T* syn, const T* real, const int64_t* rows, const T* mask, double* loss, T* grad, double* values, int64_t g, int64_t p, int64_t r, bool mask_per_group, double eps, cudaStream_t stream);
+template <typename T>
 void norm_act_pool_tangent(const T* x, const T* x_dot, const T* weight, const T* weight_dot, const T* bias, const T* bias_dot, T* out, T* out_dot, T* mean, T* rstd, T* x_dot_mean, T* x_dot_proj, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, double eps, cudaStream_t stream);
 template <typename T>
 void norm_act_pool_bwd_tangent(const T* grad, const T* grad_dot, const T* x, const T* x_dot, const T* weight, const T* weight_dot, const T* bias, const T* mean, const T* rstd, const T* x_dot_mean, const T* x_dot_proj, T* dx, T* dx_dot, T* dweight, T* dweight_dot, T* dbias, T* dbias_dot, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, cudaStream_t stream);

@@ -4,6 +4,7 @@ from kdistill.ops._registry import use_backend
 from kdistill.ops.class_mean_sqdist import class_mean_sqdist
 from kdistill.ops.diff_augment import diff_augment
 from kdistill.ops.norm_act_pool import norm_act_pool
+from kdistill.ops.row_cosine_distance import row_cosine_distance
 from kdistill.ops.step_with_dots import step_with_dots
 from kdistill.ops.trajectory_loss import trajectory_loss
 from kdistill.ops.winograd_conv import winograd_conv
@@ -12,6 +13,7 @@ __all__ = [
     "class_mean_sqdist",
     "diff_augment",
     "norm_act_pool",
+    "row_cosine_distance",
     "step_with_dots",
     "trajectory_loss",
     "use_backend",
