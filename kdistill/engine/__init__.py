@@ -1,6 +1,7 @@
 """The engine: students, their passes without a graph, and training."""
 
 from kdistill.engine.features import embed, embed_with_pullback
+from kdistill.engine.gradient_matching import class_gradients, gradient_match
 from kdistill.engine.second_order import grad_jvp
 from kdistill.engine.students import STUDENTS, GradJvp, Student, build_student
 from kdistill.engine.training import accuracy, loss_and_grad, train
@@ -13,9 +14,11 @@ __all__ = [
     "TrajectoryMatch",
     "accuracy",
     "build_student",
+    "class_gradients",
     "embed",
     "embed_with_pullback",
     "grad_jvp",
+    "gradient_match",
     "loss_and_grad",
     "train",
     "trajectory_match",

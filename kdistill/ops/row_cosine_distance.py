@@ -96,8 +96,8 @@ def row_cosine_distance(
     """
     if syn.ndim not in (1, 2) or syn.shape != real.shape or syn.shape[-1] != rows.numel or not syn.is_floating_point():
         raise ShapeError(
-            f"row_cosine_distance: expected syn and real [{rows.numel}] or [G, {rows.numel}] of a floating dtype, got {syn.dtype} "
-            f"{list(syn.shape)} and {list(real.shape)}; flatten gradients into one vector per row of the group"
+            f"row_cosine_distance: expected syn and real [{rows.numel}] or [G, {rows.numel}] of a floating dtype, got "
+            f"{syn.dtype} {list(syn.shape)} and {list(real.shape)}; flatten gradients into one vector per row of the group"
         )
     if mask is not None and mask.shape not in (syn.shape, syn.shape[-1:]):
         raise ShapeError(

@@ -2,13 +2,13 @@
 
 Source: Gidaris and Komodakis, CVPR 2018, as used by Zhao et al. (dataset condensation) and everyone after them.
 The standard block (instance norm, ReLU, average pooling) runs through the fused op; the passes without a graph are in
-``_convnet_fast`` and ``_convnet_dual``.
+``_convnet_fast``, ``_convnet_dual`` and ``_convnet_match``.
 Symbols: P parameters, B images, C channels, S their side, W width, N classes, F features.
 """
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from kdistill.engine.convolutions import Convolution, convolution_for
 from kdistill.engine.layers import EPS
 from kdistill.engine.students import _convnet_dual as dual
 from kdistill.engine.students import _convnet_fast as fast
+from kdistill.engine.students import _convnet_match as matching
 from kdistill.engine.students._student import GradJvp, Slot, Student
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.ops.norm_act_pool import norm_act_pool
@@ -219,6 +220,11 @@ class ConvNet(Student):
 
     def _grad_jvp(self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, want: Sequence[str]) -> GradJvp:
         return dual.grad_jvp(self, theta, images, labels, v, want)
+
+    def _grad_then_images_tangent(
+        self, theta: Tensor, images: Tensor, labels: Tensor, direction: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        return matching.grad_then_images_tangent(self, theta, images, labels, direction)
 
     def convolutions(self, like: Tensor) -> list[Convolution]:
         """Return the convolution of every block for tensors like ``like``."""

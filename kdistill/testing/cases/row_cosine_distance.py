@@ -81,8 +81,8 @@ CASE = OpCase(
     make=_make,
     differentiable=(0, 1),
     tiny=Shape(g=2, r=3, n=5, gap=1),
-    # one row (not of one element: cosines near 1 leave nothing but rounding); primes; a power of two plus one, past one round of a block; no rows; no group; groups with each kind of mask;
-    # past the size for two threads; a real network
+    # one row (not of one element: cosines near 1 leave nothing but rounding); primes; a power of two plus one, past one round of
+    # a block; no rows; no group; groups with each kind of mask; past the size for two threads; a real network
     shapes=[
         Shape(r=1, n=5, gap=0),
         Shape(r=7, n=31, gap=3),
