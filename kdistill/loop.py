@@ -88,11 +88,13 @@ class Outcome:
     finished: bool
 
 
-def sgd_step(snapshot: Snapshot, grads: State, problem: Problem) -> Snapshot:
+def sgd_step(snapshot: Snapshot, grads: State, problem: Problem, carried: State | None = None) -> Snapshot:
     """Return the snapshot after one step of SGD with momentum: ``v <- m*v + g``, ``x <- max(x - lr*v, lower)``."""
     velocity = {name: problem.momentum * snapshot.velocity[name] + grad for name, grad in grads.items()}
-    state = {}
+    state = dict(carried or {})
     for name, x in snapshot.state.items():
+        if name in state:
+            continue
         after = x - problem.step_size(name, snapshot.iteration) * velocity[name]
         state[name] = after.clamp(min=problem.lower[name]) if name in problem.lower else after
     decay = problem.average or 0.0
@@ -197,7 +199,7 @@ class _Loop:
         images = problem.prior.render(now.state, now.iteration)
         step = problem.objective(now.iteration, images, now.state)
         grads = {**problem.prior.pull_back(now.state, step.grad_images, now.iteration), **step.grads}
-        self.snapshot = sgd_step(now, grads, problem)
+        self.snapshot = sgd_step(now, grads, problem, step.carried)
         return step.loss, step.grad_images
 
     def look(self, before: Snapshot, loss: Tensor, grad: Tensor, began: float, first: int) -> None:

@@ -1,4 +1,4 @@
-"""Gradient matching in plain PyTorch: the published loop over classes with ``create_graph``, and one call of torch.func per class.
+"""Gradient matching in plain PyTorch: the published loop over classes with ``create_graph``, and the same by torch.func.
 
 Written from the descriptions in Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching (ICLR 2021), and Zhao and
 Bilen, Dataset Condensation with Differentiable Siamese Augmentation (ICML 2021).  Both return (loss, gradient in the images).

@@ -49,10 +49,11 @@ def train(
     schedule: str = "step",
     augment: Callable[[Tensor, int], Tensor] | None = None,
     nets: int = 1,
+    start: Tensor | None = None,
     gradient: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     on_epoch: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Train fresh networks on a set of images and return their parameters ``[nets, P]``.
+    """Train networks, fresh ones or from ``start``, on a set of images and return their parameters ``[nets, P]``.
 
     Args:
         student: The network.
@@ -69,6 +70,7 @@ def train(
         augment: ``(images, step) -> images``, deterministic in step.  Network g calls it with ``g*steps + step``, where ``steps``
             is the number of steps of a whole run: every network sees its own draws.
         nets: G.
+        start: Parameters to begin with, ``[nets, P]``; None draws fresh ones.  It is not changed.
         gradient: ``(theta, images, labels) -> (loss, direction)`` of a step; None is ``loss_and_grad``.
         on_epoch: Called with (epochs done, ``[nets, P]``) after every epoch; the tensor changes afterwards, clone to keep it.
 
@@ -89,8 +91,13 @@ def train(
     check_labels("train", labels, (images.shape[0],), student.classes)
     if not len(images):
         raise ShapeError("train: expected at least one image, got none; pass the set to train on")
-    drawn = [student.init(generator(make_key(key, "init", g))) for g in range(nets)]
-    thetas = torch.stack(drawn).to(images)
+    if start is None:
+        start = torch.stack([student.init(generator(make_key(key, "init", g))) for g in range(nets)])
+    if tuple(start.shape) != (nets, student.num_params):
+        raise ShapeError(
+            f"train: expected start {[nets, student.num_params]}, got {list(start.shape)}; give every network its own"
+        )
+    thetas = start.to(images, copy=True)
     velocity = torch.zeros_like(thetas)
     step = gradient or student.loss_and_grad
     count, per_epoch = images.shape[0], -(-images.shape[0] // batch_size)

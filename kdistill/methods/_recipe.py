@@ -72,11 +72,13 @@ class Step:
         loss: A scalar.
         grad_images: dL/dimages.
         grads: Gradients of the tensors of the state that are not the prior's, such as ``"label_logits"`` and ``"lr"``.
+        carried: Tensors of the state that are replaced by these, such as a network in training; no step is taken on them.
     """
 
     loss: Tensor
     grad_images: Tensor
     grads: State = field(default_factory=dict)
+    carried: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,8 @@ class Problem:
 
     Attributes:
         prior: Turns the state into images and pulls gradients back.
-        state: The tensors that are optimised: the prior's, and perhaps ``"label_logits" [M, K]`` and ``"lr" []``.
+        state: The tensors that are optimised: the prior's, and perhaps ``"label_logits" [M, K]`` and ``"lr" []``; and those
+            that an iteration hands to the next one (``Step.carried``).
         labels: Hard labels of the synthetic images, int64 ``[M]``, class-major.
         objective: ``(iteration, images, state) -> Step``; a pure function of its arguments and the run's seed.
         learning_rates: Step size of each tensor of the state.

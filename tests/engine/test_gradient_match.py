@@ -167,5 +167,5 @@ def test_refusals():
         gradient_match(student, theta, images, labels[:, 1:], real)
     with pytest.raises(ShapeError, match=r"convert with .to\(syn\)"):
         gradient_match(student, theta, images, labels, real.float())
-    with pytest.raises(ConfigError, match="expected a known distance, got 'cosine_row'.*cosine_rows"):
+    with pytest.raises(ConfigError, match=r"expected a known distance, got 'cosine_row'.*cosine_rows"):
         gradient_match(student, theta, images, labels, real, distance="cosine_row")

@@ -24,8 +24,11 @@ MAPS = 3  # maps of a block that are kept, with the operands made of them: chunk
 
 @dataclass
 class MatchBlock:
-    """One block of one chunk: the operand of its input, the convolution's result, and then, from the backward pass, the gradient
-    of the block's result and the operand of that of the convolution's result."""
+    """One block of one chunk.
+
+    The operand of its input and the convolution's result x; after the backward pass also the gradient of the block's result and
+    the operand of the gradient of x.
+    """
 
     operand: Tensor
     x: Tensor

@@ -1,0 +1,150 @@
+"""What the gradient matching methods share: options, the two loops and the objective.
+
+    for a fresh network theta_0:  for o = 0 .. T-1:
+        S <- one step of SGD on  sum_c D(grad of the loss on S_c, grad on a real batch of class c)  at theta_o
+        theta_{o+1} <- theta_o trained on S for E epochs
+
+One iteration of the loop is one matching step; the network travels in its state, so that a checkpoint holds all there is.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kdistill.data import ImageDataset
+from kdistill.data.sampler import ClassSampler
+from kdistill.engine import Student, train
+from kdistill.engine.gradient_matching import DISTANCES
+from kdistill.engine.students import ConvNet
+from kdistill.errors import ConfigError, NonFiniteError, did_you_mean
+from kdistill.keys import generator, make_key
+from kdistill.methods._recipe import (
+    MethodConfig,
+    Problem,
+    Step,
+    augmentation,
+    balanced_labels,
+    check_at_least_one,
+    check_positive,
+    initial_images,
+)
+from kdistill.objectives.gradient_matching import class_gradient_match
+from kdistill.priors import PixelPrior, State
+
+LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # images per class -> (T, E)
+MOST_STEPS, EPOCHS_IN_ALL = 50, 500  # what the published table follows, for any other number
+STATISTICS_REAL = 16  # real images of each class behind the frozen statistics of batch norm
+
+FAST = {
+    "iterations": 100, "outer_steps": 4, "inner_epochs": 10, "batch_real": 64, "width": 32, "lr_images": 1.0, "init": "k_means",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientConfig(MethodConfig):
+    """Options of gradient matching beside those that every method has; the defaults are the published ones for all data sets.
+
+    Attributes:
+        iterations: Fresh networks; every one is matched ``outer_steps`` times.
+        outer_steps: T, matching steps per network; None follows the images per class.
+        inner_epochs: E, epochs of training on the synthetic images between two matching steps; None follows them too.
+        batch_real: Real images of each class per matching step.
+        batch_train: Synthetic images per step of the network's training.
+        lr_images: Step size of the images (normalised pixels).
+        lr_net: Step size of the network; no momentum, no weight decay.
+        distance: ``"cosine_rows"`` (the published one), ``"cosine"`` or ``"mse"``.
+    """
+
+    iterations: int = 1000
+    outer_steps: int | None = None
+    inner_epochs: int | None = None
+    batch_real: int = 256
+    batch_train: int = 256
+    lr_images: float = 0.1
+    lr_net: float = 0.01
+    distance: str = "cosine_rows"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(self, "outer_steps", "inner_epochs", "batch_real", "batch_train")
+        check_positive(self, "lr_net")
+        if self.distance not in DISTANCES:
+            raise ConfigError(
+                f"distance: expected a known one, got '{self.distance}'; {did_you_mean(self.distance, list(DISTANCES))}"
+            )
+
+    def loops(self, ipc: int) -> tuple[int, int]:
+        """Return (T, E): the published table, and for other numbers of images per class T = min(ipc, 50), E = ceil(500/T)."""
+        steps = min(ipc, MOST_STEPS)
+        steps, epochs = LOOPS.get(ipc, (steps, -(-EPOCHS_IN_ALL // steps)))
+        return self.outer_steps or steps, self.inner_epochs or epochs
+
+
+def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
+    """Return the run: every draw is keyed by its matching step."""
+    student = config.network(data)
+    _check_norm(student, config.norm)
+    steps, epochs = config.loops(ipc)
+    siamese, inner = (
+        augmentation(config.strategy, data, make_key(seed, purpose), siamese=flag, align_corners=False)
+        for purpose, flag in (("augment", True), ("augment training", False))
+    )
+    sampler = ClassSampler(data.train.labels, data.num_classes)
+    seen = data.transform.apply(data.train.images)
+    labels = balanced_labels(data.num_classes, ipc).to(seen.device)
+    per_call = epochs * -(-len(labels) // config.batch_train)  # steps of the network between two matching steps
+
+    def network_at(iteration: int, images: Tensor, theta: Tensor) -> Tensor:
+        if iteration % steps == 0:
+            return student.init(generator(make_key(seed, "student", iteration // steps))).to(images)
+        try:
+            trained = train(
+                student, images, labels, epochs=epochs, lr=config.lr_net, key=make_key(seed, "training", iteration), momentum=0.0,
+                weight_decay=0.0, schedule="constant", batch_size=config.batch_train, start=theta[None],
+                augment=(lambda x, step: inner(x, iteration * per_call + step)) if inner.families else None,
+            )  # fmt: skip
+        except NonFiniteError:
+            raise NonFiniteError(
+                f"distill: expected the network of matching step {iteration} to train on the images, got a loss that is not "
+                f"finite; lower lr_net (now {config.lr_net:g}) or lr_images (now {config.lr_images:g})"
+            ) from None
+        return trained[0]
+
+    def objective(iteration: int, images: Tensor, state: State) -> Step:
+        theta = network_at(iteration, images, state["theta"])
+        rows = sampler.draw(config.batch_real, make_key(seed, "real", iteration)).to(seen.device)
+        loss, grad = class_gradient_match(
+            _frozen(student, theta, seen, sampler, make_key(seed, "statistics", iteration)), theta, seen[rows],
+            data.train.labels[rows], images, labels, distance=config.distance,
+            augment=siamese if siamese.families else None, step=iteration,
+        )  # fmt: skip
+        return Step(loss, grad, carried={"theta": theta})
+
+    images = initial_images(data, ipc, config.init, seed) if start is None else start
+    return Problem(
+        prior=PixelPrior(),
+        state={"images": images.clone(), "theta": images.new_zeros(student.num_params)},
+        labels=labels,
+        objective=objective,
+        learning_rates={"images": config.lr_images},
+        momentum=config.momentum,
+        iterations=config.iterations * steps,
+        schedule=config.schedule,
+        advice="lower lr_images, or lr_net",
+    )
+
+
+def _frozen(student: Student, theta: Tensor, seen: Tensor, sampler: ClassSampler, key: int) -> Student:
+    """Return the student that matches: under batch norm one with the statistics of a few real images of all classes."""
+    if not isinstance(student, ConvNet) or student.norm != "batch":
+        return student
+    rows = sampler.draw(STATISTICS_REAL, key).to(seen.device)
+    return student.with_statistics(student.batch_statistics(theta, seen[rows]))
+
+
+def _check_norm(student: Student, norm: str) -> None:
+    if norm == "batch" and not isinstance(student, ConvNet):
+        raise ConfigError(
+            f"norm: expected 'batch' with student 'convnet' alone, got '{student.name}'; gradients of single classes need frozen "
+            "statistics, use norm 'instance'"
+        )
