@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import _conditions, _table
 from benchmarks._ops import Result, run_op
+from benchmarks.gradient_matching import run_dsa_iteration
 from benchmarks.iteration import run_dm_iteration
 from benchmarks.trajectory import run_training_step, run_trajectory_match
 from kdistill.errors import did_you_mean
@@ -21,6 +22,7 @@ from kdistill.testing.cases import every_case
 
 END_TO_END = {
     "dm_iteration": run_dm_iteration,
+    "dsa_iteration": run_dsa_iteration,
     "training_step": run_training_step,
     "trajectory_match": run_trajectory_match,
 }
@@ -32,7 +34,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "--op",
         action="append",
         metavar="NAME",
-        help="an op, dm_iteration, training_step or trajectory_match; repeat for several; default: all",
+        help="an op, dm_iteration, dsa_iteration, training_step or trajectory_match; repeat for several; default: all",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
