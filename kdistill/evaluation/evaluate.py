@@ -117,6 +117,7 @@ def evaluate(
         peak_bytes=_native.peak_bytes(),
         environment=_native.environment(),
         notes=tuple(_notes(small, data, len(withheld))),
+        student=_made_with(small),
     )
 
 
@@ -156,6 +157,13 @@ def _withheld(small: DistilledDataset) -> float | None:
     """Return the share of training images that the run withheld, if it says so and withheld any."""
     share = _recorded(small, "run", "validation")
     return float(share) if isinstance(share, int | float) and 0.0 < share < 1.0 else None
+
+
+def _made_with(small: DistilledDataset) -> str:
+    """Return the network that the set was made with, if the set says so."""
+    options = _recorded(small, "run", "options")
+    found = options.get("student") if isinstance(options, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 def _name_of(model: str | nn.Module) -> str:

@@ -1,17 +1,17 @@
 """What an evaluation says: rows, a table, what follows from them, and how several distillation seeds are put together."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from kdistill.config import from_mapping
 from kdistill.errors import ConfigError
-from kdistill.evaluation import metrics
+from kdistill.evaluation import architectures, metrics
 from kdistill.evaluation.protocols import Protocol
+from kdistill.evaluation.significance import mean_of, or_none, std_of
+from kdistill.evaluation.tables import plain_table, rich_table
 
 TEXT_COLUMNS = ("set", "network")
 
@@ -55,12 +55,12 @@ class Row:
     @property
     def mean(self) -> float:
         """Mean test accuracy."""
-        return _mean(self.accuracies)
+        return mean_of(self.accuracies)
 
     @property
     def std(self) -> float:
         """Sample standard deviation of the test accuracies (n - 1); NaN for one network."""
-        return _std(self.accuracies)
+        return std_of(self.accuracies)
 
     @property
     def seeds(self) -> str:
@@ -70,8 +70,8 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as a plain mapping, with mean, std and seeds."""
-        summary = {"mean": self.mean, "std": _or_none(self.std), "seeds": self.seeds}
-        return {**asdict(self), **summary, "validation_mean": _or_none(_mean(self.validation))}
+        summary = {"mean": self.mean, "std": or_none(self.std), "seeds": self.seeds}
+        return {**asdict(self), **summary, "validation_mean": or_none(mean_of(self.validation))}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Row":
@@ -96,6 +96,7 @@ class Evaluation:
         peak_bytes: Peak resident memory of the process.
         environment: Versions, threads and instruction set that the numbers belong to.
         notes: What a reader should know, one sentence each.
+        student: Network that the small set was made with; empty where it does not say.
     """
 
     rows: tuple[Row, ...]
@@ -106,6 +107,7 @@ class Evaluation:
     peak_bytes: int = 0
     environment: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    student: str = ""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -181,23 +183,19 @@ class Evaluation:
 
     def table(self) -> Table:
         """Return the table for a terminal."""
-        table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, caption="\n".join(self.summary()), caption_justify="left")
         columns, rows = self._cells()
-        for column in columns:
-            table.add_column(column, justify="left" if column in TEXT_COLUMNS else "right")
-        for row, cells in zip(self.rows, rows, strict=True):
-            table.add_row(*cells, style="bold" if row.kind == "distilled" else None)
-        return table
+        bold = [number for number, row in enumerate(self.rows) if row.kind == "distilled"]
+        return rich_table(columns, rows, self.summary(), TEXT_COLUMNS, bold)
+
+    def across(self) -> Table | None:
+        """Return sets × networks, for a terminal; None for one network."""
+        cells = architectures.cells(self.rows, self.student)
+        return None if cells is None else rich_table(*cells, architectures.TEXT_COLUMNS)
 
     def __str__(self) -> str:
-        """Return the same table as plain text."""
-        columns, rows = self._cells()
-        lines = [columns, *rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-        sides = ["<" if column in TEXT_COLUMNS else ">" for column in columns]
-        plain = ["  ".join(f"{c:{side}{w}}" for c, side, w in zip(line, sides, widths, strict=True)) for line in lines]
-        rule = "-" * len(plain[0])
-        return "\n".join([plain[0], rule, *plain[1:], rule, *self.summary()])
+        """Return the same tables as plain text."""
+        text, cells = plain_table(*self._cells(), self.summary(), TEXT_COLUMNS), architectures.cells(self.rows, self.student)
+        return text if cells is None else f"{text}\n\n{plain_table(*cells, architectures.TEXT_COLUMNS)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain mapping, for ``metrics.json``."""
@@ -215,6 +213,7 @@ class Evaluation:
             "peak_bytes": self.peak_bytes,
             "environment": dict(self.environment),
             "notes": list(self.notes),
+            "student": self.student,
         }
 
     @classmethod
@@ -231,6 +230,7 @@ class Evaluation:
                 protocol=from_mapping(Protocol, content["protocol"], where="evaluation.protocol"),
                 seeds=tuple(content["seeds"]),
                 notes=tuple(content["notes"]),
+                student=str(content.get("student", "")),
                 **given,
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -292,6 +292,7 @@ def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
         seconds=sum(evaluation.seconds for evaluation in evaluations),
         peak_bytes=max(evaluation.peak_bytes for evaluation in evaluations),
         notes=tuple(dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes)),
+        student=first.student if all(other.student == first.student for other in evaluations) else "",
     )
 
 
@@ -323,8 +324,8 @@ def percent(values: Sequence[float]) -> str:
     """Return ``"93.21 ± 0.34"`` from shares; no ± for a single one, ``"-"`` for none."""
     if not values:
         return "-"
-    spread = "" if len(values) < 2 else f" ± {100 * _std(values):.2f}"
-    return f"{100 * _mean(values):.2f}{spread}"
+    spread = "" if len(values) < 2 else f" ± {100 * std_of(values):.2f}"
+    return f"{100 * mean_of(values):.2f}{spread}"
 
 
 def size_text(nbytes: int) -> str:
@@ -342,18 +343,3 @@ def _eight_bit_sentence(cost: float) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _std(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return math.nan
-    mean = _mean(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))

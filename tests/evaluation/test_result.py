@@ -157,3 +157,21 @@ def test_merge_refuses_what_does_not_belong_together(evaluations, message):
 def test_an_unknown_row_is_named():
     with pytest.raises(ConfigError, match="evaluate with that baseline"):
         evaluation().row("full")
+
+
+def test_across_architectures_the_same_network_is_first_and_the_others_are_summed_up():
+    rows = (
+        row(model="mlp", accuracies=(0.6, 0.7)), row(model="vit", accuracies=(0.8, 0.9)), row(accuracies=(0.9, 1.0)),
+        row("dm, 8 bits", "variant", (0.1, 0.1)), row("random", "baseline", (0.5, 0.5), model="vit"),
+    )  # fmt: skip
+    found = evaluation(*rows, student="convnet")
+    lines = str(found).split("\n\n")[-1].splitlines()
+    assert lines[0].split() == ["set", "convnet", "(same)", "mlp", "vit", "others"]
+    assert lines[2].split() == ["dm", "95.0", "±", "7.1", "65.0", "±", "7.1", "85.0", "±", "7.1", "75.0", "±", "14.1"]
+    assert lines[3].split() == ["random", "-", "-", "50.0", "±", "0.0", "50.0"]
+    assert "8 bits" not in "".join(lines)
+    again = Evaluation.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert str(again) == str(found)
+    assert found.across().row_count == 2
+    assert evaluation(row(), student="convnet").across() is None
+    assert "no column is marked" in str(evaluation(row(), row(model="mlp")))
