@@ -14,10 +14,12 @@ from typing import Any
 from kdistill._version import __version__
 
 _HOMES = {
+    "compare": "kdistill.comparing",
     "distill": "kdistill.api",
     "evaluate": "kdistill.api",
     "load_data": "kdistill.api",
     "plan": "kdistill.planning",
+    "sweep": "kdistill.sweeping",
     "train_experts": "kdistill.api",
     "DistilledDataset": "kdistill.artifacts",
 }
@@ -27,6 +29,7 @@ __all__ = [
     "DistilledDataset",
     "__version__",
     "augment",
+    "compare",
     "distill",
     "engine",
     "errors",
@@ -34,6 +37,7 @@ __all__ = [
     "load_data",
     "ops",
     "plan",
+    "sweep",
     "train_experts",
 ]
 

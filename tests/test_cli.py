@@ -37,7 +37,9 @@ def _seconds(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
-@pytest.mark.parametrize("command", ["demo", "distill", "evaluate", "experts", "plan", "methods", "export", "doctor", "bench"])
+@pytest.mark.parametrize(
+    "command", ["demo", "distill", "evaluate", "experts", "plan", "sweep", "compare", "methods", "export", "doctor", "bench"]
+)
 def test_every_command_has_two_examples(command):
     result = invoke(command, "--help")
     assert result.exit_code == 0

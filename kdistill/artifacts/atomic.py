@@ -16,6 +16,11 @@ from pathlib import Path
 
 from kdistill.errors import DataError
 
+try:
+    import fcntl
+except ImportError:  # Windows: without locks, as on file systems that have none
+    fcntl = None  # type: ignore[assignment]
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _counter = itertools.count()
 
@@ -70,6 +75,43 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_folder(path.parent)
+
+
+@contextmanager
+def locked(path: str | Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of ``path`` against other processes and threads, so that reading, changing and writing it is one step.
+
+    The lock is that of a hidden file beside ``path``, which stays; a killed process lets go of it.  Where the file system has
+    no locks, nothing is held.
+
+    Args:
+        path: File or folder; it need not exist.
+        wait: Wait for the holder; else yield False while there is one.
+
+    Raises:
+        DataError: The place cannot be written.
+    """
+    path = Path(os.path.realpath(path))
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path.with_name(f".{path.name[:200]}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield _take_lock(handle, wait)
+    finally:
+        os.close(handle)
+
+
+def _take_lock(handle: int, wait: bool) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from kdistill.cli import _tables
+from kdistill.cli._shared import Device, Options, Protocol, Seed, Threads, _examples, _one_sentence
 
 app = typer.Typer(
     name="kdistill",
@@ -17,31 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-Options = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set an option; may be repeated.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the run (default 0).")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
-Protocol = Annotated[str, typer.Option(help="Evaluation protocol: quick, bench or paper.")]
-
-
-def _examples(*lines: str) -> str:
-    return "Examples:\n\n" + "\n\n".join(f"`{line}`" for line in lines)
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Turn an error that the user caused into one sentence and exit status 2; Ctrl-C into 130."""
-    from kdistill.errors import KDistillError
-
-    try:
-        yield
-    except KDistillError as error:
-        typer.echo(f"kdistill: {error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("\nkdistill: interrupted", err=True)
-        raise typer.Exit(130) from None
 
 
 def _seen(data: str, size: int | None, normalisation: str, quiet: bool = False) -> Any:
@@ -179,7 +155,7 @@ def _effective(run: Any) -> str:
 
 @app.command(
     epilog=_examples(
-        "kdistill evaluate out/digits", "kdistill evaluate out/digits --models convnet,mlp,resnet18 --protocol bench --nets 3"
+        "kdistill evaluate out/digits", "kdistill evaluate out/digits --models convnet,alexnet,vgg11,resnet18,vit --nets 3"
     )
 )
 def evaluate(
@@ -191,6 +167,7 @@ def evaluate(
     nets: Annotated[int | None, typer.Option(help="Networks per row.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
     size: Annotated[int | None, typer.Option(help="Resize the real images to this side.")] = None,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Train fresh networks on the small set and on baselines, and test them on real data."""
@@ -199,7 +176,7 @@ def evaluate(
         from kdistill.artifacts import DistilledDataset
         from kdistill.errors import DataError
 
-        use(threads)
+        use(threads, device)
         if not artefact.exists():
             raise DataError(f"evaluate: expected an artefact, got nothing at {artefact}; check the path")
         small = DistilledDataset.from_pretrained(artefact) if artefact.is_dir() else None
@@ -212,7 +189,8 @@ def evaluate(
         other = _made_from_other(small, seen)
         out = artefact if artefact.is_dir() and not other else None
         wanted = tuple(b for b in baselines.split(",") if b)
-        _evaluate_and_save(small, seen, out, protocol, tuple(models.split(",")), wanted, nets, seed)
+        networks = tuple(name for name in models.split(",") if name)
+        _evaluate_and_save(small, seen, out, protocol, networks, wanted, nets, seed, device)
         if other:
             typer.echo(f"not saved in {artefact}: it was made from other data than {seen.source} as loaded here", err=True)
 
@@ -238,14 +216,18 @@ def _made_from_other(small: Any, data: Any) -> bool:
 
 def _evaluate_and_save(
     small: Any, data: Any, out: Path | None, protocol: str, models: tuple[str, ...], baselines: tuple[str, ...],
-    nets: int | None, seed: int,
+    nets: int | None, seed: int, device: str | None = None,
 ) -> None:  # fmt: skip
     from kdistill.evaluation import evaluate as run
     from kdistill.progress import console, status_line
 
     with status_line("evaluating") as say:
-        result = run(small, data, protocol=protocol, models=models, baselines=baselines, nets=nets, seed=seed, progress=say)
+        result = run(
+            small, data, protocol=protocol, models=models, baselines=baselines, nets=nets, seed=seed, device=device, progress=say
+        )
     console().print(result.table())
+    if (across := result.across()) is not None:
+        console().print(across)
     if out is not None:
         small.with_metrics(evaluation=result.to_dict()).save_pretrained(out)
 
@@ -361,10 +343,13 @@ def bench(context: typer.Context) -> None:
     with _one_sentence():
         from kdistill.errors import ConfigError
 
-        root = Path(__file__).parents[1]
+        root = Path(__file__).parents[2]
         if not (root / "benchmarks" / "run.py").exists():
             raise ConfigError("bench: expected a checkout of the project, got an installed package; clone it first")
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.run", *context.args])
+
+
+_tables.add_to(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,32 @@
+"""What the commands share: options, examples, and how errors are shown."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+Options = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set an option; may be repeated.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the run (default 0).")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
+Protocol = Annotated[str, typer.Option(help="Evaluation protocol: quick, bench or paper.")]
+
+
+def _examples(*lines: str) -> str:
+    return "Examples:\n\n" + "\n\n".join(f"`{line}`" for line in lines)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn an error that the user caused into one sentence and exit status 2; Ctrl-C into 130."""
+    from kdistill.errors import KDistillError
+
+    try:
+        yield
+    except KDistillError as error:
+        typer.echo(f"kdistill: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("\nkdistill: interrupted", err=True)
+        raise typer.Exit(130) from None
