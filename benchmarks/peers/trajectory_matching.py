@@ -1,4 +1,5 @@
-"""Trajectory matching in plain PyTorch: the published unroll, TESLA's two passes, and the adjoint by torch.func.
+"""Trajectory matching in plain PyTorch: the published unroll, TESLA's two passes, and the adjoint by torch.func, compiled
+or not.
 
 Written from the descriptions in Cazenavette et al., Dataset Distillation by Matching Training Trajectories (CVPR 2022), and Cui
 et al., Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory (ICML 2023).  Every function returns (loss, gradient
@@ -6,11 +7,14 @@ in the images, gradient in the step size) of ``|theta_N - target|^2 / |start - t
 """
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
+
+from benchmarks.peers import differentiable_optimisers as libraries
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -43,19 +47,41 @@ def unroll(net: nn.Module, start: Tensor, target: Tensor, images: Tensor, labels
     return loss.detach(), *torch.autograd.grad(loss, [images, alpha])
 
 
+class Passes:
+    """The two passes that the adjoint takes, by ``torch.func``, as they are or compiled."""
+
+    def __init__(self, net: nn.Module, compiler: str | None = None):
+        model = Flat(net)
+        both = grad(model.loss, argnums=(0, 1))
+
+        def tangents(theta: Tensor, lam: Tensor, images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+            return jvp(lambda t: both(t, images, labels), (theta,), (lam,))
+
+        self.gradient, self.tangents = model.gradient, tangents
+        if compiler:
+            self.gradient = torch.compile(grad(model.loss), backend=compiler)
+            self.tangents = torch.compile(tangents, backend=compiler)
+
+
 def forward_over_reverse(
-    net: nn.Module, start: Tensor, target: Tensor, images: Tensor, labels: Tensor, lr: float, steps: int
+    net: nn.Module,
+    start: Tensor,
+    target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: float,
+    steps: int,
+    passes: Passes | None = None,
 ) -> Gradients:
     """Walk back with ``torch.func``: the derivative of (gradient in theta and images) in the direction lambda, step by step."""
-    model, thetas = Flat(net), [start]
+    passes, thetas = passes or Passes(net), [start]
     for _ in range(steps):
-        thetas.append(thetas[-1] - lr * model.gradient(thetas[-1], images, labels))
+        thetas.append(thetas[-1] - lr * passes.gradient(thetas[-1], images, labels))
     scale = (start - target).square().sum()
     loss, lam = (thetas[-1] - target).square().sum() / scale, 2 * (thetas[-1] - target) / scale
     total, slope = torch.zeros_like(images), start.new_zeros(())
-    both = grad(model.loss, argnums=(0, 1))
     for theta in reversed(thetas[:-1]):
-        (g, _), (hvp, cross) = jvp(lambda t: both(t, images, labels), (theta,), (lam,))
+        (g, _), (hvp, cross) = passes.tangents(theta, lam, images, labels)
         total -= lr * cross
         slope -= g @ lam
         lam = lam - lr * hvp
@@ -81,4 +107,24 @@ def tesla(net: nn.Module, start: Tensor, target: Tensor, images: Tensor, labels:
     return rest.square().sum() / scale, total, -2 * (whole @ rest) / scale
 
 
-EXACT: dict[str, Callable[..., Gradients]] = {"published unroll": unroll, "torch.func": forward_over_reverse}
+_compiled: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()
+
+
+def compiled_forward_over_reverse(
+    net: nn.Module,
+    start: Tensor,
+    target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: float,
+    steps: int,
+    compiler: str = "inductor",
+) -> Gradients:
+    """Return the same through ``torch.compile``; the first call for a network takes a minute or two."""
+    if net not in _compiled:
+        _compiled[net] = Passes(net, compiler)
+    return forward_over_reverse(net, start, target, images, labels, lr, steps, _compiled[net])
+
+
+COMPILED = "torch.func, compiled"
+EXACT: dict[str, Callable[..., Gradients]] = {"published unroll": unroll, "torch.func": forward_over_reverse, **libraries.EXACT}

@@ -19,6 +19,33 @@ def test_exact_peers_compute_our_gradient(small, name):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_the_compiled_peer_compiles_both_passes_once_per_network(small, monkeypatch):
+    compiled = []  # tracing alone takes ten seconds; the benchmark checks what the compiler makes before it times it
+    monkeypatch.setattr(torch, "compile", lambda function, backend: compiled.append(backend) or function)
+    for _ in range(2):
+        for ours, theirs in zip(small.ours(), small.published(peer.COMPILED), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert compiled == ["inductor"] * 2
+
+
+def test_peers_that_are_absent_wrong_or_broken_are_named(small, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("no\nkernel")
+
+    def wrong(*arguments):
+        return tuple(2 * x for x in peer.unroll(*arguments))
+
+    monkeypatch.setattr(peer, "EXACT", {"published unroll": peer.unroll, "wrong": wrong, "broken": broken})
+    monkeypatch.setattr(peer.libraries, "ABSENT", {"higher": "absent: No module named 'higher'; pip install -e '.[peers]'"})
+    found = trajectory.contestants(small, quick=True)
+    assert found["published unroll"] == "ok"
+    assert found["wrong"].startswith("wrong: differs from ours by 1.0e+00")
+    assert found["broken"] == "failed: RuntimeError: no kernel"
+    assert found["higher"].startswith("absent: ")
+    assert found[peer.COMPILED].startswith("left out: ")
+
+
 def test_the_tesla_peer_computes_our_truncated_gradient(small):
     for ours, theirs in zip(small.ours("tesla"), small.published("published TESLA"), strict=True):
         torch.testing.assert_close(ours, theirs)
