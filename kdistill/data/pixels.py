@@ -1,8 +1,8 @@
 """Pictures and arrays of any kind to float32 ``[N, C, H, W]`` in pixel space.
 
 The steps, in this order: layout (channels first), known integer scales, alpha over white, resize and centre crop, one size, one
-number of channels, one value range.  Between the steps pixels are uint8 in 0..255, or float32 whose range is settled last, over
-all splits together.
+number of channels, one value range.  Between the steps pixels are uint8 in 0..255, float64 in 0..1 (``KNOWN``: 16-bit pictures
+and whatever else has a scale that its type says), or float32 whose range is settled last, over all splits together.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +16,7 @@ from torch import Tensor
 from kdistill.data.raw import counted, unusable
 from kdistill.errors import ConfigError, DataError
 
+KNOWN = torch.float64  # the type says "in 0..1 already": such pixels have no part in settling the range of others
 ALPHA = "alpha laid over white"
 CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, colour, colour and alpha
 CHUNK = 256  # images that are resized at a time
@@ -35,7 +36,7 @@ def decode(source: Any, name: str, notes: list[str]) -> Tensor:
     """Read a picture from a path or a binary stream; ``name`` is what messages call it.
 
     Returns:
-        ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or float32 in [0, 1] for 16-bit grey.  Alpha lies over white.
+        ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or ``KNOWN`` for 16-bit grey.  Alpha lies over white.
 
     Raises:
         DataError: The file is no picture, truncated or damaged.
@@ -56,7 +57,7 @@ def from_pil(picture: Image.Image, notes: list[str]) -> Tensor:
         values = np.asarray(picture).astype(np.float32)
         if values.size and (values.min() < 0 or values.max() > 65535):
             raise ValueError("32-bit grey values beyond 16 bits")
-        return torch.from_numpy(values / np.float32(65535))[None]
+        return torch.from_numpy(values / np.float32(65535))[None].to(KNOWN)
     kind = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
@@ -103,10 +104,9 @@ def collect(images: Iterable[Tensor], size: int | None, name: Name) -> Tensor:
     if not rows:
         raise unusable("images", "none", "add images")
     rows = same_channels(rows)
-    floats = [row for row in rows if row.dtype != torch.uint8]
-    if floats and len(floats) < len(rows):
-        highest = max((float(row.max()) for row in floats if row.numel()), default=0.0)
-        rows = [row.float() if highest > BRIGHT else _unit(row) for row in rows]  # 0..255: bytes wait for the common factor
+    if len({row.dtype for row in rows}) > 1:
+        highest = max((float(row.max()) for row in rows if row.dtype == torch.float32 and row.numel()), default=0.0)
+        rows = [_byte_range(row) if highest > BRIGHT else _unit(row) for row in rows]  # 0..255: all wait for the common factor
     return torch.stack(rows)
 
 
@@ -118,6 +118,8 @@ def square(images: Tensor, size: int) -> Tensor:
     height, width = images.shape[2:]
     if (height, width) == (size, size) or not images.numel():
         return images
+    if images.dtype == KNOWN:
+        return square(images.float(), size).to(KNOWN)
     scale = size / min(height, width)
     shape = [max(size, round(height * scale)), max(size, round(width * scale))]
     top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
@@ -152,9 +154,9 @@ def to_unit_range(parts: dict[str, Tensor], name: Callable[[str, int], str], not
         raise _size_error(f"square images, got {_size(parts[first])}")
     for part, images in parts.items():
         _check_finite(part, images, name)
-    factor = _factor([images for images in parts.values() if images.dtype != torch.uint8 and images.numel()], notes)
+    factor = _factor([images for images in parts.values() if images.dtype == torch.float32 and images.numel()], notes)
     # always a copy: the data set must not change when its source does
-    scaled = [_unit(images) if images.dtype == torch.uint8 else (images * factor).clamp_(0.0, 1.0) for images in parts.values()]
+    scaled = [(images * factor).clamp_(0.0, 1.0) if images.dtype == torch.float32 else _unit(images) for images in parts.values()]
     return {part: images.contiguous() for part, images in zip(parts, same_channels(scaled), strict=True)}
 
 
@@ -202,11 +204,11 @@ def _tensor(values: Any, name: str) -> Tensor:
 
 
 def _known_scale(values: Tensor) -> Tensor:
-    """Return uint8, or float32; a type whose largest value is known is scaled to [0, 1], any other keeps its values."""
+    """Return uint8, ``KNOWN`` for a type whose largest value is known, or float32 with the values as they are."""
     if values.dtype in (torch.uint8, torch.float32):
         return values
     if values.dtype == torch.uint16:
-        return values.to(torch.int32).float() / 65535
+        return (values.to(torch.int32).float() / 65535).to(KNOWN)
     return values.float()
 
 
@@ -225,14 +227,21 @@ def _over_white(images: Tensor, notes: list[str]) -> Tensor:
     if images.shape[1] in (1, 3) or not images.numel():
         return images[:, : 1 if images.shape[1] < 3 else 3]
     _note(notes, ALPHA)
-    pixels = _unit(images)
-    white = 255.0 if float(pixels.max()) > 1.0 + SLACK else 1.0
+    pixels, is_known = _unit(images), images.dtype != torch.float32
+    white = 1.0 if is_known or float(pixels.max()) <= 1.0 + SLACK else 255.0
     colour, alpha = pixels[:, :-1], pixels[:, -1:] / white
-    return colour * alpha + white * (1.0 - alpha)
+    laid = colour * alpha + white * (1.0 - alpha)
+    return laid.to(KNOWN) if is_known else laid
 
 
 def _unit(images: Tensor) -> Tensor:
-    return images.float().div_(255) if images.dtype == torch.uint8 else images
+    """Return float32 in 0..1 (float32 as it is)."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def _byte_range(images: Tensor) -> Tensor:
+    """Return float32 in 0..255 (float32 as it is)."""
+    return images.float().mul_(255) if images.dtype == KNOWN else images.float()
 
 
 def _note(notes: list[str], text: str) -> None:

@@ -23,7 +23,7 @@ class Part:
     """One split as its source has it.
 
     Attributes:
-        images: ``[N, C, H, W]``, uint8, or float32 whose range is not settled yet.
+        images: ``[N, C, H, W]``, uint8, float64 in 0..1, or float32 whose range is not settled yet.
         labels: ``[N]``, whole numbers or text.
         names: Class names if the source has them; number ``k`` in ``labels`` then means ``names[k]``.
         present_only: Drop names that no image has: the part is a subset of a larger set.

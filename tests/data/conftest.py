@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data._sources import SIDE, N
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
@@ -43,3 +45,10 @@ def tree(tmp_path, picture) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def colour() -> tuple[np.ndarray, np.ndarray]:
+    """Return the small colour images and labels that most tests load."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8), np.arange(N) % 3
