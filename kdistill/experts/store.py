@@ -4,6 +4,7 @@
     expert-00000.safetensors  snapshots [epochs + 1, P] float32
 
 A shard is written whole or not at all and entered in the index afterwards, so a killed training loses one expert at most.
+Processes that share a folder enter their shards one after the other (a lock beside the index).
 Symbols: E epochs, P parameters.
 """
 
@@ -17,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdistill.artifacts.atomic import write_atomic
+from kdistill.artifacts.atomic import locked, write_atomic
 from kdistill.artifacts.tensors import encode, to_json
 from kdistill.errors import ConfigError, DataError
 
@@ -91,10 +92,11 @@ class TrajectoryStore:
         if bool((snapshots[1:] == snapshots[:-1]).all(1).any()):
             raise DataError(f"experts: expected every epoch to change expert {expert}, got equal snapshots; store clones")
         data = encode({TENSOR: snapshots.float()}, {"expert": expert, "identity": self.index["identity"]})
-        write_atomic(self.folder / _name(expert), data)
-        self._take_over()
-        self.index["shards"][_name(expert)] = hashlib.sha256(data).hexdigest()
-        write_atomic(self.folder / INDEX, to_json(self.index))
+        with locked(self.folder / INDEX):  # or another process's entry, made between our reading and writing, would be lost
+            write_atomic(self.folder / _name(expert), data)
+            self._take_over()
+            self.index["shards"][_name(expert)] = hashlib.sha256(data).hexdigest()
+            write_atomic(self.folder / INDEX, to_json(self.index))
 
     def _take_over(self) -> None:
         """Add to the index what another process entered in the one on the disk."""

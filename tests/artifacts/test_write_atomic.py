@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdistill.artifacts import DistilledDataset, save_checkpoint, write_atomic
-from kdistill.artifacts.atomic import _amount, new_folder, remove_leftovers
+from kdistill.artifacts.atomic import _amount, locked, new_folder, remove_leftovers
 from kdistill.errors import DataError
 
 
@@ -98,3 +98,19 @@ def test_leftovers_of_dead_processes_go_and_others_stay(tmp_path):
     remove_leftovers(tmp_path / "file")
     assert sorted(os.listdir(tmp_path)) == sorted(names[2:])
     remove_leftovers(Path(tmp_path / "missing" / "file"))
+
+
+def test_a_lock_is_held_by_one_and_let_go(tmp_path):
+    with locked(tmp_path / "new" / "file"), locked(tmp_path / "new" / "file", wait=False) as second:
+        assert not second
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "new" / "file"):
+        raise ZeroDivisionError
+    with locked(tmp_path / "new" / "file", wait=False) as again:
+        assert again
+    assert not (tmp_path / "new" / "file").exists()
+
+
+def test_a_lock_in_a_place_that_cannot_be_written_is_explained(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="expected a place that can be written"), locked(tmp_path / "file" / "x"):
+        pass

@@ -1,6 +1,8 @@
 """Expert training and the trajectory store."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 from kdistill.engine import build_student, loss_and_grad
 from kdistill.errors import ConfigError, DataError
 from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert, train_experts
+from kdistill.experts import store as store_module
 from kdistill.experts.store import INDEX
 from kdistill.experts.training import gradient_of
 from kdistill.keys import generator
@@ -138,6 +141,28 @@ def test_two_processes_keep_each_others_experts(images, tmp_path):
     ours.add(2, train_expert(SPEC, STUDENT, *images, 2))
     assert len(ours) == len(store_in(tmp_path)) == 3
     assert torch.equal(ours.snapshot(1, 2), theirs.snapshot(1, 2))
+
+
+def test_writers_at_the_same_time_lose_no_entry(tmp_path, monkeypatch):
+    read = store_module._read_index
+
+    def slowly(path):  # between reading and writing is where another writer would be lost
+        found = read(path)
+        time.sleep(0.02)
+        return found
+
+    monkeypatch.setattr(store_module, "_read_index", slowly)
+
+    def write(first):
+        store = TrajectoryStore(tmp_path, IDENTITY, num_params=2, epochs=1)
+        for expert in range(first, 12, 4):
+            store.add(expert, torch.tensor([[0.0, 1.0], [2.0, float(expert)]]))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    monkeypatch.undo()
+    store = TrajectoryStore(tmp_path, IDENTITY)
+    assert [float(store.snapshot(expert, 1)[1]) for expert in range(12)] == [float(expert) for expert in range(12)]
 
 
 def test_a_forgotten_expert_does_not_come_back_from_the_disk(images, tmp_path):
