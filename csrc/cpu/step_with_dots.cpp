@@ -5,7 +5,7 @@
 // float64 registers; the blocks are added in order, so that no bit depends on the number of threads.
 #include "common/check.hpp"
 #include "cpu/ops.hpp"
-#include "cpu/wide.hpp"
+#include "cpu/vectors.hpp"
 
 namespace kd::KD_ISA {
 namespace {

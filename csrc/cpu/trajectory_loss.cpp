@@ -7,7 +7,7 @@
 // The blocks are added in order, in float64: no bit depends on the number of threads.
 #include "common/check.hpp"
 #include "cpu/ops.hpp"
-#include "cpu/wide.hpp"
+#include "cpu/vectors.hpp"
 
 namespace kd::KD_ISA {
 namespace {
