@@ -196,11 +196,15 @@ def accuracy_table(path: Path) -> str:
 
 def write_readme(readme: Path = README, results: Path = RESULTS) -> None:
     """Replace what stands between the markers by tables of all committed rows."""
+    from benchmarks import _growth  # which reads rows
+
     accuracy = results / ACCURACY
     rows = [row for path in sorted(results.glob("*.csv")) if path != accuracy for row in read_rows(path)]
+    rest_of_rows = [row for row in rows if not row.op.endswith(_growth.SUFFIX)]
     lost = "\n".join(losses(rows)) or ("- nowhere in the rows below." if rows else "- not known: no rows are committed yet.")
     text = readme.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    made = f"### Where a peer is faster\n\n{lost}\n\n{accuracy_table(accuracy)}\n{table(rows)}"
+    made = f"### Where a peer is faster\n\n{lost}\n\n{accuracy_table(accuracy)}\n{_growth.section(rows)}{table(rest_of_rows)}"
+    _growth.write_picture(rows, readme.parent / _growth.PICTURE)
     readme.write_text(f"{before}{BEGIN}\n\n{made}\n{END}{after}")

@@ -8,6 +8,7 @@ benchmarks/results/<machine>.csv, where a rerun replaces its own, and benchmarks
 import argparse
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from benchmarks import _conditions, _table
 from benchmarks._ops import Result, run_op
 from benchmarks.gradient_matching import run_dsa_iteration
+from benchmarks.growth import run_growth
 from benchmarks.iteration import run_dm_iteration
 from benchmarks.trajectory import run_training_step, run_trajectory_match
 from kdistill.errors import did_you_mean
@@ -25,6 +27,8 @@ END_TO_END = {
     "dsa_iteration": run_dsa_iteration,
     "training_step": run_training_step,
     "trajectory_match": run_trajectory_match,
+    "trajectory_growth": partial(run_growth, "trajectory_growth"),
+    "dm_growth": partial(run_growth, "dm_growth"),
 }
 
 
@@ -34,7 +38,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "--op",
         action="append",
         metavar="NAME",
-        help="an op, dm_iteration, dsa_iteration, training_step or trajectory_match; repeat for several; default: all",
+        help=f"an op, {', '.join(END_TO_END)}; repeat for several; default: all but the growth",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
@@ -53,7 +57,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--threads: expected 1 or more, got {options.threads}; leave it out for all")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: expected a device that is there, got cuda; this torch sees no GPU")
-    options.op = options.op or known
+    options.op = options.op or [name for name in known if not name.endswith("_growth")]  # minutes of their own
     return options
 
 
