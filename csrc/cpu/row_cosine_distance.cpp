@@ -6,7 +6,7 @@
 // A row belongs to one thread, and the values are added in order: no bit depends on the number of threads.
 #include "common/check.hpp"
 #include "cpu/ops.hpp"
-#include "cpu/wide.hpp"
+#include "cpu/vectors.hpp"
 
 namespace kd::KD_ISA {
 namespace {
