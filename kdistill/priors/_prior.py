@@ -1,0 +1,100 @@
+"""The door between the loop and a parameterisation of images, and what every rendered parameterisation shares.
+
+Symbols: M images; a state is a dictionary of named tensors.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kdistill.errors import ConfigError
+from kdistill.keys import generator, make_key
+
+State = dict[str, Tensor]
+
+
+class Prior(Protocol):
+    """The door between the loop and a parameterisation of images."""
+
+    def render(self, state: State, iteration: int) -> Tensor:
+        """Return the images ``[M, C, H, W]`` as networks see them; no graph."""
+
+    def pull_back(self, state: State, grad_images: Tensor, iteration: int) -> State:
+        """Return the gradient in the prior's tensors of ``state``, given ``dL/dimages`` of the same rendering."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard normal draws for some images: a function of key, image and place, never of the chunk that the image is in.
+
+    Attributes:
+        key: Of the rendering.
+        rows: Numbers of the images, in the order of the chunk.
+    """
+
+    key: int
+    rows: range
+
+    def normal(self, place: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return ``[len(rows), *shape]`` with dtype and device of ``like``; ``place`` names who asks."""
+        draws = [torch.randn(shape, generator=generator(make_key(self.key, place, row))) for row in self.rows]
+        return torch.stack(draws).to(like)
+
+
+class RenderedPrior(ABC):
+    """A prior whose images are computed: rendered in chunks without a graph, and again with one for the gradient.
+
+    Both renderings of an iteration draw the same noise, so the gradient is that of the images which the objective saw; memory is
+    that of one chunk.  A subclass writes ``draw`` with differentiable operations and names its tensors.
+    """
+
+    chunk: int  # images that have a graph at one time
+    key: int  # of the noise
+
+    @abstractmethod
+    def draw(self, state: State, noise: Noise) -> Tensor:
+        """Return the images of a chunk as networks see them; ``state`` holds the rows of the chunk, differentiable."""
+
+    @abstractmethod
+    def is_per_image(self, name: str) -> bool | None:
+        """Say of a tensor of the state whether it has a row per image, belongs to all images, or (None) is not the prior's."""
+
+    def render(self, state: State, iteration: int) -> Tensor:
+        """Return the images ``[M, C, H, W]`` as networks see them; no graph."""
+        with torch.no_grad():
+            return torch.cat([self.draw(part, noise) for part, noise in self._parts(state, iteration)])
+
+    def pull_back(self, state: State, grad_images: Tensor, iteration: int) -> State:
+        """Return the gradient in the prior's tensors, given ``dL/dimages`` of the rendering of this iteration.
+
+        Cost: one rendering, and its backward pass; memory of one chunk and of the gradient.
+        """
+        grads = {name: torch.zeros_like(x) for name, x in state.items() if self.is_per_image(name) is not None}
+        for part, noise in self._parts(state, iteration):
+            leaves = {name: x.detach().requires_grad_() for name, x in part.items()}
+            with torch.enable_grad():
+                images = self.draw(leaves, noise)
+            rows = slice(noise.rows.start, noise.rows.stop)
+            found = torch.autograd.grad(images, list(leaves.values()), grad_images[rows], materialize_grads=True)
+            for name, grad in zip(leaves, found, strict=True):
+                (grads[name][rows] if self.is_per_image(name) else grads[name]).add_(grad)
+        return grads
+
+    def _parts(self, state: State, iteration: int) -> Iterator[tuple[State, Noise]]:
+        """Yield the prior's tensors of every chunk, and its noise."""
+        if self.chunk < 1:
+            raise ConfigError(f"chunk: expected at least 1, got {self.chunk}; raise it")
+        key = make_key(self.key, "noise", iteration)
+        count = next(len(x) for name, x in state.items() if self.is_per_image(name))
+        for start in range(0, count, self.chunk):
+            rows = range(start, min(start + self.chunk, count))
+            part = {}
+            for name, x in state.items():
+                per_image = self.is_per_image(name)
+                if per_image is not None:
+                    part[name] = x[rows.start : rows.stop] if per_image else x
+            yield part, Noise(key, rows)

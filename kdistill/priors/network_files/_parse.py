@@ -1,0 +1,215 @@
+"""A pickle read as text: its opcodes build plain values and records of what the file *names*, and nothing is ever run.
+
+``pickle.Unpickler`` imports what a file names and calls it; a restricted one still calls what its list allows.  Here a name stays
+a ``Name``, a call a ``Made`` with its arguments, so a file can only describe.  What the records mean is decided elsewhere, by a
+closed table.  Opcodes: the documentation of ``pickletools`` (protocols 0 to 5).
+"""
+
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+MARK = object()
+
+_IGNORED = ("PROTO", "FRAME")
+_VALUES = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+}  # fmt: skip
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": list,  # what is in a set is not looked at, and need not be hashed
+}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_FROM_MARK: dict[str, Callable[[list[Any]], Any]] = {
+    "TUPLE": tuple,
+    "LIST": list,
+    "DICT": lambda flat: dict(_pairs(flat)),
+    "FROZENSET": list,
+}
+_PLAIN_KEYS = (str, bytes, int, float, type(None))
+
+
+class NotReadable(Exception):
+    """The bytes are no pickle, or use an opcode that a network file has no use for."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """Something that the file names and that was not imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False)
+class Made:
+    """Something that the file asks to make and that was not made.
+
+    Attributes:
+        maker: A ``Name``, or another record.
+        arguments: Of the call.
+        state: What ``__setstate__`` would get.
+        items: What would be set by key.
+        entries: What would be appended or added.
+    """
+
+    maker: Any
+    arguments: tuple[Any, ...]
+    state: Any = None
+    items: dict[Any, Any] = field(default_factory=dict)
+    entries: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A persistent id: the file names something that is kept outside the pickle."""
+
+    to: Any
+
+
+@dataclass
+class Parsed:
+    """A value, and every ``Name`` on the way to it."""
+
+    value: Any
+    names: set[Name]
+
+
+def parse(stream: bytes | BytesIO) -> Parsed:
+    """Return what one pickle describes; a stream is left right behind it.
+
+    Raises:
+        NotReadable: Truncated or malformed bytes, or an opcode of extensions or shared buffers.
+
+    Cost: one pass over the opcodes; large strings are copied once.
+    """
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "STOP":
+                return Parsed(machine.stack.pop(), machine.names)
+            machine.take(opcode.name, argument)
+    except NotReadable:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
+        raise NotReadable(f"{type(error).__name__}: {error}") from error
+    raise NotReadable("it ends before its end")
+
+
+class _Machine:
+    """The stack and the memo of one pickle."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.names: set[Name] = set()
+
+    def take(self, op: str, argument: Any) -> None:
+        stack = self.stack
+        if op in _VALUES:
+            stack.append(argument)
+        elif op in _CONSTANTS:
+            stack.append(_CONSTANTS[op]())
+        elif op == "MARK":
+            stack.append(MARK)
+        elif op in _TUPLES:
+            stack[-_TUPLES[op] :] = [tuple(self.popped(_TUPLES[op]))]
+        elif op in _FROM_MARK:
+            stack.append(_FROM_MARK[op](self.since_mark()))
+        elif op in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(self.memo[int(argument)])
+        elif op in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if op == "MEMOIZE" else int(argument)] = stack[-1]
+        elif op == "POP":
+            stack.pop()
+        elif op == "POP_MARK":
+            self.since_mark()
+        elif op == "DUP":
+            stack.append(stack[-1])
+        elif op not in _IGNORED:
+            self.build(op, argument)
+
+    def build(self, op: str, argument: Any) -> None:
+        """Take an opcode that names, makes or fills something."""
+        stack = self.stack
+        if op in ("APPEND", "APPENDS", "ADDITEMS"):
+            values = [stack.pop()] if op == "APPEND" else self.since_mark()
+            self.fill(stack[-1], values)
+        elif op in ("SETITEM", "SETITEMS"):
+            flat = self.popped_off(2) if op == "SETITEM" else self.since_mark()
+            target = stack[-1].items if isinstance(stack[-1], Made) else stack[-1]
+            if not isinstance(target, dict):
+                raise NotReadable("items of something that has none")
+            target.update(_pairs(flat))
+        elif op == "GLOBAL":
+            self.name(*argument.split(" ", 1))
+        elif op == "STACK_GLOBAL":
+            self.name(*self.popped_off(2))
+        elif op in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
+            maker, *arguments = self.popped_off(3 if op == "NEWOBJ_EX" else 2)
+            stack.append(Made(maker, tuple(arguments[0])))
+        elif op == "INST":
+            arguments = self.since_mark()
+            self.name(*argument.split(" ", 1))
+            stack.append(Made(stack.pop(), tuple(arguments)))
+        elif op == "OBJ":
+            maker, *arguments = self.since_mark()
+            stack.append(Made(maker, tuple(arguments)))
+        elif op == "BUILD":
+            state = stack.pop()
+            if isinstance(stack[-1], Made):
+                stack[-1].state = state
+        elif op in ("PERSID", "BINPERSID"):
+            stack.append(Reference(argument if op == "PERSID" else stack.pop()))
+        else:
+            raise NotReadable(f"opcode {op}")
+
+    def name(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise NotReadable("a name that is no text")
+        self.names.add(Name(module, name))
+        self.stack.append(Name(module, name))
+
+    def fill(self, target: Any, values: list[Any]) -> None:
+        if isinstance(target, list):
+            target.extend(values)
+        elif isinstance(target, Made):
+            target.entries.extend(values)
+        else:
+            raise NotReadable("entries of something that has none")
+
+    def popped(self, count: int) -> list[Any]:
+        """Return the last ``count`` values, which the caller replaces."""
+        if len(self.stack) < count or any(x is MARK for x in self.stack[-count:]):
+            raise NotReadable("too few values")
+        return self.stack[-count:]
+
+    def popped_off(self, count: int) -> list[Any]:
+        values = self.popped(count)
+        del self.stack[-count:]
+        return values
+
+    def since_mark(self) -> list[Any]:
+        for i in range(len(self.stack) - 1, -1, -1):
+            if self.stack[i] is MARK:
+                values = self.stack[i + 1 :]
+                del self.stack[i:]
+                return values
+        raise NotReadable("no mark")
+
+
+def _pairs(flat: list[Any]) -> list[tuple[Any, Any]]:
+    """Return keys and values; a key that is not plain counts as itself alone, because hashing what it holds can take forever."""
+    keys = [key if isinstance(key, _PLAIN_KEYS) else Reference(key) for key in flat[::2]]
+    return list(zip(keys, flat[1::2], strict=True))
