@@ -124,7 +124,7 @@ def distill(
     check_sizes(seen, ipc)
     start = None if init is None else _start(init, seen, ipc)
     problem = methods.get(method).build(resolve(method, preset, run.options), seen, ipc, seed, start)
-    config = _config(run, data, start)
+    config = {**_config(run, data, start), **problem.about}
     folder = None if out is None else _prepared(Path(out), resume)
     watchers = list(callbacks)
     if folder is not None:

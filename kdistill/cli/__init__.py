@@ -278,6 +278,30 @@ def plan(
         typer.echo(predict(seen, method=method, ipc=ipc, preset=preset, options=parse_overrides(options), threads=threads))
 
 
+priors = typer.Typer(help="Generators that images can be drawn from (see docs/priors.md).", no_args_is_help=True)
+app.add_typer(priors, name="prior")
+
+
+@priors.command(
+    epilog=_examples(
+        "kdistill prior convert network-snapshot.pkl out/prior",
+        "kdistill distill photos/ --method glad --set prior=out/prior --set layer=3",
+    )
+)
+def convert(
+    network: Annotated[Path, typer.Argument(help="Network file (.pkl) of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the generator.")],
+) -> None:
+    """Take the generator out of a network file, without running anything in it, and keep it as safetensors."""
+    with _one_sentence():
+        from kdistill.priors.network_files import convert_network
+
+        found = convert_network(network, out)
+        about = f"{found.size}x{found.size}, {found.channels} channel{'s' * (found.channels > 1)}, {found.classes} classes"
+        typer.echo(f"{type(found).__name__}, {about}, {found.num_layers} layers in {out}")
+        typer.echo(found.layers_listed())
+
+
 @app.command("methods", epilog=_examples("kdistill methods", "kdistill methods dm"))
 def list_methods(name: Annotated[str | None, typer.Argument(help="Show the options of one method.")] = None) -> None:
     """List the methods, or the options and presets of one."""
@@ -290,7 +314,7 @@ def list_methods(name: Annotated[str | None, typer.Argument(help="Show the optio
             typer.echo(f"{found.name}: {found.title}")
             typer.echo(f"  paper    {found.paper}")
             typer.echo(f"  cost     {found.cost}")
-            typer.echo(f"  needs    {'expert trajectories' if found.experts else 'nothing but the data'}")
+            typer.echo(f"  needs    {found.needs or ('expert trajectories' if found.experts else 'nothing but the data')}")
             typer.echo(f"  labels   {'learned' if found.soft_labels else 'hard'}")
             for preset, changes in found.presets.items():
                 typer.echo(f"  preset   {preset}: {', '.join(f'{k}={v}' for k, v in changes.items()) or 'the defaults below'}")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,14 @@ class Problem:
             that an iteration hands to the next one (``Step.carried``).
         labels: Hard labels of the synthetic images, int64 ``[M]``, class-major.
         objective: ``(iteration, images, state) -> Step``; a pure function of its arguments and the run's seed.
-        learning_rates: Step size of each tensor of the state.
+        learning_rates: Step size of each tensor of the state, or of all whose names begin with the same word and a dot.
         momentum: Of the outer SGD.
         iterations: Outer steps.
         schedule: Of the step sizes: ``"constant"``, or ``"cosine"``: down to 0 at the last step.
         lower: Smallest value of a tensor of the state, held after every step.
         average: Decay of the running mean of the state that the result is taken from; None takes the last state.
         advice: What to change when the numbers blow up, for the error message.
+        about: What the result depends on beside options and data, such as the digest of a generator; goes into the record.
     """
 
     prior: Prior
@@ -111,6 +112,7 @@ class Problem:
     lower: Mapping[str, float] = field(default_factory=dict)
     average: float | None = None
     advice: str = "lower the step size"
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.iterations < 0:
@@ -123,7 +125,17 @@ class Problem:
     def step_size(self, name: str, iteration: int) -> float:
         """Return the step size of one tensor of the state at ``iteration`` (0 is the first)."""
         decay = 0.5 * (1.0 + math.cos(math.pi * iteration / self.iterations)) if self.schedule == "cosine" else 1.0
-        return self.learning_rates[name] * decay
+        group = name if name in self.learning_rates else name.partition(".")[0]
+        return self.learning_rates[group] * decay
+
+    def with_prior(self, prior: Prior, state: State, learning_rates: Mapping[str, float], **changes: Any) -> "Problem":
+        """Return the run with its images rendered by another prior from ``state``; labels, ``"lr"`` and the objective stay.
+
+        ``changes`` are other fields to replace, such as ``advice``.
+        """
+        rest = {name: x for name, x in self.state.items() if name != "images"}
+        rates = {**{name: rate for name, rate in self.learning_rates.items() if name != "images"}, **learning_rates}
+        return replace(self, prior=prior, state={**state, **rest}, learning_rates=rates, **changes)
 
 
 @dataclass(frozen=True)
@@ -163,6 +175,8 @@ class Method:
         experts: ``(config, data) -> TrajectoryStore``: trains those that are missing; None for a method without experts.
         rehearse: ``(config, data, folder) -> Rehearsal``, for a method whose iterations are long; None rehearses it as it is.
         soft_labels: Whether labels are learned too.
+        cost: In one line.
+        needs: What a run needs beside the data, in one line; by default what ``experts`` says.
     """
 
     name: str
@@ -176,6 +190,7 @@ class Method:
     rehearse: Callable[[Any, ImageDataset, Path], Rehearsal] | None = None
     soft_labels: bool = False
     cost: str = field(default="first order")
+    needs: str = ""
 
 
 def check_at_least_one(config: object, *names: str) -> None:

@@ -32,10 +32,11 @@ SLACK = 1 << 20  # bytes
 
 # what a network has no use for, and an attack has: whoever names it means harm, though nothing is run either way
 _HOSTILE_MODULES = {
-    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "runpy", "importlib", "ctypes", "_ctypes", "code",
-    "codeop", "commands", "pickle", "_pickle", "cPickle", "marshal", "urllib", "requests", "http", "ftplib", "smtplib", "webbrowser", "pip",
-    "multiprocessing", "asyncio", "signal", "platform", "tempfile", "timeit", "cProfile", "profile", "pdb", "bdb", "trace",
-    "zipimport", "nturl2path", "imaplib", "telnetlib", "_posixsubprocess", "pydoc", "doctest", "idlelib", "venv", "ensurepip",
+    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "runpy", "importlib", "ctypes", "_ctypes",
+    "code", "codeop", "commands", "pickle", "_pickle", "cPickle", "marshal", "urllib", "requests", "http", "ftplib",
+    "smtplib", "webbrowser", "pip", "multiprocessing", "asyncio", "signal", "platform", "tempfile", "timeit",
+    "cProfile", "profile", "pdb", "bdb", "trace", "zipimport", "nturl2path", "imaplib", "telnetlib", "_posixsubprocess",
+    "pydoc", "doctest", "idlelib", "venv", "ensurepip",
 }  # fmt: skip
 _BUILTIN_MODULES = {"builtins", "__builtin__", "__builtins__"}
 _HOSTILE_BUILTINS = {"eval", "exec", "execfile", "compile", "open", "file", "input", "__import__", "breakpoint", "apply", "help"}

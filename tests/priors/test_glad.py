@@ -1,0 +1,193 @@
+"""glad from a network file to an artefact, under several objectives, at a size that takes a second."""
+
+import json
+
+import pytest
+import torch
+
+import kdistill
+from kdistill import methods
+from kdistill.api import resolve
+from kdistill.cli import app
+from kdistill.errors import ConfigError, NonFiniteError
+from kdistill.methods.glad import GladConfig, prior_for
+from kdistill.planning import plan
+from kdistill.priors.network_files import load_generator, save_generator
+from kdistill.priors.stylegan import new_stylegan2
+from tests.priors.original_files import rng, tiny_stylegan3, write
+
+SMALL = {
+    "iterations": 20,
+    "width": 4,
+    "chunk": 3,
+    "layer": 1,
+    "objective_preset": "fast",
+    "n_avg": 20,
+    "settings": {"batch_real": 16},
+}
+MTT = {
+    "objective": "mtt",
+    "settings": {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 1, "num_experts": 1, "batch_syn": None},
+    "lr_f": 100.0,
+    "lr_w": 1.0,
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return kdistill.load_data("digits", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    """A folder with an untrained generator of 8x8 grey images of ten classes."""
+    generator = new_stylegan2(size=8, channels=1, classes=10, generator=rng(), z_dim=8, w_dim=8, channel_max=8)
+    return str(save_generator(generator, tmp_path_factory.mktemp("prior")))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "glad-cache"))
+
+
+def run(digits, folder, ipc=1, given=None, **options):
+    return kdistill.distill(digits, method="glad", ipc=ipc, options={**SMALL, "prior": folder, **options}, **(given or {}))
+
+
+def test_the_loss_of_dm_falls(digits, prior):
+    losses = []
+    settings = {"iterations": 40, "strategy": "none", "avg_w": True, "lr_f": 1.0, "chunk": 20}
+    small = run(digits, prior, 2, {"callbacks": [lambda p: losses.append(p.loss)]}, **settings)
+    assert losses[-1] < 0.7 * losses[0]
+    assert small.images.shape == (20, 1, 8, 8)
+    assert small.config["prior"]["layers"] == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"layer": None}, {"learn_g": True}, {"rand_f": True}, MTT, {**MTT, "objective": "ftd"}])
+def test_every_form_runs_and_moves(digits, prior, options):
+    before, after = (run(digits, prior, iterations=n, **options).images for n in (0, 3))
+    assert torch.isfinite(after).all()
+    assert not torch.equal(before, after)
+
+
+def test_the_step_size_of_the_student_is_learned_too(digits, prior):
+    small = run(digits, prior, iterations=3, **MTT)
+    assert small.learned_lr not in (None, methods.get("mtt").presets["fast"]["lr_init"])
+
+
+def test_chunks_do_not_change_the_images(digits, prior):
+    one, all_at_once = (run(digits, prior, iterations=3, chunk=n).images for n in (1, 10))
+    torch.testing.assert_close(one, all_at_once, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"learn_g": True, "noise": "random"}, MTT], ids=["dm", "mtt"])
+def test_a_resumed_run_has_the_same_bits(digits, prior, tmp_path, options):
+    def stop(progress):
+        if progress.iteration == 10:
+            raise KeyboardInterrupt
+
+    whole = run(digits, prior, given={"out": tmp_path / "whole"}, **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, prior, given={"out": tmp_path / "parts", "callbacks": [stop]}, **options)
+    parts = run(digits, prior, given={"out": tmp_path / "parts", "resume": True}, **options)
+    assert torch.equal(whole.images, parts.images)
+
+
+def test_a_run_cannot_be_resumed_with_another_generator(digits, prior, tmp_path):
+    changed = load_generator(prior)
+    changed = changed.with_tensors({"synthesis.b4.const": changed.tensors["synthesis.b4.const"] + 1})
+    other = save_generator(load_generator(prior), tmp_path / "prior")
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, str(other), given={"out": tmp_path / "run", "callbacks": [stop]})
+    save_generator(changed, other)
+    with pytest.raises(ConfigError, match=r"got another prior\.sha256"):
+        run(digits, str(other), given={"out": tmp_path / "run", "resume": True})
+
+
+def test_latents_that_blow_up_are_named_and_the_last_good_state_is_kept(digits, prior, tmp_path):
+    with pytest.raises(NonFiniteError, match=r"lower lr_f or lr_w \(now ws 0.01, f 1e\+38\); iteration 0 is saved in"):
+        run(digits, prior, lr_f=1e38, given={"out": tmp_path})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior": ""}, "expected the folder of a generator, got none; make one with kdistill prior convert"),
+        ({"layer": 9}, "expected 0 to 3, .* got 9; layers: 0 input, 1 b4.conv1, 2 b8.conv0, 3 b8.conv1"),
+        ({"objective": "glad"}, "expected a method on pixels"),
+        ({"objective": "dmm"}, "did you mean 'dm'"),
+        ({"objective_preset": "slow"}, "expected one of dm's, got 'slow'"),
+        ({"settings": {"width": 8}}, "got 'width'; set it beside settings"),
+        ({"settings": {"batch_reel": 8}}, "did you mean 'batch_real'"),
+        ({"channels": "grey"}, "channels: expected a known word, got 'grey'"),
+        ({"glad_norm": "repo"}, "expected colour images for 'repo', got 1 channel"),
+        ({"classes": (1, 2)}, "expected 10 numbers from 0 to 9"),
+        ({"chunk": 0}, "chunk: expected at least 1"),
+    ],
+)
+def test_bad_options_are_refused(digits, prior, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run(digits, prior, **options)
+
+
+def test_images_to_begin_with_are_refused(digits, prior):
+    first = run(digits, prior, iterations=0)
+    with pytest.raises(ConfigError, match="latents begin from draws, leave init out"):
+        run(digits, prior, given={"init": first})
+
+
+def test_a_generator_of_other_images_is_mapped(digits, tmp_path):
+    folder = str(save_generator(tiny_stylegan3(), tmp_path))
+    with pytest.raises(ConfigError, match="the data's 10 classes, got one of 3"):
+        run(digits, folder)
+    mapping = {"classes": tuple(k % 3 for k in range(10)), "channels": "convert", "resize": True}
+    assert run(digits, folder, iterations=1, **mapping).images.shape == (10, 1, 8, 8)
+
+
+def test_published_normalisation_is_an_option():
+    random = torch.rand(30, 3, 16, 16, generator=rng())
+    data = kdistill.load_data((random, torch.arange(30) % 3), quiet=True)
+    same, other = (prior_for(GladConfig(layer=1, glad_norm=norm), tiny_stylegan3(), data, 0) for norm in ("data", "repo"))
+    state = same.init(torch.arange(3))
+    pixels = data.transform.invert(same.render(state, 0))
+    mean, std = torch.tensor([0.4377, 0.4438, 0.4728]), torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(other.render(state, 0), (pixels - mean[:, None, None]) / std[:, None, None], rtol=1e-4, atol=1e-4)
+
+
+def test_presets_resolve():
+    for preset in methods.get("glad").presets:
+        resolve("glad", preset, {})
+
+
+def test_plan_and_experts_follow_the_objective(digits, prior):
+    found = plan(
+        digits, method="glad", options={**SMALL, "prior": prior, **MTT, "settings": {**MTT["settings"], "num_experts": 2}}
+    )
+    assert found.num_params > 0
+    assert found.expert_seconds > 0
+    with pytest.raises(ConfigError, match="such as mtt"):
+        kdistill.train_experts(digits, method="glad", options={**SMALL, "prior": prior})
+
+
+def test_convert_and_distill_from_the_command_line(tmp_path):
+    from typer.testing import CliRunner
+
+    file = write(tmp_path / "net.pkl", new_stylegan2(size=8, channels=1, classes=10, generator=rng(), z_dim=8, w_dim=8))
+    shown = CliRunner().invoke(app, ["prior", "convert", str(file), str(tmp_path / "prior")])
+    assert shown.exit_code == 0
+    assert "StyleGAN2, 8x8, 1 channel, 10 classes, 3 layers" in shown.output
+    assert "1 b4.conv1" in shown.output
+    given = {**SMALL, "iterations": 1, "prior": tmp_path / "prior", "settings.batch_real": 8}
+    options = [f"--set={key}={value}" for key, value in given.items() if key != "settings"]
+    command = ["distill", "digits", "--method", "glad", "--ipc", "1", "--out", str(tmp_path / "run"), *options]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert json.loads((tmp_path / "run/config.json").read_text())["run"]["options"]["layer"] == 1
+    (tmp_path / "bad.pkl").write_bytes(b"no")
+    shown = CliRunner().invoke(app, ["prior", "convert", str(tmp_path / "bad.pkl"), str(tmp_path / "prior2")])
+    assert shown.exit_code == 2
+    assert "expected a network file" in shown.output
+    assert "Examples" in CliRunner().invoke(app, ["prior", "convert", "--help"]).output
