@@ -121,9 +121,9 @@ class LatentPrior(RenderedPrior):
         """Return ``[1, num_ws, w_dim]`` for one image; its draws depend on the key and its number alone."""
         sharing = int((classes == classes[row]).sum())
         count = max(average // sharing, 1)
-        device = next(iter(self.generator.tensors.values()))
-        z = torch.randn(count, self.generator.config.mapping.z_dim, generator=generator(make_key(self.key, "z", row))).to(device)
-        labels = classes[row].expand(count).to(device.device) if self.generator.classes else None
+        like = next(iter(self.generator.tensors.values()))
+        z = torch.randn(count, self.generator.config.mapping.z_dim, generator=generator(make_key(self.key, "z", row))).to(like)
+        labels = classes[row].expand(count).to(like.device) if self.generator.classes else None
         return self.generator.mapping(z, labels).mean(0, keepdim=True)
 
     def _features(self, ws: Tensor, rows: slice, random_f: bool) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kdistill
-from kdistill import methods
+from kdistill import loop, methods
 from kdistill.api import resolve
 from kdistill.cli import app
 from kdistill.errors import ConfigError, NonFiniteError
@@ -14,7 +14,8 @@ from kdistill.methods.glad import GladConfig, prior_for
 from kdistill.planning import plan
 from kdistill.priors.network_files import load_generator, save_generator
 from kdistill.priors.stylegan import new_stylegan2
-from tests.priors.original_files import rng, tiny_stylegan3, write
+from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3, write
+from tests.priors.test_latents import peak_of
 
 SMALL = {
     "iterations": 20,
@@ -146,6 +147,27 @@ def test_a_generator_of_other_images_is_mapped(digits, tmp_path):
         run(digits, folder)
     mapping = {"classes": tuple(k % 3 for k in range(10)), "channels": "convert", "resize": True}
     assert run(digits, folder, iterations=1, **mapping).images.shape == (10, 1, 8, 8)
+
+
+def test_the_peak_of_a_step_is_that_of_the_objective_or_of_one_chunk(tmp_path):
+    data = kdistill.load_data((torch.rand(60, 3, 16, 16, generator=rng()), torch.arange(60) % 3), quiet=True)
+    folder = save_generator(tiny_stylegan2(channel_base=512, channel_max=32), tmp_path)
+    options = {**SMALL, "layer": 1, "width": 16, "chunk": 6, "prior": str(folder), "settings": {"batch_real": 4}}
+    problem = methods.get("glad").build(resolve("glad", "fast", options), data, 8, 0, None)
+    zeros = {name: torch.zeros_like(x) for name, x in problem.state.items()}
+    chunk = {name: x[:6] for name, x in problem.state.items()}
+    images = problem.prior.render(problem.state, 0)
+
+    def step():
+        images = problem.prior.render(problem.state, 0)
+        found = problem.objective(0, images, problem.state)
+        grads = problem.prior.pull_back(problem.state, found.grad_images, 0)
+        loop.sgd_step(loop.Snapshot(0, problem.state, zeros, {}), grads, problem)
+
+    with torch.no_grad():
+        objective = peak_of(lambda: problem.objective(0, images, problem.state))
+        one_chunk = peak_of(lambda: problem.prior.pull_back(chunk, images[:6], 0))
+        assert peak_of(step) <= 1.15 * max(objective, one_chunk)
 
 
 def test_published_normalisation_is_an_option():

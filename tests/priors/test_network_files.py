@@ -14,6 +14,7 @@ from kdistill.errors import DataError
 from kdistill.priors.network_files import convert_network, load_generator, read_network, save_generator
 from kdistill.priors.network_files._parse import Made, Name, NotReadable, parse
 from kdistill.priors.network_files._values import Reader
+from tests.priors import original_files
 from tests.priors.original_files import tiny_stylegan2, tiny_stylegan3, write
 
 NETWORKS = {
@@ -180,6 +181,15 @@ def test_a_network_without_a_tensor_or_with_a_wrong_shape_is_refused(tmp_path):
         read_network(write(tmp_path / "less.pkl", less))
     with pytest.raises(DataError, match="tensors that do not fit together"):
         read_network(write(tmp_path / "odd.pkl", whole.with_tensors({name: torch.zeros(5, 7, 3, 3)})))
+
+
+def test_what_is_not_understood_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(original_files, "ARCHITECTURE", "resnet")
+    with pytest.raises(DataError, match="architecture resnet in b4, where 'skip' is understood"):
+        read_network(write(tmp_path / "net.pkl", tiny_stylegan2()))
+    monkeypatch.setattr(original_files, "MULTIPLIER", 0.1)
+    with pytest.raises(DataError, match=r"the learning rate multiplier 0\.1, where 0\.01 is understood"):
+        read_network(write(tmp_path / "net.pkl", tiny_stylegan3()))
 
 
 def tensor_record(size, stride, storage):

@@ -17,6 +17,7 @@ from kdistill.priors.network_files._parse import Name, NotReadable, parse
 from kdistill.priors.network_files._values import Module, Reader, table
 from kdistill.priors.network_files.folder import save_generator
 from kdistill.priors.stylegan import (
+    MAPPING_LR,
     Generator,
     InputConfig,
     LayerConfig,
@@ -112,7 +113,7 @@ def _built(network: Module, reader: Reader) -> Generator:
         if name.startswith(("mapping.", "synthesis."))
     }
     values = {name: reader.plain(network.values[name]) for name in ("z_dim", "w_dim", "c_dim", "img_resolution", "img_channels")}
-    mapping = _mapping(network.children["mapping"], values)
+    mapping = _mapping(network.children["mapping"], values, reader)
     synthesis = network.children["synthesis"]
     common = {"mapping": mapping, "size": int(values["img_resolution"]), "channels": int(values["img_channels"])}
     generator: Generator
@@ -128,9 +129,14 @@ def _built(network: Module, reader: Reader) -> Generator:
     return generator
 
 
-def _mapping(mapping: Module, values: dict[str, Any]) -> MappingConfig:
+def _mapping(mapping: Module, values: dict[str, Any], reader: Reader) -> MappingConfig:
     layers = 0
     while f"fc{layers}" in mapping.children:
+        gain = reader.plain(mapping.children[f"fc{layers}"].values.get("bias_gain", MAPPING_LR))
+        if gain != MAPPING_LR:
+            raise NotReadable(
+                f"a mapping whose layers have the learning rate multiplier {gain}, where {MAPPING_LR} is understood"
+            )
         layers += 1
     embedding = "none"
     if values["c_dim"]:
