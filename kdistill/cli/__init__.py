@@ -282,12 +282,7 @@ priors = typer.Typer(help="Generators that images can be drawn from (see docs/pr
 app.add_typer(priors, name="prior")
 
 
-@priors.command(
-    epilog=_examples(
-        "kdistill prior convert network-snapshot.pkl out/prior",
-        "kdistill distill photos/ --method glad --set prior=out/prior --set layer=3",
-    )
-)
+@priors.command(epilog=_examples("kdistill prior convert net.pkl out/prior", "kdistill prior convert imagenet128.pkl out/xl"))
 def convert(
     network: Annotated[Path, typer.Argument(help="Network file (.pkl) of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL.")],
     out: Annotated[Path, typer.Argument(help="Folder of the generator.")],

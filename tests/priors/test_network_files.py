@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -192,6 +193,14 @@ def test_what_is_not_understood_is_refused(tmp_path, monkeypatch):
         read_network(write(tmp_path / "net.pkl", tiny_stylegan3()))
 
 
+def test_a_small_file_cannot_ask_for_large_images(tmp_path):
+    small = tiny_stylegan3()
+    source = replace(small.config.input, size=(1 << 20, 1 << 20))
+    large = type(small)(replace(small.config, input=source), small.tensors)
+    with pytest.raises(DataError, match="sizes beyond 4096 pixels"):
+        read_network(write(tmp_path / "net.pkl", large))
+
+
 def tensor_record(size, stride, storage):
     return Made(Name("torch._utils", "_rebuild_tensor_v2"), (storage, 0, size, stride, False, None))
 
@@ -223,6 +232,16 @@ def test_modules_that_share_modules_end():
     loop.state["_modules"]["a"] = loop
     with pytest.raises(NotReadable, match="nested too deeply"):
         Reader(1000).module(loop)
+
+
+def test_messages_do_not_write_out_what_is_endless():
+    twice: object = ("x",)
+    for _ in range(60):
+        twice = (twice, twice)
+    dtype = Made(Name("numpy", "dtype"), (twice, False, True))
+    for value in (Made(Made(twice, (twice,)), (twice,)), Made(Name("numpy._core.multiarray", "scalar"), (dtype, b"x"))):
+        with pytest.raises(NotReadable):
+            Reader(1000).plain(value)
 
 
 def test_keys_that_take_forever_to_hash_are_not_hashed():

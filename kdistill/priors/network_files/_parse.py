@@ -53,7 +53,7 @@ class Name:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # written out, a record that holds one thing many times could be endless
 class Made:
     """Something that the file asks to make and that was not made.
 
@@ -72,7 +72,7 @@ class Made:
     entries: list[Any] = field(default_factory=list)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reference:
     """A persistent id: the file names something that is kept outside the pickle."""
 

@@ -168,13 +168,13 @@ table = _table
 
 
 def _call(value: Any) -> tuple[str, tuple[Any, ...]]:
-    if not isinstance(value, Made) or not value.arguments:
+    if not isinstance(value, Made) or not isinstance(value.maker, Name) or not value.arguments:
         raise NotReadable(f"a {type(value).__name__} where a tensor or a number belongs")
     return str(value.maker), value.arguments
 
 
 def _raw(value: Any) -> bytes:
-    if isinstance(value, Made) and str(value.maker) == "_codecs.encode" and value.arguments[1:] == ("latin1",):
+    if isinstance(value, Made) and value.maker == Name("_codecs", "encode") and isinstance(value.arguments[0], str):
         value = value.arguments[0].encode("latin1")  # how protocols below 3 write bytes
     if not isinstance(value, (bytes, bytearray)):
         raise NotReadable("a value without its bytes")
@@ -187,8 +187,8 @@ def _dtype(value: Any) -> np.dtype[Any]:
     code = arguments[0]
     order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "|"
     if maker != "numpy.dtype" or code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
-        raise NotReadable(f"a NumPy type {code!r}")
-    return np.dtype(("<" if order not in ("<", ">") else order) + code)
+        raise NotReadable(f"a NumPy type {code if isinstance(code, str) else type(code).__name__}")
+    return np.dtype((">" if order == ">" else "<") + code)
 
 
 def _storage(data: bytes) -> Tensor:
@@ -201,8 +201,10 @@ def _storage(data: bytes) -> Tensor:
         raise NotReadable("a storage of another format")
     kind, storage_type, key, _, count, *view = reference.to
     dtype = _STORAGES.get(storage_type.name) if isinstance(storage_type, Name) and storage_type.module == "torch" else None
-    if kind != "storage" or dtype is None or keys != [key] or any(x is not None for x in view):
-        raise NotReadable(f"a storage of type {storage_type}")
+    if kind != "storage" or dtype is None:
+        raise NotReadable(f"a storage of type {storage_type if isinstance(storage_type, Name) else type(storage_type).__name__}")
+    if not isinstance(key, str) or keys != [key] or any(x is not None for x in view):
+        raise NotReadable("a storage that is shared")
     (length,) = struct.unpack("<q", stream.read(8))
     raw = bytearray(stream.read())
     if length != count or len(raw) != count * dtype.itemsize:

@@ -30,6 +30,7 @@ from kdistill.priors.stylegan import (
 
 _log = logging.getLogger("kdistill")
 SLACK = 1 << 20  # bytes
+MAX_SIDE = 4096  # of a feature map: a small file must not ask for much memory
 
 # what a network has no use for, and an attack has: whoever names it means harm, though nothing is run either way
 _HOSTILE_MODULES = {
@@ -75,7 +76,7 @@ def read_network(path: str | Path) -> Generator:
         generator = _built(network, reader)
     except NotReadable as error:
         raise _not_a_network(path, str(error)) from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise _not_a_network(path, f"parts that do not fit together ({type(error).__name__}: {_short(error)})") from error
     _try(generator, path)
     return generator
@@ -170,6 +171,9 @@ def _stylegan3(synthesis: Module, reader: Reader, common: dict[str, Any]) -> Sty
                 clamp=None if clamp is None else float(clamp),
             )
         )
+    numbers = [width, height, *(n for x in layers for n in (16 * x.up, 16 * x.down, *x.padding))]
+    if max(map(abs, numbers)) > MAX_SIDE:
+        raise NotReadable(f"sizes beyond {MAX_SIDE} pixels")
     rate, bandwidth = float(value(source, "sampling_rate")), float(value(source, "bandwidth"))
     return StyleGAN3Config(
         **common,
