@@ -32,6 +32,7 @@ MTT = {
     "lr_f": 100.0,
     "lr_w": 1.0,
 }
+DC = {"objective": "dsa", "settings": {"batch_real": 8, "outer_steps": 2, "inner_epochs": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,9 @@ def test_the_loss_of_dm_falls(digits, prior):
     assert small.config["prior"]["layers"] == 3
 
 
-@pytest.mark.parametrize("options", [{}, {"layer": None}, {"learn_g": True}, {"rand_f": True}, MTT, {**MTT, "objective": "ftd"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"layer": None}, {"learn_g": True}, {"rand_f": True}, MTT, {**MTT, "objective": "ftd"}, DC]
+)
 def test_every_form_runs_and_moves(digits, prior, options):
     before, after = (run(digits, prior, iterations=n, **options).images for n in (0, 3))
     assert torch.isfinite(after).all()
