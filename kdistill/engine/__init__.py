@@ -2,6 +2,7 @@
 
 from kdistill.engine.features import embed, embed_with_pullback
 from kdistill.engine.gradient_matching import class_gradients, gradient_match
+from kdistill.engine.scoring import sample_scores
 from kdistill.engine.second_order import grad_jvp
 from kdistill.engine.students import STUDENTS, GradJvp, Student, build_student
 from kdistill.engine.training import accuracy, loss_and_grad, train
@@ -20,6 +21,7 @@ __all__ = [
     "grad_jvp",
     "gradient_match",
     "loss_and_grad",
+    "sample_scores",
     "train",
     "trajectory_match",
 ]

@@ -5,15 +5,18 @@ from kdistill.ops.class_mean_sqdist import class_mean_sqdist
 from kdistill.ops.diff_augment import diff_augment
 from kdistill.ops.norm_act_pool import norm_act_pool
 from kdistill.ops.row_cosine_distance import row_cosine_distance
+from kdistill.ops.softmax_scores import SoftmaxScores, softmax_scores
 from kdistill.ops.step_with_dots import step_with_dots
 from kdistill.ops.trajectory_loss import trajectory_loss
 from kdistill.ops.winograd_conv import winograd_conv
 
 __all__ = [
+    "SoftmaxScores",
     "class_mean_sqdist",
     "diff_augment",
     "norm_act_pool",
     "row_cosine_distance",
+    "softmax_scores",
     "step_with_dots",
     "trajectory_loss",
     "use_backend",

@@ -14,6 +14,8 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from kdistill.engine import layers
+from kdistill.engine.students import _sample_grads
+from kdistill.engine.students._sample_grads import SAMPLE_GRADS, SampleGrads
 from kdistill.errors import ConfigError, ShapeError
 
 GRADS = ("theta", "images")
@@ -104,6 +106,8 @@ class Student(ABC):
         slots: The parameter tensors in the order in which theta holds them, shallow to deep.
         feature_dim: F, the length of the vector before the classifier.
     """
+
+    is_joint = False  # whether images of a batch depend on each other, as under batch statistics
 
     def __init__(self, name: str, channels: int, size: int, classes: int, slots: Sequence[Slot], feature_dim: int):
         self.name, self.channels, self.size, self.classes = name, channels, size, classes
@@ -260,6 +264,19 @@ class Student(ABC):
         self._check(theta, images)
         return self._grad_then_images_tangent(theta, images, labels, direction)
 
+    @torch.no_grad()
+    def sample_grads(self, theta: Tensor, images: Tensor, labels: Tensor, *, want: Sequence[str] = SAMPLE_GRADS) -> SampleGrads:
+        """Return the logits, and of every image's own cross-entropy the squared norm of the gradient in theta; one member only.
+
+        ``want`` names ``"all"`` (parameters; refused under batch statistics) and ``"last"`` (the last layer's: no backward pass).
+        """
+        layers.check_labels("sample_grads", labels, tuple(images.shape[:-3]), self.classes)
+        self._check(theta, images)
+        _sample_grads.check(self.name, want, self.is_joint)
+        if "all" in want:
+            return self._sample_grads(theta, images, labels, "last" in want)
+        return _sample_grads.last_only(self, theta, images, labels, "last" in want)
+
     # ---- what a network defines; always one member, checked
 
     @abstractmethod
@@ -330,6 +347,12 @@ class Student(ABC):
         tangent = self._grad_jvp(theta, images, labels, direction(grad), ("images",)).images_tangent
         assert tangent is not None  # it was asked for
         return tangent
+
+    def _features_and_logits(self, theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor, bool]:
+        return self._infer_features(theta, images), self._infer_logits(theta, images), True  # True: the last layer has a bias
+
+    def _sample_grads(self, theta: Tensor, images: Tensor, labels: Tensor, want_last: bool) -> SampleGrads:
+        return _sample_grads.by_loop(self, theta, images, labels, want_last)
 
     # ---- groups and checks
 

@@ -179,7 +179,7 @@ class ConvNet(Student):
     # ---- graph free
 
     @property
-    def is_joint(self) -> bool:
+    def is_joint(self) -> bool:  # type: ignore[override]
         """Whether images of a batch depend on each other, so that a pass must take all of them at once."""
         return self.norm == "batch" and self.statistics is None
 
@@ -217,6 +217,10 @@ class ConvNet(Student):
 
     def _loss_and_grad(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return fast.loss_and_grad(self, theta, images, labels)
+
+    def _features_and_logits(self, theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor, bool]:
+        features, (weight, bias) = self._infer_features(theta, images), self.unflatten(theta)[-2:]
+        return features, functional.linear(features, weight, bias), True
 
     def _grad_jvp(self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, want: Sequence[str]) -> GradJvp:
         return dual.grad_jvp(self, theta, images, labels, v, want)

@@ -47,6 +47,7 @@ class ModuleStudent(Student):
         slots = [Slot(n, tuple(p.shape)) for n, p in self.module.named_parameters()]
         features = modules[self._classifier].in_features if self._classifier is not None else 0
         super().__init__(name, channels, size, classes, slots, features)
+        self.is_joint = any(isinstance(m, _BatchNorm) for m in modules.values())
 
     def init(self, generator: torch.Generator) -> Tensor:
         """Return fresh parameters ``[P]``, float32, drawn from ``generator`` alone.
@@ -103,6 +104,24 @@ class ModuleStudent(Student):
         finally:
             hook.remove()
         return found[-1].flatten(1)
+
+    def _features_and_logits(self, theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor, bool]:
+        ends: list[Tensor] = []
+        if self._classifier is None:
+            self._features(theta, images)  # says what is missing
+        classifier = self.module.get_submodule(str(self._classifier))
+        hook = classifier.register_forward_hook(lambda _, args, out: ends.extend((args[0], out)))
+        try:
+            logits = self._logits(theta, images)
+        finally:
+            hook.remove()
+        features, out = ends[-2:]
+        if out is not logits or features.ndim != 2:
+            raise ConfigError(
+                f"{self.name}: expected a module that returns what its classifier nn.Linear(..., {self.classes}) makes of one "
+                "vector per image, got something else; score with other metrics than 'grand_last', or end the module with it"
+            )
+        return features, logits, getattr(classifier, "bias", None) is not None
 
     def _maps(self, theta: Tensor, images: Tensor) -> list[Tensor]:
         if not self.taps:
