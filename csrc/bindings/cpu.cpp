@@ -31,6 +31,7 @@ PYBIND11_MODULE(_cpu, m) {
   KD_BIND(winograd_conv_output_bwd);
   KD_BIND(winograd_conv_weight);
   KD_BIND(winograd_conv_weight_bwd);
+  KD_BIND(softmax_scores);
   KD_BIND(step_with_dots);
   KD_BIND(trajectory_loss);
   KD_BIND(row_cosine_distance);

@@ -25,6 +25,7 @@ PYBIND11_MODULE(KD_MODULE, m) {
   KD_BIND(diff_augment_bwd);
   KD_BIND(norm_act_pool);
   KD_BIND(norm_act_pool_bwd);
+  KD_BIND(softmax_scores);
   KD_BIND(step_with_dots);
   KD_BIND(trajectory_loss);
   KD_BIND(row_cosine_distance);

@@ -37,6 +37,7 @@ KD_CPU_OP(winograd_conv_output, const T* M, T* y, int64_t n, int64_t oh, int64_t
 KD_CPU_OP(winograd_conv_output_bwd, const T* dy, T* M, int64_t n, int64_t oh, int64_t ow, int64_t k, int64_t stride, int threads)
 KD_CPU_OP(winograd_conv_weight, const T* weight, T* U, int64_t k, int64_t c, int64_t stride, int threads)
 KD_CPU_OP(winograd_conv_weight_bwd, const T* W, T* dweight, int64_t k, int64_t c, int64_t stride, int threads)
+KD_CPU_OP(softmax_scores, const T* logits, const int64_t* labels, const T* soft, T* out, int64_t n, int64_t k, int threads)
 KD_CPU_OP(step_with_dots, const T* y, const T* x, const T* step, T* out, double* dots, double* partials, int64_t g, int64_t p, bool step_per_row, int threads)
 KD_CPU_OP(trajectory_loss, const T* final, const T* target, const T* start, const T* mask, double* loss, T* grad, double* denominator, double* partials, int64_t g, int64_t p, bool mask_per_row, int threads)
 KD_CPU_OP(row_cosine_distance, const T* syn, const T* real, const int64_t* rows, const T* mask, double* loss, T* grad, double* values, int64_t g, int64_t p, int64_t r, bool mask_per_group, double eps, int threads)

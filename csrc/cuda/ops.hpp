@@ -20,6 +20,8 @@ void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, 
 template <typename T>
 void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx, T* dweight, T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, cudaStream_t stream);
 template <typename T>
+void softmax_scores(const T* logits, const int64_t* labels, const T* soft, T* out, int64_t n, int64_t k, cudaStream_t stream);
+template <typename T>
 void step_with_dots(const T* y, const T* x, const T* step, T* out, double* dots, double* partials, int64_t g, int64_t p, bool step_per_row, cudaStream_t stream);
 template <typename T>
 void trajectory_loss(const T* final, const T* target, const T* start, const T* mask, double* loss, T* grad, double* denominator, double* partials, int64_t g, int64_t p, bool mask_per_row, cudaStream_t stream);
