@@ -21,6 +21,7 @@ PYBIND11_MODULE(KD_MODULE, m) {
 
   KD_BIND(class_mean_sqdist);
   KD_BIND(class_mean_sqdist_bwd);
+  KD_BIND(conv_grad_sqnorm);
   KD_BIND(diff_augment);
   KD_BIND(diff_augment_bwd);
   KD_BIND(norm_act_pool);

@@ -27,6 +27,7 @@
 // clang-format off
 KD_CPU_OP(class_mean_sqdist, const T* real, const int64_t* real_labels, const T* syn, const int64_t* syn_labels, const T* weights, T* value, T* diff, T* grad_syn, int64_t* lists, T* partials, int64_t n, int64_t m, int64_t f, int64_t num_classes, int threads)
 KD_CPU_OP(class_mean_sqdist_bwd, const T* grad, const T* diff, const T* weights, const int64_t* labels, T* out, int64_t* counts, T* table, int64_t n, int64_t f, int64_t num_classes, double sign, int threads)
+KD_CPU_OP(conv_grad_sqnorm, const T* gx, const T* gg, double* out, double* partials, int64_t n, int64_t H, int64_t W, int64_t padding, int threads)
 KD_CPU_OP(diff_augment, const T* images, const double* params, const int64_t* index, T* out, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, bool linear, int threads)
 KD_CPU_OP(diff_augment_bwd, const T* grad, const double* params, const int64_t* index, T* out, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, int threads)
 KD_CPU_OP(norm_act_pool, const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, double eps, int threads)

@@ -12,6 +12,8 @@ void class_mean_sqdist(const T* real, const int64_t* real_order, const int64_t* 
 template <typename T>
 void class_mean_sqdist_bwd(const T* table, const int64_t* labels, T* out, int64_t n, int64_t f, int64_t num_classes, cudaStream_t stream);
 template <typename T>
+void conv_grad_sqnorm(const T* gx, const T* gg, double* out, double* partials, int64_t n, int64_t H, int64_t W, int64_t padding, cudaStream_t stream);
+template <typename T>
 void diff_augment(const T* images, const double* params, const int64_t* index, T* out, double* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, bool linear, cudaStream_t stream);
 template <typename T>
 void diff_augment_bwd(const T* grad, const double* params, const int64_t* index, T* out, double* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, cudaStream_t stream);

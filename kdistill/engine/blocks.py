@@ -31,6 +31,10 @@ class Block(ABC):
         """Return (dx, dp) from the gradient of ``out``."""
 
     @abstractmethod
+    def sample_backward(self, grad: Tensor, x: Tensor, p: Parameters, kept: Any) -> tuple[Tensor, Parameters]:
+        """Return (dx, dp) like ``backward``, but dp of every image by itself: each ``[B, K]``."""
+
+    @abstractmethod
     def forward_tangent(self, x: Tensor, x_dot: Tensor, p: Parameters, p_dot: Parameters) -> tuple[Tensor, Tensor, Any]:
         """Return (out, out_dot, kept)."""
 
@@ -50,6 +54,10 @@ class _FusedBlock(Block):
 
     def backward(self, grad: Tensor, x: Tensor, p: Parameters, kept: Any) -> tuple[Tensor, Parameters]:
         dx, *dp = norm_act_pool_bwd(grad, x, *p, *kept)
+        return dx, tuple(dp)
+
+    def sample_backward(self, grad: Tensor, x: Tensor, p: Parameters, kept: Any) -> tuple[Tensor, Parameters]:
+        dx, *dp = norm_act_pool_bwd(grad, x, *(row.expand(len(x), -1) for row in p), *kept)  # a group of one image each
         return dx, tuple(dp)
 
     def forward_tangent(self, x: Tensor, x_dot: Tensor, p: Parameters, p_dot: Parameters) -> tuple[Tensor, Tensor, Any]:
@@ -76,6 +84,13 @@ class _ComposedBlock(Block):
     def backward(self, grad: Tensor, x: Tensor, p: Parameters, kept: Any) -> tuple[Tensor, Parameters]:
         dx, *dp = self._pull_back(grad, x, *p)
         return dx, tuple(dp)
+
+    def sample_backward(self, grad: Tensor, x: Tensor, p: Parameters, kept: Any) -> tuple[Tensor, Parameters]:
+        def one(grad: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+            return self._pull_back(grad[None], x[None], *p)
+
+        dx, *dp = torch.func.vmap(one)(grad, x)
+        return dx[:, 0], tuple(dp)
 
     def forward_tangent(self, x: Tensor, x_dot: Tensor, p: Parameters, p_dot: Parameters) -> tuple[Tensor, Tensor, Any]:
         out, out_dot = torch.func.jvp(self.function, (x, *p), (x_dot, *p_dot))

@@ -2,6 +2,7 @@
 
 from kdistill.ops._registry import use_backend
 from kdistill.ops.class_mean_sqdist import class_mean_sqdist
+from kdistill.ops.conv_grad_sqnorm import conv_grad_sqnorm
 from kdistill.ops.diff_augment import diff_augment
 from kdistill.ops.norm_act_pool import norm_act_pool
 from kdistill.ops.row_cosine_distance import row_cosine_distance
@@ -13,6 +14,7 @@ from kdistill.ops.winograd_conv import winograd_conv
 __all__ = [
     "SoftmaxScores",
     "class_mean_sqdist",
+    "conv_grad_sqnorm",
     "diff_augment",
     "norm_act_pool",
     "row_cosine_distance",

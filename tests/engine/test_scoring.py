@@ -94,9 +94,7 @@ def test_a_second_run_gives_the_same_bits():
 def test_batch_statistics_have_no_gradients_of_single_images():
     for student in (narrow("convnet", size=8, norm="batch"), narrow("resnet18", size=8, norm="batch")):
         thetas, images, labels = drawn(student)
-        with pytest.raises(
-            ConfigError, match=r"images do not depend on each other, got .* with the statistics of the batch"
-        ):
+        with pytest.raises(ConfigError, match=r"images do not depend on each other, got .* with the statistics of the batch"):
             sample_scores(student, thetas, images, labels, ("grand",))
         assert sample_scores(student, thetas, images, labels, ("grand_last", "el2n"))["grand_last"].isfinite().all()
 

@@ -106,7 +106,11 @@ def test_one_thread_and_two_give_the_same_bits(soft):
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        (torch.zeros(3), torch.zeros(3, dtype=torch.int64), r"expected float logits \[N, K\] with K >= 2, got torch.float32 \[3\]"),
+        (
+            torch.zeros(3),
+            torch.zeros(3, dtype=torch.int64),
+            r"expected float logits \[N, K\] with K >= 2, got torch.float32 \[3\]",
+        ),
         (torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64), "pass one row of class logits per sample"),
         (torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64), r"expected labels int64 \[3\] \(hard\) or float \[3, 2\]"),
         (torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.float64), r"convert with .to\(logits\)"),

@@ -51,7 +51,7 @@ def _softmax_scores_kernel(logits_ptr, labels_ptr, out_ptr, N, K, SOFT: tl.const
     for j in range(0, K, BLOCK):
         shifted = _load_row(row, j + columns, K) - most
         e = tl.exp(shifted)
-        moments += tl.where(e == 0.0, 0.0, e * shifted)
+        moments += e * tl.maximum(shifted, -1e30)  # 0 where e is, not 0 * inf
         e = tl.where(j + columns == own, 0.0, e)
         rests += e
         squares += e * e
@@ -69,8 +69,8 @@ def _softmax_scores_kernel(logits_ptr, labels_ptr, out_ptr, N, K, SOFT: tl.const
         losses, distances = tl.zeros((BLOCK,), logits_ptr.dtype.element_ty), tl.zeros((BLOCK,), logits_ptr.dtype.element_ty)
         for j in range(0, K, BLOCK):
             t = tl.exp(_load_row(label_row, j + columns, K) - label_most) / whole
-            shifted = _load_row(row, j + columns, K) - most
-            apart = tl.exp(shifted) / total - t
+            shifted = tl.where(j + columns < K, _load_row(row, j + columns, K) - most, 0.0)
+            apart = tl.where(j + columns < K, tl.exp(shifted) / total - t, 0.0)
             losses += tl.where(t == 0.0, 0.0, t * (log_sum - shifted))
             distances += apart * apart
         loss, distance = tl.sum(losses, axis=0), tl.sqrt(tl.sum(distances, axis=0))

@@ -24,6 +24,8 @@ from kdistill.engine.layers import EPS
 from kdistill.engine.students import _convnet_dual as dual
 from kdistill.engine.students import _convnet_fast as fast
 from kdistill.engine.students import _convnet_match as matching
+from kdistill.engine.students import _convnet_scores as scores
+from kdistill.engine.students._sample_grads import SampleGrads
 from kdistill.engine.students._student import GradJvp, Slot, Student
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.ops.norm_act_pool import norm_act_pool
@@ -221,6 +223,9 @@ class ConvNet(Student):
     def _features_and_logits(self, theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor, bool]:
         features, (weight, bias) = self._infer_features(theta, images), self.unflatten(theta)[-2:]
         return features, functional.linear(features, weight, bias), True
+
+    def _sample_grads(self, theta: Tensor, images: Tensor, labels: Tensor, want_last: bool) -> SampleGrads:
+        return scores.sample_grads(self, theta, images, labels)
 
     def _grad_jvp(self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, want: Sequence[str]) -> GradJvp:
         return dual.grad_jvp(self, theta, images, labels, v, want)
