@@ -20,6 +20,7 @@ _HOMES = {
     "load_data": "kdistill.api",
     "plan": "kdistill.planning",
     "sweep": "kdistill.sweeping",
+    "score": "kdistill.scoring",
     "train_experts": "kdistill.api",
     "DistilledDataset": "kdistill.artifacts",
 }
@@ -38,6 +39,7 @@ __all__ = [
     "ops",
     "plan",
     "sweep",
+    "score",
     "train_experts",
 ]
 

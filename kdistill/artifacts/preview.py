@@ -67,7 +67,7 @@ def preview(small: "DistilledDataset") -> Image.Image:
     if per_class < small.ipc:
         notes.append(f"the first {per_class} of {small.ipc} images of each class")
     font, head_font = ImageFont.load_default(14), ImageFont.load_default(20)
-    names = [_shortened(small.classes[label], font) for label in shown]
+    names = [shortened(small.classes[label], font) for label in shown]
     layout = _layout(
         (small.images.shape[2], small.images.shape[3]), len(shown), per_class, ceil(max(font.getlength(name) for name in names))
     )
@@ -107,7 +107,8 @@ def _headline(small: "DistilledDataset") -> str:
     return "  ·  ".join(str(part) for part in (name, method, images) if part)
 
 
-def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Return ``name`` on one line, at most ``LABEL_WIDTH`` pixels wide."""
     name = " ".join(name.split())
     if font.getlength(name) <= LABEL_WIDTH:
         return name

@@ -256,6 +256,32 @@ def experts(
         typer.echo(f"{len(store)} experts of {store.epochs} epochs, {store.nbytes / 1e6:.1f} MB in {store.folder}")
 
 
+@app.command(epilog=_examples("kdistill score mnist5k --out out/scores", "kdistill score photos/ --size 32 --set runs=10"))
+def score(
+    data: Annotated[str, typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt.")],
+    out: Annotated[Path, typer.Option(help="Folder of scores.csv, histogram.png and extremes.png.")] = Path("out/scores"),
+    seed: Annotated[int, typer.Option(help="Seed of all runs.")] = 0,
+    validation: Annotated[float, typer.Option(help="Share that distill would withhold.")] = 0.1,
+    options: Options = [],  # noqa: B006 - typer copies it
+    size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    normalisation: Annotated[str, typer.Option(help="standard, zca or none.")] = "standard",
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Score how hard every training image is (EL2N, GraNd, forgetting, ...): a table, a histogram and a sheet of images."""
+    with _one_sentence():
+        from kdistill.config import parse_overrides
+        from kdistill.progress import status_line
+        from kdistill.scoring import score as score_images
+
+        seen, given = _seen(data, size, normalisation), parse_overrides(options)
+        with status_line("score") as say:
+            table = score_images(
+                seen, options=given, seed=seed, validation=validation, out=out, say=say, device=device, threads=threads
+            )
+        typer.echo(f"{len(table):,} images scored by {', '.join(table.scores)} in {out}")
+
+
 @app.command(
     epilog=_examples("kdistill plan mnist5k --method mtt --ipc 10", "kdistill plan photos/ --size 64 --method dm --preset paper")
 )

@@ -63,7 +63,7 @@ def test_long_and_strange_names_and_a_class_without_images():
         images=torch.rand(4, 3, 8, 8), labels=torch.arange(4), classes=names, config={"source": {"name": "n" * 300}}
     )
     assert small.preview().width >= 300
-    shortened = module._shortened("x" * 500, module.ImageFont.load_default(14))
+    shortened = module.shortened("x" * 500, module.ImageFont.load_default(14))
     assert shortened.endswith("…") and len(shortened) < 60
 
 

@@ -1,0 +1,85 @@
+"""``kdistill.score``: how hard every training image is, as a table and in pictures.  No tensor arithmetic here."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdistill import _native
+from kdistill.api import check_ranges, kept, use
+from kdistill.artifacts import write_atomic
+from kdistill.artifacts.score_pictures import extremes, histograms, png
+from kdistill.config import from_mapping, to_mapping
+from kdistill.data import ImageDataset, fingerprint, load_data
+from kdistill.engine import build_student
+from kdistill.selection import ScoreSpec, ScoreTable, difficulty, load_scores
+
+__all__ = ["load_scores_of", "score"]
+
+
+def score(
+    data: ImageDataset | Any,
+    *,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    validation: float = 0.1,
+    out: str | Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+) -> ScoreTable:
+    """Score every training image by how hard several briefly trained networks find it.
+
+    Args:
+        data: From ``load_data``, or anything that ``load_data`` takes.
+        options: Fields of ``ScoreSpec``: metrics, runs, epochs, lr, batch_size, momentum, weight_decay, student, width.
+        seed: Of all runs.
+        validation: Share of the training data that ``distill`` would withhold: scores are those of the rest, in its order.
+        out: Folder for ``scores.csv``, ``histogram.png`` and ``extremes.png`` (of the first metric); None writes nothing.
+        say: Told what is being done.
+        device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
+        threads: CPU threads; None keeps torch's.
+
+    Returns:
+        The table.  Same data, options, seed, thread count and machine: same bits.
+
+    Raises:
+        ConfigError: An unknown option or metric, or a number out of range.
+        DataError: The folder cannot be written.
+        NonFiniteError: A training run blew up; lower ``lr``.
+
+    Cost: ``runs * (epochs + 1)`` passes over the data; the normalised images are in memory while the networks train, scores are
+        computed batch by batch.
+    """
+    spec = from_mapping(ScoreSpec, {"seed": seed, **(options or {})}, where="options of score")
+    use(threads, device)
+    check_ranges(1, validation)
+    data = data if isinstance(data, ImageDataset) else load_data(data)
+    seen = kept(data, validation).to(device or data.train.images.device)
+    student = build_student(spec.student, channels=seen.channels, size=seen.size, classes=seen.num_classes, width=spec.width)
+    scores = difficulty(spec, student, seen.transform.apply(seen.train.images), seen.train.labels, say=say)
+    about = {"data": data.name, "validation": validation, "settings": to_mapping(spec), "environment": _native.environment()}
+    table = ScoreTable(seen.train.labels.cpu(), scores, tuple(seen.classes), fingerprint(seen.train), about)
+    if out is not None:
+        _write(table, seen, Path(out))
+    return table
+
+
+def load_scores_of(data: ImageDataset, path: str | Path) -> ScoreTable:
+    """Return the table in ``path``, which must be that of the training images of ``data``.
+
+    Raises:
+        DataError: No such file, a damaged one, or scores of other images.
+    """
+    return load_scores(path, digest=fingerprint(data.train), num_samples=len(data.train))
+
+
+def _write(table: ScoreTable, data: ImageDataset, folder: Path) -> None:
+    first = next(iter(table.scores))
+    table.save(folder / "scores.csv")
+    write_atomic(folder / "histogram.png", png(histograms(dict(table.scores), f"{data.name}: scores of {len(table):,} images")))
+    sheet = extremes(
+        data.train.images.cpu(), table.labels, table.of(first), table.classes, f"{data.name}: easiest and hardest by {first}"
+    )
+    write_atomic(folder / "extremes.png", png(sheet))
