@@ -39,14 +39,14 @@ def _panel(draw: ImageDraw.ImageDraw, left: int, top: int, metric: str, values: 
             draw.rectangle((left + i * step, base - height, left + (i + 1) * step - 1, base), BAR)
     draw.line((left, base, left + PANEL[0], base), SOFT_INK)
     draw.text((left, top), metric, INK, font)
-    draw.text((left + PANEL[0], top), f"most in a bar: {counts.max() if len(finite) else 0:,}", SOFT_INK, font, anchor="ra")
     draw.text((left, base + 4), f"{low:.3g}", SOFT_INK, font)
     draw.text((left + PANEL[0], base + 4), f"{high:.3g}", SOFT_INK, font, anchor="ra")
     if len(finite):
         median = float(np.median(finite))
         x = left + PANEL[0] * (median - low) / (high - low)
         draw.line((x, top + 22, x, base), HARD)
-        draw.text((min(max(x, left + 60), left + PANEL[0] - 60), base + 4), f"median {median:.3g}", HARD, font, anchor="ma")
+        note = f"median {median:.3g}, most in a bar {counts.max():,}"
+        draw.text((left + PANEL[0], top), note, SOFT_INK, font, anchor="ra")
 
 
 def extremes(images: Tensor, labels: Tensor, score: Tensor, classes: tuple[str, ...], heading: str, each: int = 8) -> Image.Image:

@@ -147,3 +147,12 @@ def test_wrong_arguments_are_named(change, error, message):
     arguments = {"thetas": thetas, "images": images, "labels": labels, "metrics": ("el2n",)} | change
     with pytest.raises(error, match=message):
         sample_scores(student, **arguments)
+
+
+def test_float32_keeps_the_bounds():
+    student = build_student("convnet", channels=3, size=32, classes=10, width=32)
+    thetas, images, labels = drawn(student, count=8, checkpoints=1)
+    truth = sample_scores(student, thetas, images, labels, ("grand",))["grand"]
+    got = sample_scores(student, thetas.float(), images, labels, ("grand",))["grand"].double()
+    assert (got - truth).norm() <= 1e-5 * truth.norm()
+    assert ((got - truth).abs() / truth).max() <= 1e-4

@@ -18,7 +18,7 @@ def _conv_grad_sqnorm_kernel(gx_ptr, gg_ptr, partials_ptr, H, W, h, w, padding, 
     # one program per (image, output pixel i), over all output pixels j
     unit = tl.program_id(0).to(tl.int64)
     outs, pixels = h * w, H * W
-    image, i = unit // outs, unit % outs
+    image, i = unit // outs, unit % outs + tl.zeros((BLOCK,), tl.int64)  # a block, so that every mask is one
     iy, ix = i // w - padding, i % w - padding
     sums = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, outs, BLOCK):
@@ -27,8 +27,9 @@ def _conv_grad_sqnorm_kernel(gx_ptr, gg_ptr, partials_ptr, H, W, h, w, padding, 
         taps = tl.zeros((BLOCK,), gx_ptr.dtype.element_ty)
         for tap in tl.static_range(9):
             ay, ax, by, bx = iy + tap // 3, ix + tap % 3, jy + tap // 3, jx + tap % 3
-            here = (ay >= 0) & (ay < H) & (ax >= 0) & (ax < W)
-            inside = (j < outs) & (by >= 0) & (by < H) & (bx >= 0) & (bx < W) & here
+            row = (ay >= 0) & (ay < H) & (by >= 0) & (by < H)
+            column = (ax >= 0) & (ax < W) & (bx >= 0) & (bx < W)
+            inside = (j < outs) & row & column
             at = image * pixels * pixels + (ay * W + ax) * pixels + by * W + bx
             taps += tl.load(gx_ptr + at, mask=inside, other=0.0)
         gg = tl.load(gg_ptr + unit * outs + j, mask=j < outs, other=0.0)

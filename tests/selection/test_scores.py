@@ -1,0 +1,133 @@
+"""``kdistill.score`` end to end on a small set, its table, and what the reader refuses."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import kdistill
+from kdistill.data import ImageDataset, Split
+from kdistill.engine import build_student, sample_scores, train
+from kdistill.errors import ConfigError, DataError
+from kdistill.keys import make_key
+from kdistill.scoring import load_scores_of
+from kdistill.selection import ScoreSpec, ScoreTable, difficulty, load_scores
+
+SMALL = {"runs": 2, "epochs": 3, "width": 4, "batch_size": 8, "lr": 0.05}
+
+
+def drawn(count=24, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    images = 0.3 * torch.rand(count, 1, 8, 8, generator=generator)
+    for k in range(3):
+        images[labels == k, :, 2 * k : 2 * k + 3] += 0.5
+    return ImageDataset(Split(images, labels), Split(images[:3], labels[:3]), ("a", "b", "c"), name="stripes")
+
+
+def test_a_table_and_two_pictures(tmp_path):
+    data, said = drawn(), []
+    table = kdistill.score(data, options=SMALL, validation=0.0, out=tmp_path, say=said.append)
+    assert list(table.scores) == list(ScoreSpec().metrics) and len(table) == 24
+    assert all(values.shape == (24,) and bool(values.isfinite().all()) for values in table.scores.values())
+    assert "network 2 of 2, epoch 3 of 3" in said and said[-1] == "scored 24 of 24 images"
+    for picture in ("histogram.png", "extremes.png"):
+        assert np.asarray(Image.open(tmp_path / picture)).std() > 5
+    again = load_scores_of(data, tmp_path / "scores.csv")
+    assert all(torch.equal(again.of(metric), values) for metric, values in table.scores.items())
+    assert torch.equal(again.labels, data.train.labels) and again.about["settings"]["runs"] == 2
+
+
+def test_a_second_run_writes_the_same_bytes(tmp_path):
+    for folder in ("a", "b"):
+        kdistill.score(drawn(), options=SMALL, validation=0.0, out=tmp_path / folder)
+    assert (tmp_path / "a/scores.csv").read_bytes() == (tmp_path / "b/scores.csv").read_bytes()
+
+
+def test_what_is_withheld_is_not_scored():
+    assert len(kdistill.score(drawn(60), options=SMALL | {"metrics": ("el2n",)}, validation=0.1)) == 54
+
+
+def test_el2n_ranks_like_plain_pytorch_on_the_same_checkpoints():
+    data = drawn(90)
+    student = build_student("convnet", channels=1, size=8, classes=3, width=8)
+    thetas = train(
+        student, data.train.images, data.train.labels, epochs=2, lr=0.02, key=make_key(0, "test"), batch_size=16, nets=3
+    )
+    got = sample_scores(student, thetas, data.train.images, data.train.labels, ("el2n",))["el2n"]
+    wanted = torch.zeros(90)
+    for theta in thetas:
+        p = F.softmax(student.apply(theta, data.train.images), 1)
+        wanted += (p - F.one_hot(data.train.labels, 3)).norm(dim=1) / 3
+    ranks = [scores.argsort().argsort().double() for scores in (got, wanted)]
+    assert torch.corrcoef(torch.stack(ranks))[0, 1] >= 0.999
+
+
+def test_forgetting_counts_what_was_right_and_is_wrong():
+    images, labels = torch.rand(40, 1, 8, 8), torch.arange(40) % 3  # noise: nothing but memory helps
+    spec = ScoreSpec(metrics=("forgetting",), runs=1, epochs=6, width=2, batch_size=5, lr=0.3, momentum=0.0)
+    student = build_student("convnet", channels=1, size=8, classes=3, width=2)
+    right = []
+
+    def look(_, thetas):
+        right.append(student.infer(thetas[0], images).argmax(1) == labels)
+
+    train(
+        student, images, labels, epochs=6, lr=0.3, key=make_key(0, "score", 0), batch_size=5, momentum=0.0, schedule="constant",
+        on_epoch=look,
+    )  # fmt: skip
+    history = torch.stack(right)
+    events = (history[:-1] & ~history[1:]).sum(0)
+    wanted = torch.where(history.any(0), events, 6).float()
+    assert wanted.unique().numel() > 1  # the recipe is rough enough to forget
+    assert torch.equal(difficulty(spec, student, images, labels)["forgetting"], wanted)
+
+
+def test_ranks_begin_with_the_easiest_of_every_class():
+    table = ScoreTable(torch.tensor([0, 1, 0, 1, 0]), {"el2n": torch.tensor([0.5, 0.1, 0.2, 0.1, 0.9])}, ("a", "b"), "d", {})
+    assert table.ranks("el2n").tolist() == [1, 0, 0, 1, 2]
+    with pytest.raises(ConfigError, match=r"expected a metric of this table, got 'grand'; known: el2n"):
+        table.of("grand")
+
+
+def test_a_file_of_other_data_is_refused(tmp_path):
+    kdistill.score(drawn(), options=SMALL | {"metrics": ("el2n",)}, validation=0.0, out=tmp_path)
+    with pytest.raises(
+        DataError, match=r"expected scores of the 27 training images, got 24 in .*; score this data set, with the"
+    ):
+        load_scores_of(drawn(27), tmp_path / "scores.csv")
+    with pytest.raises(DataError, match=r"expected scores of images with digest \w{12}, got \w{12} in .*; score this data set"):
+        load_scores_of(drawn(seed=1), tmp_path / "scores.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"expected a file that can be read"),
+        ("not a table", r"expected a table of kdistill score"),
+        ('# {"num_samples": 2, "digest": "d", "classes": ["a"]}\nindex,label,el2n,el2n_rank\n0,0,0.5,0\n', "the 2 rows that"),
+        ('# {"num_samples": 1, "digest": "d", "classes": ["a"]}\nindex,label,el2n,el2n_rank\n0,0,much,0\n', "make it again"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, text, message):
+    path = tmp_path / "scores.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_scores(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ("el2m",)}, "expected a known metric, got 'el2m'"),
+        ({"metrics": ()}, "expected metrics, each once"),
+        ({"runs": 0}, "expected runs >= 1"),
+        ({"epochs": 0}, r"epochs >= 0 \(1 for forgetting\)"),
+        ({"epoch": 3}, "epochs"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        kdistill.score(drawn(), options=options)
