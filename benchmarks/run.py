@@ -18,6 +18,7 @@ from benchmarks._ops import Result, run_op
 from benchmarks.gradient_matching import run_dsa_iteration
 from benchmarks.growth import run_growth
 from benchmarks.iteration import run_dm_iteration
+from benchmarks.scores import run_grand
 from benchmarks.trajectory import run_training_step, run_trajectory_match
 from kdistill.errors import did_you_mean
 from kdistill.testing.cases import every_case
@@ -25,6 +26,7 @@ from kdistill.testing.cases import every_case
 END_TO_END = {
     "dm_iteration": run_dm_iteration,
     "dsa_iteration": run_dsa_iteration,
+    "grand": run_grand,
     "training_step": run_training_step,
     "trajectory_match": run_trajectory_match,
     "trajectory_growth": partial(run_growth, "trajectory_growth"),
@@ -39,6 +41,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         action="append",
         metavar="NAME",
         help=f"an op, {', '.join(END_TO_END)}; repeat for several; default: all but the growth",
+        help="an op, dm_iteration, grand, training_step or trajectory_match; repeat for several; default: all",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
