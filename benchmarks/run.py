@@ -41,7 +41,6 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         action="append",
         metavar="NAME",
         help=f"an op, {', '.join(END_TO_END)}; repeat for several; default: all but the growth",
-        help="an op, dm_iteration, grand, training_step or trajectory_match; repeat for several; default: all",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")

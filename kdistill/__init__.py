@@ -38,8 +38,8 @@ __all__ = [
     "load_data",
     "ops",
     "plan",
-    "sweep",
     "score",
+    "sweep",
     "train_experts",
 ]
 

@@ -34,15 +34,22 @@ class SampleGrads:
     last: Tensor | None
 
 
-def check(name: str, want: Sequence[str], is_joint: bool) -> None:
-    """Raise ConfigError for what cannot be asked of a student."""
+def of(student: "Student", theta: Tensor, images: Tensor, labels: Tensor, want: Sequence[str]) -> SampleGrads:
+    """Return what ``Student.sample_grads`` promises.
+
+    Raises:
+        ConfigError: ``want`` is unknown; or ``"all"`` under batch statistics, where no image has a gradient of its own.
+    """
     if not set(want) <= set(SAMPLE_GRADS):
         raise ConfigError(f"sample_grads: expected want among {SAMPLE_GRADS}, got {tuple(want)}; leave the others out")
-    if "all" in want and is_joint:
+    if "all" not in want:
+        return last_only(student, theta, images, labels, "last" in want)
+    if student.is_joint:
         raise ConfigError(
-            f"sample_grads: expected a student whose images do not depend on each other, got {name} with the statistics of the "
-            "batch; use norm='instance', frozen statistics (with_statistics), or the last layer's gradient"
+            f"sample_grads: expected a student whose images do not depend on each other, got {student.name} with the statistics "
+            "of the batch; use norm='instance', frozen statistics (with_statistics), or the last layer's gradient"
         )
+    return student._sample_grads(theta, images, labels, "last" in want)
 
 
 def last_layer(grad_logits: Tensor, features: Tensor, has_bias: bool) -> Tensor:

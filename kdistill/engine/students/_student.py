@@ -107,7 +107,7 @@ class Student(ABC):
         feature_dim: F, the length of the vector before the classifier.
     """
 
-    is_joint = False  # whether images of a batch depend on each other, as under batch statistics
+    is_joint = False  # whether images of a batch depend on each other (batch statistics)
 
     def __init__(self, name: str, channels: int, size: int, classes: int, slots: Sequence[Slot], feature_dim: int):
         self.name, self.channels, self.size, self.classes = name, channels, size, classes
@@ -266,16 +266,10 @@ class Student(ABC):
 
     @torch.no_grad()
     def sample_grads(self, theta: Tensor, images: Tensor, labels: Tensor, *, want: Sequence[str] = SAMPLE_GRADS) -> SampleGrads:
-        """Return the logits, and of every image's own cross-entropy the squared norm of the gradient in theta; one member only.
-
-        ``want`` names ``"all"`` (parameters; refused under batch statistics) and ``"last"`` (the last layer's: no backward pass).
-        """
+        """Return the logits and the squared norm of every image's own gradient; ``want``: "all" parameters, "last" layer."""
         layers.check_labels("sample_grads", labels, tuple(images.shape[:-3]), self.classes)
         self._check(theta, images)
-        _sample_grads.check(self.name, want, self.is_joint)
-        if "all" in want:
-            return self._sample_grads(theta, images, labels, "last" in want)
-        return _sample_grads.last_only(self, theta, images, labels, "last" in want)
+        return _sample_grads.of(self, theta, images, labels, want)
 
     # ---- what a network defines; always one member, checked
 
