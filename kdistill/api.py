@@ -173,7 +173,7 @@ def train_experts(
 
     Args:
         data: From ``load_data``, or anything that ``load_data`` takes.
-        method: ``"mtt"``, ``"tesla"`` or ``"ftd"``.
+        method: ``"mtt"``, ``"tesla"``, ``"ftd"``, ``"datm"`` or ``"pad"``.
         preset: As for ``distill``.
         options: As for ``distill``; ``experts`` names the folder.
         validation: As for ``distill``: experts must not see what a run withholds.
@@ -341,6 +341,7 @@ def _result(outcome: loop.Outcome, data: ImageDataset, labels: Tensor, config: d
                 "finished": outcome.finished,
                 "seconds": outcome.seconds,
                 "peak_bytes": outcome.peak_bytes,
+                "skipped": outcome.skipped,
                 "loss": [list(pair) for pair in outcome.losses[-1:]],
             }
         },

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Progress:
         eta_seconds: Until the end, at that rate.
         peak_bytes: Peak resident memory of the process.
         images: The current images as networks see them; do not change them.
+        skipped: Outer steps of this process that changed nothing, because the method found their loss too large.
     """
 
     iteration: int
@@ -47,6 +48,7 @@ class Progress:
     eta_seconds: float
     peak_bytes: int
     images: Tensor
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Outcome:
         seconds: Spent in this process.
         peak_bytes: Peak resident memory.
         finished: False if a time budget ended it.
+        skipped: Outer steps of this process that changed nothing.
     """
 
     snapshot: Snapshot
@@ -86,11 +89,12 @@ class Outcome:
     seconds: float
     peak_bytes: int
     finished: bool
+    skipped: int = 0
 
 
 def sgd_step(snapshot: Snapshot, grads: State, problem: Problem, carried: State | None = None) -> Snapshot:
     """Return the snapshot after one step of SGD with momentum: ``v <- m*v + g``, ``x <- max(x - lr*v, lower)``."""
-    velocity = {name: problem.momentum * snapshot.velocity[name] + grad for name, grad in grads.items()}
+    velocity = {name: problem.momentum_of(name) * snapshot.velocity[name] + grad for name, grad in grads.items()}
     state = dict(carried or {})
     for name, x in snapshot.state.items():
         if name in state:
@@ -172,6 +176,7 @@ class _Loop:
         self.checkpoint_seconds = 60.0 * checkpoint_minutes
         self.good = snapshot
         self.losses: list[tuple[int, float]] = []
+        self.skipped = 0
 
     def go(self) -> Outcome:
         began = saved = time.monotonic()
@@ -192,12 +197,16 @@ class _Loop:
         self.keeper.save(self.snapshot)
         final = self.snapshot.average or self.snapshot.state
         images = self.problem.prior.render(final, self.snapshot.iteration)
-        return Outcome(self.snapshot, images, self.losses, time.monotonic() - began, peak_bytes(), finished)
+        return Outcome(self.snapshot, images, self.losses, time.monotonic() - began, peak_bytes(), finished, self.skipped)
 
     def step(self) -> tuple[Tensor, Tensor]:
         problem, now = self.problem, self.snapshot
         images = problem.prior.render(now.state, now.iteration)
         step = problem.objective(now.iteration, images, now.state)
+        if step.is_skipped:
+            self.skipped += 1
+            self.snapshot = replace(now, iteration=now.iteration + 1)
+            return step.loss, step.grad_images
         grads = {**problem.prior.pull_back(now.state, step.grad_images, now.iteration), **step.grads}
         self.snapshot = sgd_step(now, grads, problem, step.carried)
         return step.loss, step.grad_images
@@ -218,7 +227,8 @@ class _Loop:
         rate = (iteration - first) / max(seconds, 1e-9)
         eta = (self.problem.iterations - iteration) / max(rate, 1e-9)
         images = self.problem.prior.render(self.snapshot.state, iteration)
-        progress = Progress(iteration, self.problem.iterations, value, seconds, rate, eta, peak_bytes(), images)
+        total, skipped = self.problem.iterations, self.skipped
+        progress = Progress(iteration, total, value, seconds, rate, eta, peak_bytes(), images, skipped)
         for callback in self.callbacks:
             callback(progress)
 

@@ -71,3 +71,27 @@ def test_a_loss_that_is_not_finite_names_the_advice():
 
     with pytest.raises(NonFiniteError, match=r"lower the step size \(now images 0.5\); pass out="):
         loop.run(problem(explodes))
+
+
+def test_every_tensor_may_have_its_own_momentum():
+    def one(iteration, images, state):
+        return Step(images.sum(), torch.ones_like(images), {"label_logits": torch.ones(2)})
+
+    two = problem(one, momentum={"images": 0.0, "label_logits": 1.0}, learning_rates={"images": 0.5, "label_logits": 0.5})
+    two.state["label_logits"] = torch.zeros(2)
+    state = loop.run(two).snapshot.state
+    assert torch.equal(state["images"], torch.full((2,), -2.0))
+    assert torch.equal(state["label_logits"], torch.full((2,), -0.5 * (1 + 2 + 3 + 4)))
+
+
+def test_a_skipped_step_changes_nothing_and_is_counted(tmp_path):
+    def every_other(iteration, images, state):
+        return Step(torch.tensor(2.0), torch.ones_like(images), is_skipped=iteration % 2 == 0)
+
+    seen = []
+    options = {"iterations": 20, "momentum": 1.0, "average": 0.5}
+    outcome = loop.run(problem(every_other, **options), callbacks=[lambda p: seen.append(p.skipped)], folder=tmp_path)
+    plain = loop.run(problem(**{**options, "iterations": 10}))
+    assert torch.equal(outcome.images, plain.images)
+    assert torch.equal(outcome.snapshot.velocity["images"], plain.snapshot.velocity["images"])
+    assert (outcome.skipped, seen, outcome.snapshot.iteration) == (10, [5, 10], 20)

@@ -124,7 +124,7 @@ def test_bad_options_are_refused(digits, folder, change):
 
 
 def test_every_expert_has_its_turn_and_start_epochs_cover_the_window():
-    drawn = [_drawn(i, 4, 3, seed=0) for i in range(40)]
+    drawn = [_drawn(i, 4, (0, 3), seed=0) for i in range(40)]
     assert all({expert for expert, _ in drawn[k : k + 4]} == {0, 1, 2, 3} for k in range(0, 40, 4))
     assert {epoch for _, epoch in drawn} == {0, 1, 2}
 

@@ -237,7 +237,7 @@ def _evaluate_and_save(
 )
 def experts(
     data: Annotated[str, typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt.")],
-    method: Annotated[str, typer.Option(help="mtt, tesla or ftd.")] = "mtt",
+    method: Annotated[str, typer.Option(help="mtt, tesla, ftd, datm or pad.")] = "mtt",
     preset: Annotated[str, typer.Option(help="As for distill.")] = "fast",
     options: Options = [],  # noqa: B006 - typer copies it
     size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,

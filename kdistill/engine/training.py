@@ -51,6 +51,7 @@ def train(
     nets: int = 1,
     start: Tensor | None = None,
     gradient: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    rows_of: Callable[[int], Tensor] | None = None,
     on_epoch: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Train networks, fresh ones or from ``start``, on a set of images and return their parameters ``[nets, P]``.
@@ -72,6 +73,7 @@ def train(
         nets: G.
         start: Parameters to begin with, ``[nets, P]``; None draws fresh ones.  It is not changed.
         gradient: ``(theta, images, labels) -> (loss, direction)`` of a step; None is ``loss_and_grad``.
+        rows_of: ``epoch -> rows``, int64: what the networks see in that epoch (0 is the first), in a fresh order; None is all.
         on_epoch: Called with (epochs done, ``[nets, P]``) after every epoch; the tensor changes afterwards, clone to keep it.
 
     Returns:
@@ -102,11 +104,13 @@ def train(
     step = gradient or student.loss_and_grad
     count, per_epoch = images.shape[0], -(-images.shape[0] // batch_size)
     for epoch in range(epochs):
+        kept = None if rows_of is None else rows_of(epoch).to(images.device)
         rate = lr * _factor(schedule, epoch, epochs)
         if schedule == "step" and epoch == epochs // 2 + 1:
             velocity.zero_()
         for g in range(nets):
-            order = permutation(make_key(key, "order", g, epoch), count).to(images.device)
+            order = permutation(make_key(key, "order", g, epoch), count if kept is None else len(kept)).to(images.device)
+            order = order if kept is None else kept[order]
             losses = []
             for index, rows in enumerate(order.split(batch_size)):
                 batch = images[rows]

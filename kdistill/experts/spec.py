@@ -54,10 +54,14 @@ class ExpertSpec:
                 f"{self.batch_size} and {self.lr}; correct the one that is out of range"
             )
 
-    def identity(self, data: dict[str, Any], student: str) -> dict[str, Any]:
-        """Return what must be equal for a stored trajectory to be this one: everything but ``count``."""
+    def identity(self, data: dict[str, Any], student: str, selection: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return what must be equal for a stored trajectory to be this one: everything but ``count``.
+
+        ``selection`` says which images every epoch sees; None stands for all of them.
+        """
         settings = {key: value for key, value in asdict(self).items() if key != "count"}
-        return {"settings": settings, "data": data, "student": student}
+        identity = {"settings": settings, "data": data, "student": student}
+        return identity if selection is None else {**identity, "selection": selection}
 
 
 def digest_of(identity: dict[str, Any]) -> str:

@@ -177,13 +177,18 @@ def _damaged(path: Path, got: str) -> DataError:
 
 
 def _check_same(wanted: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
-    for part in ("student", "data", "settings"):
+    for part in ("student", "data", "selection", "settings"):
         ours, theirs = wanted.get(part), found.get(part)
         if ours == theirs:
             continue
         if isinstance(ours, dict) and isinstance(theirs, dict):
             key = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))[0]
             part, ours, theirs = f"{part}.{key}", ours.get(key), theirs.get(key)
+        if part == "settings.epochs":
+            raise ConfigError(
+                f"experts: expected trajectories of {ours} epochs (what the start epochs and the target epoch reach, or "
+                f"expert_length), got {theirs} in {folder}; ask for {theirs} or use another folder"
+            )
         raise ConfigError(
             f"experts: expected trajectories with {part} {ours!r}, got {theirs!r} in {folder}; use the same settings or another "
             "folder"

@@ -23,6 +23,7 @@ from kdistill.experts.store import TrajectoryStore
 from kdistill.keys import generator, make_key
 
 Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Rows = Callable[[int], Tensor]  # epoch (0 is the first) to the rows that it sees
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Estimate:
         return f"{self.experts} experts to train: about {minutes} and {self.nbytes / 1e6:.1f} MB"
 
 
-def estimate(spec: ExpertSpec, student: Student, images: Tensor, labels: Tensor, missing: int) -> Estimate:
+def estimate(
+    spec: ExpertSpec, student: Student, images: Tensor, labels: Tensor, missing: int, rows_of: Rows | None = None
+) -> Estimate:
     """Return size and time of ``missing`` experts, from one timed step after one that is not timed."""
     batch = min(spec.batch_size, len(images))
     gradient, theta = gradient_of(spec, student), student.init(generator(0)).to(images)
@@ -52,11 +55,14 @@ def estimate(spec: ExpertSpec, student: Student, images: Tensor, labels: Tensor,
         began = time.perf_counter()
         gradient(theta, images[:batch], labels[:batch])
         seconds = time.perf_counter() - began
-    steps = missing * spec.epochs * -(-len(images) // spec.batch_size)
+    counts = [len(images) if rows_of is None else len(rows_of(epoch)) for epoch in range(spec.epochs)]
+    steps = missing * sum(-(-count // spec.batch_size) for count in counts)
     return Estimate(missing * (spec.epochs + 1) * student.num_params * 4, steps * seconds, missing)
 
 
-def train_expert(spec: ExpertSpec, student: Student, images: Tensor, labels: Tensor, number: int) -> Tensor:
+def train_expert(
+    spec: ExpertSpec, student: Student, images: Tensor, labels: Tensor, number: int, rows_of: Rows | None = None
+) -> Tensor:
     """Return the snapshots ``[epochs + 1, P]`` of expert ``number``, float32 on the CPU.
 
     Args:
@@ -65,6 +71,7 @@ def train_expert(spec: ExpertSpec, student: Student, images: Tensor, labels: Ten
         images: Real images as the network sees them, ``[N, C, S, S]``.
         labels: int64 ``[N]``.
         number: Decides weights, order and augmentation, together with the seed.
+        rows_of: Which images an epoch sees (a curriculum); None is all of them.
 
     Cost: ``epochs`` passes over the images, two gradients per step with GSAM.
     """
@@ -86,6 +93,7 @@ def train_expert(spec: ExpertSpec, student: Student, images: Tensor, labels: Ten
         schedule="constant",
         augment=augment,
         gradient=gradient_of(spec, student),
+        rows_of=rows_of,
         on_epoch=lambda epoch, thetas: snapshots.append(thetas[0].to("cpu", copy=True)),
     )
     return torch.stack(snapshots)
@@ -98,6 +106,7 @@ def train_experts(
     labels: Tensor,
     store: TrajectoryStore,
     *,
+    rows_of: Rows | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> TrajectoryStore:
     """Train the experts that ``store`` lacks, one file after the other; a killed training goes on where it was.
@@ -107,17 +116,18 @@ def train_experts(
         student: The network.
         images: ``[N, C, S, S]``.
         labels: int64 ``[N]``.
-        store: Where they go.
+        store: Where they go; its identity names the selection behind ``rows_of``.
+        rows_of: Which images an epoch sees; None is all of them.
         say: Told size and time before it starts, and then what is done.
     """
     store.forget_missing()
     missing = [i for i in range(spec.count) if not store.has(i)]
     if not missing:
         return store
-    say(f"{estimate(spec, student, images, labels, len(missing))}, in {store.folder}")
+    say(f"{estimate(spec, student, images, labels, len(missing), rows_of)}, in {store.folder}")
     for done, number in enumerate(missing):
         say(f"training expert {done + 1} of {len(missing)}")
-        store.add(number, train_expert(spec, student, images, labels, number))
+        store.add(number, train_expert(spec, student, images, labels, number, rows_of))
     return store
 
 

@@ -18,8 +18,8 @@ from kdistill.engine.gradient_matching import DISTANCES
 from kdistill.engine.students import ConvNet
 from kdistill.errors import ConfigError, NonFiniteError, did_you_mean
 from kdistill.keys import generator, make_key
+from kdistill.methods._difficulty import FilteredConfig
 from kdistill.methods._recipe import (
-    MethodConfig,
     Problem,
     Step,
     augmentation,
@@ -29,6 +29,7 @@ from kdistill.methods._recipe import (
     initial_images,
 )
 from kdistill.objectives.gradient_matching import class_gradient_match
+from kdistill.objectives.masks import check_ratio, depth_mask
 from kdistill.priors import PixelPrior, State
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # images per class -> (T, E)
@@ -37,12 +38,16 @@ STATISTICS_REAL = 16  # real images of each class behind the frozen statistics o
 
 FAST = {
     "iterations": 100, "outer_steps": 4, "inner_epochs": 10, "batch_real": 64, "width": 32, "lr_images": 1.0, "init": "k_means",
+    "score_nets": 3, "score_epochs": 3,
 }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientConfig(MethodConfig):
+class GradientConfig(FilteredConfig):
     """Options of gradient matching beside those that every method has; the defaults are the published ones for all data sets.
+
+    PAD for gradient matching (its appendix A.1): ``drop_hardest`` or ``drop_easiest`` with the options of scores (FIEX), and
+    ``mask_ratio`` (FIEM).
 
     Attributes:
         iterations: Fresh networks; every one is matched ``outer_steps`` times.
@@ -53,6 +58,7 @@ class GradientConfig(MethodConfig):
         lr_images: Step size of the images (normalised pixels).
         lr_net: Step size of the network; no momentum, no weight decay.
         distance: ``"cosine_rows"`` (the published one), ``"cosine"`` or ``"mse"``.
+        mask_ratio: Share of the parameters, shallow ones first, whose gradients are not compared.
     """
 
     iterations: int = 1000
@@ -63,11 +69,13 @@ class GradientConfig(MethodConfig):
     lr_images: float = 0.1
     lr_net: float = 0.01
     distance: str = "cosine_rows"
+    mask_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "outer_steps", "inner_epochs", "batch_real", "batch_train")
         check_positive(self, "lr_net")
+        check_ratio(self.mask_ratio)
         if self.distance not in DISTANCES:
             raise ConfigError(
                 f"distance: expected a known one, got '{self.distance}'; {did_you_mean(self.distance, list(DISTANCES))}"
@@ -89,8 +97,10 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
         augmentation(config.strategy, data, make_key(seed, purpose), siamese=flag, align_corners=False)
         for purpose, flag in (("augment", True), ("augment training", False))
     )
-    sampler = ClassSampler(data.train.labels, data.num_classes)
-    seen = data.transform.apply(data.train.images)
+    matched = config.kept(data).train
+    sampler = ClassSampler(matched.labels, data.num_classes)
+    seen = data.transform.apply(matched.images)
+    mask = depth_mask(student.num_params, config.mask_ratio).to(seen) if config.mask_ratio > 0.0 else None
     labels = balanced_labels(data.num_classes, ipc).to(seen.device)
     per_call = epochs * -(-len(labels) // config.batch_train)  # steps of the network between two matching steps
 
@@ -115,7 +125,7 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
         rows = sampler.draw(config.batch_real, make_key(seed, "real", iteration)).to(seen.device)
         loss, grad = class_gradient_match(
             _frozen(student, theta, seen, sampler, make_key(seed, "statistics", iteration)), theta, seen[rows],
-            data.train.labels[rows], images, labels, distance=config.distance,
+            matched.labels[rows], images, labels, distance=config.distance, mask=mask,
             augment=siamese if siamese.families else None, step=iteration,
         )  # fmt: skip
         return Step(loss, grad, carried={"theta": theta})

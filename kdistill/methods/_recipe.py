@@ -1,6 +1,8 @@
 """What a method file provides, and what all of them share."""
 
 import math
+import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,12 +75,14 @@ class Step:
         grad_images: dL/dimages.
         grads: Gradients of the tensors of the state that are not the prior's, such as ``"label_logits"`` and ``"lr"``.
         carried: Tensors of the state that are replaced by these, such as a network in training; no step is taken on them.
+        is_skipped: Whether the loop leaves state and velocity as they are: the loss was too large to learn from (DATM).
     """
 
     loss: Tensor
     grad_images: Tensor
     grads: State = field(default_factory=dict)
     carried: State = field(default_factory=dict)
+    is_skipped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,7 @@ class Problem:
         labels: Hard labels of the synthetic images, int64 ``[M]``, class-major.
         objective: ``(iteration, images, state) -> Step``; a pure function of its arguments and the run's seed.
         learning_rates: Step size of each tensor of the state, or of all whose names begin with the same word and a dot.
-        momentum: Of the outer SGD.
+        momentum: Of the outer SGD; a mapping names it for tensors of the state, with ``"images"`` for all others.
         iterations: Outer steps.
         schedule: Of the step sizes: ``"constant"``, or ``"cosine"``: down to 0 at the last step.
         lower: Smallest value of a tensor of the state, held after every step.
@@ -106,7 +110,7 @@ class Problem:
     labels: Tensor
     objective: Callable[[int, Tensor, State], Step]
     learning_rates: Mapping[str, float]
-    momentum: float
+    momentum: float | Mapping[str, float]
     iterations: int
     schedule: str = "constant"
     lower: Mapping[str, float] = field(default_factory=dict)
@@ -121,6 +125,10 @@ class Problem:
             raise ConfigError(
                 f"schedule: expected a known one, got '{self.schedule}'; {did_you_mean(self.schedule, list(SCHEDULES))}"
             )
+
+    def momentum_of(self, name: str) -> float:
+        """Return the momentum of one tensor of the state."""
+        return self.momentum.get(name, self.momentum["images"]) if isinstance(self.momentum, Mapping) else self.momentum
 
     def step_size(self, name: str, iteration: int) -> float:
         """Return the step size of one tensor of the state at ``iteration`` (0 is the first)."""
@@ -234,3 +242,17 @@ def initial_images(data: ImageDataset, ipc: int, init: str, seed: int) -> Tensor
 def augmentation(strategy: str, data: ImageDataset, key: int, *, siamese: bool, align_corners: bool) -> Augment:
     """Return the keyed DSA augmentation; ``"auto"`` is every family, without flip for the built-in digit sets."""
     return Augment(strategy_for(strategy, data.name), siamese=siamese, key=key, align_corners=align_corners)
+
+
+class Say:
+    """Says the first line about ``what`` at once and then one every ten seconds, on standard error."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.last = what, -10.0
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self.last >= 10.0 or "to train" in text:
+            self.last = now
+            sys.stderr.write(f"{self.what}  {text}\n")
+            sys.stderr.flush()

@@ -4,13 +4,10 @@ In every outer iteration: take an expert and a start epoch t, train from its sna
 compare with its snapshot t + M.  Paper: Cazenavette et al., CVPR 2022, algorithm 1.
 """
 
-import logging
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,15 +16,17 @@ from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset
 from kdistill.data.builtin import cache_folder
 from kdistill.engine import Student, TrajectoryMatch, trajectory_match
-from kdistill.engine.unroll import SMALLEST_LR
+from kdistill.engine.unroll import SMALLEST_LR, Mask
 from kdistill.errors import NonFiniteError
 from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_experts
 from kdistill.experts.spec import digest_of
+from kdistill.experts.training import Rows
 from kdistill.keys import generator, make_key, permutation, uniforms
 from kdistill.methods._recipe import (
     MethodConfig,
     Problem,
     Rehearsal,
+    Say,
     Step,
     augmentation,
     balanced_labels,
@@ -36,8 +35,6 @@ from kdistill.methods._recipe import (
     initial_images,
 )
 from kdistill.priors import PixelPrior, State
-
-_log = logging.getLogger("kdistill")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +92,54 @@ class TrajectoryConfig(MethodConfig):
             strategy=strategy_for(self.strategy, data.name),
         )
 
+    def expert_selection(self, data: ImageDataset) -> dict[str, Any] | None:
+        """Return what decides which images the experts see in every epoch; None where they see all."""
+        return None
+
+    def expert_rows(self, data: ImageDataset) -> Rows | None:
+        """Return ``epoch -> rows`` of that selection."""
+        return None
+
+    def window(self, iteration: int) -> tuple[int, int]:
+        """Return the first start epoch of an iteration, and the one after the last."""
+        return 0, self.max_start_epoch
+
+    def rehearsed(self, folder: Path) -> Self:
+        """Return these options for a rehearsal: two inner steps, one expert of one epoch in ``folder``."""
+        return replace(self, syn_steps=2, num_experts=1, max_start_epoch=1, expert_epochs=1, experts=str(folder))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatExpertsConfig(TrajectoryConfig):
+    """Options of the methods whose experts are FTD's, trained by GSAM on flat trajectories.
+
+    Attributes:
+        rho: Radius of the experts' perturbation.
+        surrogate: Weight of the orthogonal part of the gradient that the experts subtract.
+    """
+
+    rho: float = 0.01
+    surrogate: float = 0.3
+
+    def expert_spec(self, data: ImageDataset) -> ExpertSpec:
+        """Return the recipe of MTT's experts with GSAM around SGD."""
+        return replace(super().expert_spec(data), optimiser="gsam", rho=self.rho, surrogate=self.surrogate)
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Labels that are learned beside the images (DATM).
+
+    Attributes:
+        logits: To begin with, ``[M, K]``.
+        lr: Their step size.
+        momentum: Of their SGD.
+    """
+
+    logits: Tensor
+    lr: float
+    momentum: float
+
 
 def published(
     rows: Mapping[str, tuple[int, int, int, float, float, float, int | None]], **common: Any
@@ -118,7 +163,8 @@ def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
         "images": len(data.train),
         "size": data.size,
     }
-    identity = spec.identity(seen, f"{student!r}, width {config.width}, norm {config.norm}")
+    selection = config.expert_selection(data)
+    identity = spec.identity(seen, f"{student!r}, width {config.width}, norm {config.norm}", selection)
     folder = Path(config.experts) if config.experts else cache_folder() / "experts" / f"{data.name}-{digest_of(identity)}"
     return TrajectoryStore(folder, identity, num_params=student.num_params, epochs=spec.epochs)
 
@@ -129,9 +175,11 @@ def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStor
     Raises:
         DataError: The folder cannot be written.
     """
-    images = data.transform.apply(data.train.images)
-    store = open_store(config, data)
-    return train_experts(config.expert_spec(data), config.network(data), images, data.train.labels, store, say=_Say())
+    images, labels = data.transform.apply(data.train.images), data.train.labels
+    store, rows_of = open_store(config, data), config.expert_rows(data)
+    return train_experts(
+        config.expert_spec(data), config.network(data), images, labels, store, rows_of=rows_of, say=Say("experts")
+    )
 
 
 def rehearse_trajectory(config: TrajectoryConfig, data: ImageDataset, folder: Path) -> Rehearsal:
@@ -140,7 +188,7 @@ def rehearse_trajectory(config: TrajectoryConfig, data: ImageDataset, folder: Pa
     store = open_store(config, data)
     missing = sum(not store.has(i) for i in range(spec.count))
     ahead = estimate(spec, student, data.transform.apply(data.train.images), data.train.labels, missing)
-    short = replace(config, syn_steps=2, num_experts=1, max_start_epoch=1, expert_epochs=1, experts=str(folder))
+    short = config.rehearsed(folder)
     start = student.init(generator(0))
     open_store(short, data).add(0, torch.stack([start, 1.01 * start + 1e-3]))
     kept_vectors = -(-config.syn_steps // config.checkpoint_every) + (
@@ -163,7 +211,11 @@ def build_trajectory(
     seed: int,
     start: Tensor | None,
     *,
+    store: TrajectoryStore | None = None,
     labels_of: Callable[[Student, Tensor, Tensor, Tensor], Tensor] | None = None,
+    soft: SoftLabels | None = None,
+    mask: Mask | None = None,
+    skip_above: float | None = None,
     average: float | None = None,
 ) -> Problem:
     """Return the run of a trajectory method.
@@ -174,54 +226,66 @@ def build_trajectory(
         ipc: Images per class.
         seed: Of the run.
         start: Images to begin with, or None.
+        store: The experts, or None: they are opened, and those that are missing are trained.
         labels_of: ``(student, target, images, labels) -> labels`` of the inner steps, constants of an iteration; None keeps
             the hard ones.
+        soft: Labels that are learned; None keeps the hard ones.
+        mask: Of the parameters that are compared (PAD), see ``trajectory_match``.
+        skip_above: An iteration with a larger loss changes nothing.
         average: Decay of the running mean of the images, or None.
     """
-    student, store = config.network(data), expert_store(config, data)
-    device = data.train.images.device
-    labels = balanced_labels(data.num_classes, ipc).to(device)
+    student, experts = config.network(data), expert_store(config, data) if store is None else store
+    labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
     augment = augmentation(config.strategy, data, make_key(seed, "augment"), siamese=False, align_corners=True)
 
     def objective(iteration: int, images: Tensor, state: State) -> Step:
-        expert, epoch = _drawn(iteration, config.num_experts, config.max_start_epoch, seed)
-        target = store.snapshot(expert, epoch + config.expert_epochs).to(images)
+        expert, epoch = _drawn(iteration, config.num_experts, config.window(iteration), seed)
+        target = experts.snapshot(expert, epoch + config.expert_epochs).to(images)
+        given = state.get("label_logits", labels)
         found = trajectory_match(
             student,
-            store.snapshot(expert, epoch).to(images),
+            experts.snapshot(expert, epoch).to(images),
             target,
             images,
-            labels if labels_of is None else labels_of(student, target, images, labels),
+            given if labels_of is None else labels_of(student, target, images, labels),
             state["lr"],
             batches=_batches(len(images), config.batch_syn or len(images), config.syn_steps, make_key(seed, "batch", iteration)),
             augment=augment if augment.families else None,
             first_step=iteration * config.syn_steps,
+            mask=mask,
             grad_mode=config.grad_mode,
             checkpoint_every=config.checkpoint_every,
         )
         _check_finite(found, float(state["lr"]), epoch, iteration)
-        return Step(found.loss, found.grad_images, {"lr": found.grad_lr.to(images)})
+        grads = {"lr": found.grad_lr.to(images)}
+        if soft is not None and found.grad_labels is not None:
+            grads["label_logits"] = found.grad_labels
+        is_skipped = skip_above is not None and bool(found.loss > skip_above)
+        return Step(found.loss, found.grad_images, grads, is_skipped=is_skipped)
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
+    learned = {} if soft is None else {"label_logits": soft.logits.clone()}
+    rates = {"images": config.lr_images, "lr": config.lr_lr}
     return Problem(
         prior=PixelPrior(),
-        state={"images": images.clone(), "lr": images.new_full((), config.lr_init)},
+        state={"images": images.clone(), "lr": images.new_full((), config.lr_init), **learned},
         labels=labels,
         objective=objective,
-        learning_rates={"images": config.lr_images, "lr": config.lr_lr},
-        momentum=config.momentum,
+        learning_rates=rates if soft is None else {**rates, "label_logits": soft.lr},
+        momentum=config.momentum if soft is None else {**dict.fromkeys(rates, config.momentum), "label_logits": soft.momentum},
         iterations=config.iterations,
         schedule=config.schedule,
         lower={"lr": SMALLEST_LR},
         average=average,
-        advice="lower lr_images, or lr_lr and lr_init",
+        advice="lower lr_images, or lr_lr and lr_init" + ("" if soft is None else ", or lr_labels"),
     )
 
 
-def _drawn(iteration: int, experts: int, epochs: int, seed: int) -> tuple[int, int]:
-    """Return expert and start epoch: every expert once in a random order, then all again in another."""
+def _drawn(iteration: int, experts: int, window: tuple[int, int], seed: int) -> tuple[int, int]:
+    """Return expert and start epoch in the window: every expert once in a random order, then all again in another."""
     order = permutation(make_key(seed, "experts", iteration // experts), experts)
-    epoch = int(uniforms(make_key(seed, "start epoch", iteration), 1)[0] * epochs)
+    low, high = window
+    epoch = low + int(uniforms(make_key(seed, "start epoch", iteration), 1)[0] * (high - low))
     return int(order[iteration % experts]), epoch
 
 
@@ -244,17 +308,3 @@ def _check_finite(found: TrajectoryMatch, lr: float, epoch: int, iteration: int)
         f"distill: expected the student of iteration {iteration} to train, got a gradient that is not finite at step {step} "
         f"(step size {lr:g}, start epoch {epoch}); lower lr_lr or lr_init if the step size has grown, else lr_images"
     )
-
-
-class _Say:
-    """Says the first line at once and then one every ten seconds, on standard error."""
-
-    def __init__(self) -> None:
-        self.last = -10.0
-
-    def __call__(self, text: str) -> None:
-        now = time.monotonic()
-        if now - self.last >= 10.0 or "to train" in text:
-            self.last = now
-            sys.stderr.write(f"experts  {text}\n")
-            sys.stderr.flush()

@@ -6,15 +6,17 @@ Paper: Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from kdistill.data import ImageDataset
 from kdistill.data.sampler import ClassSampler
+from kdistill.errors import ConfigError, did_you_mean
 from kdistill.keys import generator, make_key
+from kdistill.methods._difficulty import FilteredConfig
 from kdistill.methods._recipe import (
     Method,
-    MethodConfig,
     Problem,
     Step,
     augmentation,
@@ -22,42 +24,61 @@ from kdistill.methods._recipe import (
     check_at_least_one,
     initial_images,
 )
-from kdistill.objectives.distribution_matching import distribution_match
+from kdistill.objectives.distribution_matching import distribution_match, layered_distribution_match
+from kdistill.objectives.masks import check_ratio
 from kdistill.priors import PixelPrior, State
+
+LAYERS = ("last", "all")
+FEW = {"score_nets": 3, "score_epochs": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMConfig(MethodConfig):
+class DMConfig(FilteredConfig):
     """Options of DM beside those that every method has; the defaults are the paper's for CIFAR-10.
+
+    PAD for distribution matching (its appendix A.1): ``drop_hardest`` or ``drop_easiest`` with the options of scores (FIEX), and
+    ``layers="all"`` with ``mask_ratio`` (FIEM).
 
     Attributes:
         iterations: Outer steps; every one draws a new network.
         batch_real: Real images of each class per step.
         lr_images: Step size of the images (normalised pixels).
+        layers: ``"last"`` compares the features before the classifier, ``"all"`` the maps of every block.
+        mask_ratio: Share of the blocks, shallow ones first, that ``layers="all"`` leaves out.
     """
 
     iterations: int = 20_000
     batch_real: int = 256
     lr_images: float = 1.0
+    layers: str = "last"
+    mask_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "batch_real")
+        check_ratio(self.mask_ratio)
+        if self.layers not in LAYERS:
+            raise ConfigError(f"layers: expected 'last' or 'all', got '{self.layers}'; {did_you_mean(self.layers, list(LAYERS))}")
+        if self.layers == "last" and self.mask_ratio > 0.0:
+            raise ConfigError(f"mask_ratio: expected 0 with layers=last, got {self.mask_ratio:g}; set layers=all too")
 
 
 def build(config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
     """Return the run: a fresh network, a fresh real batch and a fresh augmentation in every iteration, all by key."""
     student = config.network(data)
     augment = augmentation(config.strategy, data, make_key(seed, "augment"), siamese=True, align_corners=False)
-    sampler = ClassSampler(data.train.labels, data.num_classes)
-    seen = data.transform.apply(data.train.images)
+    matched = config.kept(data).train
+    sampler = ClassSampler(matched.labels, data.num_classes)
+    seen = data.transform.apply(matched.images)
     labels = balanced_labels(data.num_classes, ipc).to(seen.device)
+    match = distribution_match
+    if config.layers == "all":
+        match = partial(layered_distribution_match, mask_ratio=config.mask_ratio)
 
     def objective(iteration: int, images: Tensor, state: State) -> Step:
         theta = student.init(generator(make_key(seed, "student", iteration))).to(images)
         rows = sampler.draw(config.batch_real, make_key(seed, "real", iteration)).to(seen.device)
-        real_labels = data.train.labels[rows]
-        return Step(*distribution_match(student, theta, seen[rows], real_labels, images, labels, augment=augment, step=iteration))
+        return Step(*match(student, theta, seen[rows], matched.labels[rows], images, labels, augment=augment, step=iteration))
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
     return Problem(
@@ -79,7 +100,7 @@ METHOD = Method(
     config=DMConfig,
     presets={
         "paper": {},
-        "fast": {"iterations": 800, "batch_real": 128, "width": 32, "lr_images": 10.0, "init": "k_means"},
+        "fast": {"iterations": 800, "batch_real": 128, "width": 32, "lr_images": 10.0, "init": "k_means", **FEW},
     },
     build=build,
     deviations=("all classes in one batched pass; randomness is keyed, not taken from the clock",),

@@ -6,34 +6,25 @@ Only the experts differ from MTT: they are trained by GSAM (``kdistill.experts``
 evaluated is the exponential moving average of the images.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from kdistill.data import ImageDataset
-from kdistill.experts import ExpertSpec
 from kdistill.methods._recipe import Method, Problem
-from kdistill.methods._trajectory import TrajectoryConfig, build_trajectory, expert_store, published, rehearse_trajectory
+from kdistill.methods._trajectory import FlatExpertsConfig, build_trajectory, expert_store, published, rehearse_trajectory
 from kdistill.methods.mtt import FAST
 
 
 @dataclass(frozen=True, kw_only=True)
-class FtdConfig(TrajectoryConfig):
-    """Options of FTD: those of the trajectory methods, and three more.
+class FtdConfig(FlatExpertsConfig):
+    """Options of FTD: those of the methods with flat experts, and one more.
 
     Attributes:
-        rho: Radius of the experts' perturbation.
-        surrogate: Weight of the orthogonal part of the gradient that the experts subtract.
         ema_decay: Of the running mean of images and step size that is the result.
     """
 
-    rho: float = 0.01
-    surrogate: float = 0.3
     ema_decay: float = 0.999
-
-    def expert_spec(self, data: ImageDataset) -> ExpertSpec:
-        """Return the recipe of MTT's experts with GSAM around SGD."""
-        return replace(super().expert_spec(data), optimiser="gsam", rho=self.rho, surrogate=self.surrogate)
 
 
 def build(config: FtdConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:

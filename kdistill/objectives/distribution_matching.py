@@ -1,11 +1,15 @@
 """Distribution matching: the distance between class means of embedded real and synthetic images."""
 
+import torch
 from torch import Tensor
 
 from kdistill.augment import Augment
 from kdistill.engine.features import embed, embed_with_pullback
 from kdistill.engine.students import Student
-from kdistill.ops.class_mean_sqdist import class_mean_sqdist_and_grad
+from kdistill.objectives.masks import deepest
+from kdistill.ops.class_mean_sqdist import class_mean_sqdist, class_mean_sqdist_and_grad
+
+CHUNK = 128  # real images whose maps of all layers are in memory at a time
 
 
 def distribution_match(
@@ -49,3 +53,65 @@ def distribution_match(
     loss, grad_features = class_mean_sqdist_and_grad(real_features, real_labels, features, labels, student.classes)
     grad = pull_back(grad_features)
     return loss, grad if augment is None else augment.pull_back(grad, step, labels)
+
+
+def layered_distribution_match(
+    student: Student,
+    theta: Tensor,
+    real: Tensor,
+    real_labels: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mask_ratio: float = 0.0,
+    augment: Augment | None = None,
+    step: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Return ``distribution_match`` summed over the maps of the deepest blocks, in the place of the last features.
+
+    Args:
+        student: The embedding network; the maps are those of every block after its activation and before its pooling.
+        theta: As for ``distribution_match``, and so are the others.
+        real: See there.
+        real_labels: See there.
+        images: See there.
+        labels: See there.
+        mask_ratio: Share of the blocks, shallow ones first, that is not compared (``kdistill.objectives.masks.deepest``).
+        augment: See there.
+        step: See there.
+
+    Returns:
+        The loss and ``dL/dimages [M, C, H, W]``.
+
+    Cost: as ``distribution_match``, by plain autograd; memory of the maps of M synthetic images and of 128 real ones.
+
+    References: Li et al., Prioritize Alignment in Dataset Distillation, 2024, appendix A.1 (FIEM for distribution matching).
+    """
+    if augment is not None:
+        real, images = augment(real, step, real_labels), augment(images, step, labels)
+    means, present = _layer_means(student, theta, real, real_labels, mask_ratio)
+    leaf = images.detach().requires_grad_()
+    with torch.enable_grad():
+        maps = student.features(theta, leaf, layers="all")
+        compared = [maps[level].flatten(1) for level in deepest(len(maps), mask_ratio)]
+        pairs = zip(means, compared, strict=True)
+        total = sum((class_mean_sqdist(mean, present, x, labels, student.classes) for mean, x in pairs), leaf.new_zeros(()))
+        (grad,) = torch.autograd.grad(total, leaf)
+    return total.detach(), grad if augment is None else augment.pull_back(grad, step, labels)
+
+
+@torch.no_grad()
+def _layer_means(
+    student: Student, theta: Tensor, real: Tensor, real_labels: Tensor, mask_ratio: float
+) -> tuple[list[Tensor], Tensor]:
+    """Return the class means ``[K', F_l]`` of the compared layers, and the K' classes that have images."""
+    counts = torch.bincount(real_labels, minlength=student.classes)
+    sums: list[Tensor] = []
+    for part, part_labels in zip(real.split(CHUNK), real_labels.split(CHUNK), strict=True):
+        maps = student.features(theta, part, layers="all")
+        compared = [maps[level].flatten(1) for level in deepest(len(maps), mask_ratio)]
+        sums = sums or [x.new_zeros((student.classes, x.shape[1])) for x in compared]
+        for total, x in zip(sums, compared, strict=True):
+            total.index_add_(0, part_labels, x)
+    present = counts.nonzero().flatten()
+    return [(total / counts.clamp(min=1)[:, None])[present] for total in sums], present

@@ -1,7 +1,21 @@
-"""Which real images stand for a class, and how hard each of them is."""
+"""Which real images stand for a class, how hard each of them is, and in which order they are learnt."""
 
 from kdistill.selection.baselines import SELECTIONS, select
+from kdistill.selection.correct import select_correct
 from kdistill.selection.difficulty import ScoreSpec, difficulty
+from kdistill.selection.ranking import Curriculum, Ranking, quota, rank
 from kdistill.selection.score_table import ScoreTable, load_scores
 
-__all__ = ["SELECTIONS", "ScoreSpec", "ScoreTable", "difficulty", "load_scores", "select"]
+__all__ = [
+    "SELECTIONS",
+    "Curriculum",
+    "Ranking",
+    "ScoreSpec",
+    "ScoreTable",
+    "difficulty",
+    "load_scores",
+    "quota",
+    "rank",
+    "select",
+    "select_correct",
+]

@@ -201,3 +201,56 @@ def test_what_is_not_there_is_refused(images, tmp_path):
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ConfigError):
         ExpertSpec(**change)
+
+
+def half(epoch):
+    """A curriculum: even rows first, then all."""
+    return torch.arange(0, 20, 2) if epoch == 0 else torch.arange(20)
+
+
+def test_a_curriculum_decides_what_an_epoch_sees(images):
+    x, y = images
+    plain = ExpertSpec(epochs=2, batch_size=100, strategy="none")
+    snapshots = train_expert(plain, STUDENT, x, y, 0, half)
+    for epoch in range(2):
+        rows = half(epoch)
+        _, grad = loss_and_grad(STUDENT, snapshots[epoch], x[rows], y[rows])
+        torch.testing.assert_close(snapshots[epoch + 1], snapshots[epoch] - 0.01 * grad)
+    spoilt = x.clone()
+    spoilt[1::2] = 7.0
+    assert torch.equal(snapshots[:2], train_expert(plain, STUDENT, spoilt, y, 0, half)[:2])
+
+
+def test_a_curriculum_of_everything_changes_no_bit(images):
+    whole = train_expert(SPEC, STUDENT, *images, 1)
+    assert torch.equal(whole, train_expert(SPEC, STUDENT, *images, 1, lambda epoch: torch.arange(20)))
+
+
+def test_a_killed_training_with_a_curriculum_goes_on_with_the_same_bits(images, tmp_path):
+    identity = SPEC.identity({"fingerprint": "abc"}, "convnet of width 4", {"scores": "x"})
+    whole = train_experts(SPEC, STUDENT, *images, store_in(tmp_path / "whole", identity), rows_of=half)
+    parts = store_in(tmp_path / "parts", identity)
+    train_experts(ExpertSpec(**{**vars(SPEC), "count": 1}), STUDENT, *images, parts, rows_of=half)
+    parts = train_experts(SPEC, STUDENT, *images, store_in(tmp_path / "parts", identity), rows_of=half)
+    assert all(torch.equal(whole.snapshot(i, 2), parts.snapshot(i, 2)) for i in range(3))
+
+
+def test_a_shorter_epoch_is_a_shorter_estimate(images):
+    spec = ExpertSpec(**{**vars(SPEC), "epochs": 1})
+    assert estimate(spec, STUDENT, *images, 3, half).nbytes == estimate(spec, STUDENT, *images, 3).nbytes
+
+
+def test_trajectories_of_another_selection_are_refused(images, tmp_path):
+    ours = SPEC.identity({"fingerprint": "abc"}, "convnet of width 4", {"scores": "x", "initial_ratio": 0.75})
+    train_experts(SPEC, STUDENT, *images, store_in(tmp_path, ours), rows_of=half)
+    with pytest.raises(ConfigError, match=r"selection None, got \{'initial_ratio': 0.75, 'scores': 'x'\}"):
+        store_in(tmp_path)
+    with pytest.raises(ConfigError, match=r"selection.initial_ratio 0.5, got 0.75"):
+        store_in(tmp_path, {**ours, "selection": {**ours["selection"], "initial_ratio": 0.5}})
+
+
+def test_trajectories_that_are_too_short_are_refused_with_both_numbers(images, tmp_path):
+    train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
+    longer = ExpertSpec(**{**vars(SPEC), "epochs": 7}).identity({"fingerprint": "abc"}, "convnet of width 4")
+    with pytest.raises(ConfigError, match=r"trajectories of 7 epochs .* got 2 in"):
+        store_in(tmp_path, longer)

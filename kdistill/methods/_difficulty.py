@@ -1,0 +1,127 @@
+"""Methods that look at a part of the real images, chosen by difficulty: PAD's FIEX.
+
+Scores come from a table that the user names, or from networks that are trained on the real images for a few epochs; those are
+kept under the cache folder.  Symbols: N images, R networks.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from kdistill.data import ImageDataset
+from kdistill.data.builtin import cache_folder
+from kdistill.data.dataset import fingerprint
+from kdistill.errors import ConfigError, DataError, did_you_mean
+from kdistill.experts.spec import digest_of
+from kdistill.methods._recipe import MethodConfig, Say, check_at_least_one
+from kdistill.selection import Ranking, ScoreSpec, difficulty, load_scores, rank
+from kdistill.selection.difficulty import METRICS
+
+_log = logging.getLogger("kdistill")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifficultyConfig(MethodConfig):
+    """Options of methods that choose real images by difficulty, beside those that every method has.
+
+    Attributes:
+        scores: Table made by ``kdistill score`` from the images that the run sees; None trains networks to score them.
+        score_metric: ``"el2n"``, or another metric of ``kdistill score``.
+        score_nets: R, networks whose scores are averaged.
+        score_epochs: Epochs that each is trained for.
+    """
+
+    scores: str | None = None
+    score_metric: str = "el2n"
+    score_nets: int = 10
+    score_epochs: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(self, "score_nets", "score_epochs")
+        if self.score_metric not in METRICS:
+            hint = did_you_mean(self.score_metric, list(METRICS))
+            raise ConfigError(f"score_metric: expected a known one, got '{self.score_metric}'; {hint}")
+
+    def scores_identity(self, data: ImageDataset) -> dict[str, Any]:
+        """Return what decides the scores: the table's numbers, or how networks are trained.
+
+        Raises:
+            DataError: The table does not fit the data.
+        """
+        if self.scores is not None:
+            return {"table": hashlib.sha256(self._table(data).numpy().tobytes()).hexdigest()}
+        return {"metric": self.score_metric, "nets": self.score_nets, "epochs": self.score_epochs}
+
+    def ranking(self, data: ImageDataset) -> Ranking:
+        """Return the images of every class from easy to hard; trains networks where there are no scores yet.
+
+        Cost: ``score_nets * (score_epochs + 1)`` passes over the data, once.
+        """
+        found = self._scores(data) if self.scores is None else self._table(data)
+        return rank(found, data.train.labels, num_classes=data.num_classes, classes=data.classes)
+
+    def _table(self, data: ImageDataset) -> Tensor:
+        count, digest = len(data.train), fingerprint(data.train)
+        return load_scores(str(self.scores), digest=digest, num_samples=count).of(self.score_metric)
+
+    def _scores(self, data: ImageDataset) -> Tensor:
+        network = f"{self.network(data)!r}, width {self.width}, norm {self.norm}"
+        identity = {**self.scores_identity(data), "training": data.training_digest(), "student": network}
+        path = cache_folder() / "scores" / f"{data.name}-{digest_of(identity)}.safetensors"
+        if path.exists():
+            try:
+                return load_checkpoint(path)[0]["scores"]
+            except (DataError, KeyError) as error:
+                _log.warning("%s; the images are scored again", error)
+        spec = ScoreSpec(metrics=(self.score_metric,), runs=self.score_nets, epochs=self.score_epochs)
+        seen = data.transform.apply(data.train.images)
+        found = difficulty(spec, self.network(data), seen, data.train.labels, say=Say("scores"))[self.score_metric]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(path, {"scores": found}, identity)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilteredConfig(DifficultyConfig):
+    """Options of methods that match batches of real images, beside those of scores (PAD, appendix A.1).
+
+    Attributes:
+        drop_hardest: Share of the hardest images of each class that is never looked at: for few images per class.
+        drop_easiest: Share of the easiest: for many images per class.
+    """
+
+    drop_hardest: float = 0.0
+    drop_easiest: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        hard, easy = self.drop_hardest, self.drop_easiest
+        if not (min(hard, easy) >= 0.0 and hard + easy < 1.0):
+            raise ConfigError(
+                f"drop_hardest, drop_easiest: expected shares of 0 or more that leave images, got {hard:g} and {easy:g}; 0.2 "
+                "leaves a fifth out"
+            )
+
+    def kept(self, data: ImageDataset) -> ImageDataset:
+        """Return the data without what is dropped, as it is where nothing is.
+
+        Raises:
+            DataError: A class would be empty; known before anything is scored.
+        """
+        if self.drop_hardest == self.drop_easiest == 0.0:
+            return data
+        low, high = self.drop_easiest, 1.0 - self.drop_hardest
+        by_count(data).keep(low, high)
+        rows = self.ranking(data).keep(low, high)
+        return replace(data, train=data.train.take(rows))
+
+
+def by_count(data: ImageDataset) -> Ranking:
+    """Return a ranking with classes of the right sizes, to check shares without scores."""
+    labels = data.train.labels
+    return rank(labels.new_zeros(len(labels)).float(), labels, num_classes=data.num_classes, classes=data.classes)
