@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli import _tables
+from kdistill.cli import _priors, _tables
 from kdistill.cli._shared import Device, Options, Protocol, Seed, Threads, _examples, _one_sentence
 
 app = typer.Typer(
@@ -304,25 +304,6 @@ def plan(
         typer.echo(predict(seen, method=method, ipc=ipc, preset=preset, options=parse_overrides(options), threads=threads))
 
 
-priors = typer.Typer(help="Generators that images can be drawn from (see docs/priors.md).", no_args_is_help=True)
-app.add_typer(priors, name="prior")
-
-
-@priors.command(epilog=_examples("kdistill prior convert net.pkl out/prior", "kdistill prior convert imagenet128.pkl out/xl"))
-def convert(
-    network: Annotated[Path, typer.Argument(help="Network file (.pkl) of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the generator.")],
-) -> None:
-    """Take the generator out of a network file, without running anything in it, and keep it as safetensors."""
-    with _one_sentence():
-        from kdistill.priors.network_files import convert_network
-
-        found = convert_network(network, out)
-        about = f"{found.size}x{found.size}, {found.channels} channel{'s' * (found.channels > 1)}, {found.classes} classes"
-        typer.echo(f"{type(found).__name__}, {about}, {found.num_layers} layers in {out}")
-        typer.echo(found.layers_listed())
-
-
 @app.command("methods", epilog=_examples("kdistill methods", "kdistill methods dm"))
 def list_methods(name: Annotated[str | None, typer.Argument(help="Show the options of one method.")] = None) -> None:
     """List the methods, or the options and presets of one."""
@@ -395,6 +376,7 @@ def bench(context: typer.Context) -> None:
 
 
 _tables.add_to(app)
+app.add_typer(_priors.app, name="prior")
 
 
 @app.callback(invoke_without_command=True)
