@@ -135,7 +135,7 @@ def test_the_first_state_is_what_the_experts_say(digits):
 @pytest.mark.parametrize("name", ["datm", "pad"])
 def test_the_loss_falls_and_labels_are_learned(digits, name):
     losses = []
-    options = {"iterations": 120, "max_start_epoch": 1, "first_max_start_epoch": None, "num_experts": 1, "lr_images": 1000.0}
+    options = {"iterations": 120, "max_start_epoch": 1, "first_max_start_epoch": None, "num_experts": 1}
     small = run(digits, name, {"callbacks": [lambda p: losses.append(p.loss)]}, **options, strategy="none")
     assert losses[-1] < 0.8 * losses[0]
     assert small.label_logits.shape == (10, 10)

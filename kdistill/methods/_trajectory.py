@@ -22,6 +22,7 @@ from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert
 from kdistill.experts.spec import digest_of
 from kdistill.experts.training import Rows
 from kdistill.keys import generator, make_key, permutation, uniforms
+from kdistill.methods._calibrate import calibrated
 from kdistill.methods._recipe import (
     MethodConfig,
     Problem,
@@ -49,9 +50,9 @@ class TrajectoryConfig(MethodConfig):
         syn_steps: N, steps of the student on the synthetic images.
         expert_epochs: M, epochs of the expert between start and target.
         max_start_epoch: T+, start epochs are drawn from 0 to T+ - 1.
-        lr_images: Step size of the images (normalised pixels).
+        lr_images: Step size of the images (normalised pixels); None finds one that suits the data.
         lr_lr: Step size of the student's step size.
-        lr_init: The student's step size to begin with; kept above 1e-6.
+        lr_init: The student's step size to begin with; kept above 1e-6.  None finds one that suits the data.
         batch_syn: Synthetic images per step of the student; None takes all.
         grad_mode: ``"adjoint"`` (exact), ``"unroll"`` (the same by autograd) or ``"tesla"`` (truncated).
         checkpoint_every: Keep every so many parameter vectors of a trajectory and recompute the others.
@@ -65,9 +66,9 @@ class TrajectoryConfig(MethodConfig):
     syn_steps: int = 30
     expert_epochs: int = 2
     max_start_epoch: int = 20
-    lr_images: float = 100.0
+    lr_images: float | None = 100.0
     lr_lr: float = 1e-5
-    lr_init: float = 0.001
+    lr_init: float | None = 0.001
     batch_syn: int | None = None
     grad_mode: str = "adjoint"
     checkpoint_every: int = 1
@@ -80,7 +81,7 @@ class TrajectoryConfig(MethodConfig):
         super().__post_init__()
         counts = ("syn_steps", "expert_epochs", "max_start_epoch", "num_experts", "checkpoint_every", "batch_syn")
         check_at_least_one(self, *counts)
-        check_positive(self, "lr_init", "expert_lr")
+        check_positive(self, "expert_lr", *(("lr_init",) if self.lr_init is not None else ()))
 
     def expert_spec(self, data: ImageDataset) -> ExpertSpec:
         """Return how the experts are trained; no longer than a start epoch and M reach."""
@@ -106,7 +107,8 @@ class TrajectoryConfig(MethodConfig):
 
     def rehearsed(self, folder: Path) -> Self:
         """Return these options for a rehearsal: two inner steps, one expert of one epoch in ``folder``."""
-        return replace(self, syn_steps=2, num_experts=1, max_start_epoch=1, expert_epochs=1, experts=str(folder))
+        given = {"lr_init": self.lr_init or 0.01, "lr_images": self.lr_images or 1.0}
+        return replace(self, syn_steps=2, num_experts=1, max_start_epoch=1, expert_epochs=1, experts=str(folder), **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,10 +267,15 @@ def build_trajectory(
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
     learned = {} if soft is None else {"label_logits": soft.logits.clone()}
-    rates = {"images": config.lr_images, "lr": config.lr_lr}
+
+    def measure(iteration: int, alpha: Tensor) -> Step:
+        return objective(iteration, images, {"images": images, "lr": alpha, **learned})
+
+    lr, lr_images = calibrated(measure, images, config.lr_init, config.lr_images)
+    rates = {"images": lr_images, "lr": config.lr_lr}
     return Problem(
         prior=PixelPrior(),
-        state={"images": images.clone(), "lr": images.new_full((), config.lr_init), **learned},
+        state={"images": images.clone(), "lr": images.new_full((), lr), **learned},
         labels=labels,
         objective=objective,
         learning_rates=rates if soft is None else {**rates, "label_logits": soft.lr},

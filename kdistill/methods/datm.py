@@ -30,7 +30,7 @@ from kdistill.selection import select_correct
 
 # the better of two settings on validation images (mnist5k, 10 per class, one run each)
 FAST = {
-    **MTT_FAST, "iterations": 80, "num_experts": 6, "expert_lr": 0.03, "lr_init": 0.05, "expert_length": None,
+    **MTT_FAST, "iterations": 80, "expert_length": None,
     "first_max_start_epoch": 3, "expand_until": 50, "lr_labels": 2.0,
 }  # fmt: skip
 
@@ -55,7 +55,7 @@ class DatmConfig(FlatExpertsConfig):
 
     iterations: int = 10_000
     syn_steps: int = 80
-    lr_init: float = 0.01
+    lr_init: float | None = 0.01
     batch_syn: int | None = 100
     init: str = "correct"
     min_start_epoch: int = 0

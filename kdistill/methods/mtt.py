@@ -15,8 +15,8 @@ from kdistill.methods._recipe import Method, Problem
 from kdistill.methods._trajectory import TrajectoryConfig, build_trajectory, expert_store, published, rehearse_trajectory
 
 FAST = {
-    "iterations": 100, "syn_steps": 20, "expert_epochs": 2, "max_start_epoch": 6, "lr_images": 1000.0, "lr_lr": 1e-4,
-    "lr_init": 0.02, "batch_syn": 50, "init": "k_means", "width": 32, "num_experts": 8,
+    "iterations": 100, "syn_steps": 20, "expert_epochs": 2, "max_start_epoch": 6, "lr_images": None, "lr_lr": 1e-5,
+    "lr_init": None, "batch_syn": 50, "init": "k_means", "width": 32, "num_experts": 6, "expert_lr": 0.03,
 }  # fmt: skip
 
 

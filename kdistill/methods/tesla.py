@@ -28,9 +28,9 @@ class TeslaConfig(TrajectoryConfig):
     iterations: int = 10_000
     syn_steps: int = 50
     max_start_epoch: int = 5
-    lr_images: float = 500.0
+    lr_images: float | None = 500.0
     lr_lr: float = 1e-7
-    lr_init: float = 0.01
+    lr_init: float | None = 0.01
     grad_mode: str = "tesla"
     teacher_labels: bool = False
 

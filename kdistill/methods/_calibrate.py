@@ -1,0 +1,65 @@
+"""Step sizes of a trajectory method that suit the data, found from a few first gradients.
+
+The loss of a trajectory is close to a parabola in the student's step size alpha: too small and the student stays where it is, too
+large and it runs past the expert; then the gradient drives alpha to nothing before the images have moved.  Its minimum depends on
+the data, the number of images and the experts, and so does the length of the images' gradient.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kdistill.errors import NonFiniteError
+from kdistill.methods._recipe import Step
+
+DRAWS = 3  # iterations that are averaged
+FIRST, LEAST, MOST = 0.01, 1e-4, 1.0  # step sizes of the student that are tried
+MOVE = 0.03  # share of their norm by which a first step moves the images
+
+
+def calibrated(
+    measure: Callable[[int, Tensor], Step], images: Tensor, lr: float | None, lr_images: float | None
+) -> tuple[float, float]:
+    """Return the student's step size and that of the images, found where None was given.
+
+    Args:
+        measure: ``(iteration, alpha) -> Step`` at the first images, with the gradient in ``lr`` too.
+        images: The first images.
+        lr: The student's step size, or None: where the mean loss of the first iterations is least.
+        lr_images: Step size of the images, or None: one by which the first step moves them by 3 % of their norm.
+
+    Cost: six to nine outer iterations per step size that is not given.
+    """
+
+    def looked(alpha: float) -> tuple[float, float]:
+        try:
+            steps = [measure(iteration, images.new_tensor(alpha)) for iteration in range(DRAWS)]
+        except NonFiniteError:  # ran past the expert, and out of the numbers
+            return math.inf, math.inf
+        norm = sum(float(step.grad_images.norm()) for step in steps) / DRAWS
+        return sum(float(step.grads["lr"]) for step in steps) / DRAWS, norm
+
+    if lr is None:
+        lr, norm = _least(looked)
+    elif lr_images is None:
+        norm = looked(lr)[1]
+    if lr_images is None:
+        lr_images = MOVE * float(torch.linalg.vector_norm(images)) / max(norm, 1e-12)
+    return lr, lr_images
+
+
+def _least(looked: Callable[[float], tuple[float, float]]) -> tuple[float, float]:
+    """Return alpha where the mean slope changes its sign, between two steps of factor 2, and the images' gradient there."""
+    alpha, (slope, norm) = FIRST, looked(FIRST)
+    factor = 2.0 if slope < 0.0 else 0.5
+    while LEAST < alpha < MOST:
+        following, (next_slope, next_norm) = alpha * factor, looked(alpha * factor)
+        if (next_slope < 0.0) != (slope < 0.0):
+            if not (math.isfinite(slope) and math.isfinite(next_slope)):
+                return min(alpha, following), norm if factor > 1.0 else next_norm
+            share = slope / (slope - next_slope)  # of the way, where the line between them is 0
+            return alpha * factor**share, norm ** (1.0 - share) * next_norm**share
+        alpha, slope, norm = following, next_slope, next_norm
+    return alpha, norm

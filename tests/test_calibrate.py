@@ -1,0 +1,56 @@
+"""Step sizes of the trajectory methods that are found from the first gradients."""
+
+import math
+
+import pytest
+import torch
+
+from kdistill.errors import NonFiniteError
+from kdistill.methods._calibrate import DRAWS, MOVE, calibrated
+from kdistill.methods._recipe import Step
+
+IMAGES = torch.full((4, 1, 2, 2), 3.0)
+
+
+def parabola(best, *, diverges_above=math.inf, norm=0.5):
+    """Return ``measure`` of a loss ``(alpha - best)^2`` and the list of what was tried."""
+    tried = []
+
+    def measure(iteration, alpha):
+        tried.append((iteration, float(alpha)))
+        if alpha > diverges_above:
+            raise NonFiniteError("ran away")
+        grad = torch.zeros_like(IMAGES)
+        grad[0, 0, 0, 0] = norm
+        return Step((alpha - best) ** 2, grad, {"lr": 2.0 * (alpha - best)})
+
+    return measure, tried
+
+
+@pytest.mark.parametrize("best", [4e-4, 0.005, 0.0101, 0.03, 0.2])
+def test_the_student_gets_the_step_size_of_the_least_loss(best):
+    measure, tried = parabola(best)
+    lr, lr_images = calibrated(measure, IMAGES, None, None)
+    assert lr == pytest.approx(best, rel=0.1)
+    assert lr_images == pytest.approx(MOVE * 12.0 / 0.5, rel=1e-5)
+    assert {iteration for iteration, _ in tried} == set(range(DRAWS))
+
+
+@pytest.mark.parametrize("diverges_above", [0.002, 0.011])
+def test_a_step_size_at_which_the_student_diverges_is_not_taken(diverges_above):
+    lr, lr_images = calibrated(parabola(0.5, diverges_above=diverges_above)[0], IMAGES, None, None)
+    assert lr <= diverges_above
+    assert math.isfinite(lr_images)
+
+
+def test_the_search_ends_where_no_step_size_is_best():
+    assert 1.0 <= calibrated(parabola(1e9)[0], IMAGES, None, 1.0)[0] < 2.0
+    assert 5e-5 < calibrated(parabola(-1.0)[0], IMAGES, None, 1.0)[0] <= 1e-4
+
+
+def test_what_is_given_is_kept_and_costs_nothing():
+    measure, tried = parabola(0.005)
+    assert calibrated(measure, IMAGES, 0.7, 9.0) == (0.7, 9.0)
+    assert not tried
+    assert calibrated(measure, IMAGES, 0.7, None) == (0.7, pytest.approx(MOVE * 12.0 / 0.5))
+    assert calibrated(measure, IMAGES, None, 9.0) == (pytest.approx(0.005, rel=0.1), 9.0)
