@@ -107,8 +107,8 @@ class TrajectoryConfig(MethodConfig):
 
     def rehearsed(self, folder: Path) -> Self:
         """Return these options for a rehearsal: two inner steps, one expert of one epoch in ``folder``."""
-        given = {"lr_init": self.lr_init or 0.01, "lr_images": self.lr_images or 1.0}
-        return replace(self, syn_steps=2, num_experts=1, max_start_epoch=1, expert_epochs=1, experts=str(folder), **given)
+        short = replace(self, syn_steps=2, num_experts=1, max_start_epoch=1, expert_epochs=1, experts=str(folder))
+        return replace(short, lr_init=self.lr_init or 0.01, lr_images=self.lr_images or 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
