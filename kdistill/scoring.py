@@ -72,7 +72,7 @@ def load_scores_of(data: ImageDataset, path: str | Path) -> ScoreTable:
     Raises:
         DataError: No such file, a damaged one, or scores of other images.
     """
-    return load_scores(path, digest=fingerprint(data.train), num_samples=len(data.train))
+    return load_scores(path, digest=fingerprint(data.train), num_samples=len(data.train), labels=data.train.labels)
 
 
 def _write(table: ScoreTable, data: ImageDataset, folder: Path) -> None:

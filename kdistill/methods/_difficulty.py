@@ -66,8 +66,9 @@ class DifficultyConfig(MethodConfig):
         return rank(found, data.train.labels, num_classes=data.num_classes, classes=data.classes)
 
     def _table(self, data: ImageDataset) -> Tensor:
-        count, digest = len(data.train), fingerprint(data.train)
-        return load_scores(str(self.scores), digest=digest, num_samples=count).of(self.score_metric)
+        train = data.train
+        found = load_scores(str(self.scores), digest=fingerprint(train), num_samples=len(train), labels=train.labels)
+        return found.of(self.score_metric)
 
     def _scores(self, data: ImageDataset) -> Tensor:
         network = f"{self.network(data)!r}, width {self.width}, norm {self.norm}"

@@ -76,37 +76,40 @@ class ScoreTable:
         write_atomic(path, text.getvalue().encode())
 
 
-def load_scores(path: str | Path, *, digest: str | None = None, num_samples: int | None = None) -> ScoreTable:
-    """Read a table.
+def load_scores(
+    path: str | Path, *, digest: str | None = None, num_samples: int | None = None, labels: Tensor | None = None
+) -> ScoreTable:
+    """Read a table.  Rows belong to the images that their ``index`` names, in whatever order they and the columns stand.
 
     Args:
         path: From ``ScoreTable.save``.
         digest: ``fingerprint`` of the images that the scores are for; None takes any.
         num_samples: Their number; None takes any.
+        labels: Their labels, int64 ``[N]``; None takes any.
 
     Raises:
-        DataError: No such file, a damaged one, or scores of other images.
+        DataError: No such file, a damaged or incomplete one, or scores of other images.
     """
     path = Path(path)
     try:
-        first, _, rest = path.read_text().partition("\n")
+        first, _, rest = path.read_text(encoding="utf-8-sig").partition("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"scores: expected a file that can be read, got {path} ({error}); make one with kdistill score"
         ) from error
     try:
         head = json.loads(first.removeprefix("#"))
-        rows = list(csv.DictReader(io.StringIO(rest), strict=True))
-        metrics = [name.removesuffix("_rank") for name in rows[0] if name.endswith("_rank")]
-        labels = torch.tensor([int(row["label"]) for row in rows])
-        scores = {metric: torch.tensor([float(row[metric]) for row in rows]) for metric in metrics}
-        count, found, classes = int(head["num_samples"]), str(head["digest"]), tuple(head["classes"])
-    except (ValueError, KeyError, IndexError, TypeError, csv.Error) as error:
-        raise DataError(
-            f"scores: expected a table of kdistill score, got {path} ({type(error).__name__}: {error}); make it again"
-        ) from error
-    if len(rows) != count:
-        raise DataError(f"scores: expected the {count} rows that {path} speaks of, got {len(rows)}; make it again")
+        count, found, classes = int(head["num_samples"]), str(head["digest"]), tuple(map(str, head["classes"]))
+        table = _columns(rest)
+        index, label = (torch.tensor([int(text) for text in table[name]], dtype=torch.int64) for name in ("index", "label"))
+        metrics = [name.removesuffix("_rank") for name in table if name.endswith("_rank")]
+        scores = {metric: torch.tensor([float(text) for text in table[metric]]) for metric in metrics}
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, csv.Error) as error:
+        raise _unusable("a table of kdistill score", f"{path} ({type(error).__name__}: {error})") from error
+    if head.get("format", FORMAT) != FORMAT:
+        raise _unusable(f"a table of format {FORMAT}", f"{head['format']!r} in {path}")
+    if len(index) != count:
+        raise _unusable(f"the {count} rows that {path} speaks of", str(len(index)))
     if num_samples is not None and count != num_samples:
         raise DataError(
             f"scores: expected scores of the {num_samples} training images, got {count} in {path}; score this data set, with the "
@@ -116,5 +119,47 @@ def load_scores(path: str | Path, *, digest: str | None = None, num_samples: int
         raise DataError(
             f"scores: expected scores of images with digest {digest[:12]}, got {found[:12]} in {path}; score this data set"
         )
+    order = _order(index, path)
+    label, scores = label[order], {metric: values[order] for metric, values in scores.items()}
+    _check_values(label, scores, len(classes) if labels is None else labels, path)
     known = ("format", "num_samples", "digest", "classes")
-    return ScoreTable(labels, scores, classes, found, {key: value for key, value in head.items() if key not in known})
+    return ScoreTable(label, scores, classes, found, {key: value for key, value in head.items() if key not in known})
+
+
+def _columns(text: str) -> dict[str, tuple[str, ...]]:
+    """Return the columns by name; every row must be whole."""
+    names, *rows = (row for row in csv.reader(io.StringIO(text), strict=True) if row)
+    if len(set(names)) < len(names):
+        raise ValueError(f"a column twice in {','.join(names)}")
+    for row in rows:
+        if len(row) != len(names):
+            raise ValueError(f"{len(row)} values in the row {','.join(row)[:40]}")
+    return dict(zip(names, zip(*rows, strict=True) if rows else ((),) * len(names), strict=True))
+
+
+def _order(index: Tensor, path: Path) -> Tensor:
+    """Return where the row of image 0, 1, ... stands."""
+    order = index.argsort(stable=True)
+    wrong = (index[order] != torch.arange(len(index))).nonzero()
+    if len(wrong):
+        raise _unusable(
+            f"one row for each index 0..{len(index) - 1}", f"{int(index[order[wrong[0]]])} for {int(wrong[0])} in {path}"
+        )
+    return order
+
+
+def _check_values(label: Tensor, scores: Mapping[str, Tensor], labels: Tensor | int, path: Path) -> None:
+    """Raise DataError for a label that is not the image's (or no class at all), and for a score that is no number."""
+    wrong = (label < 0) | (label >= labels) if isinstance(labels, int) else label != labels.cpu()
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        wanted = f"a label of {labels} classes" if isinstance(labels, int) else f"label {int(labels[row])}"
+        raise _unusable(f"{wanted} for image {row}", f"{int(label[row])} in {path}")
+    for metric, values in scores.items():
+        if bool(values.isnan().any()):
+            row = int(values.isnan().nonzero()[0])
+            raise _unusable(f"a number as {metric} of image {row}", f"NaN in {path}")
+
+
+def _unusable(expected: str, got: str) -> DataError:
+    return DataError(f"scores: expected {expected}, got {got}; make it again")

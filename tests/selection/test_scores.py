@@ -101,6 +101,58 @@ def test_a_file_of_other_data_is_refused(tmp_path):
         load_scores_of(drawn(seed=1), tmp_path / "scores.csv")
 
 
+HEAD = '# {"num_samples": 3, "digest": "d", "classes": ["a", "b"]}'
+ROWS = "0,0,0.5,1\n1,1,0.25,0\n2,0,0.125,0"
+
+
+def written(folder, columns="index,label,el2n,el2n_rank", rows=ROWS, head=HEAD):
+    folder.mkdir(exist_ok=True)
+    (folder / "scores.csv").write_bytes("\n".join([head, columns, rows, ""]).encode())
+    return folder / "scores.csv"
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows"),
+    [
+        ("index,label,el2n,el2n_rank", "2,0,0.125,0\n0,0,0.5,1\n1,1,0.25,0"),  # sorted by score
+        ("el2n_rank,el2n,label,index", "1,0.5,0,0\n0,0.25,1,1\n0,0.125,0,2"),
+        ("index,label,el2n,el2n_rank", ROWS.replace("\n", "\r\n")),
+    ],
+)
+def test_rows_belong_to_the_index_in_them(tmp_path, columns, rows):
+    path = written(tmp_path, columns, rows)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # the mark that spreadsheets put in front
+    table = load_scores(path, labels=torch.tensor([0, 1, 0]))
+    assert table.of("el2n").tolist() == [0.5, 0.25, 0.125] and table.labels.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": ROWS.replace("2,0,", "0,0,")}, r"expected one row for each index 0\.\.2, got 0 for 1 in .*; make it again"),
+        ({"rows": ROWS.replace("2,0,", "3,0,")}, r"expected one row for each index 0\.\.2, got 3 for 2 in"),
+        ({"rows": ROWS.replace("2,0,", "-1,0,")}, r"expected one row for each index 0\.\.2, got -1 for 0 in"),
+        ({"rows": ROWS.replace("1,1,", "1,0,")}, r"expected label 1 for image 1, got 0 in .*; make it again"),
+        ({"rows": ROWS.replace("0.25", "nan")}, r"expected a number as el2n of image 1, got NaN in .*; make it again"),
+        ({"rows": ROWS.replace("0.25,0", "0.25")}, r"3 values in the row 1,1,0.25\); make it again"),
+        ({"rows": ROWS.replace("0.25,0", "0.25,0,7")}, r"5 values in the row 1,1,0.25,0,7\); make it again"),
+        ({"columns": "index,label,el2n,el2n"}, r"a column twice in index,label,el2n,el2n\); make it again"),
+        ({"columns": "row,label,el2n,el2n_rank"}, r"KeyError: 'index'"),
+        ({"head": HEAD.replace("3", "1e999")}, r"OverflowError"),
+        ({"head": HEAD.replace("{", '{"format": 2, ')}, r"expected a table of format 1, got 2 in .*; make it again"),
+        ({"rows": ""}, r"expected the 3 rows that .* speaks of, got 0; make it again"),
+    ],
+)
+def test_a_table_that_was_edited_is_refused(tmp_path, change, message):
+    with pytest.raises(DataError, match=message):
+        load_scores(written(tmp_path, **change), labels=torch.tensor([0, 1, 0]))
+
+
+def test_a_label_outside_the_classes_is_refused_without_data(tmp_path):
+    with pytest.raises(DataError, match=r"expected a label of 2 classes for image 1, got 7 in"):
+        load_scores(written(tmp_path, rows=ROWS.replace("1,1,", "1,7,")))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
