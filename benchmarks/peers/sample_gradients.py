@@ -1,6 +1,6 @@
-"""Norms of per-sample gradients as others compute them, on one plain network.  Opacus is a peer where it can be imported.
+"""Norms of per-sample gradients as others compute them, on one plain network: Opacus and BackPACK where they can be imported.
 
-BackPACK is not: it has no rule for GroupNorm, which is the student's norm.
+BackPACK has no rule for GroupNorm, the student's norm; it gets one here, by the door that it has for that.
 """
 
 import copy
@@ -73,11 +73,49 @@ def by_opacus(net: nn.Module, images: Tensor, labels: Tensor, ghost: bool) -> No
     return norms
 
 
+def by_backpack(net: nn.Module, images: Tensor, labels: Tensor) -> Norms:
+    """Return BackPACK's ``BatchL2Grad``, with a rule for the norm."""
+    from backpack import backpack, extend
+    from backpack.extensions import BatchL2Grad
+    from backpack.extensions.firstorder.base import FirstOrderModuleExtension
+
+    class GroupNormRule(FirstOrderModuleExtension):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(params=["weight", "bias"])
+
+        def weight(self, ext: object, module: nn.GroupNorm, g_inp: object, g_out: tuple[Tensor], quantities: object) -> Tensor:
+            unit = functional.group_norm(module.input0, module.num_groups, eps=module.eps)
+            return (g_out[0] * unit).flatten(2).sum(2).square().sum(1)
+
+        def bias(self, ext: object, module: nn.GroupNorm, g_inp: object, g_out: tuple[Tensor], quantities: object) -> Tensor:
+            return g_out[0].flatten(2).sum(2).square().sum(1)
+
+    extension = BatchL2Grad()
+    extension.set_module_extension(nn.GroupNorm, GroupNormRule())
+    wrapped, loss = extend(copy.deepcopy(net)), extend(nn.CrossEntropyLoss(reduction="sum"))
+
+    def norms() -> Tensor:
+        wrapped.zero_grad()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of hooks, and of containers without a rule
+            with backpack(extension):
+                loss(wrapped(images), labels).backward()
+        return torch.stack([p.batch_l2 for p in wrapped.parameters()]).sum(0).sqrt()
+
+    return norms
+
+
 def peers(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[dict[str, Norms], list[str]]:
     """Return the peers that run here, and the names of those that are absent."""
     found = {"per-sample loop": by_loop(net, images, labels), "vmap(grad)": by_vmap(net, images, labels)}
+    absent = []
     if importlib.util.find_spec("opacus") is None:
-        return found, ["Opacus", "Opacus ghost clipping"]
-    found["Opacus"] = by_opacus(net, images, labels, ghost=False)
-    found["Opacus ghost clipping"] = by_opacus(net, images, labels, ghost=True)
-    return found, []
+        absent += ["Opacus", "Opacus ghost clipping"]
+    else:
+        found["Opacus"] = by_opacus(net, images, labels, ghost=False)
+        found["Opacus ghost clipping"] = by_opacus(net, images, labels, ghost=True)
+    if importlib.util.find_spec("backpack") is None:
+        absent.append("BackPACK")
+    else:
+        found["BackPACK"] = by_backpack(net, images, labels)
+    return found, absent
