@@ -195,6 +195,10 @@ class _Loop:
             if now - began >= self.max_seconds and not finished:
                 break
         self.keeper.save(self.snapshot)
+        if self.skipped and self.skipped == self.snapshot.iteration - first:
+            _log.warning(
+                "distill: every one of %d iterations was skipped, so nothing has changed; raise skip_above", self.skipped
+            )
         final = self.snapshot.average or self.snapshot.state
         images = self.problem.prior.render(final, self.snapshot.iteration)
         return Outcome(self.snapshot, images, self.losses, time.monotonic() - began, peak_bytes(), finished, self.skipped)

@@ -175,8 +175,9 @@ def test_the_two_masks_differ_and_a_mask_of_nothing_is_none(digits):
     assert torch.equal(nothing.images, run(digits, "datm", iterations=2).images)
 
 
-def test_an_iteration_above_the_threshold_changes_nothing(digits):
+def test_an_iteration_above_the_threshold_changes_nothing(digits, caplog):
     frozen = run(digits, "datm", skip_above=1e-9)
+    assert "every one of 20 iterations was skipped, so nothing has changed; raise skip_above" in caplog.text
     assert frozen.metrics["distillation"]["skipped"] == 20
     assert torch.equal(frozen.images, run(digits, "datm", iterations=0).images)
     assert run(digits, "datm", skip_above=None).metrics["distillation"]["skipped"] == 0
@@ -223,6 +224,27 @@ def test_bad_options_are_refused(change):
         resolve("pad", "fast", change)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init": "corect"}, r"init: expected a known start, got 'corect'; did you mean 'correct'"),
+        ({"grad_mode": "exact"}, "grad_mode: expected a known one"),
+        ({"schedule": "cosin"}, "schedule: expected a known one"),
+        ({"strategy": "colour"}, "expected families joined by '_', got 'colour'"),
+        ({"iterations": -1}, "iterations: expected 0 or more, got -1"),
+        ({"lr_lr": float("nan")}, "lr_lr: expected a number of 0 or more, got nan"),
+        ({"lr_labels": -1.0}, "lr_labels: expected a number of 0 or more, got -1"),
+        ({"momentum_labels": 2.0}, r"momentum_labels: expected a number in \[0, 1\), got 2"),
+        ({"rho": float("inf")}, "rho: expected a number of 0 or more, got inf"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused_before_experts_are_trained(digits, monkeypatch, change, message):
+    monkeypatch.setattr("kdistill.experts.training.train", None)
+    with pytest.raises(ConfigError, match=message):
+        run(digits, "pad", **change)
+
+
 def table(path, split, scores, metric="el2n"):
     classes = tuple(str(i) for i in range(10))
     ScoreTable(split.labels, {metric: scores}, classes, fingerprint(split), {}).save(path)
@@ -236,6 +258,17 @@ def test_a_table_of_scores_takes_the_place_of_training(digits, tmp_path, monkeyp
     run(digits, "pad", iterations=1, scores=path)
     config = resolve("pad", "fast", {**SMALL, **FIEX, "scores": path})
     assert int(config.expert_rows(seen)(0).max()) < 0.6 * len(seen.train)
+
+
+def test_a_run_is_not_resumed_with_another_table(digits, tmp_path):
+    seen, _ = digits.holdout(0.1, seed=0)
+    out = {"out": tmp_path / "run", "max_minutes": 0.0}
+    options = {"method": "dm", "ipc": 1, "options": {"iterations": 20, "width": 4, "batch_real": 4, "drop_hardest": 0.5}}
+    options["options"]["scores"] = table(tmp_path / "scores.csv", seen.train, torch.arange(len(seen.train)))
+    kdistill.distill(digits, **options, **out)
+    table(tmp_path / "scores.csv", seen.train, -torch.arange(len(seen.train)))
+    with pytest.raises(ConfigError, match=r"expected the run that the checkpoint belongs to, got another scores\.table"):
+        kdistill.distill(digits, **options, **out, resume=True)
 
 
 def test_a_table_that_does_not_fit_is_refused_with_the_numbers(digits, tmp_path):

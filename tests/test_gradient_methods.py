@@ -85,11 +85,32 @@ def test_presets_resolve(name):
 
 
 @pytest.mark.parametrize(
-    "change", [{"outer_steps": 0}, {"inner_epochs": 0}, {"batch_real": 0}, {"lr_net": 0.0}, {"distance": "cosines"}], ids=str
+    "change",
+    [
+        {"outer_steps": 0},
+        {"inner_epochs": 0},
+        {"batch_real": 0},
+        {"lr_net": 0.0},
+        {"distance": "cosines"},
+        {"lr_images": -1.0},
+        {"lr_images": float("nan")},
+        {"momentum": 1.0},
+        {"iterations": -1},
+        {"schedule": "cosin"},
+    ],
+    ids=str,
 )
 def test_bad_options_are_refused(digits, change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         run(digits, **change)
+
+
+def test_a_mask_that_leaves_biases_alone_is_refused(digits):
+    with pytest.raises(
+        ConfigError, match=r"expected weights to be left to compare, got 0.9999, which leaves out \d+ of \d+ para"
+    ):
+        run(digits, mask_ratio=0.9999)
+    run(digits, mask_ratio=0.9999, distance="cosine", iterations=1)  # compares biases too
 
 
 def problem(num_real=(4, 3, 5)):

@@ -57,6 +57,15 @@ class DifficultyConfig(MethodConfig):
             return {"table": hashlib.sha256(self._table(data).numpy().tobytes()).hexdigest()}
         return {"metric": self.score_metric, "nets": self.score_nets, "epochs": self.score_epochs}
 
+    def table_identity(self, data: ImageDataset) -> dict[str, Any]:
+        """Return what a run's record says of a table that it looks at, so that it is not resumed with another one."""
+        return {} if self.scores is None or not self.looks_at_scores else {"scores": self.scores_identity(data)}
+
+    @property
+    def looks_at_scores(self) -> bool:
+        """Whether these options make a choice by difficulty."""
+        return True
+
     def ranking(self, data: ImageDataset) -> Ranking:
         """Return the images of every class from easy to hard; trains networks where there are no scores yet.
 
@@ -108,13 +117,18 @@ class FilteredConfig(DifficultyConfig):
                 "leaves a fifth out"
             )
 
+    @property
+    def looks_at_scores(self) -> bool:
+        """Whether a share is left out."""
+        return self.drop_hardest > 0.0 or self.drop_easiest > 0.0
+
     def kept(self, data: ImageDataset) -> ImageDataset:
         """Return the data without what is dropped, as it is where nothing is.
 
         Raises:
             DataError: A class would be empty; known before anything is scored.
         """
-        if self.drop_hardest == self.drop_easiest == 0.0:
+        if not self.looks_at_scores:
             return data
         low, high = self.drop_easiest, 1.0 - self.drop_hardest
         by_count(data).keep(low, high)

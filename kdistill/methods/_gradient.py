@@ -7,14 +7,16 @@
 One iteration of the loop is one matching step; the network travels in its state, so that a checkpoint holds all there is.
 """
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kdistill.data import ImageDataset
 from kdistill.data.sampler import ClassSampler
 from kdistill.engine import Student, train
-from kdistill.engine.gradient_matching import DISTANCES
+from kdistill.engine.gradient_matching import DISTANCES, output_rows
 from kdistill.engine.students import ConvNet
 from kdistill.errors import ConfigError, NonFiniteError, did_you_mean
 from kdistill.keys import generator, make_key
@@ -25,6 +27,7 @@ from kdistill.methods._recipe import (
     augmentation,
     balanced_labels,
     check_at_least_one,
+    check_not_negative,
     check_positive,
     initial_images,
 )
@@ -75,6 +78,7 @@ class GradientConfig(FilteredConfig):
         super().__post_init__()
         check_at_least_one(self, "outer_steps", "inner_epochs", "batch_real", "batch_train")
         check_positive(self, "lr_net")
+        check_not_negative(self, "lr_images")
         check_ratio(self.mask_ratio)
         if self.distance not in DISTANCES:
             raise ConfigError(
@@ -92,6 +96,7 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
     """Return the run: every draw is keyed by its matching step."""
     student = config.network(data)
     _check_norm(student, config.norm)
+    _check_mask(student, config)
     steps, epochs = config.loops(ipc)
     siamese, inner = (
         augmentation(config.strategy, data, make_key(seed, purpose), siamese=flag, align_corners=False)
@@ -141,6 +146,7 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
         iterations=config.iterations * steps,
         schedule=config.schedule,
         advice="lower lr_images, or lr_net",
+        about=config.table_identity(data),
     )
 
 
@@ -150,6 +156,17 @@ def _frozen(student: Student, theta: Tensor, seen: Tensor, sampler: ClassSampler
         return student
     rows = sampler.draw(STATISTICS_REAL, key).to(seen.device)
     return student.with_statistics(student.batch_statistics(theta, seen[rows]))
+
+
+def _check_mask(student: Student, config: GradientConfig) -> None:
+    """Refuse a mask that leaves biases alone: no row would be compared, and nothing would ever change."""
+    left_out = math.floor(student.num_params * config.mask_ratio)
+    last, length = output_rows(student.slots).on(torch.device("cpu"))[-1].tolist()
+    if config.distance == "cosine_rows" and left_out >= last + length:
+        raise ConfigError(
+            f"mask_ratio: expected weights to be left to compare, got {config.mask_ratio:g}, which leaves out {left_out} of "
+            f"{student.num_params} parameters, all weights up to {last + length}; lower it"
+        )
 
 
 def _check_norm(student: Student, norm: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,8 +50,16 @@ class MethodConfig:
     norm: str = "instance"
     strategy: str = "auto"
 
+    STARTS: ClassVar[tuple[str, ...]] = INITS
+
     def __post_init__(self) -> None:
         check_at_least_one(self, "width")
+        check_iterations(self.iterations)
+        check_schedule(self.schedule)
+        check_momentum(self, "momentum")
+        if self.init not in self.STARTS:
+            raise ConfigError(f"init: expected a known start, got '{self.init}'; {did_you_mean(self.init, list(self.STARTS))}")
+        Augment(strategy_for(self.strategy, ""), siamese=True, key=0, align_corners=False)  # raises for an unknown family
 
     def network(self, data: ImageDataset) -> Student:
         """Return the network that a run uses on ``data``."""
@@ -119,12 +127,8 @@ class Problem:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.iterations < 0:
-            raise ConfigError(f"iterations: expected 0 or more, got {self.iterations}; 0 gives the first images")
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(
-                f"schedule: expected a known one, got '{self.schedule}'; {did_you_mean(self.schedule, list(SCHEDULES))}"
-            )
+        check_iterations(self.iterations)
+        check_schedule(self.schedule)
 
     def momentum_of(self, name: str) -> float:
         """Return the momentum of one tensor of the state."""
@@ -215,6 +219,33 @@ def check_positive(config: object, *names: str) -> None:
         value = getattr(config, name)
         if not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{name}: expected a number above 0, got {value}; 0.01 is a usual step size")
+
+
+def check_not_negative(config: object, *names: str) -> None:
+    """Raise ConfigError unless every option named is 0 or more and finite."""
+    for name in names:
+        value = getattr(config, name)
+        if not (value >= 0 and math.isfinite(value)):
+            raise ConfigError(f"{name}: expected a number of 0 or more, got {value}; 0 changes nothing")
+
+
+def check_momentum(config: object, name: str) -> None:
+    """Raise ConfigError unless the option named is a share below 1: velocities grow without end from there on."""
+    value = getattr(config, name)
+    if not 0.0 <= value < 1.0:
+        raise ConfigError(f"{name}: expected a number in [0, 1), got {value}; 0.5 is usual")
+
+
+def check_iterations(iterations: int) -> None:
+    """Raise ConfigError for a negative number of outer steps."""
+    if iterations < 0:
+        raise ConfigError(f"iterations: expected 0 or more, got {iterations}; 0 gives the first images")
+
+
+def check_schedule(schedule: str) -> None:
+    """Raise ConfigError for an unknown schedule."""
+    if schedule not in SCHEDULES:
+        raise ConfigError(f"schedule: expected a known one, got '{schedule}'; {did_you_mean(schedule, list(SCHEDULES))}")
 
 
 def balanced_labels(num_classes: int, ipc: int) -> Tensor:

@@ -16,8 +16,8 @@ from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset
 from kdistill.data.builtin import cache_folder
 from kdistill.engine import Student, TrajectoryMatch, trajectory_match
-from kdistill.engine.unroll import SMALLEST_LR, Mask
-from kdistill.errors import NonFiniteError
+from kdistill.engine.unroll import GRAD_MODES, SMALLEST_LR, Mask
+from kdistill.errors import ConfigError, NonFiniteError, did_you_mean
 from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_experts
 from kdistill.experts.spec import digest_of
 from kdistill.experts.training import Rows
@@ -32,6 +32,7 @@ from kdistill.methods._recipe import (
     augmentation,
     balanced_labels,
     check_at_least_one,
+    check_not_negative,
     check_positive,
     initial_images,
 )
@@ -82,6 +83,10 @@ class TrajectoryConfig(MethodConfig):
         counts = ("syn_steps", "expert_epochs", "max_start_epoch", "num_experts", "checkpoint_every", "batch_syn")
         check_at_least_one(self, *counts)
         check_positive(self, "expert_lr", *(("lr_init",) if self.lr_init is not None else ()))
+        check_not_negative(self, "lr_images", "lr_lr")
+        if self.grad_mode not in GRAD_MODES:
+            hint = did_you_mean(self.grad_mode, list(GRAD_MODES))
+            raise ConfigError(f"grad_mode: expected a known one, got '{self.grad_mode}'; {hint}")
 
     def expert_spec(self, data: ImageDataset) -> ExpertSpec:
         """Return how the experts are trained; no longer than a start epoch and M reach."""
@@ -122,6 +127,10 @@ class FlatExpertsConfig(TrajectoryConfig):
 
     rho: float = 0.01
     surrogate: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "rho", "surrogate")
 
     def expert_spec(self, data: ImageDataset) -> ExpertSpec:
         """Return the recipe of MTT's experts with GSAM around SGD."""

@@ -13,7 +13,7 @@ z_j as the mean of the logits of the experts that do.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -23,7 +23,17 @@ from kdistill.engine.unroll import Mask
 from kdistill.errors import ConfigError
 from kdistill.experts import ExpertSpec, TrajectoryStore
 from kdistill.keys import make_key
-from kdistill.methods._recipe import Method, Problem, balanced_labels, check_at_least_one, check_positive, initial_images
+from kdistill.methods._recipe import (
+    INITS,
+    Method,
+    Problem,
+    balanced_labels,
+    check_at_least_one,
+    check_momentum,
+    check_not_negative,
+    check_positive,
+    initial_images,
+)
 from kdistill.methods._trajectory import FlatExpertsConfig, SoftLabels, build_trajectory, expert_store, rehearse_trajectory
 from kdistill.methods.mtt import FAST as MTT_FAST
 from kdistill.selection import select_correct
@@ -67,9 +77,13 @@ class DatmConfig(FlatExpertsConfig):
     momentum_labels: float = 0.9
     skip_above: float | None = 1.0
 
+    STARTS: ClassVar[tuple[str, ...]] = (*INITS, "correct")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "expand_until", "expert_length", "label_experts")
+        check_not_negative(self, "lr_labels")
+        check_momentum(self, "momentum_labels")
         if self.skip_above is not None:
             check_positive(self, "skip_above")
         low, first, last = self.min_start_epoch, self.first_max_start_epoch, self.max_start_epoch

@@ -22,6 +22,7 @@ from kdistill.methods._recipe import (
     augmentation,
     balanced_labels,
     check_at_least_one,
+    check_not_negative,
     initial_images,
 )
 from kdistill.objectives.distribution_matching import distribution_match, layered_distribution_match
@@ -56,6 +57,7 @@ class DMConfig(FilteredConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "batch_real")
+        check_not_negative(self, "lr_images")
         check_ratio(self.mask_ratio)
         if self.layers not in LAYERS:
             raise ConfigError(f"layers: expected 'last' or 'all', got '{self.layers}'; {did_you_mean(self.layers, list(LAYERS))}")
@@ -90,6 +92,7 @@ def build(config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tens
         momentum=config.momentum,
         iterations=config.iterations,
         schedule=config.schedule,
+        about=config.table_identity(data),
     )
 
 

@@ -66,6 +66,11 @@ class PadConfig(DatmConfig, DifficultyConfig):
             raise ConfigError(f"fiem_mask: expected a known mask, got '{self.fiem_mask}'; {hint}")
         self.curriculum()
 
+    @property
+    def looks_at_scores(self) -> bool:
+        """Whether the experts do."""
+        return self.fiex
+
     def curriculum(self) -> Curriculum:
         """Return the schedule of the experts' images."""
         return Curriculum(
@@ -112,7 +117,7 @@ def build(config: PadConfig, data: ImageDataset, ipc: int, seed: int, start: Ten
     if config.fiem and config.mask_ratio > 0.0:
         by_depth = config.fiem_mask == "depth"
         mask = depth_mask(config.network(data).num_params, config.mask_ratio) if by_depth else loss_mask(config.mask_ratio)
-    return build_aligned(config, data, ipc, seed, start, mask=mask)
+    return replace(build_aligned(config, data, ipc, seed, start, mask=mask), about=config.table_identity(data))
 
 
 def _presets(variant: str, rows: Mapping[str, tuple[Any, ...]], **common: Any) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ Sources: Paul, Ganguli and Dziugaite, Deep Learning on a Data Diet, NeurIPS 2021
 al., An Empirical Study of Example Forgetting, ICLR 2019 (forgetting); Li et al., PAD, 2024 (what the scores are for).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -58,6 +59,15 @@ class ScoreSpec:
         if self.runs < 1 or self.epochs < 0 or (self.epochs == 0 and "forgetting" in self.metrics):
             raise ConfigError(
                 f"score: expected runs >= 1 and epochs >= 0 (1 for forgetting), got {self.runs} and {self.epochs}; raise them"
+            )
+        if not (self.lr > 0.0 and math.isfinite(self.lr) and self.batch_size >= 1):
+            raise ConfigError(
+                f"score: expected a finite lr > 0 and batch_size >= 1, got {self.lr} and {self.batch_size}; 0.01, 256 are usual"
+            )
+        if not (0.0 <= self.momentum < 1.0 and 0.0 <= self.weight_decay < math.inf):
+            raise ConfigError(
+                f"score: expected momentum in [0, 1) and weight_decay >= 0, got {self.momentum} and {self.weight_decay}; "
+                "0.9 and 0.0005 are usual"
             )
 
 

@@ -18,7 +18,7 @@ from kdistill.errors import ConfigError, DataError, ShapeError
 
 def quota(count: int, share: float) -> int:
     """Return ``share`` of ``count`` images, rounded to the nearest whole number (half goes up)."""
-    return math.floor(count * share + 0.5)
+    return math.floor(round(count * share, 9) + 0.5)  # 5 * (1 - 0.9) is 0.4999...
 
 
 @dataclass(frozen=True, eq=False)

@@ -128,3 +128,7 @@ def test_a_class_that_no_network_gets_right_is_filled_all_the_same():
     assert sorted(rows.tolist()) == list(range(10))
     with pytest.raises(DataError, match="lower ipc"):
         select_correct(lambda network: labels, 1, labels, 6, key=0, num_classes=2)
+
+
+def test_halves_go_up_whatever_the_rounding_of_the_share():
+    assert [quota(5, 1.0 - 0.9), quota(5, 0.1), quota(15, 1.0 - 0.9), quota(7, 0.5)] == [1, 1, 2, 4]

@@ -183,3 +183,20 @@ def test_a_damaged_file_is_refused(tmp_path, text, message):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         kdistill.score(drawn(), options=options)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": float("nan")},
+        {"lr": float("inf")},
+        {"batch_size": 0},
+        {"momentum": 1.0},
+        {"momentum": -0.1},
+        {"weight_decay": -1.0},
+    ],
+    ids=str,
+)
+def test_a_recipe_out_of_range_is_refused(change):
+    with pytest.raises(ConfigError, match=f"expected .*{next(iter(change))}"):
+        ScoreSpec(**change)
