@@ -117,6 +117,7 @@ def distill(
     check_ranges(ipc, validation, max_minutes)
     spec = data if isinstance(data, str | Path) else None
     data = data if isinstance(data, ImageDataset) else load_data(data)
+    data.check_in_memory()
     about = {"data": str(spec) if spec is not None else data.source, "size": data.size, "normalisation": data.transform.kind}
     given = {"method": method, "ipc": ipc, "seed": seed, "preset": preset, "validation": validation}
     run = from_mapping(RunConfig, {**about, **given, "options": to_mapping(config_of_method)}, where="distill")
@@ -190,6 +191,7 @@ def train_experts(
     Cost: ``num_experts * (max_start_epoch - 1 + expert_epochs)`` passes over the data.
     """
     data = data if isinstance(data, ImageDataset) else load_data(data)
+    data.check_in_memory()
     found, config = methods.get(method), resolve(method, preset, options or {})
     if found.experts is None:
         raise ConfigError(f"experts: expected a method with expert trajectories, got '{method}'; such as mtt, tesla or ftd")
@@ -272,14 +274,19 @@ def _config(run: RunConfig, data: ImageDataset, start: Tensor | None) -> dict[st
     }
 
 
-def _prepared(folder: Path, resume: bool) -> Path:
-    check_output(folder)
+def check_writable(folder: Path) -> None:
+    """Make a folder, and raise DataError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / ".writable", b"")
         (folder / ".writable").unlink()
     except OSError as error:
         raise DataError(f"out: expected a folder that can be written, got {folder} ({error.strerror}); choose another") from error
+
+
+def _prepared(folder: Path, resume: bool) -> Path:
+    check_output(folder)
+    check_writable(folder)
     if not resume and is_unfinished(folder):
         raise ConfigError(
             f"out: expected a folder without an interrupted run, got {folder}; continue it with resume=True (--resume), delete "

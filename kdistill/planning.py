@@ -93,6 +93,7 @@ def plan(
     use(threads)
     check_ranges(ipc, validation)
     data = data if isinstance(data, ImageDataset) else load_data(data)
+    data.check_in_memory()
     seen = kept(data, validation)
     check_sizes(seen, ipc)
     with tempfile.TemporaryDirectory() as folder:

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from kdistill import _native
-from kdistill.api import check_ranges, kept, use
+from kdistill.api import check_ranges, check_writable, kept, use
 from kdistill.artifacts import write_atomic
 from kdistill.artifacts.score_pictures import extremes, histograms, png
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, fingerprint, load_data
 from kdistill.engine import build_student
-from kdistill.selection import ScoreSpec, ScoreTable, difficulty, load_scores
+from kdistill.selection import ScoreSpec, ScoreTable, Seen, difficulty, load_scores
 
 __all__ = ["load_scores_of", "score"]
 
@@ -32,8 +32,10 @@ def score(
     """Score every training image by how hard several briefly trained networks find it.
 
     Args:
-        data: From ``load_data``, or anything that ``load_data`` takes.
-        options: Fields of ``ScoreSpec``: metrics, runs, epochs, lr, batch_size, momentum, weight_decay, student, width.
+        data: From ``load_data``, or anything that ``load_data`` takes; what memory does not hold comes from
+            ``load_data(..., stream=True)``.
+        options: Fields of ``ScoreSpec``: metrics (names, or one text with commas), runs, epochs, lr, batch_size, momentum,
+            weight_decay, student, width.
         seed: Of all runs.
         validation: Share of the training data that ``distill`` would withhold: scores are those of the rest, in its order.
         out: Folder for ``scores.csv``, ``histogram.png`` and ``extremes.png`` (of the first metric); None writes nothing.
@@ -49,16 +51,21 @@ def score(
         DataError: The folder cannot be written.
         NonFiniteError: A training run blew up; lower ``lr``.
 
-    Cost: ``runs * (epochs + 1)`` passes over the data; the normalised images are in memory while the networks train, scores are
-        computed batch by batch.
+    Cost: ``runs * epochs`` passes of training (and as many forward passes for forgetting), then one forward and backward pass for
+        each run; a batch is normalised when it is looked at, so that memory is that of the data and of one batch.
     """
-    spec = from_mapping(ScoreSpec, {"seed": seed, **(options or {})}, where="options of score")
+    given = dict(options or {})
+    if isinstance(given.get("metrics"), str):
+        given["metrics"] = tuple(name.strip() for name in given["metrics"].split(","))
+    spec = from_mapping(ScoreSpec, {"seed": seed, **given}, where="options of score")
     use(threads, device)
     check_ranges(1, validation)
+    if out is not None:
+        check_writable(Path(out))
     data = data if isinstance(data, ImageDataset) else load_data(data)
     seen = kept(data, validation).to(device or data.train.images.device)
     student = build_student(spec.student, channels=seen.channels, size=seen.size, classes=seen.num_classes, width=spec.width)
-    scores = difficulty(spec, student, seen.transform.apply(seen.train.images), seen.train.labels, say=say)
+    scores = difficulty(spec, student, Seen(seen.train.images, seen.transform), seen.train.labels, say=say)
     about = {"data": data.name, "validation": validation, "settings": to_mapping(spec), "environment": _native.environment()}
     table = ScoreTable(seen.train.labels.cpu(), scores, tuple(seen.classes), fingerprint(seen.train), about)
     if out is not None:
@@ -80,6 +87,6 @@ def _write(table: ScoreTable, data: ImageDataset, folder: Path) -> None:
     table.save(folder / "scores.csv")
     write_atomic(folder / "histogram.png", png(histograms(dict(table.scores), f"{data.name}: scores of {len(table):,} images")))
     sheet = extremes(
-        data.train.images.cpu(), table.labels, table.of(first), table.classes, f"{data.name}: easiest and hardest by {first}"
+        data.train.images, table.labels, table.of(first), table.classes, f"{data.name}: easiest and hardest by {first}"
     )
     write_atomic(folder / "extremes.png", png(sheet))

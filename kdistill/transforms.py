@@ -231,11 +231,10 @@ def _fit_zca(images: Tensor) -> Zca:
     n = len(images)
     if n < 2:
         raise DataError(f"zca: expected at least 2 images to fit on, got {n}; add images or use normalisation='standard'")
-    flat = images.flatten(1)
-    mean = sum(chunk.double().sum(0) for chunk in flat.split(CHUNK)) / n
-    covariance = flat.new_zeros((flat.shape[1],) * 2, dtype=torch.float64)
-    for chunk in flat.split(CHUNK):
-        centred = chunk.double() - mean
+    mean = sum(chunk.double().flatten(1).sum(0) for chunk in images.split(CHUNK)) / n
+    covariance = torch.zeros((images.shape[1:].numel(),) * 2, dtype=torch.float64, device=images.device)
+    for chunk in images.split(CHUNK):
+        centred = chunk.double().flatten(1) - mean
         covariance.addmm_(centred.T, centred)
     spectrum, vectors = torch.linalg.eigh(covariance / (n - 1))
     scale = (spectrum.clamp(min=0.0) + ZCA_EPS).sqrt()  # rounding makes a zero of the spectrum slightly negative

@@ -79,7 +79,8 @@ def extremes(images: Tensor, labels: Tensor, score: Tensor, classes: tuple[str, 
 
 
 def _row(picture: Image.Image, images: Tensor, left: int, top: int, side: int) -> None:
-    for i, array in enumerate(to_uint8(images[:, :3] if images.shape[1] >= 3 else images[:, :1])):
+    shown = images.cpu()[:, : 3 if images.shape[1] >= 3 else 1]
+    for i, array in enumerate(to_uint8(shown)):
         tile = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
         way = Image.Resampling.NEAREST if side >= tile.width else Image.Resampling.LANCZOS
         picture.paste(tile.resize((side, side), way), (left + i * (side + GAP), top))

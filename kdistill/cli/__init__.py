@@ -20,10 +20,10 @@ app = typer.Typer(
 )
 
 
-def _seen(data: str, size: int | None, normalisation: str, quiet: bool = False) -> Any:
+def _seen(data: str, size: int | None, normalisation: str, stream: bool = False) -> Any:
     from kdistill.api import load_data
 
-    return load_data(data, size=size, normalisation=normalisation, quiet=quiet)
+    return load_data(data, size=size, normalisation=normalisation, stream=stream)
 
 
 @app.command(epilog=_examples("kdistill demo", "kdistill demo --out out/demo --seed 1"))
@@ -262,6 +262,9 @@ def score(
     out: Annotated[Path, typer.Option(help="Folder of scores.csv, histogram.png and extremes.png.")] = Path("out/scores"),
     seed: Annotated[int, typer.Option(help="Seed of all runs.")] = 0,
     validation: Annotated[float, typer.Option(help="Share that distill would withhold.")] = 0.1,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read the pictures of a folder again and again, not into memory.")
+    ] = False,
     options: Options = [],  # noqa: B006 - typer copies it
     size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
     normalisation: Annotated[str, typer.Option(help="standard, zca or none.")] = "standard",
@@ -274,7 +277,7 @@ def score(
         from kdistill.progress import status_line
         from kdistill.scoring import score as score_images
 
-        seen, given = _seen(data, size, normalisation), parse_overrides(options)
+        seen, given = _seen(data, size, normalisation, stream), parse_overrides(options)
         with status_line("score") as say:
             table = score_images(
                 seen, options=given, seed=seed, validation=validation, out=out, say=say, device=device, threads=threads

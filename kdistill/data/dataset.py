@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kdistill.data.splits import stratified_split
-from kdistill.errors import DataError, ShapeError
+from kdistill.data.streamed import StreamedImages
+from kdistill.errors import ConfigError, DataError, ShapeError
 from kdistill.transforms import Identity, Standardise, Transform, Zca
 
 
@@ -17,7 +18,7 @@ class Split:
     """Images with their labels.
 
     Attributes:
-        images: ``[N, C, H, W]``, float32, pixel space, values in [0, 1].
+        images: ``[N, C, H, W]``, float32, pixel space, values in [0, 1]; a tensor, or ``StreamedImages``.
         labels: ``[N]``, int64.
 
     Raises:
@@ -40,7 +41,9 @@ class Split:
 
     def take(self, rows: Tensor) -> "Split":
         """Return the split of the given row numbers, in that order."""
-        return Split(self.images[rows.to(self.images.device)], self.labels[rows.to(self.labels.device)])
+        streamed = isinstance(self.images, StreamedImages)
+        images = self.images.take(rows) if streamed else self.images[rows.to(self.images.device)]
+        return Split(images, self.labels[rows.to(self.labels.device)])
 
     def to(self, device: torch.device | str) -> "Split":
         """Return the split on ``device``."""
@@ -58,7 +61,8 @@ class ImageDataset:
         name: Short name.
         source: What ``load_data`` was given, or what kind of object.
         licence: Of the data.
-        fingerprint: sha256 over shapes, labels and pixels as loaded; ``holdout`` and ``to`` keep it.  Computed if left empty.
+        fingerprint: sha256 over shapes, labels and pixels as loaded; ``holdout`` and ``to`` keep it.  Computed if left empty;
+            ``"streamed"`` of images that are not in memory.
         transform: From pixel space to what networks see, fitted on the training images.
         validation: The source's own validation split, if it has one.
         notes: What was understood or changed while loading, one phrase each.
@@ -95,8 +99,20 @@ class ImageDataset:
                     f"ImageDataset: expected labels 0..{len(self.classes) - 1}, got {int(split.labels[row])} "
                     f"at {part} image {row}; give a name to every class"
                 )
+        if not self.fingerprint and self.is_streamed:
+            object.__setattr__(self, "fingerprint", "streamed")
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", fingerprint(*self._splits().values()))
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images are read when they are asked for; then only scores can be made of them."""
+        return isinstance(self.train.images, StreamedImages)
+
+    def check_in_memory(self) -> None:
+        """Raise ConfigError for streamed data, of which ``kdistill.score`` alone can make anything."""
+        if self.is_streamed:
+            raise ConfigError(f"{self.name}: expected images in memory, got streamed ones (for score alone); leave stream out")
 
     @property
     def channels(self) -> int:

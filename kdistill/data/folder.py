@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from kdistill.data import pixels
+from kdistill.data import pixels, streamed
 from kdistill.data.raw import Part, Raw, counted, unusable
 
 SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
-def read_folder(root: Path, size: int | None) -> Raw:
+def read_folder(root: Path, size: int | None, *, stream: bool = False) -> Raw:
     """Read ``root/<class>/**`` or ``root/{train,val,test}/<class>/**``; classes are sorted by name, as torchvision does.
 
+    With ``stream`` pictures are decoded once now, and again whenever they are looked at.
     In a tree with ``train`` and ``val`` but no ``test``, ``val`` serves as the test part and the summary says so.
 
     Raises:
@@ -25,11 +26,11 @@ def read_folder(root: Path, size: int | None) -> Raw:
     notes: list[str] = []
     found = {which: _find(root, names) for which, names in SPLITS.items()}
     if found["train"] is None or not _folders(found["train"]):
-        return Raw(_part(root, size, "train", notes), notes=notes)
+        return Raw(_part(root, size, "train", notes, stream), notes=notes)
     if found["test"] is None and found["validation"] is not None:
         notes.append(f"'{found['validation'].name}' serves as the test images")
         found["test"], found["validation"] = found["validation"], None
-    parts = {which: None if folder is None else _part(folder, size, which, notes) for which, folder in found.items()}
+    parts = {which: None if folder is None else _part(folder, size, which, notes, stream) for which, folder in found.items()}
     return Raw(parts["train"], parts["test"], parts["validation"], notes=notes)
 
 
@@ -50,7 +51,7 @@ def _pictures(folder: Path) -> tuple[list[Path], int]:
     return pictures, len(files) - len(pictures)
 
 
-def _part(root: Path, size: int | None, where: str, notes: list[str]) -> Part:
+def _part(root: Path, size: int | None, where: str, notes: list[str], stream: bool) -> Part:
     folders = _folders(root)
     if not folders:
         raise unusable(f"one folder per class in {root}", "none", f"sort the pictures into {root}/<class>/")
@@ -74,6 +75,12 @@ def _part(root: Path, size: int | None, where: str, notes: list[str]) -> Part:
     def images() -> Iterator[Tensor]:
         return (pixels.decode(path, str(path), notes) for path in paths)
 
-    found = pixels.collect(images(), size, lambda row: str(paths[row]))
+    def name(row: int) -> str:
+        return str(paths[row])
+
+    if stream:
+        found = streamed.of_items(lambda row: pixels.decode(paths[row], name(row), []), images(), size, name)
+    else:
+        found = pixels.collect(images(), size, name)
     names = tuple(folder.name for folder in folders)
     return Part(found, np.array(labels, dtype=np.int64), names, paths=tuple(map(str, paths)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kdistill.data.labels import map_labels
 from kdistill.data.objects import is_hugging_face, read_dataset, read_hugging_face, read_mapping, read_pair
 from kdistill.data.raw import Part, Raw, unusable
 from kdistill.data.splits import stratified_split
+from kdistill.data.streamed import StreamedImages, same_channels
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.transforms import KINDS, fit
 
@@ -36,6 +38,7 @@ def load_data(
     label_column: str | None = None,
     name: str | None = None,
     licence: str | None = None,
+    stream: bool = False,
 ) -> ImageDataset:
     """Load a labelled image set and say on standard error what was understood.
 
@@ -57,6 +60,8 @@ def load_data(
         label_column: The same.
         name: Short name of the set; None takes it from the source.
         licence: Of the data; None takes it from the source where it says so.
+        stream: Do not hold the images in memory: read them whenever they are looked at.  For ``kdistill.score`` alone; of a
+            folder, arrays (such as memory-mapped ones) or a torch ``Dataset`` whose items do not change.
 
     Returns:
         Images float32 ``[N, C, H, W]`` in [0, 1], labels int64 0..K-1, class names, the fitted transform, a fingerprint.
@@ -76,12 +81,13 @@ def load_data(
         )
     if num_classes is not None and num_classes < 2:
         raise ConfigError(f"num_classes: expected at least 2, got {num_classes}; leave it out to count the labels")
-    raw = _read(spec, size, image_column, label_column)
+    read = partial(_read_streamed, size=size) if stream else partial(_read, size=size, columns=(image_column, label_column))
+    raw = read(spec)
     fraction = TEST_FRACTION
     if isinstance(test, float):
         raw, fraction = _check_splittable(raw), test
     elif test is not None:
-        other = _read(test, size, image_column, label_column)
+        other = read(test)
         raw = replace(raw, test=other.test or other.train, notes=[*raw.notes, *(n for n in other.notes if n not in raw.notes)])
     splits, names = _splits(raw, size, classes, num_classes)
     if "test" not in splits:
@@ -110,7 +116,25 @@ def announce(data: ImageDataset) -> None:
     Console(stderr=True).print(data.describe(), markup=False, highlight=False, soft_wrap=True)
 
 
-def _read(spec: Any, size: int | None, image_column: str | None, label_column: str | None) -> Raw:
+def _read_streamed(spec: Any, size: int | None) -> Raw:
+    notes = ["read from the source whenever they are looked at"]
+    if isinstance(spec, str | Path) and spec not in BUILTIN and Path(spec).expanduser().is_dir():
+        path = Path(spec).expanduser()
+        raw = replace(read_folder(path, size, stream=True), name=path.resolve().name, source=str(spec))
+        return replace(raw, notes=[*raw.notes, *notes])
+    if not isinstance(spec, str | Path | Mapping) and not is_hugging_face(spec):
+        if _is_pair(spec):
+            return Raw(read_pair(spec[0], spec[1], size, notes=notes, stream=True), name="arrays", source="arrays", notes=notes)
+        if hasattr(spec, "__len__") and hasattr(spec, "__getitem__"):
+            kind = type(spec).__name__
+            part = read_dataset(spec, size, notes=notes, stream=True)
+            return Raw(part, name=kind.lower(), source=f"torch data set {kind}", notes=notes)
+    got = repr(spec) if isinstance(spec, str | Path) else type(spec).__name__
+    raise ConfigError(f"stream: expected a folder of pictures, (X, y) arrays or a torch Dataset, got {got}; leave stream out")
+
+
+def _read(spec: Any, size: int | None, columns: tuple[str | None, str | None]) -> Raw:
+    image_column, label_column = columns
     if isinstance(spec, str | Path):
         raw = _read_path(spec, size)
     elif is_hugging_face(spec):
@@ -189,5 +213,7 @@ def _splits(
         paths = present[which].paths
         return paths[row] if paths else f"{which} image {row}"
 
-    images = pixels.to_unit_range({which: part.images for which, part in present.items()}, image_name, raw.notes)
+    found = {which: part.images for which, part in present.items()}
+    is_streamed = isinstance(raw.train.images, StreamedImages)
+    images = same_channels(found) if is_streamed else pixels.to_unit_range(found, image_name, raw.notes)
     return {which: Split(images[which], labels[which]) for which in present}, names

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from kdistill.data import pixels
+from kdistill.data import pixels, streamed
 from kdistill.data.raw import Part, Raw, label_values, unusable
 from kdistill.errors import ConfigError, did_you_mean
 
@@ -27,12 +27,18 @@ def is_hugging_face(spec: object) -> bool:
     return bool(parts) and all(hasattr(part, "features") and hasattr(part, "column_names") for part in parts)
 
 
-def read_pair(images: Any, labels: Any, size: int | None, *, where: str = "train", notes: list[str]) -> Part:
+def read_pair(
+    images: Any, labels: Any, size: int | None, *, where: str = "train", notes: list[str], stream: bool = False
+) -> Part:
     """Read images ``[N, H, W]``, ``[N, H, W, C]``, ``[N, C, H, W]`` or a sequence of single images, and one label for each."""
     is_array = isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.dtype != object)
-    if is_array:
+    if is_array and stream:
+        found = streamed.of_array(images, size, where)
+    elif is_array:
         found = pixels.batch(images, f"{where} images", notes)
         found = found if size is None else pixels.square(found, size)
+    elif stream:
+        raise ConfigError(f"stream: expected an array of images in {where}, got a list of them; leave stream out")
     else:
         singles = (pixels.single(image, f"{where} image {row}", notes) for row, image in enumerate(images))
         found = pixels.collect(singles, size, lambda row: f"{where} image {row}")
@@ -61,10 +67,11 @@ def read_mapping(arrays: Mapping[str, Any], size: int | None, *, where: str) -> 
     return Raw(train, part("test"), part("validation"), notes=notes)
 
 
-def read_dataset(dataset: Any, size: int | None, *, where: str = "train", notes: list[str]) -> Part:
+def read_dataset(dataset: Any, size: int | None, *, where: str = "train", notes: list[str], stream: bool = False) -> Part:
     """Read a torch ``Dataset``: items ``(image, label)`` or ``{"image": ..., "label": ...}``, class names from ``.classes``.
 
     ``Subset`` and the like are looked through for the names; classes that a subset has no image of are dropped.
+    With ``stream`` items are asked for once now, and again whenever they are looked at: they must not change.
     """
     if not len(dataset):
         raise unusable(f"images in {where}", f"an empty {type(dataset).__name__}", "add images")
@@ -76,7 +83,17 @@ def read_dataset(dataset: Any, size: int | None, *, where: str = "train", notes:
             labels.append(label.item() if isinstance(label, Tensor | np.generic) and label.ndim == 0 else label)
             yield pixels.single(image, f"{where} image {row}", notes)
 
-    found = pixels.collect(images(), size, lambda row: f"{where} image {row}")
+    def name(row: int) -> str:
+        return f"{where} image {row}"
+
+    if stream:
+
+        def one(row: int) -> Tensor:
+            return pixels.single(_item(dataset[row], row)[0], name(row), [])
+
+        found = streamed.of_items(one, images(), size, name)
+    else:
+        found = pixels.collect(images(), size, name)
     owner, wrapped = dataset, False
     while not hasattr(owner, "classes") and hasattr(owner, "dataset"):
         owner, wrapped = owner.dataset, True

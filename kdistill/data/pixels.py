@@ -99,7 +99,7 @@ def collect(images: Iterable[Tensor], size: int | None, name: Name) -> Tensor:
     for row, image in enumerate(images):
         fitted = image if size is None else square(image[None], size)[0]
         if rows and fitted.shape[1:] != rows[0].shape[1:]:
-            raise _size_error(f"images of one size, got {_size(rows[0])} ({name(0)}) and {_size(fitted)} ({name(row)})")
+            raise size_error(f"images of one size, got {_size(rows[0])} ({name(0)}) and {_size(fitted)} ({name(row)})")
         rows.append(fitted)
     if not rows:
         raise unusable("images", "none", "add images")
@@ -149,9 +149,9 @@ def to_unit_range(parts: dict[str, Tensor], name: Callable[[str, int], str], not
     (first, shape), *others = shapes.items()
     for part, other in others:
         if other != shape:
-            raise _size_error(f"images of one size, got {_size(parts[first])} in {first} and {_size(parts[part])} in {part}")
+            raise size_error(f"images of one size, got {_size(parts[first])} in {first} and {_size(parts[part])} in {part}")
     if shape[0] != shape[1]:
-        raise _size_error(f"square images, got {_size(parts[first])}")
+        raise size_error(f"square images, got {_size(parts[first])}")
     for part, images in parts.items():
         _check_finite(part, images, name)
     factor = _factor([images for images in parts.values() if images.dtype == torch.float32 and images.numel()], notes)
@@ -253,5 +253,6 @@ def _size(images: Tensor) -> str:
     return f"{images.shape[-2]}×{images.shape[-1]}"
 
 
-def _size_error(expected: str) -> DataError:
+def size_error(expected: str) -> DataError:
+    """Return the error of images whose sizes cannot be used as they are."""
     return DataError(f"load_data: expected {expected}; pass size=32 (--size 32) to resize and centre-crop them")

@@ -5,6 +5,7 @@ Symbols: G networks, P parameters, B images of a batch, N images in all, C chann
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,16 @@ from kdistill.keys import generator, make_key, permutation
 
 SCHEDULES = ("step", "cosine", "constant")
 TEST_BATCH = 256
+
+
+class ImageRows(Protocol):
+    """Images that need not be in memory: ``source[rows]`` is a tensor ``[len(rows), C, S, S]`` of its dtype and device."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def __getitem__(self, rows: Tensor) -> Tensor: ...
 
 
 def loss_and_grad(student: Student, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +48,7 @@ def loss_and_grad(student: Student, theta: Tensor, images: Tensor, labels: Tenso
 
 def train(
     student: Student,
-    images: Tensor,
+    images: Tensor | ImageRows,
     labels: Tensor,
     *,
     epochs: int,
@@ -58,7 +69,7 @@ def train(
 
     Args:
         student: The network.
-        images: Normalised, ``[N, C, S, S]``, float32 or float64.
+        images: Normalised, ``[N, C, S, S]``, float32 or float64; a tensor, or anything that gives a batch for its row numbers.
         labels: int64 ``[N]``, or float LOGITS ``[N, K]`` of soft labels.
         epochs: Passes over the images.
         lr: Step size of SGD.
@@ -91,7 +102,7 @@ def train(
     """
     _check(epochs, lr, batch_size, nets, schedule)
     check_labels("train", labels, (images.shape[0],), student.classes)
-    if not len(images):
+    if not images.shape[0]:
         raise ShapeError("train: expected at least one image, got none; pass the set to train on")
     if start is None:
         start = torch.stack([student.init(generator(make_key(key, "init", g))) for g in range(nets)])
@@ -99,7 +110,7 @@ def train(
         raise ShapeError(
             f"train: expected start {[nets, student.num_params]}, got {list(start.shape)}; give every network its own"
         )
-    thetas = start.to(images, copy=True)
+    thetas = start.to(device=images.device, dtype=images.dtype, copy=True)
     velocity = torch.zeros_like(thetas)
     step = gradient or student.loss_and_grad
     count, per_epoch = images.shape[0], -(-images.shape[0] // batch_size)

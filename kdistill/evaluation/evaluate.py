@@ -76,6 +76,7 @@ def evaluate(
         recipe = replace(recipe, width=width, other_widths=dict.fromkeys(STUDENTS, width))
     small = small if isinstance(small, DistilledDataset) else DistilledDataset.from_pretrained(small)
     data = data if isinstance(data, ImageDataset) else load_data(data)
+    data.check_in_memory()
     wanted = (baselines,) if isinstance(baselines, str) else tuple(baselines)
     named = (recipe.student,) if models is None else (models,) if isinstance(models, str | nn.Module) else tuple(models)
     check_names(wanted)

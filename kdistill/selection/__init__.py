@@ -2,7 +2,7 @@
 
 from kdistill.selection.baselines import SELECTIONS, select
 from kdistill.selection.correct import select_correct
-from kdistill.selection.difficulty import ScoreSpec, difficulty
+from kdistill.selection.difficulty import ScoreSpec, Seen, difficulty
 from kdistill.selection.ranking import Curriculum, Ranking, quota, rank
 from kdistill.selection.score_table import ScoreTable, load_scores
 
@@ -12,6 +12,7 @@ __all__ = [
     "Ranking",
     "ScoreSpec",
     "ScoreTable",
+    "Seen",
     "difficulty",
     "load_scores",
     "quota",

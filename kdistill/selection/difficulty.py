@@ -15,8 +15,46 @@ from kdistill.engine import Student, sample_scores, train
 from kdistill.engine.scoring import METRICS as OF_CHECKPOINTS
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.keys import make_key
+from kdistill.transforms import Transform
 
 METRICS = ("el2n", "grand", "grand_last", "forgetting", "loss", "margin", "entropy")
+
+
+LOOK_BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Images as networks see them, made batch by batch from images in pixel space, which need not be in memory.
+
+    Attributes:
+        images: ``[N, C, S, S]``, pixel space.
+        transform: What the networks see of them.
+    """
+
+    images: Tensor
+    transform: Transform
+
+    @property
+    def shape(self) -> torch.Size:
+        """N, C, S, S."""
+        return self.images.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images."""
+        return self.images.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the images."""
+        return self.images.device
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        return self.transform.apply(self.images[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +110,7 @@ class ScoreSpec:
 
 
 def difficulty(
-    spec: ScoreSpec, student: Student, images: Tensor, labels: Tensor, *, say: Callable[[str], None] = lambda text: None
+    spec: ScoreSpec, student: Student, images: Tensor | Seen, labels: Tensor, *, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Tensor]:
     """Return every score of ``spec.metrics``, ``[N]`` on the CPU; larger is harder.
 
@@ -82,14 +120,14 @@ def difficulty(
     Args:
         spec: The recipe.
         student: The network.
-        images: As the network sees them, ``[N, C, S, S]``.
+        images: As the network sees them, ``[N, C, S, S]``; a tensor, or ``Seen`` for those that are not in memory.
         labels: int64 ``[N]``.
         say: Told what is done.
 
     Cost: ``runs * epochs`` passes of training (and as many forward passes for forgetting), then ``sample_scores`` of ``runs``
         checkpoints.
     """
-    finals, forgotten = [], images.new_zeros(len(labels), dtype=torch.float64)
+    finals, forgotten = [], torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
     for run in range(spec.runs):
         memory = _Memory(student, images, labels) if "forgetting" in spec.metrics else None
         finals.append(_train(spec, student, images, labels, run, memory, say))
@@ -107,13 +145,14 @@ def difficulty(
 class _Memory:
     """Counts how often an image that was right becomes wrong."""
 
-    def __init__(self, student: Student, images: Tensor, labels: Tensor):
+    def __init__(self, student: Student, images: Tensor | Seen, labels: Tensor):
         self.student, self.images, self.labels = student, images, labels
         self.was_right, self.ever = torch.zeros_like(labels, dtype=torch.bool), torch.zeros_like(labels, dtype=torch.bool)
         self.count = torch.zeros_like(labels)
 
     def look(self, theta: Tensor) -> None:
-        right = self.student.infer(theta, self.images, batch_size=256).argmax(1) == self.labels
+        parts = (self.images[start : start + LOOK_BATCH] for start in range(0, len(self.labels), LOOK_BATCH))
+        right = torch.cat([self.student.infer(theta, part).argmax(1) for part in parts]) == self.labels
         self.count += self.was_right & ~right
         self.was_right, self.ever = right, self.ever | right
 
@@ -124,7 +163,7 @@ class _Memory:
 def _train(
     spec: ScoreSpec,
     student: Student,
-    images: Tensor,
+    images: Tensor | Seen,
     labels: Tensor,
     run: int,
     memory: _Memory | None,
