@@ -222,10 +222,10 @@ def check_positive(config: object, *names: str) -> None:
 
 
 def check_not_negative(config: object, *names: str) -> None:
-    """Raise ConfigError unless every option named is 0 or more and finite."""
+    """Raise ConfigError unless every option named is 0 or more and finite, or None."""
     for name in names:
         value = getattr(config, name)
-        if not (value >= 0 and math.isfinite(value)):
+        if value is not None and not (value >= 0 and math.isfinite(value)):
             raise ConfigError(f"{name}: expected a number of 0 or more, got {value}; 0 changes nothing")
 
 
