@@ -149,7 +149,10 @@ def build(config: GladConfig, data: ImageDataset, ipc: int, seed: int, start: Te
         state,
         {name: rate for name, rate in rates.items() if name in names},
         advice=f"lower lr_f or lr_w{', or lr_g' if config.learn_g else ''}",
-        about={"prior": {"layers": network.num_layers, "sha256": digest(network.tensors, to_mapping(network.config))}},
+        about={
+            **problem.about,
+            "prior": {"layers": network.num_layers, "sha256": digest(network.tensors, to_mapping(network.config))},
+        },
     )
 
 
