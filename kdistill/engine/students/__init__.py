@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdistill.engine.students._student import GradJvp, Slot, Student
+from kdistill.engine.students._student import GradJvp, Slot, Student, Trace
 from kdistill.engine.students._zoo import NORMS, ZooModule, refuse
 from kdistill.engine.students.alexnet import AlexNet
 from kdistill.engine.students.convnet import ConvNet
@@ -18,7 +18,7 @@ from kdistill.engine.students.vgg import Vgg11
 from kdistill.engine.students.vit import Vit
 from kdistill.errors import ConfigError, ShapeError, did_you_mean
 
-__all__ = ["STUDENTS", "ConvNet", "GradJvp", "ModuleStudent", "Slot", "Student", "build_student"]
+__all__ = ["STUDENTS", "ConvNet", "GradJvp", "ModuleStudent", "Slot", "Student", "Trace", "build_student"]
 
 _ZOO: dict[str, tuple[type[ZooModule], tuple[str, ...]]] = {  # what each follows of norm and depth
     "mlp": (Mlp, ("depth",)),

@@ -92,6 +92,21 @@ class GradJvp:
     labels_tangent: Tensor | None
 
 
+@dataclass(frozen=True)
+class Trace:
+    """What one pass computes on its way.
+
+    Attributes:
+        maps: Post-activation maps of every block before its pooling, shallow to deep.
+        features: What the classifier reads, ``[B, ...]``; None where there is no such layer.
+        logits: ``[B, N]``.
+    """
+
+    maps: list[Tensor]
+    features: Tensor | None
+    logits: Tensor
+
+
 class Student(ABC):
     """A network as a function of one flat parameter vector ``theta [P]``.
 
@@ -146,10 +161,14 @@ class Student(ABC):
         if layers != "all":
             raise ConfigError(f"features: expected layers 'last' or 'all', got '{layers}'; pass one of the two")
         if theta.ndim == 1:
-            self._check(theta, images)
-            return self._maps(theta, images)
-        members = [self._maps(t, x) for t, x in self._members(theta, images)]
+            return self.trace(theta, images).maps
+        members = [self.trace(t, x).maps for t, x in self._members(theta, images)]
         return [torch.stack(level) for level in zip(*members, strict=True)]
+
+    def trace(self, theta: Tensor, images: Tensor) -> Trace:
+        """Return maps, features and logits of one pass with ``theta [P]``; the later ones can be derived in the earlier ones."""
+        self._check(theta, images)
+        return self._trace(theta, images)
 
     # ---- graph-free calls
 
@@ -278,8 +297,8 @@ class Student(ABC):
         """Return the differentiable ``[B, F]``."""
 
     @abstractmethod
-    def _maps(self, theta: Tensor, images: Tensor) -> list[Tensor]:
-        """Return the differentiable post-activation maps."""
+    def _trace(self, theta: Tensor, images: Tensor) -> Trace:
+        """Return the differentiable maps, features and logits."""
 
     @abstractmethod
     def _logits(self, theta: Tensor, images: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from kdistill.engine.students import _convnet_fast as fast
 from kdistill.engine.students import _convnet_match as matching
 from kdistill.engine.students import _convnet_scores as scores
 from kdistill.engine.students._sample_grads import SampleGrads
-from kdistill.engine.students._student import GradJvp, Slot, Student
+from kdistill.engine.students._student import GradJvp, Slot, Student, Trace
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.ops.norm_act_pool import norm_act_pool
 
@@ -116,10 +116,10 @@ class ConvNet(Student):
     def _features(self, theta: Tensor, images: Tensor) -> Tensor:
         return self._run(theta, images)[0]
 
-    def _maps(self, theta: Tensor, images: Tensor) -> list[Tensor]:
+    def _trace(self, theta: Tensor, images: Tensor) -> Trace:
         maps: list[Tensor] = []
-        self._run(theta, images, maps=maps)
-        return maps
+        features, (weight, bias) = self._run(theta, images, maps=maps)
+        return Trace(maps, features, functional.linear(features, weight, bias))
 
     def _logits(self, theta: Tensor, images: Tensor) -> Tensor:
         features, (weight, bias) = self._run(theta, images)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdistill.engine.students._student import Slot, Student
+from kdistill.engine.students._student import Slot, Student, Trace
 from kdistill.errors import ConfigError, ShapeError
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Hardswish, nn.Mish, nn.PReLU, nn.Tanh, nn.Sigmoid)
@@ -91,19 +91,13 @@ class ModuleStudent(Student):
         return out
 
     def _features(self, theta: Tensor, images: Tensor) -> Tensor:
-        if self._classifier is None:
+        features = self._watched(theta, images, ()).features
+        if features is None:
             raise ConfigError(
                 f"{self.name}: expected a classifier nn.Linear(..., {self.classes}) to read features from, got none; end the "
                 "module with one"
             )
-        found: list[Tensor] = []
-        classifier = self.module.get_submodule(self._classifier)
-        hook = classifier.register_forward_pre_hook(lambda _, args: found.append(args[0]))
-        try:
-            self._call(theta, images)
-        finally:
-            hook.remove()
-        return found[-1].flatten(1)
+        return features.flatten(1)
 
     def _features_and_logits(self, theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor, bool]:
         ends: list[Tensor] = []
@@ -123,19 +117,25 @@ class ModuleStudent(Student):
             )
         return features, logits, getattr(classifier, "bias", None) is not None
 
-    def _maps(self, theta: Tensor, images: Tensor) -> list[Tensor]:
+    def _trace(self, theta: Tensor, images: Tensor) -> Trace:
         if not self.taps:
             raise ConfigError(f"{self.name}: expected activation modules such as nn.ReLU, got none; use them, or layers='last'")
-        found: list[Tensor] = []
-        hooks = [
-            self.module.get_submodule(name).register_forward_hook(lambda _, __, out: found.append(out)) for name in self.taps
-        ]
+        return self._watched(theta, images, self.taps)
+
+    def _watched(self, theta: Tensor, images: Tensor, taps: tuple[str, ...]) -> Trace:
+        """Return one pass with the outputs of ``taps`` and the input of the classifier."""
+        maps: list[Tensor] = []
+        features: list[Tensor] = []
+        hooks = [self.module.get_submodule(name).register_forward_hook(lambda _, __, out: maps.append(out)) for name in taps]
+        if self._classifier is not None:
+            classifier = self.module.get_submodule(self._classifier)
+            hooks.append(classifier.register_forward_pre_hook(lambda _, args: features.append(args[0])))
         try:
-            self._call(theta, images)
+            logits = self._call(theta, images)
         finally:
             for hook in hooks:
                 hook.remove()
-        return found
+        return Trace(maps, features[-1] if features else None, logits)
 
 
 def _frozen(module: nn.Module) -> nn.Module:

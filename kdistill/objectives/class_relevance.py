@@ -1,0 +1,117 @@
+"""The class-relevant feature distance: how far the class means of what several networks see lie apart, weighted by relevance."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdistill.engine.relevance import Levels, class_statistics, levels_of
+from kdistill.engine.students import Student
+from kdistill.errors import ConfigError, DataError, did_you_mean
+from kdistill.ops import class_mean_sqdist
+
+WEIGHTINGS = ("cam", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class ClassRelevantDistance:
+    """The distance to real images whose statistics were taken once; made by ``class_relevant_distance``.
+
+    Attributes:
+        levels: Which parts of the networks are compared.
+        thetas: Parameters of the K networks, ``[K, P]``: the same for real and synthetic images.
+        means: Of every network and level, the class means of the real images, ``[C, F_l]``.
+        weights: Of every network and level, ``w_c / sqrt(F_l)``, as ``[C, ...]`` that broadcasts to the level; None without.
+        shapes: Of one image's levels.
+    """
+
+    levels: Levels
+    thetas: Tensor
+    means: list[list[Tensor]]
+    weights: list[list[Tensor]] | None
+    shapes: list[tuple[int, ...]]
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the distance of a synthetic set, a scalar; differentiable in ``images`` where they require grad.
+
+        Args:
+            images: As networks see them, ``[M, C, S, S]``, dtype and device of the real ones.
+            labels: int64 ``[M]``.  A class without images contributes 0.
+
+        Cost: K forward passes over M images; memory of one network's levels of them.
+        """
+        total = images.new_zeros(())
+        for net, theta in enumerate(self.thetas):
+            for level, rows in enumerate(self.levels(theta, images)):
+                total = total + self._level(net, level, rows.flatten(1), labels)
+        return total / len(self.thetas)
+
+    def _level(self, net: int, level: int, rows: Tensor, labels: Tensor) -> Tensor:
+        means = self.means[net][level]
+        own = torch.arange(len(means), device=means.device)
+        if self.weights is None:
+            return class_mean_sqdist(means, own, rows, labels, len(means)) / means.shape[1]
+        weights = self.weights[net][level].expand(len(means), *self.shapes[level]).reshape(means.shape)
+        return class_mean_sqdist(means, own, rows, labels, len(means), weights)
+
+
+def class_relevant_distance(
+    student: Student,
+    thetas: Tensor,
+    real: Tensor,
+    real_labels: Tensor,
+    *,
+    layers: str = "all",
+    weighting: str = "cam",
+    batch_size: int = 64,
+) -> ClassRelevantDistance:
+    """Return the class-relevant feature distance to a real set.
+
+        d(S) = 1/K sum_k sum_c sum_l 1/|A_l| | w_{k,c,l} * (mean_{x in T_c} A_{k,l}(x) - mean_{x in S_c} A_{k,l}(x)) |^2 .
+
+    A_{k,l} are the post-activation maps of the blocks of network k before pooling.  The last level is what the classifier reads:
+    with a head that flattens, the vector itself with w its row for c (CAM); with a head that averages over positions, the map,
+    each channel with the classifier's weight.  In earlier levels w has one number per channel, the derivative of the logit of c
+    averaged over positions and over T_c (Grad-CAM without its ReLU), held fixed.
+
+    Args:
+        student: The network.
+        thetas: ``[K, P]``: random or trained parameters; both sides are seen by the same ones.
+        real: As networks see them, ``[N, C, S, S]``.
+        real_labels: int64 ``[N]``.
+        layers: ``"all"`` blocks or the ``"last"`` level alone.
+        weighting: ``"cam"``, or ``"none"``: w = 1.
+        batch_size: Real images at a time.
+
+    Raises:
+        ConfigError: An option is unknown, or the network has no linear classifier.
+        DataError: A class has no real image.
+
+    Cost: once, K forward passes over N images, with ``"cam"`` K backward passes too, class by class; keeps ``K * C * F`` numbers.
+    Then ``K * M`` forward passes for every call.
+
+    References: Zhong et al., Hierarchical Features Matter (H-GLaD), whose released distance has neither class weights nor the
+    same networks on both sides; Zhou et al., CVPR 2016 (CAM); Selvaraju et al., ICCV 2017 (Grad-CAM).
+    """
+    if weighting not in WEIGHTINGS:
+        raise ConfigError(f"weighting: expected a known one, got '{weighting}'; {did_you_mean(weighting, list(WEIGHTINGS))}")
+    rows = [(real_labels == label).nonzero()[:, 0] for label in range(student.classes)]
+    empty = next((label for label, members in enumerate(rows) if not len(members)), None)
+    if empty is not None:
+        raise DataError(f"class_relevant_distance: expected real images of every class, got none of class {empty}; add some")
+
+    def chunks(label: int) -> Iterator[Tensor]:
+        return (real[part] for part in rows[label].split(batch_size))
+
+    levels = levels_of(student, thetas[0], real, layers)
+    shapes: list[tuple[int, ...]] = []
+    means: list[list[Tensor]] = []
+    weights: list[list[Tensor]] = []
+    for theta in thetas:
+        mean, weight = class_statistics(levels, theta, chunks, student.classes, weighted=weighting == "cam")
+        shapes = [tuple(level.shape[1:]) for level in mean]
+        means.append([level.flatten(1) for level in mean])
+        if weight is not None:
+            weights.append([w / m[0].numel() ** 0.5 for w, m in zip(weight, mean, strict=True)])
+    return ClassRelevantDistance(levels, thetas, means, weights if weighting == "cam" else None, shapes)
