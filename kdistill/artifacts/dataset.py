@@ -1,5 +1,6 @@
 """``DistilledDataset``: what a distillation run returns, and what its folder holds."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -11,9 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from kdistill.artifacts.folder import FILES, RUN_FILES
 from kdistill.artifacts.tensors import jsonable, utf8
 from kdistill.errors import DataError, ShapeError
 from kdistill.transforms import Identity, Transform
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -31,11 +35,12 @@ class DistilledDataset:
         config: What made the set; ``config["run"]`` makes it again.  JSON content only.
         metrics: What was measured on it.  JSON content only.
         transform: What turns pixel space into what networks see.
+        files: Other files of the artefact folder by name, such as pictures of the run.
 
     Raises:
         ShapeError: A tensor has another shape or dtype.
-        DataError: No image, a value that is not finite, a label outside ``0..K-1``, metadata that JSON cannot hold, or a config
-            key ``"artifact"``.
+        DataError: No image, a value that is not finite, a label outside ``0..K-1``, metadata that JSON cannot hold, a config key
+            ``"artifact"``, or a file whose name is taken.
     """
 
     images: Tensor
@@ -46,6 +51,7 @@ class DistilledDataset:
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     transform: Transform = field(default_factory=Identity)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         images, labels, logits = self.images, self.labels, self.label_logits
@@ -74,6 +80,9 @@ class DistilledDataset:
                 raise DataError(f"{name}: expected finite numbers, got NaN or infinity; the run that made them blew up")
         if "artifact" in self.config:
             raise DataError("config: expected no key 'artifact', got one; config.json keeps its own description there, rename it")
+        odd = next((name for name in self.files if name in FILES + RUN_FILES or not PLAIN_NAME.fullmatch(name)), None)
+        if odd is not None:
+            raise DataError(f"files: expected plain names that are not the artefact's own, got '{odd}'; rename it")
         settled = {
             "images": _own(images, torch.float32),
             "labels": _own(labels, torch.int64),
@@ -82,6 +91,7 @@ class DistilledDataset:
             "classes": classes,
             "config": jsonable(self.config, "config"),
             "metrics": jsonable(self.metrics, "metrics"),
+            "files": {name: bytes(content) for name, content in self.files.items()},
         }
         for name, value in settled.items():
             object.__setattr__(self, name, value)

@@ -43,6 +43,7 @@ def save(small: "DistilledDataset", path: str | Path) -> Path:
         "metrics.json": to_json(small.metrics),
         "README.md": card(small).encode(),
         "preview.png": png_bytes(small),
+        **small.files,
     }
     with explained(path, sum(map(len, contents.values()))):
         path.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,8 @@ def load(path: str | Path) -> "DistilledDataset":
         )
     described = _checked_config(path)
     try:
-        tensors, metadata = decode(_checked_data(path, described), path / "data.safetensors")
+        contents = {name: _checked(path, name, described) for name in described["artifact"]["files"]}
+        tensors, metadata = decode(contents.pop("data.safetensors"), path / "data.safetensors")
         state = {name.removeprefix(_TRANSFORM): x for name, x in tensors.items() if name.startswith(_TRANSFORM)}
         lr = tensors.get("learned_lr")
         return DistilledDataset(
@@ -78,6 +80,7 @@ def load(path: str | Path) -> "DistilledDataset":
             config={key: value for key, value in described.items() if key != "artifact"},
             metrics=_json(path, "metrics.json") if _place(path, "metrics.json").exists() else {},
             transform=from_state(metadata["transform"], state),
+            files=contents,
         )
     except (KeyError, TypeError, ConfigError, ShapeError) as error:
         raise DataError(
@@ -132,7 +135,10 @@ def _config(small: "DistilledDataset", data: bytes) -> bytes:
         transform |= {name: f"data.safetensors: {_TRANSFORM}{name} {list(tensor.shape)}" for name, tensor in state.items()}
     about = {
         "schema_version": SCHEMA_VERSION,
-        "files": {"data.safetensors": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+        "files": {
+            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in {"data.safetensors": data, **small.files}.items()
+        },
         "images": list(small.images.shape),
         "classes": small.classes,
         "ipc": small.ipc,
@@ -163,10 +169,10 @@ def _checked_config(path: Path) -> dict[str, Any]:
     return described
 
 
-def _checked_data(path: Path, described: dict[str, Any]) -> bytes:
-    expected = described["artifact"]["files"]["data.safetensors"]
-    where = path / "data.safetensors"
-    data = _read(path, "data.safetensors")
+def _checked(path: Path, name: str, described: dict[str, Any]) -> bytes:
+    expected = described["artifact"]["files"][name]
+    where = path / name
+    data = _read(path, name)
     if len(data) != expected["bytes"]:
         raise DataError(f"{where}: expected {expected['bytes']} bytes, got {len(data)}; it was cut off or replaced: restore it")
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
@@ -174,6 +180,14 @@ def _checked_data(path: Path, described: dict[str, Any]) -> bytes:
             f"{where}: expected the contents that config.json names, got others; it was damaged or changed: restore it"
         )
     return data
+
+
+def _other_files(path: Path) -> set[str]:
+    """Return the files of an artefact beside those that all have, as its config names them; none where it has no config."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        named = json.loads((path / "config.json").read_bytes())["artifact"]["files"]
+        return {name for name in named if (path / name).parent == path} - set(FILES)
+    return set()
 
 
 def _place(path: Path, name: str) -> Path:
@@ -206,8 +220,10 @@ def _settle(path: Path) -> None:
     ahead = path / ".next"
     if not ahead.is_dir():
         return
-    for name in FILES:
-        if (ahead / name).exists():
-            os.replace(ahead / name, path / name)
+    if (ahead / "config.json").exists():  # it is moved last
+        for name in _other_files(path) - _other_files(ahead):
+            (path / name).unlink(missing_ok=True)
+    for prepared in sorted(ahead.iterdir(), key=lambda entry: entry.name == "config.json"):
+        os.replace(prepared, path / prepared.name)
     sync_folder(path)
     shutil.rmtree(ahead)
