@@ -1,0 +1,160 @@
+"""What the methods on a generator's latents share: options, the generator, and the method whose objective is used."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdistill import methods
+from kdistill.artifacts.tensors import digest
+from kdistill.config import from_mapping, to_mapping
+from kdistill.data import ImageDataset
+from kdistill.errors import ConfigError, did_you_mean
+from kdistill.experts import TrajectoryStore
+from kdistill.methods._recipe import Method, MethodConfig, Rehearsal, check_at_least_one
+from kdistill.priors import View
+from kdistill.priors.latents import check_fit
+from kdistill.priors.network_files import load_generator
+from kdistill.priors.stylegan import Generator
+from kdistill.transforms import Standardise, Transform
+
+REPO_MEAN, REPO_STD = (0.4377, 0.4438, 0.4728), (0.229, 0.224, 0.225)  # of generated images in the published code
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig(MethodConfig):
+    """Options of the methods on latents beside those that every method has; step sizes: GLaD's for DM on ImageNet subsets.
+
+    Attributes:
+        prior: Folder of the generator (``kdistill prior convert``).
+        objective: Name of the method whose objective is used.
+        objective_preset: Its preset.
+        settings: Its own options on top of that.
+        lr_f: Step size of the feature maps.
+        lr_w: Step size of the latents in W+.
+        n_avg: Mapped draws per class, where a run begins with averages of them.
+        chunk: Images with a graph of the generator at one time.
+        noise: StyleGAN2's noise inputs, ``"const"`` or ``"random"``.
+        classes: The generator's class of each class of the data, where they are not the same.
+        channels: ``"same"``, or ``"convert"`` between colour and grey.
+        resize: Scale what the generator draws to the size of the data.
+        glad_norm: ``"data"``, or ``"repo"``: the mean and deviation that the published code has for generated images.
+    """
+
+    iterations: int = 1000
+    prior: str = ""
+    objective: str = "dm"
+    objective_preset: str = "paper"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    lr_f: float = 10.0
+    lr_w: float = 0.01
+    n_avg: int = 1000
+    chunk: int = 10
+    noise: str = "const"
+    classes: tuple[int, ...] | None = None
+    channels: str = "same"
+    resize: bool = False
+    glad_norm: str = "data"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(self, "chunk", "n_avg")
+        check_word(self, channels=["same", "convert"], glad_norm=["data", "repo"])
+
+    def base(self) -> tuple[Method, Any]:
+        """Return the method whose objective is used, and its options: the preset, then the shared ones, then ``settings``.
+
+        Raises:
+            ConfigError: The objective or its preset is unknown, or ``settings`` holds an option that every method has.
+        """
+        found = methods.get(self.objective)
+        if issubclass(found.config, LatentConfig):
+            raise ConfigError(f"objective: expected a method on pixels, got '{self.objective}'; such as dm or mtt")
+        if self.objective_preset not in found.presets:
+            hint = did_you_mean(self.objective_preset, list(found.presets))
+            raise ConfigError(f"objective_preset: expected one of {self.objective}'s, got '{self.objective_preset}'; {hint}")
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(MethodConfig)}
+        both = sorted(set(shared) & set(self.settings))
+        if both:
+            raise ConfigError(f"settings: expected options of {self.objective} alone, got '{both[0]}'; set it beside settings")
+        given = {**found.presets[self.objective_preset], **shared, **self.settings}
+        return found, from_mapping(found.config, given, where=f"settings of {self.objective}")
+
+
+def check_word(config: object, **known: list[str]) -> None:
+    """Raise ConfigError unless every option named is one of its words."""
+    for name, words in known.items():
+        value = getattr(config, name)
+        if value not in words:
+            raise ConfigError(f"{name}: expected a known word, got '{value}'; {did_you_mean(value, words)}")
+
+
+def network_for(config: LatentConfig, data: ImageDataset) -> Generator:
+    """Return the generator on the data's device.
+
+    Raises:
+        ConfigError: None was given.
+        DataError: The folder holds none, or a damaged one.
+    """
+    if not config.prior:
+        raise ConfigError("prior: expected the folder of a generator, got none; make one with kdistill prior convert net.pkl out")
+    return load_generator(config.prior, data.train.images.device)
+
+
+def view_for(config: LatentConfig, network: Generator, data: ImageDataset) -> View:
+    """Return the way from the generator's images to those that networks see.
+
+    Raises:
+        ConfigError: The generator does not fit the data (says which).
+    """
+    check_fit(
+        network,
+        classes=data.classes,
+        channels=data.channels,
+        size=data.size,
+        mapped=config.classes is not None,
+        convert=config.channels == "convert",
+        resize=config.resize,
+    )
+    return View(_transform(config, data), data.channels, data.size)
+
+
+def refuse_start(name: str, start: Tensor | None) -> None:
+    """Raise ConfigError if images to begin with were given."""
+    if start is not None:
+        raise ConfigError(f"{name}: expected no images to begin with, got some (init); latents begin from draws, leave init out")
+
+
+def about(network: Generator) -> dict[str, Any]:
+    """Return what the record says of the generator."""
+    return {"layers": network.num_layers, "sha256": digest(network.tensors, to_mapping(network.config))}
+
+
+def experts(config: LatentConfig, data: ImageDataset) -> TrajectoryStore:
+    """Train the experts of the objective's method."""
+    method, base_config = config.base()
+    if method.experts is None:
+        raise ConfigError(f"experts: expected an objective with expert trajectories, got '{config.objective}'; such as mtt")
+    return method.experts(base_config, data)
+
+
+def rehearse(config: LatentConfig, data: ImageDataset, folder: Path) -> Rehearsal:
+    """Return the rehearsal of the objective's method."""
+    method, base_config = config.base()
+    if method.rehearse is None:
+        return Rehearsal(config)
+    rehearsal = method.rehearse(base_config, data, folder)
+    shared = {entry.name for entry in fields(MethodConfig)}
+    settings = {name: value for name, value in to_mapping(rehearsal.config).items() if name not in shared}
+    return replace(rehearsal, config=replace(config, settings=settings))
+
+
+def _transform(config: LatentConfig, data: ImageDataset) -> Transform:
+    if config.glad_norm == "data":
+        return data.transform
+    if data.channels != 3:
+        raise ConfigError(f"glad_norm: expected colour images for 'repo', got {data.channels} channel; use 'data'")
+    return Standardise(torch.tensor(REPO_MEAN), torch.tensor(REPO_STD)).to(data.train.images.device)
