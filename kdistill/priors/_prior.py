@@ -66,7 +66,7 @@ class RenderedPrior(ABC):
     def render(self, state: State, iteration: int) -> Tensor:
         """Return the images ``[M, C, H, W]`` as networks see them; no graph."""
         with torch.no_grad():
-            return torch.cat([self.draw(part, noise) for part, noise in self._parts(state, iteration)])
+            return torch.cat([self.draw(part, noise) for part, noise in self.parts(state, iteration)])
 
     def pull_back(self, state: State, grad_images: Tensor, iteration: int) -> State:
         """Return the gradient in the prior's tensors, given ``dL/dimages`` of the rendering of this iteration.
@@ -74,7 +74,7 @@ class RenderedPrior(ABC):
         Cost: one rendering, and its backward pass; memory of one chunk and of the gradient.
         """
         grads = {name: torch.zeros_like(x) for name, x in state.items() if self.is_per_image(name) is not None}
-        for part, noise in self._parts(state, iteration):
+        for part, noise in self.parts(state, iteration):
             leaves = {name: x.detach().requires_grad_() for name, x in part.items()}
             with torch.enable_grad():
                 images = self.draw(leaves, noise)
@@ -84,8 +84,8 @@ class RenderedPrior(ABC):
                 (grads[name][rows] if self.is_per_image(name) else grads[name]).add_(grad)
         return grads
 
-    def _parts(self, state: State, iteration: int) -> Iterator[tuple[State, Noise]]:
-        """Yield the prior's tensors of every chunk, and its noise."""
+    def parts(self, state: State, iteration: int) -> Iterator[tuple[State, Noise]]:
+        """Yield the prior's tensors of every chunk, and its noise in this iteration."""
         if self.chunk < 1:
             raise ConfigError(f"chunk: expected at least 1, got {self.chunk}; raise it")
         key = make_key(self.key, "noise", iteration)

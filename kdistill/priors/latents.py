@@ -128,13 +128,17 @@ class LatentPrior(RenderedPrior):
 
     def _features(self, ws: Tensor, rows: slice, random_f: bool) -> Tensor:
         assert self.layer is not None
-        f = self.generator.to_f(ws[rows], self.layer)
-        f = torch.nan_to_num(f, nan=0.0, posinf=5.0, neginf=-5.0).clamp(-10.0, 10.0)
+        f = clean(self.generator.to_f(ws[rows], self.layer))
         if not random_f:
             return f.clone()  # f_0 of StyleGAN2 is one constant for all
         noise = Noise(make_key(self.key, "f"), range(rows.start, rows.start + len(f)))
         mean, std = f.mean((1, 2, 3), keepdim=True), f.std((1, 2, 3), keepdim=True)
         return mean + std * noise.normal("f", tuple(f.shape[1:]), f)
+
+
+def clean(f: Tensor) -> Tensor:
+    """Return feature maps to begin with: not-a-number is 0, infinities are ±5, all within ±10, as in the published code."""
+    return torch.nan_to_num(f, nan=0.0, posinf=5.0, neginf=-5.0).clamp(-10.0, 10.0)
 
 
 def check_fit(

@@ -27,7 +27,7 @@ def test_two_passes_in_chunks_have_the_gradient_of_one(name, layer, dtype):
     state = {n: x.to(dtype) for n, x in prior.init(CLASSES, learn_weights=True).items()}
     leaves = {n: x.clone().requires_grad_() for n, x in state.items()}
     images = prior_of(generator, layer, chunk=len(CLASSES), view=VIEW, noise="random").draw(
-        leaves, next(iter(prior_of(generator, layer, chunk=5)._parts(state, 3)))[1]
+        leaves, next(iter(prior_of(generator, layer, chunk=5).parts(state, 3)))[1]
     )
     weight = torch.randn(images.shape, generator=rng(1)).to(dtype)
     wanted = torch.autograd.grad((images * weight).sum(), list(leaves.values()), materialize_grads=True)

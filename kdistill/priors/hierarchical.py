@@ -1,0 +1,107 @@
+"""Images as latents at a depth that changes: W+, then F_1 to F_L with W+, then the pixels.
+
+The names of the tensors say where a state stands: ``ws`` alone is W+, with ``f.<n>`` it is F_n, ``images`` are pixels.
+Paper: Zhong et al., "Hierarchical Features Matter" (H-GLaD), CVPR 2025.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdistill.errors import ConfigError
+from kdistill.priors._prior import Noise, State
+from kdistill.priors.latents import LatentPrior, View, clean
+from kdistill.priors.stylegan import Generator
+
+PIXELS = "pixels"
+Stage = int | str | None  # None: W+; n: F_n; "pixels"
+
+
+@dataclass(frozen=True, eq=False)
+class HierarchicalPrior:
+    """The images of a frozen generator from wherever a state stands, and the way one or more layers down.
+
+    Attributes:
+        generator: It.
+        view: From its images to what networks see; pixels are in that space already.
+        chunk: Images that have a graph at one time.
+        key: Of the draws.
+        noise: StyleGAN2's noise inputs, as in ``LatentPrior``.
+    """
+
+    generator: Generator
+    view: View
+    chunk: int
+    key: int
+    noise: str = "const"
+
+    def init(self, classes: Tensor, *, average: int = 0) -> State:
+        """Return the first state, in W+; arguments as for ``LatentPrior.init``."""
+        return self._latents(None).init(classes, average=average)
+
+    def names(self, state: State) -> list[str]:
+        """Return which tensors of ``state`` are the prior's."""
+        return [name for name in state if name in ("ws", "images") or name.startswith("f.")]
+
+    def stage(self, state: State) -> Stage:
+        """Return where ``state`` stands."""
+        if "images" in state:
+            return PIXELS
+        return next((int(name.removeprefix("f.")) for name in state if name.startswith("f.")), None)
+
+    def render(self, state: State, iteration: int) -> Tensor:
+        """Return the images ``[M, C, H, W]`` as networks see them; no graph."""
+        if "images" in state:
+            return state["images"]
+        prior, latents = self._at(state)
+        return prior.render(latents, iteration)
+
+    def pull_back(self, state: State, grad_images: Tensor, iteration: int) -> State:
+        """Return the gradient in the prior's tensors of ``state``, given ``dL/dimages`` of the same rendering."""
+        if "images" in state:
+            return {"images": grad_images}
+        prior, latents = self._at(state)
+        grads = prior.pull_back(latents, grad_images, iteration)
+        return {f"f.{prior.layer}" if name == "f" else name: grad for name, grad in grads.items()}
+
+    def descend(self, state: State, stage: Stage, iteration: int) -> State:
+        """Return the prior's tensors at ``stage``, below where ``state`` stands; the images stay the same but for rounding.
+
+        Feature maps are cleaned as at the start of GLaD (not-a-number to 0, infinities to ±5, then within ±10), as the published
+        code does at every layer.  Pixels are the rendered images, and need no W+ any more.
+
+        Raises:
+            ConfigError: ``stage`` is not below.
+
+        Cost: the layers in between, in chunks and without a graph; for pixels one rendering.
+        """
+        was = self.stage(state)
+        if stage is None or was == PIXELS or (isinstance(stage, int) and stage <= (was or 0)):
+            raise ConfigError(f"descend: expected a stage below {was or 'W+'}, got {stage or 'W+'}; stages only go down")
+        if isinstance(stage, str):
+            return {"images": self.render(state, iteration).clone()}
+        with torch.no_grad():
+            parts = [self._features(part, was or 0, stage, noise) for part, noise in self._chunks(state, iteration)]
+        return {"ws": state["ws"].clone(), f"f.{stage}": torch.cat(parts)}
+
+    def _features(self, part: State, start: int, stop: int, noise: Noise | None) -> Tensor:
+        f = part["f"] if "f" in part else self.generator.start(part["ws"])
+        for n in range(start, stop):
+            f = self.generator.advance(f, part["ws"], n, noise)
+        return clean(f)
+
+    def _chunks(self, state: State, iteration: int) -> Iterator[tuple[State, Noise | None]]:
+        prior, latents = self._at(state)
+        for part, noise in prior.parts(latents, iteration):
+            yield part, noise if self.noise == "random" else None
+
+    def _at(self, state: State) -> tuple[LatentPrior, State]:
+        layer = self.stage(state)
+        assert not isinstance(layer, str)
+        latents = {"ws": state["ws"]} if layer is None else {"ws": state["ws"], "f": state[f"f.{layer}"]}
+        return self._latents(layer), latents
+
+    def _latents(self, layer: int | None) -> LatentPrior:
+        return LatentPrior(self.generator, layer, self.view, self.chunk, self.key, self.noise)
