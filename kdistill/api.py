@@ -131,7 +131,7 @@ def distill(
     if folder is not None:
         watchers.insert(0, _JsonLines(folder / "metrics.jsonl", resume))
     outcome = loop.run(problem, folder=folder, identity=config, resume=resume, callbacks=watchers, max_minutes=max_minutes)
-    small = _result(outcome, data, problem.labels, config)
+    small = _result(outcome, data, problem, config)
     if folder is None:
         return small
     if resume and (finished := _same_artefact(folder, small)) is not None:
@@ -333,11 +333,12 @@ class _JsonLines:
         write_atomic(self.path, "".join(kept).encode())
 
 
-def _result(outcome: loop.Outcome, data: ImageDataset, labels: Tensor, config: dict[str, Any]) -> DistilledDataset:
-    state = outcome.snapshot.average or outcome.snapshot.state
+def _result(outcome: loop.Outcome, data: ImageDataset, problem: methods.Problem, config: dict[str, Any]) -> DistilledDataset:
+    state = outcome.state
+    found = None if problem.search is None else problem.search.findings(outcome.snapshot.state)
     return DistilledDataset(
         images=data.transform.invert(outcome.images.cpu()),
-        labels=labels.cpu(),
+        labels=problem.labels.cpu(),
         label_logits=state["label_logits"].cpu() if "label_logits" in state else None,
         learned_lr=float(state["lr"]) if "lr" in state else None,
         classes=data.classes,
@@ -350,7 +351,9 @@ def _result(outcome: loop.Outcome, data: ImageDataset, labels: Tensor, config: d
                 "peak_bytes": outcome.peak_bytes,
                 "skipped": outcome.skipped,
                 "loss": [list(pair) for pair in outcome.losses[-1:]],
-            }
+            },
+            **({} if found is None else {"search": found.metrics}),
         },
         transform=data.transform,
+        files={} if found is None else found.files,
     )

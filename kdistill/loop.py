@@ -61,10 +61,11 @@ class Snapshot:
     average: State  # the running mean of the state; empty where the problem asks for none
 
     def like(self, state: State) -> "Snapshot":
-        """Return the snapshot on the device of ``state``."""
+        """Return the snapshot on the device of ``state``, new tensors on that of its first one."""
+        first = next(iter(state.values())).device
 
         def moved(group: State) -> State:
-            return {name: x.to(state[name].device) if name in state else x for name, x in group.items()}
+            return {name: x.to(state[name].device if name in state else first) for name, x in group.items()}
 
         return Snapshot(self.iteration, moved(self.state), moved(self.velocity), moved(self.average))
 
@@ -75,7 +76,8 @@ class Outcome:
 
     Attributes:
         snapshot: The last state.
-        images: Rendered from it (or from the running mean), as networks see them.
+        state: What the result is taken from: the last state, its running mean, or what a search chose.
+        images: Rendered from it, as networks see them.
         losses: ``(iteration, loss)`` at every look of this process.
         seconds: Spent in this process.
         peak_bytes: Peak resident memory.
@@ -84,6 +86,7 @@ class Outcome:
     """
 
     snapshot: Snapshot
+    state: State
     images: Tensor
     losses: list[tuple[int, float]]
     seconds: float
@@ -200,8 +203,11 @@ class _Loop:
                 "distill: every one of %d iterations was skipped, so nothing has changed; raise skip_above", self.skipped
             )
         final = self.snapshot.average or self.snapshot.state
+        if self.problem.search is not None:
+            final = self.problem.search.result(final)
         images = self.problem.prior.render(final, self.snapshot.iteration)
-        return Outcome(self.snapshot, images, self.losses, time.monotonic() - began, peak_bytes(), finished, self.skipped)
+        seconds = time.monotonic() - began
+        return Outcome(self.snapshot, final, images, self.losses, seconds, peak_bytes(), finished, self.skipped)
 
     def step(self) -> tuple[Tensor, Tensor]:
         problem, now = self.problem, self.snapshot
@@ -212,7 +218,11 @@ class _Loop:
             self.snapshot = replace(now, iteration=now.iteration + 1)
             return step.loss, step.grad_images
         grads = {**problem.prior.pull_back(now.state, step.grad_images, now.iteration), **step.grads}
-        self.snapshot = sgd_step(now, grads, problem, step.carried)
+        after = sgd_step(now, grads, problem, step.carried)
+        if problem.search is not None:
+            state, velocity = problem.search.after_step(after.iteration, after.state, after.velocity)
+            after = replace(after, state=state, velocity=velocity)
+        self.snapshot = after
         return step.loss, step.grad_images
 
     def look(self, before: Snapshot, loss: Tensor, grad: Tensor, began: float, first: int) -> None:

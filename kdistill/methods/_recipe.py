@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -93,6 +93,36 @@ class Step:
     is_skipped: bool = False
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What a search leaves beside the images.
+
+    Attributes:
+        metrics: Goes into ``metrics.json`` under ``"search"``.
+        files: Other files of the artefact by name.
+    """
+
+    metrics: Mapping[str, Any]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Search(Protocol):
+    """Changes, between two steps, which tensors a run optimises, and says which of them the result is taken from.
+
+    All that it remembers stands in the state, so that a resumed run has the same bits; the objective hands those tensors on
+    (``Step.carried``).
+    """
+
+    def after_step(self, iteration: int, state: State, velocity: State) -> tuple[State, State]:
+        """Return state and velocity for the step after ``iteration`` steps; may add, replace and drop tensors."""
+
+    def result(self, state: State) -> State:
+        """Return the tensors that the images of the result are rendered from, and labels and step size that belong to them."""
+
+    def findings(self, state: State) -> Findings:
+        """Return what the record says about the search."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """One run, ready for the loop.
@@ -111,6 +141,7 @@ class Problem:
         average: Decay of the running mean of the state that the result is taken from; None takes the last state.
         advice: What to change when the numbers blow up, for the error message.
         about: What the result depends on beside options and data, such as the digest of a generator; goes into the record.
+        search: What happens between two steps, or None.
     """
 
     prior: Prior
@@ -125,6 +156,7 @@ class Problem:
     average: float | None = None
     advice: str = "lower the step size"
     about: Mapping[str, Any] = field(default_factory=dict)
+    search: Search | None = None
 
     def __post_init__(self) -> None:
         check_iterations(self.iterations)

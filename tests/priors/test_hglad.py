@@ -1,0 +1,289 @@
+"""hglad: the search goes through every stage to pixels, keeps copies of the best states, and resumes with the same bits."""
+
+import json
+from io import BytesIO
+from itertools import pairwise
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load
+
+import kdistill
+from kdistill import loop, methods
+from kdistill.api import resolve
+from kdistill.errors import ConfigError, DataError, NonFiniteError
+from kdistill.methods._search import ProgressiveSearch, stage_ends
+from kdistill.planning import plan
+from kdistill.priors import PIXELS, HierarchicalPrior, View
+from kdistill.priors.network_files import save_generator
+from kdistill.priors.stylegan import new_stylegan2
+from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3
+
+STAGES = ["W", "F1", "F2", "F3", "pixels"]
+SMALL = {
+    "iterations": 20,
+    "width": 4,
+    "objective_preset": "fast",
+    "n_avg": 20,
+    "settings": {"batch_real": 8},
+    "check_every": 2,
+    "num_nets": 2,
+    "net_epochs": 1,
+    "lr_f": 1.0,
+}
+MTT = {
+    "objective": "mtt",
+    "settings": {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 1, "num_experts": 1, "batch_syn": None},
+    "lr_f": 100.0,
+    "lr_w": 1.0,
+}
+DC = {"objective": "dc", "settings": {"batch_real": 8, "outer_steps": 1}, "lr_w": 1e-3}
+FTD = {**MTT, "objective": "ftd"}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = kdistill.load_data("digits", quiet=True)
+    rows = torch.cat([(data.train.labels == k).nonzero()[:12, 0] for k in range(10)])
+    return kdistill.load_data((data.train.images[rows], data.train.labels[rows]), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    """A folder with an untrained generator of 8x8 grey images of ten classes and three layers."""
+    generator = new_stylegan2(size=8, channels=1, classes=10, generator=rng(), z_dim=8, w_dim=8, channel_max=8)
+    return str(save_generator(generator, tmp_path_factory.mktemp("prior")))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "hglad-cache"))
+
+
+def run(digits, folder, ipc=1, given=None, **options):
+    return kdistill.distill(digits, method="hglad", ipc=ipc, options={**SMALL, "prior": folder, **options}, **(given or {}))
+
+
+def build(digits, folder, **options):
+    return methods.get("hglad").build(resolve("hglad", "fast", {**SMALL, "prior": folder, **options}), digits, 1, 0, None)
+
+
+def snapshots(problem):
+    """Return the snapshot after every step of the run."""
+    keeper = loop._Keeper(None, {})
+    zeros = {name: torch.zeros_like(x) for name, x in problem.state.items()}
+    run = loop._Loop(problem, loop.Snapshot(0, problem.state, zeros, {}), keeper, (), None, 1.0)
+    found = []
+    with torch.no_grad():
+        while run.snapshot.iteration < problem.iterations:
+            run.step()
+            found.append(run.snapshot)
+    return found
+
+
+@pytest.mark.parametrize("network", [tiny_stylegan2(), tiny_stylegan3()], ids=["stylegan2", "stylegan3"])
+@pytest.mark.parametrize("noise", ["const", "random"])
+def test_going_down_keeps_the_images(network, noise):
+    prior = HierarchicalPrior(network, View(size=12), chunk=2, key=3, noise=noise)
+    state = prior.init(torch.tensor([0, 1, 2]), average=4)
+    images = prior.render(state, 7)
+    seen = [prior.stage(state)]
+    for stage in [*range(1, network.num_layers + 1), PIXELS]:
+        state = prior.descend(state, stage, 7)
+        seen.append(prior.stage(state))
+        torch.testing.assert_close(prior.render(state, 7), images, rtol=1e-5, atol=1e-5)
+        grads = prior.pull_back(state, torch.ones_like(images), 7)
+        assert {name: x.shape for name, x in grads.items()} == {name: x.shape for name, x in state.items()}
+    assert seen == [None, *range(1, network.num_layers + 1), PIXELS]
+    assert list(state) == ["images"]
+    with pytest.raises(ConfigError, match="expected a stage below pixels, got 2; stages only go down"):
+        prior.descend(state, 2, 7)
+
+
+def test_a_stage_may_skip_layers_and_maps_are_cleaned():
+    network = tiny_stylegan2()
+    prior = HierarchicalPrior(network, View(), chunk=2, key=3)
+    state = prior.init(torch.tensor([0, 1]))
+    torch.testing.assert_close(prior.descend(state, 3, 0)["f.3"], network.to_f(state["ws"], 3).clamp(-10, 10))
+    deep = prior.descend(prior.descend(state, 1, 0), 3, 0)
+    torch.testing.assert_close(deep["f.3"], prior.descend(state, 3, 0)["f.3"])
+    wild = {**deep, "f.3": torch.full_like(deep["f.3"], torch.nan)}
+    assert torch.isfinite(prior.descend(wild, 4, 0)["f.4"]).all()
+
+
+def test_the_search_goes_through_every_space_down_to_pixels(digits, prior):
+    problem = build(digits, prior)
+    assert problem.search.ends == (4, 8, 12, 16, 20)
+    found = snapshots(problem)
+    assert [problem.prior.stage(s.state) for s in found] == [None] * 3 + [1] * 4 + [2] * 4 + [3] * 4 + [PIXELS] * 5
+    for before, after in pairwise(found):  # what is live is what the steps move
+        assert set(after.velocity) == {n for n in after.state if not n.startswith("search.")}
+        if problem.prior.stage(before.state) == problem.prior.stage(after.state) and after.iteration < 20:
+            assert all(not torch.equal(before.state[n], after.state[n]) for n in after.velocity if n != "ws")
+    assert not torch.equal(found[4].state["ws"], found[5].state["ws"])
+
+
+def test_what_is_kept_are_copies_and_a_stage_goes_on_from_its_best(digits, prior, monkeypatch):
+    values = iter([9.0, 5.0, 3.0, 4.0, 7.0, 1.0, 2.0, 6.0, 8.0, 6.5, 0.5])  # the start, then two looks a stage
+    problem = build(digits, prior)
+    monkeypatch.setattr(problem.search.distance.__class__, "__call__", lambda self, images: next(values))
+    found = snapshots(problem)
+    state = {s.iteration: s.state for s in found}
+    at_look = problem.prior.descend({n: x for n, x in state[10].items() if n in ("ws", "f.2")}, 3, 10)
+    assert torch.equal(state[12]["f.3"], at_look["f.3"])  # F2: 1.0 at iteration 10 was better than 2.0 at 12
+    assert not torch.equal(state[10]["f.2"], state[11]["f.2"])
+    kept = state[11]["search.best.f.2"]
+    assert torch.equal(kept, state[10]["f.2"])
+    assert kept.data_ptr() != state[10]["f.2"].data_ptr()
+    assert torch.equal(state[12]["search.winner.f.2"], kept)
+    assert not any(x.any() for x in found[11].velocity.values())  # momentum starts afresh
+    assert problem.prior.stage(problem.search.result(state[19])) == 2  # 1.0 against 6.0 in F3 and 6.5 so far in pixels
+    assert problem.prior.stage(problem.search.result(state[20])) == PIXELS
+    assert torch.equal(problem.search.result(state[20])["images"], state[20]["images"])
+    metrics = problem.search.findings(state[20]).metrics
+    assert [row["stage"] for row in metrics["best"]] == STAGES
+    assert [row["distance"] for row in metrics["best"]] == [3.0, 4.0, 1.0, 6.0, 0.5]
+    assert [row["iteration"] for row in metrics["best"]] == [4, 6, 10, 14, 20]
+    assert [pair[0] for pair in metrics["distance"]] == list(range(0, 21, 2))
+
+
+def test_a_copy_outlives_changes_in_place(digits, prior):
+    problem = build(digits, prior)
+    state = {**problem.state}
+    search = problem.search
+    after, _ = search.after_step(2, state, {"ws": state["ws"]})
+    kept = after["search.best.ws"].clone()
+    state["ws"].add_(1.0)
+    assert torch.equal(after["search.best.ws"], kept)
+    assert isinstance(search, ProgressiveSearch)
+
+
+def test_the_result_is_the_nearest_of_all_looks(digits, prior):
+    small = run(digits, prior)
+    search = small.metrics["search"]
+    chosen = next(row for row in search["best"] if row["stage"] == search["chosen"])
+    later = [distance for iteration, distance in search["distance"] if iteration]
+    assert chosen["distance"] == min(later)
+    problem = build(digits, prior)
+    seen = digits.holdout(0.1, seed=0)[0]
+    measure = methods.get("hglad").build(resolve("hglad", "fast", {**SMALL, "prior": prior}), seen, 1, 0, None).search.distance
+    assert measure(small.transform.apply(small.images)) == pytest.approx(chosen["distance"], rel=1e-4)
+    assert problem.search.stages == (None, 1, 2, 3, PIXELS)
+
+
+def test_the_last_stage_can_be_asked_for(digits, prior):
+    small = run(digits, prior, choose="last")
+    assert small.metrics["search"]["chosen"] == "pixels"
+
+
+def test_the_whole_path_is_in_the_artefact(digits, prior, tmp_path):
+    run(digits, prior, given={"out": tmp_path})
+    small = kdistill.DistilledDataset.from_pretrained(tmp_path)
+    path, search = load(small.files["path.safetensors"]), small.metrics["search"]
+    assert path["images"].shape == (6, 10, 1, 8, 8)
+    assert path["iterations"].tolist() == [0, *(row["iteration"] for row in search["best"])]
+    row = 1 + STAGES.index(search["chosen"])
+    torch.testing.assert_close(path["images"][row], small.images, rtol=1e-5, atol=1e-6)
+    picture = Image.open(BytesIO((tmp_path / "filmstrip.png").read_bytes()))
+    assert picture.width > 500
+    assert picture.height > 6 * 34
+    assert json.loads((tmp_path / "config.json").read_text())["prior"]["stages"] == STAGES
+
+
+@pytest.mark.parametrize("options", [{}, {"noise": "random"}, MTT, DC, FTD], ids=["dm", "noise", "mtt", "dc", "ftd"])
+def test_a_resumed_run_has_the_same_bits(digits, prior, tmp_path, options):
+    def stop(progress):
+        if progress.iteration == 10:
+            raise KeyboardInterrupt
+
+    whole = run(digits, prior, given={"out": tmp_path / "whole"}, **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, prior, given={"out": tmp_path / "parts", "callbacks": [stop]}, **options)
+    parts = run(digits, prior, given={"out": tmp_path / "parts", "resume": True}, **options)
+    assert torch.equal(whole.images, parts.images)
+    assert whole.metrics["search"] == parts.metrics["search"]
+    assert whole.files == parts.files
+    assert (whole.learned_lr is None) == (options not in (MTT, FTD))
+
+
+def test_a_run_that_runs_out_of_time_gives_its_best_so_far(digits, prior):
+    small = run(digits, prior, given={"max_minutes": 0})
+    search = small.metrics["search"]
+    assert small.metrics["distillation"]["iterations"] == 10
+    assert [row["stage"] for row in search["best"]] == ["W", "F1", "F2"]
+    assert search["chosen"] in ("W", "F1", "F2")
+    first = run(digits, prior, iterations=0)
+    assert first.metrics["search"]["best"] == []
+
+
+@pytest.mark.parametrize("options", [{"nets": "random"}, {"layers": "last"}, {"weighting": "none"}, {"stride": 2}])
+def test_every_form_runs(digits, prior, options):
+    small = run(digits, prior, **{"iterations": 5, **options})
+    assert [row["stage"] for row in small.metrics["search"]["best"]] == (
+        ["W", "F1", "F3", "pixels"] if "stride" in options else STAGES
+    )
+
+
+def test_stages_of_a_given_length(digits, prior):
+    assert build(digits, prior, stage_iterations=3).iterations == 15
+    assert stage_ends(1000, 27)[-1] == 1000
+    assert {b - a for a, b in pairwise((0, *stage_ends(1000, 27)))} == {37, 38}
+
+
+def test_the_networks_of_the_distance_are_made_once(digits, prior):
+    measure = build(digits, prior).search.distance
+    assert measure.distance is measure.distance
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterations": 4}, "at least one for each of the 5 stages, got 4; raise it, or take fewer layers with stride"),
+        ({"objective": "glad"}, "expected a method on pixels, got 'glad'"),
+        ({"objective": "hglad"}, "expected a method on pixels, got 'hglad'"),
+        ({"prior": ""}, "expected the folder of a generator, got none"),
+        ({"nets": "learned"}, "nets: expected a known word, got 'learned'"),
+        ({"layers": "first"}, "layers: expected a known word"),
+        ({"weighting": "grad"}, "weighting: expected a known word"),
+        ({"choose": "validation"}, "choose: expected a known word"),
+        ({"stride": 0}, "stride: expected at least 1"),
+        ({"check_every": 0}, "check_every: expected at least 1"),
+        ({"layer": 3}, "did you mean 'layers'"),
+    ],
+)
+def test_bad_options_are_refused(digits, prior, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run(digits, prior, **options)
+
+
+def test_images_to_begin_with_are_refused(digits, prior):
+    with pytest.raises(ConfigError, match="hglad: expected no images to begin with"):
+        run(digits, prior, given={"init": run(digits, prior, iterations=0)})
+
+
+def test_latents_that_blow_up_are_named_and_the_last_good_state_is_kept(digits, prior, tmp_path):
+    with pytest.raises(NonFiniteError, match=r"distance .* lower lr_f, lr_w .*\(now at stage F1\).*; iteration 0 is saved"):
+        run(digits, prior, lr_f=1e38, given={"out": tmp_path})
+
+
+def test_presets_and_plan(digits, prior):
+    for preset in methods.get("hglad").presets:
+        resolve("hglad", preset, {})
+    assert plan(digits, method="hglad", ipc=1, options={**SMALL, "prior": prior, **MTT}).seconds > 0
+
+
+def test_files_of_an_artefact(digits, prior, tmp_path):
+    small = run(digits, prior, iterations=0)
+    with pytest.raises(DataError, match=r"got 'config.json'; rename it"):
+        kdistill.DistilledDataset(images=small.images, labels=small.labels, files={"config.json": b""})
+    with pytest.raises(DataError, match=r"got '\.\./a'; rename it"):
+        kdistill.DistilledDataset(images=small.images, labels=small.labels, files={"../a": b""})
+    small.save_pretrained(tmp_path)
+    assert kdistill.DistilledDataset.from_pretrained(tmp_path).files == small.files
+    (tmp_path / "filmstrip.png").write_bytes(b"other")
+    with pytest.raises(DataError, match=r"filmstrip.png: expected \d+ bytes, got 5"):
+        kdistill.DistilledDataset.from_pretrained(tmp_path)
+    kdistill.DistilledDataset(images=small.images, labels=small.labels).save_pretrained(tmp_path)  # takes their place
+    assert not (tmp_path / "filmstrip.png").exists()
+    assert not (tmp_path / "path.safetensors").exists()
