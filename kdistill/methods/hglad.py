@@ -180,7 +180,7 @@ METHOD = Method(
         "repo": {"stage_iterations": 11},
         "repo_dc": {**_DC, "stage_iterations": 101},
         "repo_mtt": {**_MTT, "stage_iterations": 101},
-        "fast": {"iterations": 400, "objective_preset": "fast", "width": 32, "check_every": 20, "num_nets": 3},
+        "fast": {"iterations": 400, "objective_preset": "fast", "width": 32, "check_every": 10, "num_nets": 3, "net_epochs": 2},
     },
     build=build,
     deviations=(
