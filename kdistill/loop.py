@@ -215,10 +215,10 @@ class _Loop:
         step = problem.objective(now.iteration, images, now.state)
         if step.is_skipped:
             self.skipped += 1
-            self.snapshot = replace(now, iteration=now.iteration + 1)
-            return step.loss, step.grad_images
-        grads = {**problem.prior.pull_back(now.state, step.grad_images, now.iteration), **step.grads}
-        after = sgd_step(now, grads, problem, step.carried)
+            after = replace(now, iteration=now.iteration + 1)
+        else:
+            grads = {**problem.prior.pull_back(now.state, step.grad_images, now.iteration), **step.grads}
+            after = sgd_step(now, grads, problem, step.carried)
         if problem.search is not None:
             state, velocity = problem.search.after_step(after.iteration, after.state, after.velocity)
             after = replace(after, state=state, velocity=velocity)

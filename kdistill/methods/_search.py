@@ -118,15 +118,17 @@ class ProgressiveSearch:
             found.insert(0, (0, self.distance(state[f"{KEPT}images"][0])))
         value = found[-1][1]
         if not math.isfinite(value):
+            latents = (name for name in self.prior.names(state) if not bool(torch.isfinite(state[name]).all()))
             raise NonFiniteError(
-                f"distill: expected a finite distance of the images at iteration {iteration}, got {value}; lower lr_f, lr_w or, "
-                f"in pixels, lr_images (now at stage {stage_name(self.prior.stage(state))})"
+                f"distill: expected a finite {next(latents, 'distance of the images')} at iteration {iteration}, got a distance of "
+                f"{value}; lower lr_f, lr_w or, in pixels, lr_images (now at stage {stage_name(self.prior.stage(state))})"
             )
         state = dict(state)
         row = images.new_tensor(found, dtype=torch.float64)
         state[f"{KEPT}looks"] = torch.cat([state[f"{KEPT}looks"], row]) if len(found) == 1 else row
         if f"{KEPT}best_look" not in state or value < _distance(state, BEST):
-            names = [*self.prior.names(state), *(name for name in velocity if name not in self.prior.names(state))]
+            ours = self.prior.names(state)
+            names = [*ours, *(name for name in velocity if name not in ours and not name.startswith(KEPT))]
             state |= {BEST + name: state[name].clone() for name in names}
             state[f"{KEPT}best_look"] = row[-1].clone()
         return state

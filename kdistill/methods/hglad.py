@@ -120,6 +120,11 @@ def build(config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: T
     stages = config.stages(network.num_layers)
     if config.stage_iterations is not None:
         config = replace(config, iterations=config.stage_iterations * len(stages))
+    if 0 < config.iterations < len(stages):
+        raise ConfigError(
+            f"iterations: expected at least one for each of the {len(stages)} stages, got {config.iterations}; raise it, or "
+            "take fewer layers with stride"
+        )
     method, base_config = config.base()
     prior = HierarchicalPrior(
         generator=network,
@@ -133,11 +138,6 @@ def build(config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: T
     state = prior.init(classes, average=config.n_avg if config.avg_w else 0)
     images = prior.render(state, 0)
     problem = method.build(base_config, data, ipc, seed, images)
-    if 0 < problem.iterations < len(stages):
-        raise ConfigError(
-            f"iterations: expected at least one for each of the {len(stages)} stages, got {problem.iterations}; raise it, or "
-            "take fewer layers with stride"
-        )
     search = ProgressiveSearch(
         prior=prior,
         stages=stages,
