@@ -119,9 +119,10 @@ class ProgressiveSearch:
         value = found[-1][1]
         if not math.isfinite(value):
             latents = (name for name in self.prior.names(state) if not bool(torch.isfinite(state[name]).all()))
+            what = next(latents, "distance of the images")
             raise NonFiniteError(
-                f"distill: expected a finite {next(latents, 'distance of the images')} at iteration {iteration}, got a distance of "
-                f"{value}; lower lr_f, lr_w or, in pixels, lr_images (now at stage {stage_name(self.prior.stage(state))})"
+                f"distill: expected a finite {what} at iteration {iteration}, got a distance of {value}; lower lr_f, lr_w or, in "
+                f"pixels, lr_images (now at stage {stage_name(self.prior.stage(state))})"
             )
         state = dict(state)
         row = images.new_tensor(found, dtype=torch.float64)

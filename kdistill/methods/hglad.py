@@ -11,16 +11,13 @@ under the same few networks; the result is the best state of the best stage.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from kdistill.data import ImageDataset
-from kdistill.engine import train
 from kdistill.engine.relevance import LAYERS
 from kdistill.errors import ConfigError
-from kdistill.keys import generator, make_key
+from kdistill.keys import make_key
 from kdistill.methods._latent import (
     LatentConfig,
     about,
@@ -31,13 +28,12 @@ from kdistill.methods._latent import (
     rehearse,
     view_for,
 )
+from kdistill.methods._measure import NETS, Measure
 from kdistill.methods._recipe import Method, Problem, balanced_labels, check_at_least_one, check_positive
 from kdistill.methods._search import ProgressiveSearch, stage_ends, stage_name
-from kdistill.objectives.class_relevance import WEIGHTINGS, ClassRelevantDistance, class_relevant_distance
+from kdistill.objectives.class_relevance import WEIGHTINGS
 from kdistill.priors import PIXELS, HierarchicalPrior, Stage
 from kdistill.priors.latents import generator_classes
-
-NETS = ("trained", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,36 +77,6 @@ class HGladConfig(LatentConfig):
     def stages(self, num_layers: int) -> tuple[Stage, ...]:
         """Return W+ (None), the layers, and the pixels."""
         return None, *range(1, num_layers + 1, self.stride), PIXELS
-
-
-@dataclass(frozen=True, eq=False)
-class Measure:
-    """The distance of a run; its networks and the real statistics are made at the first call and kept."""
-
-    config: HGladConfig
-    data: ImageDataset
-    labels: Tensor
-    seed: int
-
-    def __call__(self, images: Tensor) -> float:
-        """Return the distance of images as networks see them."""
-        return float(self.distance(images, self.labels))
-
-    @cached_property
-    def distance(self) -> ClassRelevantDistance:
-        """The distance to the run's real images."""
-        config, real, labels = self.config, self.data.transform.apply(self.data.train.images), self.data.train.labels
-        student = config.network(self.data)
-        key = make_key(self.seed, "distance")
-        if config.nets == "trained":
-            thetas = train(
-                student, real, labels, epochs=config.net_epochs, lr=config.net_lr, key=key, nets=config.num_nets,
-                schedule="constant",
-            )  # fmt: skip
-        else:
-            nets = [student.init(generator(make_key(key, "init", net))) for net in range(config.num_nets)]
-            thetas = torch.stack(nets).to(real)
-        return class_relevant_distance(student, thetas, real, labels, layers=config.layers, weighting=config.weighting)
 
 
 def build(config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
@@ -192,6 +158,6 @@ METHOD = Method(
     ),
     experts=experts,
     rehearse=rehearse,
-    cost="that of glad; a few networks trained once, and a look at the distance every check_every iterations",
+    cost="that of glad; a few networks trained once per data and seed, and a look at the distance every check_every iterations",
     needs="a generator; expert trajectories where the objective does",
 )

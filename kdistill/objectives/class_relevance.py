@@ -1,6 +1,6 @@
 """The class-relevant feature distance: how far the class means of what several networks see lie apart, weighted by relevance."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,16 @@ class ClassRelevantDistance:
             for level, rows in enumerate(self.levels(theta, images)):
                 total = total + self._level(net, level, rows.flatten(1), labels)
         return total / len(self.thetas)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what ``restored_distance`` needs, under plain names."""
+        found = {"thetas": self.thetas}
+        for net, means in enumerate(self.means):
+            for level, mean in enumerate(means):
+                found[f"means.{net}.{level}"] = mean.view(-1, *self.shapes[level])
+                if self.weights is not None:
+                    found[f"weights.{net}.{level}"] = self.weights[net][level]
+        return found
 
     def _level(self, net: int, level: int, rows: Tensor, labels: Tensor) -> Tensor:
         means = self.means[net][level]
@@ -115,3 +125,23 @@ def class_relevant_distance(
         if weight is not None:
             weights.append([w / m[0].numel() ** 0.5 for w, m in zip(weight, mean, strict=True)])
     return ClassRelevantDistance(levels, thetas, means, weights if weighting == "cam" else None, shapes)
+
+
+def restored_distance(student: Student, real: Tensor, layers: str, tensors: Mapping[str, Tensor]) -> ClassRelevantDistance:
+    """Return the distance whose ``tensors()`` these are; a few ``real`` images show again what its classifier reads.
+
+    Raises:
+        KeyError: A tensor is missing.
+    """
+    kept = {name: x.to(real.device) for name, x in tensors.items()}
+    levels = levels_of(student, kept["thetas"][0], real, layers)
+    depth = sum(name.startswith("means.0.") for name in kept)
+    nets = range(len(kept["thetas"]))
+
+    def parts(kind: str) -> list[list[Tensor]]:
+        return [[kept[f"{kind}.{net}.{level}"] for level in range(depth)] for net in nets]
+
+    means = parts("means")
+    shapes = [tuple(mean.shape[1:]) for mean in means[0]]
+    weights = parts("weights") if "weights.0.0" in kept else None
+    return ClassRelevantDistance(levels, kept["thetas"], [[mean.flatten(1) for mean in net] for net in means], weights, shapes)

@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load
+from typer.testing import CliRunner
 
 import kdistill
 from kdistill import loop, methods
 from kdistill.api import resolve
+from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.methods._search import ProgressiveSearch, stage_ends
 from kdistill.planning import plan
@@ -40,6 +42,12 @@ MTT = {
 }
 DC = {"objective": "dc", "settings": {"batch_real": 8, "outer_steps": 1}, "lr_w": 1e-3}
 FTD = {**MTT, "objective": "ftd"}
+FLAT = {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 2, "num_experts": 1, "batch_syn": None}
+ALIGNED = {**FLAT, "first_max_start_epoch": 1, "expand_until": 5, "expert_length": None}
+DATM = {**MTT, "objective": "datm", "settings": ALIGNED}
+PAD = {**MTT, "objective": "pad", "settings": {**ALIGNED, "add_until": 1, "score_nets": 1, "score_epochs": 1}}
+DSA = {**DC, "objective": "dsa"}
+TESLA = {**MTT, "objective": "tesla"}
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +215,38 @@ def test_a_resumed_run_has_the_same_bits(digits, prior, tmp_path, options):
     assert (whole.learned_lr is None) == (options not in (MTT, FTD))
 
 
+@pytest.mark.parametrize("options", [DSA, TESLA, DATM, PAD], ids=["dsa", "tesla", "datm", "pad"])
+@pytest.mark.parametrize("method", ["glad", "hglad"])
+def test_every_objective_runs(digits, prior, method, options):
+    if method == "hglad":
+        small = run(digits, prior, **{"iterations": 5, **options})
+        assert [row["stage"] for row in small.metrics["search"]["best"]] == STAGES
+    else:
+        shared = {name: x for name, x in SMALL.items() if name not in ("check_every", "num_nets", "net_epochs")}
+        given = {**shared, "prior": prior, "layer": 2, "iterations": 2, **options}
+        small = kdistill.distill(digits, method="glad", ipc=1, options=given)
+    assert (small.label_logits is not None) == (options in (DATM, PAD))
+    assert torch.isfinite(small.images).all()
+
+
+def test_stages_end_where_every_step_is_skipped(digits, prior):
+    small = run(digits, prior, **{**DATM, "iterations": 5, "settings": {**ALIGNED, "skip_above": 1e-9}})
+    assert small.metrics["distillation"]["skipped"] == 5
+    assert [row["stage"] for row in small.metrics["search"]["best"]] == STAGES
+    drawn = run(digits, prior, **{**DATM, "iterations": 0}).images
+    torch.testing.assert_close(small.images, drawn, rtol=1e-4, atol=1e-4)
+
+
+def test_from_the_generator_to_the_accuracy_of_the_set(prior, tmp_path):
+    options = {**SMALL, "prior": prior, "iterations": 5}
+    kdistill.distill("digits", method="hglad", ipc=1, options=options, out=tmp_path)
+    given = ["--protocol", "quick", "--nets", "1", "--baselines", "random"]
+    told = CliRunner().invoke(app, ["evaluate", str(tmp_path), *given])
+    assert told.exit_code == 0, told.output
+    assert "hglad" in told.output
+    assert "evaluation" in kdistill.DistilledDataset.from_pretrained(tmp_path).metrics
+
+
 def test_a_run_that_runs_out_of_time_gives_its_best_so_far(digits, prior):
     small = run(digits, prior, given={"max_minutes": 0})
     search = small.metrics["search"]
@@ -231,9 +271,23 @@ def test_stages_of_a_given_length(digits, prior):
     assert {b - a for a, b in pairwise((0, *stage_ends(1000, 27)))} == {37, 38}
 
 
-def test_the_networks_of_the_distance_are_made_once(digits, prior):
-    measure = build(digits, prior).search.distance
+@pytest.mark.parametrize("weighting", ["cam", "none"])
+def test_the_networks_of_the_distance_are_made_once(digits, prior, tmp_path, monkeypatch, caplog, weighting):
+    monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path))
+    problem = build(digits, prior, weighting=weighting)
+    images = problem.prior.render(problem.state, 0)
+    measure = problem.search.distance
     assert measure.distance is measure.distance
+    (kept,) = (tmp_path / "distances").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("kdistill.methods._measure.train", None)
+        again = build(digits, prior, weighting=weighting, objective="dc", lr_f=2.0, settings={}).search.distance
+        assert again(images) == measure(images)
+    kept.write_bytes(b"cut off")
+    assert build(digits, prior, weighting=weighting).search.distance(images) == measure(images)
+    assert "the distance is made again" in caplog.text
+    build(digits, prior, weighting=weighting, net_epochs=2).search.distance(images)
+    assert len({path.name for path in (tmp_path / "distances").glob("*.safetensors")}) == 2
 
 
 @pytest.mark.parametrize(
