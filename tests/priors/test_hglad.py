@@ -244,7 +244,9 @@ def test_from_the_generator_to_the_accuracy_of_the_set(prior, tmp_path):
     told = CliRunner().invoke(app, ["evaluate", str(tmp_path), *given])
     assert told.exit_code == 0, told.output
     assert "hglad" in told.output
-    assert "evaluation" in kdistill.DistilledDataset.from_pretrained(tmp_path).metrics
+    small = kdistill.DistilledDataset.from_pretrained(tmp_path)
+    assert {"evaluation", "search"} <= set(small.metrics)
+    assert set(small.files) == {"filmstrip.png", "path.safetensors"}
 
 
 def test_a_run_that_runs_out_of_time_gives_its_best_so_far(digits, prior):
