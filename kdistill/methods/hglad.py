@@ -120,7 +120,7 @@ def build(config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: T
         {**state, **search.begin(images)},
         {"ws": config.lr_w, "f": config.lr_f, "images": pixel_rate},
         advice="lower lr_f or lr_w, or lr_images if pixels were reached",
-        about={"prior": {**about(network), "stages": [stage_name(stage) for stage in stages]}},
+        about={**problem.about, "prior": {**about(network), "stages": [stage_name(stage) for stage in stages]}},
         objective=search.hand_on(problem.objective),
         average=None,
         search=search,
