@@ -30,6 +30,8 @@ KD_CPU_OP(class_mean_sqdist_bwd, const T* grad, const T* diff, const T* weights,
 KD_CPU_OP(conv_grad_sqnorm, const T* gx, const T* gg, double* out, double* partials, int64_t n, int64_t H, int64_t W, int64_t padding, int threads)
 KD_CPU_OP(diff_augment, const T* images, const double* params, const int64_t* index, T* out, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, bool linear, int threads)
 KD_CPU_OP(diff_augment_bwd, const T* grad, const double* params, const int64_t* index, T* out, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, int threads)
+KD_CPU_OP(fir_bias_act, const T* x, const T* scale, const T* bias, const T* noise, const T* taps, T* out, int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope, double gain, double limit, int64_t rows, int threads)
+KD_CPU_OP(fir_bias_act_bwd, const T* grad, const T* out, const T* x, const T* scale, const T* taps, T* dx, T* dscale, T* dbias, T* dnoise, T* of_images, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope, double gain, double limit, int64_t rows, int threads)
 KD_CPU_OP(norm_act_pool, const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, double eps, int threads)
 KD_CPU_OP(norm_act_pool_bwd, const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx, T* dweight, T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, int threads)
 KD_CPU_OP(winograd_conv_input, const T* x, T* V, int64_t n, int64_t h, int64_t w, int64_t c, int64_t padding, int64_t stride, int threads)

@@ -1,0 +1,61 @@
+"""Reference of fir_bias_act: any dtype and device, twice differentiable."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _fir(x: Tensor, taps: Tensor | None) -> Tensor:
+    # one zero around the map, both sides one shorter; conv2d correlates, so the taps are flipped
+    if taps is None:
+        return x
+    c, line = x.shape[1], taps.flip(0)
+    x = F.conv2d(F.pad(x, (1, 1, 1, 1)), line.expand(c, 1, 1, -1), groups=c)
+    return F.conv2d(x, line[:, None].expand(c, 1, -1, 1), groups=c)
+
+
+def _fir_transposed(g: Tensor, taps: Tensor | None) -> Tensor:
+    if taps is None:
+        return g
+    c = g.shape[1]
+    g = F.conv2d(F.pad(g, (2, 2, 2, 2)), taps.expand(c, 1, 1, -1), groups=c)
+    return F.conv2d(g, taps[:, None].expand(c, 1, -1, 1), groups=c)
+
+
+def fir_bias_act(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    taps: Tensor | None,
+    slope: float,
+    gain: float,
+    limit: float,
+) -> Tensor:
+    y = _fir(x, taps) * scale[:, :, None, None]
+    if noise is not None:
+        y = y + noise[:, None]
+    if bias is not None:
+        y = y + bias[:, None, None]
+    return (F.leaky_relu(y, slope) * gain).clamp(-limit, limit).contiguous(memory_format=torch.channels_last)
+
+
+def fir_bias_act_bwd(
+    grad: Tensor,
+    out: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    taps: Tensor | None,
+    slope: float,
+    gain: float,
+    limit: float,
+    noise_rows: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    factor = torch.full_like(out, gain * slope).masked_fill(out > 0, gain).masked_fill(out.abs() >= limit, 0.0)
+    g = grad * factor
+    raw = _fir_transposed(g, taps)
+    dx = (raw * scale[:, :, None, None]).contiguous(memory_format=torch.channels_last)
+    of_noise = g.sum(1)  # [N, h, w]
+    if noise_rows < of_noise.shape[0]:
+        of_noise = of_noise.sum(0, keepdim=True) if noise_rows else of_noise[:0]
+    return dx, (raw * x).sum((2, 3)), g.sum((0, 2, 3)), of_noise
