@@ -18,6 +18,10 @@ void diff_augment(const T* images, const double* params, const int64_t* index, T
 template <typename T>
 void diff_augment_bwd(const T* grad, const double* params, const int64_t* index, T* out, double* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, cudaStream_t stream);
 template <typename T>
+void fir_bias_act(const T* x, const T* scale, const T* bias, const T* noise, const T* taps, T* out, int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope, double gain, double limit, cudaStream_t stream);
+template <typename T>
+void fir_bias_act_bwd(const T* grad, const T* out, const T* x, const T* scale, const T* taps, T* dx, T* dscale, T* dbias, T* dnoise, T* of_tiles, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope, double gain, double limit, cudaStream_t stream);
+template <typename T>
 void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, double eps, cudaStream_t stream);
 template <typename T>
 void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx, T* dweight, T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, cudaStream_t stream);
