@@ -164,14 +164,22 @@ def convolution_for(channels: int, width: int, padding: int, side: int, like: Te
     Raises:
         ConfigError: ``KDISTILL_CONVOLUTION`` is unknown.
     """
-    wanted = asked_convolution()
     if channels <= PATCH_CHANNELS:
+        asked_convolution()
         return _Patches(padding, side)
+    return _Winograd(padding, side) if is_winograd(channels, width, padding, side, like) else _Direct(padding, side)
+
+
+def is_winograd(channels: int, width: int, padding: int, side: int, like: Tensor) -> bool:
+    """Say whether ``convolution_for`` takes Winograd's way for these sizes.
+
+    Raises:
+        ConfigError: ``KDISTILL_CONVOLUTION`` is unknown.
+    """
+    wanted = asked_convolution()
     native = like.device.type == "cpu" and asked_backend() in (None, "cpu") and _native.why_missing("_cpu") is None
     pays = min(channels, width) >= WINOGRAD_CHANNELS and side + 2 * padding - 2 >= 4
-    if wanted == "winograd" or (wanted == "auto" and native and pays):
-        return _Winograd(padding, side)
-    return _Direct(padding, side)
+    return channels > PATCH_CHANNELS and (wanted == "winograd" or (wanted == "auto" and native and pays))
 
 
 def asked_convolution() -> str:

@@ -1,7 +1,7 @@
-"""The operators of StyleGAN networks in plain PyTorch.  Equations: Karras et al. 2020 (StyleGAN2) and 2021 (StyleGAN3).
+"""The operators of StyleGAN networks.  Equations: Karras et al. 2020 (StyleGAN2) and 2021 (StyleGAN3).
 
-Symbols: N images, I and O channels in and out, k kernel side, T filter taps.  These are the definition of what a fused kernel
-computes; ``modulated_conv`` and ``filtered_lrelu`` are where the time goes.
+Symbols: N images, I and O channels in and out, k kernel side, T filter taps.  ``modulated_conv`` and ``filtered_lrelu`` are
+where the time goes; ``styled_conv`` is a StyleGAN2 layer with everything beside its convolution in the op ``fir_bias_act``.
 """
 
 import math
@@ -10,6 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from kdistill.engine.convolve import convolve
+from kdistill.ops import fir_bias_act
 
 SLOPE = 0.2
 EPS = 1e-8
@@ -48,9 +51,47 @@ def modulated_conv(
         gain: Factor of V after the demodulation.
     """
     if not demodulate:
-        return F.conv2d(x * (styles * gain)[:, :, None, None], weight, padding=padding)
-    y = F.conv2d(x * styles[:, :, None, None], weight, padding=padding)
+        return convolve(x * (styles * gain)[:, :, None, None], weight, padding)
+    y = convolve(x * styles[:, :, None, None], weight, padding)
     return y * _demodulation(weight, styles, gain)[:, :, None, None]
+
+
+def styled_conv(
+    x: Tensor, weight: Tensor, styles: Tensor, noise: Tensor, bias: Tensor, *, line: Tensor | None, clamp: float | None
+) -> Tensor:
+    """Return a StyleGAN2 layer: modulated 3x3 convolution, noise, bias, leaky ReLU of gain sqrt(2), clamp.
+
+    Args:
+        x: ``[N, I, H, W]``.
+        weight: ``[O, I, 3, 3]``.
+        styles: ``[N, I]``.
+        noise: ``[1, h, w]`` or ``[N, h, w]``, scaled.
+        bias: ``[O]``.
+        line: None, or the taps ``[4]`` of a separable FIR of gain 2: the convolution doubles the size first, as in
+            ``modulated_conv_up``.
+        clamp: Largest magnitude of the result, or None.
+    """
+    x = fir_bias_act(x, styles)
+    y = convolve(x, weight, 1) if line is None else F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+    gains = {"slope": SLOPE, "gain": math.sqrt(2.0), "clamp": clamp}
+    return fir_bias_act(y, _demodulation(weight, styles, 1.0), bias, noise, line, **gains)
+
+
+def modulated_point(x: Tensor, weight: Tensor, styles: Tensor) -> Tensor:
+    """Return ``modulated_conv`` of a kernel of one pixel without demodulation: few weights, so that every image has its own."""
+    n, _, h, w = x.shape
+    own = weight[:, :, 0, 0] * styles[:, None]  # [N, O, I]
+    rows = x.permute(0, 2, 3, 1).reshape(n, h * w, -1)  # a view where channels are last
+    return (rows @ own.transpose(1, 2)).reshape(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+def line_of(taps: Tensor) -> Tensor | None:
+    """Return the line l of four taps with ``taps = l l'``, or None where there is none."""
+    if tuple(taps.shape) != (4, 4) or not bool(taps.sum() > 0):
+        return None
+    line = taps.sum(0) * taps.sum().rsqrt()
+    off = (torch.outer(line, line) - taps).abs().max()
+    return line if bool(off <= 4 * torch.finfo(taps.dtype).eps * taps.abs().max()) else None
 
 
 def modulated_conv_up(x: Tensor, weight: Tensor, styles: Tensor, taps: Tensor) -> Tensor:

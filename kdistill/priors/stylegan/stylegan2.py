@@ -1,4 +1,4 @@
-"""The synthesis network of StyleGAN2 in plain PyTorch, skip architecture.
+"""The synthesis network of StyleGAN2, skip architecture.
 
 Paper: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020; files of StyleGAN2-ADA (2020).
 
@@ -11,6 +11,7 @@ together with the features (raising and adding are linear, the order of operatio
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,7 +19,16 @@ from torch import Tensor
 from kdistill.errors import ConfigError
 from kdistill.priors._prior import Noise
 from kdistill.priors.stylegan._generator import MAPPING_LR, Generator, MappingConfig
-from kdistill.priors.stylegan._operators import dense, limited, lrelu, modulated_conv, modulated_conv_up, upfirdn
+from kdistill.priors.stylegan._operators import (
+    dense,
+    limited,
+    line_of,
+    lrelu,
+    modulated_conv_up,
+    modulated_point,
+    styled_conv,
+    upfirdn,
+)
 
 FILTER = (1.0, 3.0, 3.0, 1.0)
 
@@ -71,21 +81,13 @@ class StyleGAN2(Generator):
 
     def layer(self, f: Tensor, ws: Tensor, position: int, noise: Noise | None) -> Tensor:
         """Return features and picture after one layer more; it takes ``ws[:, position]``, and its ToRGB the next one."""
-        name = f"synthesis.{self.layer_names[position]}"
-        weight = self.tensors[f"{name}.weight"]
+        name = self.layer_names[position]
+        weight = self.tensors[f"synthesis.{name}.weight"]
         x, picture = f[:, : weight.shape[1]], f[:, weight.shape[1] :]
-        styles = dense(self.tensors, f"{name}.affine", ws[:, position])
+        x = self._features(f"synthesis.{name}", x, weight, ws[:, position], noise)
         if name.endswith("conv0"):
-            taps = self.tensors[f"{name}.resample_filter"]
-            x = modulated_conv_up(x, weight, styles, taps)
-            picture = _doubled(picture, self.tensors[f"{name.removesuffix('.conv0')}.resample_filter"])
-        else:
-            x = modulated_conv(x, weight, styles, demodulate=True, padding=1)
-        x = x + self._noise(name, x, noise) * self.tensors[f"{name}.noise_strength"]
-        x = limited(lrelu(x + self.tensors[f"{name}.bias"][None, :, None, None]), self.config.clamp)
-        if name.endswith("conv0"):
-            return torch.cat([x, picture], 1)
-        seen = self._torgb(f"{name.removesuffix('conv1')}torgb", x, ws[:, position + 1])
+            return torch.cat([x, _doubled(picture, self.tensors[f"synthesis.{name.removesuffix('.conv0')}.resample_filter"])], 1)
+        seen = self._torgb(f"synthesis.{name.removesuffix('conv1')}torgb", x, ws[:, position + 1])
         picture = picture + seen if picture.shape[1] else seen
         return picture if position + 1 == self.num_layers else torch.cat([x, picture], 1)
 
@@ -93,14 +95,30 @@ class StyleGAN2(Generator):
         """Return f_L, which is the picture."""
         return f
 
+    @cached_property
+    def _lines(self) -> dict[str, Tensor | None]:
+        """The FIR of every convolution that doubles the size, as taps of gain 2 along an axis; None where it is not separable."""
+        names = [f"synthesis.{name}" for name in self.layer_names if name.endswith("conv0")]
+        lines = {name: line_of(self.tensors[f"{name}.resample_filter"]) for name in names}
+        return {name: None if line is None else 2.0 * line for name, line in lines.items()}
+
+    def _features(self, name: str, x: Tensor, weight: Tensor, w: Tensor, noise: Noise | None) -> Tensor:
+        doubles = name.endswith("conv0")
+        size = [(2 if doubles else 1) * side for side in x.shape[2:]]
+        drawn = self.tensors[f"{name}.noise_const"][None] if noise is None else noise.normal(name, (1, *size), x)[:, 0]
+        drawn = drawn * self.tensors[f"{name}.noise_strength"]
+        styles, bias = dense(self.tensors, f"{name}.affine", w), self.tensors[f"{name}.bias"]
+        line = self._lines[name] if doubles else None
+        if line is not None or not doubles:
+            return styled_conv(x, weight, styles, drawn, bias, line=line, clamp=self.config.clamp)
+        y = modulated_conv_up(x, weight, styles, self.tensors[f"{name}.resample_filter"])
+        return limited(lrelu(y + drawn[:, None] + bias[None, :, None, None]), self.config.clamp)
+
     def _torgb(self, name: str, x: Tensor, w: Tensor) -> Tensor:
         weight = self.tensors[f"{name}.weight"]
         styles = dense(self.tensors, f"{name}.affine", w) / math.sqrt(weight[0].numel())
-        y = modulated_conv(x, weight, styles, demodulate=False, padding=0)
+        y = modulated_point(x, weight, styles)
         return limited(y + self.tensors[f"{name}.bias"][None, :, None, None], self.config.clamp)
-
-    def _noise(self, name: str, x: Tensor, noise: Noise | None) -> Tensor:
-        return self.tensors[f"{name}.noise_const"] if noise is None else noise.normal(name, (1, *x.shape[2:]), x)
 
 
 def _doubled(picture: Tensor, taps: Tensor) -> Tensor:
