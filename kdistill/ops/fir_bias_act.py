@@ -91,7 +91,7 @@ class _FirBiasAct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         out, x, scale, taps = ctx.saved_tensors
         # being differentiated again: the same formula; of the result only signs and sizes enter, which have no derivative
-        bwd = _differentiable_bwd if torch.is_grad_enabled() else _bwd
+        bwd: Any = _differentiable_bwd if torch.is_grad_enabled() else _bwd
         dx, dscale, dbias, dnoise = bwd(_channels_last(grad), out.detach(), x, scale, taps, *ctx.numbers, ctx.noise_rows)
         wanted = ctx.needs_input_grad
         return dx, dscale, dbias if wanted[2] else None, dnoise if wanted[3] else None, None, None, None, None

@@ -9,17 +9,15 @@ def _fir(x: Tensor, taps: Tensor | None) -> Tensor:
     # one zero around the map, both sides one shorter; conv2d correlates, so the taps are flipped
     if taps is None:
         return x
-    c, line = x.shape[1], taps.flip(0)
-    x = F.conv2d(F.pad(x, (1, 1, 1, 1)), line.expand(c, 1, 1, -1), groups=c)
-    return F.conv2d(x, line[:, None].expand(c, 1, -1, 1), groups=c)
+    c = x.shape[1]
+    return F.conv2d(F.pad(x, (1, 1, 1, 1)), torch.outer(taps, taps).flip(0, 1).expand(c, 1, -1, -1), groups=c)
 
 
 def _fir_transposed(g: Tensor, taps: Tensor | None) -> Tensor:
     if taps is None:
         return g
     c = g.shape[1]
-    g = F.conv2d(F.pad(g, (2, 2, 2, 2)), taps.expand(c, 1, 1, -1), groups=c)
-    return F.conv2d(g, taps[:, None].expand(c, 1, -1, 1), groups=c)
+    return F.conv2d(F.pad(g, (2, 2, 2, 2)), torch.outer(taps, taps).expand(c, 1, -1, -1), groups=c)
 
 
 def fir_bias_act(
@@ -32,7 +30,7 @@ def fir_bias_act(
     gain: float,
     limit: float,
 ) -> Tensor:
-    y = _fir(x, taps) * scale[:, :, None, None]
+    y = _fir(x * scale[:, :, None, None], taps)
     if noise is not None:
         y = y + noise[:, None]
     if bias is not None:
@@ -56,6 +54,8 @@ def fir_bias_act_bwd(
     raw = _fir_transposed(g, taps)
     dx = (raw * scale[:, :, None, None]).contiguous(memory_format=torch.channels_last)
     of_noise = g.sum(1)  # [N, h, w]
-    if noise_rows < of_noise.shape[0]:
-        of_noise = of_noise.sum(0, keepdim=True) if noise_rows else of_noise[:0]
+    if noise_rows == 0:
+        of_noise = of_noise[:0]
+    elif noise_rows == 1:
+        of_noise = of_noise.sum(0, keepdim=True)
     return dx, (raw * x).sum((2, 3)), g.sum((0, 2, 3)), of_noise
