@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kdistill import _native
+from kdistill.backends.cpu import new_output
 
 supports = partial(_native.refusal, "_cpu")
 
@@ -15,7 +16,7 @@ _PAD = 64  # bytes between two planes: without them all 36 would start in the sa
 def _planes(like: Tensor, rows: int, channels: int) -> Tensor:
     """Return an uninitialised ``[36, rows, channels]`` with padded planes."""
     stride = rows * channels + _PAD // like.element_size()
-    return like.new_empty(36 * stride).as_strided((36, rows, channels), (stride, channels, 1))
+    return new_output(like, (36 * stride,)).as_strided((36, rows, channels), (stride, channels, 1))
 
 
 def _channels_last(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
