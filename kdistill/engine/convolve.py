@@ -1,4 +1,4 @@
-"""A differentiable 3×3 convolution that takes Winograd's way where it pays.
+"""Differentiable convolutions that take the faster way: Winograd's where it pays, the library's elsewhere.
 
 The graph-free passes of the students call ``engine.convolutions`` directly; this is for networks that autograd walks through.
 """
@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdistill.engine.convolutions import convolution_for, is_winograd
+from kdistill.engine.convolutions import asked_convolution, convolution_for, is_winograd
 from kdistill.engine.layers import chunk_rows
-from kdistill.ops._registry import fast_apply
+from kdistill.ops import fir_bias_act
+from kdistill.ops._registry import asked_backend, fast_apply
 
+FEWEST_TILES = 16  # of 4×4 pixels; below, transforming the weights costs more than the multiplications that it saves
+FEWEST_CHANNELS = 48  # below, transforming the maps does
 _DOMAIN = 9 / 4  # what a map grows by in Winograd's domain
 
 
@@ -21,7 +24,7 @@ def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
 
     Args:
         x: ``[N, C, H, W]``, float32 or float64.
-        weight: ``[K, C, k, k]``; other kernels than 3×3, maps that are not square and few channels go to the library.
+        weight: ``[K, C, k, k]``; other kernels than 3×3, maps that are not square, few channels and few pixels go to the library.
         padding: Zeros on every side.
 
     Returns:
@@ -31,10 +34,34 @@ def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     Cost: forward, and gradients only in what requires them, with a quarter of the multiplications; the rounding error is about
         five times that of the plain sum (NUMERICS.md), and ``KDISTILL_CONVOLUTION=direct`` gives that sum.
     """
-    square = tuple(weight.shape[2:]) == (3, 3) and x.shape[2] == x.shape[3] and x.shape[0] > 0
-    if square and is_winograd(weight.shape[1], weight.shape[0], padding, x.shape[2], x):
-        return cast("Tensor", _apply(x, weight, padding))
-    return functional.conv2d(x, weight, padding=padding)
+    (k, c), (n, _, height, width) = weight.shape[:2], x.shape
+    if tuple(weight.shape[2:]) != (3, 3) or height != width or not is_winograd(c, k, padding, height, x):
+        return functional.conv2d(x, weight, padding=padding)
+    tiles = n * (-(-(height + 2 * padding - 2) // 4)) ** 2
+    if asked_convolution() == "auto" and (tiles < FEWEST_TILES or min(k, c) < FEWEST_CHANNELS):
+        return functional.conv2d(x, weight, padding=padding)
+    return cast("Tensor", _apply(x, weight, padding))
+
+
+def convolve_scaled(x: Tensor, scale: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """Return ``convolve(x * scale[:, :, None, None], weight, padding)``: a modulated convolution before its demodulation.
+
+    Args:
+        x: ``[N, C, H, W]``, float32 or float64.
+        scale: ``[N, C]``.
+        weight: ``[K, C, k, k]``.
+        padding: Zeros on every side.
+
+    Returns:
+        ``[N, K, h, w]``; differentiable twice.  Where kernels of one pixel have fewer outputs than inputs, the scale goes into
+        the weights of every image, which are few; not with the reference backend.
+    """
+    n, c, h, w = x.shape
+    if asked_backend() == "reference" or tuple(weight.shape[2:]) != (1, 1) or padding or len(weight) >= c:
+        return convolve(fir_bias_act(x, scale), weight, padding)
+    own = weight[:, :, 0, 0] * scale[:, None]  # [N, K, C]
+    rows = x.permute(0, 2, 3, 1).reshape(n, h * w, c)  # a view where channels are last
+    return (rows @ own.transpose(1, 2)).reshape(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 class _Convolve(torch.autograd.Function):

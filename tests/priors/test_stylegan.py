@@ -1,14 +1,25 @@
 """StyleGAN operators against their definition, and networks that can be split at any layer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from kdistill import ops
 from kdistill.errors import ConfigError, ShapeError
 from kdistill.priors import Noise
 from kdistill.priors.stylegan import new_stylegan2
-from kdistill.priors.stylegan._operators import filtered_lrelu, modulated_conv, modulated_conv_up, upfirdn
+from kdistill.priors.stylegan._operators import (
+    filtered_lrelu,
+    line_of,
+    modulated_conv,
+    modulated_conv_up,
+    styled_conv,
+    upfirdn,
+)
+from kdistill.testing.backends import runnable_backends, running_on
 from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3
 
 NETWORKS = {
@@ -18,6 +29,14 @@ NETWORKS = {
     "stylegan3-radial": tiny_stylegan3(radial=True, classes=0),
     "stylegan-xl": tiny_stylegan3(table=True),
 }
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def randn(*shape, seed=0):
@@ -184,3 +203,72 @@ def test_filtered_lrelu_gradcheck():
         return filtered_lrelu(x, bias, up_taps=line, down_taps=line.flip(0), **given)
 
     assert torch.autograd.gradcheck(op, (x, bias), fast_mode=True)
+
+
+def plain_layer(x, weight, styles, noise, bias, taps, clamp):
+    """Return a StyleGAN2 layer one operator after the other, as its paper writes it."""
+    if taps is None:
+        y = F.conv2d(x * styles[:, :, None, None], weight, padding=1)
+        y = y * (styles.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()[:, :, None, None]
+    else:
+        y = modulated_conv_up(x, weight, styles, taps)
+    return (F.leaky_relu(y + noise[:, None] + bias[:, None, None], 0.2) * 2**0.5).clamp(-clamp, clamp)
+
+
+def layer_inputs(taps, dtype):
+    x = randn(2, 4, 6, 6).to(dtype).contiguous(memory_format=torch.channels_last)
+    side = 6 if taps is None else 12
+    weight, styles, noise, bias = randn(5, 4, 3, 3, seed=1), randn(2, 4, seed=2), randn(2, side, side, seed=3), randn(5, seed=4)
+    return tuple(t.to(dtype) for t in (x, weight, styles, noise, bias))
+
+
+TAPS = torch.outer(*2 * [torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64)]) / 64
+
+
+@pytest.mark.parametrize("taps", [None, TAPS], ids=["same size", "doubled"])
+@pytest.mark.parametrize("backend", runnable_backends())
+def test_a_fused_layer_is_the_plain_one(backend, taps):
+    line = None if taps is None else 2.0 * line_of(taps)
+    given = [t.requires_grad_() for t in layer_inputs(taps, torch.float64)]
+    with running_on(backend):
+        out, wanted = styled_conv(*given, line=line, clamp=2.0), plain_layer(*given, taps, 2.0)
+        cotangent = randn(*out.shape, seed=5)
+        found, known = (torch.autograd.grad(y, given, cotangent) for y in (out, wanted))
+    for a, b in zip((out, *found), (wanted, *known), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("taps", [None, TAPS], ids=["same size", "doubled"])
+def test_the_reference_backend_gives_the_bits_of_the_plain_layer(taps, one_thread):
+    taps = None if taps is None else taps.float()
+    line = None if taps is None else 2.0 * line_of(taps)
+    given = layer_inputs(taps, torch.float32)
+    with ops.use_backend("reference"):
+        assert torch.equal(styled_conv(*given, line=line, clamp=2.0), plain_layer(*given, taps, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("taps", "is_separable"),
+    [
+        (TAPS, True),
+        (TAPS.float(), True),
+        (TAPS + 1e-9 * torch.eye(4), False),
+        (-TAPS, False),
+        (torch.eye(4) / 4, False),
+        (torch.ones(3, 3) / 9, False),
+    ],
+)
+def test_a_filter_is_taken_along_the_axes_only_where_it_is_separable(taps, is_separable):
+    line = line_of(taps)
+    assert (line is not None) == is_separable
+    if is_separable:
+        torch.testing.assert_close(torch.outer(line, line), taps)
+
+
+def test_a_network_whose_filter_is_not_separable_takes_the_plain_way():
+    generator = tiny_stylegan2()
+    tensors = {k: torch.eye(4) / 4 if k.endswith("conv0.resample_filter") else v for k, v in generator.tensors.items()}
+    other = replace(generator, tensors=tensors)
+    ws = latents(other)
+    assert other.forward(ws).isfinite().all()
+    assert not torch.equal(other.forward(ws), generator.forward(ws))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdistill.engine.convolve import convolve
+from kdistill.engine.convolve import convolve_scaled
 from kdistill.ops import fir_bias_act
 
 SLOPE = 0.2
@@ -51,8 +51,8 @@ def modulated_conv(
         gain: Factor of V after the demodulation.
     """
     if not demodulate:
-        return convolve(x * (styles * gain)[:, :, None, None], weight, padding)
-    y = convolve(x * styles[:, :, None, None], weight, padding)
+        return convolve_scaled(x, styles * gain, weight, padding)
+    y = convolve_scaled(x, styles, weight, padding)
     return y * _demodulation(weight, styles, gain)[:, :, None, None]
 
 
@@ -71,18 +71,12 @@ def styled_conv(
             ``modulated_conv_up``.
         clamp: Largest magnitude of the result, or None.
     """
-    x = fir_bias_act(x, styles)
-    y = convolve(x, weight, 1) if line is None else F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+    if line is None:
+        y = convolve_scaled(x, styles, weight, 1)
+    else:
+        y = F.conv_transpose2d(fir_bias_act(x, styles), weight.transpose(0, 1), stride=2)
     gains = {"slope": SLOPE, "gain": math.sqrt(2.0), "clamp": clamp}
     return fir_bias_act(y, _demodulation(weight, styles, 1.0), bias, noise, line, **gains)
-
-
-def modulated_point(x: Tensor, weight: Tensor, styles: Tensor) -> Tensor:
-    """Return ``modulated_conv`` of a kernel of one pixel without demodulation: few weights, so that every image has its own."""
-    n, _, h, w = x.shape
-    own = weight[:, :, 0, 0] * styles[:, None]  # [N, O, I]
-    rows = x.permute(0, 2, 3, 1).reshape(n, h * w, -1)  # a view where channels are last
-    return (rows @ own.transpose(1, 2)).reshape(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 def line_of(taps: Tensor) -> Tensor | None:

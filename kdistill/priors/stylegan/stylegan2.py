@@ -24,8 +24,8 @@ from kdistill.priors.stylegan._operators import (
     limited,
     line_of,
     lrelu,
+    modulated_conv,
     modulated_conv_up,
-    modulated_point,
     styled_conv,
     upfirdn,
 )
@@ -117,7 +117,7 @@ class StyleGAN2(Generator):
     def _torgb(self, name: str, x: Tensor, w: Tensor) -> Tensor:
         weight = self.tensors[f"{name}.weight"]
         styles = dense(self.tensors, f"{name}.affine", w) / math.sqrt(weight[0].numel())
-        y = modulated_point(x, weight, styles)
+        y = modulated_conv(x, weight, styles, demodulate=False, padding=0)
         return limited(y + self.tensors[f"{name}.bias"][None, :, None, None], self.config.clamp)
 
 
