@@ -1,8 +1,8 @@
 """`stylegan2_layer`: a whole layer of StyleGAN2 forward and backward, ours beside both published forms.
 
 Modulated 3x3 convolution, FIR where the layer doubles the size, noise, bias, leaky ReLU.  Gradients of features and styles
-("latents": what distilling into them needs), and of weights, biases and noise too ("training": of the generator).  Before anything
-is timed, value and gradients are checked against the grouped form in float64.
+("latents": what distilling into them needs), and of weights, biases and noise too ("training": of the generator).  Before
+anything is timed, value and gradients are checked against the grouped form in float64.
 """
 
 from collections.abc import Iterator
