@@ -2,8 +2,8 @@
 //   out, grad [n, h, w, c]; x, dx [n, h + 1, w + 1, c] with taps, else [n, h, w, c]; scale, dscale [n, c]; bias, dbias [c], bias may
 //   be null; noise, dnoise [noise_rows, h, w] with noise_rows 1 or n, 0 for none; taps [4] or null: row-major, contiguous, not
 //   overlapping.
-// One unit of work is an image and a band of rows; in it, tiles of kColumns pixels and kBlock channels keep the filtered lines in
-// L1, and every inner loop is a vector over channels.  Bands are summed in their order: no sum depends on the number of threads.
+// One unit of work is an image and a band of rows; in it, tiles of kColumns pixels and kBlock channels keep the filtered rows in
+// L1, and every inner loop walks along a row with a vector of channels, whose factors and sums stay in registers.  Bands are summed in their order: no sum depends on the number of threads.
 // Traffic: forward reads x and writes out, backward reads grad, out and x and writes dx; the filter reads three rows of a band
 // and three columns of a tile more.
 // Truth: kdistill/backends/reference/fir_bias_act.py, derivation: docs/ops/fir_bias_act.md
@@ -14,8 +14,8 @@
 namespace kd::KD_ISA {
 namespace {
 
-constexpr int64_t kColumns = 40;      // pixels of a tile, at most
-constexpr int64_t kBlock = 32;        // channels of a tile, at most: a ring of four lines takes 20 of the 32 KiB of L1
+constexpr int64_t kColumns = 34;      // pixels of a tile, at most
+constexpr int64_t kBlock = 32;        // channels of a tile, at most: the ring and a row of two maps take 26 of the 32 KiB of L1
 constexpr int64_t kParallel = 32768;  // fewer elements are not worth waking the other threads
 
 // The maps of one image: `c` is the distance between pixels, `width` the channels of the tile, h and w the sides of the result.
@@ -53,73 +53,59 @@ struct Activation {
   }
 };
 
-// line[q] = sum_a filter[a] * x[i + a - 1, j0 + q - 1] for q < count + 3, zero outside x, which is [h + 1, w + 1].
-template <typename T>
-void filtered_rows(const T* x, const T* filter, int64_t i, int64_t j0, int64_t count, const Geometry& g, T* line) {
-  const int64_t row = (g.w + 1) * g.c, first = i == 0 ? 1 : 0, last = i + 2 > g.h ? 3 : 4;  // the rows that exist
-  for (int64_t q = 0; q < count + 3; ++q) {
-    const int64_t column = j0 + q - 1;
-    T* to = line + q * kBlock;
-    if (column < 0 || column > g.w) {
-      for (int64_t k = 0; k < g.width; ++k) to[k] = 0;
-      continue;
-    }
-    const T* from = x + (i - 1) * row + column * g.c;
-    for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
-      using V = decltype(zero);
-      V sum = zero;
-      for (int64_t a = first; a < last; ++a) sum += load<V>(from + a * row + k) * filter[a];
-      store(to + k, sum);
-    });
-  }
-}
-
-// sum_b filter[b] * line[q + b] at channel k
+// The four factors of a filter in registers.
 template <typename V, typename T>
-KD_INLINE V filtered_columns(const T* line, const T* filter, int64_t k) {
-  const V a = load<V>(line + k) * filter[0] + load<V>(line + kBlock + k) * filter[1];
-  return a + (load<V>(line + 2 * kBlock + k) * filter[2] + load<V>(line + 3 * kBlock + k) * filter[3]);
-}
+struct Filter {
+  V a, b, c, d;
 
-// `count` pixels of a row of the result; value(zero, j, k) is what the filter gave.
-template <typename T, typename F>
-KD_INLINE void finish(const F& value, const T* scale, const T* bias, const T* noise, T* out, int64_t count, const Geometry& g,
-                      const Activation<T>& act) {
-  for (int64_t j = 0; j < count; ++j) {
-    const T shift = noise ? noise[j] : T(0);
-    for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
-      using V = decltype(zero);
-      store(out + j * g.c + k, act(V(value(zero, j, k) * load<V>(scale + k) + shift + load<V>(bias + k))));
-    });
-  }
-}
+  KD_INLINE explicit Filter(const T* f) : a(V{} + f[0]), b(V{} + f[1]), c(V{} + f[2]), d(V{} + f[3]) {}
+  KD_INLINE V operator()(V p, V q, V r, V s) const { return (p * a + q * b) + (r * c + s * d); }
+};
 
-// g = grad * derivative at one pixel; into of_bias and of_noise too, where the pixel is the tile's own.
+// What a tile of the forward works on: pointers to the first channel of its block.
 template <typename T>
-KD_INLINE void pulled_back(const T* grad, const T* out, const Geometry& g, const Activation<T>& act, bool own, T* to, T* of_bias,
-                           T* of_noise) {
+struct Source {
+  const T *x, *scale, *bias, *noise, *filter;  // noise [h, w] of the image, or null; filter: taps turned around, or null
+  T* out;
+};
+
+// `count` pixels of row i of the result, from column j0; the sum of the rows i - 1 .. i + 2 of x slides along the columns.
+template <bool has_first, bool has_last, typename T>
+void filtered_fwd(const Source<T>& t, int64_t i, int64_t j0, int64_t count, const Geometry& g, Activation<T> act) {
+  const int64_t row = (g.w + 1) * g.c;
+  const T* shift = t.noise ? t.noise + i * g.w + j0 : nullptr;
   for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
     using V = decltype(zero);
-    const V v = act.pulled_back(load<V>(out + k), load<V>(grad + k));
-    store(to + k, v);
-    if (own) store(of_bias + k, V(load<V>(of_bias + k) + v));
+    const Filter<V, T> filter(t.filter);
+    const V scale = load<V>(t.scale + k), bias = load<V>(t.bias + k);
+    V p = zero, q = zero, r = zero;
+    const T* from = t.x + (i - 1) * row + (j0 - 1) * g.c + k;
+    T* to = t.out + (i * g.w + j0 - 3) * g.c + k;
+    for (int64_t j = 0; j < count + 3; ++j, from += g.c, to += g.c) {
+      V s = zero;
+      if (const int64_t column = j0 + j - 1; column >= 0 && column <= g.w) {
+        if constexpr (has_first) s = load<V>(from) * filter.a;
+        s += load<V>(from + row) * filter.b + load<V>(from + 2 * row) * filter.c;
+        if constexpr (has_last) s += load<V>(from + 3 * row) * filter.d;
+      }
+      if (j >= 3) store(to, act(V(filter(p, q, r, s) * scale + (shift ? shift[j - 3] : T(0)) + bias)));
+      p = q, q = r, r = s;
+    }
   });
-  if (!own || !of_noise) return;
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < g.width; ++k) sum += to[k];
-  *of_noise += sum;
 }
 
-// dx = raw * scale and dscale += raw * x at one pixel.
-template <typename T, typename F>
-KD_INLINE void scaled(const F& raw, const T* x, const T* scale, int64_t width, T* dx, T* dscale) {
-  for_vectors<T>(width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
-    using V = decltype(zero);
-    const V v = raw(zero, k);
-    store(dx + k, V(v * load<V>(scale + k)));
-    store(dscale + k, V(load<V>(dscale + k) + v * load<V>(x + k)));
-  });
+template <typename T>
+KD_INLINE void unfiltered_fwd(const Source<T>& t, int64_t i, int64_t j0, int64_t count, const Geometry& g, Activation<T> act) {
+  const int64_t at = (i * g.w + j0) * g.c;
+  const T* shift = t.noise ? t.noise + i * g.w + j0 : nullptr;
+  for (int64_t j = 0; j < count; ++j) {
+    const T by = shift ? shift[j] : T(0);
+    for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
+      using V = decltype(zero);
+      const int64_t here = at + j * g.c + k;
+      store(t.out + here, act(V(load<V>(t.x + here) * load<V>(t.scale + k) + by + load<V>(t.bias + k))));
+    });
+  }
 }
 
 // What a tile of the backward works on: pointers to the first channel of its block, sums of its band.
@@ -129,55 +115,91 @@ struct Tile {
   T *dx, *dscale, *dbias, *dnoise;  // dnoise [h, w] of the image, or null
 };
 
+// to[p] += the channels of g at pixel p, `width` of the kBlock.
 template <typename T>
-void unfiltered_bwd(const Tile<T>& t, int64_t r0, int64_t r1, const Geometry& g, const Activation<T>& act) {
+void add_channels(const T* g, int64_t count, int64_t width, T* to) {
+  for (int64_t p = 0; p < count; ++p) {
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = 0; k < width; ++k) sum += g[p * kBlock + k];
+    to[p] += sum;
+  }
+}
+
+template <typename T>
+void unfiltered_bwd(const Tile<T>& t, int64_t r0, int64_t r1, const Geometry& g, Activation<T> act) {
   T pixel[kBlock];
   for (int64_t p = r0 * g.w; p < r1 * g.w; ++p) {
-    pulled_back(t.grad + p * g.c, t.out + p * g.c, g, act, true, pixel, t.dbias, t.dnoise ? t.dnoise + p : nullptr);
-    const auto raw = [&](auto zero, int64_t k) __attribute__((always_inline)) { return load<decltype(zero)>(pixel + k); };
-    scaled(raw, t.x + p * g.c, t.scale, g.width, t.dx + p * g.c, t.dscale);
+    for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
+      using V = decltype(zero);
+      const int64_t at = p * g.c + k;
+      const V v = act.pulled_back(load<V>(t.out + at), load<V>(t.grad + at));
+      store(pixel + k, v);
+      store(t.dbias + k, V(load<V>(t.dbias + k) + v));
+      store(t.dscale + k, V(load<V>(t.dscale + k) + v * load<V>(t.x + at)));
+      store(t.dx + at, V(v * load<V>(t.scale + k)));
+    });
+    if (t.dnoise) add_channels(pixel, 1, g.width, t.dnoise + p);
   }
+}
+
+// to[q] = sum_b taps[b] * g[i, j0 + q + b - 2] for q < count, where g = grad * derivative; the pixels that are the tile's own
+// count in dbias and dnoise.
+template <typename T>
+KD_INLINE void pulled_row(const Tile<T>& t, int64_t i, int64_t j0, int64_t count, bool own, const Geometry& g, Activation<T> act,
+                          T* to) {
+  T kept[kColumns * kBlock];
+  const int64_t stop = smaller(count, g.w - j0);  // own pixels
+  for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
+    using V = decltype(zero);
+    const Filter<V, T> taps(t.taps);
+    V dbias = load<V>(t.dbias + k), p = zero, q = zero, r = zero;
+    for (int64_t j = -2; j <= count; ++j) {
+      V s = zero;
+      if (j0 + j >= 0 && j0 + j < g.w) {
+        const int64_t at = (i * g.w + j0 + j) * g.c + k;
+        s = act.pulled_back(load<V>(t.out + at), load<V>(t.grad + at));
+        if (own && j >= 0 && j < stop) {
+          dbias += s;
+          if (t.dnoise) store(kept + j * kBlock + k, s);
+        }
+      }
+      if (j >= 1) store(to + (j - 1) * kBlock + k, taps(p, q, r, s));
+      p = q, q = r, r = s;
+    }
+    store(t.dbias + k, dbias);
+  });
+  if (own && t.dnoise) add_channels(kept, stop, g.width, t.dnoise + i * g.w + j0);
 }
 
 // Rows r0 .. r1 of x, columns j0 .. j0 + count.  A ring holds the last four rows of g, filtered along the columns; row r of dx is
 // a sum over the rows r - 2 .. r + 1.
 template <typename T>
-void filtered_bwd(const Tile<T>& t, int64_t r0, int64_t r1, int64_t j0, int64_t count, const Geometry& g, const Activation<T>& act) {
-  T ring[4][kColumns * kBlock], line[(kColumns + 3) * kBlock];
+void filtered_bwd(const Tile<T>& t, int64_t r0, int64_t r1, int64_t j0, int64_t count, const Geometry& g, Activation<T> act) {
+  T ring[4][kColumns * kBlock];
   for (int64_t i = r0 - 2; i <= r1; ++i) {
     T* to = ring[(i + 4) % 4];
     if (i < 0 || i >= g.h) {
       for (int64_t q = 0; q < count * kBlock; ++q) to[q] = 0;
     } else {
-      for (int64_t q = 0; q < count + 3; ++q) {  // line[q] = g[i, j0 + q - 2]
-        const int64_t j = j0 + q - 2, at = (i * g.w + j) * g.c;
-        if (j < 0 || j >= g.w) {
-          for (int64_t k = 0; k < g.width; ++k) line[q * kBlock + k] = 0;
-        } else {
-          const bool own = i >= r0 && i < r1 && j >= j0 && j < j0 + count;
-          T* of_noise = t.dnoise ? t.dnoise + i * g.w + j : nullptr;
-          pulled_back(t.grad + at, t.out + at, g, act, own, line + q * kBlock, t.dbias, of_noise);
-        }
-      }
-      for (int64_t q = 0; q < count; ++q) {
-        for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
-          store(to + q * kBlock + k, filtered_columns<decltype(zero)>(line + q * kBlock, t.taps, k));
-        });
-      }
+      pulled_row(t, i, j0, count, i >= r0 && i < r1, g, act, to);
     }
     if (i <= r0) continue;
     const int64_t r = i - 1;
     const T *a = ring[(r + 2) % 4], *b = ring[(r + 3) % 4], *c = ring[r % 4], *d = ring[(r + 1) % 4];  // rows r - 2 .. r + 1
-    for (int64_t q = 0; q < count; ++q) {
-      const auto raw = [&](auto zero, int64_t k) __attribute__((always_inline)) {
-        using V = decltype(zero);
-        const int64_t at = q * kBlock + k;
-        const V upper = load<V>(a + at) * t.taps[0] + load<V>(b + at) * t.taps[1];
-        return V(upper + (load<V>(c + at) * t.taps[2] + load<V>(d + at) * t.taps[3]));
-      };
-      const int64_t at = (r * (g.w + 1) + j0 + q) * g.c;
-      scaled(raw, t.x + at, t.scale, g.width, t.dx + at, t.dscale);
-    }
+    for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
+      using V = decltype(zero);
+      const Filter<V, T> taps(t.taps);
+      const V scale = load<V>(t.scale + k);
+      V dscale = load<V>(t.dscale + k);
+      for (int64_t q = 0; q < count; ++q) {
+        const int64_t from = q * kBlock + k, at = (r * (g.w + 1) + j0 + q) * g.c + k;
+        const V raw = taps(load<V>(a + from), load<V>(b + from), load<V>(c + from), load<V>(d + from));
+        store(t.dx + at, V(raw * scale));
+        dscale += raw * load<V>(t.x + at);
+      }
+      store(t.dscale + k, dscale);
+    });
   }
 }
 
@@ -201,27 +223,21 @@ void fir_bias_act(const T* x, const T* scale, const T* bias, const T* noise, con
   for (int64_t unit = 0; unit < n * bands; ++unit) {
     const int64_t image = unit / bands, r0 = unit % bands * rows, r1 = smaller(r0 + rows, h);
     const T* shifts = noise ? noise + (noise_rows == 1 ? 0 : image) * h * w : nullptr;
-    T line[(kColumns + 3) * kBlock], bias_of_block[kBlock];
+    T bias_of_block[kBlock];
     for (int64_t k0 = 0; k0 < c; k0 += kBlock) {
       const Geometry g{c, h, w, smaller(kBlock, c - k0)};
       for (int64_t k = 0; k < g.width; ++k) bias_of_block[k] = bias ? bias[k0 + k] : T(0);
-      const T *from = x + image * pixels * c + k0, *scale_of_block = scale + image * c + k0;
-      T* to = out + image * h * w * c + k0;
+      const Source<T> t{x + image * pixels * c + k0, scale + image * c + k0, bias_of_block, shifts,
+                        taps ? filter : nullptr,     out + image * h * w * c + k0};
       for (int64_t i = r0; i < r1; ++i) {
         for (int64_t j0 = 0; j0 < w; j0 += tile) {
-          const int64_t count = smaller(tile, w - j0), at = (i * w + j0) * c;
-          const T* shift = shifts ? shifts + i * w + j0 : nullptr;
-          if (taps) {
-            filtered_rows(from, filter, i, j0, count, g, line);
-            const auto value = [&](auto zero, int64_t j, int64_t k) __attribute__((always_inline)) {
-              return filtered_columns<decltype(zero)>(line + j * kBlock, filter, k);
-            };
-            finish(value, scale_of_block, bias_of_block, shift, to + at, count, g, act);
+          const int64_t count = smaller(tile, w - j0);
+          if (!taps) {
+            unfiltered_fwd(t, i, j0, count, g, act);
+          } else if (i == 0) {
+            h == 1 ? filtered_fwd<false, false>(t, i, j0, count, g, act) : filtered_fwd<false, true>(t, i, j0, count, g, act);
           } else {
-            const auto value = [&](auto zero, int64_t j, int64_t k) __attribute__((always_inline)) {
-              return load<decltype(zero)>(from + at + j * c + k);
-            };
-            finish(value, scale_of_block, bias_of_block, shift, to + at, count, g, act);
+            i + 1 == h ? filtered_fwd<true, false>(t, i, j0, count, g, act) : filtered_fwd<true, true>(t, i, j0, count, g, act);
           }
         }
       }
