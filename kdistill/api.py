@@ -16,6 +16,7 @@ from kdistill.artifacts import DistilledDataset, check_output
 from kdistill.artifacts.atomic import write_atomic
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, load_data
+from kdistill.engine.precision import use_precision
 from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import evaluate
 from kdistill.experts import TrajectoryStore
@@ -124,7 +125,22 @@ def distill(
     seen = kept(data, validation).to(device or data.train.images.device)
     check_sizes(seen, ipc)
     start = None if init is None else _start(init, seen, ipc)
-    problem = methods.get(method).build(resolve(method, preset, run.options), seen, ipc, seed, start)
+    with use_precision(config_of_method.precision, seen.train.images.device):
+        return _distilled(run, data, seen, start, out, resume, callbacks, max_minutes)
+
+
+def _distilled(
+    run: RunConfig,
+    data: ImageDataset,
+    seen: ImageDataset,
+    start: Tensor | None,
+    out: str | Path | None,
+    resume: bool,
+    callbacks: Sequence[Callable[[Progress], None]],
+    max_minutes: float | None,
+) -> DistilledDataset:
+    """Build the run and take it to its end."""
+    problem = methods.get(run.method).build(resolve(run.method, run.preset, run.options), seen, run.ipc, run.seed, start)
     config = {**_config(run, data, start), **problem.about}
     folder = None if out is None else _prepared(Path(out), resume)
     watchers = list(callbacks)
@@ -196,7 +212,9 @@ def train_experts(
     if found.experts is None:
         raise ConfigError(f"experts: expected a method with expert trajectories, got '{method}'; such as mtt, tesla or ftd")
     use(threads, device)
-    return found.experts(config, kept(data, validation).to(device or data.train.images.device))
+    seen = kept(data, validation).to(device or data.train.images.device)
+    with use_precision(config.precision, seen.train.images.device):
+        return found.experts(config, seen)
 
 
 def kept(data: ImageDataset, validation: float) -> ImageDataset:

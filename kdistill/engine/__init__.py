@@ -2,6 +2,7 @@
 
 from kdistill.engine.features import embed, embed_with_pullback
 from kdistill.engine.gradient_matching import class_gradients, gradient_match
+from kdistill.engine.precision import use_precision
 from kdistill.engine.scoring import sample_scores
 from kdistill.engine.second_order import grad_jvp
 from kdistill.engine.students import STUDENTS, GradJvp, Student, build_student
@@ -24,4 +25,5 @@ __all__ = [
     "sample_scores",
     "train",
     "trajectory_match",
+    "use_precision",
 ]

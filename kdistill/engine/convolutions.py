@@ -18,7 +18,8 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from kdistill import _native
-from kdistill.errors import ConfigError, did_you_mean
+from kdistill.engine.precision import asked_precision
+from kdistill.errors import ConfigError, ShapeError, did_you_mean
 from kdistill.ops._registry import asked_backend
 from kdistill.ops.winograd_conv import (
     winograd_conv_input,
@@ -37,10 +38,16 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Convolution(ABC):
-    """A 3×3 convolution with stride 1 and without bias, of maps ``[B, C, side, side]``; see the module."""
+    """A 3×3 convolution with stride 1 and without bias, of maps ``[B, C, side, side]``; see the module.
 
-    def __init__(self, padding: int, side: int):
-        self.padding, self.side, self.out_side = padding, side, side + 2 * padding - 2
+    ``operands`` is the dtype of operands where that is not the maps'; sums of products are float32 then.
+    """
+
+    def __init__(self, padding: int, side: int, operands: torch.dtype | None = None):
+        self.padding, self.side, self.out_side, self.operands = padding, side, side + 2 * padding - 2, operands
+
+    def _operand(self, x: Tensor) -> Tensor:
+        return x if self.operands is None else x.to(self.operands)
 
     @abstractmethod
     def input(self, x: Tensor) -> Tensor:
@@ -75,13 +82,13 @@ class _Patches(Convolution):
     """One GEMM on the 3×3 neighbourhoods, for few channels."""
 
     def input(self, x: Tensor) -> Tensor:
-        return patches(x, self.padding)  # [9*C, B*h*w]
+        return patches(self._operand(x), self.padding)  # [9*C, B*h*w]
 
     def weight(self, weight: Tensor) -> Tensor:
-        return weight.reshape(weight.shape[0], -1).t()  # [9*C, K]
+        return self._operand(weight).reshape(weight.shape[0], -1).t()  # [9*C, K]
 
     def grad(self, grad: Tensor) -> Tensor:
-        return grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])  # [B*h*w, K], a view when channels are last
+        return self._operand(grad).permute(0, 2, 3, 1).reshape(-1, grad.shape[1])  # [B*h*w, K], a view when channels are last
 
     def output(self, batch: int, *pairs: Pair) -> Tensor:
         rows = _sum_of_products([(x.t(), w) for x, w in pairs])
@@ -128,7 +135,7 @@ class _Direct(Convolution):
     """The library's convolution."""
 
     def input(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last)
+        return self._operand(x.contiguous(memory_format=torch.channels_last))
 
     weight = grad = input
 
@@ -148,10 +155,12 @@ class _Direct(Convolution):
     def _backward(self, grad: Tensor, x: Tensor | None, weight: Tensor | None, batch: int) -> Pair:
         wanted = [weight is not None, x is not None, False]
         channels = (weight if weight is not None else x).shape[1]  # type: ignore[union-attr]
-        if x is None:  # only its shape is looked at
-            x = grad.new_empty(1).expand(batch, channels, self.side, self.side)
+        # of an operand that its product does not need only shape and strides are looked at; with others it would be copied, and
+        # cuDNN would turn the gradient around
+        if x is None:
+            x = _channels_last_like(grad, batch, channels, self.side, self.side)
         if weight is None:
-            weight = grad.new_empty(1).expand(grad.shape[1], channels, 3, 3)
+            weight = _channels_last_like(grad, grad.shape[1], channels, 3, 3)
         dx, dweight, _ = torch.ops.aten.convolution_backward(
             grad, x, weight, None, [1, 1], [self.padding] * 2, [1, 1], False, [0, 0], 1, wanted
         )
@@ -163,15 +172,19 @@ def convolution_for(channels: int, width: int, padding: int, side: int, like: Te
 
     Raises:
         ConfigError: ``KDISTILL_CONVOLUTION`` is unknown.
+        ShapeError: The precision that is asked for does not fit the dtype of ``like``.
     """
+    asked_convolution()
+    operands = _operands(like)
     if channels <= PATCH_CHANNELS:
-        asked_convolution()
-        return _Patches(padding, side)
+        return _Patches(padding, side, operands)
+    if operands is not None:  # Winograd's transforms would cost most of the 8 bits
+        return _Direct(padding, side, operands)
     return _Winograd(padding, side) if is_winograd(channels, width, padding, side, like) else _Direct(padding, side)
 
 
 def is_winograd(channels: int, width: int, padding: int, side: int, like: Tensor) -> bool:
-    """Say whether ``convolution_for`` takes Winograd's way for these sizes.
+    """Say whether ``convolution_for`` takes Winograd's way for these sizes, in full precision.
 
     Raises:
         ConfigError: ``KDISTILL_CONVOLUTION`` is unknown.
@@ -180,6 +193,23 @@ def is_winograd(channels: int, width: int, padding: int, side: int, like: Tensor
     native = like.device.type == "cpu" and asked_backend() in (None, "cpu") and _native.why_missing("_cpu") is None
     pays = min(channels, width) >= WINOGRAD_CHANNELS and side + 2 * padding - 2 >= 4
     return channels > PATCH_CHANNELS and (wanted == "winograd" or (wanted == "auto" and native and pays))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
+    """Return the convolution of ``x`` plus ``bias [K]``, differentiable, in the precision that is asked for."""
+    operands = _operands(x)
+    if operands is None:
+        return functional.conv2d(x, weight, bias, padding=padding)
+    return functional.conv2d(x.to(operands), weight.to(operands), padding=padding).to(x.dtype) + bias[:, None, None]
+
+
+def _operands(like: Tensor) -> torch.dtype | None:
+    """Return the dtype that operands are rounded to, or None."""
+    if asked_precision() != "bf16":
+        return None
+    if like.dtype != torch.float32:
+        raise ShapeError(f"precision: expected float32 tensors under bf16, got {like.dtype}; use fp32 for others")
+    return torch.bfloat16
 
 
 def asked_convolution() -> str:
@@ -219,7 +249,10 @@ def _sum_of_products(pairs: list[Pair], total: Tensor | None = None) -> Tensor:
     """Return ``total + sum a @ b`` over matrices or batches of them."""
     batched = pairs[0][0].ndim == 3
     for a, b in pairs:
-        if total is None:
+        if a.dtype == torch.bfloat16:
+            product = torch.mm(a, b).float()
+            total = product if total is None else total.add_(product)
+        elif total is None:
             total = torch.bmm(a, b) if batched else torch.mm(a, b)
         else:
             total = torch.baddbmm(total, a, b, out=total) if batched else torch.addmm(total, a, b, out=total)
@@ -228,7 +261,11 @@ def _sum_of_products(pairs: list[Pair], total: Tensor | None = None) -> Tensor:
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
-    total = terms[0]
-    for term in terms[1:]:
+    total, *others = (x.float() if x.dtype == torch.bfloat16 else x for x in terms)
+    for term in others:
         total = total.add_(term)
     return total
+
+
+def _channels_last_like(like: Tensor, *sizes: int) -> Tensor:
+    return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

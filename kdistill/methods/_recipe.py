@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdistill.augment import Augment, strategy_for
 from kdistill.data import ImageDataset
+from kdistill.engine.precision import check_precision
 from kdistill.engine.students import Student, build_student
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
@@ -38,6 +39,7 @@ class MethodConfig:
         depth: Its depth; None follows the image size.
         norm: Its normalisation.
         strategy: DSA families, ``"auto"`` or ``"none"``.
+        precision: Of the network's products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"`` (``convnet``); NUMERICS.md states errors.
     """
 
     iterations: int
@@ -49,6 +51,7 @@ class MethodConfig:
     depth: int | None = None
     norm: str = "instance"
     strategy: str = "auto"
+    precision: str = "fp32"
 
     STARTS: ClassVar[tuple[str, ...]] = INITS
 
@@ -60,6 +63,7 @@ class MethodConfig:
         if self.init not in self.STARTS:
             raise ConfigError(f"init: expected a known start, got '{self.init}'; {did_you_mean(self.init, list(self.STARTS))}")
         Augment(strategy_for(self.strategy, ""), siamese=True, key=0, align_corners=False)  # raises for an unknown family
+        check_precision(self.precision)
 
     def network(self, data: ImageDataset) -> Student:
         """Return the network that a run uses on ``data``."""

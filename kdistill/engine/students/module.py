@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdistill.engine.students._student import Slot, Student, Trace
+from kdistill.engine.precision import asked_precision
 from kdistill.errors import ConfigError, ShapeError
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Hardswish, nn.Mish, nn.PReLU, nn.Tanh, nn.Sigmoid)
@@ -70,6 +71,10 @@ class ModuleStudent(Student):
     def _call(self, theta: Tensor, images: Tensor) -> Tensor:
         if not self._names:
             raise ConfigError(f"{self.name}: expected a module with parameters to train, got none; add a layer that has some")
+        if asked_precision() == "bf16":
+            raise ConfigError(
+                f"precision: expected student convnet with bf16, got {self.name}; use tf32 or fp32 for other networks"
+            )
         state = dict(zip(self._names, self.unflatten(theta), strict=True))
         for name, buffer in self.module.named_buffers():
             state[name] = buffer.to(images) if buffer.is_floating_point() else buffer.to(images.device)
