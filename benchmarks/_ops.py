@@ -119,8 +119,8 @@ def reference_results(case: OpCase, inputs: tuple[Any, ...], wrt: tuple[int, ...
 
 def bound(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...]) -> Call:
     """Return the call to time: forward, or forward and the gradients in the inputs ``wrt``."""
-    device = next(x.device.type for x in inputs if isinstance(x, Tensor))
-    automatic = _registry.AUTOMATIC[device][0] if _registry.asked_backend() is None else None
+    device = next(x.device for x in inputs if isinstance(x, Tensor))
+    automatic = _registry.automatic_order(case.name, device)[0] if _registry.asked_backend() is None else None
     scope = partial(contestant.scope, automatic=automatic)
     if not wrt or contestant.has_gradients:
 

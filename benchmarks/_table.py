@@ -1,15 +1,20 @@
 """Rows of measurements: CSV files, one per machine, and the tables of benchmarks/README.md made from them."""
 
 import csv
+import json
+import math
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from kdistill.ops._registry import FASTEST, module_of
 
 RESULTS = Path(__file__).parent / "results"
 ACCURACY = "accuracy.csv"
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- generated from results/*.csv by python -m benchmarks.run -->", "<!-- end of the generated part -->"
 COPY, READ = "copy of the same bytes", "read of the same bytes"
+GPU_KERNELS = ("cuda", "triton")
 OURS = ("cpu", "cuda", "triton")  # first words of contestants that are kernels of this project; all others are peers
 
 
@@ -163,6 +168,28 @@ def losses(rows: list[Row]) -> list[str]:
         if ours and best and best.median < ours:
             found.append(f"- {op} {metric} at {shape} {dtype} ({device}): {best.backend} is {ours / best.median:.2f}x faster.")
     return found
+
+
+def fastest(rows: list[Row]) -> dict[str, dict[str, str]]:
+    """Return, per GPU and op, the kernels that are faster: by the mean ratio of their float32 times in groups that have both."""
+    logs: dict[tuple[str, str], list[float]] = {}
+    groups: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows:
+        if row.backend in GPU_KERNELS and row.median and row.dtype == "float32" and not row.metric.endswith("_launch"):
+            groups.setdefault(row.group(), {})[row.backend] = row.median
+    for (op, _, _, _, device, _), times in groups.items():
+        if len(times) == len(GPU_KERNELS):
+            logs.setdefault((device, module_of(op)), []).append(math.log(times["triton"] / times["cuda"]))
+    found: dict[str, dict[str, str]] = {}
+    for (device, op), ratios in sorted(logs.items()):
+        found.setdefault(device, {})[op] = "triton" if sum(ratios) < 0 else "cuda"
+    return found
+
+
+def write_fastest(target: Path = FASTEST, results: Path = RESULTS) -> None:
+    """Write what ``kdistill.ops`` chooses GPU kernels by."""
+    rows = [row for path in sorted(results.glob("*.csv")) if path.name != ACCURACY for row in read_rows(path)]
+    target.write_text(json.dumps(fastest(rows), indent=2, sort_keys=True) + "\n")
 
 
 def accuracy_table(path: Path) -> str:

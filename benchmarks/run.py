@@ -110,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
     if options.tables:
         _table.write_readme()
+        _table.write_fastest()
         return 0
     torch.set_num_threads(options.threads)
     conditions = {
@@ -131,6 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         _table.write_rows(target, _table.merge(_table.read_rows(target), rows))
         if options.output is None:
             _table.write_readme()
+            _table.write_fastest()
     if wrong:
         print(f"{wrong} results are wrong", file=sys.stderr)
     return 1 if wrong else 0

@@ -8,7 +8,7 @@ process, over what it had before the call.
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -19,11 +19,13 @@ from benchmarks._measure import Call, Timing, clock_of, interleaved
 from benchmarks._ops import Result
 from benchmarks.peers import trajectory_matching as peer
 from benchmarks.peers.distribution_matching import ConvNet
-from kdistill.engine import build_student, loss_and_grad, trajectory_match
+from kdistill.engine import build_student, loss_and_grad, trajectory_match, use_precision
+from kdistill.engine.precision import PRECISIONS
 from kdistill.keys import generator
 
 BATCH, LR, WIDTH = 10, 0.01, 128
 STEPS, MEMORY_STEPS = 10, (5, 50)
+AGREEMENT = {"fp32": 0.999, "tf32": 0.99, "bf16": 0.99}  # smallest cosine with the float32 gradient
 TRUNCATED = ("ours, tesla", "published TESLA")  # another gradient than the exact one
 SCRIPT = """
 import sys, torch
@@ -49,10 +51,11 @@ class Problem:
         self.net = ConvNet(width=width).to(device, dtype)
         self.steps = steps
 
-    def ours(self, grad_mode: str = "adjoint") -> peer.Gradients:
+    def ours(self, grad_mode: str = "adjoint", cuda_graph: bool = False) -> peer.Gradients:
         batches = [torch.arange(len(self.images), device=self.images.device)] * self.steps
         found = trajectory_match(
-            self.student, self.start, self.target, self.images, self.labels, LR, batches=batches, grad_mode=grad_mode
+            *(self.student, self.start, self.target, self.images, self.labels, LR),
+            **{"batches": batches, "grad_mode": grad_mode, "cuda_graph": cuda_graph},
         )
         return found.loss, found.grad_images, found.grad_lr
 
@@ -104,6 +107,21 @@ def contestants(problem: Problem, quick: bool) -> dict[str, str]:
     return {**found, **peer.libraries.ABSENT}
 
 
+def one_graph(problem: Problem, precision: str) -> peer.Gradients:
+    """Return our gradient in one precision, replayed from a recorded step."""
+    with use_precision(precision, problem.start.device):
+        return problem.ours(cuda_graph=True)
+
+
+def replayed(problem: Problem, precisions: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield (contestant, precision, "ok" or why it is not timed): each has to point where the plain float32 gradient points."""
+    exact = problem.ours()[1].flatten()
+    for precision in precisions:
+        name = f"{problem.start.device.type} with one graph" + ("" if precision == "fp32" else f", {precision}")
+        cosine = float(F.cosine_similarity(one_graph(problem, precision)[1].flatten(), exact, 0))
+        yield name, precision, "ok" if cosine > AGREEMENT[precision] else f"wrong: the image gradient has cosine {cosine:.5f}"
+
+
 def peak_megabytes(name: str, steps: int) -> float:
     """Return the memory of one call in a fresh process."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, name, str(steps)], capture_output=True, text=True, check=True)
@@ -113,7 +131,14 @@ def peak_megabytes(name: str, steps: int) -> float:
 def run_trajectory_match(
     device: torch.device, dtype: torch.dtype, seconds: float, quick: bool, check_only: bool
 ) -> Iterator[Result]:
-    """Yield time per contestant, and memory at two numbers of steps."""
+    """Yield time per contestant, and memory at two numbers of steps; on a GPU float32 is float32 for everyone."""
+    with use_precision("fp32", device):
+        yield from _run_trajectory_match(device, dtype, seconds, quick, check_only)
+
+
+def _run_trajectory_match(
+    device: torch.device, dtype: torch.dtype, seconds: float, quick: bool, check_only: bool
+) -> Iterator[Result]:
     shape, kind = f"b{BATCH}_n{STEPS}_3x32x32_w{WIDTH}", str(dtype).removeprefix("torch.")
     status = check(device, dtype)
     if status != "ok" or check_only:
@@ -123,8 +148,15 @@ def run_trajectory_match(
     states = contestants(problem, quick)
     yield from (Result("trajectory_match", n, shape, kind, "gradient", state) for n, state in states.items() if state != "ok")
     names = ("ours", *(name for name, state in states.items() if state == "ok"), *TRUNCATED)
-    for name, readings in interleaved({n: problem.call(n) for n in names}, 5 * seconds, clock_of(device)).items():
-        metric, shown = "truncated_gradient" if name in TRUNCATED else "gradient", device.type if "ours" in name else name
+    calls, metrics = {n: problem.call(n) for n in names}, dict.fromkeys(TRUNCATED, "truncated_gradient")
+    for name, precision, state in replayed(problem, PRECISIONS if device.type == "cuda" and dtype == torch.float32 else ()):
+        metrics[name] = "gradient" if precision == "fp32" else f"gradient_{precision}"
+        if state == "ok":
+            calls[name] = partial(one_graph, problem, precision)
+        else:
+            yield Result("trajectory_match", name, shape, kind, metrics[name], state)
+    for name, readings in interleaved(calls, 5 * seconds, clock_of(device)).items():
+        metric, shown = metrics.get(name, "gradient"), device.type if "ours" in name else name
         for what, timing in readings.items():
             yield Result("trajectory_match", shown, shape, kind, f"{metric}_{what}" if what else metric, "ok", timing)
     if device.type == "cuda" or quick:

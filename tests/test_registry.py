@@ -72,3 +72,18 @@ def test_a_plain_op_refuses_inputs_that_require_grad():
 def test_the_file_of_an_op_is_found_from_any_of_its_functions():
     for suffix in ("", "_fwd", "_bwd", "_tangent", "_bwd_tangent"):
         assert _registry.module_of(f"norm_act_pool{suffix}") == "norm_act_pool"
+
+
+def test_measured_kernels_come_first_and_asking_comes_before_them(monkeypatch):
+    monkeypatch.setattr(_registry, "measured", lambda: {"some GPU": {"norm_act_pool": "triton", "trajectory_loss": "metal"}})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU" if device.index == 0 else "another GPU")
+    here, there = torch.device("cuda", 0), torch.device("cuda", 1)
+    assert _registry.automatic_order("norm_act_pool_bwd_tangent", here) == ("triton", "cuda", "reference")
+    assert _registry.automatic_order("norm_act_pool", there) == ("cuda", "triton", "reference")
+    assert _registry.automatic_order("trajectory_loss", here) == ("cuda", "triton", "reference")  # no such backend
+    assert _registry.automatic_order("norm_act_pool", torch.device("cpu")) == ("cpu", "reference")
+    tried = []
+    monkeypatch.setattr(_registry, "implementation", lambda name, backend, args: tried.append(backend) or "no")
+    with ops.use_backend("cuda"), pytest.raises(BackendUnavailableError):
+        _registry._walk("norm_act_pool", "cuda", here, ())
+    assert tried == ["cuda"]

@@ -2,15 +2,22 @@
 
 ``use_backend(...)`` comes before ``KDISTILL_BACKEND``, which comes before the automatic order.  A backend that was asked for
 and cannot run raises with its reason; the automatic order steps down and says so once.
+
+Where a GPU's kernels were measured, the automatic order begins with the faster ones (``fastest.json``, written by ``python -m
+benchmarks.run --device cuda``): a committed file and no timing at run time, which could choose otherwise, and so other bits, in
+the next run.
 """
 
 import importlib
+import json
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,6 +28,8 @@ from kdistill.errors import BackendUnavailableError, ConfigError, NotDifferentia
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+FASTEST = Path(__file__).with_name("fastest.json")  # device -> op -> backend
 
 _log = logging.getLogger("kdistill")
 _asked: ContextVar[str | None] = ContextVar("kdistill_backend", default=None)
@@ -86,12 +95,26 @@ def choose(name: str, args: tuple[Any, ...]) -> Callable[..., Any]:
     kinds = tuple((a.device.type, a.dtype) for a in args if isinstance(a, Tensor))
     key = (name, asked, _native.emulating(), kinds)
     if key not in _chosen:
-        _chosen[key] = _walk(name, asked, kinds[0][0] if kinds else "cpu", args)
+        _chosen[key] = _walk(name, asked, next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu")), args)
     return _chosen[key]
 
 
-def _walk(name: str, asked: str | None, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:
-    order = (asked,) if asked else AUTOMATIC.get(device, ("reference",))
+@cache
+def measured() -> dict[str, dict[str, str]]:
+    """Return, per GPU and op, the backend that was measured to be the fastest."""
+    return json.loads(FASTEST.read_text())  # type: ignore[no-any-return]
+
+
+def automatic_order(name: str, device: torch.device) -> tuple[str, ...]:
+    """Return the backends to try for an op function on a device, the best first."""
+    order = AUTOMATIC.get(device.type, ("reference",))
+    model = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    best = measured().get(model, {}).get(module_of(name))
+    return (best, *(b for b in order if b != best)) if best in order else order
+
+
+def _walk(name: str, asked: str | None, device: torch.device, args: tuple[Any, ...]) -> Callable[..., Any]:
+    order = (asked,) if asked else automatic_order(name, device)
     refusals: dict[str, str] = {}
     for backend in order:
         found = implementation(name, backend, args)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 from benchmarks import _table
@@ -51,3 +52,25 @@ def test_the_committed_tables_are_those_of_the_committed_rows(tmp_path):
     copy.write_text(_table.README.read_text())
     _table.write_readme(copy)
     assert copy.read_text() == _table.README.read_text(), "run `python -m benchmarks.run --tables`"
+
+
+def test_the_faster_kernels_of_a_gpu_are_those_of_the_mean_ratio(tmp_path):
+    gpu = replace(ROW, device="NVIDIA H200", backend="cuda", median=2.0)
+    backward = replace(gpu, op="norm_act_pool_bwd_tangent", metric="forward_backward")
+    rows = [
+        *(gpu, replace(gpu, backend="triton", median=3.0), replace(gpu, metric="forward_launch", backend="triton", median=0.1)),
+        *(replace(gpu, shape="n4"), replace(gpu, shape="n4", backend="triton", median=1.0)),  # ratios 1.5 and 0.5: triton
+        *(backward, replace(backward, backend="triton", median=4.0)),
+        *(replace(gpu, op="trajectory_loss"), ROW, replace(ROW, backend="triton", status="wrong", median=None)),  # no pair
+    ]
+    wanted = {"NVIDIA H200": {"class_mean_sqdist": "triton", "norm_act_pool": "cuda"}}
+    assert _table.fastest(rows) == wanted
+    _table.write_rows(tmp_path / "a.csv", rows)
+    _table.write_fastest(tmp_path / "fastest.json", tmp_path)
+    assert json.loads((tmp_path / "fastest.json").read_text()) == wanted
+
+
+def test_the_committed_choice_is_that_of_the_committed_rows(tmp_path):
+    copy = tmp_path / "fastest.json"
+    _table.write_fastest(copy)
+    assert copy.read_text() == _table.FASTEST.read_text(), "run `python -m benchmarks.run --tables`"

@@ -76,3 +76,14 @@ def test_exactness_is_beside_eager():
     assert rows["ours"][0] < 1e-4
     assert rows["eager"][0] < 1e-4
     assert min(rows["ours"][2], rows["eager"][2]) > 0.9999
+
+
+def test_precisions_are_checked_against_the_float32_gradient(monkeypatch):
+    problem = trajectory.Problem(CPU, torch.float32, steps=2, width=8, batch=4)
+    assert list(trajectory.replayed(problem, ("fp32", "bf16"))) == [
+        ("cpu with one graph", "fp32", "ok"),
+        ("cpu with one graph, bf16", "bf16", "ok"),
+    ]
+    monkeypatch.setattr(trajectory, "one_graph", lambda problem, precision: (None, -problem.ours()[1], None))
+    ((_, _, state),) = trajectory.replayed(problem, ("fp32",))
+    assert state == "wrong: the image gradient has cosine -1.00000"
