@@ -203,7 +203,8 @@ class Augment:
         numbers = np.zeros(count, dtype=np.int64) if groups is None else groups.detach().cpu().numpy().reshape(-1)
         drawn, member = np.unique(numbers, return_inverse=True)
         families = range(len(self.families)) if self.mode == "M" else range(min(1, len(self.families)))
-        return [tuple(t.to(device) for t in self._table(step, drawn, member, place, h, w)) for place in families]  # type: ignore[misc]
+        tables = [self._table(step, drawn, member, place, h, w) for place in families]
+        return [(params.to(device, non_blocking=True), index.to(device, non_blocking=True)) for params, index in tables]
 
     def _table(self, step: int, drawn: np.ndarray, member: np.ndarray, place: int, h: int, w: int) -> tuple[Tensor, Tensor]:
         """Return params and index of one call: a row per group if siamese, else a row per image."""

@@ -1,11 +1,16 @@
 """The real kernels on a real GPU: `pytest -m gpu` on a machine that has one and a build with nvcc."""
 
 import importlib.util
+import logging
 
 import pytest
 import torch
 
 from kdistill import _native, ops
+from kdistill.augment import Augment
+from kdistill.engine import build_student, trajectory_match, use_precision
+from kdistill.engine.convolutions import convolution_for
+from kdistill.keys import generator
 from kdistill.testing.backends import running_on
 from kdistill.testing.cases import all_cases, as_tuple, case, every_case
 from kdistill.testing.tolerance import assert_close_enough
@@ -75,6 +80,60 @@ def test_the_stream_in_use_is_the_current_one(of, backend):
             got = of.op(*later)
     stream.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(as_tuple(got), as_tuple(expected), strict=True))
+
+
+STUDENTS = {}  # graphs belong to a student, and are recorded anew for another augmentation
+
+
+def match(dtype, step=0, **options):
+    if not STUDENTS:
+        STUDENTS["convnet"] = build_student("convnet", channels=3, size=16, classes=4, width=16, depth=2)
+        STUDENTS["dsa"] = Augment("color_crop_cutout", siamese=False, key=1, align_corners=True)
+    student, augment = STUDENTS["convnet"], STUDENTS["dsa"]
+    start, target = (student.init(generator(seed)).to("cuda", dtype, non_blocking=True) for seed in (0, 1))
+    images = torch.randn(8, 3, 16, 16, generator=generator(2 + step)).to("cuda", dtype, non_blocking=True)
+    return trajectory_match(
+        student, start, target, images, torch.arange(8, device="cuda") % 4, torch.full((), 0.01, dtype=dtype, device="cuda"),
+        batches=[torch.arange(3), torch.arange(3, 8)] * 5, augment=augment, first_step=10 * step, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("tf32", 0.05), ("bf16", 0.15)])
+def test_the_trajectory_gradient_in_every_precision(precision, bound):
+    exact = match(torch.float64).grad_images
+    with use_precision(precision, "cuda"):
+        ours = match(torch.float32).grad_images.double()
+    assert (ours - exact).norm() <= bound * exact.norm()
+
+
+@pytest.mark.parametrize("grad_mode", ["adjoint", "tesla"])
+def test_one_graph_per_outer_step_gives_what_plain_launches_give(grad_mode, caplog):
+    with use_precision("fp32", "cuda"), caplog.at_level(logging.WARNING, logger="kdistill"):
+        for step in range(3):
+            plain = match(torch.float32, step, grad_mode=grad_mode)
+            graphed = match(torch.float32, step, grad_mode=grad_mode, cuda_graph=True)
+            for name, value in vars(plain).items():
+                if value is not None:
+                    assert (getattr(graphed, name) - value).double().norm() <= 1e-4 * value.double().norm(), name
+    assert "cuda_graph" not in caplog.text
+
+
+def test_an_outer_step_waits_for_nothing():
+    match(torch.float32)  # libraries and kernels are loaded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        match(torch.float32, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_convolutions_stay_channels_last():
+    x, w = torch.randn(4, 32, 8, 8, device="cuda"), torch.randn(32, 32, 3, 3, device="cuda")
+    conv = convolution_for(32, 32, 1, 8, x)
+    operand, weight = conv.input(x), conv.weight(w)
+    y = conv.output(4, (operand, weight))
+    for found in (y, conv.input_grad(4, (conv.grad(y), weight)), conv.weight_grad(None, (operand, conv.grad(y)))):
+        assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.slow

@@ -120,7 +120,9 @@ def train(
         if schedule == "step" and epoch == epochs // 2 + 1:
             velocity.zero_()
         for g in range(nets):
-            order = permutation(make_key(key, "order", g, epoch), count if kept is None else len(kept)).to(images.device)
+            order = permutation(make_key(key, "order", g, epoch), count if kept is None else len(kept)).to(
+                images.device, non_blocking=True
+            )
             order = order if kept is None else kept[order]
             losses = []
             for index, rows in enumerate(order.split(batch_size)):

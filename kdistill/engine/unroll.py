@@ -14,36 +14,22 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdistill.engine._inner_steps import InnerSteps, KeyedAugment, Mask, draw
 from kdistill.engine.layers import check_labels
+from kdistill.engine.precision import asked_precision
 from kdistill.engine.second_order import grad_jvp
 from kdistill.engine.students import GradJvp, Student
 from kdistill.errors import ConfigError, ShapeError, did_you_mean
-from kdistill.ops import step_with_dots, trajectory_loss
+from kdistill.ops import capture, step_with_dots, trajectory_loss
 
 GRAD_MODES = ("adjoint", "unroll", "tesla")
 SMALLEST_LR = 1e-6  # published step sizes are linear, and nothing in the published code keeps them positive
-
-Mask = Tensor | Callable[[Tensor, Tensor], Tensor]
-
-
-@runtime_checkable
-class KeyedAugment(Protocol):
-    """What ``kdistill.augment.Augment`` offers beyond a call: draw once, apply, and transpose."""
-
-    def parameters(self, step: int = 0, *, shape: Any, groups: Tensor | None = None, device: Any = "cpu") -> Any:
-        """Draw."""
-
-    def apply(self, images: Tensor, parameters: Any) -> Tensor:
-        """Augment with what was drawn."""
-
-    def transpose(self, grad_images: Tensor, parameters: Any) -> Tensor:
-        """Pull a gradient back with what was drawn."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +67,7 @@ def trajectory_match(
     mask: Mask | None = None,
     grad_mode: str = "adjoint",
     checkpoint_every: int = 1,
+    cuda_graph: bool = False,
 ) -> TrajectoryMatch:
     """Train from ``start`` on ``images`` for ``len(batches)`` steps, compare with ``target``, and differentiate all of it.
 
@@ -99,6 +86,8 @@ def trajectory_match(
         grad_mode: ``"adjoint"`` is exact; ``"unroll"`` is the same by plain autograd through all steps, the oracle;
             ``"tesla"`` keeps lambda at its last value, the published approximation, with the factor 2 that its code loses.
         checkpoint_every: Keep every so many parameter vectors and recompute the others: sqrt(N) is the least memory.
+        cuda_graph: On a GPU, record the kernels of the first call and replay them in later ones of the same shapes and options
+            (docs/gpu.md).  Without effect on the CPU, for ``"unroll"``, and for an ``augment`` of another kind than ``Augment``.
 
     Returns:
         The loss and its gradients; for a group the gradients are summed over it.
@@ -116,64 +105,44 @@ def trajectory_match(
     al., Gradient-based Hyperparameter Optimization through Reversible Learning, ICML 2015.
     """
     _check(student, start, target, images, labels, batches, grad_mode, checkpoint_every)
-    if not math.isfinite(lr):
+    is_remote = isinstance(lr, Tensor) and lr.device.type != "cpu"  # a look would wait; the caller's guard finds what comes of it
+    if not is_remote and not math.isfinite(lr):
         raise ConfigError(f"trajectory_match: expected a finite lr, got {float(lr)}; 0.01 is a usual step size")
     alpha = torch.as_tensor(lr, dtype=start.dtype, device=start.device).detach()
-    rows = [index.to(images.device) for index in batches]
-    inner = _Inner(student, images, labels, alpha.clamp(min=SMALLEST_LR), rows, augment, first_step, mask)
+    draws, sizes = draw(augment, batches, first_step, images)
+    given = mask.to(start) if isinstance(mask, Tensor) else None
     call = {"adjoint": _adjoint, "tesla": partial(_adjoint, frozen=True), "unroll": _unroll}[grad_mode]
-    if start.ndim == 1:
-        found = call(inner, start, target, checkpoint_every)
-    else:
-        found = _together([call(inner, a, b, checkpoint_every) for a, b in zip(start, target, strict=True)])
-    if not bool(alpha >= SMALLEST_LR):
-        found = replace(found, grad_lr=torch.zeros_like(found.grad_lr))
-    return found
+
+    def run(start: Tensor, target: Tensor, images: Tensor, labels: Tensor, alpha: Tensor, *rest: Any) -> tuple[Any, ...]:
+        others = {"augment": augment, "first_step": first_step, "mask": mask if callable(mask) else rest[3]}
+        lr = alpha.clamp(min=SMALLEST_LR)
+        inner = InnerSteps.of(rest[:3], sizes, student=student, images=images, labels=labels, lr=lr, **others)
+        if start.ndim == 1:
+            found = call(inner, start, target, checkpoint_every)
+        else:
+            found = _together([call(inner, a, b, checkpoint_every) for a, b in zip(start, target, strict=True)])
+        slope = torch.where(alpha >= SMALLEST_LR, found.grad_lr, torch.zeros_like(found.grad_lr))
+        return tuple(vars(replace(found, grad_lr=slope)).values())
+
+    inputs = (start, target, images, labels, alpha, *draws, given)
+    if cuda_graph and grad_mode != "unroll" and (augment is None or isinstance(augment, KeyedAugment)):
+        key = (grad_mode, asked_precision(), checkpoint_every, sizes, augment, mask if callable(mask) else None)
+        return TrajectoryMatch(*capture(student, key, run, inputs))
+    return TrajectoryMatch(*run(*inputs))
 
 
-@dataclass(frozen=True)
-class _Inner:
-    """The inner problem: what a step of the student sees."""
-
-    student: Student
-    images: Tensor
-    labels: Tensor
-    lr: Tensor
-    batches: Sequence[Tensor]
-    augment: Callable[[Tensor, int], Tensor] | None
-    first_step: int
-    mask: Mask | None
-
-    def seen(self, i: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """Return images and labels of step i, and the function that takes a gradient in them back to the plain images."""
-        rows, step = self.batches[i], self.first_step + i
-        x, y = self.images[rows], self.labels[rows]
-        if self.augment is None:
-            return x, y, lambda grad: grad
-        if isinstance(self.augment, KeyedAugment):
-            keyed, drawn = self.augment, self.augment.parameters(step, shape=x.shape, device=x.device)
-            return keyed.apply(x, drawn), y, lambda grad: keyed.transpose(grad, drawn)
-        leaf = x.detach().requires_grad_()
-        with torch.enable_grad():
-            out = self.augment(leaf, step)
-        return out.detach(), y, lambda grad: torch.autograd.grad(out, leaf, grad)[0]
-
-    def advance(self, theta: Tensor, i: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return theta_{i+1} and |g_i|^2."""
-        x, y, _ = self.seen(i)
-        _, grad = self.student.loss_and_grad(theta, x, y)
-        after, dots = step_with_dots(theta, grad, self.lr, out=out)
-        return after, dots[1]
-
-    def mask_of(self, final: Tensor, target: Tensor) -> Tensor | None:
-        mask = self.mask(final, target) if callable(self.mask) else self.mask
-        return None if mask is None else mask.to(final)
+def _advance(inner: InnerSteps, theta: Tensor, i: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return theta_{i+1} and |g_i|^2."""
+    x, y, _ = inner.seen(i)
+    _, grad = inner.student.loss_and_grad(theta, x, y)
+    after, dots = step_with_dots(theta, grad, inner.lr, out=out)
+    return after, dots[1]
 
 
 class _Path:
     """The parameters of every step: those kept in the forward pass, the others recomputed, one segment at a time."""
 
-    def __init__(self, inner: _Inner, start: Tensor, every: int):
+    def __init__(self, inner: InnerSteps, start: Tensor, every: int):
         self.inner, self.every = inner, every
         steps = len(inner.batches)
         self.kept = _aligned_rows(start, -(-steps // every))
@@ -183,7 +152,7 @@ class _Path:
             if i % every == 0:
                 theta = self.kept[i // every].copy_(theta)
             following = self.kept[(i + 1) // every] if every == 1 and i + 1 < steps else None
-            theta, square = inner.advance(theta, i, out=following)
+            theta, square = _advance(inner, theta, i, out=following)
             squares.append(square)
         self.final, self.grad_norms = theta.clone(), torch.stack(squares).sqrt()
 
@@ -196,7 +165,7 @@ class _Path:
             self.segment, self.first = _aligned_rows(self.final, last - first), first
             self.segment[0] = self.kept[first // self.every]
             for j in range(first, last - 1):
-                self.inner.advance(self.segment[j - first], j, out=self.segment[j - first + 1])
+                _advance(self.inner, self.segment[j - first], j, out=self.segment[j - first + 1])
         return self.segment[i - first]
 
 
@@ -209,7 +178,7 @@ def _aligned_rows(like: Tensor, rows: int) -> Tensor:
 class _Sums:
     """What the steps add to the gradients of images, label logits and the step size."""
 
-    def __init__(self, inner: _Inner):
+    def __init__(self, inner: InnerSteps):
         self.inner = inner
         self.images = torch.zeros_like(inner.images)
         self.labels = torch.zeros_like(inner.labels) if inner.labels.is_floating_point() else None
@@ -229,7 +198,7 @@ class _Sums:
 
 
 @torch.no_grad()
-def _adjoint(inner: _Inner, start: Tensor, target: Tensor, every: int, *, frozen: bool = False) -> TrajectoryMatch:
+def _adjoint(inner: InnerSteps, start: Tensor, target: Tensor, every: int, *, frozen: bool = False) -> TrajectoryMatch:
     path, sums = _Path(inner, start, every), _Sums(inner)
     loss, lam = trajectory_loss(path.final, target, start, inner.mask_of(path.final, target))
     for i in reversed(range(len(inner.batches))):
@@ -242,7 +211,7 @@ def _adjoint(inner: _Inner, start: Tensor, target: Tensor, every: int, *, frozen
     return sums.result(loss, path)
 
 
-def _unroll(inner: _Inner, start: Tensor, target: Tensor, every: int) -> TrajectoryMatch:
+def _unroll(inner: InnerSteps, start: Tensor, target: Tensor, every: int) -> TrajectoryMatch:
     is_soft = inner.labels.is_floating_point()
     images = inner.images.detach().requires_grad_()
     labels = inner.labels.detach().requires_grad_(is_soft)
@@ -250,9 +219,7 @@ def _unroll(inner: _Inner, start: Tensor, target: Tensor, every: int) -> Traject
     theta, norms = start.detach().requires_grad_(), []
     with torch.enable_grad():
         for i, rows in enumerate(inner.batches):
-            x, y = images[rows], labels[rows]
-            if inner.augment is not None:
-                x = inner.augment(x, inner.first_step + i)
+            x, y = inner.augmented(images[rows], i), labels[rows]
             loss = functional.cross_entropy(inner.student.apply(theta, x), functional.softmax(y, 1) if is_soft else y)
             (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
             norms.append(grad.detach().double().norm())

@@ -103,15 +103,17 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
         for purpose, flag in (("augment", True), ("augment training", False))
     )
     matched = config.kept(data).train
-    sampler = ClassSampler(matched.labels, data.num_classes)
+    real_labels = matched.labels.cpu()  # draws look at them on the host
+    sampler = ClassSampler(real_labels, data.num_classes)
     seen = data.transform.apply(matched.images)
     mask = depth_mask(student.num_params, config.mask_ratio).to(seen) if config.mask_ratio > 0.0 else None
-    labels = balanced_labels(data.num_classes, ipc).to(seen.device)
+    host_labels = balanced_labels(data.num_classes, ipc)
+    labels = host_labels.to(seen.device)
     per_call = epochs * -(-len(labels) // config.batch_train)  # steps of the network between two matching steps
 
     def network_at(iteration: int, images: Tensor, theta: Tensor) -> Tensor:
         if iteration % steps == 0:
-            return student.init(generator(make_key(seed, "student", iteration // steps))).to(images)
+            return student.init(generator(make_key(seed, "student", iteration // steps))).to(images, non_blocking=True)
         try:
             trained = train(
                 student, images, labels, epochs=epochs, lr=config.lr_net, key=make_key(seed, "training", iteration), momentum=0.0,
@@ -127,10 +129,11 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
 
     def objective(iteration: int, images: Tensor, state: State) -> Step:
         theta = network_at(iteration, images, state["theta"])
-        rows = sampler.draw(config.batch_real, make_key(seed, "real", iteration)).to(seen.device)
+        rows = sampler.draw(config.batch_real, make_key(seed, "real", iteration))
         loss, grad = class_gradient_match(
-            _frozen(student, theta, seen, sampler, make_key(seed, "statistics", iteration)), theta, seen[rows],
-            matched.labels[rows], images, labels, distance=config.distance, mask=mask,
+            _frozen(student, theta, seen, sampler, make_key(seed, "statistics", iteration)), theta,
+            seen[rows.to(seen.device, non_blocking=True)],
+            real_labels[rows], images, host_labels, distance=config.distance, mask=mask,
             augment=siamese if siamese.families else None, step=iteration,
         )  # fmt: skip
         return Step(loss, grad, carried={"theta": theta})

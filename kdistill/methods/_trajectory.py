@@ -16,7 +16,8 @@ from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset
 from kdistill.data.builtin import cache_folder
 from kdistill.engine import Student, TrajectoryMatch, trajectory_match
-from kdistill.engine.unroll import GRAD_MODES, SMALLEST_LR, Mask
+from kdistill.engine._inner_steps import Mask
+from kdistill.engine.unroll import GRAD_MODES, SMALLEST_LR
 from kdistill.errors import ConfigError, NonFiniteError, did_you_mean
 from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_experts
 from kdistill.experts.spec import digest_of
@@ -57,6 +58,7 @@ class TrajectoryConfig(MethodConfig):
         batch_syn: Synthetic images per step of the student; None takes all.
         grad_mode: ``"adjoint"`` (exact), ``"unroll"`` (the same by autograd) or ``"tesla"`` (truncated).
         checkpoint_every: Keep every so many parameter vectors of a trajectory and recompute the others.
+        cuda_graph: On a GPU, replay the kernels of an outer step from one recorded graph; it changes no kernel.
         num_experts: Expert trajectories.
         expert_lr: Their step size.
         expert_batch: Their batch.
@@ -73,6 +75,7 @@ class TrajectoryConfig(MethodConfig):
     batch_syn: int | None = None
     grad_mode: str = "adjoint"
     checkpoint_every: int = 1
+    cuda_graph: bool = True
     num_experts: int = 100
     expert_lr: float = 0.01
     expert_batch: int = 256
@@ -174,6 +177,8 @@ def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
         "images": len(data.train),
         "size": data.size,
     }
+    if config.precision != "fp32":
+        seen["precision"] = config.precision
     selection = config.expert_selection(data)
     identity = spec.identity(seen, f"{student!r}, width {config.width}, norm {config.norm}", selection)
     folder = Path(config.experts) if config.experts else cache_folder() / "experts" / f"{data.name}-{digest_of(identity)}"
@@ -251,11 +256,11 @@ def build_trajectory(
 
     def objective(iteration: int, images: Tensor, state: State) -> Step:
         expert, epoch = _drawn(iteration, config.num_experts, config.window(iteration), seed)
-        target = experts.snapshot(expert, epoch + config.expert_epochs).to(images)
+        target = experts.snapshot(expert, epoch + config.expert_epochs).to(images, non_blocking=True)
         given = state.get("label_logits", labels)
         found = trajectory_match(
             student,
-            experts.snapshot(expert, epoch).to(images),
+            experts.snapshot(expert, epoch).to(images, non_blocking=True),
             target,
             images,
             given if labels_of is None else labels_of(student, target, images, labels),
@@ -266,8 +271,9 @@ def build_trajectory(
             mask=mask,
             grad_mode=config.grad_mode,
             checkpoint_every=config.checkpoint_every,
+            cuda_graph=config.cuda_graph,
         )
-        _check_finite(found, float(state["lr"]), epoch, iteration)
+        _check_finite(found, state["lr"], epoch, iteration)
         grads = {"lr": found.grad_lr.to(images)}
         if soft is not None and found.grad_labels is not None:
             grads["label_logits"] = found.grad_labels
@@ -314,7 +320,7 @@ def _batches(count: int, size: int, steps: int, key: int) -> list[Tensor]:
     return batches[:steps]
 
 
-def _check_finite(found: TrajectoryMatch, lr: float, epoch: int, iteration: int) -> None:
+def _check_finite(found: TrajectoryMatch, lr: Tensor, epoch: int, iteration: int) -> None:
     """Name the cause where the student itself diverged; the loop finds the rest."""
     norms = found.grad_norms
     if norms.device.type != "cpu" or bool(torch.isfinite(norms).all()):
@@ -322,5 +328,5 @@ def _check_finite(found: TrajectoryMatch, lr: float, epoch: int, iteration: int)
     step = int((~torch.isfinite(norms)).nonzero()[0])
     raise NonFiniteError(
         f"distill: expected the student of iteration {iteration} to train, got a gradient that is not finite at step {step} "
-        f"(step size {lr:g}, start epoch {epoch}); lower lr_lr or lr_init if the step size has grown, else lr_images"
+        f"(step size {float(lr):g}, start epoch {epoch}); lower lr_lr or lr_init if the step size has grown, else lr_images"
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kdistill.data import ImageDataset
-from kdistill.engine.unroll import Mask
+from kdistill.engine._inner_steps import Mask
 from kdistill.errors import ConfigError
 from kdistill.experts import ExpertSpec, TrajectoryStore
 from kdistill.keys import make_key

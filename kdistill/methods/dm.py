@@ -70,23 +70,24 @@ def build(config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tens
     student = config.network(data)
     augment = augmentation(config.strategy, data, make_key(seed, "augment"), siamese=True, align_corners=False)
     matched = config.kept(data).train
-    sampler = ClassSampler(matched.labels, data.num_classes)
+    real_labels, labels = matched.labels.cpu(), balanced_labels(data.num_classes, ipc)  # draws look at them on the host
+    sampler = ClassSampler(real_labels, data.num_classes)
     seen = data.transform.apply(matched.images)
-    labels = balanced_labels(data.num_classes, ipc).to(seen.device)
     match = distribution_match
     if config.layers == "all":
         match = partial(layered_distribution_match, mask_ratio=config.mask_ratio)
 
     def objective(iteration: int, images: Tensor, state: State) -> Step:
-        theta = student.init(generator(make_key(seed, "student", iteration))).to(images)
-        rows = sampler.draw(config.batch_real, make_key(seed, "real", iteration)).to(seen.device)
-        return Step(*match(student, theta, seen[rows], matched.labels[rows], images, labels, augment=augment, step=iteration))
+        theta = student.init(generator(make_key(seed, "student", iteration))).to(images, non_blocking=True)
+        rows = sampler.draw(config.batch_real, make_key(seed, "real", iteration))
+        real = seen[rows.to(seen.device, non_blocking=True)]
+        return Step(*match(student, theta, real, real_labels[rows], images, labels, augment=augment, step=iteration))
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
     return Problem(
         prior=PixelPrior(),
         state={"images": images.clone()},
-        labels=labels,
+        labels=labels.to(seen.device),
         objective=objective,
         learning_rates={"images": config.lr_images},
         momentum=config.momentum,

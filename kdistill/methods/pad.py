@@ -17,7 +17,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from kdistill.data import ImageDataset
-from kdistill.engine.unroll import Mask
+from kdistill.engine._inner_steps import Mask
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.methods import datm
 from kdistill.methods._difficulty import DifficultyConfig, by_count

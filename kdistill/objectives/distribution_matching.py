@@ -32,9 +32,9 @@ def distribution_match(
         student: The embedding network psi (features before the classifier).
         theta: Its parameters, ``[P]``.
         real: Real images as the network sees them (normalised), ``[N, C, H, W]``.
-        real_labels: int64 ``[N]``.
+        real_labels: int64 ``[N]``, there or on the host: with ``augment`` nothing waits for a GPU where both are on the host.
         images: Synthetic images in the same space, ``[M, C, H, W]``.
-        labels: int64 ``[M]``.
+        labels: int64 ``[M]``, likewise.
         augment: A keyed augmentation, or None.
         step: The draw of the augmentation.
 
@@ -50,7 +50,8 @@ def distribution_match(
         real, images = augment(real, step, real_labels), augment(images, step, labels)
     real_features = embed(student, theta, real)
     features, pull_back = embed_with_pullback(student, theta, images)
-    loss, grad_features = class_mean_sqdist_and_grad(real_features, real_labels, features, labels, student.classes)
+    there = (real_features, real_labels.to(real.device, non_blocking=True), features, labels.to(images.device, non_blocking=True))
+    loss, grad_features = class_mean_sqdist_and_grad(*there, student.classes)
     grad = pull_back(grad_features)
     return loss, grad if augment is None else augment.pull_back(grad, step, labels)
 
@@ -90,12 +91,13 @@ def layered_distribution_match(
     if augment is not None:
         real, images = augment(real, step, real_labels), augment(images, step, labels)
     means, present = _layer_means(student, theta, real, real_labels, mask_ratio)
+    there = labels.to(images.device)
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         maps = student.features(theta, leaf, layers="all")
         compared = [maps[level].flatten(1) for level in deepest(len(maps), mask_ratio)]
         pairs = zip(means, compared, strict=True)
-        total = sum((class_mean_sqdist(mean, present, x, labels, student.classes) for mean, x in pairs), leaf.new_zeros(()))
+        total = sum((class_mean_sqdist(mean, present, x, there, student.classes) for mean, x in pairs), leaf.new_zeros(()))
         (grad,) = torch.autograd.grad(total, leaf)
     return total.detach(), grad if augment is None else augment.pull_back(grad, step, labels)
 
@@ -106,6 +108,8 @@ def _layer_means(
 ) -> tuple[list[Tensor], Tensor]:
     """Return the class means ``[K', F_l]`` of the compared layers, and the K' classes that have images."""
     counts = torch.bincount(real_labels, minlength=student.classes)
+    present = counts.nonzero().flatten()
+    real_labels, counts, present = (x.to(real.device) for x in (real_labels, counts, present))
     sums: list[Tensor] = []
     for part, part_labels in zip(real.split(CHUNK), real_labels.split(CHUNK), strict=True):
         maps = student.features(theta, part, layers="all")
@@ -113,5 +117,4 @@ def _layer_means(
         sums = sums or [x.new_zeros((student.classes, x.shape[1])) for x in compared]
         for total, x in zip(sums, compared, strict=True):
             total.index_add_(0, part_labels, x)
-    present = counts.nonzero().flatten()
     return [(total / counts.clamp(min=1)[:, None])[present] for total in sums], present

@@ -30,7 +30,7 @@ def class_gradient_match(
         student: The network.
         theta: Its parameters, ``[P]``.
         real: Real images as the network sees them (normalised), ``[N, C, H, W]``, class-major.
-        real_labels: int64 ``[N]``, ascending.
+        real_labels: int64 ``[N]``, ascending; there or, so that nothing waits for a GPU, on the host, like ``labels``.
         images: Synthetic images in the same space, ``[M, C, H, W]``, class-major with equally many of each class.
         labels: int64 ``[M]``, ascending.
         distance: See ``kdistill.engine.gradient_match``.
@@ -57,13 +57,17 @@ def class_gradient_match(
         real, augmented = augment(real, step, real_labels), augment(images, step, labels)
     else:
         augmented = images
-    by_class, labels_by_class = augmented.unflatten(0, (classes, ipc)), labels.view(classes, ipc)
+    by_class, labels_by_class = (
+        augmented.unflatten(0, (classes, ipc)),
+        labels.to(images.device, non_blocking=True).view(classes, ipc),
+    )
+    truth = real_labels.to(real.device, non_blocking=True)
     together = max(1, GRADIENTS_NBYTES // (student.num_params * theta.element_size()))
     losses, grads, first = [], [], 0
     for c in range(0, classes, together):
         counts = sizes[c : c + together]
         rows = slice(first, first + sum(counts))
-        real_grad = class_gradients(student, theta, real[rows], real_labels[rows], counts)
+        real_grad = class_gradients(student, theta, real[rows], truth[rows], counts)
         part = slice(c, c + len(counts))
         loss, grad = gradient_match(
             student, theta, by_class[part], labels_by_class[part], real_grad, distance=distance, mask=mask

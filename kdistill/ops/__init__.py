@@ -1,5 +1,6 @@
 """The public ops: fused kernels with a reference, and the choice of backend."""
 
+from kdistill.ops._capture import capture
 from kdistill.ops._registry import use_backend
 from kdistill.ops.class_mean_sqdist import class_mean_sqdist
 from kdistill.ops.conv_grad_sqnorm import conv_grad_sqnorm
@@ -14,6 +15,7 @@ from kdistill.ops.winograd_conv import winograd_conv
 
 __all__ = [
     "SoftmaxScores",
+    "capture",
     "class_mean_sqdist",
     "conv_grad_sqnorm",
     "diff_augment",

@@ -1,0 +1,127 @@
+"""Recording the kernels of a long computation once, and replaying them: a CUDA graph behind a device-independent call.
+
+The computation gets its inputs in buffers that never move, so everything that changes from call to call has to be a tensor among
+them.  What decides the kernels themselves (shapes, dtypes, options) is the key of the recording.
+"""
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from kdistill.ops._registry import asked_backend
+
+Values = Sequence[Tensor | None]
+Function = Callable[..., Values]
+
+WARM_UPS = 2  # calls before a recording: libraries choose their algorithms, Triton compiles
+GRAPHS = 4  # recordings that an owner keeps: each holds the memory of one call
+AGREEMENT = 0.05  # distance of the first replay from the plain call; rounding and flipped kinks stay far below, a fault far above
+
+_log = logging.getLogger("kdistill")
+
+
+class Graph(Protocol):
+    """What a recorder returns beside the outputs."""
+
+    def replay(self) -> None:
+        """Run the recorded kernels."""
+
+
+Recorder = Callable[[Callable[[], Values], torch.device], tuple[Graph, Values]]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    graph: Graph
+    inputs: Values
+    outputs: Values
+
+    def __call__(self, values: Values) -> Values:
+        for buffer, value in zip(self.inputs, values, strict=True):
+            if buffer is not None and value is not None:
+                buffer.copy_(value)
+        self.graph.replay()
+        return _clones(self.outputs)
+
+
+_recordings: WeakKeyDictionary[Any, dict[Hashable, _Recording | str]] = WeakKeyDictionary()
+
+
+def capture(owner: Any, key: Hashable, function: Function, inputs: Values) -> Values:
+    """Return ``function(*inputs)``, from recorded kernels where the device can record.
+
+    The first call for a key, shapes and dtypes runs the function plainly, records it, and compares a replay with the plain
+    result; later ones copy the inputs into the recording's buffers and replay.  Where recording is refused (the function waits
+    for the device, or copies from the host) or disagrees, the reason is logged once and the function runs plainly.
+
+    Args:
+        owner: Keeps the recordings as long as it lives; the last four of them.
+        key: What decides the kernels beside the tensors' shapes and dtypes, and every number that the function takes from Python.
+        function: Tensors in, tensors out; it changes nothing else and keeps nothing.
+        inputs: Tensors on one device, or None.
+
+    Returns:
+        The outputs, new tensors.
+
+    Cost: a copy of inputs and outputs beside the kernels; memory of one call for every recording, until its owner dies.
+    """
+    device = next(x.device for x in inputs if x is not None)
+    record = RECORDERS.get(device.type)
+    if record is None:
+        return function(*inputs)
+    kept = _recordings.setdefault(owner, {})
+    key = (key, asked_backend(), *(None if x is None else (tuple(x.shape), x.dtype, x.device) for x in inputs))
+    if key not in kept:
+        while len(kept) >= GRAPHS:
+            del kept[next(iter(kept))]
+        kept[key], outputs = _recorded(record, function, inputs, device)
+        return outputs
+    found = kept[key]
+    return function(*inputs) if isinstance(found, str) else found(inputs)
+
+
+def _recorded(record: Recorder, function: Function, inputs: Values, device: torch.device) -> tuple[_Recording | str, Values]:
+    """Return the recording, or why there is none; and the outputs of a plain call."""
+    buffers = _clones(inputs)
+    plain = _clones(function(*buffers))
+    try:
+        graph, outputs = record(lambda: function(*buffers), device)
+        recording = _Recording(graph, buffers, outputs)
+        found: _Recording | str = recording if _agree(recording(inputs), plain) else "a replay differs from the plain call"
+    except RuntimeError as error:  # CUDA's refusal is one
+        found = str(error).splitlines()[0]
+    if isinstance(found, str):
+        _log.warning("cuda_graph: every step launches its kernels itself: %s", found)
+    return found, plain
+
+
+def _agree(ours: Values, plain: Values) -> bool:
+    pairs = [(a, b) for a, b in zip(ours, plain, strict=True) if a is not None and b is not None]
+    far = [(a - b).double().norm() > AGREEMENT * b.double().norm() for a, b in pairs if bool(torch.isfinite(b).all())]
+    return not any(bool(x) for x in far)
+
+
+def _clones(values: Values) -> Values:
+    return tuple(None if x is None else x.clone() for x in values)
+
+
+def _record_cuda(function: Callable[[], Values], device: torch.device) -> tuple[Graph, Values]:
+    with torch.cuda.device(device):
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # the default stream cannot be recorded
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):
+                function()
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = function()
+    return graph, outputs
+
+
+RECORDERS: dict[str, Recorder] = {"cuda": _record_cuda}
