@@ -178,13 +178,11 @@ def convolution_for(channels: int, width: int, padding: int, side: int, like: Te
     operands = _operands(like)
     if channels <= PATCH_CHANNELS:
         return _Patches(padding, side, operands)
-    if operands is not None:  # Winograd's transforms would cost most of the 8 bits
-        return _Direct(padding, side, operands)
-    return _Winograd(padding, side) if is_winograd(channels, width, padding, side, like) else _Direct(padding, side)
+    return _Winograd(padding, side) if is_winograd(channels, width, padding, side, like) else _Direct(padding, side, operands)
 
 
 def is_winograd(channels: int, width: int, padding: int, side: int, like: Tensor) -> bool:
-    """Say whether ``convolution_for`` takes Winograd's way for these sizes, in full precision.
+    """Say whether ``convolution_for`` takes Winograd's way for these sizes.
 
     Raises:
         ConfigError: ``KDISTILL_CONVOLUTION`` is unknown.
@@ -192,10 +190,11 @@ def is_winograd(channels: int, width: int, padding: int, side: int, like: Tensor
     wanted = asked_convolution()
     native = like.device.type == "cpu" and asked_backend() in (None, "cpu") and _native.why_missing("_cpu") is None
     pays = min(channels, width) >= WINOGRAD_CHANNELS and side + 2 * padding - 2 >= 4
-    return channels > PATCH_CHANNELS and (wanted == "winograd" or (wanted == "auto" and native and pays))
+    precise = asked_precision() != "bf16"  # its transforms would cost most of the 8 bits
+    return precise and channels > PATCH_CHANNELS and (wanted == "winograd" or (wanted == "auto" and native and pays))
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
+def convolution(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
     """Return the convolution of ``x`` plus ``bias [K]``, differentiable, in the precision that is asked for."""
     operands = _operands(x)
     if operands is None:

@@ -75,7 +75,7 @@ class TrajectoryConfig(MethodConfig):
     batch_syn: int | None = None
     grad_mode: str = "adjoint"
     checkpoint_every: int = 1
-    cuda_graph: bool = True
+    cuda_graph: bool = False
     num_experts: int = 100
     expert_lr: float = 0.01
     expert_batch: int = 256

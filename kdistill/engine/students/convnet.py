@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdistill.engine.blocks import Block as BlockLayer
 from kdistill.engine.blocks import composed, fused
-from kdistill.engine.convolutions import Convolution, convolution_for, convolve
+from kdistill.engine.convolutions import Convolution, convolution, convolution_for
 from kdistill.engine.layers import EPS
 from kdistill.engine.students import _convnet_dual as dual
 from kdistill.engine.students import _convnet_fast as fast
@@ -133,7 +133,7 @@ class ConvNet(Student):
         x = images
         for level, block in enumerate(self.blocks):
             weight, bias, *affine = parts[level * per_block : (level + 1) * per_block]
-            x = convolve(x, weight, bias, block.padding)
+            x = convolution(x, weight, bias, block.padding)
             if self.is_standard and maps is None:
                 x = norm_act_pool(x, *affine)
                 continue
