@@ -12,6 +12,7 @@ IMAGES = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(30) % 3
 COMMON = {"width": 8, "depth": 1, "init": "real"}
 TRAJECTORY = {
+    "cuda_graph": True,
     **COMMON,
     "syn_steps": 2,
     "expert_epochs": 1,
