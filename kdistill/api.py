@@ -145,7 +145,7 @@ def _distilled(
     folder = None if out is None else _prepared(Path(out), resume)
     watchers = list(callbacks)
     if folder is not None:
-        watchers.insert(0, _JsonLines(folder / "metrics.jsonl", resume))
+        watchers.insert(0, JsonLines(folder / "metrics.jsonl", resume))
     outcome = loop.run(problem, folder=folder, identity=config, resume=resume, callbacks=watchers, max_minutes=max_minutes)
     small = _result(outcome, data, problem, config)
     if folder is None:
@@ -315,7 +315,7 @@ def _prepared(folder: Path, resume: bool) -> Path:
     return folder
 
 
-class _JsonLines:
+class JsonLines:
     """Appends one line per look at the run to ``metrics.jsonl``; a resumed run replaces the lines that it does again."""
 
     def __init__(self, path: Path, resume: bool):

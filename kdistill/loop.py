@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdistill._native import peak_bytes
-from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from kdistill.artifacts.checkpoint import first_difference, load_checkpoint, save_checkpoint
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
 from kdistill.methods import Problem
 from kdistill.priors import State
@@ -271,7 +271,7 @@ class _Keeper:
             return None
         tensors, meta = load_checkpoint(self.path)
         was = meta["identity"]
-        difference = _first_difference(self.identity, was)
+        difference = first_difference(self.identity, was)
         if difference:
             key, ours, theirs = difference
             raise ConfigError(
@@ -285,14 +285,3 @@ class _Keeper:
                 raise DataError(f"resume: expected a kdistill checkpoint, got a tensor '{name}' in {self.path}; start afresh")
             groups[kind][rest] = tensor
         return Snapshot(int(meta["iteration"]), **groups)
-
-
-def _first_difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """Return the dotted key of the first value in which two nested mappings differ, and both values."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in sorted({*ours, *theirs}):
-            found = _first_difference(ours.get(key), theirs.get(key), f"{path}.{key}" if path else str(key))
-            if found:
-                return found
-        return None
-    return None if ours == theirs else (path, ours, theirs)

@@ -71,6 +71,17 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         return found
 
 
+def first_difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """Return the dotted key of the first value in which two nested mappings differ, and both values."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in sorted({*ours, *theirs}):
+            found = first_difference(ours.get(key), theirs.get(key), f"{path}.{key}" if path else str(key))
+            if found:
+                return found
+        return None
+    return None if ours == theirs else (path, ours, theirs)
+
+
 def _previous(path: Path) -> Path:
     return path.with_name(path.name + ".prev")
 

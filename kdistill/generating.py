@@ -1,0 +1,175 @@
+"""``kdistill.train_prior``: a generator of one's own images, in a folder that ``glad`` takes.  No tensor arithmetic here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdistill import _native
+from kdistill.api import JsonLines, check_ranges, use
+from kdistill.artifacts import DistilledDataset
+from kdistill.artifacts.atomic import explained, write_atomic
+from kdistill.artifacts.preview import png_bytes
+from kdistill.augment import strategy_for
+from kdistill.config import from_mapping, to_mapping
+from kdistill.data import ImageDataset, Split, load_data
+from kdistill.errors import ConfigError, DataError
+from kdistill.keys import make_key
+from kdistill.priors.latents import View
+from kdistill.priors.network_files import save_generator
+from kdistill.priors.stylegan import Generator
+from kdistill.priors.training import PriorProgress, PriorSpec, Quality, fit, measure
+from kdistill.priors.training.loop import CHECKPOINT
+from kdistill.priors.training.quality import centred, draw
+from kdistill.priors.training.steps import Game, new_game
+
+__all__ = ["TrainedPrior", "train_prior"]
+
+LEAST = 10  # images per class
+SIZES = (8, 256)
+SHOWN = 10  # pictures per class in samples.png
+FREE = ("iterations", "quality_images", "quality_steps", "quality_width")  # settings that a resumed training may change
+
+
+@dataclass(frozen=True)
+class TrainedPrior:
+    """What ``train_prior`` made.
+
+    Attributes:
+        folder: Where it is; ``kdistill distill DATA --method glad --set prior=FOLDER`` takes it.
+        generator: The averaged generator.
+        quality: Accuracy of a network trained on its images alone.
+        iterations: Iterations done.
+        finished: False if the time was up first; resume to go on.
+    """
+
+    folder: Path
+    generator: Generator
+    quality: Quality
+    iterations: int
+    finished: bool
+
+
+def train_prior(
+    data: ImageDataset | Any,
+    *,
+    out: str | Path,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    validation: float = 0.1,
+    resume: bool = False,
+    callbacks: Sequence[Callable[[PriorProgress], None]] = (),
+    say: Callable[[str], None] = lambda text: None,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    max_minutes: float | None = None,
+) -> TrainedPrior:
+    """Train a small class-conditional StyleGAN2 on a labelled image set.
+
+    Args:
+        data: From ``load_data``, or anything that ``load_data`` takes; of a size that is a power of two, 8 to 256.
+        out: New or empty folder.  ``generator.safetensors`` and ``config.json`` are what ``glad`` loads; ``samples.png`` shows
+            the classes as rows, ``metrics.jsonl`` holds the losses, ``checkpoint.safetensors`` the state.
+        options: Fields of ``kdistill.priors.training.PriorSpec``: iterations, batch_size, lr, r1, augment, channel_base, ...
+        seed: Same seed, thread count and instruction set give the same bits.
+        validation: Share of the training data that is withheld, the same images as in ``distill``.
+        resume: Continue the training in ``out``, bit-identical to an uninterrupted one; ``iterations`` may be raised.
+        callbacks: Called with a ``PriorProgress`` every ten iterations.
+        say: Told what is done after the training.
+        device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
+        threads: CPU threads; None keeps torch's.
+        max_minutes: Stop training after this time and keep what is there; the measurement at the end comes on top.
+
+    Returns:
+        Folder, generator and quality.
+
+    Raises:
+        ConfigError: An unknown option, a number out of range, or a folder with an unfinished training and no ``resume``.
+        DataError: A size that does not fit, too few images, or a folder with other contents.
+        NonFiniteError: The training blew up; the last good state is in ``out``.
+
+    Cost: per iteration a forward pass of the generator and one with its backward pass, three of the discriminator with two
+        backward passes (two with respect to weights); every ``r1_every`` iterations a second-order pass.
+    """
+    spec = from_mapping(PriorSpec, {"seed": seed, **(options or {})}, where="options of prior train")
+    check_ranges(1, validation, max_minutes)
+    use(threads, device)
+    data = data if isinstance(data, ImageDataset) else load_data(data)
+    seen, withheld = _parts(data, validation, device)
+    strategy = strategy_for(spec.augment, data.name)
+    game = new_game(spec, seen, strategy)
+    folder = _prepared(Path(out).expanduser(), resume)
+    source = {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes), "validation": validation}
+    settings = {name: value for name, value in to_mapping(spec).items() if name not in FREE}
+    identity = {"settings": settings, "source": source, "environment": _native.environment()}
+    outcome = fit(
+        game,
+        folder,
+        identity=identity,
+        resume=resume,
+        callbacks=[JsonLines(folder / "metrics.jsonl", resume), *callbacks],
+        on_checkpoint=lambda state: _picture(game, seen, folder, state.average, state.iteration),
+        max_minutes=max_minutes,
+    )
+    network = centred(game.generator_of(outcome.state.average), spec.seed)
+    about = {"made by": "kdistill prior train", "settings": to_mapping(spec), "source": source, "environment": _native.environment()}
+    about |= {"iterations": outcome.state.iteration, "augment_p": outcome.state.augment_p, "augment": strategy}
+    save_generator(network, folder, about)  # before what may fail
+    say("training a network on generated images, and one on real ones")
+    quality = measure(spec, network, seen, withheld)
+    save_generator(network, folder, {**about, "quality": to_mapping(quality)})
+    return TrainedPrior(folder, network, quality, outcome.state.iteration, outcome.finished)
+
+
+def _parts(data: ImageDataset, validation: float, device: str | torch.device | None) -> tuple[ImageDataset, Split]:
+    """Return what may be looked at and what is withheld, after checks, on the device."""
+    height, width = data.train.images.shape[2:]
+    least, most = SIZES
+    if height != width or not least <= height <= most or height & (height - 1):
+        near = min((2**k for k in range(least.bit_length() - 1, most.bit_length())), key=lambda side: abs(side - height))
+        raise DataError(
+            f"prior train: expected square images of a side that is a power of two from {least} to {most}, got "
+            f"{height}x{width}; load them with size={near} (--size {near}), glad then takes the generator with resize=true"
+        )
+    if data.num_classes < 2:
+        raise DataError(f"prior train: expected at least 2 classes, got {data.num_classes}; name the classes of the images")
+    seen, withheld = data.holdout(validation, seed=0) if validation else (data, data.test.take(torch.arange(0)))
+    counts = torch.bincount(seen.train.labels.cpu(), minlength=data.num_classes)
+    fewest = int(counts.argmin())
+    if int(counts[fewest]) < LEAST:
+        raise DataError(
+            f"prior train: expected at least {LEAST} training images per class, got {int(counts[fewest])} of "
+            f"'{data.classes[fewest]}'; add images, withhold less with validation=, or leave that class out"
+        )
+    target = device or data.train.images.device
+    return seen.to(target), withheld.to(target)
+
+
+def _prepared(folder: Path, resume: bool) -> Path:
+    """Return the folder, which is new, empty, or that of the training to resume."""
+    with explained(folder):
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"out: expected a folder, got the file {folder}; choose another place")
+        names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} if folder.is_dir() else set()
+        is_training = bool(names & {CHECKPOINT, CHECKPOINT + ".prev"})
+        if names and not resume and is_training:
+            raise ConfigError(
+                f"out: expected a new folder, got {folder}, where a generator was trained; continue it with resume=True "
+                "(--resume), or choose another folder"
+            )
+        if names and not is_training:
+            seen = ", ".join(sorted(names)[:3])
+            raise DataError(f"out: expected a new or empty folder, got {folder} with {seen}; choose another place")
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _picture(game: Game, data: ImageDataset, folder: Path, average: torch.Tensor, iteration: int) -> None:
+    """Write ``samples.png``: the same latents every time, classes as rows."""
+    labels = torch.arange(data.num_classes).repeat_interleave(SHOWN)
+    images = draw(game.generator_of(average), labels, make_key(game.spec.seed, "prior samples"), View())
+    heading = {"source": {"name": data.name}, "run": {"method": f"generated after {iteration:,} iterations"}}
+    small = DistilledDataset(images=images, labels=labels, classes=data.classes, config=heading)
+    write_atomic(folder / "samples.png", png_bytes(small))

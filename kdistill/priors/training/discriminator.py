@@ -1,0 +1,103 @@
+"""The discriminator of StyleGAN2, residual, with a projection of the class.
+
+Papers: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020; Miyato and Koyama, "cGANs with
+Projection Discriminator", ICLR 2018.
+
+Symbols: N images, C channels, S their side, K classes.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdistill.priors.stylegan._operators import dense, lrelu, upfirdn
+
+TAPS = (0.125, 0.375, 0.375, 0.125)
+GROUP = 4  # images over which the standard deviation is taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discriminator:
+    """A function from tensors, images and classes to logits; a positive one says "real".
+
+    Attributes:
+        size: S, a power of two.
+        channels: C.
+        classes: K.
+        channel_base: A layer of side s has ``min(channel_base // s, channel_max)`` features.
+        channel_max: See there.
+    """
+
+    size: int
+    channels: int
+    classes: int
+    channel_base: int
+    channel_max: int
+
+    @property
+    def sides(self) -> list[int]:
+        """Sides of the blocks, from S down to 8."""
+        return [2**k for k in range(self.size.bit_length() - 1, 2, -1)]
+
+    def width(self, side: int) -> int:
+        """Return the features of a block."""
+        return max(1, min(self.channel_base // side, self.channel_max))
+
+    def new(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return untrained tensors: weights standard normal (the equations scale them), biases and classes 0."""
+        tensors: dict[str, Tensor] = {}
+
+        def add(name: str, *shape: int) -> None:
+            tensors[f"{name}.weight"] = torch.randn(shape, generator=generator)
+            tensors[f"{name}.bias"] = torch.zeros(shape[0])
+
+        add("from_picture", self.width(self.size), self.channels, 1, 1)
+        for side in self.sides:
+            width, after = self.width(side), self.width(side // 2)
+            add(f"b{side}.conv0", width, width, 3, 3)
+            add(f"b{side}.conv1", after, width, 3, 3)
+            tensors[f"b{side}.skip.weight"] = torch.randn((after, width, 1, 1), generator=generator)
+        width = self.width(4)
+        add("b4.conv", width, width + 1, 3, 3)
+        add("b4.fc", width, 16 * width)
+        add("out", 1, width)
+        tensors["classes"] = torch.zeros(self.classes, width)
+        return tensors
+
+    def logits(self, tensors: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        """Return ``[N]``; differentiable twice in tensors and images.
+
+        Args:
+            tensors: Shaped like those of ``new``.
+            images: ``[N, C, S, S]``, -1 to 1.  The last block sees the spread over groups of four: images of a batch are coupled.
+            labels: int64 ``[N]``.
+        """
+        taps = images.new_tensor(TAPS)
+        x = lrelu(_conv(tensors, "from_picture", images))
+        for side in self.sides:
+            skip = _conv(tensors, f"b{side}.skip", upfirdn(x, taps, down=2, padding=(1, 1, 1, 1)))
+            x = lrelu(_conv(tensors, f"b{side}.conv0", x, padding=1))
+            x = upfirdn(x, taps, padding=(2, 2, 2, 2))
+            x = (lrelu(_conv(tensors, f"b{side}.conv1", x, stride=2)) + skip) * math.sqrt(0.5)
+        x = lrelu(_conv(tensors, "b4.conv", torch.cat([x, _spread(x)], 1), padding=1))
+        x = lrelu(dense(tensors, "b4.fc", x.flatten(1)))
+        of_class = (x * tensors["classes"][labels]).sum(1) / math.sqrt(x.shape[1])
+        return dense(tensors, "out", x)[:, 0] + of_class
+
+
+def _conv(tensors: Mapping[str, Tensor], name: str, x: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+    weight = tensors[f"{name}.weight"]
+    scaled = weight / math.sqrt(weight[0].numel())
+    return F.conv2d(x, scaled, tensors.get(f"{name}.bias"), stride=stride, padding=padding)
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Return a map ``[N, 1, H, W]``: the standard deviation over a group of images, averaged over features and places."""
+    group = math.gcd(len(x), GROUP)
+    grouped = x.reshape(group, -1, *x.shape[1:])  # [G, N/G, C, H, W]
+    spread = (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # [N/G]
+    return spread.repeat(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])
