@@ -10,7 +10,7 @@ WHOLE = {  # smallest value of the whole numbers
     "quality_width": 1,
 }  # fmt: skip
 SHARES = ("augment_p", "augment_target")
-NOT_NEGATIVE = ("r1", "path_length")
+NOT_NEGATIVE = ("r1", "path_length", "classify")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class PriorSpec:
         lr: Step size of Adam (beta1 = 0, beta2 = 0.99) for both networks.
         r1: Weight of the gradient penalty on real images; None is ``0.0002 * size^2 / batch_size`` (StyleGAN2-ADA).
         r1_every: Iterations between two penalties, each weighted by this number.
+        classify: Weight of a classifier in the discriminator: it learns the classes of real images, the generator to be recognised.
         path_length: Weight of the path-length penalty on the generator; 0 leaves it out.
         path_every: Iterations between two of these.
         ema_images: Half-life of the averaged generator in images; shorter in the beginning, a twentieth of what was seen.
@@ -49,6 +50,7 @@ class PriorSpec:
     lr: float = 2.5e-3
     r1: float | None = None
     r1_every: int = 16
+    classify: float = 1.0
     path_length: float = 0.0
     path_every: int = 4
     ema_images: int = 10_000

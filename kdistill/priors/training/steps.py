@@ -139,14 +139,15 @@ class Game:
         theta = now.discriminator.theta.detach().requires_grad_()
         tensors = self.opponent_layout.named(theta)
         real.requires_grad_(penalised)
-        on_real = self.opponent.logits(tensors, self._seen(real, now, "real"), labels)
-        on_fake = self.opponent.logits(tensors, self._seen(fake, now, "fake"), fake_labels)
+        on_real, scores = self.opponent.judge(tensors, self._seen(real, now, "real"), labels)
+        on_fake, _ = self.opponent.judge(tensors, self._seen(fake, now, "fake"), fake_labels)
         loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+        total = loss + spec.classify * F.cross_entropy(scores, labels)
         r1 = loss.new_zeros(())
         if penalised:
             (grad,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
             r1 = grad.square().sum((1, 2, 3)).mean()
-        (grad,) = torch.autograd.grad(loss + 0.5 * spec.r1_weight(self.opponent.size) * spec.r1_every * r1, theta)
+        (grad,) = torch.autograd.grad(total + 0.5 * spec.r1_weight(self.opponent.size) * spec.r1_every * r1, theta)
         signs = float(on_real.detach().sign().mean())
         return now.discriminator.step(grad, spec.lr, now.iteration), signs, loss.detach(), r1.detach()
 
@@ -154,14 +155,15 @@ class Game:
         spec = self.spec
         theta = now.generator.theta.detach().requires_grad_()
         fake, labels, _ = self._drawn(theta, "prior step", now.iteration, spec.batch_size)
-        logits = self.opponent.logits(self.opponent_layout.named(against), self._seen(fake, now, "step"), labels)
+        logits, scores = self.opponent.judge(self.opponent_layout.named(against), self._seen(fake, now, "step"), labels)
         loss = F.softplus(-logits).mean()
-        path, mean, total = loss.new_zeros(()), now.path_mean, loss
+        total = loss + spec.classify * F.cross_entropy(scores, labels)
+        path, mean = loss.new_zeros(()), now.path_mean
         if spec.path_length > 0.0 and now.iteration % spec.path_every == 0:
             lengths = self._path_lengths(theta, now.iteration)
             mean += PATH_DECAY * (float(lengths.detach().mean()) - mean)
             path = (lengths - mean).square().mean()
-            total = loss + spec.path_length * spec.path_every * path
+            total = total + spec.path_length * spec.path_every * path
         (grad,) = torch.autograd.grad(total, theta)
         return now.generator.step(grad, spec.lr, now.iteration), mean, loss.detach(), path.detach()
 
