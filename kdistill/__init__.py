@@ -22,6 +22,7 @@ _HOMES = {
     "sweep": "kdistill.sweeping",
     "score": "kdistill.scoring",
     "train_experts": "kdistill.api",
+    "train_prior": "kdistill.generating",
     "DistilledDataset": "kdistill.artifacts",
 }
 _MODULES = ("augment", "engine", "errors", "ops")
@@ -41,6 +42,7 @@ __all__ = [
     "score",
     "sweep",
     "train_experts",
+    "train_prior",
 ]
 
 

@@ -12,6 +12,7 @@ from kdistill.api import JsonLines, check_ranges, use
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.atomic import explained, write_atomic
 from kdistill.artifacts.preview import png_bytes
+from kdistill.artifacts.tensors import to_json
 from kdistill.augment import strategy_for
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, Split, load_data
@@ -20,7 +21,7 @@ from kdistill.keys import make_key
 from kdistill.priors.latents import View
 from kdistill.priors.network_files import save_generator
 from kdistill.priors.stylegan import Generator
-from kdistill.priors.training import PriorProgress, PriorSpec, Quality, fit, measure
+from kdistill.priors.training import PriorProgress, PriorSpec, Quality, card, fit, measure
 from kdistill.priors.training.loop import CHECKPOINT
 from kdistill.priors.training.quality import centred, draw
 from kdistill.priors.training.steps import Game, new_game
@@ -71,7 +72,8 @@ def train_prior(
     Args:
         data: From ``load_data``, or anything that ``load_data`` takes; of a size that is a power of two, 8 to 256.
         out: New or empty folder.  ``generator.safetensors`` and ``config.json`` are what ``glad`` loads; ``samples.png`` shows
-            the classes as rows, ``metrics.jsonl`` holds the losses, ``checkpoint.safetensors`` the state.
+            the classes as rows, ``metrics.json`` holds the quality, ``metrics.jsonl`` the losses, ``checkpoint.safetensors`` the
+            state; ``README.md`` is the card.
         options: Fields of ``kdistill.priors.training.PriorSpec``: iterations, batch_size, lr, r1, augment, channel_base, ...
         seed: Same seed, thread count and instruction set give the same bits.
         validation: Share of the training data that is withheld, the same images as in ``distill``.
@@ -114,12 +116,20 @@ def train_prior(
         max_minutes=max_minutes,
     )
     network = centred(game.generator_of(outcome.state.average), spec.seed)
-    about = {"made by": "kdistill prior train", "settings": to_mapping(spec), "source": source, "environment": _native.environment()}
+    about = {
+        "made by": "kdistill prior train",
+        "settings": to_mapping(spec),
+        "source": source,
+        "environment": _native.environment(),
+    }
     about |= {"iterations": outcome.state.iteration, "augment_p": outcome.state.augment_p, "augment": strategy}
     save_generator(network, folder, about)  # before what may fail
     say("training a network on generated images, and one on real ones")
     quality = measure(spec, network, seen, withheld)
-    save_generator(network, folder, {**about, "quality": to_mapping(quality)})
+    about |= {"quality": to_mapping(quality)}
+    save_generator(network, folder, about)
+    write_atomic(folder / "metrics.json", to_json(about["quality"] | {"iterations": outcome.state.iteration}))
+    write_atomic(folder / "README.md", card(folder.name, network, data.classes, about).encode())
     return TrainedPrior(folder, network, quality, outcome.state.iteration, outcome.finished)
 
 
@@ -159,7 +169,9 @@ def _prepared(folder: Path, resume: bool) -> Path:
                 f"out: expected a new folder, got {folder}, where a generator was trained; continue it with resume=True "
                 "(--resume), or choose another folder"
             )
-        if names and not is_training:
+        if not is_training and names - {
+            "metrics.jsonl"
+        }:  # that one alone: a training that was killed before its first checkpoint
             seen = ", ".join(sorted(names)[:3])
             raise DataError(f"out: expected a new or empty folder, got {folder} with {seen}; choose another place")
         folder.mkdir(parents=True, exist_ok=True)

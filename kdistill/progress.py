@@ -10,6 +10,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from kdistill.loop import Progress
+    from kdistill.priors.training import PriorProgress
 
 PLAIN_EVERY_S = 10.0  # seconds between two lines when nobody watches
 
@@ -30,6 +31,16 @@ def describe(progress: "Progress") -> str:
     width = len(str(progress.iterations))
     return (
         f"{progress.iteration:>{width}}/{progress.iterations}  loss {progress.loss:.4g}  {progress.rate:.2f} it/s  "
+        f"{duration(progress.eta_seconds)} left  {progress.peak_bytes / 2**30:.2f} GiB peak"
+    )
+
+
+def describe_prior(progress: "PriorProgress") -> str:
+    """Return the line of a generator's training: iteration, losses, augmentation, rate, time left, peak memory."""
+    width = len(str(progress.iterations))
+    return (
+        f"{progress.iteration:>{width}}/{progress.iterations}  losses {progress.loss_discriminator:.3f} "
+        f"{progress.loss_generator:.3f}  augmented {progress.augment_p:.2f}  {progress.rate:.2f} it/s  "
         f"{duration(progress.eta_seconds)} left  {progress.peak_bytes / 2**30:.2f} GiB peak"
     )
 

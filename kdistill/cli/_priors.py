@@ -1,11 +1,11 @@
-"""The commands of generators: ``prior convert``."""
+"""The commands of generators: ``prior convert`` and ``prior train``."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kdistill.cli._shared import _examples, _one_sentence
+from kdistill.cli._shared import Device, Options, Threads, _examples, _one_sentence
 
 app = typer.Typer(help="Generators that images can be drawn from (see docs/priors.md).", no_args_is_help=True)
 
@@ -23,3 +23,52 @@ def convert(
         about = f"{found.size}x{found.size}, {found.channels} channel{'s' * (found.channels > 1)}, {found.classes} classes"
         typer.echo(f"{type(found).__name__}, {about}, {found.num_layers} layers in {out}")
         typer.echo(found.layers_listed())
+
+
+@app.command(
+    epilog=_examples(
+        "kdistill prior train mnist5k --size 32 --out out/prior",
+        "kdistill prior train photos/ --size 64 --set iterations=20000 --out out/photos --resume",
+    )
+)
+def train(
+    data: Annotated[str, typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt.")],
+    out: Annotated[Path, typer.Option(help="Folder of the generator.")] = Path("out/prior"),
+    options: Options = [],  # noqa: B006 - typer copies it
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    size: Annotated[int | None, typer.Option(help="Resize images to this side, a power of two.")] = None,
+    validation: Annotated[float, typer.Option(help="Share of the training images withheld.")] = 0.1,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the training in --out.")] = False,
+    device: Device = None,
+    threads: Threads = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop after this time and keep what is there.")] = None,
+) -> None:
+    """Train a small generator on the images of DATA, for `distill --method glad --set prior=OUT`."""
+    with _one_sentence():
+        from kdistill.api import load_data
+        from kdistill.config import parse_overrides
+        from kdistill.generating import train_prior
+        from kdistill.progress import describe_prior, status_line
+
+        seen = load_data(data, size=size)
+        try:
+            with status_line("training") as say:
+                made = train_prior(
+                    seen,
+                    out=out,
+                    options=parse_overrides(options),
+                    seed=seed,
+                    validation=validation,
+                    resume=resume,
+                    callbacks=[lambda progress: say(describe_prior(progress))],
+                    say=say,
+                    device=device,
+                    threads=threads,
+                    max_minutes=max_minutes,
+                )
+        except KeyboardInterrupt:
+            typer.echo(f"\nkdistill: interrupted; the state is saved in {out}, continue with --resume", err=True)
+            raise typer.Exit(130) from None
+        typer.echo(f"{made.generator.layers_listed()}\n{made.quality.described()}")
+        state = "" if made.finished else f" (stopped by --max-minutes after {made.iterations:,} iterations; --resume goes on)"
+        typer.echo(f"generator in {out}{state}; look at {out / 'samples.png'}")

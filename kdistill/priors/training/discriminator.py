@@ -1,8 +1,9 @@
 """The discriminator of StyleGAN2, residual, with a projection of the class and a classifier.
 
 Papers: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020; Miyato and Koyama, "cGANs with
-Projection Discriminator", ICLR 2018; Odena et al., "Conditional Image Synthesis with Auxiliary Classifier GANs", ICML 2017.  A mean over 2x2 stands in for the published FIR before a stride of 2: at these widths the FIR
-costs a CPU as much as the convolution.
+Projection Discriminator", ICLR 2018; Odena et al., "Conditional Image Synthesis with
+Auxiliary Classifier GANs", ICML 2017.  A mean over 2x2 stands in for the published FIR before a stride of 2: at these widths the
+FIR costs a CPU as much as the convolution.
 
 Symbols: N images, C channels, S their side, K classes.
 """

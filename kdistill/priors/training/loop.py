@@ -161,7 +161,7 @@ class _Loop:
             _log.warning("resume: no checkpoint in %s yet; starting from the beginning", self.folder)
             return start
         tensors, meta = load_checkpoint(path)
-        if "identity" not in meta or set(tensors) != set(start.tensors()):
+        if "identity" not in meta or set(tensors) != set(start.tensors()) or not set(meta) >= set(start.numbers()):
             raise DataError(f"resume: expected the checkpoint of a generator's training, got another in {path}; start afresh")
         if difference := first_difference(self.identity, meta["identity"]):
             key, ours, theirs = difference
@@ -174,6 +174,8 @@ class _Loop:
                 f"resume: expected a checkpoint of at most {self.game.spec.iterations} iterations, got one of "
                 f"{meta['iteration']}; raise iterations, or use another folder"
             )
+        if wrong := next((name for name, x in start.tensors().items() if tensors[name].shape != x.shape), None):
+            raise DataError(f"resume: expected '{wrong}' of this version's networks, got another length in {path}; start afresh")
         return start.with_saved(tensors, meta)
 
 

@@ -40,6 +40,16 @@ class Quality:
     images: int
     steps: int
 
+    def described(self) -> str:
+        """Return a sentence for a terminal: on the test images, or on the withheld ones if there are none."""
+        place, ours, real = "test", self.generated_test, self.real_test
+        if ours is None or real is None:
+            place, ours, real = "withheld", self.generated_validation, self.real_validation
+        if ours is None or real is None:
+            return "quality: not measured, no images to test on"
+        accuracies = f"{100 * ours:.1f} % of the {place} images right; on real ones: {100 * real:.1f} %"
+        return f"a network trained on generated images alone: {accuracies}"
+
 
 def draw(network: Generator, labels: Tensor, key: int, view: View | None = None, noise: Noise | None = None) -> Tensor:
     """Return one image per label, drawn in chunks without a graph; image i depends on key, label and i alone.
@@ -89,9 +99,7 @@ def measure(spec: PriorSpec, network: Generator, data: ImageDataset, withheld: S
     labels = (torch.arange(count) % data.num_classes).to(data.train.labels.device)
     generated = draw(network, labels, make_key(spec.seed, "prior quality"), View(transform=data.transform))
     sets = {"generated": (generated, labels), "real": (data.transform.apply(data.train.images), data.train.labels)}
-    student = build_student(
-        "convnet", channels=data.channels, size=data.size, classes=data.num_classes, width=spec.quality_width
-    )
+    student = build_student("convnet", channels=data.channels, size=data.size, classes=data.num_classes, width=spec.quality_width)
     found: dict[str, float | None] = {}
     for name, (images, truth) in sets.items():
         theta = train(

@@ -23,7 +23,7 @@ class PriorSpec:
         lr: Step size of Adam (beta1 = 0, beta2 = 0.99) for both networks.
         r1: Weight of the gradient penalty on real images; None is ``0.0002 * size^2 / batch_size`` (StyleGAN2-ADA).
         r1_every: Iterations between two penalties, each weighted by this number.
-        classify: Weight of a classifier in the discriminator: it learns the classes of real images, the generator to be recognised.
+        classify: Weight of a classifier in the discriminator: it learns from real images, the generator learns to be recognised.
         path_length: Weight of the path-length penalty on the generator; 0 leaves it out.
         path_every: Iterations between two of these.
         ema_images: Half-life of the averaged generator in images; shorter in the beginning, a twentieth of what was seen.

@@ -102,7 +102,7 @@ class TrainingState:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in vectors}
 
     def with_saved(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> "TrainingState":
-        """Return the state that a checkpoint holds, on the device of this one; KeyError if it lacks something."""
+        """Return the state that a checkpoint holds, on the device of this one; it must hold all of it."""
         there = {name: x.to(self.average.device) for name, x in tensors.items()}
         known = {name: type(value)(numbers[name]) for name, value in self.numbers().items()}
         return replace(
