@@ -92,8 +92,8 @@ def train_prior(
         DataError: A size that does not fit, too few images, or a folder with other contents.
         NonFiniteError: The training blew up; the last good state is in ``out``.
 
-    Cost: per iteration a forward pass of the generator and one with its backward pass, three of the discriminator with two
-        backward passes (two with respect to weights); every ``r1_every`` iterations a second-order pass.
+    Cost: per iteration a pass of the generator forward and backward, and three of the discriminator (of which one needs no
+        gradient of its weights); every ``r1_every`` iterations a second-order pass.
     """
     spec = from_mapping(PriorSpec, {"seed": seed, **(options or {})}, where="options of prior train")
     check_ranges(1, validation, max_minutes)

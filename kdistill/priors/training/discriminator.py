@@ -89,6 +89,11 @@ class Discriminator:
         return dense(tensors, "out", x)[:, 0] + of_class, dense(tensors, "label", x)
 
 
+def group_of(count: int) -> int:
+    """Return how many of ``count`` images form a group: image i is with those of numbers i modulo ``count / group``."""
+    return math.gcd(count, GROUP)
+
+
 def _conv(tensors: Mapping[str, Tensor], name: str, x: Tensor, padding: int = 0) -> Tensor:
     weight = tensors[f"{name}.weight"]
     scaled = weight / math.sqrt(weight[0].numel())
@@ -99,7 +104,7 @@ def _conv(tensors: Mapping[str, Tensor], name: str, x: Tensor, padding: int = 0)
 
 def _spread(x: Tensor) -> Tensor:
     """Return a map ``[N, 1, H, W]``: the standard deviation over a group of images, averaged over features and places."""
-    group = math.gcd(len(x), GROUP)
+    group = group_of(len(x))
     grouped = x.reshape(group, -1, *x.shape[1:])  # [G, N/G, C, H, W]
     spread = (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # [N/G]
     return spread.repeat(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])

@@ -21,7 +21,7 @@ class PriorSpec:
         iterations: Steps of discriminator and generator, one each.
         batch_size: Images of a step, half of what the discriminator sees.
         lr: Step size of Adam (beta1 = 0, beta2 = 0.99) for both networks.
-        r1: Weight of the gradient penalty on real images; None is ``0.0002 * size^2 / batch_size`` (StyleGAN2-ADA).
+        r1: Weight of the gradient penalty on real images; None is ``0.0008 * size^2 / batch_size``.
         r1_every: Iterations between two penalties, each weighted by this number.
         classify: Weight of a classifier in the discriminator: it learns from real images, the generator learns to be recognised.
         path_length: Weight of the path-length penalty on the generator; 0 leaves it out.
@@ -46,8 +46,8 @@ class PriorSpec:
     """
 
     iterations: int = 10_000
-    batch_size: int = 32
-    lr: float = 2.5e-3
+    batch_size: int = 16
+    lr: float = 5e-3
     r1: float | None = None
     r1_every: int = 16
     classify: float = 1.0
@@ -61,7 +61,7 @@ class PriorSpec:
     z_dim: int = 64
     w_dim: int = 64
     mapping_layers: int = 2
-    channel_base: int = 1024
+    channel_base: int = 512
     channel_max: int = 64
     quality_images: int = 5000
     quality_steps: int = 600
@@ -80,8 +80,8 @@ class PriorSpec:
             if value is not None and not value >= 0.0:
                 raise ConfigError(f"prior: expected {name} of 0 or more, got {value}; 0 leaves it out")
         if not self.lr > 0.0:
-            raise ConfigError(f"prior: expected lr above 0, got {self.lr}; 0.0025 is the published value")
+            raise ConfigError(f"prior: expected lr above 0, got {self.lr}; 0.005 is the default")
 
     def r1_weight(self, size: int) -> float:
         """Return the weight of the gradient penalty for images of this side."""
-        return 0.0002 * size**2 / self.batch_size if self.r1 is None else self.r1
+        return 0.0008 * size**2 / self.batch_size if self.r1 is None else self.r1

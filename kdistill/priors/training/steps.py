@@ -1,12 +1,17 @@
 """One iteration: the losses of both networks, their steps, the average and the probability of augmentation.
 
-    discriminator   softplus(-D(A(x))) + softplus(D(A(G(z)))),  every k-th time + k * r1/2 * |dD(A(x))/dx|^2
-    generator       softplus(-D(A(G(z)))),  every k-th time + k * weight * (|J^T y| - mean)^2, y normal / side
+    discriminator   softplus(-D(A(x))) + softplus(D(A(G(z)))) + c * CE(class of A(x))
+                    every k-th time + k * r1/2 * |dD(A(x))/dx|^2
+    generator       softplus(-D(A(G(z)))) + c * CE(class of A(G(z)))
+                    every k-th time + k * weight * (|J^T y| - mean)^2, y normal / side
+
+The images over which the discriminator takes a standard deviation are of one class, in real and in generated batches, so that it
+sees when those of a class are all alike.  Groups of mixed classes hide that: a generator of one image per class then wins.
 
 Papers: Goodfellow et al. 2014 (the non-saturating loss), Mescheder et al. 2018 (R1), Karras et al. 2020 (StyleGAN2: lazy
 penalties, path length; "Training Generative Adversarial Networks with Limited Data": augmentation of all that D sees, with a
-probability steered by the sign of its logits).  The published code gives a penalty a step of Adam of its own; here it is added to
-the loss of that iteration.
+probability steered by the sign of its logits), Odena et al. 2017 (the classifier).  The published code gives a penalty a step of
+Adam of its own; here it is added to the loss of that iteration.  Both networks learn from the same generated images, drawn once.
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,7 +27,7 @@ from kdistill.keys import make_key, uniforms
 from kdistill.ops.diff_augment import IDENTITY
 from kdistill.priors._prior import Noise
 from kdistill.priors.stylegan import Generator, new_stylegan2
-from kdistill.priors.training.discriminator import Discriminator
+from kdistill.priors.training.discriminator import Discriminator, group_of
 from kdistill.priors.training.spec import PriorSpec
 from kdistill.priors.training.state import Layout, Trained, TrainingState
 
@@ -39,6 +44,15 @@ class BatchNoise(Noise):
     def normal(self, place: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return ``[len(rows), *shape]`` like ``like``."""
         return torch.randn((len(self.rows), *shape), generator=keyed(make_key(self.key, place))).to(like)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Generated images ``[N, C, S, S]``, their classes ``[N]`` and latents ``ws``."""
+
+    images: Tensor
+    labels: Tensor
+    ws: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,11 +93,16 @@ class Game:
     augment: Augment | None
     layout: Layout = field(init=False)
     opponent_layout: Layout = field(init=False)
+    by_class: Tensor = field(init=False)  # row numbers, class by class
+    starts: Tensor = field(init=False)  # where each class begins in it, and its end
 
     def __post_init__(self) -> None:
         trained = {name: x for name, x in self.network.tensors.items() if not name.endswith(BUFFERS)}
         object.__setattr__(self, "layout", Layout.of(trained))
         object.__setattr__(self, "opponent_layout", Layout.of(self.opponent.new(keyed(0))))
+        counts = torch.bincount(self.labels.cpu(), minlength=self.opponent.classes)
+        object.__setattr__(self, "by_class", torch.argsort(self.labels.cpu(), stable=True))
+        object.__setattr__(self, "starts", F.pad(counts.cumsum(0), (1, 0)))
 
     def start(self) -> TrainingState:
         """Return the state before the first iteration."""
@@ -104,8 +123,10 @@ class Game:
 
     def iterate(self, now: TrainingState) -> tuple[TrainingState, Losses]:
         """Return the state after one iteration, and what the losses were in it."""
-        discriminator, signs, loss_d, r1 = self._discriminate(now)
-        generator, path_mean, loss_g, path = self._generate(now, discriminator.theta)
+        theta = now.generator.theta.detach().requires_grad_()
+        drawn = self._drawn(theta, "prior fake", now.iteration, self.spec.batch_size)  # for both networks
+        discriminator, signs, loss_d, r1 = self._discriminate(now, drawn)
+        generator, path_mean, loss_g, path = self._generate(now, theta, drawn, discriminator.theta)
         seen = (now.iteration + 1) * self.spec.batch_size
         half_life = min(float(self.spec.ema_images), max(WARM_UP * seen, 1e-8))
         keep = 0.5 ** (self.spec.batch_size / half_life)
@@ -129,18 +150,16 @@ class Game:
         p = now.augment_p + (step if sign > self.spec.augment_target else -step)
         return replace(now, augment_p=min(max(p, 0.0), 1.0), signs=0.0, sign=sign)
 
-    def _discriminate(self, now: TrainingState) -> tuple[Trained, float, Tensor, Tensor]:
-        spec, count = self.spec, self.spec.batch_size
+    def _discriminate(self, now: TrainingState, drawn: Drawn) -> tuple[Trained, float, Tensor, Tensor]:
+        spec = self.spec
         rows = self._rows("prior real", now.iteration)
         real, labels = self.images[rows], self.labels[rows]
-        with torch.no_grad():
-            fake, fake_labels, _ = self._drawn(now.generator.theta, "prior fake", now.iteration, count)
         penalised = spec.r1_weight(self.opponent.size) > 0.0 and now.iteration % spec.r1_every == 0
         theta = now.discriminator.theta.detach().requires_grad_()
         tensors = self.opponent_layout.named(theta)
         real.requires_grad_(penalised)
         on_real, scores = self.opponent.judge(tensors, self._seen(real, now, "real"), labels)
-        on_fake, _ = self.opponent.judge(tensors, self._seen(fake, now, "fake"), fake_labels)
+        on_fake, _ = self.opponent.judge(tensors, self._seen(drawn.images.detach(), now, "fake"), drawn.labels)
         loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
         total = loss + spec.classify * F.cross_entropy(scores, labels)
         r1 = loss.new_zeros(())
@@ -151,13 +170,13 @@ class Game:
         signs = float(on_real.detach().sign().mean())
         return now.discriminator.step(grad, spec.lr, now.iteration), signs, loss.detach(), r1.detach()
 
-    def _generate(self, now: TrainingState, against: Tensor) -> tuple[Trained, float, Tensor, Tensor]:
-        spec = self.spec
-        theta = now.generator.theta.detach().requires_grad_()
-        fake, labels, _ = self._drawn(theta, "prior step", now.iteration, spec.batch_size)
-        logits, scores = self.opponent.judge(self.opponent_layout.named(against), self._seen(fake, now, "step"), labels)
+    def _generate(
+        self, now: TrainingState, theta: Tensor, drawn: Drawn, against: Tensor
+    ) -> tuple[Trained, float, Tensor, Tensor]:
+        spec, tensors = self.spec, self.opponent_layout.named(against)
+        logits, scores = self.opponent.judge(tensors, self._seen(drawn.images, now, "step"), drawn.labels)
         loss = F.softplus(-logits).mean()
-        total = loss + spec.classify * F.cross_entropy(scores, labels)
+        total = loss + spec.classify * F.cross_entropy(scores, drawn.labels)
         path, mean = loss.new_zeros(()), now.path_mean
         if spec.path_length > 0.0 and now.iteration % spec.path_every == 0:
             lengths = self._path_lengths(theta, now.iteration)
@@ -169,24 +188,30 @@ class Game:
 
     def _path_lengths(self, theta: Tensor, iteration: int) -> Tensor:
         """Return ``|J^T y|`` per image for half a batch, y normal over the side; differentiable."""
-        images, _, ws = self._drawn(theta, "prior path", iteration, max(self.spec.batch_size // 2, 1))
-        y = torch.randn(images.shape, generator=keyed(make_key(self.spec.seed, "prior path y", iteration))).to(images)
-        (grad,) = torch.autograd.grad((images * y).sum() / images.shape[-1], ws, create_graph=True)
+        drawn = self._drawn(theta, "prior path", iteration, max(self.spec.batch_size // 2, 1))
+        key = make_key(self.spec.seed, "prior path y", iteration)
+        y = torch.randn(drawn.images.shape, generator=keyed(key)).to(drawn.images)
+        (grad,) = torch.autograd.grad((drawn.images * y).sum() / self.opponent.size, drawn.ws, create_graph=True)
         return grad.square().sum(2).mean(1).sqrt()
 
-    def _drawn(self, theta: Tensor, purpose: str, iteration: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images, their classes (those of random real images) and latents ``ws``."""
+    def _drawn(self, theta: Tensor, purpose: str, iteration: int, count: int) -> Drawn:
+        """Return generated images of the classes of random real ones."""
         key = make_key(self.spec.seed, purpose, iteration)
         labels = self.labels[self._rows(purpose, iteration)[:count]]
         network = self.generator_of(theta)
         z = torch.randn(count, self.spec.z_dim, generator=keyed(make_key(key, "z"))).to(theta)
         ws = network.mapping(z, labels)
-        return network.forward(ws, BatchNoise(key, range(count))), labels, ws
+        return Drawn(network.forward(ws, BatchNoise(key, range(count))), labels, ws)
 
     def _rows(self, purpose: str, iteration: int) -> Tensor:
-        """Return a batch of row numbers of the real images, drawn with replacement."""
-        draws = uniforms(make_key(self.spec.seed, f"{purpose} rows", iteration), self.spec.batch_size)
-        return torch.from_numpy(draws * len(self.labels)).long().to(self.labels.device)
+        """Return a batch of row numbers of the real images, drawn with replacement; a group of ``_spread`` is of one class."""
+        key, count = make_key(self.spec.seed, f"{purpose} rows", iteration), self.spec.batch_size
+        group = group_of(count)
+        firsts = torch.from_numpy(uniforms(make_key(key, "first"), count // group) * len(self.labels)).long()
+        ranks = torch.from_numpy(uniforms(key, count))
+        of = torch.searchsorted(self.starts, firsts, right=True).sub(1).repeat(group)  # classes as often as they are
+        place = self.starts[of] + (ranks * (self.starts[of + 1] - self.starts[of])).long()
+        return self.by_class[place].to(self.labels.device)
 
     def _seen(self, images: Tensor, now: TrainingState, which: str) -> Tensor:
         """Return what the discriminator sees: every family of augmentations on every image with the current probability."""
