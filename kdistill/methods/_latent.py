@@ -29,7 +29,7 @@ class LatentConfig(MethodConfig):
     """Options of the methods on latents beside those that every method has; step sizes: GLaD's for DM on ImageNet subsets.
 
     Attributes:
-        prior: Folder of the generator (``kdistill prior convert``).
+        prior: Folder of the generator (``kdistill prior train`` or ``convert``).
         objective: Name of the method whose objective is used.
         objective_preset: Its preset.
         settings: Its own options on top of that.
@@ -100,7 +100,7 @@ def network_for(config: LatentConfig, data: ImageDataset) -> Generator:
         DataError: The folder holds none, or a damaged one.
     """
     if not config.prior:
-        raise ConfigError("prior: expected the folder of a generator, got none; make one with kdistill prior convert net.pkl out")
+        raise ConfigError("prior: expected the folder of a generator, got none; make one with kdistill prior train DATA --out out")
     return load_generator(config.prior, data.train.images.device)
 
 

@@ -120,7 +120,7 @@ def test_latents_that_blow_up_are_named_and_the_last_good_state_is_kept(digits, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prior": ""}, "expected the folder of a generator, got none; make one with kdistill prior convert"),
+        ({"prior": ""}, "expected the folder of a generator, got none; make one with kdistill prior train"),
         ({"layer": 9}, "expected 0 to 3, .* got 9; layers: 0 input, 1 b4.conv1, 2 b8.conv0, 3 b8.conv1"),
         ({"objective": "glad"}, "expected a method on pixels"),
         ({"objective": "dmm"}, "did you mean 'dm'"),

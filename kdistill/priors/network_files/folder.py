@@ -71,7 +71,7 @@ def load_generator(folder: str | Path, device: torch.device | str = "cpu") -> Ge
     except OSError as error:
         raise DataError(
             f"prior: expected a generator in {folder}, got: {error.strerror} ({Path(str(error.filename)).name}); "
-            "make one with kdistill prior convert"
+            "make one with kdistill prior train, or kdistill prior convert"
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{folder / CONFIG}: expected valid JSON, got: {error}; convert the network again") from error

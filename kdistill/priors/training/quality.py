@@ -51,7 +51,7 @@ class Quality:
         return f"a network trained on generated images alone: {accuracies}"
 
 
-def draw(network: Generator, labels: Tensor, key: int, view: View | None = None, noise: Noise | None = None) -> Tensor:
+def draw(network: Generator, labels: Tensor, key: int, view: View | None = None, *, has_noise: bool = False) -> Tensor:
     """Return one image per label, drawn in chunks without a graph; image i depends on key, label and i alone.
 
     Args:
@@ -59,13 +59,14 @@ def draw(network: Generator, labels: Tensor, key: int, view: View | None = None,
         labels: Classes, int64 ``[M]``.
         key: Of the draws.
         view: What is made of the images; None leaves them, about -1 to 1.
-        noise: For every chunk; None takes the network's own constants.
+        has_noise: New draws of the noise inputs for every image; False takes the network's own constants.
     """
     like = network.tensors["mapping.w_avg"]
     z = Noise(key, range(len(labels))).normal("z", (network.config.mapping.z_dim,), like)
     parts = []
     with torch.no_grad():
         for rows in torch.arange(len(labels)).split(CHUNK):
+            noise = Noise(make_key(key, "noise"), range(int(rows[0]), int(rows[-1]) + 1)) if has_noise else None
             images = network.forward(network.mapping(z[rows], labels[rows].to(like.device)), noise)
             parts.append(images if view is None else view(images))
     return torch.cat(parts)
@@ -97,7 +98,7 @@ def measure(spec: PriorSpec, network: Generator, data: ImageDataset, withheld: S
     """
     count = min(spec.quality_images, len(data.train))
     labels = (torch.arange(count) % data.num_classes).to(data.train.labels.device)
-    generated = draw(network, labels, make_key(spec.seed, "prior quality"), View(transform=data.transform))
+    generated = draw(network, labels, make_key(spec.seed, "prior quality"), View(transform=data.transform), has_noise=True)
     sets = {"generated": (generated, labels), "real": (data.transform.apply(data.train.images), data.train.labels)}
     student = build_student("convnet", channels=data.channels, size=data.size, classes=data.num_classes, width=spec.quality_width)
     found: dict[str, float | None] = {}
