@@ -257,7 +257,9 @@ def test_a_saved_generator_comes_back(name, tmp_path):
 
 
 def test_a_damaged_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"expected a generator in .*; make one with kdistill prior train, or kdistill prior convert"):
+    with pytest.raises(
+        DataError, match=r"expected a generator in .*; make one with kdistill prior train, or kdistill prior convert"
+    ):
         load_generator(tmp_path)
     save_generator(tiny_stylegan2(), tmp_path)
     data = bytearray((tmp_path / "generator.safetensors").read_bytes())

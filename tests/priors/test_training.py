@@ -59,8 +59,8 @@ def test_the_discriminator_can_be_differentiated_twice():
     inputs = [tensors[name].requires_grad_() for name in some]
 
     def judged(images, *values):
-        logits, scores = opponent.judge({**tensors, **dict(zip(some, values, strict=True))}, images, labels)
-        return torch.cat([logits, scores.flatten()])
+        judged = opponent.judge({**tensors, **dict(zip(some, values, strict=True))}, images, labels)
+        return torch.cat([judged.logits, judged.scores.flatten(), judged.spread])
 
     assert torch.autograd.gradcheck(judged, (images, *inputs), fast_mode=True)
     assert torch.autograd.gradgradcheck(judged, (images, *inputs), fast_mode=True)
@@ -73,8 +73,8 @@ def test_logits_depend_on_the_class_and_scores_do_not():
     tensors["classes"] = torch.randn(2, 8, generator=keyed(2))
     first = opponent.judge(tensors, images, torch.zeros(4, dtype=torch.int64))
     second = opponent.judge(tensors, images, torch.ones(4, dtype=torch.int64))
-    assert not torch.equal(first[0], second[0])
-    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first.logits, second.logits)
+    assert torch.equal(first.scores, second.scores)
 
 
 def test_the_step_is_adam_without_momentum():
@@ -317,7 +317,7 @@ def test_what_is_not_finite_is_named(digits, tmp_path, monkeypatch):
 def test_groups_of_a_batch_are_of_one_class_and_classes_come_as_often_as_they_are(colours):
     few = colours.train.take(torch.cat([torch.arange(30), torch.arange(90, 96)]))
     played = new_game(PriorSpec(**{**TINY, "batch_size": 8}), replace(colours, train=few), "none")
-    rows = torch.stack([played._rows("test", iteration) for iteration in range(400)])
+    rows = torch.stack([played._rows(iteration) for iteration in range(400)])
     labels = played.labels[rows].view(400, 4, 2)  # images 2 and more apart are a group of four
     assert (labels == labels[:, :1]).all()
     share = len(few.labels[few.labels == 1]) / len(few)

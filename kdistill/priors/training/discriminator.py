@@ -21,6 +21,21 @@ from kdistill.priors.stylegan._operators import dense, lrelu
 GROUP = 4  # images over which the standard deviation is taken
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What a discriminator thinks of a batch.
+
+    Attributes:
+        logits: ``[N]``, positive for "real".
+        scores: Of the classes, ``[N, K]``.
+        spread: How much the images of a group differ in its last map, ``[N/G]``.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    spread: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class Discriminator:
     """A function from tensors, images and classes to logits, of which a positive one says "real", and scores of the classes.
@@ -70,8 +85,8 @@ class Discriminator:
         tensors["classes"] = torch.zeros(self.classes, width)
         return tensors
 
-    def judge(self, tensors: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``[N]`` and scores of the classes ``[N, K]``; differentiable twice in tensors and images.
+    def judge(self, tensors: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Judgement:
+        """Return what is thought of the images; differentiable twice in tensors and images.
 
         Args:
             tensors: Shaped like those of ``new``.
@@ -83,10 +98,12 @@ class Discriminator:
             skip = _conv(tensors, f"b{side}.skip", F.avg_pool2d(x, 2))
             x = F.avg_pool2d(lrelu(_conv(tensors, f"b{side}.conv0", x, padding=1)), 2)
             x = (lrelu(_conv(tensors, f"b{side}.conv1", x, padding=1)) + skip) * math.sqrt(0.5)
-        x = lrelu(_conv(tensors, "b4.conv", torch.cat([x, _spread(x)], 1), padding=1))
+        spread = _spread(x)
+        of_image = spread.repeat(len(x) // len(spread))[:, None, None, None].expand(-1, 1, *x.shape[2:])
+        x = lrelu(_conv(tensors, "b4.conv", torch.cat([x, of_image], 1), padding=1))
         x = lrelu(dense(tensors, "b4.fc", x.flatten(1)))
         of_class = (x * tensors["classes"][labels]).sum(1) / math.sqrt(x.shape[1])
-        return dense(tensors, "out", x)[:, 0] + of_class, dense(tensors, "label", x)
+        return Judgement(dense(tensors, "out", x)[:, 0] + of_class, dense(tensors, "label", x), spread)
 
 
 def group_of(count: int) -> int:
@@ -103,8 +120,7 @@ def _conv(tensors: Mapping[str, Tensor], name: str, x: Tensor, padding: int = 0)
 
 
 def _spread(x: Tensor) -> Tensor:
-    """Return a map ``[N, 1, H, W]``: the standard deviation over a group of images, averaged over features and places."""
+    """Return ``[N/G]``: the standard deviation over every group of images, averaged over features and places."""
     group = group_of(len(x))
     grouped = x.reshape(group, -1, *x.shape[1:])  # [G, N/G, C, H, W]
-    spread = (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # [N/G]
-    return spread.repeat(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+    return (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))

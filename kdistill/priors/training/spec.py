@@ -10,7 +10,7 @@ WHOLE = {  # smallest value of the whole numbers
     "quality_width": 1,
 }  # fmt: skip
 SHARES = ("augment_p", "augment_target")
-NOT_NEGATIVE = ("r1", "path_length", "classify")
+NOT_NEGATIVE = ("r1", "path_length", "classify", "diversity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class PriorSpec:
         r1: Weight of the gradient penalty on real images; None is ``0.0008 * size^2 / batch_size``.
         r1_every: Iterations between two penalties, each weighted by this number.
         classify: Weight of a classifier in the discriminator: it learns from real images, the generator learns to be recognised.
+        diversity: Weight of what the images of a class lack in spread, against real ones, in the discriminator's last map.
         path_length: Weight of the path-length penalty on the generator; 0 leaves it out.
         path_every: Iterations between two of these.
         ema_images: Half-life of the averaged generator in images; shorter in the beginning, a twentieth of what was seen.
@@ -51,6 +52,7 @@ class PriorSpec:
     r1: float | None = None
     r1_every: int = 16
     classify: float = 1.0
+    diversity: float = 5.0
     path_length: float = 0.0
     path_every: int = 4
     ema_images: int = 10_000

@@ -2,11 +2,11 @@
 
     discriminator   softplus(-D(A(x))) + softplus(D(A(G(z)))) + c * CE(class of A(x))
                     every k-th time + k * r1/2 * |dD(A(x))/dx|^2
-    generator       softplus(-D(A(G(z)))) + c * CE(class of A(G(z)))
+    generator       softplus(-D(A(G(z)))) + c * CE(class of A(G(z))) + d * relu(1 - spread of A(G(z)) / spread of A(x))
                     every k-th time + k * weight * (|J^T y| - mean)^2, y normal / side
 
-The images over which the discriminator takes a standard deviation are of one class, in real and in generated batches, so that it
-sees when those of a class are all alike.  Groups of mixed classes hide that: a generator of one image per class then wins.
+The images over which the discriminator takes a standard deviation, the spread, are of one class, the same in the real and in the
+generated batch.  Groups of mixed classes hide it when the images of a class are all alike; the last term asks for as much spread.
 
 Papers: Goodfellow et al. 2014 (the non-saturating loss), Mescheder et al. 2018 (R1), Karras et al. 2020 (StyleGAN2: lazy
 penalties, path length; "Training Generative Adversarial Networks with Limited Data": augmentation of all that D sees, with a
@@ -124,9 +124,10 @@ class Game:
     def iterate(self, now: TrainingState) -> tuple[TrainingState, Losses]:
         """Return the state after one iteration, and what the losses were in it."""
         theta = now.generator.theta.detach().requires_grad_()
-        drawn = self._drawn(theta, "prior fake", now.iteration, self.spec.batch_size)  # for both networks
-        discriminator, signs, loss_d, r1 = self._discriminate(now, drawn)
-        generator, path_mean, loss_g, path = self._generate(now, theta, drawn, discriminator.theta)
+        rows = self._rows(now.iteration)
+        drawn = self._drawn(theta, "prior fake", now.iteration, self.labels[rows])  # for both networks
+        discriminator, signs, spread, loss_d, r1 = self._discriminate(now, rows, drawn)
+        generator, path_mean, loss_g, path = self._generate(now, theta, drawn, spread, discriminator.theta)
         seen = (now.iteration + 1) * self.spec.batch_size
         half_life = min(float(self.spec.ema_images), max(WARM_UP * seen, 1e-8))
         keep = 0.5 ** (self.spec.batch_size / half_life)
@@ -150,33 +151,34 @@ class Game:
         p = now.augment_p + (step if sign > self.spec.augment_target else -step)
         return replace(now, augment_p=min(max(p, 0.0), 1.0), signs=0.0, sign=sign)
 
-    def _discriminate(self, now: TrainingState, drawn: Drawn) -> tuple[Trained, float, Tensor, Tensor]:
+    def _discriminate(self, now: TrainingState, rows: Tensor, drawn: Drawn) -> tuple[Trained, float, Tensor, Tensor, Tensor]:
         spec = self.spec
-        rows = self._rows("prior real", now.iteration)
         real, labels = self.images[rows], self.labels[rows]
         penalised = spec.r1_weight(self.opponent.size) > 0.0 and now.iteration % spec.r1_every == 0
         theta = now.discriminator.theta.detach().requires_grad_()
         tensors = self.opponent_layout.named(theta)
         real.requires_grad_(penalised)
-        on_real, scores = self.opponent.judge(tensors, self._seen(real, now, "real"), labels)
-        on_fake, _ = self.opponent.judge(tensors, self._seen(drawn.images.detach(), now, "fake"), drawn.labels)
-        loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
-        total = loss + spec.classify * F.cross_entropy(scores, labels)
+        on_real = self.opponent.judge(tensors, self._seen(real, now, "real"), labels)
+        on_fake = self.opponent.judge(tensors, self._seen(drawn.images.detach(), now, "fake"), labels)
+        loss = F.softplus(-on_real.logits).mean() + F.softplus(on_fake.logits).mean()
+        total = loss + spec.classify * F.cross_entropy(on_real.scores, labels)
         r1 = loss.new_zeros(())
         if penalised:
-            (grad,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
+            (grad,) = torch.autograd.grad(on_real.logits.sum(), real, create_graph=True)
             r1 = grad.square().sum((1, 2, 3)).mean()
         (grad,) = torch.autograd.grad(total + 0.5 * spec.r1_weight(self.opponent.size) * spec.r1_every * r1, theta)
-        signs = float(on_real.detach().sign().mean())
-        return now.discriminator.step(grad, spec.lr, now.iteration), signs, loss.detach(), r1.detach()
+        signs = float(on_real.logits.detach().sign().mean())
+        after = now.discriminator.step(grad, spec.lr, now.iteration)
+        return after, signs, on_real.spread.detach(), loss.detach(), r1.detach()
 
     def _generate(
-        self, now: TrainingState, theta: Tensor, drawn: Drawn, against: Tensor
+        self, now: TrainingState, theta: Tensor, drawn: Drawn, spread: Tensor, against: Tensor
     ) -> tuple[Trained, float, Tensor, Tensor]:
         spec, tensors = self.spec, self.opponent_layout.named(against)
-        logits, scores = self.opponent.judge(tensors, self._seen(drawn.images, now, "step"), drawn.labels)
-        loss = F.softplus(-logits).mean()
-        total = loss + spec.classify * F.cross_entropy(scores, drawn.labels)
+        judged = self.opponent.judge(tensors, self._seen(drawn.images, now, "step"), drawn.labels)
+        loss = F.softplus(-judged.logits).mean()
+        missing = (1.0 - judged.spread / spread).relu().mean()
+        total = loss + spec.classify * F.cross_entropy(judged.scores, drawn.labels) + spec.diversity * missing
         path, mean = loss.new_zeros(()), now.path_mean
         if spec.path_length > 0.0 and now.iteration % spec.path_every == 0:
             lengths = self._path_lengths(theta, now.iteration)
@@ -188,24 +190,24 @@ class Game:
 
     def _path_lengths(self, theta: Tensor, iteration: int) -> Tensor:
         """Return ``|J^T y|`` per image for half a batch, y normal over the side; differentiable."""
-        drawn = self._drawn(theta, "prior path", iteration, max(self.spec.batch_size // 2, 1))
+        labels = self.labels[self._rows(iteration)][: max(self.spec.batch_size // 2, 1)]
+        drawn = self._drawn(theta, "prior path", iteration, labels)
         key = make_key(self.spec.seed, "prior path y", iteration)
         y = torch.randn(drawn.images.shape, generator=keyed(key)).to(drawn.images)
         (grad,) = torch.autograd.grad((drawn.images * y).sum() / self.opponent.size, drawn.ws, create_graph=True)
         return grad.square().sum(2).mean(1).sqrt()
 
-    def _drawn(self, theta: Tensor, purpose: str, iteration: int, count: int) -> Drawn:
-        """Return generated images of the classes of random real ones."""
+    def _drawn(self, theta: Tensor, purpose: str, iteration: int, labels: Tensor) -> Drawn:
+        """Return generated images of these classes."""
         key = make_key(self.spec.seed, purpose, iteration)
-        labels = self.labels[self._rows(purpose, iteration)[:count]]
         network = self.generator_of(theta)
-        z = torch.randn(count, self.spec.z_dim, generator=keyed(make_key(key, "z"))).to(theta)
+        z = torch.randn(len(labels), self.spec.z_dim, generator=keyed(make_key(key, "z"))).to(theta)
         ws = network.mapping(z, labels)
-        return Drawn(network.forward(ws, BatchNoise(key, range(count))), labels, ws)
+        return Drawn(network.forward(ws, BatchNoise(key, range(len(labels)))), labels, ws)
 
-    def _rows(self, purpose: str, iteration: int) -> Tensor:
+    def _rows(self, iteration: int) -> Tensor:
         """Return a batch of row numbers of the real images, drawn with replacement; a group of ``_spread`` is of one class."""
-        key, count = make_key(self.spec.seed, f"{purpose} rows", iteration), self.spec.batch_size
+        key, count = make_key(self.spec.seed, "prior rows", iteration), self.spec.batch_size
         group = group_of(count)
         firsts = torch.from_numpy(uniforms(make_key(key, "first"), count // group) * len(self.labels)).long()
         ranks = torch.from_numpy(uniforms(key, count))
