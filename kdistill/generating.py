@@ -100,7 +100,7 @@ def train_prior(
     use(threads, device)
     data = data if isinstance(data, ImageDataset) else load_data(data)
     seen, withheld = _parts(data, validation, device)
-    strategy = strategy_for(spec.augment, data.name)
+    strategy = _strategy(spec, data)
     game = new_game(spec, seen, strategy)
     folder = _prepared(Path(out).expanduser(), resume)
     source = {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes), "validation": validation}
@@ -131,6 +131,14 @@ def train_prior(
     write_atomic(folder / "metrics.json", to_json(about["quality"] | {"iterations": outcome.state.iteration}))
     write_atomic(folder / "README.md", card(folder.name, network, data.classes, about).encode())
     return TrainedPrior(folder, network, quality, outcome.state.iteration, outcome.finished)
+
+
+def _strategy(spec: PriorSpec, data: ImageDataset) -> str:
+    """Return the families of augmentations; grey images keep their brightness unless colour is asked for by name."""
+    families = strategy_for(spec.augment, data.name).split("_")
+    if spec.augment == "auto" and data.channels == 1:
+        families.remove("color")
+    return "_".join(families)
 
 
 def _parts(data: ImageDataset, validation: float, device: str | torch.device | None) -> tuple[ImageDataset, Split]:

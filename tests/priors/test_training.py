@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 import kdistill
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError, NonFiniteError
+from kdistill.generating import _strategy
 from kdistill.keys import generator as keyed
 from kdistill.priors.network_files import load_generator
 from kdistill.priors.training import PriorSpec, fit
-from kdistill.priors.training.discriminator import Discriminator
+from kdistill.priors.training.discriminator import Discriminator, _spread, group_of
 from kdistill.priors.training.loop import CHECKPOINT
 from kdistill.priors.training.state import Trained
 from kdistill.priors.training.steps import new_game
@@ -323,3 +324,17 @@ def test_groups_of_a_batch_are_of_one_class_and_classes_come_as_often_as_they_ar
     share = len(few.labels[few.labels == 1]) / len(few)
     assert abs(float((labels == 1).double().mean()) - share) < 0.05
     assert set(rows.flatten().tolist()) == set(range(len(few)))
+
+
+def test_the_spread_is_that_of_a_group():
+    x = torch.randn(8, 3, 4, 4, generator=keyed(0))
+    wanted = torch.stack([x[group::2].std(0, correction=0).mean() for group in (0, 1)])  # images 2 apart are a group of four
+    torch.testing.assert_close(_spread(x), wanted)
+    assert float(_spread(x[:1].expand(8, -1, -1, -1)).max()) < 1e-3
+    assert [group_of(count) for count in (2, 3, 8, 10)] == [2, 1, 4, 2]
+
+
+def test_grey_images_keep_their_brightness(digits, colours):
+    assert _strategy(PriorSpec(), digits) == "crop_cutout_scale_rotate"
+    assert _strategy(PriorSpec(), colours) == "color_crop_cutout_flip_scale_rotate"
+    assert _strategy(PriorSpec(augment="color"), digits) == "color"

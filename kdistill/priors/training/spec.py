@@ -28,7 +28,8 @@ class PriorSpec:
         path_length: Weight of the path-length penalty on the generator; 0 leaves it out.
         path_every: Iterations between two of these.
         ema_images: Half-life of the averaged generator in images; shorter in the beginning, a twentieth of what was seen.
-        augment: Families of ``kdistill.augment`` joined by ``_``; ``"auto"`` (all; no flips on digits) or ``"none"``.
+        augment: Families of ``kdistill.augment`` joined by ``_``; ``"auto"`` (all; no flips on digits, no colour on grey
+            images) or ``"none"``.
         augment_p: Probability of each family in the beginning.
         augment_target: Mean sign of the discriminator's logits on real images that the probability is steered to.
         augment_images: Images over which the probability goes from 0 to 1 at the fastest.
@@ -51,7 +52,7 @@ class PriorSpec:
     lr: float = 5e-3
     r1: float | None = None
     r1_every: int = 16
-    classify: float = 1.0
+    classify: float = 0.5
     diversity: float = 5.0
     path_length: float = 0.0
     path_every: int = 4
