@@ -100,7 +100,7 @@ def network_for(config: LatentConfig, data: ImageDataset) -> Generator:
         DataError: The folder holds none, or a damaged one.
     """
     if not config.prior:
-        raise ConfigError("prior: expected the folder of a generator, got none; make one with kdistill prior train DATA --out out")
+        raise ConfigError("prior: expected the folder of a generator, got none; make one with kdistill prior train DATA")
     return load_generator(config.prior, data.train.images.device)
 
 
