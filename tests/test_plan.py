@@ -38,15 +38,19 @@ def test_memory_and_disk_are_within_a_quarter(method, tmp_path, monkeypatch):
         )
         return json.loads(done.stdout)
 
-    said, seen = process("plan"), process("run")
-    written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
-    assert abs(said["disk"] / written - 1) < 0.25
-    experts = sum(path.stat().st_size for path in (tmp_path / "cache").glob("experts/*/*"))
-    assert abs(said["experts"] - experts) <= 0.25 * experts
-    if abs(said["memory"] / seen["memory"] - 1) >= 0.25:  # a peak depends on what else the machine does: once more
-        shutil.rmtree(tmp_path / "out")
+    def off():
         said, seen = process("plan"), process("run")
-    assert abs(said["memory"] / seen["memory"] - 1) < 0.25
+        written = {
+            "memory": seen["memory"],
+            "disk": sum(path.stat().st_size for path in (tmp_path / "out").iterdir()),
+            "experts": sum(path.stat().st_size for path in (tmp_path / "cache").glob("experts/*/*")),
+        }
+        for folder in ("out", "cache"):
+            shutil.rmtree(tmp_path / folder, ignore_errors=True)
+        return {what: (said[what], real) for what, real in written.items() if abs(said[what] - real) > 0.25 * real}
+
+    # a peak, and whether a run is long enough for a second checkpoint, depend on what else the machine does: once more
+    assert off() == {} or off() == {}
 
 
 def test_time_grows_with_the_steps_and_the_text_names_everything():
