@@ -1,5 +1,10 @@
 """Fixtures of every test: no leaked randomness, poisoned allocations, one hypothesis profile."""
 
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -36,3 +41,25 @@ def pytest_runtest_makereport(item, call):
     if report.failed and _native.why_missing("_cuda_emulated") is None:
         seed = _native.function("_cuda_emulated", "last_seed")()
         report.sections.append(("emulated CUDA", f"KDISTILL_EMULATION_SEED={seed} repeats the last thread order"))
+
+
+@pytest.fixture
+def interrupted() -> Callable[..., tuple[int, str]]:
+    """Return ``run(command, once)``: start it, press Ctrl-C when the file ``once`` exists, give exit status and stderr."""
+
+    def hear_interrupts() -> None:  # a suite in the background of a shell hands on that they are ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def run(command, once):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts) as process:
+            deadline = time.monotonic() + 60
+            while not once.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            try:
+                _, said = process.communicate(timeout=60)
+            finally:
+                process.kill()
+        return process.returncode, said
+
+    return run

@@ -1,7 +1,6 @@
 """The command line as a user types it."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -155,23 +154,11 @@ def test_doctor_names_every_op_and_backend():
         assert word in result.output
 
 
-def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, interrupted):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "kdistill", "distill", "digits", "--ipc", "1", "--out", str(out)]
     command += ["--set", "iterations=1000000", "--set", "width=8"]
-
-    def hear_interrupts() -> None:  # a test run in the background of a shell hands on that they are ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts) as process:
-        deadline = time.monotonic() + 60
-        while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        try:
-            _, said = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
+    status, said = interrupted(command, out / "metrics.jsonl")
+    assert status == 130
     assert "continue with --resume" in said
     assert (out / "checkpoint.safetensors").exists()

@@ -2,10 +2,7 @@
 
 import json
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -204,17 +201,12 @@ def test_a_stopped_training_resumes_to_the_same_files(digits, tmp_path):
     assert longer.iterations == 14
 
 
-def test_ctrl_c_keeps_the_state(tmp_path):
+def test_ctrl_c_keeps_the_state(tmp_path, interrupted):
     out = tmp_path / "prior"
     tiny = [f"--set={name}={value}" for name, value in {**TINY, "iterations": 100_000}.items()]
     command = [sys.executable, "-m", "kdistill", "prior", "train", "digits", "--out", str(out), "--threads", "1", *tiny]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    status, said = interrupted(command, out / "metrics.jsonl")
+    assert status == 130
     assert "continue with --resume" in said
     done = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["iteration"]
     shown = CliRunner().invoke(app, [*command[3:], "--set", f"iterations={done + 20}", "--resume"])
