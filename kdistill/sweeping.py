@@ -55,7 +55,8 @@ class Grid:
         options: Options of the method, or axes of them.
         variant: Named changes to all of the above, e.g. ``{"name": "+ mask", "options": {"grad_mode": "tesla"}}``; none is one
             variant without changes.
-        evaluation: ``protocol``, ``models``, ``baselines`` and ``nets`` of ``evaluate``.
+        evaluation: ``protocol``, ``models``, ``baselines`` and ``nets`` of ``evaluate``; ``eight_bit`` and ``hard_labels`` of the
+            protocol, which cost one more row each.
         max_minutes: Of each distillation.
     """
 
@@ -249,6 +250,8 @@ class _Evaluation:
     models: str | tuple[str, ...] | None = None
     baselines: str | tuple[str, ...] = ("random",)
     nets: int | None = None
+    eight_bit: bool | None = None
+    hard_labels: bool | None = None
 
 
 def _judge(grid: Grid) -> _Judge:
@@ -260,7 +263,8 @@ def _judge(grid: Grid) -> _Judge:
             raise ConfigError(
                 f"sweep.evaluation.models: expected a network, got '{model}'; {did_you_mean(model, list(STUDENTS))}"
             )
-    return _Judge(protocol=protocols.get(wanted.protocol, nets=wanted.nets), models=models, baselines=baselines or ())
+    changes = {"nets": wanted.nets, "eight_bit": wanted.eight_bit, "hard_labels": wanted.hard_labels}
+    return _Judge(protocol=protocols.get(wanted.protocol, **changes), models=models, baselines=baselines or ())
 
 
 def is_finished(folder: Path) -> bool:

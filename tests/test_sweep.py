@@ -98,11 +98,15 @@ def test_finished_runs_are_not_repeated_and_seeds_can_be_added(tmp_path):
 def test_another_evaluation_keeps_the_sets(tmp_path):
     done = kdistill.sweep(grid(seed=0), out=tmp_path)
     before = (done.runs[0].folder / "data.safetensors").read_bytes()
-    again = kdistill.sweep(grid(seed=0, evaluation={"protocol": TINY, "models": ["mlp", "convnet"], "nets": 1}), out=tmp_path)
+    again = kdistill.sweep(
+        grid(seed=0, evaluation={"protocol": TINY, "models": ["mlp", "convnet"], "nets": 1, "eight_bit": True}), out=tmp_path
+    )
     assert again.runs[0].status == "finished"
     assert (done.runs[0].folder / "data.safetensors").read_bytes() == before
     rows = kdistill.DistilledDataset.from_pretrained(done.runs[0].folder).metrics["evaluation"]["rows"]
-    assert {(row["name"], row["model"]) for row in rows} == {(n, m) for n in ("dm", "random") for m in ("mlp", "convnet")}
+    assert {(row["name"], row["model"]) for row in rows} == {
+        (n, m) for n in ("dm", "dm, 8 bits", "random") for m in ("mlp", "convnet")
+    }
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ class Baselines:
 
     def _entry(self, name: str, title: str, strategy: str, trainer: Trainer) -> str:
         """Return the digest of everything that decides the numbers of a baseline."""
-        recipe = asdict(replace(self.protocol, name="", eight_bit=False, robustness=False, strategy=strategy))
+        recipe = asdict(replace(self.protocol, name="", eight_bit=False, hard_labels=False, robustness=False, strategy=strategy))
         del recipe["full_epochs"]
         about = {"row": title, "model": trainer.model, "protocol": recipe, "seed": self.seed, **self.identity}
         about |= {"epochs": self.full_epochs()} if name == "full" else {"ipc": self.ipc}

@@ -210,7 +210,7 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
     if recipe.eight_bit:
         rounded = (images.clamp(0.0, 1.0) * 255.0).round() / 255.0
         tasks.append(task(f"{name}, 8 bits", "variant", rounded, labels))
-    if small.label_logits is not None:
+    if recipe.hard_labels and small.label_logits is not None:
         tasks.append(task(f"{name}, hard labels", "variant", images, hard))
     if recipe.robustness:
         tasks.append(task(f"{name}, no augmentation", "variant", images, labels, "none"))

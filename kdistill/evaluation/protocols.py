@@ -29,6 +29,7 @@ class Protocol:
         align_corners: Of scale and rotate: False for the DC, DSA, DM family, True for the trajectory methods.
         validation: Share of the training images withheld for choosing settings; the share of the run, if it withheld one, wins.
         eight_bit: Also train on the small set rounded to 8 bits, and say what that costs.
+        hard_labels: Also train on the small set with hard labels, where it has learned soft ones.
         robustness: Also train the small and the random set without augmentation, for the augmentation-robust score.
         best_on_test: Also report the best test accuracy over epochs (what papers print), separately and named so.
         test_every: Epochs between looks at the test set, for ``best_on_test`` only.
@@ -55,6 +56,7 @@ class Protocol:
     align_corners: bool = False
     validation: float = 0.1
     eight_bit: bool = True
+    hard_labels: bool = True
     robustness: bool = False
     best_on_test: bool = False
     test_every: int = 10

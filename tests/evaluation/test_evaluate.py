@@ -200,6 +200,8 @@ def test_learned_labels_and_step_size_are_used(digits, small, tiny):
     assert found.small.lr == (0.07,)
     assert found.small.mean < CHANCE  # it was taught that every digit is the next one
     assert found.row("distilled, hard labels").mean > 5 * CHANCE
+    without = evaluate(soft, digits, protocol=replace(tiny, hard_labels=False), baselines=())
+    assert [row.name for row in without.rows] == ["distilled"]
     assert found.small.nbytes == 50 * (64 * 4 + 40)
 
 
