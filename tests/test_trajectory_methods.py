@@ -73,6 +73,15 @@ def test_a_resumed_run_has_the_same_bits(digits, folder, tmp_path):
     assert whole.learned_lr == parts.learned_lr
 
 
+def test_the_step_sizes_that_were_found_are_noted_and_make_the_run_again(digits, folder):
+    found = run(digits, folder, lr_init=None, lr_images=None)
+    noted = found.metrics["distillation"]
+    assert noted["learning_rates"]["lr"] == FAST["lr_lr"]
+    again = run(digits, folder, lr_init=noted["lr_init"], lr_images=noted["learning_rates"]["images"])
+    assert torch.equal(found.images, again.images)
+    assert found.learned_lr == again.learned_lr
+
+
 def test_exact_and_unrolled_gradients_lead_to_the_same_images(digits, folder):
     exact, unrolled = (run(digits, folder, iterations=3, grad_mode=mode) for mode in ("adjoint", "unroll"))
     torch.testing.assert_close(exact.images, unrolled.images, rtol=1e-3, atol=1e-3)
