@@ -6,9 +6,9 @@
 
 Snapshots: random, herded, k-means and k-center images, images under noise, with wrong labels, means of images, pure noise, and DM
 from real images and from noise at several iterations, for several numbers of images per class.  Each gets every form of the
-distance to the training images (networks trained or random, CAM weights or none, all levels or the last), and the mean test error
-of networks trained on it.  Spearman's correlation over all snapshots has a 95 % percentile interval from a bootstrap over
-snapshots; a number of images per class alone is a harder question, since more images come nearer and train better.
+distance to the training images (networks trained, random, or unlike on either side; CAM weights or none; all levels or the last),
+and the mean test error of networks trained on it.  Spearman's correlation over all snapshots has a 95 % percentile interval from
+a bootstrap over snapshots; a number of images per class alone is a harder question: more images come nearer and train better.
 Writes ``distance-<data>.csv`` (a snapshot a line), which ``--table`` reads again.
 """
 
@@ -17,7 +17,7 @@ import csv
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,7 +37,8 @@ from kdistill.selection import select
 OUT = Path(__file__).parents[1] / "out" / "distance"
 DM_LOOKS = (10, 30, 60)  # iterations of DM that are looked at
 FACTS = ("data", "ipc", "kind", "seed", "error")
-FORMS = tuple(itertools.product(("trained", "random"), ("cam", "none"), ("all", "last")))
+# the last is that of the released code of H-GLaD: other random networks for synthetic images than for real ones
+FORMS = (*itertools.product(("trained", "random"), ("cam", "none"), ("all", "last")), ("unlike", "none", "all"))
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,21 @@ def distances(data: ImageDataset, plan: Plan) -> dict[str, ClassRelevantDistance
     real, labels = data.transform.apply(data.train.images), data.train.labels
     student = build_student("convnet", channels=data.channels, size=data.size, classes=data.num_classes, width=plan.width)
     key = make_key(0, "distance study")
-    fresh = torch.stack([student.init(generator(make_key(key, "random", net))) for net in range(plan.num_nets)])
+    fresh, others = (
+        torch.stack([student.init(generator(make_key(key, kind, net))) for net in range(plan.num_nets)]).to(real)
+        for kind in ("random", "unlike")
+    )
     nets = {
         "trained": train(
             student, real, labels, epochs=plan.net_epochs, lr=0.01, key=key, nets=plan.num_nets, schedule="constant"
         ),
-        "random": fresh.to(real),
+        "random": fresh,
     }
-    return {
+    found = {
         " ".join(form): class_relevant_distance(student, nets[form[0]], real, labels, weighting=form[1], layers=form[2])
-        for form in FORMS
+        for form in FORMS[:-1]
     }
+    return {**found, " ".join(FORMS[-1]): replace(found["random none all"], thetas=others)}
 
 
 def error_of(one: Set, data: ImageDataset, plan: Plan) -> float:
