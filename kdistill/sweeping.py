@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kdistill._native import reset_peak
 from kdistill.api import RunConfig, check_ranges, distill, is_unfinished, load_data, resolve, use
@@ -55,8 +55,8 @@ class Grid:
         options: Options of the method, or axes of them.
         variant: Named changes to all of the above, e.g. ``{"name": "+ mask", "options": {"grad_mode": "tesla"}}``; none is one
             variant without changes.
-        evaluation: ``protocol``, ``models``, ``baselines`` and ``nets`` of ``evaluate``; ``eight_bit`` and ``hard_labels`` of the
-            protocol, which cost one more row each.
+        evaluation: ``protocol``, ``models``, ``baselines``, ``nets`` and ``lr`` of ``evaluate``; and of the protocol
+            ``eight_bit`` and ``hard_labels``, which cost one more row each.
         max_minutes: Of each distillation.
     """
 
@@ -250,6 +250,7 @@ class _Evaluation:
     models: str | tuple[str, ...] | None = None
     baselines: str | tuple[str, ...] = ("random",)
     nets: int | None = None
+    lr: float | Literal["auto"] | None = None
     eight_bit: bool | None = None
     hard_labels: bool | None = None
 
@@ -263,7 +264,7 @@ def _judge(grid: Grid) -> _Judge:
             raise ConfigError(
                 f"sweep.evaluation.models: expected a network, got '{model}'; {did_you_mean(model, list(STUDENTS))}"
             )
-    changes = {"nets": wanted.nets, "eight_bit": wanted.eight_bit, "hard_labels": wanted.hard_labels}
+    changes = {"nets": wanted.nets, "lr": wanted.lr, "eight_bit": wanted.eight_bit, "hard_labels": wanted.hard_labels}
     return _Judge(protocol=protocols.get(wanted.protocol, **changes), models=models, baselines=baselines or ())
 
 

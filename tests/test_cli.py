@@ -134,6 +134,7 @@ def test_a_set_made_from_arrays_asks_for_its_data(tmp_path, monkeypatch):
         (["distill", "digits", "--method", "dmm"], "did you mean 'dm'"),
         (["distill", "digits", "--set", "iteration=3"], "did you mean 'iterations'"),
         (["distill", "digits", "--set", "iterations"], "iterations"),
+        (["evaluate", ".", "--data", "digits", "--lr", "small"], "lr: expected a number or auto, got 'small'"),
         (["evaluate", "no/such/artefact"], "expected an artefact, got nothing at no/such/artefact"),
         (["export", "no/such/artefact", "x"], "no/such/artefact"),
         (["methods", "dn"], "did you mean 'dm'"),

@@ -49,7 +49,7 @@ def demo(
         except KeyboardInterrupt:
             typer.echo(f"\nkdistill: interrupted; the state is saved in {out}, the same command goes on from there", err=True)
             raise typer.Exit(130) from None
-        _evaluate_and_save(small, data, out, "quick", ("convnet",), ("random", "herding", "k-center", "full"), None, seed)
+        _evaluate_and_save(small, data, out, protocol="quick", seed=seed)
         typer.echo(f"\nThe {len(small.images)} images are in {out}: look at {out / 'preview.png'} and {out / 'README.md'}.")
 
 
@@ -165,6 +165,7 @@ def evaluate(
     models: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "convnet",
     baselines: Annotated[str, typer.Option(help="Rows beside it, separated by commas.")] = "random,herding,k-center,full",
     nets: Annotated[int | None, typer.Option(help="Networks per row.")] = None,
+    lr: Annotated[str | None, typer.Option(help="Step size, or auto: for every row the best on validation images.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
     size: Annotated[int | None, typer.Option(help="Resize the real images to this side.")] = None,
     device: Device = None,
@@ -177,6 +178,7 @@ def evaluate(
         from kdistill.errors import DataError
 
         use(threads, device)
+        step_size = _step_size(lr)
         if not artefact.exists():
             raise DataError(f"evaluate: expected an artefact, got nothing at {artefact}; check the path")
         small = DistilledDataset.from_pretrained(artefact) if artefact.is_dir() else None
@@ -190,7 +192,8 @@ def evaluate(
         out = artefact if artefact.is_dir() and not other else None
         wanted = tuple(b for b in baselines.split(",") if b)
         networks = tuple(name for name in models.split(",") if name)
-        _evaluate_and_save(small, seen, out, protocol, networks, wanted, nets, seed, device)
+        chosen = {"protocol": protocol, "models": networks, "baselines": wanted, "nets": nets, "lr": step_size}
+        _evaluate_and_save(small, seen, out, **chosen, seed=seed, device=device)
         if other:
             typer.echo(f"not saved in {artefact}: it was made from other data than {seen.source} as loaded here", err=True)
 
@@ -214,17 +217,21 @@ def _made_from_other(small: Any, data: Any) -> bool:
     return known is not None and known != data.fingerprint
 
 
-def _evaluate_and_save(
-    small: Any, data: Any, out: Path | None, protocol: str, models: tuple[str, ...], baselines: tuple[str, ...],
-    nets: int | None, seed: int, device: str | None = None,
-) -> None:  # fmt: skip
+def _step_size(text: str | None) -> float | str | None:
+    from kdistill.errors import ConfigError
+
+    try:
+        return text if text in (None, "auto") else float(text)
+    except ValueError:
+        raise ConfigError(f"lr: expected a number or auto, got '{text}'; 0.01 is usual") from None
+
+
+def _evaluate_and_save(small: Any, data: Any, out: Path | None, **chosen: Any) -> None:
     from kdistill.evaluation import evaluate as run
     from kdistill.progress import console, status_line
 
     with status_line("evaluating") as say:
-        result = run(
-            small, data, protocol=protocol, models=models, baselines=baselines, nets=nets, seed=seed, device=device, progress=say
-        )
+        result = run(small, data, **chosen, progress=say)
     console().print(result.table())
     if (across := result.across()) is not None:
         console().print(across)

@@ -12,7 +12,7 @@ from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.evaluation import cache
-from kdistill.evaluation.protocols import Protocol
+from kdistill.evaluation.protocols import Protocol, step_sizes
 from kdistill.evaluation.result import Row
 from kdistill.evaluation.training import Task, Trainer
 from kdistill.keys import make_key
@@ -105,7 +105,7 @@ class Baselines:
             sets=self._sets(name),
             unit="" if full else "subset",
             epochs=self.full_epochs() if full else self.protocol.epochs,
-            lr=self.protocol.lr,
+            lr=step_sizes(self.protocol),
             strategy=strategy,
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ def evaluate(
     baselines: str | Sequence[str] = BASELINES,
     nets: int | None = None,
     width: int | None = None,
+    lr: float | Literal["auto"] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Callable[[str], None] | None = None,
@@ -54,6 +55,8 @@ def evaluate(
             network of the first model) and ``"full"``.
         nets: Networks per row; None is the protocol's number.
         width: Of all networks that are given by name; None is the protocol's.
+        lr: Step size of the rows that have not learned their own; ``"auto"`` chooses for every row on validation images; None is
+            the protocol's.
         seed: Decides initial weights, order, augmentation and subsets.
         device: Where to train; None is where the data is.
         progress: Called with one line about what is being done.
@@ -71,7 +74,7 @@ def evaluate(
     Cost: per row and network ``epochs`` passes over the row's images and one over the test images.
     """
     began = time.monotonic()
-    recipe = protocols.get(protocol, nets=nets)
+    recipe = protocols.get(protocol, nets=nets, lr=lr)
     if width is not None:
         recipe = replace(recipe, width=width, other_widths=dict.fromkeys(STUDENTS, width))
     small = small if isinstance(small, DistilledDataset) else DistilledDataset.from_pretrained(small)
@@ -117,7 +120,7 @@ def evaluate(
         seconds=time.monotonic() - began,
         peak_bytes=_native.peak_bytes(),
         environment=_native.environment(),
-        notes=tuple(_notes(small, data, len(withheld))),
+        notes=tuple(_notes(small, data, len(withheld), recipe)),
         student=_made_with(small),
     )
 
@@ -191,7 +194,7 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
     images, hard = small.images.to(device), small.labels.to(device)
     labels = hard if small.label_logits is None else small.label_logits.to(device)
     strategy = strategy_for(recipe.strategy, data.name)
-    lr = recipe.lr if small.learned_lr is None else small.learned_lr
+    lr = protocols.step_sizes(recipe, small.learned_lr)
 
     def task(title: str, kind: str, pixels: Tensor, targets: Tensor, augmentation: str = strategy) -> Task:
         about = {"row": title, "model": trainer.model, "seed": trainer.seed, "strategy": augmentation, "lr": str(lr)}
@@ -234,7 +237,7 @@ def _about(kept: ImageDataset, withheld: Split, share: float) -> dict[str, Any]:
     }
 
 
-def _notes(small: DistilledDataset, data: ImageDataset, withheld: int) -> list[str]:
+def _notes(small: DistilledDataset, data: ImageDataset, withheld: int, recipe: Protocol) -> list[str]:
     notes = []
     made_from = _recorded(small, "source", "fingerprint")
     if not withheld:
@@ -258,5 +261,6 @@ def _notes(small: DistilledDataset, data: ImageDataset, withheld: int) -> list[s
             f"load the data with normalisation='{small.transform.kind}'"
         )
     if small.learned_lr is not None:
-        notes.append(f"the small set is trained on with the step size that it learned ({small.learned_lr:g})")
+        how = "is chosen among several and the one" if recipe.lr == "auto" else "is the one"
+        notes.append(f"the step size of the small set {how} that it learned ({small.learned_lr:g})")
     return notes

@@ -20,7 +20,8 @@ class Protocol:
         full_epochs: Passes over the full data, at least; raised so that it never gets fewer steps than a small set.
         nets: Networks per row, each with its own initial weights and order of images.
         batch_size: Images per step.
-        lr: Step size; ``"auto"`` chooses among ``lr_candidates`` for every row, by validation accuracy of one network.
+        lr: Step size, where a set has not learned its own; ``"auto"`` chooses for every row, by validation accuracy of one
+            network, among ``lr_candidates`` and the learned one.
         lr_candidates: For ``lr="auto"``.
         schedule: Of the step size: ``"step"`` is a tenth after half of the epochs.
         momentum: Of SGD.
@@ -106,6 +107,14 @@ def get(protocol: str | Protocol, **changes: Any) -> Protocol:
         if name not in known:
             raise ConfigError(f"protocol: expected one of its fields, got '{name}'; {did_you_mean(name, known)}")
     return replace(protocol, **{name: value for name, value in changes.items() if value is not None})
+
+
+def step_sizes(protocol: Protocol, learned: float | None = None) -> tuple[float, ...]:
+    """Return what a row chooses among: the learned step size, else the protocol's; for ``"auto"`` all candidates too."""
+    own = () if learned is None else (learned,)
+    if protocol.lr == "auto":
+        return tuple(dict.fromkeys((*protocol.lr_candidates, *own)))
+    return own or (float(protocol.lr),)
 
 
 def width_of(protocol: Protocol, model: str) -> int | None:

@@ -33,7 +33,7 @@ class Task:
             for all networks, or one per network.
         unit: What the sets are, for the row.
         epochs: Passes over a set.
-        lr: Step size; ``"auto"`` chooses.
+        lr: Step sizes; of several the one with the best validation accuracy of one network.
         strategy: Augmentation.
     """
 
@@ -43,7 +43,7 @@ class Task:
     sets: tuple[tuple[Tensor, Tensor], ...]
     unit: str
     epochs: int
-    lr: float | str
+    lr: tuple[float, ...]
     strategy: str
 
 
@@ -83,7 +83,7 @@ class Trainer:
         network per candidate.
         """
         began = time.monotonic()
-        lr = self._choose_lr(task) if task.lr == "auto" else float(task.lr)
+        lr = self._choose_lr(task)
         thetas, best = [], []
         for net in range(self.protocol.nets):
             self.say(f"{task.name} ({self.model}): network {net + 1} of {self.protocol.nets}")
@@ -113,13 +113,15 @@ class Trainer:
     def first_network(self, task: Task) -> Tensor:
         """Return the parameters ``[P]`` of the first network of ``row(task)``, without training the others."""
         self.say(f"{task.name} ({self.model}): one network, for its features")
-        return self._network(task, 0, self._choose_lr(task) if task.lr == "auto" else float(task.lr))[0]
+        return self._network(task, 0, self._choose_lr(task))[0]
 
     def _choose_lr(self, task: Task) -> float:
+        if len(task.lr) == 1:
+            return task.lr[0]
         if not len(self.validation):
             raise ConfigError("evaluate: expected validation images for lr='auto', got none; fix the protocol's lr")
         scores = {}
-        for lr in self.protocol.lr_candidates:
+        for lr in task.lr:
             self.say(f"{task.name} ({self.model}): trying lr {lr:g}")
             try:
                 theta, _ = self._network(task, 0, lr)
@@ -128,8 +130,7 @@ class Trainer:
             scores[lr] = self._accuracies(theta[None], self.validation)[0]
         if not scores:
             raise NonFiniteError(
-                f"evaluate: expected a finite loss on '{task.name}', got none at lr {self.protocol.lr_candidates}; "
-                "name smaller lr_candidates"
+                f"evaluate: expected a finite loss on '{task.name}', got none at lr {task.lr}; name smaller lr_candidates"
             )
         return max(scores, key=lambda lr: (scores[lr], -lr))
 

@@ -220,8 +220,12 @@ def test_lr_auto_chooses_on_validation_images_and_survives_an_explosion(digits, 
     chooses = replace(tiny, lr="auto", lr_candidates=(1e-6, 0.1, 1e30))
     found = evaluate(small, digits, protocol=chooses, baselines=("random",), nets=1)
     assert found.small.lr == found.row("random").lr == (0.1,)
+    learned = small_set(digits, learned_lr=0.2)
+    own = evaluate(learned, digits, protocol=replace(chooses, lr_candidates=(1e-6, 1e-5)), baselines=(), nets=1)
+    assert own.small.lr == (0.2,)
+    assert "chosen among several and the one that it learned (0.2)" in str(own)
     with pytest.raises(NonFiniteError, match="smaller lr_candidates"):
-        evaluate(small, digits, protocol=replace(chooses, lr_candidates=(1e30,)), baselines=())
+        evaluate(small, digits, protocol=replace(chooses, lr_candidates=(1e29, 1e30)), baselines=())
 
 
 def test_best_on_test_is_apart_and_never_below_the_last_epoch(digits, small, tiny):
