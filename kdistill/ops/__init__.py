@@ -5,6 +5,7 @@ from kdistill.ops._registry import use_backend
 from kdistill.ops.class_mean_sqdist import class_mean_sqdist
 from kdistill.ops.conv_grad_sqnorm import conv_grad_sqnorm
 from kdistill.ops.diff_augment import diff_augment
+from kdistill.ops.filtered_lrelu import filtered_lrelu
 from kdistill.ops.fir_bias_act import fir_bias_act
 from kdistill.ops.norm_act_pool import norm_act_pool
 from kdistill.ops.row_cosine_distance import row_cosine_distance
@@ -19,6 +20,7 @@ __all__ = [
     "class_mean_sqdist",
     "conv_grad_sqnorm",
     "diff_augment",
+    "filtered_lrelu",
     "fir_bias_act",
     "norm_act_pool",
     "row_cosine_distance",

@@ -1,0 +1,101 @@
+"""Reference of filtered_lrelu: any dtype and device, twice differentiable.
+
+Between the filters every value has a code: 1 where it is positive, 2 where the clamp holds it.  Four neighbours in a row share a
+byte of the mask, the first one in its lowest bits.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def upfirdn(
+    x: Tensor, taps: Tensor | None, *, up: int = 1, down: int = 1, padding: tuple[int, ...] = (0, 0, 0, 0), gain: float = 1.0
+) -> Tensor:
+    """Return ``x`` with zeros inserted, padded, filtered and decimated.
+
+    Args:
+        x: ``[N, C, H, W]``.
+        taps: ``[T]`` (separable) or ``[T, T]``, a true convolution; None filters nothing.
+        up: ``up - 1`` zeros come after each sample.
+        down: Every ``down``-th sample is kept, the first one included.
+        padding: Zeros left, right, above and below, on the raised grid; negative numbers crop.
+        gain: Factor of the result.
+    """
+    n, c, h, w = x.shape
+    if up > 1:
+        x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(n, c, h * up, w * up)
+    if any(padding):
+        x = F.pad(x, list(padding))
+    if taps is None:
+        return x[:, :, ::down, ::down] * gain
+    if taps.ndim == 2:
+        return F.conv2d(x, (taps.flip(0, 1) * gain).expand(c, 1, -1, -1), stride=down, groups=c)
+    line = taps.flip(0) * math.sqrt(gain)
+    x = F.conv2d(x, line[None, :].expand(c, 1, -1, -1), stride=(1, down), groups=c)
+    return F.conv2d(x, line[:, None].expand(c, 1, -1, -1), stride=(down, 1), groups=c)
+
+
+def _packed(codes: Tensor) -> Tensor:
+    n, c, h, w = codes.shape
+    quads = F.pad(codes, (0, -w % 4)).reshape(n, c, h, (w + 3) // 4, 4)
+    weights = torch.tensor([1, 4, 16, 64], dtype=torch.uint8, device=codes.device)
+    return (quads * weights).sum(-1, dtype=torch.uint8).permute(0, 2, 3, 1).contiguous()  # [N, h, ceil(w / 4), C]
+
+
+def _unpacked(mask: Tensor, width: int) -> Tensor:
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=mask.device)
+    codes = (mask.permute(0, 3, 1, 2)[..., None] >> shifts) & 3
+    return codes.flatten(3)[..., :width]  # [N, C, h, w]
+
+
+def filtered_lrelu(
+    x: Tensor,
+    bias: Tensor | None,
+    up_taps: Tensor | None,
+    down_taps: Tensor | None,
+    up: int,
+    down: int,
+    padding: list[int],
+    slope: float,
+    gain: float,
+    limit: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    y = x if bias is None else x + bias[:, None, None]
+    y = upfirdn(y, up_taps, up=up, padding=tuple(padding), gain=float(up**2))
+    z = (F.leaky_relu(y, slope) if slope != 1.0 else y) * gain
+    out = upfirdn(z if math.isinf(limit) else z.clamp(-limit, limit), down_taps, down=down)
+    mask = _packed((y > 0).to(torch.uint8) + 2 * (z.abs() >= limit).to(torch.uint8)) if keep else x.new_empty(0, dtype=torch.uint8)
+    return out.contiguous(memory_format=torch.channels_last), mask
+
+
+def filtered_lrelu_bwd(
+    grad: Tensor,
+    mask: Tensor,
+    up_taps: Tensor | None,
+    down_taps: Tensor | None,
+    height: int,
+    width: int,
+    up: int,
+    down: int,
+    padding: list[int],
+    slope: float,
+    gain: float,
+) -> tuple[Tensor, Tensor]:
+    # a transposed filter is the turned filter with the factors of raise and decimation exchanged
+    t, s = (1 if taps is None else len(taps) for taps in (up_taps, down_taps))
+    left, right, above, below = padding
+    raised_h, raised_w = height * up + above + below - t + 1, width * up + left + right - t + 1
+    h, w = grad.shape[2:]
+    around = (s - 1, raised_w - w * down, s - 1, raised_h - h * down)
+    g = upfirdn(grad, None if down_taps is None else down_taps.flip(0), up=down, padding=around)
+    codes = _unpacked(mask, raised_w)
+    g = g * torch.full_like(g, gain * slope).masked_fill(codes & 1 > 0, gain).masked_fill(codes > 1, 0.0)
+    low = (t - 1 - left, t - 1 - above)
+    high = ((width - 1) * up + t - raised_w - low[0], (height - 1) * up + t - raised_h - low[1])
+    around = (low[0], high[0], low[1], high[1])
+    dx = upfirdn(g, None if up_taps is None else up_taps.flip(0), down=up, padding=around, gain=float(up**2))
+    return dx.contiguous(memory_format=torch.channels_last), dx.sum((0, 2, 3))
