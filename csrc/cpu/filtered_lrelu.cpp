@@ -53,8 +53,9 @@ struct Plan {
 // One column tile of one image and the channels of one vector, `width` of them real.
 struct Tile {
   int64_t o0, o1;  // columns of the result
-  int64_t u0, u1;  // raised columns
-  int64_t j0, j1;  // columns of the samples
+  int64_t u0, u1;  // raised columns behind them
+  int64_t v0, v1;  // those that exist; the others are 0
+  int64_t j0, j1;  // columns of the samples behind those
   int64_t width;
 };
 
@@ -75,7 +76,7 @@ void combine(const T* taps, int64_t num_taps, const T* from, int64_t of_tap, int
     V a{}, b{}, c{}, d{};
     const T* at = from;
     for (int64_t k = 0; k < num_taps; ++k, at += of_tap) {
-      const V tap = V{} + taps[k];
+      const V tap = taps[k] - V{};  // a broadcast; 0 + tap is an addition more
       a += tap * load<V>(at);
       b += tap * load<V>(at + of_item);
       c += tap * load<V>(at + 2 * of_item);
@@ -85,7 +86,7 @@ void combine(const T* taps, int64_t num_taps, const T* from, int64_t of_tap, int
   }
   for (; i < count; ++i, from += of_item, to += step) {
     V a{};
-    for (int64_t k = 0; k < num_taps; ++k) a += (V{} + taps[k]) * load<V>(from + k * of_tap);
+    for (int64_t k = 0; k < num_taps; ++k) a += (taps[k] - V{}) * load<V>(from + k * of_tap);
     store(to, a);
   }
 }
@@ -114,15 +115,15 @@ struct Activation {
   Activation of(int64_t offset, int64_t k) const { return {mask ? mask + offset + k : nullptr, slope, gain, limit}; }
   bool keeps() const { return mask != nullptr; }
 
-  // z: raised columns u0 .. u1 of row u; the mask is written up to column `own`.  u0 is a multiple of 4.
-  void operator()(T* z, int64_t u, int64_t u0, int64_t u1, int64_t own, const Plan<T>& p, int64_t width) const {
+  // z: raised columns v0 .. v1 of row u; the mask is written up to column `own`.  v0 is a multiple of 4.
+  void operator()(T* z, int64_t u, int64_t v0, int64_t v1, int64_t own, const Plan<T>& p, int64_t width) const {
     constexpr int64_t L = Lanes<T>::count;
     using V = typename Lanes<T>::Values;
     const V zero{}, upper = zero + limit;
-    uint8_t* to = mask ? mask + (u * ((p.columns.raised + 3) / 4) + u0 / 4) * p.c : nullptr;
-    for (int64_t at = u0; at < u1; at += 4, to += to ? p.c : 0) {
+    uint8_t* to = mask ? mask + (u * ((p.columns.raised + 3) / 4) + v0 / 4) * p.c : nullptr;
+    for (int64_t at = v0; at < v1; at += 4, to += to ? p.c : 0) {
       auto codes = (zero > zero);
-      for (int64_t i = 0; i < 4 && at + i < u1; ++i, z += L) {
+      for (int64_t i = 0; i < 4 && at + i < v1; ++i, z += L) {
         const V y = load<V>(z), scaled = (y > zero ? y : y * slope) * gain;
         const V capped = scaled > upper ? upper : scaled;  // a NaN stays
         store(z, V(capped < -upper ? -upper : capped));
@@ -134,7 +135,7 @@ struct Activation {
   }
 };
 
-// Backward: times the derivative, which the mask tells; 0 outside the raised map.
+// Backward: times the derivative, which the mask tells.
 template <typename T>
 struct Derivative {
   const uint8_t* mask;
@@ -143,16 +144,12 @@ struct Derivative {
   Derivative of(int64_t offset, int64_t k) const { return {mask + offset + k, slope, gain}; }
   bool keeps() const { return false; }
 
-  void operator()(T* z, int64_t u, int64_t u0, int64_t u1, int64_t, const Plan<T>& p, int64_t width) const {
+  void operator()(T* z, int64_t u, int64_t v0, int64_t v1, int64_t, const Plan<T>& p, int64_t width) const {
     constexpr int64_t L = Lanes<T>::count;
     using V = typename Lanes<T>::Values;
     const V zero{}, positive = zero + gain, negative = zero + gain * slope;
     const uint8_t* row = mask + u * ((p.columns.raised + 3) / 4) * p.c;
-    for (int64_t at = u0; at < u1; ++at, z += L) {
-      if (at < 0 || at >= p.columns.raised) {
-        store(z, zero);
-        continue;
-      }
+    for (int64_t at = v0; at < v1; ++at, z += L) {
       const auto bytes = load_some<typename Lanes<T>::Bytes>(row + at / 4 * p.c, width);
       const auto codes = __builtin_convertvector(bytes, decltype(zero > zero)) >> (2 * (at % 4));
       const V factor = (codes & 1) != 0 ? positive : negative;
@@ -182,12 +179,12 @@ void raise_row(const Plan<T>& p, const Tile& t, int64_t u, int64_t i0, const Scr
   constexpr int64_t L = Lanes<T>::count;
   const int64_t wide = t.j1 - t.j0, phase = p.phase(p.rows, u);
   combine(p.first + phase * p.longest(), p.taps_of(phase), s.samples + (p.from(p.rows, u) - i0) * wide * L, wide, 1, s.row, 1, wide);
-  for (int64_t v = t.u0; v < smaller(t.u0 + p.up, t.u1); ++v) {
-    const int64_t across = p.phase(p.columns, v), count = (t.u1 - v + p.up - 1) / p.up;
+  for (int64_t v = t.v0; v < smaller(t.v0 + p.up, t.v1); ++v) {
+    const int64_t across = p.phase(p.columns, v), count = (t.v1 - v + p.up - 1) / p.up;
     combine(p.first + across * p.longest(), p.taps_of(across), s.row + (p.from(p.columns, v) - t.j0) * L, 1, 1,
             s.raised + (v - t.u0) * L, p.up, count);
   }
-  point(s.raised, u, t.u0, t.u1, own, p, t.width);
+  point(s.raised + (t.v0 - t.u0) * L, u, t.v0, t.v1, own, p, t.width);
 }
 
 // One tile: out and, if not null, sums [c]: those of the results.
@@ -200,6 +197,7 @@ void filter(const Plan<T>& p, const Tile& t, const T* in, const T* bias, T* out,
   const int64_t last = point.keeps() ? larger(needed, p.rows.raised) : needed;
   const int64_t u0 = larger(p.rows.start, 0), u1 = smaller(p.rows.start + last, p.rows.raised), i0 = p.from(p.rows, u0);
   pack(in, bias, p, t, i0, larger(p.stop(p.rows, u1), i0), s.samples);
+  for (int64_t q = 0; q < (t.u1 - t.u0) * L; ++q) s.raised[q] = 0;
   V total{};
   for (int64_t r = 0; r < last; ++r) {
     const int64_t u = p.rows.start + r;
@@ -272,7 +270,8 @@ void run(const Plan<T>& p, const T* in, const T* bias, T* out, T* partials, T* s
       t.u0 = t.o0 * p.down + p.columns.start, t.u1 = (t.o1 - 1) * p.down + p.columns.start + p.second_taps;
       const int64_t own = t.o1 == p.columns.out ? p.columns.raised : t.o1 * p.down;  // of the mask
       if (point.keeps()) t.u1 = larger(t.u1, own);
-      t.j0 = p.from(p.columns, t.u0), t.j1 = larger(p.stop(p.columns, t.u1), t.j0);
+      t.v0 = smaller(larger(t.u0, 0), t.u1), t.v1 = larger(smaller(t.u1, p.columns.raised), t.v0);
+      t.j0 = p.from(p.columns, t.v0), t.j1 = larger(p.stop(p.columns, t.v1), t.j0);
       T* sums = partials ? partials + (image * tiles + number) * p.c + k : nullptr;
       filter(p, t, in + image * of_in + k, bias ? bias + k : nullptr, out + image * of_out + k, sums, s, own,
              point.of(image * of_mask, k));

@@ -23,9 +23,10 @@ def _empty(like: Tensor, *sizes: int) -> Tensor:
 
 
 def _sides(
-    h: int, w: int, up_taps: Tensor | None, down_taps: Tensor | None, up: int, down: int, padding: Sequence[int]
+    x: Tensor, up_taps: Tensor | None, down_taps: Tensor | None, up: int, down: int, padding: Sequence[int]
 ) -> tuple[int, int, int, int]:
     """Return R, S, h and w; a raised side below the taps gives no more than 0."""
+    h, w = x.shape[2:]
     t, s = (1 if taps is None else taps.shape[0] for taps in (up_taps, down_taps))
     raised = h * up + padding[2] + padding[3] - t + 1, w * up + padding[0] + padding[1] - t + 1
     return *raised, (raised[0] - s) // down + 1, (raised[1] - s) // down + 1
@@ -45,7 +46,7 @@ def _fake_fwd(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     n, c = x.shape[:2]
-    rows, columns, h, w = _sides(*x.shape[2:], up_taps, down_taps, up, down, padding)
+    rows, columns, h, w = _sides(x, up_taps, down_taps, up, down, padding)
     mask = x.new_empty((n, rows, (columns + 3) // 4, c) if keep else (0,), dtype=torch.uint8)
     return _empty(x, n, c, h, w), mask
 
@@ -67,8 +68,8 @@ def _fake_bwd(
     return _empty(grad, n, c, height, width), grad.new_empty(c)
 
 
-# x, grad, out: channels-last; padding: left, right, above, below; limit: infinity for none.  mask [N, R, ceil(S / 4), C] holds two
-# bits of every raised value (1: positive, 2: clamped), or is empty [0] where keep is false; height, width: of x
+# x, grad, out: channels-last; padding: left, right, above, below; limit: infinity for none; height, width: of x
+# mask [N, R, ceil(S / 4), C]: two bits of every raised value (1: positive, 2: clamped), or empty, [0], where keep is false
 _fwd = register(
     "filtered_lrelu",
     "(Tensor x, Tensor? bias, Tensor? up_taps, Tensor? down_taps, int up, int down, int[] padding, float slope, float gain, "
@@ -166,10 +167,21 @@ def filtered_lrelu(
     References: Karras et al., Alias-Free Generative Adversarial Networks, NeurIPS 2021, section 3 and appendix D.
     """
     padding = [int(p) for p in padding]
+    _check_numbers(up, down, padding, slope, gain, clamp)
+    _check_tensors(x, bias, up_taps, down_taps, up, down, padding)
+    numbers = (float(slope), float(gain), math.inf if clamp is None else float(clamp))
+    tensors = (_channels_last(x), *(None if t is None else t.contiguous() for t in (bias, up_taps, down_taps)))
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return cast("Tensor", _apply(*tensors, up, down, padding, *numbers)[0])
+    return cast("Tensor", _fwd(*tensors, up, down, padding, *numbers, False)[0])
+
+
+def _check_tensors(
+    x: Tensor, bias: Tensor | None, up_taps: Tensor | None, down_taps: Tensor | None, up: int, down: int, padding: list[int]
+) -> None:
     if x.ndim != 4 or (bias is not None and bias.shape != x.shape[1:2]):
         got = f"{list(x.shape)} and {'none' if bias is None else list(bias.shape)}"
         raise ShapeError(f"filtered_lrelu: expected x [N, C, H, W] and bias [C], got {got}; add the dimensions that miss")
-    _check_numbers(up, down, padding, slope, gain, clamp)
     for taps in (up_taps, down_taps):
         if taps is not None and (taps.ndim != 1 or len(taps) == 0):
             raise ShapeError(f"filtered_lrelu: expected taps [T], got {list(taps.shape)}; filter outside the op")
@@ -177,18 +189,13 @@ def filtered_lrelu(
             raise NotDifferentiableError("filtered_lrelu: expected constant taps, got taps that require grad; use taps.detach()")
     given = {"bias": bias, "up_taps": up_taps, "down_taps": down_taps}
     check_same_dtype_and_device("filtered_lrelu", x=x, **{k: v for k, v in given.items() if v is not None})
-    rows, columns, h, w = _sides(*x.shape[2:], up_taps, down_taps, up, down, padding)
+    rows, columns, h, w = _sides(x, up_taps, down_taps, up, down, padding)
     cropped = [side * up + sum(min(p, 0) for p in of) for side, of in ((x.shape[2], padding[2:]), (x.shape[3], padding[:2]))]
     if min(x.shape[2:]) < 1 or min(cropped) < 0 or min(h, w) < 1:
         raise ShapeError(
-            f"filtered_lrelu: expected a raised map that holds the taps, got {rows} x {columns} from x {list(x.shape)} and padding "
-            f"{padding}; pad more or crop less"
+            f"filtered_lrelu: expected a raised map that holds the taps, got {rows} x {columns} from x {list(x.shape)} and "
+            f"padding {padding}; pad more or crop less"
         )
-    numbers = (float(slope), float(gain), math.inf if clamp is None else float(clamp))
-    tensors = (_channels_last(x), *(None if t is None else t.contiguous() for t in given.values()))
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        return cast("Tensor", _apply(*tensors, up, down, padding, *numbers)[0])
-    return cast("Tensor", _fwd(*tensors, up, down, padding, *numbers, False)[0])
 
 
 def _check_numbers(up: int, down: int, padding: list[int], slope: float, gain: float, clamp: float | None) -> None:

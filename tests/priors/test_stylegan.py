@@ -195,14 +195,54 @@ def test_the_raising_convolution_is_zeros_fir_and_a_flipped_kernel():
     torch.testing.assert_close(modulated_conv_up(x, weight, styles, taps), wanted, rtol=1e-10, atol=1e-10)
 
 
-def test_filtered_lrelu_gradcheck():
+RAISE = {"up": 2, "down": 2, "padding": (4, 3, 4, 3), "slope": 0.2, "gain": 1.4, "clamp": 3.0}
+
+
+@pytest.mark.parametrize("radial", [False, True], ids=["separable", "radial"])
+def test_filtered_lrelu_gradcheck(radial):
     x, bias, line = randn(1, 2, 5, 5).requires_grad_(), randn(2, seed=1).requires_grad_(), randn(6, seed=2)
+    down_taps = torch.outer(line, line) if radial else line.flip(0)
 
     def op(x, bias):
-        given = {"up": 2, "down": 2, "padding": (4, 3, 4, 3), "slope": 0.2, "gain": 1.4, "clamp": 3.0}
-        return filtered_lrelu(x, bias, up_taps=line, down_taps=line.flip(0), **given)
+        return filtered_lrelu(x, bias, up_taps=line, down_taps=down_taps, **RAISE)
 
     assert torch.autograd.gradcheck(op, (x, bias), fast_mode=True)
+
+
+def plain_nonlinearity(x, bias, up_taps, down_taps, up, down, padding, slope, gain, clamp):
+    """Return StyleGAN3's nonlinearity one operator after the other, as its paper writes it."""
+    x = upfirdn(x + bias[None, :, None, None], up_taps, up=up, padding=padding, gain=float(up**2))
+    x = (F.leaky_relu(x, slope) if slope != 1.0 else x) * gain
+    return upfirdn(x.clamp(-clamp, clamp), down_taps, down=down)
+
+
+@pytest.mark.parametrize("backend", runnable_backends())
+def test_the_fused_nonlinearity_is_the_plain_one(backend):
+    given, line = [randn(2, 3, 6, 6).requires_grad_(), randn(3, seed=1).requires_grad_()], randn(6, seed=2)
+    with running_on(backend):
+        out = filtered_lrelu(*given, up_taps=line, down_taps=line.flip(0), **RAISE)
+    wanted = plain_nonlinearity(*given, line, line.flip(0), **RAISE)
+    cotangent = randn(*out.shape, seed=5)
+    found, known = (torch.autograd.grad(y, given, cotangent) for y in (out, wanted))
+    for a, b in zip((out, *found), (wanted, *known), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_the_reference_backend_gives_the_bits_of_the_plain_nonlinearity(memory_format, one_thread):
+    x, bias, line = randn(2, 3, 6, 6).float().contiguous(memory_format=memory_format), randn(3).float(), randn(6, seed=2).float()
+    with ops.use_backend("reference"):
+        found = filtered_lrelu(x, bias, up_taps=line, down_taps=line.flip(0), **RAISE)
+    assert torch.equal(found, plain_nonlinearity(x, bias, line, line.flip(0), **RAISE))
+
+
+@pytest.mark.parametrize("name", ["stylegan3", "stylegan-xl"])
+def test_every_backend_renders_the_images_of_the_reference(name):
+    generator = NETWORKS[name].to(dtype=torch.float64)
+    ws = latents(generator, 2, torch.float64)
+    with ops.use_backend("reference"):
+        wanted = generator.forward(ws)
+    torch.testing.assert_close(generator.forward(ws), wanted, rtol=1e-9, atol=1e-9)
 
 
 def plain_layer(x, weight, styles, noise, bias, taps, clamp):

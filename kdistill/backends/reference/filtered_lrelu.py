@@ -68,8 +68,10 @@ def filtered_lrelu(
     y = upfirdn(y, up_taps, up=up, padding=tuple(padding), gain=float(up**2))
     z = (F.leaky_relu(y, slope) if slope != 1.0 else y) * gain
     out = upfirdn(z if math.isinf(limit) else z.clamp(-limit, limit), down_taps, down=down)
-    mask = _packed((y > 0).to(torch.uint8) + 2 * (z.abs() >= limit).to(torch.uint8)) if keep else x.new_empty(0, dtype=torch.uint8)
-    return out.contiguous(memory_format=torch.channels_last), mask
+    out = out.contiguous(memory_format=torch.channels_last)
+    if not keep:
+        return out, x.new_empty(0, dtype=torch.uint8)
+    return out, _packed((y > 0).to(torch.uint8) + 2 * (z.abs() >= limit).to(torch.uint8))
 
 
 def filtered_lrelu_bwd(

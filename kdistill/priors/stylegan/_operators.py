@@ -1,7 +1,8 @@
 """The operators of StyleGAN networks.  Equations: Karras et al. 2020 (StyleGAN2) and 2021 (StyleGAN3).
 
 Symbols: N images, I and O channels in and out, k kernel side, T filter taps.  ``modulated_conv`` and ``filtered_lrelu`` are
-where the time goes; ``styled_conv`` is a StyleGAN2 layer with everything beside its convolution in the op ``fir_bias_act``.
+where the time goes; what stands beside a convolution is the op ``fir_bias_act`` in StyleGAN2 (``styled_conv``) and the op
+``filtered_lrelu`` in StyleGAN3.
 """
 
 import math
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdistill import ops
+from kdistill.backends.reference.filtered_lrelu import upfirdn
 from kdistill.engine.convolve import convolve_scaled
 from kdistill.ops import fir_bias_act
 
@@ -99,33 +102,6 @@ def modulated_conv_up(x: Tensor, weight: Tensor, styles: Tensor, taps: Tensor) -
     return upfirdn(y, taps, padding=(low, high, low, high), gain=4.0)
 
 
-def upfirdn(
-    x: Tensor, taps: Tensor | None, *, up: int = 1, down: int = 1, padding: tuple[int, ...] = (0, 0, 0, 0), gain: float = 1.0
-) -> Tensor:
-    """Return ``x`` with zeros inserted, padded, filtered and decimated.
-
-    Args:
-        x: ``[N, C, H, W]``.
-        taps: ``[T]`` (separable) or ``[T, T]``, a true convolution; None filters nothing.
-        up: ``up - 1`` zeros come after each sample.
-        down: Every ``down``-th sample is kept, the first one included.
-        padding: Zeros left, right, above and below, on the raised grid; negative numbers crop.
-        gain: Factor of the result.
-    """
-    n, c, h, w = x.shape
-    if up > 1:
-        x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(n, c, h * up, w * up)
-    if any(padding):
-        x = F.pad(x, list(padding))
-    if taps is None:
-        return x[:, :, ::down, ::down] * gain
-    if taps.ndim == 2:
-        return F.conv2d(x, (taps.flip(0, 1) * gain).expand(c, 1, -1, -1), stride=down, groups=c)
-    line = taps.flip(0) * math.sqrt(gain)
-    x = F.conv2d(x, line[None, :].expand(c, 1, -1, -1), stride=(1, down), groups=c)
-    return F.conv2d(x, line[:, None].expand(c, 1, -1, -1), stride=(down, 1), groups=c)
-
-
 def filtered_lrelu(
     x: Tensor,
     bias: Tensor,
@@ -139,7 +115,14 @@ def filtered_lrelu(
     gain: float,
     clamp: float | None,
 ) -> Tensor:
-    """Return StyleGAN3's alias-free nonlinearity: bias, raise by ``up``, leaky ReLU, gain and clamp, lower by ``down``."""
+    """Return StyleGAN3's alias-free nonlinearity: bias, raise by ``up``, leaky ReLU, gain and clamp, lower by ``down``.
+
+    Filters along the axes, which all but the radial configuration have, run in the op ``filtered_lrelu``; a filter ``[T, T]``
+    takes one operator after the other.
+    """
+    if all(taps is None or taps.ndim == 1 for taps in (up_taps, down_taps)):
+        numbers = {"slope": slope, "gain": gain, "clamp": clamp}
+        return ops.filtered_lrelu(x, bias, up_taps, down_taps, up=up, down=down, padding=padding, **numbers)
     x = upfirdn(x + bias[None, :, None, None], up_taps, up=up, padding=padding, gain=float(up**2))
     x = (F.leaky_relu(x, slope) if slope != 1.0 else x) * gain
     return upfirdn(limited(x, clamp), down_taps, down=down)
