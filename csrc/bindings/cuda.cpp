@@ -24,6 +24,8 @@ PYBIND11_MODULE(KD_MODULE, m) {
   KD_BIND(conv_grad_sqnorm);
   KD_BIND(diff_augment);
   KD_BIND(diff_augment_bwd);
+  KD_BIND(filtered_lrelu);
+  KD_BIND(filtered_lrelu_bwd);
   KD_BIND(fir_bias_act);
   KD_BIND(fir_bias_act_bwd);
   KD_BIND(norm_act_pool);

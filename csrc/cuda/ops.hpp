@@ -18,6 +18,10 @@ void diff_augment(const T* images, const double* params, const int64_t* index, T
 template <typename T>
 void diff_augment_bwd(const T* grad, const double* params, const int64_t* index, T* out, double* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, cudaStream_t stream);
 template <typename T>
+void filtered_lrelu(const T* x, const T* bias, const T* up_taps, const T* down_taps, T* out, uint8_t* mask, int64_t n, int64_t c, int64_t h, int64_t w, int64_t R, int64_t S, int64_t oh, int64_t ow, int64_t t, int64_t s, int64_t up, int64_t down, int64_t left, int64_t above, double slope, double gain, double limit, cudaStream_t stream);
+template <typename T>
+void filtered_lrelu_bwd(const T* grad, const uint8_t* mask, const T* up_taps, const T* down_taps, T* dx, T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t R, int64_t S, int64_t oh, int64_t ow, int64_t t, int64_t s, int64_t up, int64_t down, int64_t left, int64_t above, double slope, double gain, cudaStream_t stream);
+template <typename T>
 void fir_bias_act(const T* x, const T* scale, const T* bias, const T* noise, const T* taps, T* out, int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope, double gain, double limit, cudaStream_t stream);
 template <typename T>
 void fir_bias_act_bwd(const T* grad, const T* out, const T* x, const T* scale, const T* taps, T* dx, T* dscale, T* dbias, T* dnoise, T* of_tiles, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope, double gain, double limit, cudaStream_t stream);
