@@ -25,7 +25,14 @@ from tests.triton_suite.second_order import second_gradients
 pytestmark = pytest.mark.triton
 
 ARCHITECTURES = (80, 90, 100)  # KDISTILL_CUDA_ARCHITECTURES of CMakeLists.txt
-TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64", torch.int32: "*i32", torch.bool: "*i1"}
+TYPES = {
+    torch.uint8: "*u8",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.bool: "*i1",
+}
 Launch = tuple[triton.JITFunction, tuple[tuple[str, str], ...], tuple[tuple[str, object], ...]]
 
 

@@ -88,8 +88,8 @@ CASE = OpCase(
         Shape(n=2, c=17, h=6, w=8, up=3, down=1, t=7, s=0, low=2, high=-2),
     ],
     interpreted=[
-        Shape(n=1, c=3, h=3, w=4, up=2, down=2, t=6, s=4, low=3, high=2),
-        Shape(n=1, c=2, h=4, w=3, up=1, down=1, t=0, s=0, low=0, high=1),
+        Shape(n=1, c=3, h=5, w=3, up=2, down=1, t=4, s=2, low=2, high=1),
+        Shape(n=1, c=2, h=2, w=18, up=1, down=1, t=3, s=0, low=1, high=1),
     ],
     bench_shapes=[
         Shape(n=10, c=128, h=38, w=38, up=2, down=2, t=12, s=12, low=9, high=8),
