@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import _conditions, _table
 from benchmarks._ops import Result, run_op
+from benchmarks.alias_free_layers import run_stylegan3_layer
 from benchmarks.generator_layers import run_stylegan2_layer
 from benchmarks.gradient_matching import run_dsa_iteration
 from benchmarks.growth import run_growth
@@ -29,6 +30,7 @@ END_TO_END = {
     "dsa_iteration": run_dsa_iteration,
     "grand": run_grand,
     "stylegan2_layer": run_stylegan2_layer,
+    "stylegan3_layer": run_stylegan3_layer,
     "training_step": run_training_step,
     "trajectory_match": run_trajectory_match,
     "trajectory_growth": partial(run_growth, "trajectory_growth"),

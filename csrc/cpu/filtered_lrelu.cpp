@@ -67,7 +67,8 @@ struct Scratch {
 
 // to[i * step] = sum_k taps[k] * from[k * of_tap + i * of_item] for i < count, in vectors.
 template <typename T>
-void combine(const T* taps, int64_t num_taps, const T* from, int64_t of_tap, int64_t of_item, T* to, int64_t step, int64_t count) {
+void combine(const T* taps, int64_t num_taps, const T* from, int64_t of_tap, int64_t of_item, T* to, int64_t step,
+             int64_t count) {
   constexpr int64_t L = Lanes<T>::count;
   using V = typename Lanes<T>::Values;
   of_tap *= L, of_item *= L, step *= L;
@@ -120,8 +121,8 @@ struct Activation {
     constexpr int64_t L = Lanes<T>::count;
     using V = typename Lanes<T>::Values;
     const V zero{}, upper = zero + limit;
-    uint8_t* to = mask ? mask + (u * ((p.columns.raised + 3) / 4) + v0 / 4) * p.c : nullptr;
-    for (int64_t at = v0; at < v1; at += 4, to += to ? p.c : 0) {
+    const int64_t quads = (p.columns.raised + 3) / 4;
+    for (int64_t at = v0; at < v1; at += 4) {
       auto codes = (zero > zero);
       for (int64_t i = 0; i < 4 && at + i < v1; ++i, z += L) {
         const V y = load<V>(z), scaled = (y > zero ? y : y * slope) * gain;
@@ -130,7 +131,8 @@ struct Activation {
         const auto code = ((y > zero) & 1) | (((scaled >= upper) | (scaled <= -upper)) & 2);
         codes |= code << (2 * i);
       }
-      if (to && at < own) store_some(to, __builtin_convertvector(codes, typename Lanes<T>::Bytes), width);
+      if (!mask || at >= own) continue;
+      store_some(mask + (u * quads + at / 4) * p.c, __builtin_convertvector(codes, typename Lanes<T>::Bytes), width);
     }
   }
 };
@@ -178,7 +180,8 @@ template <typename T, typename Point>
 void raise_row(const Plan<T>& p, const Tile& t, int64_t u, int64_t i0, const Scratch<T>& s, int64_t own, const Point& point) {
   constexpr int64_t L = Lanes<T>::count;
   const int64_t wide = t.j1 - t.j0, phase = p.phase(p.rows, u);
-  combine(p.first + phase * p.longest(), p.taps_of(phase), s.samples + (p.from(p.rows, u) - i0) * wide * L, wide, 1, s.row, 1, wide);
+  const T* samples = s.samples + (p.from(p.rows, u) - i0) * wide * L;
+  combine(p.first + phase * p.longest(), p.taps_of(phase), samples, wide, 1, s.row, 1, wide);
   for (int64_t v = t.v0; v < smaller(t.v0 + p.up, t.v1); ++v) {
     const int64_t across = p.phase(p.columns, v), count = (t.v1 - v + p.up - 1) / p.up;
     combine(p.first + across * p.longest(), p.taps_of(across), s.row + (p.from(p.columns, v) - t.j0) * L, 1, 1,
@@ -210,8 +213,9 @@ void filter(const Plan<T>& p, const Tile& t, const T* in, const T* bias, T* out,
     }
     const int64_t done = r + 1 - taps;
     if (done < 0 || done % p.down != 0 || done / p.down >= p.rows.out) continue;
-    // slot 0 holds row done + taps - done % taps, if that is not 0: the factors begin where it stands
-    combine(p.second + (taps - done % taps) % taps, taps, s.ring, wide, 1, s.row, 1, wide);
+    // slot s holds row done + (s + turn) % taps of those behind the result: its factor stands there
+    const int64_t turn = (taps - done % taps) % taps;
+    combine(p.second + turn, taps, s.ring, wide, 1, s.row, 1, wide);
     T* to = out + (done / p.down * p.columns.out + t.o0) * p.c;
     V along{};
     for (int64_t q = 0; q < wide; ++q, to += p.c) {
@@ -224,7 +228,7 @@ void filter(const Plan<T>& p, const Tile& t, const T* in, const T* bias, T* out,
   if (sums) store_some(sums, total, t.width);
 }
 
-// The factors of both filters, scaled: first by `scale`, turned around where `turned`; second the other way.  Null taps: [1].
+// The factors of both filters, scaled and, where `turned`, turned around.  Null taps: [1].
 template <typename T>
 void fill_tables(Plan<T>& p, const T* first, const T* second, double first_scale, double second_scale, bool turned, T* to) {
   T* const by_phase = to;
@@ -281,8 +285,8 @@ void run(const Plan<T>& p, const T* in, const T* bias, T* out, T* partials, T* s
 
 void check(int64_t n, int64_t c, int64_t h, int64_t w, int64_t t, int64_t s, int64_t up, int64_t down, int64_t oh, int64_t ow,
            int64_t tile, int64_t tables, int threads) {
-  KD_CHECK(n >= 0 && c >= 0 && h > 0 && w > 0 && oh > 0 && ow > 0 && threads > 0, "filtered_lrelu: expected maps and threads > 0");
-  KD_CHECK(t > 0 && s > 0 && up > 0 && down > 0, "filtered_lrelu: expected taps and factors > 0");
+  KD_CHECK(n >= 0 && c >= 0 && h > 0 && w > 0 && oh > 0 && ow > 0, "filtered_lrelu: expected maps");
+  KD_CHECK(t > 0 && s > 0 && up > 0 && down > 0 && threads > 0, "filtered_lrelu: expected taps, factors and threads > 0");
   KD_CHECK(tile > 0 && tile % 4 == 0, "filtered_lrelu: expected a tile of whole bytes of the mask");
   KD_CHECK(tables >= t + s + up + down + 2 * larger(t, s), "filtered_lrelu: expected room for the factors");
 }
@@ -292,8 +296,8 @@ void check(int64_t n, int64_t c, int64_t h, int64_t w, int64_t t, int64_t s, int
 // R x S the raised map; left and above: of the padding; t and s: of taps, 1 where null.
 template <typename T>
 void filtered_lrelu(const T* x, const T* bias, const T* up_taps, const T* down_taps, T* out, uint8_t* mask, T* scratch, int64_t n,
-                    int64_t c, int64_t h, int64_t w, int64_t R, int64_t S, int64_t oh, int64_t ow, int64_t t, int64_t s, int64_t up,
-                    int64_t down, int64_t left, int64_t above, double slope, double gain, double limit, int64_t tile,
+                    int64_t c, int64_t h, int64_t w, int64_t R, int64_t S, int64_t oh, int64_t ow, int64_t t, int64_t s,
+                    int64_t up, int64_t down, int64_t left, int64_t above, double slope, double gain, double limit, int64_t tile,
                     int64_t tables, int64_t per_thread, int threads) {
   check(n, c, h, w, t, s, up, down, oh, ow, tile, tables, threads);
   Plan<T> p{{h, R, oh, above, 0}, {w, S, ow, left, 0}, c, up, down, t, s, nullptr, nullptr};

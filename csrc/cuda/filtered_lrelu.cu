@@ -94,8 +94,9 @@ struct Derivative {
 
 // The raised row u: `row` from the samples of the channel, then `raised` from that.  in: the channel of the image.
 template <typename T, typename Point>
-__device__ void raise_row(const T* in, T shift, int64_t c, bool inside, int u, const Axis& rows, const Axis& columns, const Part& down,
-                          const Part& along, const Filters<T>& f, const Point& point, int64_t mask_row, T* row, T* raised) {
+__device__ void raise_row(const T* in, T shift, int64_t c, bool inside, int u, const Axis& rows, const Axis& columns,
+                          const Part& down, const Part& along, const Filters<T>& f, const Point& point, int64_t mask_row, T* row,
+                          T* raised) {
   const int tx = threadIdx.x, ty = threadIdx.y;
   const int j0 = f.from(columns, along.u0), phase = f.phase(rows, u);
   for (int j = ty; j < f.samples(); j += kWarps) {
@@ -176,7 +177,8 @@ __device__ void filter_tile(const T* in, const T* bias, T* out, T* partials, int
 
 template <typename T>
 __global__ void __launch_bounds__(kLanes* kWarps)
-    filtered_lrelu_fwd_kernel(const T* x, const T* bias, T* out, int64_t c, Axis rows, Axis columns, Filters<T> f, Activation<T> act) {
+    filtered_lrelu_fwd_kernel(const T* x, const T* bias, T* out, int64_t c, Axis rows, Axis columns, Filters<T> f,
+                              Activation<T> act) {
   KD_DYNAMIC_SHARED(T, memory);
   filter_tile(x, bias, out, static_cast<T*>(nullptr), c, rows, columns, f, act, memory);
 }
@@ -184,7 +186,8 @@ __global__ void __launch_bounds__(kLanes* kWarps)
 // partials [n, tiles, c]: the shares in dbias.
 template <typename T>
 __global__ void __launch_bounds__(kLanes* kWarps)
-    filtered_lrelu_bwd_kernel(const T* grad, T* dx, T* partials, int64_t c, Axis rows, Axis columns, Filters<T> f, Derivative<T> act) {
+    filtered_lrelu_bwd_kernel(const T* grad, T* dx, T* partials, int64_t c, Axis rows, Axis columns, Filters<T> f,
+                              Derivative<T> act) {
   KD_DYNAMIC_SHARED(T, memory);
   filter_tile(grad, static_cast<const T*>(nullptr), dx, partials, c, rows, columns, f, act, memory);
 }
@@ -199,7 +202,7 @@ __global__ void filtered_lrelu_sum_kernel(const T* partials, T* dbias, int64_t r
   dbias[k] = T(sum);
 }
 
-// The grid, and the dynamic shared memory, which the kernel is allowed where it is more than every kernel may have.
+// The dynamic shared memory of a launch; where it is more than any kernel may have, this one is allowed it.
 template <typename T, typename Kernel>
 std::size_t shared_bytes(const Filters<T>& f, Kernel kernel) {
   const int pixels = larger(f.samples(), kWarps) + f.raised() + f.second_taps * kTile;
@@ -217,8 +220,8 @@ dim3 grid_of(int64_t n, int64_t c, const Axis& rows, const Axis& columns) {
   return dim3(n * ceil_div(c, int64_t{kLanes}), tiles);
 }
 
-void check(int64_t n, int64_t c, int64_t h, int64_t w, int64_t R, int64_t S, int64_t oh, int64_t ow, int64_t t, int64_t s, int64_t up,
-           int64_t down) {
+void check(int64_t n, int64_t c, int64_t h, int64_t w, int64_t R, int64_t S, int64_t oh, int64_t ow, int64_t t, int64_t s,
+           int64_t up, int64_t down) {
   KD_CHECK(n >= 0 && c >= 0 && h > 0 && w > 0 && oh > 0 && ow > 0, "filtered_lrelu: expected maps");
   KD_CHECK(R < (1 << 20) && S < (1 << 20), "filtered_lrelu: expected raised sides below 2^20; filter the map in parts");
   KD_CHECK(t > 0 && s > 0 && up > 0 && down > 0 && t < 4096 && s < 4096 && up < 4096 && down < 4096,
@@ -238,15 +241,16 @@ void filtered_lrelu(const T* x, const T* bias, const T* up_taps, const T* down_t
   const Filters<T> f{up_taps, down_taps, int(t), int(s), int(up), int(down), true, T(up * up)};
   const Activation<T> act{mask, T(slope), T(gain), T(limit)};
   const std::size_t bytes = shared_bytes(f, filtered_lrelu_fwd_kernel<T>);
-  KD_LAUNCH(filtered_lrelu_fwd_kernel<T>, grid_of(n, c, rows, columns), dim3(kLanes, kWarps), bytes, stream, x, bias, out, c, rows,
-            columns, f, act);
+  const dim3 grid = grid_of(n, c, rows, columns), block(kLanes, kWarps);
+  KD_LAUNCH(filtered_lrelu_fwd_kernel<T>, grid, block, bytes, stream, x, bias, out, c, rows, columns, f, act);
 }
 
 // partials [n, ceil(h / 16) * ceil(w / 16), c].
 template <typename T>
 void filtered_lrelu_bwd(const T* grad, const uint8_t* mask, const T* up_taps, const T* down_taps, T* dx, T* dbias, T* partials,
-                        int64_t n, int64_t c, int64_t h, int64_t w, int64_t R, int64_t S, int64_t oh, int64_t ow, int64_t t, int64_t s,
-                        int64_t up, int64_t down, int64_t left, int64_t above, double slope, double gain, cudaStream_t stream) {
+                        int64_t n, int64_t c, int64_t h, int64_t w, int64_t R, int64_t S, int64_t oh, int64_t ow, int64_t t,
+                        int64_t s, int64_t up, int64_t down, int64_t left, int64_t above, double slope, double gain,
+                        cudaStream_t stream) {
   check(n, c, h, w, R, S, oh, ow, t, s, up, down);
   const Axis rows{int(oh), int(R), int(h), int(s - 1), int(above - t + 1)};
   const Axis columns{int(ow), int(S), int(w), int(s - 1), int(left - t + 1)};
@@ -261,13 +265,13 @@ void filtered_lrelu_bwd(const T* grad, const uint8_t* mask, const T* up_taps, co
   KD_LAUNCH(filtered_lrelu_sum_kernel<T>, dim3(ceil_div(c, int64_t{128})), dim3(128), 0, stream, partials, dbias, n * grid.y, c);
 }
 
-#define KD_INSTANTIATE(T)                                                                                                         \
-  template void filtered_lrelu(const T*, const T*, const T*, const T*, T*, uint8_t*, int64_t, int64_t, int64_t, int64_t, int64_t,  \
-                               int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double, double,    \
-                               double, cudaStream_t);                                                                              \
-  template void filtered_lrelu_bwd(const T*, const uint8_t*, const T*, const T*, T*, T*, T*, int64_t, int64_t, int64_t, int64_t,   \
-                                   int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,       \
-                                   double, double, cudaStream_t);
+#define KD_INSTANTIATE(T)                                                                                                       \
+  template void filtered_lrelu(const T*, const T*, const T*, const T*, T*, uint8_t*, int64_t, int64_t, int64_t, int64_t,        \
+                               int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double, \
+                               double, double, cudaStream_t);                                                                   \
+  template void filtered_lrelu_bwd(const T*, const uint8_t*, const T*, const T*, T*, T*, T*, int64_t, int64_t, int64_t,         \
+                                   int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,    \
+                                   int64_t, double, double, cudaStream_t);
 KD_INSTANTIATE(float)
 KD_INSTANTIATE(double)
 
