@@ -12,6 +12,7 @@ SUFFIX = "_growth"
 PICTURE = "growth.svg"
 LINEAR_WITHIN = 0.10  # of the value: what a measurement of a few rounds on a shared machine can show
 AXIS_NAMES = {"steps": "steps N", "batch": "batch", "classes": "classes", "ipc": "images per class"}
+HELD = {"n": "{} steps", "b": "batch {}", "k": "{} classes", "ipc": "{} per class"}
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Series:
         line = self.line
         verdict = "linear" if line.worst <= LINEAR_WITHIN else "not linear"
         return (
-            f"{verdict}: {line.at_zero:.3g} + {line.per_unit:.3g}·x {self.unit}, every point within {100 * line.worst:.0f} %; "
-            f"exponent {line.exponent:.2f}"
+            f"{verdict}: {_short(line.at_zero)} + {_short(line.per_unit)}·x {self.unit}, every point within "
+            f"{100 * line.worst:.0f} %; exponent {line.exponent:.2f}"
         )
 
 
@@ -84,6 +85,17 @@ def series(rows: Sequence[Row]) -> list[Series]:
             key = (row.op, f"{row.device}, {row.machine}", axis, what, row.unit, fixed)
             found.setdefault(key, []).append((number, row.median))
     return [Series(*key, tuple(sorted(points))) for key, points in found.items() if len(points) > 2]
+
+
+def _short(number: float) -> str:
+    """Return three digits, and all of those before the point."""
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"
+
+
+def _held(part: str) -> str:
+    """Return in words what a shape such as ``b10`` keeps fixed."""
+    letters, number = re.fullmatch(r"([a-z]*)(\d*)", part).groups()  # type: ignore[union-attr]
+    return HELD.get(letters, letters + "{}").format(number)
 
 
 def section(rows: Sequence[Row]) -> str:
@@ -103,9 +115,11 @@ def section(rows: Sequence[Row]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for one in chosen:
-        values = ", ".join(f"{x:g}: {y:.3g} {one.unit}" for x, y in one.points)
+        values = ", ".join(f"{x:g}: {_short(y)} {one.unit}" for x, y in one.points)
         along = AXIS_NAMES.get(one.axis, one.axis)
-        lines.append(f"| {one.op.removesuffix(SUFFIX)}, {one.what} | {along} | {one.fixed} | {values} | {one.sentence()} |")
+        lines.append(
+            f"| {one.op.removesuffix(SUFFIX)}, {one.what} | {along} | {_held(one.fixed)} | {values} | {one.sentence()} |"
+        )
     return "\n".join([*lines, "", made, "", ""])
 
 
@@ -136,11 +150,11 @@ def _panel(one: Series, left: float, top: float) -> str:
     def place(x: float, y: float) -> tuple[float, float]:
         return left + LEFT + inner_wide * x / most_x, top + 24 + inner_high * (1 - max(y, 0.0) / most_y)
 
-    line = one.line
+    line, title = one.line, f"{one.op.removesuffix(SUFFIX)}: {one.what}, {one.unit} ({_held(one.fixed)})"
     (x0, y0), (x1, y1) = place(0, line.at_zero), place(most_x, line.at_zero + line.per_unit * most_x)
     (ax, ay), (bx, _), (_, cy) = place(0, 0), place(most_x, 0), place(0, most_y)
     parts = [
-        f'<text x="{left + LEFT}" y="{top + 14}">{one.op.removesuffix(SUFFIX)}: {one.what}, {one.unit} ({one.fixed})</text>',
+        f'<text x="{left + LEFT}" y="{top + 14}">{title}</text>',
         f'<path d="M{ax:.1f} {cy:.1f}V{ay:.1f}H{bx:.1f}" fill="none" stroke="#444"/>',
         f'<path d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}" stroke="#c60" stroke-dasharray="4 3"/>',
         f'<text x="{(ax + bx) / 2:.1f}" y="{ay + 26:.1f}" text-anchor="middle">{AXIS_NAMES.get(one.axis, one.axis)}</text>',
@@ -149,7 +163,7 @@ def _panel(one: Series, left: float, top: float) -> str:
         px, py = place(x, y)
         parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" fill="#06c"/>')
         parts.append(f'<text x="{px:.1f}" y="{ay + 13:.1f}" text-anchor="middle">{x:g}</text>')
-        parts.append(f'<text x="{px:.1f}" y="{py - 6:.1f}" text-anchor="middle" fill="#06c">{y:.3g}</text>')
+        parts.append(f'<text x="{px:.1f}" y="{py - 6:.1f}" text-anchor="middle" fill="#06c">{_short(y)}</text>')
     return "\n".join(parts)
 
 

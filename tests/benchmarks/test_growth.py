@@ -34,7 +34,7 @@ def test_the_page_gets_table_and_picture(tmp_path):
     page.write_text(f"before\n{_table.BEGIN}\nold\n{_table.END}\nafter")
     _table.write_readme(page, tmp_path)
     text = page.read_text()
-    assert "| trajectory, time | steps N | b10 | 5: 310 ms, 10: 610 ms, 20: 1.2e+03 ms, 50: 3.01e+03 ms | linear: " in text
+    assert "| trajectory, time | steps N | batch 10 | 5: 310 ms, 10: 610 ms, 20: 1205 ms, 50: 3010 ms | linear: " in text
     assert text.count("trajectory_growth") == 0 and "### class_mean_sqdist" in text
     drawn = (tmp_path / _growth.PICTURE).read_text()
     assert drawn.count("<circle") == len(STEPS) and drawn.endswith("</svg>\n")
