@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+import kdistill
 from kdistill.errors import NonFiniteError
-from kdistill.methods._calibrate import DRAWS, MOVE, calibrated
+from kdistill.methods._calibrate import DRAWS, MOVE, calibrated, calibrated_images
 from kdistill.methods._recipe import Step
 
 IMAGES = torch.full((4, 1, 2, 2), 3.0)
@@ -54,3 +55,27 @@ def test_what_is_given_is_kept_and_costs_nothing():
     assert not tried
     assert calibrated(measure, IMAGES, 0.7, None) == (0.7, pytest.approx(MOVE * 12.0 / 0.5))
     assert calibrated(measure, IMAGES, None, 9.0) == (pytest.approx(0.005, rel=0.1), 9.0)
+
+
+def test_the_first_step_of_the_images_has_the_same_length_on_all_data():
+    tried = []
+
+    def measure(iteration, norm=0.25):
+        tried.append(iteration)
+        grad = torch.zeros_like(IMAGES)
+        grad[0, 0, 0, 0] = norm
+        return Step(torch.zeros(()), grad)
+
+    assert calibrated_images(measure, IMAGES) == pytest.approx(MOVE * 12.0 / 0.25)
+    assert tried == list(range(DRAWS))
+
+
+def test_dm_makes_the_same_run_from_the_step_size_that_it_found():
+    data = kdistill.load_data("digits", quiet=True)
+    options = {"iterations": 4, "width": 8, "batch_real": 8}
+    found = kdistill.distill(data, method="dm", ipc=1, options=options | {"lr_images": None})
+    rate = found.metrics["distillation"]["learning_rates"]["images"]
+    again = kdistill.distill(data, method="dm", ipc=1, options=options | {"lr_images": rate})
+    assert torch.equal(found.images, again.images)
+    other = kdistill.distill(data, method="dm", ipc=1, options=options | {"lr_images": 2.0 * rate})
+    assert not torch.equal(found.images, other.images)

@@ -14,6 +14,7 @@ from kdistill.data import ImageDataset
 from kdistill.data.sampler import ClassSampler
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.keys import generator, make_key
+from kdistill.methods._calibrate import calibrated_images
 from kdistill.methods._difficulty import FilteredConfig
 from kdistill.methods._recipe import (
     Method,
@@ -43,14 +44,14 @@ class DMConfig(FilteredConfig):
     Attributes:
         iterations: Outer steps; every one draws a new network.
         batch_real: Real images of each class per step.
-        lr_images: Step size of the images (normalised pixels).
+        lr_images: Step size of the images (normalised pixels); None: the first step moves them by 3 % of their norm.
         layers: ``"last"`` compares the features before the classifier, ``"all"`` the maps of every block.
         mask_ratio: Share of the blocks, shallow ones first, that ``layers="all"`` leaves out.
     """
 
     iterations: int = 20_000
     batch_real: int = 256
-    lr_images: float = 1.0
+    lr_images: float | None = 1.0
     layers: str = "last"
     mask_ratio: float = 0.0
 
@@ -84,12 +85,15 @@ def build(config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tens
         return Step(*match(student, theta, real, real_labels[rows], images, labels, augment=augment, step=iteration))
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
+    lr_images = config.lr_images
+    if lr_images is None:
+        lr_images = calibrated_images(lambda iteration: objective(iteration, images, {"images": images}), images)
     return Problem(
         prior=PixelPrior(),
         state={"images": images.clone()},
         labels=labels.to(seen.device),
         objective=objective,
-        learning_rates={"images": config.lr_images},
+        learning_rates={"images": lr_images},
         momentum=config.momentum,
         iterations=config.iterations,
         schedule=config.schedule,
@@ -104,7 +108,7 @@ METHOD = Method(
     config=DMConfig,
     presets={
         "paper": {},
-        "fast": {"iterations": 800, "batch_real": 128, "width": 32, "lr_images": 10.0, "init": "k_means", **FEW},
+        "fast": {"iterations": 800, "batch_real": 128, "width": 32, "lr_images": None, "init": "k_means", **FEW},
     },
     build=build,
     deviations=("all classes in one batched pass; randomness is keyed, not taken from the clock",),
