@@ -21,7 +21,7 @@ from benchmarks.gradient_matching import run_dsa_iteration
 from benchmarks.growth import run_growth
 from benchmarks.iteration import run_dm_iteration
 from benchmarks.scores import run_grand
-from benchmarks.trajectory import run_training_step, run_trajectory_match
+from benchmarks.trajectory import run_large_batch, run_training_step, run_trajectory_match
 from kdistill.errors import did_you_mean
 from kdistill.testing.cases import every_case
 
@@ -33,6 +33,7 @@ END_TO_END = {
     "stylegan3_layer": run_stylegan3_layer,
     "training_step": run_training_step,
     "trajectory_match": run_trajectory_match,
+    "trajectory_large_batch": run_large_batch,
     "trajectory_growth": partial(run_growth, "trajectory_growth"),
     "dm_growth": partial(run_growth, "dm_growth"),
 }

@@ -25,6 +25,7 @@ from kdistill.keys import generator
 
 BATCH, LR, WIDTH = 10, 0.01, 128
 STEPS, MEMORY_STEPS = 10, (5, 50)
+LARGE_BATCH, FEW_STEPS = 100, 3
 AGREEMENT = {"fp32": 0.999, "tf32": 0.99, "bf16": 0.99}  # smallest cosine with the float32 gradient
 TRUNCATED = ("ours, tesla", "published TESLA")  # another gradient than the exact one
 SCRIPT = """
@@ -169,6 +170,27 @@ def _run_trajectory_match(
             yield Result(
                 "trajectory_match", shown, f"b{BATCH}_n{steps}_3x32x32_w{WIDTH}", kind, "memory", "ok", timing, unit="MB"
             )
+
+
+def run_large_batch(device: torch.device, dtype: torch.dtype, seconds: float, quick: bool, check_only: bool) -> Iterator[Result]:
+    """Yield the time of the exact gradient at a large batch and few steps, beside the exact peers; none is compiled."""
+    name, shape = "trajectory_large_batch", f"b{LARGE_BATCH}_n{FEW_STEPS}_3x32x32_w{WIDTH}"
+    kind = str(dtype).removeprefix("torch.")
+    with use_precision("fp32", device):
+        status = check(device, dtype)
+        if status != "ok" or check_only:
+            yield Result(name, device.type, shape, kind, "gradient", status)
+            return
+        problem = Problem(device, dtype, FEW_STEPS, WIDTH, LARGE_BATCH)
+        states = contestants(problem, quick=True)
+        yield from (
+            Result(name, peer_name, shape, kind, "gradient", state) for peer_name, state in states.items() if state != "ok"
+        )
+        calls = {n: problem.call(n) for n in ("ours", *(n for n, state in states.items() if state == "ok"))}
+        for found, readings in interleaved(calls, 5 * seconds, clock_of(device)).items():
+            shown = device.type if found == "ours" else found
+            for what, timing in readings.items():
+                yield Result(name, shown, shape, kind, f"gradient_{what}" if what else "gradient", "ok", timing)
 
 
 def run_training_step(

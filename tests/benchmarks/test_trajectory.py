@@ -65,6 +65,15 @@ def test_a_wrong_gradient_is_found(monkeypatch):
     assert trajectory.check(CPU, torch.float32).startswith("wrong: image gradient")
 
 
+def test_a_large_batch_is_timed_beside_every_exact_peer_that_agrees(monkeypatch):
+    for name, value in {"WIDTH": 4, "STEPS": 2, "LARGE_BATCH": 12, "FEW_STEPS": 2}.items():
+        monkeypatch.setattr(trajectory, name, value)
+    rows = list(trajectory.run_large_batch(CPU, torch.float32, 0.001, False, False))
+    timed = {row.backend for row in rows if row.status == "ok"}
+    assert {"cpu", "published unroll"} <= timed
+    assert {row.shape for row in rows} == {"b12_n2_3x32x32_w4"}
+
+
 def test_a_training_step_that_differs_is_found(small):
     eager = trajectory.eager_step(peer.Flat(small.net), small.start, small.images, small.labels)
     assert trajectory.agree(small, eager) == "ok"
