@@ -97,7 +97,7 @@ def verdict(
             assert_close_enough(ours.cpu(), same, true, case.depth(shape), f"{contestant.name} output {i}")
     except AssertionError as error:
         return f"wrong: {error}"
-    except (KDistillError, RuntimeError, NotImplementedError) as error:
+    except (KDistillError, RuntimeError) as error:  # a peer that cannot run here is a row with its reason, not the end
         return f"cannot run: {str(error).splitlines()[0]}"
     return "ok"
 

@@ -177,9 +177,8 @@ def _prepared(folder: Path, resume: bool) -> Path:
                 f"out: expected a new folder, got {folder}, where a generator was trained; continue it with resume=True "
                 "(--resume), or choose another folder"
             )
-        if not is_training and names - {
-            "metrics.jsonl"
-        }:  # that one alone: a training that was killed before its first checkpoint
+        # metrics.jsonl alone: a training that was killed before its first checkpoint
+        if not is_training and names - {"metrics.jsonl"}:
             seen = ", ".join(sorted(names)[:3])
             raise DataError(f"out: expected a new or empty folder, got {folder} with {seen}; choose another place")
         folder.mkdir(parents=True, exist_ok=True)
