@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kdistill.cli import _priors, _tables
-from kdistill.cli._shared import Device, Options, Protocol, Seed, Threads, _examples, _one_sentence
+from kdistill.cli._shared import Device, Options, Protocol, Seed, Threads, _examples, _one_sentence, _step_size
 
 app = typer.Typer(
     name="kdistill",
@@ -215,15 +215,6 @@ def _made_from_other(small: Any, data: Any) -> bool:
     source = small.config.get("source")
     known = source.get("fingerprint") if isinstance(source, dict) else None
     return known is not None and known != data.fingerprint
-
-
-def _step_size(text: str | None) -> float | str | None:
-    from kdistill.errors import ConfigError
-
-    try:
-        return text if text in (None, "auto") else float(text)
-    except ValueError:
-        raise ConfigError(f"lr: expected a number or auto, got '{text}'; 0.01 is usual") from None
 
 
 def _evaluate_and_save(small: Any, data: Any, out: Path | None, **chosen: Any) -> None:

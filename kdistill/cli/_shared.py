@@ -30,3 +30,13 @@ def _one_sentence() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("\nkdistill: interrupted", err=True)
         raise typer.Exit(130) from None
+
+
+def _step_size(text: str | None) -> float | str | None:
+    """Return what ``--lr`` says: a number, auto or None."""
+    from kdistill.errors import ConfigError
+
+    try:
+        return text if text in (None, "auto") else float(text)
+    except ValueError:
+        raise ConfigError(f"lr: expected a number or auto, got '{text}'; 0.01 is usual") from None
