@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kdistill
-from kdistill.errors import NonFiniteError
+from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.methods._calibrate import DRAWS, MOVE, calibrated, calibrated_images
 from kdistill.methods._recipe import Step
 
@@ -68,6 +68,11 @@ def test_the_first_step_of_the_images_has_the_same_length_on_all_data():
 
     assert calibrated_images(measure, IMAGES) == pytest.approx(MOVE * 12.0 / 0.25)
     assert tried == list(range(DRAWS))
+
+
+def test_without_a_gradient_a_step_size_has_to_be_named():
+    with pytest.raises(ConfigError, match="lr_images: expected gradients"):
+        calibrated_images(lambda _: Step(torch.zeros(()), torch.zeros_like(IMAGES)), IMAGES)
 
 
 def test_dm_makes_the_same_run_from_the_step_size_that_it_found():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kdistill.errors import NonFiniteError
+from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.methods._recipe import Step
 
 DRAWS = 3  # iterations that are averaged
@@ -57,7 +57,9 @@ def calibrated_images(measure: Callable[[int], Step], images: Tensor) -> float:
 
 
 def _moving(images: Tensor, norm: float) -> float:
-    return MOVE * float(torch.linalg.vector_norm(images)) / max(norm, 1e-12)
+    if norm == 0.0:
+        raise ConfigError(f"lr_images: expected gradients to find it from, got zeros in {DRAWS} iterations; name a step size")
+    return MOVE * float(torch.linalg.vector_norm(images)) / norm
 
 
 def _least(looked: Callable[[float], tuple[float, float]]) -> tuple[float, float]:
