@@ -20,6 +20,7 @@ from kdistill.engine.gradient_matching import DISTANCES, output_rows
 from kdistill.engine.students import ConvNet
 from kdistill.errors import ConfigError, NonFiniteError, did_you_mean
 from kdistill.keys import generator, make_key
+from kdistill.methods._calibrate import calibrated_images
 from kdistill.methods._difficulty import FilteredConfig
 from kdistill.methods._recipe import (
     Problem,
@@ -40,7 +41,7 @@ MOST_STEPS, EPOCHS_IN_ALL = 50, 500  # what the published table follows, for any
 STATISTICS_REAL = 16  # real images of each class behind the frozen statistics of batch norm
 
 FAST = {
-    "iterations": 100, "outer_steps": 4, "inner_epochs": 10, "batch_real": 64, "width": 32, "lr_images": 1.0, "init": "k_means",
+    "iterations": 100, "outer_steps": 4, "inner_epochs": 10, "batch_real": 64, "width": 32, "lr_images": None, "init": "k_means",
     "score_nets": 3, "score_epochs": 3,
 }  # fmt: skip
 
@@ -58,7 +59,7 @@ class GradientConfig(FilteredConfig):
         inner_epochs: E, epochs of training on the synthetic images between two matching steps; None follows them too.
         batch_real: Real images of each class per matching step.
         batch_train: Synthetic images per step of the network's training.
-        lr_images: Step size of the images (normalised pixels).
+        lr_images: Step size of the images (normalised pixels); None: the first step moves them by 3 % of their norm.
         lr_net: Step size of the network; no momentum, no weight decay.
         distance: ``"cosine_rows"`` (the published one), ``"cosine"`` or ``"mse"``.
         mask_ratio: Share of the parameters, shallow ones first, whose gradients are not compared.
@@ -69,7 +70,7 @@ class GradientConfig(FilteredConfig):
     inner_epochs: int | None = None
     batch_real: int = 256
     batch_train: int = 256
-    lr_images: float = 0.1
+    lr_images: float | None = 0.1
     lr_net: float = 0.01
     distance: str = "cosine_rows"
     mask_ratio: float = 0.0
@@ -123,7 +124,7 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
         except NonFiniteError:
             raise NonFiniteError(
                 f"distill: expected the network of matching step {iteration} to train on the images, got a loss that is not "
-                f"finite; lower lr_net (now {config.lr_net:g}) or lr_images (now {config.lr_images:g})"
+                f"finite; lower lr_net (now {config.lr_net:g}) or lr_images (now {lr_images:g})"
             ) from None
         return trained[0]
 
@@ -139,12 +140,16 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
         return Step(loss, grad, carried={"theta": theta})
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
+    state = {"images": images.clone(), "theta": images.new_zeros(student.num_params)}
+    lr_images = config.lr_images
+    if lr_images is None:  # from fresh networks, which every T-th step begins with
+        lr_images = calibrated_images(lambda iteration: objective(iteration * steps, images, state), images)
     return Problem(
         prior=PixelPrior(),
-        state={"images": images.clone(), "theta": images.new_zeros(student.num_params)},
+        state=state,
         labels=labels,
         objective=objective,
-        learning_rates={"images": config.lr_images},
+        learning_rates={"images": lr_images},
         momentum=config.momentum,
         iterations=config.iterations * steps,
         schedule=config.schedule,
