@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdistill._native import peak_bytes
+from kdistill._native import peak_bytes, return_freed_memory
 from kdistill.artifacts.checkpoint import first_difference, load_checkpoint, save_checkpoint
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
 from kdistill.methods import Problem
@@ -190,6 +190,7 @@ class _Loop:
             if self.snapshot.iteration % CHECK_EVERY and self.snapshot.iteration < last:
                 continue
             self.look(before, loss, grad, began, first)
+            return_freed_memory()
             now = time.monotonic()
             finished = self.snapshot.iteration == last
             if now - saved >= self.checkpoint_seconds:

@@ -75,12 +75,13 @@ def test_without_a_gradient_a_step_size_has_to_be_named():
         calibrated_images(lambda _: Step(torch.zeros(()), torch.zeros_like(IMAGES)), IMAGES)
 
 
-def test_dm_makes_the_same_run_from_the_step_size_that_it_found():
+@pytest.mark.parametrize("name", ["dm", "dsa"])
+def test_the_same_run_comes_from_the_step_size_that_was_found(name):
     data = kdistill.load_data("digits", quiet=True)
-    options = {"iterations": 4, "width": 8, "batch_real": 8}
-    found = kdistill.distill(data, method="dm", ipc=1, options=options | {"lr_images": None})
+    options = {"iterations": 2, "width": 8, "batch_real": 8} | ({} if name == "dm" else {"outer_steps": 2, "inner_epochs": 1})
+    found = kdistill.distill(data, method=name, ipc=1, options=options | {"lr_images": None})
     rate = found.metrics["distillation"]["learning_rates"]["images"]
-    again = kdistill.distill(data, method="dm", ipc=1, options=options | {"lr_images": rate})
+    again = kdistill.distill(data, method=name, ipc=1, options=options | {"lr_images": rate})
     assert torch.equal(found.images, again.images)
-    other = kdistill.distill(data, method="dm", ipc=1, options=options | {"lr_images": 2.0 * rate})
+    other = kdistill.distill(data, method=name, ipc=1, options=options | {"lr_images": 2.0 * rate})
     assert not torch.equal(found.images, other.images)

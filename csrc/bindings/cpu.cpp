@@ -18,6 +18,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("use_isa", [](const char* name) { kd::use_isa(name); });
   m.def("advise_huge_pages", kd::by_address(&kd::advise_huge_pages));
   m.def("keep_freed_memory", &kd::keep_freed_memory);
+  m.def("return_freed_memory", &kd::return_freed_memory);
 
   KD_BIND(class_mean_sqdist);
   KD_BIND(class_mean_sqdist_bwd);

@@ -11,4 +11,8 @@ void advise_huge_pages(const char* address, int64_t nbytes);
 // By default glibc gives the top of its heap back at every chance, and a training step faults its temporaries in again.
 void keep_freed_memory();
 
+// Gives every free page back to the system, those in the middle of the heap too, where the C library is glibc; else a no-op.
+// Its aligned blocks seldom take the place of freed ones of their own size, so a loop whose blocks change in size leaves holes.
+void return_freed_memory();
+
 }  // namespace kd

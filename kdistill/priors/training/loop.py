@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdistill._native import peak_bytes
+from kdistill._native import peak_bytes, return_freed_memory
 from kdistill.artifacts.checkpoint import first_difference, load_checkpoint, save_checkpoint
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
 from kdistill.priors.training.state import TrainingState
@@ -132,6 +132,7 @@ class _Loop:
             now = time.monotonic()
             if after.iteration % TELL_EVERY == 0 or after.iteration == last:
                 self.tell(losses, now - began, after.iteration - first, max_seconds)
+                return_freed_memory()
             if now - saved >= checkpoint_seconds:
                 self.save()
                 self.on_checkpoint(self.state)
