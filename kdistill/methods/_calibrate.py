@@ -6,17 +6,21 @@ the data, the number of images and the experts, and so does the length of the im
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from kdistill.errors import ConfigError, NonFiniteError
-from kdistill.methods._recipe import Step
+from kdistill.methods._recipe import Problem, Step
+from kdistill.priors import Prior, State
 
 DRAWS = 3  # iterations that are averaged
 FIRST, LEAST, MOST = 0.01, 1e-4, 1.0  # step sizes of the student that are tried
 MOVE = 0.03  # share of their norm by which a first step moves the images
+PROBE = 1e-3  # share of its norm by which a latent is moved to see what becomes of the images
 
 
 def calibrated(
@@ -54,6 +58,56 @@ def calibrated_images(measure: Callable[[int], Step], images: Tensor) -> float:
     Cost: three outer iterations.
     """
     return _moving(images, sum(float(measure(iteration).grad_images.norm()) for iteration in range(DRAWS)) / DRAWS)
+
+
+@dataclass(frozen=True, eq=False)
+class FirstGradients:
+    """The gradients in the images at the beginning of a run on latents, from which step sizes of latents are found.
+
+    Attributes:
+        images: The first images.
+        found: dL/dimages of a few iterations that need nothing of the ones before.
+    """
+
+    images: Tensor
+    found: Mapping[int, Tensor]
+
+    @classmethod
+    def of(cls, problem: Problem, images: Tensor, state: State) -> Self:
+        """Return them; ``state`` holds the latents that ``images`` were rendered from, ``problem`` is still on pixels.
+
+        Cost: three iterations of the objective.
+        """
+        everything = {**problem.state, **state}
+        draws = [draw * problem.fresh_every for draw in range(DRAWS)]
+        return cls(images, {draw: problem.objective(draw, images, everything).grad_images for draw in draws})
+
+    def step_size(self, name: str, prior: Prior, state: State) -> float:
+        """Return the step size by which the first step along ``state[name]`` alone moves the images by 3 % of their norm.
+
+        Args:
+            name: Of a tensor of the state.
+            prior: That renders the state.
+            state: Latents of the same images, perhaps at another depth.
+
+        Returns:
+            0 for a tensor without influence, such as W+ behind the last layer.
+
+        Cost: three passes forward and backward through the generator, and six forward.
+        """
+        moved = 0.0
+        for iteration, grad_images in self.found.items():
+            grad = prior.pull_back(state, grad_images, iteration)[name]
+            norm = float(torch.linalg.vector_norm(grad))
+            step = PROBE * float(torch.linalg.vector_norm(state[name])) / norm if norm > 0.0 else 0.0
+            if step > 0.0:
+                there = prior.render({**state, name: state[name] - step * grad}, iteration)
+                moved += float(torch.linalg.vector_norm(there - prior.render(state, iteration))) / step
+        if not math.isfinite(moved):
+            raise ConfigError(f"lr_f, lr_w: expected finite gradients in {name} to find a step size from; name the step sizes")
+        if moved == 0.0:
+            return 0.0
+        return MOVE * float(torch.linalg.vector_norm(self.images)) / (moved / DRAWS)
 
 
 def _moving(images: Tensor, norm: float) -> float:

@@ -153,6 +153,7 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
         momentum=config.momentum,
         iterations=config.iterations * steps,
         schedule=config.schedule,
+        fresh_every=steps,
         advice="lower lr_images, or lr_net",
         about=config.table_identity(data),
     )

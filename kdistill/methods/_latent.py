@@ -14,7 +14,7 @@ from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
-from kdistill.methods._recipe import Method, MethodConfig, Rehearsal, check_at_least_one
+from kdistill.methods._recipe import Method, MethodConfig, Rehearsal, check_at_least_one, check_not_negative
 from kdistill.priors import View
 from kdistill.priors.latents import check_fit
 from kdistill.priors.network_files import load_generator
@@ -33,8 +33,8 @@ class LatentConfig(MethodConfig):
         objective: Name of the method whose objective is used.
         objective_preset: Its preset.
         settings: Its own options on top of that.
-        lr_f: Step size of the feature maps.
-        lr_w: Step size of the latents in W+.
+        lr_f: Step size of the feature maps; None: the first step moves the images by 3 % of their norm.
+        lr_w: Step size of the latents in W+; None as above.
         n_avg: Mapped draws per class, where a run begins with averages of them.
         chunk: Images with a graph of the generator at one time.
         noise: StyleGAN2's noise inputs, ``"const"`` or ``"random"``.
@@ -49,8 +49,8 @@ class LatentConfig(MethodConfig):
     objective: str = "dm"
     objective_preset: str = "paper"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    lr_f: float = 10.0
-    lr_w: float = 0.01
+    lr_f: float | None = 10.0
+    lr_w: float | None = 0.01
     n_avg: int = 1000
     chunk: int = 10
     noise: str = "const"
@@ -62,6 +62,7 @@ class LatentConfig(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "chunk", "n_avg")
+        check_not_negative(self, "lr_f", "lr_w")
         check_word(self, channels=["same", "convert"], glad_norm=["data", "repo"])
 
     def base(self) -> tuple[Method, Any]:

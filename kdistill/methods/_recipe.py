@@ -146,6 +146,7 @@ class Problem:
         advice: What to change when the numbers blow up, for the error message.
         about: What the result depends on beside options and data, such as the digest of a generator; goes into the record.
         search: What happens between two steps, or None.
+        fresh_every: Iterations that are multiples of this need nothing that an earlier one handed on.
     """
 
     prior: Prior
@@ -161,6 +162,7 @@ class Problem:
     advice: str = "lower the step size"
     about: Mapping[str, Any] = field(default_factory=dict)
     search: Search | None = None
+    fresh_every: int = 1
 
     def __post_init__(self) -> None:
         check_iterations(self.iterations)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdistill.data import ImageDataset
 from kdistill.keys import make_key
+from kdistill.methods._calibrate import FirstGradients
 from kdistill.methods._latent import LatentConfig, about, experts, network_for, refuse_start, rehearse, view_for
 from kdistill.methods._recipe import Method, Problem, balanced_labels
 from kdistill.priors import LatentPrior
@@ -63,13 +64,18 @@ def build(config: GladConfig, data: ImageDataset, ipc: int, seed: int, start: Te
         random_f=config.rand_f,
         learn_weights=config.learn_g,
     )
-    problem = method.build(base_config, data, ipc, seed, prior.render(state, 0))
-    rates = {"ws": config.lr_w, "f": config.lr_f, "generator": config.lr_g}
+    images = prior.render(state, 0)
+    problem = method.build(base_config, data, ipc, seed, images)
     names = {name.partition(".")[0] for name in state}
+    given = {"ws": config.lr_w, "f": config.lr_f, "generator": config.lr_g}
+    rates = {name: rate for name, rate in given.items() if name in names and rate is not None}
+    if missing := names - set(rates):
+        first = FirstGradients.of(problem, images, state)
+        rates |= {name: first.step_size(name, prior, state) for name in sorted(missing)}
     return problem.with_prior(
         prior,
         state,
-        {name: rate for name, rate in rates.items() if name in names},
+        rates,
         advice=f"lower lr_f or lr_w{', or lr_g' if config.learn_g else ''}",
         about={**problem.about, "prior": about(network)},
     )
@@ -93,7 +99,15 @@ METHOD = Method(
             "settings": {"grad_mode": "tesla", "syn_steps": 20, "expert_epochs": 3, "max_start_epoch": 5, "lr_lr": 1e-6},
         },
         "paper_cifar": {"layer": 2},
-        "fast": {"iterations": 400, "objective_preset": "fast", "layer": 3, "width": 32, "avg_w": True},
+        "fast": {
+            "iterations": 400,
+            "objective_preset": "fast",
+            "layer": 3,
+            "lr_f": None,
+            "lr_w": None,
+            "width": 32,
+            "avg_w": True,
+        },
     },
     build=build,
     deviations=(

@@ -18,6 +18,7 @@ from kdistill.data import ImageDataset
 from kdistill.engine.relevance import LAYERS
 from kdistill.errors import ConfigError
 from kdistill.keys import make_key
+from kdistill.methods._calibrate import FirstGradients
 from kdistill.methods._latent import (
     LatentConfig,
     about,
@@ -32,7 +33,7 @@ from kdistill.methods._measure import NETS, Measure
 from kdistill.methods._recipe import Method, Problem, balanced_labels, check_at_least_one, check_positive
 from kdistill.methods._search import ProgressiveSearch, stage_ends, stage_name
 from kdistill.objectives.class_relevance import WEIGHTINGS
-from kdistill.priors import PIXELS, HierarchicalPrior, Stage
+from kdistill.priors import PIXELS, HierarchicalPrior, Stage, State
 from kdistill.priors.latents import generator_classes
 
 
@@ -118,13 +119,30 @@ def build(config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: T
     return problem.with_prior(
         prior,
         {**state, **search.begin(images)},
-        {"ws": config.lr_w, "f": config.lr_f, "images": pixel_rate},
+        {**_rates(config, problem, prior, stages, state, images), "images": pixel_rate},
         advice="lower lr_f or lr_w, or lr_images if pixels were reached",
         about={**problem.about, "prior": {**about(network), "stages": [stage_name(stage) for stage in stages]}},
         objective=search.hand_on(problem.objective),
         average=None,
         search=search,
     )
+
+
+def _rates(
+    config: HGladConfig, problem: Problem, prior: HierarchicalPrior, stages: tuple[Stage, ...], state: State, images: Tensor
+) -> dict[str, float]:
+    """Return the step sizes of W+ and of the feature maps; those that are found are found for every stage by itself."""
+    rates = {name: rate for name, rate in (("ws", config.lr_w), ("f", config.lr_f)) if rate is not None}
+    if len(rates) == 2:
+        return rates
+    first = FirstGradients.of(problem, images, state)
+    if "ws" not in rates:
+        rates["ws"] = first.step_size("ws", prior, state)
+    for stage in stages if "f" not in rates else ():
+        if isinstance(stage, int):
+            state = prior.descend(state, stage, 0)
+            rates[f"f.{stage}"] = first.step_size(f"f.{stage}", prior, state)
+    return rates
 
 
 _TESLA = {"grad_mode": "tesla", "syn_steps": 20, "expert_epochs": 3, "max_start_epoch": 5, "lr_lr": 1e-6}
@@ -146,7 +164,16 @@ METHOD = Method(
         "repo": {"stage_iterations": 11},
         "repo_dc": {**_DC, "stage_iterations": 101},
         "repo_mtt": {**_MTT, "stage_iterations": 101},
-        "fast": {"iterations": 400, "objective_preset": "fast", "width": 32, "check_every": 10, "num_nets": 3, "net_epochs": 2},
+        "fast": {
+            "iterations": 400,
+            "objective_preset": "fast",
+            "lr_f": None,
+            "lr_w": None,
+            "width": 32,
+            "check_every": 10,
+            "num_nets": 3,
+            "net_epochs": 2,
+        },
     },
     build=build,
     deviations=(

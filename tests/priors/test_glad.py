@@ -74,6 +74,26 @@ def test_every_form_runs_and_moves(digits, prior, options):
     assert not torch.equal(before, after)
 
 
+@pytest.mark.parametrize("options", [{"lr_f": None, "lr_w": 0.0}, {"lr_f": 0.0, "lr_w": None}, {"layer": None, "lr_w": None}])
+@pytest.mark.parametrize("objective", [{}, {**DC, "strategy": "none"}], ids=["dm", "dsa"])
+def test_the_first_step_moves_the_images_by_the_same_share(digits, prior, options, objective):
+    given = {"strategy": "none", **objective, **options}
+    before, after = (run(digits, prior, iterations=n, **given) for n in (0, 1))
+    first, then = (small.transform.apply(small.images) for small in (before, after))
+    assert 0.01 < float((then - first).norm() / first.norm()) < 0.09  # 3 % on average over three draws
+    rates = after.metrics["distillation"]["learning_rates"]
+    named = {"lr_w": rates["ws"], "lr_f": rates.get("f", 0.0)}
+    assert torch.equal(
+        run(digits, prior, iterations=3, **{**given, **named}).images, run(digits, prior, iterations=3, **given).images
+    )
+
+
+def test_latents_without_influence_stay(digits, prior):
+    small = run(digits, prior, iterations=1, layer=3, lr_f=None, lr_w=None)  # the last layer is behind all of W+
+    rates = small.metrics["distillation"]["learning_rates"]
+    assert rates["ws"] == 0.0 < rates["f"]
+
+
 def test_the_step_size_of_the_student_is_learned_too(digits, prior):
     small = run(digits, prior, iterations=3, **MTT)
     assert small.learned_lr not in (None, methods.get("mtt").presets["fast"]["lr_init"])
@@ -114,7 +134,7 @@ def test_a_run_cannot_be_resumed_with_another_generator(digits, prior, tmp_path)
 
 def test_latents_that_blow_up_are_named_and_the_last_good_state_is_kept(digits, prior, tmp_path):
     with pytest.raises(NonFiniteError, match=r"lower lr_f or lr_w \(now ws 0.01, f 1e\+38\); iteration 0 is saved in"):
-        run(digits, prior, lr_f=1e38, given={"out": tmp_path})
+        run(digits, prior, lr_f=1e38, lr_w=0.01, given={"out": tmp_path})
 
 
 @pytest.mark.parametrize(
@@ -131,6 +151,7 @@ def test_latents_that_blow_up_are_named_and_the_last_good_state_is_kept(digits, 
         ({"glad_norm": "repo"}, "expected colour images for 'repo', got 1 channel"),
         ({"classes": (1, 2)}, "expected 10 numbers from 0 to 9"),
         ({"chunk": 0}, "chunk: expected at least 1"),
+        ({"lr_f": -1.0}, "lr_f: expected a number of 0 or more, got -1.0"),
     ],
 )
 def test_bad_options_are_refused(digits, prior, options, message):

@@ -267,6 +267,14 @@ def test_every_form_runs(digits, prior, options):
     )
 
 
+def test_every_stage_has_a_step_size_that_was_found_for_it(digits, prior):
+    rates = run(digits, prior, iterations=5, lr_f=None).metrics["distillation"]["learning_rates"]
+    assert set(rates) == {"ws", "f.1", "f.2", "f.3", "images"}
+    assert len(set(rates.values())) == 5 and min(rates.values()) > 0.0
+    named = run(digits, prior, iterations=5, lr_f=2.0, lr_w=3.0).metrics["distillation"]["learning_rates"]
+    assert {name: rate for name, rate in named.items() if name != "images"} == {"ws": 3.0, "f": 2.0}
+
+
 def test_stages_of_a_given_length(digits, prior):
     assert build(digits, prior, stage_iterations=3).iterations == 15
     assert stage_ends(1000, 27)[-1] == 1000
