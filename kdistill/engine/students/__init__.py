@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdistill.engine.students._student import GradJvp, Slot, Student, Trace
+from kdistill.engine.students._results import GradJvp, Trace
+from kdistill.engine.students._student import Slot, Student
 from kdistill.engine.students._zoo import NORMS, ZooModule, refuse
 from kdistill.engine.students.alexnet import AlexNet
 from kdistill.engine.students.convnet import ConvNet

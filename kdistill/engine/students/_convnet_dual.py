@@ -15,7 +15,7 @@ from kdistill.engine import layers
 from kdistill.engine.convolutions import Pair
 from kdistill.engine.students import _convnet_fast as fast
 from kdistill.engine.students._convnet_fast import Net, Sums
-from kdistill.engine.students._student import GradJvp
+from kdistill.engine.students._results import GradJvp
 
 if TYPE_CHECKING:
     from kdistill.engine.students.convnet import ConvNet

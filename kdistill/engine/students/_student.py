@@ -6,7 +6,7 @@ Symbols: P parameters, B images, C channels, S their side, N classes, F features
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdistill.engine import layers
 from kdistill.engine.students import _sample_grads
+from kdistill.engine.students._results import GradJvp, GraphSaved, GroupSaved, Trace, stacked
 from kdistill.engine.students._sample_grads import SAMPLE_GRADS, SampleGrads
 from kdistill.errors import ConfigError, ShapeError
 
@@ -52,59 +53,6 @@ class Slot:
         else:  # the same number, rounded as torch.nn.init rounds it
             bound = math.sqrt(3.0) * (math.sqrt(2.0 / 6.0) / math.sqrt(self.fan_in))
         return torch.empty(self.numel, device=generator.device).uniform_(-bound, bound, generator=generator)
-
-
-@dataclass
-class GraphSaved:
-    """What the generic pair keeps: leaves and the end of a private autograd graph."""
-
-    theta: Tensor
-    images: Tensor
-    out: Tensor
-
-
-@dataclass
-class GroupSaved:
-    """What the pair keeps for a group: one entry per member."""
-
-    members: list[Any]
-    shared: bool  # one [B, C, S, S] batch for all members
-
-
-@dataclass(frozen=True)
-class GradJvp:
-    """Loss and gradient at theta, and their derivatives in the direction v of theta; see ``grad_jvp``.
-
-    Attributes:
-        loss: Mean cross-entropy, ``[]`` (``[G]``).
-        loss_tangent: ``<g, v>``, ``[]`` (``[G]``).
-        grad: g, like theta, or None if it was not asked for.
-        hvp: ``H v``, like theta, or None if it was not asked for.
-        images_tangent: Derivative of dL/dimages, like the images, or None if it was not asked for.
-        labels_tangent: Derivative of dL/dz in the logits z of soft labels; None for hard labels.
-    """
-
-    loss: Tensor
-    loss_tangent: Tensor
-    grad: Tensor | None
-    hvp: Tensor | None
-    images_tangent: Tensor | None
-    labels_tangent: Tensor | None
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What one pass computes on its way.
-
-    Attributes:
-        maps: Post-activation maps of every block before its pooling, shallow to deep.
-        features: What the classifier reads, ``[B, ...]``; None where there is no such layer.
-        logits: ``[B, N]``.
-    """
-
-    maps: list[Tensor]
-    features: Tensor | None
-    logits: Tensor
 
 
 class Student(ABC):
@@ -261,7 +209,7 @@ class Student(ABC):
         shared = images.ndim == 4
         each = [labels] * len(theta) if shared else list(labels)
         members = zip(self._members(theta, images), each, v, strict=True)
-        return _stack([self._grad_jvp(t, x, y, d, want) for (t, x), y, d in members], shared)
+        return stacked([self._grad_jvp(t, x, y, d, want) for (t, x), y, d in members], shared)
 
     @torch.no_grad()
     def grad_then_images_tangent(
@@ -397,19 +345,6 @@ class Student(ABC):
                 f"{self.name}: expected images like theta ({theta.dtype} on {theta.device}), got {images.dtype} on "
                 f"{images.device}; convert with .to(theta)"
             )
-
-
-def _stack(members: list[GradJvp], shared: bool) -> GradJvp:
-    """Return the members of a group as one; what belongs to images and labels that they share is summed."""
-    found = {}
-    for entry in fields(GradJvp):
-        values = [getattr(member, entry.name) for member in members]
-        if values[0] is None:
-            found[entry.name] = None
-        else:
-            stacked = torch.stack(values)
-            found[entry.name] = stacked.sum(0) if shared and entry.name in ("images_tangent", "labels_tangent") else stacked
-    return GradJvp(**found)
 
 
 def _check_end(where: str, to: str) -> None:

@@ -25,8 +25,9 @@ from kdistill.engine.students import _convnet_dual as dual
 from kdistill.engine.students import _convnet_fast as fast
 from kdistill.engine.students import _convnet_match as matching
 from kdistill.engine.students import _convnet_scores as scores
+from kdistill.engine.students._results import GradJvp, Trace
 from kdistill.engine.students._sample_grads import SampleGrads
-from kdistill.engine.students._student import GradJvp, Slot, Student, Trace
+from kdistill.engine.students._student import Slot, Student
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.ops.norm_act_pool import norm_act_pool
 
