@@ -321,6 +321,19 @@ def test_bad_options_are_refused(digits, prior, options, message):
         run(digits, prior, **options)
 
 
+def test_a_generator_of_other_images_is_refused_until_it_is_mapped(digits, tmp_path):
+    folder = str(save_generator(tiny_stylegan2(), tmp_path))
+    mapping = {"classes": tuple(k % 3 for k in range(10)), "channels": "convert", "resize": True}
+    for missing, message in (
+        ("classes", "the data's 10 classes, got one of 3; say which of its classes"),
+        ("channels", "the data's 1 channels, got one of 3; set channels='convert'"),
+        ("resize", "the data's size 8x8, got one of 16x16; load the data with size=16"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(digits, folder, **{name: value for name, value in mapping.items() if name != missing})
+    assert run(digits, folder, iterations=7, **mapping).images.shape == (10, 1, 8, 8)
+
+
 def test_images_to_begin_with_are_refused(digits, prior):
     with pytest.raises(ConfigError, match="hglad: expected no images to begin with"):
         run(digits, prior, given={"init": run(digits, prior, iterations=0)})

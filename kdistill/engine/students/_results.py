@@ -65,7 +65,7 @@ class Trace:
 
 def stacked(members: list[GradJvp], shared: bool) -> GradJvp:
     """Return the members of a group as one; what belongs to images and labels that they share is summed."""
-    found: dict[str, Tensor | None] = {}
+    found: dict[str, Any] = {}
     for entry in fields(GradJvp):
         values = [getattr(member, entry.name) for member in members]
         if values[0] is None:
