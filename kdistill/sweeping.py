@@ -253,6 +253,7 @@ class _Evaluation:
     lr: float | Literal["auto"] | None = None
     eight_bit: bool | None = None
     hard_labels: bool | None = None
+    precision: str | None = None
 
 
 def _judge(grid: Grid) -> _Judge:
@@ -264,7 +265,7 @@ def _judge(grid: Grid) -> _Judge:
             raise ConfigError(
                 f"sweep.evaluation.models: expected a network, got '{model}'; {did_you_mean(model, list(STUDENTS))}"
             )
-    changes = {"nets": wanted.nets, "lr": wanted.lr, "eight_bit": wanted.eight_bit, "hard_labels": wanted.hard_labels}
+    changes = {name: getattr(wanted, name) for name in ("nets", "lr", "eight_bit", "hard_labels", "precision")}
     return _Judge(protocol=protocols.get(wanted.protocol, **changes), models=models, baselines=baselines or ())
 
 

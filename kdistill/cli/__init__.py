@@ -166,6 +166,7 @@ def evaluate(
     baselines: Annotated[str, typer.Option(help="Rows beside it, separated by commas.")] = "random,herding,k-center,full",
     nets: Annotated[int | None, typer.Option(help="Networks per row.")] = None,
     lr: Annotated[str | None, typer.Option(help="Step size, or auto: for every row the best on validation images.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, tf32 (GPU) or bf16 (convnet).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
     size: Annotated[int | None, typer.Option(help="Resize the real images to this side.")] = None,
     device: Device = None,
@@ -193,7 +194,7 @@ def evaluate(
         wanted = tuple(b for b in baselines.split(",") if b)
         networks = tuple(name for name in models.split(",") if name)
         chosen = {"protocol": protocol, "models": networks, "baselines": wanted, "nets": nets, "lr": step_size}
-        _evaluate_and_save(small, seen, out, **chosen, seed=seed, device=device)
+        _evaluate_and_save(small, seen, out, **chosen, precision=precision, seed=seed, device=device)
         if other:
             typer.echo(f"not saved in {artefact}: it was made from other data than {seen.source} as loaded here", err=True)
 

@@ -15,6 +15,7 @@ from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import digest
 from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset, Split, load_data
+from kdistill.engine.precision import use_precision
 from kdistill.engine.students import STUDENTS, Student, build_student
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import protocols
@@ -36,6 +37,7 @@ def evaluate(
     nets: int | None = None,
     width: int | None = None,
     lr: float | Literal["auto"] | None = None,
+    precision: str | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Callable[[str], None] | None = None,
@@ -57,6 +59,7 @@ def evaluate(
         width: Of all networks that are given by name; None is the protocol's.
         lr: Step size of the rows that have not learned their own; ``"auto"`` chooses for every row on validation images; None is
             the protocol's.
+        precision: Of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"`` (``convnet``); None is the protocol's.
         seed: Decides initial weights, order, augmentation and subsets.
         device: Where to train; None is where the data is.
         progress: Called with one line about what is being done.
@@ -74,7 +77,7 @@ def evaluate(
     Cost: per row and network ``epochs`` passes over the row's images and one over the test images.
     """
     began = time.monotonic()
-    recipe = protocols.get(protocol, nets=nets, lr=lr)
+    recipe = protocols.get(protocol, nets=nets, lr=lr, precision=precision)
     if width is not None:
         recipe = replace(recipe, width=width, other_widths=dict.fromkeys(STUDENTS, width))
     small = small if isinstance(small, DistilledDataset) else DistilledDataset.from_pretrained(small)
@@ -83,7 +86,7 @@ def evaluate(
     wanted = (baselines,) if isinstance(baselines, str) else tuple(baselines)
     named = (recipe.student,) if models is None else (models,) if isinstance(models, str | nn.Module) else tuple(models)
     check_names(wanted)
-    _check_models(named)
+    _check_models(named, recipe.precision)
     _check_fits(small, data)
     data = data.to(device if device is not None else data.train.images.device)
     share = _withheld(small) or recipe.validation
@@ -109,9 +112,10 @@ def evaluate(
         named=frozenset(model for model in named if isinstance(model, str)),
     )
     rows: list[Row] = []
-    for trainer in trainers:
-        rows += [trainer.row(task)[0] for task in _small_tasks(small, data, trainer)]
-        rows += real.rows(wanted, trainer)
+    with use_precision(recipe.precision, data.train.images.device):
+        for trainer in trainers:
+            rows += [trainer.row(task)[0] for task in _small_tasks(small, data, trainer)]
+            rows += real.rows(wanted, trainer)
     return Evaluation(
         rows=tuple(rows),
         protocol=recipe,
@@ -125,12 +129,15 @@ def evaluate(
     )
 
 
-def _check_models(models: tuple[str | nn.Module, ...]) -> None:
+def _check_models(models: tuple[str | nn.Module, ...], precision: str) -> None:
     if not models:
         raise ConfigError("models: expected at least one network, got none; leave it out for the protocol's student")
     names = [_name_of(model) for model in models]
     if len(set(names)) < len(names):
         raise ConfigError(f"models: expected different networks, got {', '.join(names)}; name each once")
+    others = [name for name in names if name != "convnet"]
+    if precision == "bf16" and others:
+        raise ConfigError(f"precision: expected fp32 or tf32 for {others[0]}, got bf16, which convnet alone has; leave it out")
 
 
 def _check_fits(small: DistilledDataset, data: ImageDataset) -> None:

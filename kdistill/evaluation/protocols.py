@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from kdistill.engine.precision import check_precision
 from kdistill.errors import ConfigError, did_you_mean
 
 
@@ -32,6 +33,7 @@ class Protocol:
         eight_bit: Also train on the small set rounded to 8 bits, and say what that costs.
         hard_labels: Also train on the small set with hard labels, where it has learned soft ones.
         robustness: Also train the small and the random set without augmentation, for the augmentation-robust score.
+        precision: Of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"`` (``convnet``).
         best_on_test: Also report the best test accuracy over epochs (what papers print), separately and named so.
         test_every: Epochs between looks at the test set, for ``best_on_test`` only.
 
@@ -59,6 +61,7 @@ class Protocol:
     eight_bit: bool = True
     hard_labels: bool = True
     robustness: bool = False
+    precision: str = "fp32"
     best_on_test: bool = False
     test_every: int = 10
 
@@ -66,6 +69,7 @@ class Protocol:
         for what in ("epochs", "full_epochs", "nets", "batch_size", "test_every"):
             if getattr(self, what) < 1:
                 raise ConfigError(f"protocol: expected {what} of at least 1, got {getattr(self, what)}; raise it")
+        check_precision(self.precision)
         if not 0.0 < self.validation < 1.0:
             raise ConfigError(f"protocol: expected validation as a share in (0, 1), got {self.validation}; 0.1 is a tenth")
         if self.lr == "auto" and not self.lr_candidates:

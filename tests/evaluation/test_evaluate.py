@@ -11,6 +11,8 @@ from torch import nn
 from kdistill import _native
 from kdistill.artifacts import DistilledDataset
 from kdistill.data import Split
+from kdistill.engine import use_precision
+from kdistill.engine.precision import asked_precision
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
 from kdistill.evaluation import cache, evaluate
 from kdistill.evaluation.training import Trainer
@@ -226,6 +228,44 @@ def test_lr_auto_chooses_on_validation_images_and_survives_an_explosion(digits, 
     assert "chosen among several and the one that it learned (0.2)" in str(own)
     with pytest.raises(NonFiniteError, match="smaller lr_candidates"):
         evaluate(small, digits, protocol=replace(chooses, lr_candidates=(1e29, 1e30)), baselines=())
+
+
+def test_the_precision_of_the_networks_is_the_protocols(digits, small, tiny, monkeypatch):
+    trained, network = [], Trainer._network
+
+    def watched(self, task, net, lr):
+        theta, highest = network(self, task, net, lr)
+        trained.append((asked_precision(), theta))
+        return theta, highest
+
+    def own(**changes):
+        return evaluate(small, digits, protocol=tiny, baselines=(), nets=1, **changes)
+
+    monkeypatch.setattr(Trainer, "_network", watched)
+    assert own().protocol.precision == "fp32"
+    assert own(precision="bf16").protocol.precision == "bf16"
+    with use_precision("bf16", "cpu"):  # of whoever calls: the record says what was used
+        own()
+    (first, plain), (second, rounded), (third, again) = trained
+    assert (first, second, third) == ("fp32", "bf16", "fp32")
+    assert torch.equal(plain, again) and not torch.equal(plain, rounded)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "tf32"}, "precision: expected fp32 or bf16 on the CPU, got tf32"),
+        ({"precision": "fp16"}, "precision: expected a known one, got 'fp16'"),
+        (
+            {"precision": "bf16", "models": ("convnet", "mlp")},
+            "precision: expected fp32 or tf32 for mlp, got bf16, which convnet alone has",
+        ),
+    ],
+)
+def test_a_precision_that_networks_or_device_do_not_have_is_refused(digits, small, tiny, tasks, options, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(small, digits, protocol=tiny, baselines=(), **options)
+    assert not tasks
 
 
 def test_best_on_test_is_apart_and_never_below_the_last_epoch(digits, small, tiny):
