@@ -52,12 +52,12 @@ def calibrated(
     return lr, _moving(images, norm) if lr_images is None else lr_images
 
 
-def calibrated_images(measure: Callable[[int], Step], images: Tensor) -> float:
-    """Return the step size by which the first step moves the images by 3 % of their norm; ``measure`` as above, without alpha.
+def calibrated_images(measure: Callable[[int], Step], images: Tensor, move: float = MOVE) -> float:
+    """Return the step size by which the first step moves the images by a share of their norm; ``measure`` is without alpha.
 
     Cost: three outer iterations.
     """
-    return _moving(images, sum(float(measure(iteration).grad_images.norm()) for iteration in range(DRAWS)) / DRAWS)
+    return _moving(images, sum(float(measure(iteration).grad_images.norm()) for iteration in range(DRAWS)) / DRAWS, move)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +110,10 @@ class FirstGradients:
         return MOVE * float(torch.linalg.vector_norm(self.images)) / (moved / DRAWS)
 
 
-def _moving(images: Tensor, norm: float) -> float:
+def _moving(images: Tensor, norm: float, move: float = MOVE) -> float:
     if norm == 0.0:
         raise ConfigError(f"lr_images: expected gradients to find it from, got zeros in {DRAWS} iterations; name a step size")
-    return MOVE * float(torch.linalg.vector_norm(images)) / norm
+    return move * float(torch.linalg.vector_norm(images)) / norm
 
 
 def _least(looked: Callable[[float], tuple[float, float]]) -> tuple[float, float]:

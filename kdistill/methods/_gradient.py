@@ -38,6 +38,7 @@ from kdistill.priors import PixelPrior, State
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # images per class -> (T, E)
 MOST_STEPS, EPOCHS_IN_ALL = 50, 500  # what the published table follows, for any other number
+MOVE = 0.01  # share of their norm by which a first step moves the images; with 3 % they end up noisy (docs/gradient_matching.md)
 STATISTICS_REAL = 16  # real images of each class behind the frozen statistics of batch norm
 
 FAST = {
@@ -59,7 +60,7 @@ class GradientConfig(FilteredConfig):
         inner_epochs: E, epochs of training on the synthetic images between two matching steps; None follows them too.
         batch_real: Real images of each class per matching step.
         batch_train: Synthetic images per step of the network's training.
-        lr_images: Step size of the images (normalised pixels); None: the first step moves them by 3 % of their norm.
+        lr_images: Step size of the images (normalised pixels); None: the first step moves them by 1 % of their norm.
         lr_net: Step size of the network; no momentum, no weight decay.
         distance: ``"cosine_rows"`` (the published one), ``"cosine"`` or ``"mse"``.
         mask_ratio: Share of the parameters, shallow ones first, whose gradients are not compared.
@@ -143,7 +144,7 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
     state = {"images": images.clone(), "theta": images.new_zeros(student.num_params)}
     lr_images = config.lr_images
     if lr_images is None:  # from fresh networks, which every T-th step begins with
-        lr_images = calibrated_images(lambda iteration: objective(iteration * steps, images, state), images)
+        lr_images = calibrated_images(lambda iteration: objective(iteration * steps, images, state), images, MOVE)
     return Problem(
         prior=PixelPrior(),
         state=state,
