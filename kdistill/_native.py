@@ -25,7 +25,7 @@ from kdistill._version import __version__
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _emulating = os.environ.get("KDISTILL_CUDA_EMULATION", "") == "1"
 _MOST_GROWTH = 256 << 20
-_resident_after = 0  # bytes, when freed memory was last given back
+_resident_after = sys.maxsize  # bytes, when freed memory was last given back, or fewer later
 
 
 @cache
@@ -154,7 +154,7 @@ def peak_bytes() -> int:
 
 
 def return_freed_memory() -> None:
-    """Give free memory back to the system where the process has grown by 256 MB since the last time.
+    """Give free memory back to the system where the process has grown by 256 MB since it was smallest or gave back.
 
     glibc (2.36 here) seldom puts an aligned block in the place of a freed one of its size: where blocks change in size the heap
     grows with every turn of a loop, by 8 MB in ``dsa``.  For loops to call now and then; has an effect on Linux alone.
@@ -162,7 +162,10 @@ def return_freed_memory() -> None:
     global _resident_after
     native = _load("_cpu")
     resident = _resident_bytes()
-    if resident is None or resident < _resident_after + _MOST_GROWTH or not isinstance(native, ModuleType):
+    if resident is None or not isinstance(native, ModuleType) or os.environ.get("KDISTILL_MALLOC") == "system":
+        return
+    _resident_after = min(_resident_after, resident)
+    if resident < _resident_after + _MOST_GROWTH:
         return
     native.return_freed_memory()
     _resident_after = _resident_bytes() or resident

@@ -162,7 +162,7 @@ def _entry(name: str, kind: str, found: Sequence[tuple[_Run, Row]]) -> Entry:
         data=str(run.found.data.get("name", "data")),
         ipc=run.small.ipc,
         model=row.model,
-        protocol=run.found.protocol.name,
+        protocol=run.found.protocol.title,
         name=name,
         kind=kind,
         accuracies=accuracies,

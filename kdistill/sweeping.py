@@ -22,6 +22,7 @@ from kdistill.artifacts.atomic import locked, write_atomic
 from kdistill.artifacts.tensors import to_json
 from kdistill.config import from_mapping, merge, to_mapping
 from kdistill.data import ImageDataset
+from kdistill.engine.precision import check_precision
 from kdistill.engine.students import STUDENTS
 from kdistill.errors import ConfigError, DataError, KDistillError, did_you_mean
 from kdistill.evaluation import Evaluation, Protocol, evaluate, protocols
@@ -147,7 +148,9 @@ def sweep(
     """
     grid = grid if isinstance(grid, Grid) else from_mapping(Grid, grid, where="sweep")
     runs = plan_runs(grid, Path(out))
-    worker = _Worker(judge=_judge(grid), device=device, max_minutes=grid.max_minutes, say=say or _silent, watch=watch)
+    judge = _judge(grid)
+    check_precision(judge.protocol.precision, device or "cpu")
+    worker = _Worker(judge=judge, device=device, max_minutes=grid.max_minutes, say=say or _silent, watch=watch)
     use(threads, device)
     for number, run in enumerate(runs):
         worker.say(f"{number + 1} of {len(runs)}: {run}")
@@ -266,7 +269,9 @@ def _judge(grid: Grid) -> _Judge:
                 f"sweep.evaluation.models: expected a network, got '{model}'; {did_you_mean(model, list(STUDENTS))}"
             )
     changes = {name: getattr(wanted, name) for name in ("nets", "lr", "eight_bit", "hard_labels", "precision")}
-    return _Judge(protocol=protocols.get(wanted.protocol, **changes), models=models, baselines=baselines or ())
+    recipe = protocols.get(wanted.protocol, **changes)
+    recipe.check_networks(models or (recipe.student,))
+    return _Judge(protocol=recipe, models=models, baselines=baselines or ())
 
 
 def is_finished(folder: Path) -> bool:

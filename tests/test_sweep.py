@@ -70,6 +70,8 @@ def test_a_larger_grid_keeps_the_folders():
         ({"evaluation": {"protocol": "bensh"}}, "did you mean 'bench'"),
         ({"evaluation": {"baselines": ["randon"]}}, "random"),
         ({"evaluation": {"models": "resnet"}}, "did you mean 'resnet18'"),
+        ({"evaluation": {"models": ["mlp"], "precision": "bf16"}}, "precision: expected fp32 or tf32 for mlp, got bf16"),
+        ({"evaluation": {"precision": "tf32"}}, "precision: expected fp32 or bf16 on the CPU, got tf32"),
         ({"variant": [{"options": {}}]}, "a name of its own for every variant"),
         ({"variant": [{"name": "a"}, {"name": "a"}]}, "a name of its own for every variant, got 'a'"),
         ({"variant": [{"name": "a", "evaluation": {}}]}, "set it for the whole sweep"),

@@ -185,6 +185,8 @@ def _quality(config: _Record, metrics: _Record) -> str:
     how += f", protocol `{protocol}`" if protocol else ""
     epochs = metrics.text("evaluation", "protocol", "epochs")
     how += f" ({epochs} epochs)" if epochs else ""
+    precision = metrics.text("evaluation", "protocol", "precision")
+    how += f", {precision}" if precision and precision != "fp32" else ""
     how += "; mean ± standard deviation over networks; the same recipe in every row; the step size is "
     lr = metrics.at("evaluation", "protocol", "lr")
     how += f"{lr:g}." if _is_number(lr) else "chosen on withheld training images."

@@ -32,10 +32,8 @@ def use_precision(name: str, device: torch.device | str) -> Iterator[None]:
     Raises:
         ConfigError: The name is unknown, or TF32 is asked for on a CPU.
     """
-    check_precision(name)
+    check_precision(name, device)
     kind = torch.device(device).type
-    if name == "tf32" and kind == "cpu":
-        raise ConfigError("precision: expected fp32 or bf16 on the CPU, got tf32; TF32 is a format of NVIDIA GPUs, use fp32")
     token = _asked.set(name)
     try:
         with _tensor_cores("tf32" if name == "tf32" else "ieee", kind != "cpu"):
@@ -44,10 +42,12 @@ def use_precision(name: str, device: torch.device | str) -> Iterator[None]:
         _asked.reset(token)
 
 
-def check_precision(name: str) -> None:
-    """Raise ConfigError unless ``name`` is a precision."""
+def check_precision(name: str, device: torch.device | str | None = None) -> None:
+    """Raise ConfigError unless ``name`` is a precision, and one of ``device`` where that is given."""
     if name not in PRECISIONS:
-        raise ConfigError(f"precision: expected a known one, got '{name}'; {did_you_mean(name, list(PRECISIONS))}")
+        raise ConfigError(f"precision: expected a known one, got '{name}'; {did_you_mean(str(name), list(PRECISIONS))}")
+    if name == "tf32" and device is not None and torch.device(device).type == "cpu":
+        raise ConfigError("precision: expected fp32 or bf16 on the CPU, got tf32; TF32 is a format of NVIDIA GPUs, use fp32")
 
 
 def asked_precision() -> str:

@@ -86,7 +86,7 @@ def evaluate(
     wanted = (baselines,) if isinstance(baselines, str) else tuple(baselines)
     named = (recipe.student,) if models is None else (models,) if isinstance(models, str | nn.Module) else tuple(models)
     check_names(wanted)
-    _check_models(named, recipe.precision)
+    _check_models(named, recipe)
     _check_fits(small, data)
     data = data.to(device if device is not None else data.train.images.device)
     share = _withheld(small) or recipe.validation
@@ -129,15 +129,13 @@ def evaluate(
     )
 
 
-def _check_models(models: tuple[str | nn.Module, ...], precision: str) -> None:
+def _check_models(models: tuple[str | nn.Module, ...], recipe: Protocol) -> None:
     if not models:
         raise ConfigError("models: expected at least one network, got none; leave it out for the protocol's student")
     names = [_name_of(model) for model in models]
     if len(set(names)) < len(names):
         raise ConfigError(f"models: expected different networks, got {', '.join(names)}; name each once")
-    others = [name for name in names if name != "convnet"]
-    if precision == "bf16" and others:
-        raise ConfigError(f"precision: expected fp32 or tf32 for {others[0]}, got bf16, which convnet alone has; leave it out")
+    recipe.check_networks(names)
 
 
 def _check_fits(small: DistilledDataset, data: ImageDataset) -> None:

@@ -1,5 +1,6 @@
 """How networks are trained on a set before they are tested: one recipe for every row of a table."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -64,6 +65,19 @@ class Protocol:
     precision: str = "fp32"
     best_on_test: bool = False
     test_every: int = 10
+
+    @property
+    def title(self) -> str:
+        """The name, with the precision where it is not float32."""
+        return self.name if self.precision == "fp32" else f"{self.name} ({self.precision})"
+
+    def check_networks(self, names: Iterable[str]) -> None:
+        """Raise ConfigError unless these networks can be trained in the protocol's precision."""
+        others = [name for name in names if name != "convnet"]
+        if self.precision == "bf16" and others:
+            raise ConfigError(
+                f"precision: expected fp32 or tf32 for {others[0]}, got bf16, which convnet alone has; leave it out"
+            )
 
     def __post_init__(self) -> None:
         for what in ("epochs", "full_epochs", "nets", "batch_size", "test_every"):

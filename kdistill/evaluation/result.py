@@ -175,7 +175,7 @@ class Evaluation:
         step = "lr chosen on validation images" if self.protocol.lr == "auto" else f"lr {self.protocol.lr:g}"
         lines.append("; ".join(dict.fromkeys(f"{row.name}: {row.seeds}" for row in self.rows if row.kind != "variant")))
         lines.append(
-            f"{self.data.get('name', 'data')}, {self.protocol.name} protocol, {self.protocol.epochs} epochs, {step}; "
+            f"{self.data.get('name', 'data')}, {self.protocol.title} protocol, {self.protocol.epochs} epochs, {step}; "
             "mean ± sample standard deviation; validation: withheld training images"
         )
         lines.append(f"{self.seconds:.1f} s, peak memory {self.peak_bytes / 2**30:.2f} GiB")

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from kdistill.errors import ConfigError, NonFiniteError
-from kdistill.methods._recipe import Problem, Step
+from kdistill.methods._recipe import MOVE, Problem, Step
 from kdistill.priors import Prior, State
 
 DRAWS = 3  # iterations that are averaged
 FIRST, LEAST, MOST = 0.01, 1e-4, 1.0  # step sizes of the student that are tried
-MOVE = 0.03  # share of their norm by which a first step moves the images
 PROBE = 1e-3  # share of its norm by which a latent is moved to see what becomes of the images
 
 
@@ -67,10 +66,12 @@ class FirstGradients:
     Attributes:
         images: The first images.
         found: dL/dimages of a few iterations that need nothing of the ones before.
+        move: Share of their norm by which a first step is to move the images.
     """
 
     images: Tensor
     found: Mapping[int, Tensor]
+    move: float
 
     @classmethod
     def of(cls, problem: Problem, images: Tensor, state: State) -> Self:
@@ -80,10 +81,15 @@ class FirstGradients:
         """
         everything = {**problem.state, **state}
         draws = [draw * problem.fresh_every for draw in range(DRAWS)]
-        return cls(images, {draw: problem.objective(draw, images, everything).grad_images for draw in draws})
+        found = {draw: problem.objective(draw, images, everything).grad_images for draw in draws}
+        if not any(bool(grad.any()) for grad in found.values()):
+            raise ConfigError(
+                f"lr_f, lr_w: expected gradients to find them from, got zeros in {DRAWS} iterations; name step sizes"
+            )
+        return cls(images, found, problem.first_move)
 
     def step_size(self, name: str, prior: Prior, state: State) -> float:
-        """Return the step size by which the first step along ``state[name]`` alone moves the images by 3 % of their norm.
+        """Return the step size by which the first step along ``state[name]`` alone moves the images by ``move`` of their norm.
 
         Args:
             name: Of a tensor of the state.
@@ -99,21 +105,26 @@ class FirstGradients:
         for iteration, grad_images in self.found.items():
             grad = prior.pull_back(state, grad_images, iteration)[name]
             norm = float(torch.linalg.vector_norm(grad))
-            step = PROBE * float(torch.linalg.vector_norm(state[name])) / norm if norm > 0.0 else 0.0
-            if step > 0.0:
+            if not math.isfinite(norm):
+                raise ConfigError(
+                    f"lr_f, lr_w: expected finite gradients in {name} to find a step size from, got a norm of {norm}; "
+                    "name the step sizes"
+                )
+            if norm > 0.0:
+                step = PROBE * float(torch.linalg.vector_norm(state[name])) / norm
                 there = prior.render({**state, name: state[name] - step * grad}, iteration)
                 moved += float(torch.linalg.vector_norm(there - prior.render(state, iteration))) / step
-        if not math.isfinite(moved):
-            raise ConfigError(f"lr_f, lr_w: expected finite gradients in {name} to find a step size from; name the step sizes")
-        if moved == 0.0:
-            return 0.0
-        return MOVE * float(torch.linalg.vector_norm(self.images)) / (moved / DRAWS)
+        return _moving(self.images, moved / DRAWS, self.move) if moved > 0.0 else 0.0
 
 
 def _moving(images: Tensor, norm: float, move: float = MOVE) -> float:
-    if norm == 0.0:
-        raise ConfigError(f"lr_images: expected gradients to find it from, got zeros in {DRAWS} iterations; name a step size")
-    return move * float(torch.linalg.vector_norm(images)) / norm
+    length = float(torch.linalg.vector_norm(images))
+    if not (0.0 < norm < math.inf and 0.0 < length < math.inf):
+        raise ConfigError(
+            f"lr_images: expected gradients and images to find it from, got mean norms of {norm:g} and {length:g} in {DRAWS} "
+            "iterations; name a step size"
+        )
+    return move * length / norm
 
 
 def _least(looked: Callable[[float], tuple[float, float]]) -> tuple[float, float]:

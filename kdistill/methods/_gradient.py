@@ -155,6 +155,7 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
         iterations=config.iterations * steps,
         schedule=config.schedule,
         fresh_every=steps,
+        first_move=MOVE,
         advice="lower lr_images, or lr_net",
         about=config.table_identity(data),
     )

@@ -33,7 +33,8 @@ class LatentConfig(MethodConfig):
         objective: Name of the method whose objective is used.
         objective_preset: Its preset.
         settings: Its own options on top of that.
-        lr_f: Step size of the feature maps; None: the first step moves the images by 3 % of their norm.
+        lr_f: Step size of the feature maps; None: the first step along them alone moves the images by 3 % of their norm
+            (1 % under dc and dsa).
         lr_w: Step size of the latents in W+; None as above.
         n_avg: Mapped draws per class, where a run begins with averages of them.
         chunk: Images with a graph of the generator at one time.

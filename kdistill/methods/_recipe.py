@@ -22,6 +22,7 @@ from kdistill.priors import Prior, State
 from kdistill.selection import select
 
 SCHEDULES = ("constant", "cosine")
+MOVE = 0.03  # what a first step moves the images by, as a share of their norm, where a method finds its step sizes
 INITS = ("real", "herding", "k_means", "k_center", "noise")
 
 
@@ -147,6 +148,7 @@ class Problem:
         about: What the result depends on beside options and data, such as the digest of a generator; goes into the record.
         search: What happens between two steps, or None.
         fresh_every: Iterations that are multiples of this need nothing that an earlier one handed on.
+        first_move: Share of their norm by which a first step moves the images, where step sizes are found.
     """
 
     prior: Prior
@@ -163,6 +165,7 @@ class Problem:
     about: Mapping[str, Any] = field(default_factory=dict)
     search: Search | None = None
     fresh_every: int = 1
+    first_move: float = MOVE
 
     def __post_init__(self) -> None:
         check_iterations(self.iterations)

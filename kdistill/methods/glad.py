@@ -8,7 +8,7 @@ The objective gives dL/dimages first, without the generator's graph; the generat
 gradient in f and w (and in its weights with ``learn_g``).  Exact by the chain rule, in the memory of the larger of the two.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -65,7 +65,8 @@ def build(config: GladConfig, data: ImageDataset, ipc: int, seed: int, start: Te
         learn_weights=config.learn_g,
     )
     images = prior.render(state, 0)
-    problem = method.build(base_config, data, ipc, seed, images)
+    pixels = {"lr_images": 1.0} if base_config.lr_images is None else {}  # of no use here: nothing is to be spent on finding it
+    problem = method.build(replace(base_config, **pixels), data, ipc, seed, images)
     names = {name.partition(".")[0] for name in state}
     given = {"ws": config.lr_w, "f": config.lr_f, "generator": config.lr_g}
     rates = {name: rate for name, rate in given.items() if name in names and rate is not None}

@@ -131,7 +131,7 @@ def build(config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: T
 def _rates(
     config: HGladConfig, problem: Problem, prior: HierarchicalPrior, stages: tuple[Stage, ...], state: State, images: Tensor
 ) -> dict[str, float]:
-    """Return the step sizes of W+ and of the feature maps; those that are found are found for every stage by itself."""
+    """Return the step sizes of W+, found where it stands alone, and of the feature maps, found for every stage by itself."""
     rates = {name: rate for name, rate in (("ws", config.lr_w), ("f", config.lr_f)) if rate is not None}
     if len(rates) == 2:
         return rates

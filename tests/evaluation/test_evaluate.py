@@ -243,12 +243,14 @@ def test_the_precision_of_the_networks_is_the_protocols(digits, small, tiny, mon
 
     monkeypatch.setattr(Trainer, "_network", watched)
     assert own().protocol.precision == "fp32"
-    assert own(precision="bf16").protocol.precision == "bf16"
+    rounded = own(precision="bf16")
+    assert rounded.protocol.precision == "bf16"
+    assert any("tiny (bf16) protocol" in line for line in rounded.summary())
     with use_precision("bf16", "cpu"):  # of whoever calls: the record says what was used
         own()
-    (first, plain), (second, rounded), (third, again) = trained
+    (first, plain), (second, other), (third, again) = trained
     assert (first, second, third) == ("fp32", "bf16", "fp32")
-    assert torch.equal(plain, again) and not torch.equal(plain, rounded)
+    assert torch.equal(plain, again) and not torch.equal(plain, other)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +258,7 @@ def test_the_precision_of_the_networks_is_the_protocols(digits, small, tiny, mon
     [
         ({"precision": "tf32"}, "precision: expected fp32 or bf16 on the CPU, got tf32"),
         ({"precision": "fp16"}, "precision: expected a known one, got 'fp16'"),
+        ({"precision": 16}, "precision: expected a known one, got '16'"),
         (
             {"precision": "bf16", "models": ("convnet", "mlp")},
             "precision: expected fp32 or tf32 for mlp, got bf16, which convnet alone has",

@@ -10,6 +10,7 @@ from kdistill import loop, methods
 from kdistill.api import resolve
 from kdistill.cli import app
 from kdistill.errors import ConfigError, NonFiniteError
+from kdistill.methods import dm
 from kdistill.methods.glad import GladConfig, prior_for
 from kdistill.planning import plan
 from kdistill.priors.network_files import load_generator, save_generator
@@ -80,12 +81,26 @@ def test_the_first_step_moves_the_images_by_the_same_share(digits, prior, option
     given = {"strategy": "none", **objective, **options}
     before, after = (run(digits, prior, iterations=n, **given) for n in (0, 1))
     first, then = (small.transform.apply(small.images) for small in (before, after))
-    assert 0.01 < float((then - first).norm() / first.norm()) < 0.09  # 3 % on average over three draws
+    share = 0.01 if objective else 0.03
+    assert 0.4 * share < float((then - first).norm() / first.norm()) < 3.0 * share  # the mean of three draws, here the first
     rates = after.metrics["distillation"]["learning_rates"]
     named = {"lr_w": rates["ws"], "lr_f": rates.get("f", 0.0)}
     assert torch.equal(
         run(digits, prior, iterations=3, **{**given, **named}).images, run(digits, prior, iterations=3, **given).images
     )
+
+
+@pytest.mark.parametrize(("factor", "message"), [(0.0, "got zeros in 3"), (float("nan"), "expected finite gradients in f")])
+def test_without_gradients_a_step_size_has_to_be_named(digits, prior, monkeypatch, factor, message):
+    match = dm.distribution_match
+
+    def scaled(*args, **kwargs):
+        loss, grad = match(*args, **kwargs)
+        return loss, torch.nan_to_num(grad * factor, nan=float("nan"))
+
+    monkeypatch.setattr(dm, "distribution_match", scaled)
+    with pytest.raises(ConfigError, match=message):
+        run(digits, prior, lr_f=None, lr_w=None)
 
 
 def test_latents_without_influence_stay(digits, prior):

@@ -40,6 +40,7 @@ MTT = {
     "lr_f": 100.0,
     "lr_w": 1.0,
 }
+DM: dict[str, object] = {}
 DC = {"objective": "dc", "settings": {"batch_real": 8, "outer_steps": 1}, "lr_w": 1e-3}
 FTD = {**MTT, "objective": "ftd"}
 FLAT = {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 2, "num_experts": 1, "batch_syn": None}
@@ -267,10 +268,23 @@ def test_every_form_runs(digits, prior, options):
     )
 
 
-def test_every_stage_has_a_step_size_that_was_found_for_it(digits, prior):
-    rates = run(digits, prior, iterations=5, lr_f=None).metrics["distillation"]["learning_rates"]
+@pytest.mark.parametrize(("method", "share"), [(DM, 0.03), (DSA, 0.01)], ids=["dm", "dsa"])
+def test_every_stage_has_a_step_size_that_was_found_for_it(digits, prior, method, share):
+    problem = build(digits, prior, iterations=5, **{**method, "lr_f": None, "lr_w": None, "strategy": "none"})
+    rates, state = problem.learning_rates, problem.state
     assert set(rates) == {"ws", "f.1", "f.2", "f.3", "images"}
-    assert len(set(rates.values())) == 5 and min(rates.values()) > 0.0
+    images = problem.prior.render(state, 0)
+    grad_images = problem.objective(0, images, state).grad_images
+    for stage in (None, 1, 2, 3):
+        own = {name: state[name] for name in problem.prior.names(state)}
+        state = own if stage is None else problem.prior.descend(own, stage, 0)
+        name = "ws" if stage is None else f"f.{stage}"
+        grads = problem.prior.pull_back(state, grad_images, 0)
+        moved = problem.prior.render({**state, name: state[name] - rates[name] * grads[name]}, 0) - images
+        assert 0.4 * share < float(moved.norm() / images.norm()) < 2.5 * share  # the mean of three draws, here one of them
+
+
+def test_step_sizes_that_are_named_are_kept(digits, prior):
     named = run(digits, prior, iterations=5, lr_f=2.0, lr_w=3.0).metrics["distillation"]["learning_rates"]
     assert {name: rate for name, rate in named.items() if name != "images"} == {"ws": 3.0, "f": 2.0}
 
