@@ -87,6 +87,18 @@ def test_exact_and_unrolled_gradients_lead_to_the_same_images(digits, folder):
     torch.testing.assert_close(exact.images, unrolled.images, rtol=1e-3, atol=1e-3)
 
 
+def test_an_iteration_that_would_throw_the_images_is_skipped(digits, folder, caplog):
+    first = run(digits, folder, iterations=0).images
+    none = run(digits, folder, iterations=3, lr_images=None, skip_move=1e-9)
+    assert torch.equal(none.images, first) and "every one of 3 iterations was skipped" in caplog.text
+    some, usual = (run(digits, folder, iterations=3, lr_images=None, skip_move=share).images for share in (1e9, None))
+    assert not torch.equal(some, first) and torch.equal(some, usual)
+    named = run(digits, folder, iterations=3, lr_images=1.0, skip_move=1e-9)  # who names a step size means it
+    assert not torch.equal(named.images, first)
+    with pytest.raises(ConfigError, match="skip_move: expected a number above 0"):
+        run(digits, folder, skip_move=0.0)
+
+
 def test_ftd_returns_the_running_mean(digits, folder):
     still = run(digits, folder, "ftd", iterations=3, ema_decay=1.0, lr_init=0.5)
     assert still.learned_lr == 0.5

@@ -59,6 +59,8 @@ class TrajectoryConfig(MethodConfig):
         grad_mode: ``"adjoint"`` (exact), ``"unroll"`` (the same by autograd) or ``"tesla"`` (truncated).
         checkpoint_every: Keep every so many parameter vectors of a trajectory and recompute the others.
         cuda_graph: On a GPU, replay the kernels of an outer step from one recorded graph; it changes no kernel.
+        skip_move: Where ``lr_images`` is found: an iteration whose gradient alone would move the images by more than this share of
+            their norm changes nothing; None takes all.
         num_experts: Expert trajectories.
         expert_lr: Their step size.
         expert_batch: Their batch.
@@ -76,6 +78,7 @@ class TrajectoryConfig(MethodConfig):
     grad_mode: str = "adjoint"
     checkpoint_every: int = 1
     cuda_graph: bool = False
+    skip_move: float | None = None
     num_experts: int = 100
     expert_lr: float = 0.01
     expert_batch: int = 256
@@ -85,7 +88,7 @@ class TrajectoryConfig(MethodConfig):
         super().__post_init__()
         counts = ("syn_steps", "expert_epochs", "max_start_epoch", "num_experts", "checkpoint_every", "batch_syn")
         check_at_least_one(self, *counts)
-        check_positive(self, "expert_lr", *(("lr_init",) if self.lr_init is not None else ()))
+        check_positive(self, "expert_lr", *(name for name in ("lr_init", "skip_move") if getattr(self, name) is not None))
         check_not_negative(self, "lr_images", "lr_lr")
         if self.grad_mode not in GRAD_MODES:
             hint = did_you_mean(self.grad_mode, list(GRAD_MODES))
@@ -278,7 +281,12 @@ def build_trajectory(
         if soft is not None and found.grad_labels is not None:
             grads["label_logits"] = found.grad_labels
         is_skipped = skip_above is not None and bool(found.loss > skip_above)
-        return Step(found.loss, found.grad_images, grads, is_skipped=is_skipped)
+        return Step(found.loss, found.grad_images, grads, is_skipped=is_skipped or too_long(found.grad_images, images))
+
+    def too_long(grad: Tensor, images: Tensor) -> bool:
+        if found_lr is None or config.skip_move is None:
+            return False
+        return bool(found_lr * torch.linalg.vector_norm(grad) > config.skip_move * torch.linalg.vector_norm(images))
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
     learned = {} if soft is None else {"label_logits": soft.logits.clone()}
@@ -286,7 +294,9 @@ def build_trajectory(
     def measure(iteration: int, alpha: Tensor) -> Step:
         return objective(iteration, images, {"images": images, "lr": alpha, **learned})
 
+    found_lr: float | None = None
     lr, lr_images = calibrated(measure, images, config.lr_init, config.lr_images)
+    found_lr = lr_images if config.lr_images is None else None
     rates = {"images": lr_images, "lr": config.lr_lr}
     return Problem(
         prior=PixelPrior(),

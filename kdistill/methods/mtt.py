@@ -17,6 +17,7 @@ from kdistill.methods._trajectory import TrajectoryConfig, build_trajectory, exp
 FAST = {
     "iterations": 100, "syn_steps": 20, "expert_epochs": 2, "max_start_epoch": 6, "lr_images": None, "lr_lr": 1e-5,
     "lr_init": None, "batch_syn": 50, "init": "k_means", "width": 32, "num_experts": 6, "expert_lr": 0.03,
+    "skip_move": 0.3,
 }  # fmt: skip
 
 
