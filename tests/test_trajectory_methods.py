@@ -121,7 +121,9 @@ def test_the_step_size_cannot_become_negative():
 
 def test_a_student_that_diverges_is_named(digits, folder, tmp_path):
     with pytest.raises(NonFiniteError, match=r"lower lr_lr or lr_init.*iteration 0 is saved"):
-        run(digits, folder, lr_init=1e30, syn_steps=6, given={"out": tmp_path})
+        run(digits, folder, lr_init=1e30, lr_images=1.0, syn_steps=6, given={"out": tmp_path})
+    with pytest.raises(NonFiniteError, match=r"lower lr_lr or lr_init"):
+        run(digits, folder, lr_init=1e30, lr_images=None, syn_steps=6)
 
 
 def test_experts_of_another_recipe_are_refused(digits, folder):

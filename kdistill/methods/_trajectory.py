@@ -59,8 +59,8 @@ class TrajectoryConfig(MethodConfig):
         grad_mode: ``"adjoint"`` (exact), ``"unroll"`` (the same by autograd) or ``"tesla"`` (truncated).
         checkpoint_every: Keep every so many parameter vectors of a trajectory and recompute the others.
         cuda_graph: On a GPU, replay the kernels of an outer step from one recorded graph; it changes no kernel.
-        skip_move: Where ``lr_images`` is found: an iteration whose gradient alone would move the images by more than this share of
-            their norm changes nothing; None takes all.
+        skip_move: Where ``lr_images`` is found: an iteration whose gradient alone would move the images by more than this share
+            of their norm changes nothing; None takes all.
         num_experts: Expert trajectories.
         expert_lr: Their step size.
         expert_batch: Their batch.
