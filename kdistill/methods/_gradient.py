@@ -38,7 +38,7 @@ from kdistill.priors import PixelPrior, State
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # images per class -> (T, E)
 MOST_STEPS, EPOCHS_IN_ALL = 50, 500  # what the published table follows, for any other number
-MOVE = 0.01  # share of their norm by which a first step moves the images; with 3 % they end up noisy (docs/gradient_matching.md)
+FIRST_MOVE = 0.01  # share of their norm by which a first step moves the images; 3 % is too much (docs/gradient_matching.md)
 STATISTICS_REAL = 16  # real images of each class behind the frozen statistics of batch norm
 
 FAST = {
@@ -144,7 +144,7 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
     state = {"images": images.clone(), "theta": images.new_zeros(student.num_params)}
     lr_images = config.lr_images
     if lr_images is None:  # from fresh networks, which every T-th step begins with
-        lr_images = calibrated_images(lambda iteration: objective(iteration * steps, images, state), images, MOVE)
+        lr_images = calibrated_images(lambda iteration: objective(iteration * steps, images, state), images, FIRST_MOVE)
     return Problem(
         prior=PixelPrior(),
         state=state,
@@ -155,7 +155,7 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
         iterations=config.iterations * steps,
         schedule=config.schedule,
         fresh_every=steps,
-        first_move=MOVE,
+        first_move=FIRST_MOVE,
         advice="lower lr_images, or lr_net",
         about=config.table_identity(data),
     )
