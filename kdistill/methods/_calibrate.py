@@ -46,13 +46,18 @@ def calibrated(
 
     if lr is None:
         lr, norm = _least(looked)
-    elif lr_images is None:  # a student that diverges is named by its own error: the step size was given
-        norm = sum(float(measure(iteration, images.new_tensor(lr)).grad_images.norm()) for iteration in range(DRAWS)) / DRAWS
-    return lr, _moving(images, norm) if lr_images is None else lr_images
+        return lr, _moving(images, norm) if lr_images is None else lr_images
+    if lr_images is None:  # a student that diverges is named by its own error: its step size was given
+        alpha = images.new_tensor(lr)
+        lr_images = calibrated_images(lambda iteration: measure(iteration, alpha), images)
+    return lr, lr_images
 
 
 def calibrated_images(measure: Callable[[int], Step], images: Tensor, move: float = MOVE) -> float:
     """Return the step size by which the first step moves the images by a share of their norm; ``measure`` is without alpha.
+
+    Raises:
+        ConfigError: Gradients or images are zero or not finite.
 
     Cost: three outer iterations.
     """
@@ -77,6 +82,9 @@ class FirstGradients:
     def of(cls, problem: Problem, images: Tensor, state: State) -> Self:
         """Return them; ``state`` holds the latents that ``images`` were rendered from, ``problem`` is still on pixels.
 
+        Raises:
+            ConfigError: All gradients are zero.
+
         Cost: three iterations of the objective.
         """
         everything = {**problem.state, **state}
@@ -98,6 +106,9 @@ class FirstGradients:
 
         Returns:
             0 for a tensor without influence, such as W+ behind the last layer.
+
+        Raises:
+            ConfigError: A gradient is not finite.
 
         Cost: three passes forward and backward through the generator, and six forward.
         """
