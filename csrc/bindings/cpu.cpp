@@ -31,6 +31,10 @@ PYBIND11_MODULE(_cpu, m) {
   KD_BIND(fir_bias_act_bwd);
   KD_BIND(norm_act_pool);
   KD_BIND(norm_act_pool_bwd);
+  KD_BIND(styled_conv);
+  KD_BIND(styled_conv_input_bwd);
+  KD_BIND(winograd_conv);
+  KD_BIND(winograd_conv_weight_grad);
   KD_BIND(winograd_conv_input);
   KD_BIND(winograd_conv_input_bwd);
   KD_BIND(winograd_conv_output);

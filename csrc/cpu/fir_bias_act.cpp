@@ -8,6 +8,7 @@
 // and three columns of a tile more.
 // Truth: kdistill/backends/reference/fir_bias_act.py, derivation: docs/ops/fir_bias_act.md
 #include "common/check.hpp"
+#include "cpu/activation.hpp"
 #include "cpu/ops.hpp"
 #include "cpu/vectors.hpp"
 
@@ -30,28 +31,6 @@ inline int64_t part_of(int64_t total, int64_t most) {
   const int64_t parts = (total + most - 1) / most;
   return (total + parts - 1) / parts;
 }
-
-template <typename T>
-struct Activation {
-  T slope, gain, limit;
-
-  template <typename V>
-  KD_INLINE V operator()(V y) const {
-    const V zero{}, upper = zero + limit;
-    const V z = (y > zero ? y : y * slope) * gain;
-    const V capped = z > upper ? upper : z;  // a NaN stays
-    return capped < -upper ? -upper : capped;
-  }
-
-  // grad times the derivative, which the result tells
-  template <typename V>
-  KD_INLINE V pulled_back(V out, V grad) const {
-    const V zero{}, upper = zero + limit;
-    const V factor = out > zero ? zero + gain : zero + gain * slope;
-    const V inside = out >= upper ? zero : factor;
-    return grad * (out <= -upper ? zero : inside);
-  }
-};
 
 // The four factors of a filter in registers.
 template <typename V, typename T>

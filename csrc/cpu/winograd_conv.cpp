@@ -4,92 +4,17 @@
 // Tiles are numbered over images, rows, columns; a tile makes 4x4 outputs from 6x6 inputs, what lies outside is zero.
 //   V = B' d B, U = G g G', y = A' M A, and their transposes: dx += B X B', dweight = G' W G, M' = A dy A'
 // One unit of work is a row of tiles (an image, where tiles overlap in what they write); every inner loop is a vector over channels.
-// Points 0, +-5/8, +-3/2, infinity: exact in binary, half the rounding error of 0, +-1, +-2.
 // Truth: kdistill/backends/reference/winograd_conv.py, derivation: docs/ops/winograd_conv.md
-#include <type_traits>
 
 #include "common/check.hpp"
 #include "cpu/ops.hpp"
-#include "cpu/vectors.hpp"
+#include "cpu/winograd_pass.hpp"
 
 namespace kd::KD_ISA {
 namespace {
 
-constexpr double a = 0.625, b = 1.5, a2 = a * a, b2 = b * b;
-constexpr double na = 1 / (2 * a2 * (a2 - b2)), nb = 1 / (2 * b2 * (b2 - a2)), n0 = 1 / (a2 * b2);
 constexpr int64_t kBlock = 16;  // channels: a cache line of float32
 constexpr int64_t kParallel = 16384;  // fewer elements are not worth waking the other threads
-
-// The one-dimensional maps: from(i) reads entry i, to(i, v) writes it; T is the element, V a vector of it.
-template <typename T, typename From, typename To>
-KD_INLINE void input_map(const From& from, const To& to) {  // B'
-  const auto d1 = from(1), d2 = from(2), d3 = from(3), d4 = from(4);
-  to(0, T(a2 * b2) * from(0) - T(a2 + b2) * d2 + d4);
-  to(5, T(a2 * b2) * d1 - T(a2 + b2) * d3 + from(5));
-  const auto ea = d4 - T(b2) * d2, oa = T(a) * (d3 - T(b2) * d1), eb = d4 - T(a2) * d2, ob = T(b) * (d3 - T(a2) * d1);
-  to(1, ea + oa), to(2, ea - oa), to(3, eb + ob), to(4, eb - ob);
-}
-
-template <typename T, typename From, typename To>
-KD_INLINE void input_map_transposed(const From& from, const To& to) {  // B
-  const auto t0 = from(0), t5 = from(5), pa = from(1) + from(2), ma = from(1) - from(2), pb = from(3) + from(4),
-             mb = from(3) - from(4);
-  to(0, T(a2 * b2) * t0), to(5, t5);
-  to(1, T(a2 * b2) * t5 - T(a * b2) * ma - T(b * a2) * mb);
-  to(2, -(T(a2 + b2) * t0) - T(b2) * pa - T(a2) * pb);
-  to(3, T(a) * ma + T(b) * mb - T(a2 + b2) * t5);
-  to(4, t0 + pa + pb);
-}
-
-template <typename T, typename From, typename To>
-KD_INLINE void output_map(const From& from, const To& to) {  // A'
-  const auto pa = from(1) + from(2), ma = from(1) - from(2), pb = from(3) + from(4), mb = from(3) - from(4);
-  to(0, from(0) + pa + pb);
-  to(1, T(a) * ma + T(b) * mb);
-  to(2, T(a2) * pa + T(b2) * pb);
-  to(3, T(a * a2) * ma + T(b * b2) * mb + from(5));
-}
-
-template <typename T, typename From, typename To>
-KD_INLINE void output_map_transposed(const From& from, const To& to) {  // A
-  const auto y0 = from(0), y1 = from(1), y2 = from(2), y3 = from(3);
-  to(0, y0), to(5, y3);
-  const auto ea = y0 + T(a2) * y2, oa = T(a) * y1 + T(a * a2) * y3, eb = y0 + T(b2) * y2, ob = T(b) * y1 + T(b * b2) * y3;
-  to(1, ea + oa), to(2, ea - oa), to(3, eb + ob), to(4, eb - ob);
-}
-
-template <typename T, typename From, typename To>
-KD_INLINE void weight_map(const From& from, const To& to) {  // G
-  const auto g0 = from(0), g1 = from(1), g2 = from(2);
-  to(0, T(n0) * g0), to(5, g2);
-  const auto ea = T(na) * g0 + T(na * a2) * g2, oa = T(na * a) * g1, eb = T(nb) * g0 + T(nb * b2) * g2, ob = T(nb * b) * g1;
-  to(1, ea + oa), to(2, ea - oa), to(3, eb + ob), to(4, eb - ob);
-}
-
-template <typename T, typename From, typename To>
-KD_INLINE void weight_map_transposed(const From& from, const To& to) {  // G'
-  const auto pa = T(na) * (from(1) + from(2)), ma = T(na * a) * (from(1) - from(2));
-  const auto pb = T(nb) * (from(3) + from(4)), mb = T(nb * b) * (from(3) - from(4));
-  to(0, T(n0) * from(0) + pa + pb);
-  to(1, ma + mb);
-  to(2, T(a2) * pa + T(b2) * pb + from(5));
-}
-
-#define KD_MAP(name) [](const auto& from, const auto& to) __attribute__((always_inline)) { name<T>(from, to); }
-
-// The map on columns, then on rows: read(i, j) of rows x rows entries, write(i, j, value) of results x results.
-template <int rows, int results, typename V, typename Map, typename Read, typename Write>
-KD_INLINE void both_sides(const Map& map, const Read& read, const Write& write) {
-  V half[results][rows];
-  for (int j = 0; j < rows; ++j) {
-    map([&](int i) __attribute__((always_inline)) { return V(read(i, j)); },
-        [&](int i, V v) __attribute__((always_inline)) { half[i][j] = v; });
-  }
-  for (int i = 0; i < results; ++i) {
-    map([&](int j) __attribute__((always_inline)) { return half[i][j]; },
-        [&](int j, V v) __attribute__((always_inline)) { write(i, j, v); });
-  }
-}
 
 struct Tiles {
   int64_t n, h, w, c, padding, down, across;  // h, w: of the map that is read or written in 6x6 patches
@@ -259,11 +184,55 @@ void winograd_conv_weight_bwd(const T* W, T* dweight, int64_t k, int64_t c, int6
   });
 }
 
+// y = conv(x) in one pass; turned: weight [c, k, 3, 3].
+template <typename T>
+void winograd_conv(const T* x, const T* weight, T* y, T* scratch, int64_t n, int64_t h, int64_t w, int64_t c, int64_t k,
+                   int64_t padding, bool turned, int64_t block, bool by_panels, int64_t shared, int64_t per_thread, int threads) {
+  const Pass pass(n, h, w, c, k, padding);
+  const auto read = [&](auto zero, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
+    return load<decltype(zero)>(x + ((image * h + i) * w + j) * c + q);
+  };
+  const auto write = [&](int64_t, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) {
+    for_vectors<T>(channels, [&](auto zero, int64_t q) __attribute__((always_inline)) {
+      using Vec = decltype(zero);
+      put_results<T, Vec>(planes + q, stride, [&](int i, int j, Vec v) __attribute__((always_inline)) {
+        if (at.top + i >= pass.oh || at.left + j >= pass.ow) return;
+        store(y + ((at.image * pass.oh + at.top + i) * pass.ow + at.left + j) * k + q0 + q, v);
+      });
+    });
+  };
+  run_pass(pass, Filters<T>{weight, c, k, turned}, Plan<T>{block, by_panels, scratch, shared, per_thread, threads}, read, write);
+}
+
+// dweight of conv(x * scale), scale [n, c] or null, in one pass.
+template <typename T>
+void winograd_conv_weight_grad(const T* x, const T* scale, const T* dy, T* dweight, T* scratch, int64_t n, int64_t h, int64_t w,
+                               int64_t c, int64_t k, int64_t padding, int64_t block, int64_t per_thread, int threads) {
+  const Pass pass(n, h, w, c, k, padding);
+  const Plan<T> plan{block, false, scratch, 0, per_thread, threads};
+  if (scale) {
+    run_weight_pass(pass, dy, dweight, plan,
+                    [&](auto zero, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
+                      using Vec = decltype(zero);
+                      return Vec(load<Vec>(x + ((image * h + i) * w + j) * c + q) * load<Vec>(scale + image * c + q));
+                    });
+  } else {
+    run_weight_pass(pass, dy, dweight, plan,
+                    [&](auto zero, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
+                      return load<decltype(zero)>(x + ((image * h + i) * w + j) * c + q);
+                    });
+  }
+}
+
 #define KD_INSTANTIATE(T)                                                                                                  \
   template void winograd_conv_input(const T*, T*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);              \
   template void winograd_conv_input_bwd(const T*, T*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);          \
   template void winograd_conv_output(const T*, T*, int64_t, int64_t, int64_t, int64_t, int64_t, int);                      \
   template void winograd_conv_output_bwd(const T*, T*, int64_t, int64_t, int64_t, int64_t, int64_t, int);                  \
+  template void winograd_conv(const T*, const T*, T*, T*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool,       \
+                              int64_t, bool, int64_t, int64_t, int);                                                       \
+  template void winograd_conv_weight_grad(const T*, const T*, const T*, T*, T*, int64_t, int64_t, int64_t, int64_t, int64_t, \
+                                          int64_t, int64_t, int64_t, int);                                                 \
   template void winograd_conv_weight(const T*, T*, int64_t, int64_t, int64_t, int);                                                 \
   template void winograd_conv_weight_bwd(const T*, T*, int64_t, int64_t, int64_t, int);
 KD_INSTANTIATE(float)

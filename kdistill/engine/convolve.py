@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdistill.engine.convolutions import asked_convolution, convolution_for, is_winograd
-from kdistill.engine.layers import chunk_rows
-from kdistill.ops import fir_bias_act
+from kdistill.engine.convolutions import asked_convolution, is_winograd
+from kdistill.ops import fir_bias_act, winograd_conv
 from kdistill.ops._registry import asked_backend, fast_apply
+from kdistill.ops.winograd_conv import winograd_conv_weight_grad
 
-FEWEST_TILES = 16  # of 4×4 pixels; below, transforming the weights costs more than the multiplications that it saves
-FEWEST_CHANNELS = 48  # below, transforming the maps does
-_DOMAIN = 9 / 4  # what a map grows by in Winograd's domain
+FEWEST_TILES = 8  # of 4×4 pixels; below, transforming the weights costs more than the multiplications that it saves
+FEWEST_CHANNELS = 16  # below, transforming the maps does
 
 
 def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
@@ -24,7 +23,7 @@ def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
 
     Args:
         x: ``[N, C, H, W]``, float32 or float64.
-        weight: ``[K, C, k, k]``; other kernels than 3×3, maps that are not square, few channels and few pixels go to the library.
+        weight: ``[K, C, k, k]``; other kernels than 3×3, few channels and few pixels go to the library.
         padding: Zeros on every side.
 
     Returns:
@@ -34,13 +33,18 @@ def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     Cost: forward, and gradients only in what requires them, with a quarter of the multiplications; the rounding error is about
         five times that of the plain sum (NUMERICS.md), and ``KDISTILL_CONVOLUTION=direct`` gives that sum.
     """
-    (k, c), (n, _, height, width) = weight.shape[:2], x.shape
-    if tuple(weight.shape[2:]) != (3, 3) or height != width or not is_winograd(c, k, padding, height, x):
-        return functional.conv2d(x, weight, padding=padding)
-    tiles = n * (-(-(height + 2 * padding - 2) // 4)) ** 2
-    if asked_convolution() == "auto" and (tiles < FEWEST_TILES or min(k, c) < FEWEST_CHANNELS):
+    if padding > 2 or not pays(x, weight, padding):
         return functional.conv2d(x, weight, padding=padding)
     return cast("Tensor", _apply(x, weight, padding))
+
+
+def pays(x: Tensor, weight: Tensor, padding: int) -> bool:
+    """Say whether a convolution of ``x`` with ``weight`` goes Winograd's way here, in one pass."""
+    (k, c, *taps), (n, _, h, w) = weight.shape, x.shape
+    if taps != [3, 3] or not is_winograd(c, k, padding, min(h, w), x):
+        return False
+    tiles = n * -(-(h + 2 * padding - 2) // 4) * -(-(w + 2 * padding - 2) // 4)
+    return asked_convolution() == "winograd" or (tiles >= FEWEST_TILES and min(k, c) >= FEWEST_CHANNELS)
 
 
 def convolve_scaled(x: Tensor, scale: Tensor, weight: Tensor, padding: int) -> Tensor:
@@ -67,10 +71,7 @@ def convolve_scaled(x: Tensor, scale: Tensor, weight: Tensor, padding: int) -> T
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, padding: int) -> Tensor:
-        (k, c), side = weight.shape[:2], x.shape[2]
-        conv = convolution_for(c, k, padding, side, x)
-        operand = conv.weight(weight)
-        return _joined([conv.output(len(part), (conv.input(part), operand)) for part in _chunks(x, k)])
+        return winograd_conv(x, weight, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -87,26 +88,8 @@ class _Convolve(torch.autograd.Function):
                 grad, x, weight, None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1, mask
             )
             return dx, dweight, None
-        (k, c), side = weight.shape[:2], x.shape[2]
-        conv, parts, total = convolution_for(c, k, padding, side, x), [], None
-        operand = conv.weight(weight) if wanted[0] else None
-        for part, above in zip(_chunks(x, k), _chunks(grad, c), strict=True):
-            of_grad = conv.grad(above)
-            if operand is not None:
-                parts.append(conv.input_grad(len(part), (of_grad, operand)))
-            if wanted[1]:
-                total = conv.weight_grad(total, (conv.input(part), of_grad))
-        return _joined(parts) if parts else None, None if total is None else conv.from_weight(total), None
+        dx = winograd_conv(grad, weight, 2 - padding, turned=True) if wanted[0] else None
+        return dx, winograd_conv_weight_grad(x, grad, padding) if wanted[1] else None, None
 
 
 _apply = fast_apply(_Convolve)
-
-
-def _chunks(x: Tensor, other_channels: int) -> list[Tensor]:
-    """Return the images in parts whose larger map fits the cache in Winograd's domain; the same number for x and its gradient."""
-    largest = max(x.shape[1], other_channels) * x.shape[2] * x.shape[3] * x.element_size()
-    return list(x.split(chunk_rows(x, int(_DOMAIN * largest))))
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

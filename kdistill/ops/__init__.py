@@ -11,6 +11,7 @@ from kdistill.ops.norm_act_pool import norm_act_pool
 from kdistill.ops.row_cosine_distance import row_cosine_distance
 from kdistill.ops.softmax_scores import SoftmaxScores, softmax_scores
 from kdistill.ops.step_with_dots import step_with_dots
+from kdistill.ops.styled_conv import styled_conv
 from kdistill.ops.trajectory_loss import trajectory_loss
 from kdistill.ops.winograd_conv import winograd_conv
 
@@ -26,6 +27,7 @@ __all__ = [
     "row_cosine_distance",
     "softmax_scores",
     "step_with_dots",
+    "styled_conv",
     "trajectory_loss",
     "use_backend",
     "winograd_conv",

@@ -1,9 +1,9 @@
-"""3x3 convolution by Winograd's F(4x4, 3x3), taken apart: six linear maps around 36 small matrix products.
+"""3x3 convolution by Winograd's F(4x4, 3x3): in one pass, and taken apart, six linear maps around 36 small matrix products.
 
     y = A' [ (G w G') * (B' x B) ] A,   and with M = A dy A':  dx = B [ U' M ] B',  dw = G' [ V' M ] G
 
-An operand is transformed once and serves every product that it is part of, so a backward or tangent pass shares the transforms
-of the others.  For the engine alone: nothing here is differentiable.  Derivation and error: docs/ops/winograd_conv.md.
+Taken apart, an operand is transformed once and serves every product that it is part of, so a backward or tangent pass shares the
+transforms of the others.  For the engine alone: nothing here is differentiable.  Derivation and error: docs/ops/winograd_conv.md.
 
 Symbols: N images, C channels in, K channels out, H x W the map that comes in, h x w the one that goes out, p padding,
 T = N * ceil(h/4) * ceil(w/4) tiles.
@@ -19,7 +19,7 @@ from kdistill.ops._registry import check_same_dtype_and_device, plain
 
 GRAD_ORDER = 0
 
-_conv = plain("winograd_conv")
+_conv, _conv_weight_grad = plain("winograd_conv"), plain("winograd_conv_weight_grad")
 _input, _input_bwd = plain("winograd_conv_input"), plain("winograd_conv_input_bwd")
 _weight, _weight_bwd = plain("winograd_conv_weight"), plain("winograd_conv_weight_bwd")
 _output, _output_bwd = plain("winograd_conv_output"), plain("winograd_conv_output_bwd")
@@ -29,13 +29,15 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
+def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1, turned: bool = False) -> Tensor:
     """Return the 3x3 convolution (cross-correlation, stride 1) of ``x`` with ``weight``.
 
     Args:
         x: ``[N, C, H, W]``, float32 or float64.  Channels-last memory is read as it is, anything else is converted first.
         weight: ``[K, C, 3, 3]``.
         padding: Zeros around the map, at least 0.
+        turned: ``weight`` is ``[C, K, 3, 3]`` and its taps are turned around: with ``2 - padding`` this is the gradient in the
+            input, for ``x`` that of the output.
 
     Returns:
         ``[N, K, H + 2p - 2, W + 2p - 2]``, channels-last.
@@ -45,14 +47,16 @@ def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
         NotDifferentiableError: An input requires grad while grad mode is on.
 
     Cost: ``72*T*C*K`` flops in the products, against ``18*N*h*w*C*K`` of the plain sum: a quarter on maps whose sides are
-        multiples of 4; memory of ``36*T*(C + K)`` elements.  The rounding error is about five times that of the plain sum.
+        multiples of 4; memory for ``36*C*K`` elements and a block of tiles for every thread.  The rounding error is about five
+        times that of the plain sum.
 
     References: Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural
     Networks, CVPR 2016.
     """
-    if weight.ndim != 4 or x.ndim != 4 or tuple(weight.shape[1:]) != (x.shape[1], 3, 3) or padding < 0:
+    inward, kind = (0, "[C, K, 3, 3]") if turned else (1, "[K, C, 3, 3]")
+    if weight.ndim != 4 or x.ndim != 4 or (weight.shape[inward], *weight.shape[2:]) != (x.shape[1], 3, 3) or padding < 0:
         raise ShapeError(
-            f"winograd_conv: expected x [N, C, H, W], weight [K, C, 3, 3] and padding >= 0, got {list(x.shape)}, "
+            f"winograd_conv: expected x [N, C, H, W], weight {kind} and padding >= 0, got {list(x.shape)}, "
             f"{list(weight.shape)} and {padding}; use torch.nn.functional.conv2d for other kernels"
         )
     if min(x.shape[2:]) + 2 * padding < 3:
@@ -60,7 +64,15 @@ def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
             f"winograd_conv: expected a map of at least 3x3 with its padding, got {list(x.shape[2:])} and {padding}; pad more"
         )
     check_same_dtype_and_device("winograd_conv", x=x, weight=weight)
-    return cast("Tensor", _conv(_channels_last(x), weight.contiguous(), padding))
+    return cast("Tensor", _conv(_channels_last(x), weight.contiguous(), padding, turned))
+
+
+def winograd_conv_weight_grad(x: Tensor, grad: Tensor, padding: int, scale: Tensor | None = None) -> Tensor:
+    """Return the gradient ``[K, C, 3, 3]`` in the weight of ``winograd_conv(x * scale, weight, padding)``, in one pass.
+
+    ``x [N, C, H, W]``, ``grad [N, K, h, w]`` of the result, ``scale [N, C]`` or None.
+    """
+    return cast("Tensor", _conv_weight_grad(_channels_last(x), _channels_last(grad), padding, scale))
 
 
 def winograd_conv_input(x: Tensor, padding: int) -> Tensor:

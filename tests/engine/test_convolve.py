@@ -68,8 +68,8 @@ def test_parts_of_a_batch_give_the_whole(monkeypatch):
     [
         ((2, 48, 16, 16), (48, 48, 3, 3), True),
         ((2, 48, 16, 16), (FEWEST_CHANNELS - 1, 48, 3, 3), False),
-        ((2, 48, 8, 8), (48, 48, 3, 3), False),  # few tiles
-        ((2, 48, 16, 12), (48, 48, 3, 3), False),
+        ((1, 48, 8, 8), (48, 48, 3, 3), False),  # few tiles
+        ((2, 48, 16, 12), (48, 48, 3, 3), True),
         ((2, 48, 16, 16), (48, 48, 1, 1), False),
         ((0, 48, 16, 16), (48, 48, 3, 3), False),
     ],

@@ -1,6 +1,7 @@
-"""winograd_conv through csrc/cpu/winograd_conv.cpp and the library's batched matrix product."""
+"""winograd_conv through csrc/cpu/winograd_conv.cpp."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,13 @@ from kdistill.backends.cpu import new_output
 
 supports = partial(_native.refusal, "_cpu")
 
+_PANEL = 32  # outputs that the native pass multiplies at a time, at most (float32, AVX-512)
+_ROWS = 6  # tiles that it does
+_GAP = 16  # elements between two of its planes
+_CACHE = 440 << 10  # bytes of the second cache for its block of tiles
+_FEWEST_TILES, _MOST_TILES = 24, 48
+_FILTERS = 8 << 20  # bytes of transformed filters, from which on a pass goes by panels
+_MOST_TILES_OF_A_PANEL = 96
 _PAD = 64  # bytes between two planes: without them all 36 would start in the same few lines of the cache
 
 
@@ -76,7 +84,55 @@ def winograd_conv_weight_bwd(planes: Tensor) -> Tensor:
     return dweight
 
 
-def winograd_conv(x: Tensor, weight: Tensor, padding: int) -> Tensor:
-    n, _, h, w = x.shape
-    products = torch.bmm(winograd_conv_input(x, padding), winograd_conv_weight(weight))
-    return winograd_conv_output(products, n, h + 2 * padding - 2, w + 2 * padding - 2)
+def plan(like: Tensor, inputs: int, outputs: int, tiles: int) -> tuple[Tensor, tuple[Any, ...]]:
+    """Return memory for the native pass, which must outlive it, and how it goes: its last five arguments."""
+    threads, width = torch.get_num_threads(), _padded_to_panels(outputs)
+    by_panels = 36 * inputs * width * like.element_size() > _FILTERS
+    if by_panels:
+        block = max(1, min(tiles, _MOST_TILES_OF_A_PANEL))
+        shared, per_thread = block * inputs + _GAP, (inputs + block) * _PANEL + 2 * _GAP
+    else:
+        block = _block(inputs + width, like)
+        shared, per_thread = inputs * width + _GAP, block * (inputs + width) + 2 * _GAP
+    memory = new_output(like, (36 * (shared + threads * per_thread),))
+    return memory, (block, by_panels, 36 * shared, 36 * per_thread, threads)
+
+
+def winograd_conv(x: Tensor, weight: Tensor, padding: int, turned: bool) -> Tensor:
+    n, c, h, w = x.shape
+    k = weight.shape[1 if turned else 0]
+    y = _channels_last(x, n, k, h + 2 * padding - 2, w + 2 * padding - 2)
+    memory, way = plan(x, c, k, tiles_of(y))
+    run = _native.kernel("_cpu", "winograd_conv", x.dtype)
+    run(x.data_ptr(), weight.data_ptr(), y.data_ptr(), memory.data_ptr(), n, h, w, c, k, padding, turned, *way)
+    return y
+
+
+def winograd_conv_weight_grad(x: Tensor, grad: Tensor, padding: int, scale: Tensor | None) -> Tensor:
+    (n, c, h, w), k, threads = x.shape, grad.shape[1], torch.get_num_threads()
+    dweight = x.new_empty((k, c, 3, 3))
+    own, width = -(-c // threads), _padded_to_panels(k)
+    block = _block(own + width, x)
+    per_thread = 36 * (block * (own + width) + own * width + 3 * _GAP)
+    memory = new_output(x, (threads * per_thread,))
+    run = _native.kernel("_cpu", "winograd_conv_weight_grad", x.dtype)
+    run(
+        *(x.data_ptr(), 0 if scale is None else scale.data_ptr(), grad.data_ptr(), dweight.data_ptr(), memory.data_ptr()),
+        *(n, h, w, c, k, padding, block, per_thread, threads),
+    )
+    return dweight
+
+
+def tiles_of(y: Tensor) -> int:
+    """Return how many tiles of 4x4 pixels a map ``[N, K, h, w]`` has."""
+    n, _, h, w = y.shape
+    return n * -(-h // 4) * -(-w // 4)
+
+
+def _block(width: int, like: Tensor) -> int:
+    """Return the tiles of a block whose planes of ``width`` channels, in and out, fit the cache."""
+    return max(_FEWEST_TILES, min(_CACHE // (36 * width * like.element_size()), _MOST_TILES) // _ROWS * _ROWS)
+
+
+def _padded_to_panels(outputs: int) -> int:
+    return -(-outputs // _PANEL) * _PANEL

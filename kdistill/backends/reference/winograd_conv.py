@@ -84,5 +84,11 @@ def winograd_conv_weight_bwd(planes: Tensor) -> Tensor:
     return g.T @ planes.reshape(6, 6, *planes.shape[1:]).permute(3, 2, 0, 1) @ g
 
 
-def winograd_conv(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+def winograd_conv(x: Tensor, weight: Tensor, padding: int, turned: bool) -> Tensor:
+    weight = weight.flip(2, 3).transpose(0, 1) if turned else weight
     return F.conv2d(x, weight, padding=padding).contiguous(memory_format=torch.channels_last)
+
+
+def winograd_conv_weight_grad(x: Tensor, grad: Tensor, padding: int, scale: Tensor | None) -> Tensor:
+    x = x if scale is None else x * scale[:, :, None, None]
+    return torch.nn.grad.conv2d_weight(x, [grad.shape[1], x.shape[1], 3, 3], grad, padding=padding)

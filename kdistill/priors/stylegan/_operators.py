@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kdistill import ops
 from kdistill.backends.reference.filtered_lrelu import upfirdn
-from kdistill.engine.convolve import convolve_scaled
+from kdistill.engine.convolve import convolve_scaled, pays
 from kdistill.ops import fir_bias_act
 
 SLOPE = 0.2
@@ -74,12 +74,14 @@ def styled_conv(
             ``modulated_conv_up``.
         clamp: Largest magnitude of the result, or None.
     """
+    scale, gains = _demodulation(weight, styles, 1.0), {"slope": SLOPE, "gain": math.sqrt(2.0), "clamp": clamp}
+    if line is None and pays(x, weight, 1):
+        return ops.styled_conv(x, weight, styles, scale, bias, noise, **gains)
     if line is None:
         y = convolve_scaled(x, styles, weight, 1)
     else:
         y = F.conv_transpose2d(fir_bias_act(x, styles), weight.transpose(0, 1), stride=2)
-    gains = {"slope": SLOPE, "gain": math.sqrt(2.0), "clamp": clamp}
-    return fir_bias_act(y, _demodulation(weight, styles, 1.0), bias, noise, line, **gains)
+    return fir_bias_act(y, scale, bias, noise, line, **gains)
 
 
 def line_of(taps: Tensor) -> Tensor | None:

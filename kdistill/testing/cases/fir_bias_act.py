@@ -12,8 +12,7 @@ from kdistill.ops import fir_bias_act
 from kdistill.ops.fir_bias_act import GRAD_ORDER
 from kdistill.testing.cases._case import OpCase, Shape
 
-_SLOPE, _GAIN, _CLAMP = 0.2, math.sqrt(2.0), 2.5
-_KINK = 0.02  # no value is closer to 0 or to the clamp before the gain: no rounding flips its mask
+NUMBERS = _SLOPE, _GAIN, _CLAMP = 0.2, math.sqrt(2.0), 2.5
 
 
 def op(x: Tensor, scale: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None) -> Tensor:
@@ -25,22 +24,26 @@ def _reference(x: Tensor, scale: Tensor, bias: Tensor, noise: Tensor, taps: Tens
     return reference.fir_bias_act(x, scale, bias, noise, taps, _SLOPE, _GAIN, _CLAMP)
 
 
+def away_from_kinks(base: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+    """Return ``noise [M, h, w]`` drawn anew where ``base [N, C, h, w]`` with it is close to 0 or to the clamp."""
+    edges = torch.tensor([0.0, _CLAMP / _GAIN, -_CLAMP / (_GAIN * _SLOPE)], dtype=torch.float64)
+    best, found = noise.double(), torch.full(noise.shape, -1.0, dtype=torch.float64)
+    for _ in range(30 if base.numel() else 0):
+        tried = torch.randn(noise.shape, generator=generator, dtype=torch.float64).to(noise.dtype).double()
+        gap = (base + tried[:, None])[..., None].sub(edges).abs().amin((-1, 1))  # [N, h, w]
+        gap = gap if len(noise) == len(base) else gap.amin(0, keepdim=True)
+        best, found = torch.where(gap > found, tried, best), torch.maximum(gap, found)
+    return best.to(noise.dtype)
+
+
 def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
     x, scale, bias = randn(s.n, s.c, s.h, s.w).contiguous(memory_format=torch.channels_last), randn(s.n, s.c), randn(s.c)
     taps = torch.tensor([0.25, 0.75, 0.5, 0.125]).to(x) if s.fir else None
     size = (s.h - s.fir, s.w - s.fir)
-    # the values before the nonlinearity depend smoothly on noise that all channels share; scan it for a place without a kink
     noise = randn(s.m, *size)
     filtered = reference._fir(x.double(), None if taps is None else taps.double()) * scale.double()[:, :, None, None]
-    base = filtered + bias.double()[:, None, None]
-    edges = torch.tensor([0.0, _CLAMP / _GAIN, -_CLAMP / (_GAIN * _SLOPE)], dtype=torch.float64)
-    best, found = noise.double(), torch.full(size, -1.0, dtype=torch.float64).expand(s.m, *size)
-    for _ in range(30 if base.numel() else 0):
-        tried = torch.randn(s.m, *size, generator=generator, dtype=torch.float64).to(x.dtype).double()
-        gap = (base + tried[:, None])[..., None].sub(edges).abs().amin((-1, 1))  # [N, h, w]
-        gap = gap if s.m == s.n else gap.amin(0, keepdim=True)
-        best, found = torch.where(gap > found, tried, best), torch.maximum(gap, found)
-    return x, scale, bias, best.to(x.dtype), taps
+    quiet = away_from_kinks(filtered + bias.double()[:, None, None], noise, generator)
+    return x, scale, bias, quiet, taps
 
 
 def scale_after(x: Tensor, scale: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None) -> Tensor:

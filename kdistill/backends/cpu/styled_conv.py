@@ -1,0 +1,65 @@
+"""styled_conv through csrc/cpu/styled_conv.cpp; the rest of the backward is fir_bias_act's and winograd_conv's."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kdistill import _native
+from kdistill.backends.cpu.fir_bias_act import fir_bias_act_bwd
+from kdistill.backends.cpu.winograd_conv import plan, tiles_of, winograd_conv_weight_grad
+
+supports = partial(_native.refusal, "_cpu")
+
+
+def styled_conv(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    noise: Tensor | None,
+    slope: float,
+    gain: float,
+    limit: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    (n, c, h, w), k = x.shape, len(weight)
+    out = x.new_empty((n, h, w, k)).permute(0, 3, 1, 2)
+    y = torch.empty_like(out) if keep else x.new_empty(0)
+    memory, way = plan(x, c, k, tiles_of(x))
+    run = _native.kernel("_cpu", "styled_conv", x.dtype)
+    run(
+        *(x.data_ptr(), weight.data_ptr(), styles.data_ptr(), scale.data_ptr(), bias.data_ptr()),
+        *(0 if noise is None else noise.data_ptr(), y.data_ptr(), out.data_ptr(), memory.data_ptr()),
+        *(n, h, w, c, k, 0 if noise is None else noise.shape[0], slope, gain, limit, *way),
+    )
+    return out, y
+
+
+def styled_conv_bwd(
+    grad: Tensor,
+    out: Tensor,
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    scale: Tensor,
+    slope: float,
+    gain: float,
+    limit: float,
+    noise_rows: int,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (n, c, h, w), k = x.shape, len(weight)
+    dy, dscale, dbias, dnoise = fir_bias_act_bwd(grad, out, y, scale, None, slope, gain, limit, noise_rows)
+    dx, dstyles = torch.empty_like(x), torch.empty_like(styles)
+    of_tiles = x.new_empty((tiles_of(x), c))
+    memory, way = plan(x, k, c, tiles_of(x))
+    run = _native.kernel("_cpu", "styled_conv_input_bwd", x.dtype)
+    run(
+        *(dy.data_ptr(), x.data_ptr(), weight.data_ptr(), styles.data_ptr(), dx.data_ptr(), dstyles.data_ptr()),
+        *(of_tiles.data_ptr(), memory.data_ptr(), n, h, w, c, k, *way),
+    )
+    dweight = winograd_conv_weight_grad(x, dy, 1, styles) if wants_weight else weight.new_empty(0)
+    return dx, dweight, dstyles, dscale, dbias, dnoise

@@ -1,0 +1,191 @@
+"""A layer of StyleGAN2 in one pass: modulated 3x3 convolution, demodulation, noise, bias, leaky ReLU, gain, clamp.
+
+Symbols: N images, C channels in, K channels out, H x W the map, M rows of noise.
+Derivation and traffic: docs/ops/styled_conv.md.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from kdistill.backends.reference import styled_conv as reference
+from kdistill.errors import ConfigError, ShapeError
+from kdistill.ops._registry import check_same_dtype_and_device, fast_apply, register
+
+GRAD_ORDER = 2
+
+
+def _empty(like: Tensor, *sizes: int) -> Tensor:
+    return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _fake_fwd(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    noise: Tensor | None,
+    slope: float,
+    gain: float,
+    limit: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    n, _, h, w = x.shape
+    out = _empty(x, n, weight.shape[0], h, w)
+    return out, torch.empty_like(out) if keep else x.new_empty(0)
+
+
+def _fake_bwd(
+    grad: Tensor,
+    out: Tensor,
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    scale: Tensor,
+    slope: float,
+    gain: float,
+    limit: float,
+    noise_rows: int,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dweight = torch.empty_like(weight) if wants_weight else weight.new_empty(0)
+    dnoise = x.new_empty((noise_rows, *out.shape[2:]))
+    return _empty(x, *x.shape), dweight, torch.empty_like(styles), torch.empty_like(scale), x.new_empty(len(weight)), dnoise
+
+
+# x, y, grad, out: channels-last; limit: infinity for none; keep: return y, the map before scale, which the backward needs;
+# noise_rows: M, or 0 where the noise's gradient is not wanted
+_fwd = register(
+    "styled_conv",
+    "(Tensor x, Tensor weight, Tensor styles, Tensor scale, Tensor bias, Tensor? noise, float slope, float gain,"
+    " float limit, bool keep) -> (Tensor, Tensor)",
+    fake=_fake_fwd,
+)
+_bwd = register(
+    "styled_conv_bwd",
+    "(Tensor grad, Tensor out, Tensor y, Tensor x, Tensor weight, Tensor styles, Tensor scale, float slope,"
+    " float gain, float limit, int noise_rows, bool wants_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake_bwd,
+)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class _StyledConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        styles: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        noise: Tensor | None,
+        slope: float,
+        gain: float,
+        limit: float,
+    ) -> tuple[Tensor, Tensor]:
+        return cast("tuple[Tensor, Tensor]", _fwd(x, weight, styles, scale, bias, noise, slope, gain, limit, True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        *tensors, slope, gain, limit = inputs
+        ctx.numbers = (slope, gain, limit)
+        ctx.save_for_backward(*output, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        out, y, *inputs = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:6]
+        if torch.is_grad_enabled():  # being differentiated again
+            return (*_differentiable(grad, inputs, ctx.numbers, wanted), None, None, None)
+        x, weight, styles, scale, _, noise = inputs
+        rows = noise.shape[0] if wanted[5] else 0
+        found = _bwd(_channels_last(grad), out, y, x, weight, styles, scale, *ctx.numbers, rows, wanted[1])
+        return (*(g if wants else None for g, wants in zip(found, wanted, strict=True)), None, None, None)
+
+
+def _differentiable(
+    grad: Tensor, inputs: list[Tensor | None], numbers: tuple[float, ...], wanted: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """Return the gradients as functions of ``grad`` and the inputs, by the reference."""
+    out, _ = reference.styled_conv(*inputs, *numbers, False)  # type: ignore[arg-type]
+    leaves = [t for t, wants in zip(inputs, wanted, strict=True) if wants]
+    found = iter(torch.autograd.grad(out, cast("list[Tensor]", leaves), grad, create_graph=True))
+    return [next(found) if wants else None for wants in wanted]
+
+
+_apply = fast_apply(_StyledConv)
+
+
+def styled_conv(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    noise: Tensor | None = None,
+    *,
+    slope: float = 1.0,
+    gain: float = 1.0,
+    clamp: float | None = None,
+) -> Tensor:
+    """Return ``clamp(gain * leaky_relu(conv(x * styles) * scale + noise + bias))``, by Winograd's F(4x4, 3x3) on a CPU.
+
+    Args:
+        x: ``[N, C, H, W]``, float32 or float64.  Channels-last memory is read as it is, anything else is converted first.
+        weight: ``[K, C, 3, 3]``; the convolution is a cross-correlation with one zero around the map.
+        styles: ``[N, C]``, factors of the map that comes in.
+        scale: ``[N, K]``, factors of the convolution: the demodulation.
+        bias: ``[K]``.
+        noise: ``[M, H, W]`` with M = 1 or N, the same for all channels, or None.
+        slope: Factor of negative values, 0 to 1; 1 is no nonlinearity.
+        gain: Factor of the result, positive.
+        clamp: Largest magnitude of the result, positive, or None.
+
+    Returns:
+        ``[N, K, H, W]``, channels-last.  Differentiable twice in all tensors; the derivative at 0 is ``gain * slope``,
+        at the clamp and beyond 0.
+
+    Raises:
+        ShapeError: A shape, dtype or device does not fit.
+        ConfigError: ``slope``, ``gain`` or ``clamp`` is out of range.
+
+    Cost: ``72*T*C*K`` flops forward with T tiles of 4x4 pixels, and as many for each of the gradients in ``x`` and
+        ``weight``; saves ``x``, the result and the map before ``scale``.  The rounding error is about five times that of the
+        plain sum.
+
+    References: Karras et al., Analyzing and Improving the Image Quality of StyleGAN, CVPR 2020, section 2 and appendix B; Lavin
+    and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
+    """
+    if x.ndim != 4 or weight.ndim != 4 or tuple(weight.shape[1:]) != (x.shape[1], 3, 3):
+        raise ShapeError(
+            f"styled_conv: expected x [N, C, H, W] and weight [K, C, 3, 3], got {list(x.shape)} and {list(weight.shape)}; "
+            "use torch.nn.functional.conv2d for other kernels"
+        )
+    (n, c, h, w), k = x.shape, len(weight)
+    if styles.shape != (n, c) or scale.shape != (n, k) or bias.shape != (k,):
+        got = f"{list(styles.shape)}, {list(scale.shape)} and {list(bias.shape)}"
+        raise ShapeError(f"styled_conv: expected styles [{n}, {c}], scale [{n}, {k}] and bias [{k}], got {got}; expand them")
+    if noise is not None and (noise.shape[1:] != (h, w) or noise.shape[0] not in (1, n)):
+        raise ShapeError(
+            f"styled_conv: expected noise [1, {h}, {w}] or [{n}, {h}, {w}], got {list(noise.shape)}; draw it for this map"
+        )
+    given = {"weight": weight, "styles": styles, "scale": scale, "bias": bias, "noise": noise}
+    check_same_dtype_and_device("styled_conv", x=x, **{key: t for key, t in given.items() if t is not None})
+    if not (0.0 <= slope <= 1.0 and 0.0 < gain < math.inf and (clamp is None or clamp > 0.0)):
+        raise ConfigError(
+            f"styled_conv: expected slope in 0 to 1, gain > 0 and clamp > 0 or None, got {slope}, {gain} and {clamp}; "
+            "change the sign of what comes in"
+        )
+    numbers = (float(slope), float(gain), math.inf if clamp is None else float(clamp))
+    tensors = (_channels_last(x), *(None if t is None else t.contiguous() for t in given.values()))
+    needs_graph = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *given.values()))
+    found = _apply(*tensors, *numbers) if needs_graph else _fwd(*tensors, *numbers, False)
+    return cast("Tensor", found[0])

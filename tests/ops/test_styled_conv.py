@@ -1,0 +1,171 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdistill import _native, ops
+from kdistill.errors import ConfigError, ShapeError
+from kdistill.testing.backends import instruction_set, isas, running_on
+from kdistill.testing.cases import Shape, case
+from kdistill.testing.cases.styled_conv import grouped
+
+CASE = case("styled_conv")
+BACKENDS = [
+    "reference",
+    *(["cpu"] if _native.why_missing("_cpu") is None else []),
+]  # GPUs: see the note
+NAMES = ("value", "x", "weight", "styles", "scale", "bias", "noise")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", CASE.shapes, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_matches_the_float64_reference(backend, shape, dtype):
+    with running_on(backend):
+        CASE.check(CASE.inputs(shape, seed=0, dtype=dtype), shape)
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_instruction_set(isa, dtype):
+    with instruction_set(isa), running_on("cpu"):
+        for shape in CASE.shapes:
+            CASE.check(CASE.inputs(shape, seed=2, dtype=dtype), shape)
+
+
+@pytest.mark.parametrize("shape", [CASE.shapes[1], CASE.shapes[2]], ids=str)
+def test_registration(shape):
+    x, weight, styles, scale, bias, noise = CASE.inputs(shape, seed=1)
+    numbers = (0.2, 1.4, 2.5)
+    for keep, drawn in ((False, None), (True, noise)):
+        torch.library.opcheck(torch.ops.kdistill.styled_conv.default, (x, weight, styles, scale, bias, drawn, *numbers, keep))
+    out, y = torch.ops.kdistill.styled_conv(x, weight, styles, scale, bias, noise, *numbers, True)
+    for rows, wants_weight in ((0, False), (noise.shape[0], True)):
+        given_grads = (torch.randn_like(out), out, y, x, weight, styles, scale, *numbers, rows, wants_weight)
+        torch.library.opcheck(torch.ops.kdistill.styled_conv_bwd.default, given_grads)
+
+
+@given(
+    n=st.integers(0, 3), shared=st.booleans(), c=st.integers(1, 40), k=st.integers(1, 40), h=st.integers(1, 9),
+    w=st.integers(1, 18),
+    layout=st.sampled_from(["channels_last", "contiguous", "strided", "misaligned"]),
+)  # fmt: skip
+def test_any_shape_stride_and_alignment(n, shared, c, k, h, w, layout):
+    shape = Shape(n=n, m=1 if shared else n, c=c, k=k, h=h, w=w)
+    x, *others = CASE.inputs(shape, seed=0)
+    if layout == "contiguous":
+        x = x.contiguous()
+    elif layout == "strided":
+        x = torch.stack([x, x], -1)[..., 0]
+    elif layout == "misaligned":
+        memory = torch.zeros(x.numel() + 1)[1:].reshape(n, h, w, c).permute(0, 3, 1, 2)
+        x = memory.copy_(x)
+    CASE.check((x, *others), shape)
+
+
+@pytest.mark.parametrize("shape", CASE.shapes[:2], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_weights_of_every_image_give_the_same_function(backend, shape):
+    inputs = CASE.inputs(shape, seed=3, dtype=torch.float64)
+    with running_on(backend):
+        got = CASE.with_gradients(CASE.op, inputs)
+    for name, ours, theirs in zip(NAMES, got, CASE.with_gradients(grouped, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=lambda said, name=name: f"{name}: {said}")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_first_and_second_order(backend):
+    inputs = CASE.inputs(CASE.tiny, seed=4, dtype=torch.float64, requires_grad=True)
+    with running_on(backend):
+        assert torch.autograd.gradcheck(CASE.op, inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(CASE.op, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_wanted_gradients_are_made(backend):
+    shape = CASE.shapes[1]
+    inputs = CASE.inputs(shape, seed=5, dtype=torch.float64)
+    known = CASE.with_gradients(CASE.op, inputs)[1:]
+    for position in CASE.differentiable:
+        with running_on(backend):
+            _, found = CASE.with_gradients(CASE.op, inputs, wrt=(position,))
+        torch.testing.assert_close(found, known[position])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_result_without_a_graph_has_the_same_bits(backend):
+    inputs = CASE.inputs(CASE.shapes[4], seed=6)
+    with running_on(backend):
+        kept = CASE.op(inputs[0].clone().requires_grad_(), *inputs[1:])
+        with torch.no_grad():
+            assert torch.equal(CASE.op(*inputs), kept)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_nan_stays_in_its_image(backend):
+    inputs = CASE.inputs(Shape(n=3, m=1, c=5, k=4, h=8, w=8), seed=7)
+    inputs[0][1, 2, 3, 3] = math.nan
+    with running_on(backend):
+        bad = CASE.op(*inputs).isnan().flatten(1).any(1)
+    assert bad.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("filters", [0, 1 << 30], ids=["by panels", "by blocks"])
+def test_results_do_not_depend_on_threads_and_repeat_bit_by_bit(filters, monkeypatch):
+    monkeypatch.setattr("kdistill.backends.cpu.winograd_conv._FILTERS", filters)
+    before = torch.get_num_threads()
+    try:
+        for shape in (Shape(n=3, m=1, c=70, k=33, h=18, w=40), Shape(n=2, m=2, c=16, k=64, h=32, w=32)):
+            inputs, results = CASE.inputs(shape, seed=8), []
+            for threads in (1, 2, 5, 2):
+                torch.set_num_threads(threads)
+                results.append(CASE.with_gradients(CASE.op, inputs))
+            for other in results[1:]:
+                for name, a, b in zip(NAMES, results[0], other, strict=True):
+                    assert torch.equal(a, b), f"{shape}: {name}"
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("shape", CASE.shapes, ids=str)
+def test_panel_after_panel(shape, isa, monkeypatch):
+    monkeypatch.setattr("kdistill.backends.cpu.winograd_conv._FILTERS", 0)  # as layers with many filters go
+    monkeypatch.setattr("kdistill.backends.cpu.winograd_conv._MOST_TILES_OF_A_PANEL", 5)
+    with instruction_set(isa), running_on("cpu"):
+        CASE.check(CASE.inputs(shape, seed=10), shape)
+
+
+def test_outputs_are_channels_last_and_inputs_are_not_touched():
+    inputs = CASE.inputs(CASE.shapes[1], seed=9)
+    copies = [t.clone() for t in inputs]
+    out, dx, *_ = CASE.with_gradients(CASE.op, inputs)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert dx.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.randn(2, 3, 5)}, ShapeError, "expected x .N, C, H, W."),
+        ({"weight": torch.randn(4, 3, 1, 1)}, ShapeError, "conv2d for other kernels"),
+        ({"weight": torch.randn(4, 2, 3, 3)}, ShapeError, r"weight .K, C, 3, 3., got \[2, 3, 5, 5\] and \[4, 2, 3, 3\]"),
+        ({"styles": torch.randn(3)}, ShapeError, r"expected styles \[2, 3\], scale \[2, 4\] and bias \[4\], got \[3\]"),
+        ({"scale": torch.randn(2, 3)}, ShapeError, "expand them"),
+        ({"bias": torch.randn(3)}, ShapeError, "expand them"),
+        ({"noise": torch.randn(1, 4, 4)}, ShapeError, r"expected noise \[1, 5, 5\] or \[2, 5, 5\]"),
+        ({"noise": torch.randn(3, 5, 5)}, ShapeError, "draw it for this map"),
+        ({"styles": torch.randn(2, 3, dtype=torch.float64)}, ShapeError, r"convert with .to\(x\)"),
+        ({"slope": 1.1}, ConfigError, "slope in 0 to 1"),
+        ({"gain": 0.0}, ConfigError, "gain > 0"),
+        ({"clamp": -1.0}, ConfigError, "clamp > 0 or None"),
+    ],
+)
+def test_wrong_arguments_are_named(change, error, message):
+    tensors = {"x": torch.randn(2, 3, 5, 5), "weight": torch.randn(4, 3, 3, 3), "styles": torch.randn(2, 3)}
+    arguments = {**tensors, "scale": torch.randn(2, 4), "bias": torch.randn(4), "noise": None, **change}
+    with pytest.raises(error, match=message):
+        ops.styled_conv(**arguments)
