@@ -35,12 +35,6 @@ PYBIND11_MODULE(_cpu, m) {
   KD_BIND(styled_conv_input_bwd);
   KD_BIND(winograd_conv);
   KD_BIND(winograd_conv_weight_grad);
-  KD_BIND(winograd_conv_input);
-  KD_BIND(winograd_conv_input_bwd);
-  KD_BIND(winograd_conv_output);
-  KD_BIND(winograd_conv_output_bwd);
-  KD_BIND(winograd_conv_weight);
-  KD_BIND(winograd_conv_weight_bwd);
   KD_BIND(softmax_scores);
   KD_BIND(step_with_dots);
   KD_BIND(trajectory_loss);

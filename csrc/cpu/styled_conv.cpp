@@ -16,7 +16,7 @@ void styled_conv(const T* x, const T* weight, const T* styles, const T* scale, c
                  double limit, int64_t block, bool by_panels, int64_t shared, int64_t per_thread, int threads) {
   KD_CHECK(noise_rows == 0 || noise_rows == 1 || noise_rows == n, "styled_conv: expected noise for one image or for all");
   const Activation<T> act{T(slope), T(gain), T(limit)};
-  const auto read = [&](auto zero, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
+  const auto read = [&](auto zero, int64_t, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
     using Vec = decltype(zero);
     return Vec(load<Vec>(x + ((image * h + i) * w + j) * c + q) * load<Vec>(styles + image * c + q));
   };
@@ -35,7 +35,7 @@ void styled_conv(const T* x, const T* weight, const T* styles, const T* scale, c
     });
   };
   const Plan<T> plan{block, by_panels, scratch, shared, per_thread, threads};
-  run_pass(Pass(n, h, w, c, k, 1), Filters<T>{weight, c, k, false}, plan, read, write);
+  run_pass(Pass(n, h, w, c, k, 1), Filters<T>{{weight, nullptr}, c, k, false}, plan, read, write);
 }
 
 // of_tiles [tiles, c]: the sums of every tile, added up in the order of the tiles.
@@ -44,7 +44,7 @@ void styled_conv_input_bwd(const T* dy, const T* x, const T* weight, const T* st
                            int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t block, bool by_panels, int64_t shared,
                            int64_t per_thread, int threads) {
   const Pass pass(n, h, w, k, c, 1);
-  const auto read = [&](auto zero, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
+  const auto read = [&](auto zero, int64_t, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
     return load<decltype(zero)>(dy + ((image * h + i) * w + j) * k + q);
   };
   const auto write = [&](int64_t tile, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) {
@@ -62,7 +62,7 @@ void styled_conv_input_bwd(const T* dy, const T* x, const T* weight, const T* st
       store(of_tiles + tile * c + q, sum);
     });
   };
-  run_pass(pass, Filters<T>{weight, k, c, true}, Plan<T>{block, by_panels, scratch, shared, per_thread, threads}, read, write);
+  run_pass(pass, Filters<T>{{weight, nullptr}, k, c, true}, Plan<T>{block, by_panels, scratch, shared, per_thread, threads}, read, write);
   const int64_t tiles = pass.down * pass.across;  // of an image
   for (int64_t image = 0; image < n; ++image) {
     T* sums = dstyles + image * c;

@@ -9,6 +9,7 @@ namespace {
 
 constexpr double a = 0.625, b = 1.5, a2 = a * a, b2 = b * b;
 constexpr double na = 1 / (2 * a2 * (a2 - b2)), nb = 1 / (2 * b2 * (b2 - a2)), n0 = 1 / (a2 * b2);
+
 // The one-dimensional maps: from(i) reads entry i, to(i, v) writes it; T is the element, V a vector of it.
 template <typename T, typename From, typename To>
 KD_INLINE void input_map(const From& from, const To& to) {  // B'
@@ -17,17 +18,6 @@ KD_INLINE void input_map(const From& from, const To& to) {  // B'
   to(5, T(a2 * b2) * d1 - T(a2 + b2) * d3 + from(5));
   const auto ea = d4 - T(b2) * d2, oa = T(a) * (d3 - T(b2) * d1), eb = d4 - T(a2) * d2, ob = T(b) * (d3 - T(a2) * d1);
   to(1, ea + oa), to(2, ea - oa), to(3, eb + ob), to(4, eb - ob);
-}
-
-template <typename T, typename From, typename To>
-KD_INLINE void input_map_transposed(const From& from, const To& to) {  // B
-  const auto t0 = from(0), t5 = from(5), pa = from(1) + from(2), ma = from(1) - from(2), pb = from(3) + from(4),
-             mb = from(3) - from(4);
-  to(0, T(a2 * b2) * t0), to(5, t5);
-  to(1, T(a2 * b2) * t5 - T(a * b2) * ma - T(b * a2) * mb);
-  to(2, -(T(a2 + b2) * t0) - T(b2) * pa - T(a2) * pb);
-  to(3, T(a) * ma + T(b) * mb - T(a2 + b2) * t5);
-  to(4, t0 + pa + pb);
 }
 
 template <typename T, typename From, typename To>

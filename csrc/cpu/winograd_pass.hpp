@@ -3,6 +3,7 @@
 // filters as it needs them and takes them through all tiles, for layers whose transformed filters would not fit the cache.
 // No result depends on the block of its tile or on the thread that it falls to.
 //   weight [k][c][3][3], or turned: [c][k][3][3] with the taps turned around; U: 36 planes of panels, [c][panel] each
+// A sum of two convolutions is one whose inputs are the channels of both maps.
 // Derivation: docs/ops/winograd_conv.md, section "In one pass"
 #pragma once
 #include <type_traits>
@@ -25,12 +26,12 @@ constexpr int64_t kGap = 16;  // elements between two planes: else all 36 would 
 
 inline int64_t rounded_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-// The sides of a convolution: tiles are numbered over images, rows, columns.
+// The sizes of a convolution, or of a sum of `maps` of them: tiles are numbered over images, rows, columns.
 struct Pass {
-  int64_t n, h, w, c, k, padding, oh, ow, down, across, tiles;
-  Pass(int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t padding)
-      : n(n), h(h), w(w), c(c), k(k), padding(padding), oh(h + 2 * padding - 2), ow(w + 2 * padding - 2), down((oh + 3) / 4),
-        across((ow + 3) / 4), tiles(n * down * across) {
+  int64_t n, h, w, c, k, padding, maps, inputs, oh, ow, down, across, tiles;
+  Pass(int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t padding, int64_t maps = 1)
+      : n(n), h(h), w(w), c(c), k(k), padding(padding), maps(maps), inputs(maps * c), oh(h + 2 * padding - 2),
+        ow(w + 2 * padding - 2), down((oh + 3) / 4), across((ow + 3) / 4), tiles(n * down * across) {
     KD_CHECK(n >= 0 && c > 0 && k > 0 && h > 0 && w > 0 && padding >= 0 && oh > 0 && ow > 0,
              "winograd_conv: expected maps of at least 3x3 with their padding");
   }
@@ -79,10 +80,10 @@ __attribute__((noinline)) void multiply_panel(Matrix<T> v, const Matrix<T> u, in
   take(std::integral_constant<int, 1>{});
 }
 
-// The 3x3 filters from `c` inputs to `k` outputs.
+// The 3x3 filters from the `c` channels of one map, or of each of two, to `k` outputs.
 template <typename T>
 struct Filters {
-  const T* weight;
+  const T* weight[2];
   int64_t c, k;
   bool turned;
 
@@ -93,7 +94,7 @@ struct Filters {
     const int64_t of_output = turned ? 9 : 9 * c, of_input = turned ? 9 * k : 9;
     for (int64_t half = 0; half < 2; ++half) {
       const int64_t q = first_output + half * lanes;
-      const T* from = weight + q * of_output + input * of_input;
+      const T* from = weight[input / c] + q * of_output + input % c * of_input;
       both_sides<3, 6, Vec>(
           KD_MAP(weight_map),
           [&](int r, int s) __attribute__((always_inline)) {
@@ -114,23 +115,23 @@ struct Place {
       : image(tile / (p.down * p.across)), top(tile % (p.down * p.across) / p.across * 4), left(tile % p.across * 4) {}
 };
 
-// Tiles first .. first + count of the map that comes in, channels c0 .. c1, into 36 planes [count][c1 - c0] of V;
-// read(zero, image, row, column, channel) is a vector of the map.
+// Tiles first .. first + count of a map that comes in, channels c0 .. c1, into 36 planes of V, whose tiles are `row` apart;
+// read(zero, map, image, row, column, channel) is a vector of it.
 template <typename T, typename Read>
-KD_INLINE void transform_inputs(const Pass& p, int64_t first, int64_t count, int64_t c0, int64_t c1, T* V, int64_t stride,
-                                const Read& read) {
+KD_INLINE void transform_inputs(const Pass& p, int64_t map, int64_t first, int64_t count, int64_t c0, int64_t c1, T* V, int64_t row,
+                                int64_t stride, const Read& read) {
   for (int64_t t = 0; t < count; ++t) {
     const Place tile(p, first + t);
     const int64_t top = tile.top - p.padding, left = tile.left - p.padding;
     const auto transform = [&](auto is_inside) __attribute__((always_inline)) {
       for_vectors<T>(c1 - c0, [&](auto zero, int64_t q) __attribute__((always_inline)) {
         using Vec = decltype(zero);
-        T* to = V + t * (c1 - c0) + q;
+        T* to = V + t * row + q;
         both_sides<6, 6, Vec>(
             KD_MAP(input_map),
             [&](int i, int j) __attribute__((always_inline)) {
               if (!is_inside.value && (top + i < 0 || top + i >= p.h || left + j < 0 || left + j >= p.w)) return zero;
-              return Vec(read(zero, tile.image, top + i, left + j, c0 + q));
+              return Vec(read(zero, map, tile.image, top + i, left + j, c0 + q));
             },
             [&](int i, int j, Vec v) __attribute__((always_inline)) { store(to + (6 * i + j) * stride, v); });
       });
@@ -158,24 +159,26 @@ struct Plan {
 template <typename T, typename Read, typename Write>
 KD_INLINE void run_blocks(const Pass& p, const Filters<T>& filters, const Plan<T>& plan, const Read& read, const Write& write) {
   constexpr int64_t panel = Widest<T>::panel;
-  const int64_t width = rounded_up(p.k, panel), plane = p.c * width + kGap, in = plan.block * p.c + kGap;
+  const int64_t width = rounded_up(p.k, panel), plane = p.inputs * width + kGap, in = plan.block * p.inputs + kGap;
   const int64_t out = plan.block * width + kGap, units = (p.tiles + plan.block - 1) / plan.block;
   KD_CHECK(36 * plane <= plan.shared && 36 * (in + out) <= plan.per_thread, "winograd_conv: expected more scratch");
   T* U = plan.scratch;
 #pragma omp parallel for num_threads(plan.threads) schedule(static)
-  for (int64_t unit = 0; unit < width / panel * p.c; ++unit) {
-    filters.transform(unit / p.c * panel, unit % p.c, U + unit * panel, plane);
+  for (int64_t unit = 0; unit < width / panel * p.inputs; ++unit) {
+    filters.transform(unit / p.inputs * panel, unit % p.inputs, U + unit * panel, plane);
   }
 #pragma omp parallel for num_threads(plan.threads) schedule(static, 1)
   for (int part = 0; part < plan.threads; ++part) {
     T *V = plan.scratch + plan.shared + part * plan.per_thread, *M = V + 36 * in;
     for (int64_t unit = units * part / plan.threads; unit < units * (part + 1) / plan.threads; ++unit) {
       const int64_t first = unit * plan.block, count = p.tiles - first < plan.block ? p.tiles - first : plan.block;
-      transform_inputs(p, first, count, 0, p.c, V, in, read);
+      for (int64_t map = 0; map < p.maps; ++map) {
+        transform_inputs(p, map, first, count, 0, p.c, V + map * p.c, p.inputs, in, read);
+      }
       for (int64_t s = 0; s < 36; ++s) {
         for (int64_t q = 0; q < width; q += panel) {
-          const Matrix<T> v{V + s * in, p.c, 1}, u{U + s * plane + q * p.c, panel, 1};
-          multiply_panel<false>(v, u, count, p.c, M + s * out + q, width);
+          const Matrix<T> v{V + s * in, p.inputs, 1}, u{U + s * plane + q * p.inputs, panel, 1};
+          multiply_panel<false>(v, u, count, p.inputs, M + s * out + q, width);
         }
       }
       for (int64_t t = 0; t < count; ++t) write(first + t, Place(p, first + t), 0, p.k, M + t * width, out);
@@ -186,23 +189,26 @@ KD_INLINE void run_blocks(const Pass& p, const Filters<T>& filters, const Plan<T
 template <typename T, typename Read, typename Write>
 KD_INLINE void run_panels(const Pass& p, const Filters<T>& filters, const Plan<T>& plan, const Read& read, const Write& write) {
   constexpr int64_t panel = Widest<T>::panel;
-  const int64_t in = plan.block * p.c + kGap, plane = p.c * panel + kGap, out = plan.block * panel + kGap;
+  const int64_t in = plan.block * p.inputs + kGap, plane = p.inputs * panel + kGap, out = plan.block * panel + kGap;
   KD_CHECK(36 * in <= plan.shared && 36 * (plane + out) <= plan.per_thread, "winograd_conv: expected more scratch");
   T* V = plan.scratch;
   for (int64_t first = 0; first < p.tiles; first += plan.block) {
     const int64_t count = p.tiles - first < plan.block ? p.tiles - first : plan.block;
 #pragma omp parallel for num_threads(plan.threads) schedule(static)
-    for (int64_t t = 0; t < count; ++t) transform_inputs(p, first + t, 1, 0, p.c, V + t * p.c, in, read);
+    for (int64_t at = 0; at < p.maps * count; ++at) {
+      const int64_t map = at / count, t = at % count;
+      transform_inputs(p, map, first + t, 1, 0, p.c, V + t * p.inputs + map * p.c, p.inputs, in, read);
+    }
 #pragma omp parallel for num_threads(plan.threads) schedule(static, 1)
     for (int part = 0; part < plan.threads; ++part) {
       T *U = plan.scratch + plan.shared + part * plan.per_thread, *M = U + 36 * plane;
       const int64_t panels = (p.k + panel - 1) / panel;
       for (int64_t at = panels * part / plan.threads; at < panels * (part + 1) / plan.threads; ++at) {
         const int64_t q = at * panel, channels = p.k - q < panel ? p.k - q : panel;
-        for (int64_t i = 0; i < p.c; ++i) filters.transform(q, i, U + i * panel, plane);
+        for (int64_t i = 0; i < p.inputs; ++i) filters.transform(q, i, U + i * panel, plane);
         for (int64_t s = 0; s < 36; ++s) {
-          const Matrix<T> v{V + s * in, p.c, 1}, u{U + s * plane, panel, 1};
-          multiply_panel<false>(v, u, count, p.c, M + s * out, panel);
+          const Matrix<T> v{V + s * in, p.inputs, 1}, u{U + s * plane, panel, 1};
+          multiply_panel<false>(v, u, count, p.inputs, M + s * out, panel);
         }
         for (int64_t t = 0; t < count; ++t) write(first + t, Place(p, first + t), q, channels, M + t * panel, out);
       }
@@ -223,55 +229,97 @@ KD_INLINE void put_results(const T* from, int64_t stride, const Put& put) {
       KD_MAP(output_map), [&](int i, int j) __attribute__((always_inline)) { return load<Vec>(from + (6 * i + j) * stride); }, put);
 }
 
-// dweight [k][c][3][3] from dy [n, oh, ow, k].  A thread owns some of the input channels and goes through all tiles in their order,
-// so that no sum depends on the number of threads; what it transforms of dy, the others transform too.
+// Tiles first .. first + count of the gradient dy [n, oh, ow, k], `channels` of it from k0 on, into 36 planes of M.
+template <typename T>
+KD_INLINE void transform_gradients(const Pass& p, const T* dy, int64_t first, int64_t count, int64_t k0, int64_t channels, T* M,
+                                   int64_t row, int64_t stride) {
+  for (int64_t t = 0; t < count; ++t) {
+    const Place tile(p, first + t);
+    const T* from = dy + ((tile.image * p.oh + tile.top) * p.ow + tile.left) * p.k + k0;
+    for_vectors<T>(channels, [&](auto zero, int64_t q) __attribute__((always_inline)) {
+      using Vec = decltype(zero);
+      both_sides<4, 6, Vec>(
+          KD_MAP(output_map_transposed),
+          [&](int i, int j) __attribute__((always_inline)) {
+            if (tile.top + i >= p.oh || tile.left + j >= p.ow) return zero;
+            return load<Vec>(from + (i * p.ow + j) * p.k + q);
+          },
+          [&](int i, int j, Vec v) __attribute__((always_inline)) { store(M + (6 * i + j) * stride + t * row + q, v); });
+    });
+  }
+}
+
+// How a weight gradient goes: `block` tiles at a time, in units that have one of `of_tiles` parts of the tiles, one of `of_inputs`
+// parts of the input channels and one of `of_outputs` parts of the output channels.  partials: a gradient per part of the tiles, of
+// which the first is the result.
+template <typename T>
+struct WeightPlan {
+  int64_t block, of_tiles, of_inputs, of_outputs;
+  T *partials, *scratch;
+  int64_t per_thread;
+  int threads;
+};
+
+// One unit of a weight gradient: tiles first .. stop of all maps, input channels c0 .. c0 + own, output channels from k0 on, in
+// `width` columns; into dweight [k][c][3][3].  What a unit transforms, those with other channels transform too.
 template <typename T, typename Read>
-KD_INLINE void run_weight_pass(const Pass& p, const T* dy, T* dweight, const Plan<T>& plan, const Read& read) {
+KD_INLINE void run_weight_unit(const Pass& p, const T* const (&dy)[2], T* dweight, T* scratch, int64_t block, int64_t first,
+                               int64_t stop, int64_t c0, int64_t own, int64_t k0, int64_t width, const Read& read) {
   constexpr int64_t panel = Widest<T>::panel;
-  const int64_t threads = plan.threads, block = plan.block, width = rounded_up(p.k, panel), most = (p.c + threads - 1) / threads;
-  KD_CHECK(block > 0 && threads > 0 && 36 * (block * (most + width) + most * width + 3 * kGap) <= plan.per_thread,
-           "winograd_conv: expected more scratch");
+  const int64_t outputs = p.k - k0 < width ? p.k - k0 : width;
+  const int64_t in = block * own + kGap, above = block * width + kGap, sums = own * width + kGap;
+  T *V = scratch, *M = V + 36 * in, *W = M + 36 * above;
+  for (int64_t at = 0; at < 36 * (above + sums); ++at) M[at] = 0;
+  for (int64_t at = first, count; at < stop; at += count) {
+    const int64_t map = at / p.tiles, tile = at % p.tiles, left = p.tiles - tile < stop - at ? p.tiles - tile : stop - at;
+    count = left < block ? left : block;
+    transform_inputs(p, map, tile, count, c0, c0 + own, V, own, in, read);
+    transform_gradients(p, dy[map], tile, count, k0, outputs, M, width, above);
+    for (int64_t s = 0; s < 36; ++s) {
+      for (int64_t q = 0; q < width; q += panel) {
+        const Matrix<T> v{V + s * in, 1, own}, u{M + s * above + q, width, 1};
+        multiply_panel<true>(v, u, own, count, W + s * sums + q, width);
+      }
+    }
+  }
+  for (int64_t c = 0; c < own; ++c) {
+    for_vectors<T>(outputs, [&](auto zero, int64_t q) __attribute__((always_inline)) {
+      using Vec = decltype(zero);
+      T* to = dweight + ((k0 + q) * p.c + c0 + c) * 9;
+      both_sides<6, 3, Vec>(
+          KD_MAP(weight_map_transposed),
+          [&](int r, int s) __attribute__((always_inline)) { return load<Vec>(W + (6 * r + s) * sums + c * width + q); },
+          [&](int r, int s, Vec v) __attribute__((always_inline)) {
+            for (int lane = 0; lane < int(sizeof(Vec) / sizeof(T)); ++lane) to[lane * p.c * 9 + 3 * r + s] = v[lane];
+          });
+    });
+  }
+}
+
+// The sum over the maps of their gradients; dy[map] [n, oh, ow, k].  A unit goes through its tiles in their order, and the parts of
+// the tiles, whose number does not depend on the threads, are added up in order: no sum depends on the threads.
+template <typename T, typename Read>
+KD_INLINE void run_weight_pass(const Pass& p, const T* const (&dy)[2], const WeightPlan<T>& plan, const Read& read) {
+  constexpr int64_t panel = Widest<T>::panel;
+  // whole vectors: the numbers of a channel must not depend on where a part ends
+  const int64_t panels_in = (p.c + panel - 1) / panel, panels_out = (p.k + panel - 1) / panel, size = p.k * p.c * 9;
+  const int64_t of_inputs = plan.of_inputs, of_outputs = plan.of_outputs, units = plan.of_tiles * of_inputs * of_outputs;
+  KD_CHECK(plan.block > 0 && units > 0 && plan.threads > 0, "winograd_conv: expected a block, parts and threads");
+  const int64_t most = (panels_in + of_inputs - 1) / of_inputs * panel, widest = (panels_out + of_outputs - 1) / of_outputs * panel;
+  KD_CHECK(36 * (plan.block * (most + widest) + most * widest + 3 * kGap) <= plan.per_thread, "winograd_conv: expected more scratch");
 #pragma omp parallel for num_threads(plan.threads) schedule(static, 1)
-  for (int part = 0; part < plan.threads; ++part) {
-    const int64_t c0 = p.c * part / threads, c1 = p.c * (part + 1) / threads, own = c1 - c0;
-    const int64_t in = block * own + kGap, above = block * width + kGap, sums = own * width + kGap;
-    T *V = plan.scratch + plan.shared + part * plan.per_thread, *M = V + 36 * in, *W = M + 36 * above;
-    for (int64_t at = 0; at < 36 * (above + sums); ++at) M[at] = 0;
-    for (int64_t first = 0; first < p.tiles; first += block) {
-      const int64_t count = p.tiles - first < block ? p.tiles - first : block;
-      transform_inputs(p, first, count, c0, c1, V, in, read);
-      for (int64_t t = 0; t < count; ++t) {
-        const Place tile(p, first + t);
-        for_vectors<T>(p.k, [&](auto zero, int64_t q) __attribute__((always_inline)) {
-          using Vec = decltype(zero);
-          both_sides<4, 6, Vec>(
-              KD_MAP(output_map_transposed),
-              [&](int i, int j) __attribute__((always_inline)) {
-                if (tile.top + i >= p.oh || tile.left + j >= p.ow) return zero;
-                return load<Vec>(dy + ((tile.image * p.oh + tile.top + i) * p.ow + tile.left + j) * p.k + q);
-              },
-              [&](int i, int j, Vec v) __attribute__((always_inline)) { store(M + (6 * i + j) * above + t * width + q, v); });
-        });
-      }
-      for (int64_t s = 0; s < 36; ++s) {
-        for (int64_t q = 0; q < width; q += panel) {
-          const Matrix<T> v{V + s * in, 1, own}, u{M + s * above + q, width, 1};
-          multiply_panel<true>(v, u, own, count, W + s * sums + q, width);
-        }
-      }
+  for (int thread = 0; thread < plan.threads; ++thread) {
+    for (int64_t unit = units * thread / plan.threads; unit < units * (thread + 1) / plan.threads; ++unit) {
+      const int64_t part = unit / (of_inputs * of_outputs), i = unit / of_outputs % of_inputs, o = unit % of_outputs;
+      const int64_t c0 = panels_in * i / of_inputs * panel, c1 = panels_in * (i + 1) / of_inputs * panel;
+      const int64_t k0 = panels_out * o / of_outputs * panel, k1 = panels_out * (o + 1) / of_outputs * panel;
+      const int64_t first = p.maps * p.tiles * part / plan.of_tiles, stop = p.maps * p.tiles * (part + 1) / plan.of_tiles;
+      run_weight_unit(p, dy, plan.partials + part * size, plan.scratch + thread * plan.per_thread, plan.block, first, stop, c0,
+                      (p.c < c1 ? p.c : c1) - c0, k0, k1 - k0, read);
     }
-    for (int64_t i = 0; i < own; ++i) {
-      for_vectors<T>(p.k, [&](auto zero, int64_t q) __attribute__((always_inline)) {
-        using Vec = decltype(zero);
-        T* to = dweight + (q * p.c + c0 + i) * 9;
-        both_sides<6, 3, Vec>(
-            KD_MAP(weight_map_transposed),
-            [&](int r, int s) __attribute__((always_inline)) { return load<Vec>(W + (6 * r + s) * sums + i * width + q); },
-            [&](int r, int s, Vec v) __attribute__((always_inline)) {
-              for (int lane = 0; lane < int(sizeof(Vec) / sizeof(T)); ++lane) to[lane * p.c * 9 + 3 * r + s] = v[lane];
-            });
-      });
-    }
+  }
+  for (int64_t part = 1; part < plan.of_tiles; ++part) {
+    for (int64_t at = 0; at < size; ++at) plan.partials[at] += plan.partials[part * size + at];
   }
 }
 

@@ -4,8 +4,8 @@ A convolution has three operands (input x, weight w, gradient ȳ of the output) 
 
     y = x ∗ w        x̄ = ȳ ∗ᵀ w        w̄ = x ⋆ ȳ
 
-``input``, ``weight`` and ``grad`` bring an operand into the form that the products want, once; every product takes any number of
-pairs of operands and returns the sum, so that tangents cost no transform of their own: ẏ is ``output((ẋ, w), (x, ẇ))``.
+``input``, ``weight`` and ``grad`` bring an operand into the form that the products want, once; every product takes one pair of
+operands or two and returns the sum: ẏ is ``output((ẋ, w), (x, ẇ))``.
 
 Symbols: B images, C channels in, K channels out, H×W the map that comes in, h×w the one that goes out.
 """
@@ -21,14 +21,7 @@ from kdistill import _native
 from kdistill.engine.precision import asked_precision
 from kdistill.errors import ConfigError, ShapeError, did_you_mean
 from kdistill.ops._registry import asked_backend
-from kdistill.ops.winograd_conv import (
-    winograd_conv_input,
-    winograd_conv_input_bwd,
-    winograd_conv_output,
-    winograd_conv_output_bwd,
-    winograd_conv_weight,
-    winograd_conv_weight_bwd,
-)
+from kdistill.ops.winograd_conv import winograd_conv_input_grad, winograd_conv_output, winograd_conv_weight_grad
 
 PATCH_CHANNELS = 4  # up to here a 3×3 convolution is one GEMM on its patches: the library is slow on so few channels
 WINOGRAD_CHANNELS = 16  # from here on the transforms cost less than the multiplications that they save
@@ -109,26 +102,25 @@ class _Winograd(Convolution):
     """A quarter of the multiplications on maps whose sides are multiples of 4; docs/ops/winograd_conv.md."""
 
     def input(self, x: Tensor) -> Tensor:
-        return winograd_conv_input(x, self.padding)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    grad = input
 
     def weight(self, weight: Tensor) -> Tensor:
-        return winograd_conv_weight(weight)
-
-    def grad(self, grad: Tensor) -> Tensor:
-        return winograd_conv_output_bwd(grad)
+        return weight.contiguous()
 
     def output(self, batch: int, *pairs: Pair) -> Tensor:
-        return winograd_conv_output(_sum_of_products(list(pairs)), batch, self.out_side, self.out_side)
+        return winograd_conv_output(*pairs, padding=self.padding)
 
     def input_grad(self, batch: int, *pairs: Pair) -> Tensor:
-        planes = _sum_of_products([(y, w.transpose(1, 2)) for y, w in pairs])
-        return winograd_conv_input_bwd(planes, batch, self.side, self.side, self.padding)
+        return winograd_conv_input_grad(*pairs, padding=self.padding)
 
     def weight_grad(self, total: Tensor | None, *pairs: Pair) -> Tensor:
-        return _sum_of_products([(x.transpose(1, 2), y) for x, y in pairs], total)
+        found = winograd_conv_weight_grad(*pairs, padding=self.padding)
+        return found if total is None else total.add_(found)
 
     def from_weight(self, total: Tensor) -> Tensor:
-        return winograd_conv_weight_bwd(total)
+        return total
 
 
 class _Direct(Convolution):
@@ -245,16 +237,13 @@ def unpatch(columns: Tensor, shape: tuple[int, int, int, int], padding: int) -> 
 
 
 def _sum_of_products(pairs: list[Pair], total: Tensor | None = None) -> Tensor:
-    """Return ``total + sum a @ b`` over matrices or batches of them."""
-    batched = pairs[0][0].ndim == 3
+    """Return ``total + sum a @ b``."""
     for a, b in pairs:
         if a.dtype == torch.bfloat16:
             product = torch.mm(a, b).float()
             total = product if total is None else total.add_(product)
-        elif total is None:
-            total = torch.bmm(a, b) if batched else torch.mm(a, b)
         else:
-            total = torch.baddbmm(total, a, b, out=total) if batched else torch.addmm(total, a, b, out=total)
+            total = torch.mm(a, b) if total is None else torch.addmm(total, a, b, out=total)
     assert total is not None
     return total
 

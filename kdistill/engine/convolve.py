@@ -12,7 +12,7 @@ from torch.nn import functional
 from kdistill.engine.convolutions import asked_convolution, is_winograd
 from kdistill.ops import fir_bias_act, winograd_conv
 from kdistill.ops._registry import asked_backend, fast_apply
-from kdistill.ops.winograd_conv import winograd_conv_weight_grad
+from kdistill.ops.winograd_conv import winograd_conv_input_grad, winograd_conv_weight_grad
 
 FEWEST_TILES = 8  # of 4×4 pixels; below, transforming the weights costs more than the multiplications that it saves
 FEWEST_CHANNELS = 16  # below, transforming the maps does
@@ -33,7 +33,7 @@ def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     Cost: forward, and gradients only in what requires them, with a quarter of the multiplications; the rounding error is about
         five times that of the plain sum (NUMERICS.md), and ``KDISTILL_CONVOLUTION=direct`` gives that sum.
     """
-    if padding > 2 or not pays(x, weight, padding):
+    if not pays(x, weight, padding):
         return functional.conv2d(x, weight, padding=padding)
     return cast("Tensor", _apply(x, weight, padding))
 
@@ -88,8 +88,8 @@ class _Convolve(torch.autograd.Function):
                 grad, x, weight, None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1, mask
             )
             return dx, dweight, None
-        dx = winograd_conv(grad, weight, 2 - padding, turned=True) if wanted[0] else None
-        return dx, winograd_conv_weight_grad(x, grad, padding) if wanted[1] else None, None
+        dx = winograd_conv_input_grad((grad, weight), padding=padding) if wanted[0] else None
+        return dx, winograd_conv_weight_grad((x, grad), padding=padding) if wanted[1] else None, None
 
 
 _apply = fast_apply(_Convolve)

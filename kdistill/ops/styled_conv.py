@@ -115,7 +115,8 @@ def _differentiable(
     grad: Tensor, inputs: list[Tensor | None], numbers: tuple[float, ...], wanted: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """Return the gradients as functions of ``grad`` and the inputs, by the reference."""
-    out, _ = reference.styled_conv(*inputs, *numbers, False)  # type: ignore[arg-type]
+    arguments: Any = (*inputs, *numbers, False)
+    out, _ = reference.styled_conv(*arguments)
     leaves = [t for t, wants in zip(inputs, wanted, strict=True) if wants]
     found = iter(torch.autograd.grad(out, cast("list[Tensor]", leaves), grad, create_graph=True))
     return [next(found) if wants else None for wants in wanted]

@@ -1,9 +1,8 @@
-"""3x3 convolution by Winograd's F(4x4, 3x3): in one pass, and taken apart, six linear maps around 36 small matrix products.
+"""3x3 convolution by Winograd's F(4x4, 3x3), its gradients, and sums of two of them, each in one pass over the maps.
 
-    y = A' [ (G w G') * (B' x B) ] A,   and with M = A dy A':  dx = B [ U' M ] B',  dw = G' [ V' M ] G
+    y = A' [ (G w G') * (B' x B) ] A
 
-Taken apart, an operand is transformed once and serves every product that it is part of, so a backward or tangent pass shares the
-transforms of the others.  For the engine alone: nothing here is differentiable.  Derivation and error: docs/ops/winograd_conv.md.
+For the engine alone: nothing here is differentiable.  Derivation and error: docs/ops/winograd_conv.md.
 
 Symbols: N images, C channels in, K channels out, H x W the map that comes in, h x w the one that goes out, p padding,
 T = N * ceil(h/4) * ceil(w/4) tiles.
@@ -19,25 +18,22 @@ from kdistill.ops._registry import check_same_dtype_and_device, plain
 
 GRAD_ORDER = 0
 
-_conv, _conv_weight_grad = plain("winograd_conv"), plain("winograd_conv_weight_grad")
-_input, _input_bwd = plain("winograd_conv_input"), plain("winograd_conv_input_bwd")
-_weight, _weight_bwd = plain("winograd_conv_weight"), plain("winograd_conv_weight_bwd")
-_output, _output_bwd = plain("winograd_conv_output"), plain("winograd_conv_output_bwd")
+Pair = tuple[Tensor, Tensor]
+
+_conv, _weight_grad = plain("winograd_conv"), plain("winograd_conv_weight_grad")
 
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1, turned: bool = False) -> Tensor:
+def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
     """Return the 3x3 convolution (cross-correlation, stride 1) of ``x`` with ``weight``.
 
     Args:
         x: ``[N, C, H, W]``, float32 or float64.  Channels-last memory is read as it is, anything else is converted first.
         weight: ``[K, C, 3, 3]``.
         padding: Zeros around the map, at least 0.
-        turned: ``weight`` is ``[C, K, 3, 3]`` and its taps are turned around: with ``2 - padding`` this is the gradient in the
-            input, for ``x`` that of the output.
 
     Returns:
         ``[N, K, H + 2p - 2, W + 2p - 2]``, channels-last.
@@ -47,16 +43,15 @@ def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1, turned: bool = Fa
         NotDifferentiableError: An input requires grad while grad mode is on.
 
     Cost: ``72*T*C*K`` flops in the products, against ``18*N*h*w*C*K`` of the plain sum: a quarter on maps whose sides are
-        multiples of 4; memory for ``36*C*K`` elements and a block of tiles for every thread.  The rounding error is about five
+        multiples of 4; memory for ``36*C*K`` elements and, for every thread, a block of tiles.  The rounding error is about five
         times that of the plain sum.
 
     References: Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural
     Networks, CVPR 2016.
     """
-    inward, kind = (0, "[C, K, 3, 3]") if turned else (1, "[K, C, 3, 3]")
-    if weight.ndim != 4 or x.ndim != 4 or (weight.shape[inward], *weight.shape[2:]) != (x.shape[1], 3, 3) or padding < 0:
+    if weight.ndim != 4 or x.ndim != 4 or tuple(weight.shape[1:]) != (x.shape[1], 3, 3) or padding < 0:
         raise ShapeError(
-            f"winograd_conv: expected x [N, C, H, W], weight {kind} and padding >= 0, got {list(x.shape)}, "
+            f"winograd_conv: expected x [N, C, H, W], weight [K, C, 3, 3] and padding >= 0, got {list(x.shape)}, "
             f"{list(weight.shape)} and {padding}; use torch.nn.functional.conv2d for other kernels"
         )
     if min(x.shape[2:]) + 2 * padding < 3:
@@ -64,42 +59,43 @@ def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1, turned: bool = Fa
             f"winograd_conv: expected a map of at least 3x3 with its padding, got {list(x.shape[2:])} and {padding}; pad more"
         )
     check_same_dtype_and_device("winograd_conv", x=x, weight=weight)
-    return cast("Tensor", _conv(_channels_last(x), weight.contiguous(), padding, turned))
+    return winograd_conv_output((x, weight), padding=padding)
 
 
-def winograd_conv_weight_grad(x: Tensor, grad: Tensor, padding: int, scale: Tensor | None = None) -> Tensor:
-    """Return the gradient ``[K, C, 3, 3]`` in the weight of ``winograd_conv(x * scale, weight, padding)``, in one pass.
+def winograd_conv_output(*pairs: Pair, padding: int) -> Tensor:
+    """Return the sum over one or two (x ``[N, C, H, W]``, weight ``[K, C, 3, 3]``) of their convolutions."""
+    return _sum(pairs, padding, turned=False)
 
-    ``x [N, C, H, W]``, ``grad [N, K, h, w]`` of the result, ``scale [N, C]`` or None.
+
+def winograd_conv_input_grad(*pairs: Pair, padding: int) -> Tensor:
+    """Return the sum over one or two (grad ``[N, K, h, w]``, weight ``[K, C, 3, 3]``) of the gradients in the input."""
+    if (over := padding - 2) > 0:  # the outermost results are of zeros alone
+        pairs = tuple((grad[:, :, over:-over, over:-over], weight) for grad, weight in pairs)
+    return _sum(pairs, max(2 - padding, 0), turned=True)
+
+
+def winograd_conv_weight_grad(*pairs: Pair, padding: int, scale: Tensor | None = None) -> Tensor:
+    """Return the sum over one or two (x ``[N, C, H, W]``, grad ``[N, K, h, w]``) of the gradients in the weight.
+
+    ``scale [N, C]`` are factors of x, or None.
     """
-    return cast("Tensor", _conv_weight_grad(_channels_last(x), _channels_last(grad), padding, scale))
+    (x, grad), (x1, grad1) = _two(pairs)
+    return cast(
+        "Tensor",
+        _weight_grad(_channels_last(x), _channels_last(grad), padding, scale, *(_maybe_channels_last(t) for t in (x1, grad1))),
+    )
 
 
-def winograd_conv_input(x: Tensor, padding: int) -> Tensor:
-    """Return ``V = B' x B`` of every tile of ``x [N, C, H, W]``: ``[36, T, C]``; planes may have gaps between them."""
-    return cast("Tensor", _input(_channels_last(x), padding))
+def _sum(pairs: tuple[Pair, ...], padding: int, turned: bool) -> Tensor:
+    (x, weight), (x1, weight1) = _two(pairs)
+    other = _maybe_channels_last(x1), None if weight1 is None else weight1.contiguous()
+    return cast("Tensor", _conv(_channels_last(x), weight.contiguous(), padding, turned, *other))
 
 
-def winograd_conv_input_bwd(planes: Tensor, n: int, h: int, w: int, padding: int) -> Tensor:
-    """Return the transpose of ``winograd_conv_input`` applied to ``planes [36, T, C]``: ``[n, C, h, w]``, channels-last."""
-    return cast("Tensor", _input_bwd(planes, n, h, w, padding))
+def _two(pairs: tuple[Pair, ...]) -> tuple[Pair, Pair | tuple[None, None]]:
+    first, *second = pairs
+    return first, second[0] if second else (None, None)
 
 
-def winograd_conv_weight(weight: Tensor) -> Tensor:
-    """Return ``U = G w G'`` of ``weight [K, C, 3, 3]``: ``[36, C, K]``."""
-    return cast("Tensor", _weight(weight.contiguous()))
-
-
-def winograd_conv_weight_bwd(planes: Tensor) -> Tensor:
-    """Return the transpose of ``winograd_conv_weight`` applied to ``planes [36, C, K]``: ``[K, C, 3, 3]``."""
-    return cast("Tensor", _weight_bwd(planes))
-
-
-def winograd_conv_output(planes: Tensor, n: int, h: int, w: int) -> Tensor:
-    """Return ``A' M A`` of every tile of ``planes [36, T, K]``: the map ``[n, K, h, w]``, channels-last."""
-    return cast("Tensor", _output(planes, n, h, w))
-
-
-def winograd_conv_output_bwd(grad: Tensor) -> Tensor:
-    """Return the transpose of ``winograd_conv_output`` applied to ``grad [N, K, h, w]``: ``[36, T, K]``, gaps as above."""
-    return cast("Tensor", _output_bwd(_channels_last(grad)))
+def _maybe_channels_last(x: Tensor | None) -> Tensor | None:
+    return None if x is None else _channels_last(x)

@@ -6,43 +6,25 @@ from hypothesis import strategies as st
 
 from kdistill import _native, ops
 from kdistill.errors import NotDifferentiableError, ShapeError
-from kdistill.ops.winograd_conv import (
-    winograd_conv_input,
-    winograd_conv_input_bwd,
-    winograd_conv_output,
-    winograd_conv_output_bwd,
-    winograd_conv_weight,
-    winograd_conv_weight_bwd,
-)
+from kdistill.ops.winograd_conv import winograd_conv_input_grad, winograd_conv_output, winograd_conv_weight_grad
 from kdistill.testing.backends import instruction_set, isas, running_on
 from kdistill.testing.cases import Shape, case
 from kdistill.testing.tolerance import error
 
 CASE = case("winograd_conv")
 BACKENDS = ["reference", *(["cpu"] if _native.why_missing("_cpu") is None else [])]  # CUDA has cuDNN: see the note
-MAPS = {  # name: (map, its transpose), as functions of the shape and one tensor
-    "input": (lambda s, x: winograd_conv_input(x, s.p), lambda s, v: winograd_conv_input_bwd(v, s.n, s.h, s.w, s.p)),
-    "weight": (lambda s, w: winograd_conv_weight(w), lambda s, u: winograd_conv_weight_bwd(u)),
-    "output": (lambda s, m: winograd_conv_output(m, s.n, *out_of(s)), lambda s, y: winograd_conv_output_bwd(y)),
-}
 
 
-def out_of(s):
-    return s.h + 2 * s.p - 2, s.w + 2 * s.p - 2
+def randn(*shape, seed=0):
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return drawn.contiguous(memory_format=torch.channels_last)
 
 
-def tiles(s):
-    h, w = out_of(s)
-    return s.n * -(-h // 4) * -(-w // 4)
-
-
-def sizes(name, s):
-    """Return the shapes of what a map takes and of what it returns."""
-    return {
-        "input": ((s.n, s.c, s.h, s.w), (36, tiles(s), s.c)),
-        "weight": ((s.k, s.c, 3, 3), (36, s.c, s.k)),
-        "output": ((36, tiles(s), s.k), (s.n, s.k, *out_of(s))),
-    }[name]
+def two_convolutions(shape):
+    """Return inputs, weights and gradients of two convolutions of one shape."""
+    h, w = shape.h + 2 * shape.p - 2, shape.w + 2 * shape.p - 2
+    sizes = (shape.n, shape.c, shape.h, shape.w), (shape.k, shape.c, 3, 3), (shape.n, shape.k, h, w)
+    return [[randn(*size, seed=10 * i + j).contiguous() for j in range(2)] for i, size in enumerate(sizes)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -60,37 +42,34 @@ def test_every_instruction_set(isa):
             CASE.check(CASE.inputs(shape, seed=2), shape)
 
 
-@pytest.mark.parametrize("shape", CASE.shapes, ids=str)
-@pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_each_map_and_its_transpose_are_the_matrices(backend, name, shape):
-    there, back = MAPS[name]
-    a, b = (torch.randn(size, dtype=torch.float64) for size in sizes(name, shape))
-    if name == "input":
-        a = a.contiguous(memory_format=torch.channels_last)
-    with running_on("reference"):
-        wanted = there(shape, a), back(shape, b)
-    with running_on(backend):
-        got = there(shape, a), back(shape, b)
-    for ours, theirs in zip(got, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close((got[0] * b).sum(), (a * got[1]).sum())  # <Ta, b> = <a, T'b>
-
-
+@pytest.mark.parametrize("panels", [False, True], ids=["by blocks", "by panels"])
+@pytest.mark.parametrize("terms", [1, 2])
 @pytest.mark.parametrize("shape", CASE.shapes, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_transposed_maps_make_the_gradients(backend, shape):
-    x, weight, padding = CASE.inputs(shape, seed=1, dtype=torch.float64, requires_grad=True)
-    y = F.conv2d(x, weight, padding=padding)
-    grad = torch.randn_like(y)
-    wanted = torch.autograd.grad(y, (x, weight), grad)
+def test_sums_of_convolutions_and_their_gradients(backend, shape, terms, panels, monkeypatch):
+    if panels:  # as layers with many filters go
+        monkeypatch.setattr("kdistill.backends.cpu.winograd_conv._FILTERS", 0)
+        monkeypatch.setattr("kdistill.backends.cpu.winograd_conv._MOST_TILES_OF_A_PANEL", 5)
+    xs, weights, grads = (tensors[:terms] for tensors in two_convolutions(shape))
+    leaves = [t.requires_grad_() for t in (*xs, *weights)]
+    ys = [F.conv2d(x, weight, padding=shape.p) for x, weight in zip(xs, weights, strict=True)]
+    known = torch.autograd.grad(ys, leaves, grads)
     with running_on(backend), torch.no_grad():
-        planes = winograd_conv_output_bwd(grad)
-        weights, inputs = winograd_conv_weight(weight), winograd_conv_input(x, padding)
-        dx = winograd_conv_input_bwd(planes @ weights.transpose(1, 2), shape.n, shape.h, shape.w, padding)
-        dweight = winograd_conv_weight_bwd(inputs.transpose(1, 2) @ planes)
-    torch.testing.assert_close(dx, wanted[0])
-    torch.testing.assert_close(dweight, wanted[1])
+        y = winograd_conv_output(*zip(xs, weights, strict=True), padding=shape.p)
+        dx = winograd_conv_input_grad(*zip(grads, weights, strict=True), padding=shape.p)
+        dweight = winograd_conv_weight_grad(*zip(xs, grads, strict=True), padding=shape.p)
+    torch.testing.assert_close(y, sum(ys))
+    torch.testing.assert_close(dx, sum(known[:terms]))
+    torch.testing.assert_close(dweight, sum(known[terms:]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_weight_gradient_of_a_scaled_input(backend):
+    x, scale, grad = randn(3, 5, 6, 7), torch.randn(3, 5, dtype=torch.float64), randn(3, 4, 6, 7, seed=1)
+    with running_on(backend):
+        found = winograd_conv_weight_grad((x, grad), padding=1, scale=scale)
+        known = winograd_conv_weight_grad((x * scale[:, :, None, None], grad), padding=1)
+    torch.testing.assert_close(found, known)
 
 
 @given(
@@ -121,23 +100,20 @@ def test_the_error_stays_within_the_stated_multiple_of_the_plain_sum():
     assert error(ours, truth) < 16 * error(plain, truth)
 
 
-@pytest.mark.skipif("cpu" not in BACKENDS, reason="_cpu is not built")
 def test_threads_do_not_change_a_bit():
-    x, weight, padding = CASE.inputs(Shape(n=5, c=24, k=16, h=20, w=12, p=1), seed=4)
-    grad = torch.randn(5, 16, 20, 12)
-
-    def maps():
-        planes = winograd_conv_output_bwd(grad)
-        back = winograd_conv_input_bwd(torch.randn(36, 75, 24, generator=torch.Generator().manual_seed(0)), 5, 20, 12, 1)
-        return winograd_conv_input(x, padding), winograd_conv_weight(weight), planes, back
-
-    one = maps()
-    torch.set_num_threads(2)
+    shape, before = Shape(n=5, c=24, k=70, h=20, w=12, p=1), torch.get_num_threads()
+    (x, x1), (weight, weight1), (grad, grad1) = ([t.float() for t in tensors] for tensors in two_convolutions(shape))
+    results = []
     try:
-        two = maps()
+        for threads in (1, 2, 5, 2):
+            torch.set_num_threads(threads)
+            y = winograd_conv_output((x, weight), (x1, weight1), padding=1)
+            dx = winograd_conv_input_grad((grad, weight), padding=1)
+            results.append((y, dx, winograd_conv_weight_grad((x, grad), (x1, grad1), padding=1)))
     finally:
-        torch.set_num_threads(1)
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -61,5 +61,5 @@ def styled_conv_bwd(
         *(dy.data_ptr(), x.data_ptr(), weight.data_ptr(), styles.data_ptr(), dx.data_ptr(), dstyles.data_ptr()),
         *(of_tiles.data_ptr(), memory.data_ptr(), n, h, w, c, k, *way),
     )
-    dweight = winograd_conv_weight_grad(x, dy, 1, styles) if wants_weight else weight.new_empty(0)
+    dweight = winograd_conv_weight_grad(x, dy, 1, styles, None, None) if wants_weight else weight.new_empty(0)
     return dx, dweight, dstyles, dscale, dbias, dnoise

@@ -1,5 +1,6 @@
 """winograd_conv through csrc/cpu/winograd_conv.cpp."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -12,76 +13,11 @@ from kdistill.backends.cpu import new_output
 supports = partial(_native.refusal, "_cpu")
 
 _PANEL = 32  # outputs that the native pass multiplies at a time, at most (float32, AVX-512)
-_ROWS = 6  # tiles that it does
 _GAP = 16  # elements between two of its planes
-_CACHE = 440 << 10  # bytes of the second cache for its block of tiles
-_FEWEST_TILES, _MOST_TILES = 24, 48
+_BLOCK = 40  # tiles that a thread takes through all channels together, at most
 _FILTERS = 8 << 20  # bytes of transformed filters, from which on a pass goes by panels
 _MOST_TILES_OF_A_PANEL = 96
-_PAD = 64  # bytes between two planes: without them all 36 would start in the same few lines of the cache
-
-
-def _planes(like: Tensor, rows: int, channels: int) -> Tensor:
-    """Return an uninitialised ``[36, rows, channels]`` with padded planes."""
-    stride = rows * channels + _PAD // like.element_size()
-    return new_output(like, (36 * stride,)).as_strided((36, rows, channels), (stride, channels, 1))
-
-
-def _channels_last(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
-    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
-
-
-def _padded(planes: Tensor) -> Tensor:
-    return planes if planes.stride()[1:] == (planes.shape[2], 1) else planes.contiguous()
-
-
-def winograd_conv_input(x: Tensor, padding: int) -> Tensor:
-    n, c, h, w = x.shape
-    planes = _planes(x, n * ((h + 2 * padding + 1) // 4) * ((w + 2 * padding + 1) // 4), c)
-    run = _native.kernel("_cpu", "winograd_conv_input", x.dtype)
-    run(x.data_ptr(), planes.data_ptr(), n, h, w, c, padding, planes.stride(0), torch.get_num_threads())
-    return planes
-
-
-def winograd_conv_input_bwd(planes: Tensor, n: int, h: int, w: int, padding: int) -> Tensor:
-    planes = _padded(planes)
-    dx = _channels_last(planes, n, planes.shape[2], h, w)
-    run = _native.kernel("_cpu", "winograd_conv_input_bwd", planes.dtype)
-    run(planes.data_ptr(), dx.data_ptr(), n, h, w, planes.shape[2], padding, planes.stride(0), torch.get_num_threads())
-    return dx
-
-
-def winograd_conv_output(planes: Tensor, n: int, h: int, w: int) -> Tensor:
-    planes = _padded(planes)
-    y = _channels_last(planes, n, planes.shape[2], h, w)
-    run = _native.kernel("_cpu", "winograd_conv_output", planes.dtype)
-    run(planes.data_ptr(), y.data_ptr(), n, h, w, planes.shape[2], planes.stride(0), torch.get_num_threads())
-    return y
-
-
-def winograd_conv_output_bwd(grad: Tensor) -> Tensor:
-    n, k, h, w = grad.shape
-    planes = _planes(grad, n * -(-h // 4) * -(-w // 4), k)
-    run = _native.kernel("_cpu", "winograd_conv_output_bwd", grad.dtype)
-    run(grad.data_ptr(), planes.data_ptr(), n, h, w, k, planes.stride(0), torch.get_num_threads())
-    return planes
-
-
-def winograd_conv_weight(weight: Tensor) -> Tensor:
-    k, c = weight.shape[:2]
-    planes = _planes(weight, c, k)
-    run = _native.kernel("_cpu", "winograd_conv_weight", weight.dtype)
-    run(weight.data_ptr(), planes.data_ptr(), k, c, planes.stride(0), torch.get_num_threads())
-    return planes
-
-
-def winograd_conv_weight_bwd(planes: Tensor) -> Tensor:
-    planes = _padded(planes)
-    c, k = planes.shape[1:]
-    dweight = planes.new_empty((k, c, 3, 3))
-    run = _native.kernel("_cpu", "winograd_conv_weight_bwd", planes.dtype)
-    run(planes.data_ptr(), dweight.data_ptr(), k, c, planes.stride(0), torch.get_num_threads())
-    return dweight
+_FEW_FILTERS, _MOST_PARTS = 64 * 64, 8  # a weight gradient of fewer goes by parts of the tiles
 
 
 def plan(like: Tensor, inputs: int, outputs: int, tiles: int) -> tuple[Tensor, tuple[Any, ...]]:
@@ -92,46 +28,55 @@ def plan(like: Tensor, inputs: int, outputs: int, tiles: int) -> tuple[Tensor, t
         block = max(1, min(tiles, _MOST_TILES_OF_A_PANEL))
         shared, per_thread = block * inputs + _GAP, (inputs + block) * _PANEL + 2 * _GAP
     else:
-        block = _block(inputs + width, like)
+        share = max(1, -(-tiles // threads))
+        block = -(-share // -(-share // _BLOCK))  # equal ones, as many for every thread
         shared, per_thread = inputs * width + _GAP, block * (inputs + width) + 2 * _GAP
     memory = new_output(like, (36 * (shared + threads * per_thread),))
     return memory, (block, by_panels, 36 * shared, 36 * per_thread, threads)
 
 
-def winograd_conv(x: Tensor, weight: Tensor, padding: int, turned: bool) -> Tensor:
+def winograd_conv(x: Tensor, weight: Tensor, padding: int, turned: bool, x1: Tensor | None, weight1: Tensor | None) -> Tensor:
     n, c, h, w = x.shape
     k = weight.shape[1 if turned else 0]
-    y = _channels_last(x, n, k, h + 2 * padding - 2, w + 2 * padding - 2)
-    memory, way = plan(x, c, k, tiles_of(y))
+    y = x.new_empty((n, h + 2 * padding - 2, w + 2 * padding - 2, k)).permute(0, 3, 1, 2)
+    memory, way = plan(x, c if x1 is None else 2 * c, k, tiles_of(y))
     run = _native.kernel("_cpu", "winograd_conv", x.dtype)
-    run(x.data_ptr(), weight.data_ptr(), y.data_ptr(), memory.data_ptr(), n, h, w, c, k, padding, turned, *way)
+    run(
+        *(x.data_ptr(), _address(x1), weight.data_ptr(), _address(weight1), y.data_ptr(), memory.data_ptr()),
+        *(n, h, w, c, k, padding, turned, *way),
+    )
     return y
 
 
-def winograd_conv_weight_grad(x: Tensor, grad: Tensor, padding: int, scale: Tensor | None) -> Tensor:
+def winograd_conv_weight_grad(
+    x: Tensor, grad: Tensor, padding: int, scale: Tensor | None, x1: Tensor | None, grad1: Tensor | None
+) -> Tensor:
     (n, c, h, w), k, threads = x.shape, grad.shape[1], torch.get_num_threads()
-    dweight = x.new_empty((k, c, 3, 3))
-    own, width = -(-c // threads), _padded_to_panels(k)
-    block = _block(own + width, x)
-    per_thread = 36 * (block * (own + width) + own * width + 3 * _GAP)
-    memory = new_output(x, (threads * per_thread,))
+    # few channels: parts of the tiles, as many for any number of threads; many: a square of parts of both channels
+    maps = 1 if x1 is None else 2
+    of_tiles = max(1, min(maps * tiles_of(grad) // _BLOCK, _MOST_PARTS)) if c * k <= _FEW_FILTERS else 1
+    rest = max(1, threads // of_tiles)
+    of_outputs = min(math.isqrt(rest), -(-k // _PANEL))
+    of_inputs = min(rest // of_outputs, -(-c // _PANEL))
+    own, width = _padded_to_panels(-(-c // of_inputs)), _padded_to_panels(-(-k // of_outputs))
+    per_thread = 36 * (_BLOCK * (own + width) + own * width + 3 * _GAP)
+    dweight, memory = x.new_empty((of_tiles, k, c, 3, 3)), new_output(x, (threads * per_thread,))
     run = _native.kernel("_cpu", "winograd_conv_weight_grad", x.dtype)
     run(
-        *(x.data_ptr(), 0 if scale is None else scale.data_ptr(), grad.data_ptr(), dweight.data_ptr(), memory.data_ptr()),
-        *(n, h, w, c, k, padding, block, per_thread, threads),
+        *(x.data_ptr(), _address(x1), _address(scale), grad.data_ptr(), _address(grad1), dweight.data_ptr(), memory.data_ptr()),
+        *(n, h, w, c, k, padding, _BLOCK, of_tiles, of_inputs, of_outputs, per_thread, threads),
     )
-    return dweight
+    return dweight[0]
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def tiles_of(y: Tensor) -> int:
     """Return how many tiles of 4x4 pixels a map ``[N, K, h, w]`` has."""
     n, _, h, w = y.shape
     return n * -(-h // 4) * -(-w // 4)
-
-
-def _block(width: int, like: Tensor) -> int:
-    """Return the tiles of a block whose planes of ``width`` channels, in and out, fit the cache."""
-    return max(_FEWEST_TILES, min(_CACHE // (36 * width * like.element_size()), _MOST_TILES) // _ROWS * _ROWS)
 
 
 def _padded_to_panels(outputs: int) -> int:

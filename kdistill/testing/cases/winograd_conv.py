@@ -27,10 +27,6 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
     return x, randn(s.k, s.c, 3, 3) / (3 * math.sqrt(s.c)), s.p
 
 
-def _tiles(s: Shape) -> int:
-    return s.n * ((s.h + 2 * s.p + 1) // 4) * ((s.w + 2 * s.p + 1) // 4)
-
-
 CASE = OpCase(
     name="winograd_conv",
     op=winograd_conv,
