@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdistill import _native
-from kdistill.backends.cpu import new_output
+from kdistill.backends.cpu import scratch
 
 supports = partial(_native.refusal, "_cpu")
 
@@ -31,7 +31,7 @@ def plan(like: Tensor, inputs: int, outputs: int, tiles: int) -> tuple[Tensor, t
         share = max(1, -(-tiles // threads))
         block = -(-share // -(-share // _BLOCK))  # equal ones, as many for every thread
         shared, per_thread = inputs * width + _GAP, block * (inputs + width) + 2 * _GAP
-    memory = new_output(like, (36 * (shared + threads * per_thread),))
+    memory = scratch(like, 36 * (shared + threads * per_thread))
     return memory, (block, by_panels, 36 * shared, 36 * per_thread, threads)
 
 
@@ -60,7 +60,7 @@ def winograd_conv_weight_grad(
     of_inputs = min(rest // of_outputs, -(-c // _PANEL))
     own, width = _padded_to_panels(-(-c // of_inputs)), _padded_to_panels(-(-k // of_outputs))
     per_thread = 36 * (_BLOCK * (own + width) + own * width + 3 * _GAP)
-    dweight, memory = x.new_empty((of_tiles, k, c, 3, 3)), new_output(x, (threads * per_thread,))
+    dweight, memory = x.new_empty((of_tiles, k, c, 3, 3)), scratch(x, threads * per_thread)
     run = _native.kernel("_cpu", "winograd_conv_weight_grad", x.dtype)
     run(
         *(x.data_ptr(), _address(x1), _address(scale), grad.data_ptr(), _address(grad1), dweight.data_ptr(), memory.data_ptr()),
