@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from kdistill._version import __version__
+from kdistill.errors import NativeError
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _emulating = os.environ.get("KDISTILL_CUDA_EMULATION", "") == "1"
@@ -103,7 +104,7 @@ def refusal(module: str, *args: Any) -> str | None:
 def kernel(module: str, op: str, dtype: torch.dtype, device: torch.device | None = None) -> Callable[..., None]:
     """Return the bound function of ``op`` for ``dtype`` on ``device`` (default: the CPU); call ``refusal`` first."""
     loaded = _load(_resolve(module, device or torch.device("cpu")))
-    return getattr(loaded, f"{op}_{_SUFFIX[dtype]}")
+    return _member(loaded, f"{op}_{_SUFFIX[dtype]}")
 
 
 def function(module: str, name: str) -> Callable[..., Any]:
@@ -111,7 +112,17 @@ def function(module: str, name: str) -> Callable[..., Any]:
     loaded = _load(module)
     if not isinstance(loaded, ModuleType):
         raise loaded
-    return getattr(loaded, name)
+    return _member(loaded, name)
+
+
+def _member(module: ModuleType | ImportError, name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] | None = getattr(module, name, None)
+    if found is None:
+        raise NativeError(
+            f"{getattr(module, '__name__', module)}: expected '{name}', which the Python code calls, got an older or another build; "
+            "run `pip install -e .` again"
+        )
+    return found
 
 
 @contextmanager
@@ -167,7 +178,7 @@ def return_freed_memory() -> None:
     _resident_after = min(_resident_after, resident)
     if resident < _resident_after + _MOST_GROWTH:
         return
-    native.return_freed_memory()
+    _member(native, "return_freed_memory")()
     _resident_after = _resident_bytes() or resident
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdistill import _native, ops
-from kdistill.errors import BackendUnavailableError, ConfigError, NotDifferentiableError
+from kdistill.errors import BackendUnavailableError, ConfigError, NativeError, NotDifferentiableError
 from kdistill.ops import _registry
 
 ARGUMENTS = (torch.ones(2, 3), torch.tensor([0, 1]), torch.zeros(2, 3), torch.tensor([0, 1]), 2)
@@ -87,3 +87,10 @@ def test_measured_kernels_come_first_and_asking_comes_before_them(monkeypatch):
     with ops.use_backend("cuda"), pytest.raises(BackendUnavailableError):
         _registry._walk("norm_act_pool", "cuda", here, ())
     assert tried == ["cuda"]
+
+
+@pytest.mark.skipif(_native.why_missing("_cpu") is not None, reason="_cpu is not built")
+def test_a_build_that_is_older_than_the_python_code_says_what_to_do():
+    for call in (lambda: _native.kernel("_cpu", "of_tomorrow", torch.float32), lambda: _native.function("_cpu", "of_tomorrow")):
+        with pytest.raises(NativeError, match=r"expected 'of_tomorrow.*run `pip install -e .` again"):
+            call()
