@@ -119,7 +119,7 @@ def _member(module: ModuleType | ImportError, name: str) -> Callable[..., Any]:
     found: Callable[..., Any] | None = getattr(module, name, None)
     if found is None:
         raise NativeError(
-            f"{getattr(module, '__name__', module)}: expected '{name}', which the Python code calls, got an older or another build; "
+            f"{getattr(module, '__name__', module)}: expected '{name}', which the Python code calls, got an older build; "
             "run `pip install -e .` again"
         )
     return found
