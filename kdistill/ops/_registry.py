@@ -69,7 +69,7 @@ def asked_backend() -> str | None:
 
 def module_of(name: str) -> str:
     """Return the file stem of an op function: ``norm_act_pool`` for ``norm_act_pool_bwd``."""
-    return re.sub(r"(_input|_weight|_output)?(_fwd|_bwd_tangent|_bwd|_tangent|_and_grad|_grad)?$", "", name)
+    return re.sub(r"(_fwd|_bwd_tangent|_bwd|_tangent|_and_grad|_weight_grad)?$", "", name)
 
 
 def implementation(name: str, backend: str, args: tuple[Any, ...]) -> Callable[..., Any] | str:

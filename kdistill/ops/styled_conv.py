@@ -115,6 +115,8 @@ def _differentiable(
     grad: Tensor, inputs: list[Tensor | None], numbers: tuple[float, ...], wanted: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """Return the gradients as functions of ``grad`` and the inputs, by the reference."""
+    # views: where one input was made of another, its own gradient must not hold the way through the other
+    inputs = [None if t is None else t.view_as(t) for t in inputs]
     arguments: Any = (*inputs, *numbers, False)
     out, _ = reference.styled_conv(*arguments)
     leaves = [t for t, wants in zip(inputs, wanted, strict=True) if wants]
@@ -171,6 +173,10 @@ def styled_conv(
             "use torch.nn.functional.conv2d for other kernels"
         )
     (n, c, h, w), k = x.shape, len(weight)
+    if min(c, h, w, k) < 1 or not x.is_floating_point():
+        raise ShapeError(
+            f"styled_conv: expected floats and channels, rows and columns, got {x.dtype}, {list(x.shape)} and K = {k}"
+        )
     if styles.shape != (n, c) or scale.shape != (n, k) or bias.shape != (k,):
         got = f"{list(styles.shape)}, {list(scale.shape)} and {list(bias.shape)}"
         raise ShapeError(f"styled_conv: expected styles [{n}, {c}], scale [{n}, {k}] and bias [{k}], got {got}; expand them")

@@ -43,8 +43,8 @@ def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
         NotDifferentiableError: An input requires grad while grad mode is on.
 
     Cost: ``72*T*C*K`` flops in the products, against ``18*N*h*w*C*K`` of the plain sum: a quarter on maps whose sides are
-        multiples of 4; memory for ``36*C*K`` elements and, for every thread, a block of tiles.  The rounding error is about five
-        times that of the plain sum.
+        multiples of 4; memory for a block of tiles of every thread and, below 8 MB, for all ``36*C*K`` transformed filters.
+        The rounding error is about five times that of the plain sum.
 
     References: Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural
     Networks, CVPR 2016.
@@ -54,11 +54,15 @@ def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
             f"winograd_conv: expected x [N, C, H, W], weight [K, C, 3, 3] and padding >= 0, got {list(x.shape)}, "
             f"{list(weight.shape)} and {padding}; use torch.nn.functional.conv2d for other kernels"
         )
+    if min(*x.shape[1:], len(weight)) < 1 or not x.is_floating_point():
+        raise ShapeError(
+            f"winograd_conv: expected floats and channels, rows and columns, got {x.dtype}, {list(x.shape)} and "
+            f"{list(weight.shape)}; leave empty maps out"
+        )
     if min(x.shape[2:]) + 2 * padding < 3:
         raise ShapeError(
             f"winograd_conv: expected a map of at least 3x3 with its padding, got {list(x.shape[2:])} and {padding}; pad more"
         )
-    check_same_dtype_and_device("winograd_conv", x=x, weight=weight)
     return winograd_conv_output((x, weight), padding=padding)
 
 
@@ -74,16 +78,11 @@ def winograd_conv_input_grad(*pairs: Pair, padding: int) -> Tensor:
     return _sum(pairs, max(2 - padding, 0), turned=True)
 
 
-def winograd_conv_weight_grad(*pairs: Pair, padding: int, scale: Tensor | None = None) -> Tensor:
-    """Return the sum over one or two (x ``[N, C, H, W]``, grad ``[N, K, h, w]``) of the gradients in the weight.
-
-    ``scale [N, C]`` are factors of x, or None.
-    """
+def winograd_conv_weight_grad(*pairs: Pair, padding: int) -> Tensor:
+    """Return the sum over one or two (x ``[N, C, H, W]``, grad ``[N, K, h, w]``) of the gradients in the weight."""
     (x, grad), (x1, grad1) = _two(pairs)
-    return cast(
-        "Tensor",
-        _weight_grad(_channels_last(x), _channels_last(grad), padding, scale, *(_maybe_channels_last(t) for t in (x1, grad1))),
-    )
+    other = (_maybe_channels_last(t) for t in (x1, grad1))
+    return cast("Tensor", _weight_grad(_channels_last(x), _channels_last(grad), padding, *other))
 
 
 def _sum(pairs: tuple[Pair, ...], padding: int, turned: bool) -> Tensor:
@@ -94,6 +93,8 @@ def _sum(pairs: tuple[Pair, ...], padding: int, turned: bool) -> Tensor:
 
 def _two(pairs: tuple[Pair, ...]) -> tuple[Pair, Pair | tuple[None, None]]:
     first, *second = pairs
+    given = {f"operand {i}": t for i, t in enumerate(t for pair in pairs for t in pair)}
+    check_same_dtype_and_device("winograd_conv", **given)
     return first, second[0] if second else (None, None)
 
 

@@ -53,16 +53,6 @@ def test_only_wanted_gradients_are_made(monkeypatch):
         wanted.requires_grad_(False)
 
 
-def test_parts_of_a_batch_give_the_whole(monkeypatch):
-    monkeypatch.setenv("KDISTILL_CONVOLUTION", "winograd")
-    monkeypatch.setattr("kdistill.engine.layers.CHUNK_BYTES", 1)
-    x, weight = randn(3, 5, 8, 8).requires_grad_(), randn(6, 5, 3, 3, seed=1).requires_grad_()
-    found = torch.autograd.grad(convolve(x, weight, 1).square().sum(), (x, weight))
-    known = torch.autograd.grad(F.conv2d(x, weight, padding=1).square().sum(), (x, weight))
-    for a, b in zip(found, known, strict=True):
-        torch.testing.assert_close(a, b)
-
-
 @pytest.mark.parametrize(
     ("shape", "weight", "ours"),
     [

@@ -84,6 +84,25 @@ def test_gradients_of_first_and_second_order(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_inputs_that_are_made_of_others_count_once(backend):
+    x, weight, styles, _, bias, noise = CASE.inputs(CASE.tiny, seed=4, dtype=torch.float64)
+
+    def layer(function, x, weight, styles):  # as in StyleGAN2: the demodulation is a function of weights and styles
+        scale = torch.rsqrt(styles.square() @ weight.square().sum((2, 3)).T)
+        return function(x, weight, styles, scale, bias, noise)
+
+    leaves = [t.requires_grad_() for t in (x, weight, styles)]
+    known = torch.autograd.grad(layer(grouped, *leaves).square().sum(), leaves, create_graph=True)
+    known_second = torch.autograd.grad(sum(g.square().sum() for g in known), leaves)
+    with running_on(backend):
+        first = torch.autograd.grad(layer(CASE.op, *leaves).square().sum(), leaves)
+        found = torch.autograd.grad(layer(CASE.op, *leaves).square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in found), leaves)
+    for a, b in zip((*first, *found, *second), (*known, *known, *known_second), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_only_wanted_gradients_are_made(backend):
     shape = CASE.shapes[1]
     inputs = CASE.inputs(shape, seed=5, dtype=torch.float64)
@@ -117,7 +136,7 @@ def test_results_do_not_depend_on_threads_and_repeat_bit_by_bit(filters, monkeyp
     monkeypatch.setattr("kdistill.backends.cpu.winograd_conv._FILTERS", filters)
     before = torch.get_num_threads()
     try:
-        for shape in (Shape(n=3, m=1, c=70, k=33, h=18, w=40), Shape(n=2, m=2, c=16, k=64, h=32, w=32)):
+        for shape in (Shape(n=3, m=1, c=70, k=130, h=18, w=20), Shape(n=2, m=2, c=16, k=64, h=32, w=32)):
             inputs, results = CASE.inputs(shape, seed=8), []
             for threads in (1, 2, 5, 2):
                 torch.set_num_threads(threads)
@@ -153,6 +172,8 @@ def test_outputs_are_channels_last_and_inputs_are_not_touched():
         ({"x": torch.randn(2, 3, 5)}, ShapeError, "expected x .N, C, H, W."),
         ({"weight": torch.randn(4, 3, 1, 1)}, ShapeError, "conv2d for other kernels"),
         ({"weight": torch.randn(4, 2, 3, 3)}, ShapeError, r"weight .K, C, 3, 3., got \[2, 3, 5, 5\] and \[4, 2, 3, 3\]"),
+        ({"x": torch.randn(2, 3, 0, 5)}, ShapeError, "channels, rows and columns"),
+        ({"x": torch.ones(2, 3, 5, 5, dtype=torch.int64)}, ShapeError, "expected floats"),
         ({"styles": torch.randn(3)}, ShapeError, r"expected styles \[2, 3\], scale \[2, 4\] and bias \[4\], got \[3\]"),
         ({"scale": torch.randn(2, 3)}, ShapeError, "expand them"),
         ({"bias": torch.randn(3)}, ShapeError, "expand them"),

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,15 +65,6 @@ def test_sums_of_convolutions_and_their_gradients(backend, shape, terms, panels,
     torch.testing.assert_close(dweight, sum(known[terms:]))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_weight_gradient_of_a_scaled_input(backend):
-    x, scale, grad = randn(3, 5, 6, 7), torch.randn(3, 5, dtype=torch.float64), randn(3, 4, 6, 7, seed=1)
-    with running_on(backend):
-        found = winograd_conv_weight_grad((x, grad), padding=1, scale=scale)
-        known = winograd_conv_weight_grad((x * scale[:, :, None, None], grad), padding=1)
-    torch.testing.assert_close(found, known)
-
-
 @given(
     n=st.integers(0, 3), c=st.integers(1, 20), k=st.integers(1, 20), h=st.integers(1, 13), w=st.integers(1, 13),
     p=st.integers(1, 3),
@@ -100,20 +93,42 @@ def test_the_error_stays_within_the_stated_multiple_of_the_plain_sum():
     assert error(ours, truth) < 16 * error(plain, truth)
 
 
-def test_threads_do_not_change_a_bit():
-    shape, before = Shape(n=5, c=24, k=70, h=20, w=12, p=1), torch.get_num_threads()
-    (x, x1), (weight, weight1), (grad, grad1) = ([t.float() for t in tensors] for tensors in two_convolutions(shape))
+@pytest.mark.parametrize("filters", [0, 1 << 30], ids=["by panels", "by blocks"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(n=5, c=24, k=70, h=20, w=12, p=1),  # few filters: the weight gradient by parts of the tiles
+        Shape(n=2, c=70, k=130, h=9, w=13, p=1),  # many: by parts of the channels
+        Shape(n=1, c=70, k=130, h=3, w=4, p=2),
+    ],
+    ids=str,
+)
+def test_threads_do_not_change_a_bit(shape, filters, monkeypatch):
+    monkeypatch.setattr("kdistill.backends.cpu.winograd_conv._FILTERS", filters)
+    exact, before = two_convolutions(shape), torch.get_num_threads()
+    (x, x1), (weight, weight1), (grad, grad1) = ([t.float() for t in tensors] for tensors in exact)
     results = []
     try:
-        for threads in (1, 2, 5, 2):
+        for threads in (1, 2, 4, 7, 16, 2):
             torch.set_num_threads(threads)
-            y = winograd_conv_output((x, weight), (x1, weight1), padding=1)
-            dx = winograd_conv_input_grad((grad, weight), padding=1)
-            results.append((y, dx, winograd_conv_weight_grad((x, grad), (x1, grad1), padding=1)))
+            y = winograd_conv_output((x, weight), (x1, weight1), padding=shape.p)
+            dx = winograd_conv_input_grad((grad, weight), padding=shape.p)
+            results.append((y, dx, winograd_conv_weight_grad((x, grad), (x1, grad1), padding=shape.p)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    (x, x1), _, (grad, grad1) = exact
+    known = sum(torch.nn.grad.conv2d_weight(a, weight.shape, b, padding=shape.p) for a, b in ((x, grad), (x1, grad1)))
+    torch.testing.assert_close(results[0][2].double(), known, rtol=1e-4, atol=1e-4 * float(known.abs().max()))
+
+
+def test_a_default_device_of_torch_changes_nothing(monkeypatch):
+    x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)
+    wanted = ops.winograd_conv(x, weight)
+    monkeypatch.setattr("kdistill.backends.cpu._of_thread", threading.local())  # no scratch memory yet
+    with torch.device("meta"):
+        assert torch.equal(ops.winograd_conv(x, weight), wanted)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +139,7 @@ def test_threads_do_not_change_a_bit():
         ((3, 8, 8), (4, 3, 3, 3), 1, r"expected x \[N, C, H, W\]"),
         ((2, 3, 2, 8), (4, 3, 3, 3), 0, "pad more"),
         ((2, 3, 8, 8), (4, 3, 3, 3), -1, "padding >= 0"),
+        ((2, 0, 8, 8), (4, 0, 3, 3), 1, "channels, rows and columns"),
     ],
 )
 def test_refusals(x, weight, padding, words):
@@ -135,5 +151,9 @@ def test_mixed_dtypes_and_gradients_are_refused():
     x, weight = torch.zeros(1, 2, 4, 4), torch.zeros(2, 2, 3, 3)
     with pytest.raises(ShapeError, match="convert with"):
         ops.winograd_conv(x, weight.double(), 1)
+    with pytest.raises(ShapeError, match=r"expected floats .* got torch.int64"):
+        ops.winograd_conv(x.long(), weight.long(), 1)
+    with pytest.raises(ShapeError, match="expected operand 3 like operand 0"):
+        winograd_conv_output((x, weight), (x, weight.double()), padding=1)
     with pytest.raises(NotDifferentiableError):
         ops.winograd_conv(x.requires_grad_(), weight, 1)

@@ -32,5 +32,5 @@ def scratch(like: Tensor, elements: int) -> Tensor:
         return new_output(like, (elements,))
     kept: Tensor | None = getattr(_of_thread, "memory", None)
     if kept is None or kept.nbytes < nbytes:
-        kept = _of_thread.memory = torch.empty(nbytes, dtype=torch.uint8)
+        kept = _of_thread.memory = torch.empty(nbytes, dtype=torch.uint8, device=like.device)
     return kept[:nbytes].view(like.dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdistill import _native
 from kdistill.backends.cpu.fir_bias_act import fir_bias_act_bwd
-from kdistill.backends.cpu.winograd_conv import plan, tiles_of, winograd_conv_weight_grad
+from kdistill.backends.cpu.winograd_conv import plan, tiles_of, weight_grad
 
 supports = partial(_native.refusal, "_cpu")
 
@@ -61,5 +61,5 @@ def styled_conv_bwd(
         *(dy.data_ptr(), x.data_ptr(), weight.data_ptr(), styles.data_ptr(), dx.data_ptr(), dstyles.data_ptr()),
         *(of_tiles.data_ptr(), memory.data_ptr(), n, h, w, c, k, *way),
     )
-    dweight = winograd_conv_weight_grad(x, dy, 1, styles, None, None) if wants_weight else weight.new_empty(0)
+    dweight = weight_grad(x, dy, 1, styles) if wants_weight else weight.new_empty(0)
     return dx, dweight, dstyles, dscale, dbias, dnoise

@@ -48,9 +48,14 @@ def winograd_conv(x: Tensor, weight: Tensor, padding: int, turned: bool, x1: Ten
     return y
 
 
-def winograd_conv_weight_grad(
-    x: Tensor, grad: Tensor, padding: int, scale: Tensor | None, x1: Tensor | None, grad1: Tensor | None
+def winograd_conv_weight_grad(x: Tensor, grad: Tensor, padding: int, x1: Tensor | None, grad1: Tensor | None) -> Tensor:
+    return weight_grad(x, grad, padding, None, x1, grad1)
+
+
+def weight_grad(
+    x: Tensor, grad: Tensor, padding: int, scale: Tensor | None, x1: Tensor | None = None, grad1: Tensor | None = None
 ) -> Tensor:
+    """Return the gradient of the weight in the convolution of ``x * scale``, plus that of another pair."""
     (n, c, h, w), k, threads = x.shape, grad.shape[1], torch.get_num_threads()
     # few channels: parts of the tiles, as many for any number of threads; many: a square of parts of both channels
     maps = 1 if x1 is None else 2
@@ -66,7 +71,7 @@ def winograd_conv_weight_grad(
         *(x.data_ptr(), _address(x1), _address(scale), grad.data_ptr(), _address(grad1), dweight.data_ptr(), memory.data_ptr()),
         *(n, h, w, c, k, padding, _BLOCK, of_tiles, of_inputs, of_outputs, per_thread, threads),
     )
-    return dweight[0]
+    return dweight[0] if of_tiles == 1 else dweight[0].clone()  # not a view of all parts
 
 
 def _address(x: Tensor | None) -> int:

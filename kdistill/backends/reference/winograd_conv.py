@@ -12,11 +12,7 @@ def winograd_conv(x: Tensor, weight: Tensor, padding: int, turned: bool, x1: Ten
     return F.conv2d(x, weight, padding=padding).contiguous(memory_format=torch.channels_last)
 
 
-def winograd_conv_weight_grad(
-    x: Tensor, grad: Tensor, padding: int, scale: Tensor | None, x1: Tensor | None, grad1: Tensor | None
-) -> Tensor:
+def winograd_conv_weight_grad(x: Tensor, grad: Tensor, padding: int, x1: Tensor | None, grad1: Tensor | None) -> Tensor:
     if x1 is not None and grad1 is not None:
         x, grad = torch.cat([x, x1]), torch.cat([grad, grad1])
-        scale = None if scale is None else torch.cat([scale, scale])
-    x = x if scale is None else x * scale[:, :, None, None]
     return torch.nn.grad.conv2d_weight(x, [grad.shape[1], x.shape[1], 3, 3], grad, padding=padding)

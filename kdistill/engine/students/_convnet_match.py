@@ -19,7 +19,7 @@ from kdistill.engine.students._convnet_fast import Net, Sums
 if TYPE_CHECKING:
     from kdistill.engine.students.convnet import ConvNet
 
-MAPS = 3  # maps of a block that are kept, with the operands made of them: chunks are smaller by that
+MAPS = 3  # maps of a block that are kept: chunks are smaller by that
 
 
 @dataclass

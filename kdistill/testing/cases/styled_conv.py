@@ -68,6 +68,6 @@ CASE = OpCase(
     # the convolution there and back, sums over maps and images; Winograd's rounding
     depth=lambda s: GROWTH**2 * (9 * (s.c + s.k) + max(s.n, 1) * s.h * s.w),
     flops=lambda s: 18 * s.n * s.h * s.w * s.c * s.k,
-    bytes=lambda s, itemsize: itemsize * (3 * s.n * s.h * s.w * s.c + 5 * s.n * s.h * s.w * s.k),
+    bytes=lambda s, itemsize: itemsize * s.n * s.h * s.w * (4 * s.c + 8 * s.k),
     peers={"grouped": grouped},
 )
