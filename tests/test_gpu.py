@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from kdistill.augment import Augment
 from kdistill.engine import build_student, trajectory_match, use_precision
 from kdistill.engine.convolutions import convolution_for
 from kdistill.keys import generator
-from kdistill.testing.backends import running_on
-from kdistill.testing.cases import all_cases, as_tuple, case, every_case
+from kdistill.testing.backends import has_kernel, running_on
+from kdistill.testing.cases import OpCase, all_cases, as_tuple, case, every_case
 from kdistill.testing.tolerance import assert_close_enough
 from tests.triton_suite.second_order import check_second_order
 
@@ -26,39 +27,40 @@ pytestmark = [
 HUGE_NBYTES = 18 << 30
 
 
-def backend_parameter(name: str, why_not: str | None) -> object:
-    return pytest.param(name, marks=pytest.mark.skipif(why_not is not None, reason=str(why_not)))
+MISSING = {
+    "cuda": _native.why_missing("_cuda"),
+    "triton": None if importlib.util.find_spec("triton") else "Triton is not installed",
+}
 
 
-BACKENDS = [
-    backend_parameter("cuda", _native.why_missing("_cuda")),
-    backend_parameter("triton", None if importlib.util.find_spec("triton") else "Triton is not installed"),
-]
-SHAPES = [
-    pytest.param(of, shape, id=f"{of.name}-{shape}")
-    for of in every_case()
-    for shape in dict.fromkeys([*map(str, of.shapes), *map(str, of.bench_shapes)])
-]
+def on_every_backend(cases: list[OpCase], *extra: str) -> pytest.MarkDecorator:
+    """Parametrise with every case on every backend of a GPU that it is written for; "shape" is one of its sizes."""
+
+    def parameters(of: OpCase, backend: str) -> Iterator[object]:
+        skip = pytest.mark.skipif(MISSING[backend] is not None, reason=str(MISSING[backend]))
+        for shape in dict.fromkeys(map(str, [*of.shapes, *of.bench_shapes])) if extra else [""]:
+            values = (of, backend, shape) if extra else (of, backend)
+            yield pytest.param(*values, marks=skip, id="-".join([of.name, backend, *([shape] if extra else [])]))
+
+    found = [p for of in cases for backend in MISSING if has_kernel(of.name, backend) for p in parameters(of, backend)]
+    return pytest.mark.parametrize(("of", "backend", *extra), found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("of", "shape"), SHAPES)
+@on_every_backend(every_case(), "shape")
 def test_matches_the_float64_reference(of, shape, backend, dtype):
     sizes = next(s for s in [*of.shapes, *of.bench_shapes] if str(s) == shape)
     with running_on(backend):
         of.check(of.inputs(sizes, seed=0, dtype=dtype, device="cuda"), sizes)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("of", [of for of in all_cases() if of.grad_order == 2], ids=lambda of: of.name)
+@on_every_backend([of for of in all_cases() if of.grad_order == 2])
 def test_second_derivatives_match_too(of, backend):
     with running_on(backend):
         check_second_order(of, of.inputs(of.shapes[1], seed=0, dtype=torch.float64, device="cuda"), of.shapes[1])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("of", every_case(), ids=lambda of: of.name)
+@on_every_backend(every_case())
 def test_a_second_run_gives_the_same_bits(of, backend):
     inputs = of.inputs(of.bench_shapes[0], seed=0, device="cuda")
     with running_on(backend):
@@ -66,8 +68,7 @@ def test_a_second_run_gives_the_same_bits(of, backend):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("of", all_cases(), ids=lambda of: of.name)
+@on_every_backend(all_cases())
 def test_the_stream_in_use_is_the_current_one(of, backend):
     inputs = of.inputs(of.shapes[1], seed=0, device="cuda")
     stream = torch.cuda.Stream()
@@ -141,7 +142,9 @@ def test_convolutions_stay_channels_last():
     WHY_NOT is None and torch.cuda.get_device_properties(0).total_memory < HUGE_NBYTES,
     reason=f"needs {HUGE_NBYTES >> 30} GiB of GPU memory",
 )
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [pytest.param(b, marks=pytest.mark.skipif(why is not None, reason=str(why))) for b, why in MISSING.items()]
+)
 def test_offsets_beyond_31_bits(backend):
     # more than 2^31 elements: the last rows lie where a 32-bit offset would wrap around
     n, f = (1 << 20) + 3, 2049

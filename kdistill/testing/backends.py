@@ -1,5 +1,6 @@
 """Which backends a test can run here: the CUDA sources through the emulation, Triton through its interpreter."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,11 @@ def runnable_backends() -> list[str]:
     if os.environ.get("TRITON_INTERPRET") == "1":
         found.append("triton")
     return found
+
+
+def has_kernel(name: str, backend: str) -> bool:
+    """Say whether an op is written for a backend; where it is not, its note says why."""
+    return importlib.util.find_spec(f"kdistill.backends.{backend}.{_registry.module_of(name)}") is not None
 
 
 @contextmanager
