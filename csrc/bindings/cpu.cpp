@@ -32,6 +32,10 @@ PYBIND11_MODULE(_cpu, m) {
   KD_BIND(norm_act_pool);
   KD_BIND(norm_act_pool_bwd);
   KD_BIND(styled_conv);
+  KD_BIND(styled_conv_demodulation);
+  KD_BIND(styled_conv_demodulation_bwd);
+  KD_BIND(styled_conv_doubled);
+  KD_BIND(styled_conv_doubled_weight_grad);
   KD_BIND(styled_conv_input_bwd);
   KD_BIND(winograd_conv);
   KD_BIND(winograd_conv_weight_grad);

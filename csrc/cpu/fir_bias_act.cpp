@@ -3,7 +3,8 @@
 //   be null; noise, dnoise [noise_rows, h, w] with noise_rows 1 or n, 0 for none; taps [4] or null: row-major, contiguous, not
 //   overlapping.
 // One unit of work is an image and a band of rows; in it, tiles of kColumns pixels and kBlock channels keep the filtered rows in
-// L1, and every inner loop walks along a row with a vector of channels, whose factors and sums stay in registers.  Bands are summed in their order: no sum depends on the number of threads.
+// L1, and every inner loop walks along a row with a vector of channels, whose factors and sums stay in registers.  Bands are summed
+// in their order: no sum depends on the number of threads.
 // Traffic: forward reads x and writes out, backward reads grad, out and x and writes dx; the filter reads three rows of a band
 // and three columns of a tile more.
 // Truth: kdistill/backends/reference/fir_bias_act.py, derivation: docs/ops/fir_bias_act.md
@@ -48,29 +49,49 @@ struct Source {
   T* out;
 };
 
-// `count` pixels of row i of the result, from column j0; the sum of the rows i - 1 .. i + 2 of x slides along the columns.
-template <bool has_first, bool has_last, typename T>
-void filtered_fwd(const Source<T>& t, int64_t i, int64_t j0, int64_t count, const Geometry& g, Activation<T> act) {
-  const int64_t row = (g.w + 1) * g.c;
-  const T* shift = t.noise ? t.noise + i * g.w + j0 : nullptr;
+// to[q] = sum_b filter[b] * x[i, j0 + q + b - 1] for q < count.
+template <typename T>
+void filtered_row(const Source<T>& t, int64_t i, int64_t j0, int64_t count, const Geometry& g, T* to) {
   for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
     using V = decltype(zero);
     const Filter<V, T> filter(t.filter);
-    const V scale = load<V>(t.scale + k), bias = load<V>(t.bias + k);
+    const T* from = t.x + i * (g.w + 1) * g.c + k;
     V p = zero, q = zero, r = zero;
-    const T* from = t.x + (i - 1) * row + (j0 - 1) * g.c + k;
-    T* to = t.out + (i * g.w + j0 - 3) * g.c + k;
-    for (int64_t j = 0; j < count + 3; ++j, from += g.c, to += g.c) {
-      V s = zero;
-      if (const int64_t column = j0 + j - 1; column >= 0 && column <= g.w) {
-        if constexpr (has_first) s = load<V>(from) * filter.a;
-        s += load<V>(from + row) * filter.b + load<V>(from + 2 * row) * filter.c;
-        if constexpr (has_last) s += load<V>(from + 3 * row) * filter.d;
-      }
-      if (j >= 3) store(to, act(V(filter(p, q, r, s) * scale + (shift ? shift[j - 3] : T(0)) + bias)));
+    for (int64_t j = -1; j < count + 2; ++j) {
+      const V s = j0 + j >= 0 && j0 + j <= g.w ? load<V>(from + (j0 + j) * g.c) : zero;
+      if (j >= 2) store(to + (j - 2) * kBlock + k, filter(p, q, r, s));
       p = q, q = r, r = s;
     }
   });
+}
+
+// Rows r0 .. r1 of the result, columns j0 .. j0 + count.  A ring holds four rows of x, filtered along the columns.
+template <typename T>
+void filtered_fwd(const Source<T>& t, int64_t r0, int64_t r1, int64_t j0, int64_t count, const Geometry& g, Activation<T> act) {
+  T ring[4][kColumns * kBlock];
+  for (int64_t i = r0 - 1; i < r1 + 2; ++i) {
+    T* to = ring[(i + 4) % 4];
+    if (i < 0 || i > g.h) {
+      for (int64_t q = 0; q < count * kBlock; ++q) to[q] = 0;
+    } else {
+      filtered_row(t, i, j0, count, g, to);
+    }
+    const int64_t row = i - 2;
+    if (row < r0) continue;
+    const T *a = ring[(row + 3) % 4], *b = ring[row % 4], *c = ring[(row + 1) % 4], *d = ring[(row + 2) % 4];  // row - 1 .. row + 2
+    const T* shift = t.noise ? t.noise + row * g.w + j0 : nullptr;
+    for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
+      using V = decltype(zero);
+      const Filter<V, T> filter(t.filter);
+      const V scale = load<V>(t.scale + k), bias = load<V>(t.bias + k);
+      T* out = t.out + (row * g.w + j0) * g.c + k;
+      for (int64_t q = 0; q < count; ++q, out += g.c) {
+        const int64_t at = q * kBlock + k;
+        const V v = filter(load<V>(a + at), load<V>(b + at), load<V>(c + at), load<V>(d + at));
+        store(out, act(V(v * scale + (shift ? shift[q] : T(0)) + bias)));
+      }
+    });
+  }
 }
 
 template <typename T>
@@ -208,18 +229,8 @@ void fir_bias_act(const T* x, const T* scale, const T* bias, const T* noise, con
       for (int64_t k = 0; k < g.width; ++k) bias_of_block[k] = bias ? bias[k0 + k] : T(0);
       const Source<T> t{x + image * pixels * c + k0, scale + image * c + k0, bias_of_block, shifts,
                         taps ? filter : nullptr,     out + image * h * w * c + k0};
-      for (int64_t i = r0; i < r1; ++i) {
-        for (int64_t j0 = 0; j0 < w; j0 += tile) {
-          const int64_t count = smaller(tile, w - j0);
-          if (!taps) {
-            unfiltered_fwd(t, i, j0, count, g, act);
-          } else if (i == 0) {
-            h == 1 ? filtered_fwd<false, false>(t, i, j0, count, g, act) : filtered_fwd<false, true>(t, i, j0, count, g, act);
-          } else {
-            i + 1 == h ? filtered_fwd<true, false>(t, i, j0, count, g, act) : filtered_fwd<true, true>(t, i, j0, count, g, act);
-          }
-        }
-      }
+      for (int64_t j0 = 0; j0 < w && taps; j0 += tile) filtered_fwd(t, r0, r1, j0, smaller(tile, w - j0), g, act);
+      for (int64_t i = r0; i < r1 && !taps; ++i) unfiltered_fwd(t, i, 0, w, g, act);
     }
   }
 }

@@ -1,5 +1,6 @@
 // A layer of StyleGAN2 in one pass: out = clamp(gain * leaky(conv(x * styles) * scale + noise + bias)), and the gradients of x and
-// styles.  What is before scale is y; the rest of the backward is fir_bias_act's and winograd_conv's.
+// styles.  What is before scale is y; the rest of the backward is fir_bias_act's and winograd_conv's.  In a layer that doubles the size
+// the convolution is a transposed one of stride 2, whose y is [n, 2h + 1, 2w + 1, k], and fir_bias_act follows.
 //   x, dx [n, h, w, c]; styles, dstyles [n, c]; scale [n, k]; bias [k]; noise [noise_rows, h, w], noise_rows 1 or n, 0 for none
 //   weight [k, c, 3, 3]; y, dy, out [n, h, w, k], y may be null; the plan of the pass is winograd_pass.hpp's
 // Traffic: forward reads x and writes y and out, backward reads dy and x and writes dx.
@@ -9,6 +10,11 @@
 #include "cpu/winograd_pass.hpp"
 
 namespace kd::KD_ISA {
+namespace {
+
+constexpr int64_t kParallel = 32768;  // fewer products are not worth waking the other threads
+
+}  // namespace
 
 template <typename T>
 void styled_conv(const T* x, const T* weight, const T* styles, const T* scale, const T* bias, const T* noise, T* y, T* out,
@@ -26,7 +32,7 @@ void styled_conv(const T* x, const T* weight, const T* styles, const T* scale, c
       using Vec = decltype(zero);
       const int64_t q = q0 + from;
       const Vec factor = load<Vec>(scale + at.image * k + q), shift = load<Vec>(bias + q);
-      put_results<T, Vec>(planes + from, stride, [&](int i, int j, Vec v) __attribute__((always_inline)) {
+      put_results<SameSize, T, Vec>(planes + from, stride, [&](int i, int j, Vec v) __attribute__((always_inline)) {
         if (at.top + i >= h || at.left + j >= w) return;
         const int64_t pixel = (at.top + i) * w + at.left + j, to = (at.image * h * w + pixel) * k + q;
         if (y) store(y + to, v);
@@ -35,17 +41,29 @@ void styled_conv(const T* x, const T* weight, const T* styles, const T* scale, c
     });
   };
   const Plan<T> plan{block, by_panels, scratch, shared, per_thread, threads};
-  run_pass(Pass(n, h, w, c, k, 1), Filters<T>{{weight, nullptr}, c, k, false}, plan, read, write);
+  run_pass(Pass<SameSize>(n, h, w, c, k, 1), Filters<SameSize, T>{{weight, nullptr}, c, k, false}, plan, read, write);
 }
 
-// of_tiles [tiles, c]: the sums of every tile, added up in the order of the tiles.
+namespace {
+
+// squares [k, c]: the sums over the taps of the squares of weight [k, c, 3, 3]; row q of them.
 template <typename T>
-void styled_conv_input_bwd(const T* dy, const T* x, const T* weight, const T* styles, T* dx, T* dstyles, T* of_tiles, T* scratch,
-                           int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t block, bool by_panels, int64_t shared,
-                           int64_t per_thread, int threads) {
-  const Pass pass(n, h, w, k, c, 1);
+void sum_squares(const T* weight, T* squares, int64_t c, int64_t q) {
+  const T* taps = weight + q * c * 9;
+  for (int64_t i = 0; i < c; ++i, taps += 9) {
+    T sum = 0;
+    for (int t = 0; t < 9; ++t) sum += taps[t] * taps[t];
+    squares[q * c + i] = sum;
+  }
+}
+
+// dx and dstyles from dy: the convolution of the transposed filters, times styles, and its product with x.
+template <typename Scheme, typename T>
+KD_INLINE void input_bwd(const Pass<Scheme>& pass, const T* dy, const T* x, const T* weight, const T* styles, T* dx, T* dstyles,
+                         T* of_tiles, const Plan<T>& plan) {
+  const int64_t h = pass.oh, w = pass.ow, c = pass.k;
   const auto read = [&](auto zero, int64_t, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
-    return load<decltype(zero)>(dy + ((image * h + i) * w + j) * k + q);
+    return load<decltype(zero)>(dy + ((image * pass.h + i) * pass.w + j) * pass.c + q);
   };
   const auto write = [&](int64_t tile, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) {
     for_vectors<T>(channels, [&](auto zero, int64_t from) __attribute__((always_inline)) {
@@ -53,7 +71,7 @@ void styled_conv_input_bwd(const T* dy, const T* x, const T* weight, const T* st
       const int64_t q = q0 + from;
       const Vec style = load<Vec>(styles + at.image * c + q);
       Vec sum = zero;
-      put_results<T, Vec>(planes + from, stride, [&](int i, int j, Vec v) __attribute__((always_inline)) {
+      put_results<Scheme, T, Vec>(planes + from, stride, [&](int i, int j, Vec v) __attribute__((always_inline)) {
         if (at.top + i >= h || at.left + j >= w) return;
         const int64_t to = ((at.image * h + at.top + i) * w + at.left + j) * c + q;
         store(dx + to, Vec(v * style));
@@ -62,9 +80,9 @@ void styled_conv_input_bwd(const T* dy, const T* x, const T* weight, const T* st
       store(of_tiles + tile * c + q, sum);
     });
   };
-  run_pass(pass, Filters<T>{{weight, nullptr}, k, c, true}, Plan<T>{block, by_panels, scratch, shared, per_thread, threads}, read, write);
+  run_pass(pass, Filters<Scheme, T>{{weight, nullptr}, pass.c, c, true}, plan, read, write);
   const int64_t tiles = pass.down * pass.across;  // of an image
-  for (int64_t image = 0; image < n; ++image) {
+  for (int64_t image = 0; image < pass.n; ++image) {
     T* sums = dstyles + image * c;
     for (int64_t q = 0; q < c; ++q) sums[q] = 0;
     for (int64_t tile = image * tiles; tile < (image + 1) * tiles; ++tile) {
@@ -73,11 +91,116 @@ void styled_conv_input_bwd(const T* dy, const T* x, const T* weight, const T* st
   }
 }
 
+}  // namespace
+
+// scale = rsqrt(sum of (weight * styles)^2 + 1e-8), [n, k]; squares [k, c] is scratch.
+template <typename T>
+void styled_conv_demodulation(const T* weight, const T* styles, T* squares, T* scale, int64_t n, int64_t c, int64_t k, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (k * c >= kParallel)
+  for (int64_t q = 0; q < k; ++q) {
+    sum_squares(weight, squares, c, q);
+    for (int64_t image = 0; image < n; ++image) {
+      const T *style = styles + image * c, *row = squares + q * c;
+      T sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < c; ++i) sum += style[i] * style[i] * row[i];
+      scale[image * k + q] = T(1) / T(__builtin_sqrt(sum + T(1e-8)));
+    }
+  }
+}
+
+// Adds to dstyles and, if it is not null, to dweight what comes through scale; dscale becomes the gradient of the sum under the root.
+template <typename T>
+void styled_conv_demodulation_bwd(T* dscale, const T* scale, const T* weight, const T* styles, T* squares, T* dstyles, T* dweight,
+                                  int64_t n, int64_t c, int64_t k, int threads) {
+  for (int64_t at = 0; at < n * k; ++at) dscale[at] *= T(-0.5) * scale[at] * scale[at] * scale[at];
+#pragma omp parallel for num_threads(threads) schedule(static) if (k * c >= kParallel)
+  for (int64_t q = 0; q < k; ++q) {
+    sum_squares(weight, squares, c, q);
+    for (int64_t i = 0; i < c && dweight; ++i) {
+      T factor = 0;
+      for (int64_t image = 0; image < n; ++image) {
+        const T style = styles[image * c + i];
+        factor += dscale[image * k + q] * style * style;
+      }
+      for (int64_t at = (q * c + i) * 9; at < (q * c + i + 1) * 9; ++at) dweight[at] += T(2) * factor * weight[at];
+    }
+  }
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * k * c >= kParallel)
+  for (int64_t image = 0; image < n; ++image) {
+    const T* style = styles + image * c;
+    T* to = dstyles + image * c;
+    for (int64_t q = 0; q < k; ++q) {
+      const T factor = T(2) * dscale[image * k + q], *row = squares + q * c;
+      for (int64_t i = 0; i < c; ++i) to[i] += factor * style[i] * row[i];
+    }
+  }
+}
+
+// of_tiles [tiles, c]: the sums of every tile, added up in the order of the tiles.
+template <typename T>
+void styled_conv_input_bwd(const T* dy, const T* x, const T* weight, const T* styles, T* dx, T* dstyles, T* of_tiles, T* scratch,
+                           int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, bool doubles, int64_t block, bool by_panels,
+                           int64_t shared, int64_t per_thread, int threads) {
+  const Plan<T> plan{block, by_panels, scratch, shared, per_thread, threads};
+  if (doubles) {
+    input_bwd(Pass<Halving>(n, 2 * h + 1, 2 * w + 1, k, c, 0), dy, x, weight, styles, dx, dstyles, of_tiles, plan);
+  } else {
+    input_bwd(Pass<SameSize>(n, h, w, k, c, 1), dy, x, weight, styles, dx, dstyles, of_tiles, plan);
+  }
+}
+
+// The transposed convolution of x * styles with stride 2: y [n, 2h + 1, 2w + 1, k].
+template <typename T>
+void styled_conv_doubled(const T* x, const T* weight, const T* styles, T* y, T* scratch, int64_t n, int64_t h, int64_t w, int64_t c,
+                         int64_t k, int64_t block, bool by_panels, int64_t shared, int64_t per_thread, int threads) {
+  const Pass<Doubling> pass(n, h, w, c, k, 0);
+  const auto read = [&](auto zero, int64_t, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
+    using Vec = decltype(zero);
+    return Vec(load<Vec>(x + ((image * h + i) * w + j) * c + q) * load<Vec>(styles + image * c + q));
+  };
+  const auto write = [&](int64_t, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) {
+    for_vectors<T>(channels, [&](auto zero, int64_t from) __attribute__((always_inline)) {
+      using Vec = decltype(zero);
+      T* to = y + (at.image * pass.oh * pass.ow + at.top * pass.ow + at.left) * k + q0 + from;
+      put_results<Doubling, T, Vec>(planes + from, stride, [&](int i, int j, Vec v) __attribute__((always_inline)) {
+        if (at.top + i >= pass.oh || at.left + j >= pass.ow) return;
+        T* here = to + (i * pass.ow + j) * k;
+        const bool shared = (i == 0 && at.top > 0) || (j == 0 && at.left > 0);  // with tiles that were before
+        store(here, shared ? Vec(load<Vec>(here) + v) : v);
+      });
+    });
+  };
+  const Plan<T> plan{block, by_panels, scratch, shared, per_thread, threads};
+  run_pass(pass, Filters<Doubling, T>{{weight, nullptr}, c, k, false}, plan, read, write);
+}
+
+// Its gradient in weight, as winograd_conv_weight_grad.
+template <typename T>
+void styled_conv_doubled_weight_grad(const T* x, const T* styles, const T* dy, T* dweight, T* scratch, int64_t n, int64_t h,
+                                     int64_t w, int64_t c, int64_t k, int64_t block, int64_t of_tiles, int64_t of_inputs,
+                                     int64_t of_outputs, int64_t per_thread, int threads) {
+  const Pass<Doubling> pass(n, h, w, c, k, 0);
+  const WeightPlan<T> plan{block, of_tiles, of_inputs, of_outputs, dweight, scratch, per_thread, threads};
+  const T* const grads[2] = {dy, nullptr};
+  run_weight_pass(pass, grads, plan, [&](auto zero, int64_t, int64_t image, int64_t i, int64_t j, int64_t q)
+                  __attribute__((always_inline)) {
+                    using Vec = decltype(zero);
+                    return Vec(load<Vec>(x + ((image * h + i) * w + j) * c + q) * load<Vec>(styles + image * c + q));
+                  });
+}
+
 #define KD_INSTANTIATE(T)                                                                                                        \
   template void styled_conv(const T*, const T*, const T*, const T*, const T*, const T*, T*, T*, T*, int64_t, int64_t, int64_t,    \
                             int64_t, int64_t, int64_t, double, double, double, int64_t, bool, int64_t, int64_t, int);             \
   template void styled_conv_input_bwd(const T*, const T*, const T*, const T*, T*, T*, T*, T*, int64_t, int64_t, int64_t, int64_t, \
-                                      int64_t, int64_t, bool, int64_t, int64_t, int);
+                                      int64_t, bool, int64_t, bool, int64_t, int64_t, int);                                       \
+  template void styled_conv_demodulation(const T*, const T*, T*, T*, int64_t, int64_t, int64_t, int);                              \
+  template void styled_conv_demodulation_bwd(T*, const T*, const T*, const T*, T*, T*, T*, int64_t, int64_t, int64_t, int);        \
+  template void styled_conv_doubled(const T*, const T*, const T*, T*, T*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,   \
+                                    bool, int64_t, int64_t, int);                                                                 \
+  template void styled_conv_doubled_weight_grad(const T*, const T*, const T*, T*, T*, int64_t, int64_t, int64_t, int64_t,         \
+                                                int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
 KD_INSTANTIATE(float)
 KD_INSTANTIATE(double)
 

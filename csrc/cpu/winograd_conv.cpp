@@ -13,7 +13,7 @@ template <typename T>
 void winograd_conv(const T* x0, const T* x1, const T* weight0, const T* weight1, T* y, T* scratch, int64_t n, int64_t h, int64_t w,
                    int64_t c, int64_t k, int64_t padding, bool turned, int64_t block, bool by_panels, int64_t shared,
                    int64_t per_thread, int threads) {
-  const Pass pass(n, h, w, c, k, padding, x1 ? 2 : 1);
+  const Pass<SameSize> pass(n, h, w, c, k, padding, x1 ? 2 : 1);
   const T* maps[2] = {x0, x1};
   const auto read = [&](auto zero, int64_t map, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
     return load<decltype(zero)>(maps[map] + ((image * h + i) * w + j) * c + q);
@@ -21,14 +21,14 @@ void winograd_conv(const T* x0, const T* x1, const T* weight0, const T* weight1,
   const auto write = [&](int64_t, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) {
     for_vectors<T>(channels, [&](auto zero, int64_t q) __attribute__((always_inline)) {
       using Vec = decltype(zero);
-      put_results<T, Vec>(planes + q, stride, [&](int i, int j, Vec v) __attribute__((always_inline)) {
+      put_results<SameSize, T, Vec>(planes + q, stride, [&](int i, int j, Vec v) __attribute__((always_inline)) {
         if (at.top + i >= pass.oh || at.left + j >= pass.ow) return;
         store(y + ((at.image * pass.oh + at.top + i) * pass.ow + at.left + j) * k + q0 + q, v);
       });
     });
   };
   const Plan<T> plan{block, by_panels, scratch, shared, per_thread, threads};
-  run_pass(pass, Filters<T>{{weight0, weight1}, c, k, turned}, plan, read, write);
+  run_pass(pass, Filters<SameSize, T>{{weight0, weight1}, c, k, turned}, plan, read, write);
 }
 
 // The gradient of weight in the convolution of x * scale; dweight [of_tiles, k, c, 3, 3], the first is the result.
@@ -36,7 +36,7 @@ template <typename T>
 void winograd_conv_weight_grad(const T* x0, const T* x1, const T* scale, const T* dy0, const T* dy1, T* dweight, T* scratch,
                                int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t padding, int64_t block,
                                int64_t of_tiles, int64_t of_inputs, int64_t of_outputs, int64_t per_thread, int threads) {
-  const Pass pass(n, h, w, c, k, padding, x1 ? 2 : 1);
+  const Pass<SameSize> pass(n, h, w, c, k, padding, x1 ? 2 : 1);
   const WeightPlan<T> plan{block, of_tiles, of_inputs, of_outputs, dweight, scratch, per_thread, threads};
   const T *maps[2] = {x0, x1}, *const grads[2] = {dy0, dy1};
   const auto read = [&](auto zero, int64_t map, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {

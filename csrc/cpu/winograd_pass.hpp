@@ -1,8 +1,8 @@
-// A whole 3x3 convolution by F(4x4, 3x3) in one pass: what is transformed is multiplied and transformed back while it stays in
+// A whole 3x3 convolution by one of the schemes of winograd_maps.hpp in one pass: what is transformed is multiplied and transformed back while it stays in
 // cache.  Two orders: blocks of tiles, whose thread takes them through all channels; or panels of outputs, whose thread makes their
 // filters as it needs them and takes them through all tiles, for layers whose transformed filters would not fit the cache.
 // No result depends on the block of its tile or on the thread that it falls to.
-//   weight [k][c][3][3], or turned: [c][k][3][3] with the taps turned around; U: 36 planes of panels, [c][panel] each
+//   weight [k][c][3][3], or turned: [c][k][3][3], in SameSize with the taps turned around; U: 36 planes of panels, [c][panel] each
 // A sum of two convolutions is one whose inputs are the channels of both maps.
 // Derivation: docs/ops/winograd_conv.md, section "In one pass"
 #pragma once
@@ -22,16 +22,26 @@ struct Widest {
 };
 
 constexpr int kRows = 6;
-constexpr int64_t kGap = 16;  // elements between two planes: else all 36 would start in the same few lines of the cache
+constexpr int64_t kGap = 16;  // elements between two planes: else all would start in the same few lines of the cache
 
 inline int64_t rounded_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
+// The planes of a scheme on both axes, and the plane of the filters for one of them.
+template <typename Scheme>
+constexpr int kPlanes = Scheme::planes * Scheme::planes;
+
+template <typename Scheme>
+KD_INLINE int64_t filter_of(int64_t plane) {
+  return 6 * Scheme::filter_of(int(plane) / Scheme::planes) + Scheme::filter_of(int(plane) % Scheme::planes);
+}
+
 // The sizes of a convolution, or of a sum of `maps` of them: tiles are numbered over images, rows, columns.
+template <typename Scheme>
 struct Pass {
   int64_t n, h, w, c, k, padding, maps, inputs, oh, ow, down, across, tiles;
   Pass(int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t padding, int64_t maps = 1)
-      : n(n), h(h), w(w), c(c), k(k), padding(padding), maps(maps), inputs(maps * c), oh(h + 2 * padding - 2),
-        ow(w + 2 * padding - 2), down((oh + 3) / 4), across((ow + 3) / 4), tiles(n * down * across) {
+      : n(n), h(h), w(w), c(c), k(k), padding(padding), maps(maps), inputs(maps * c), oh(Scheme::size_of(h, padding)),
+        ow(Scheme::size_of(w, padding)), down(Scheme::tiles_of(oh)), across(Scheme::tiles_of(ow)), tiles(n * down * across) {
     KD_CHECK(n >= 0 && c > 0 && k > 0 && h > 0 && w > 0 && padding >= 0 && oh > 0 && ow > 0,
              "winograd_conv: expected maps of at least 3x3 with their padding");
   }
@@ -81,7 +91,7 @@ __attribute__((noinline)) void multiply_panel(Matrix<T> v, const Matrix<T> u, in
 }
 
 // The 3x3 filters from the `c` channels of one map, or of each of two, to `k` outputs.
-template <typename T>
+template <typename Scheme, typename T>
 struct Filters {
   const T* weight[2];
   int64_t c, k;
@@ -96,9 +106,9 @@ struct Filters {
       const int64_t q = first_output + half * lanes;
       const T* from = weight[input / c] + q * of_output + input % c * of_input;
       both_sides<3, 6, Vec>(
-          KD_MAP(weight_map),
+          KD_MAP(weight),
           [&](int r, int s) __attribute__((always_inline)) {
-            const int64_t tap = turned ? 8 - 3 * r - s : 3 * r + s;
+            const int64_t tap = turned && std::is_same_v<Scheme, SameSize> ? 8 - 3 * r - s : 3 * r + s;
             Vec v{};
             for (int64_t lane = 0; lane < lanes && q + lane < k; ++lane) v[lane] = from[lane * of_output + tap];
             return v;
@@ -108,35 +118,36 @@ struct Filters {
   }
 };
 
-// Where a tile lies: its image, and the first row and column of its results.
+// Where a tile lies: its image, and the first row and column of its entries that are `step` from those of the next.
 struct Place {
   int64_t image, top, left;
-  Place(const Pass& p, int64_t tile)
-      : image(tile / (p.down * p.across)), top(tile % (p.down * p.across) / p.across * 4), left(tile % p.across * 4) {}
+  template <typename Scheme>
+  Place(const Pass<Scheme>& p, int64_t tile, int64_t step)
+      : image(tile / (p.down * p.across)), top(tile % (p.down * p.across) / p.across * step), left(tile % p.across * step) {}
 };
 
-// Tiles first .. first + count of a map that comes in, channels c0 .. c1, into 36 planes of V, whose tiles are `row` apart;
+// Tiles first .. first + count of a map that comes in, channels c0 .. c1, into the planes of V, whose tiles are `row` apart;
 // read(zero, map, image, row, column, channel) is a vector of it.
-template <typename T, typename Read>
-KD_INLINE void transform_inputs(const Pass& p, int64_t map, int64_t first, int64_t count, int64_t c0, int64_t c1, T* V, int64_t row,
+template <typename Scheme, typename T, typename Read>
+KD_INLINE void transform_inputs(const Pass<Scheme>& p, int64_t map, int64_t first, int64_t count, int64_t c0, int64_t c1, T* V, int64_t row,
                                 int64_t stride, const Read& read) {
   for (int64_t t = 0; t < count; ++t) {
-    const Place tile(p, first + t);
+    const Place tile(p, first + t, Scheme::read_step);
     const int64_t top = tile.top - p.padding, left = tile.left - p.padding;
     const auto transform = [&](auto is_inside) __attribute__((always_inline)) {
       for_vectors<T>(c1 - c0, [&](auto zero, int64_t q) __attribute__((always_inline)) {
         using Vec = decltype(zero);
         T* to = V + t * row + q;
-        both_sides<6, 6, Vec>(
-            KD_MAP(input_map),
+        both_sides<Scheme::reads, Scheme::planes, Vec>(
+            KD_MAP(input),
             [&](int i, int j) __attribute__((always_inline)) {
               if (!is_inside.value && (top + i < 0 || top + i >= p.h || left + j < 0 || left + j >= p.w)) return zero;
               return Vec(read(zero, map, tile.image, top + i, left + j, c0 + q));
             },
-            [&](int i, int j, Vec v) __attribute__((always_inline)) { store(to + (6 * i + j) * stride, v); });
+            [&](int i, int j, Vec v) __attribute__((always_inline)) { store(to + (Scheme::planes * i + j) * stride, v); });
       });
     };
-    if (top >= 0 && left >= 0 && top + 6 <= p.h && left + 6 <= p.w) {
+    if (top >= 0 && left >= 0 && top + Scheme::reads <= p.h && left + Scheme::reads <= p.w) {
       transform(std::true_type{});
     } else {
       transform(std::false_type{});
@@ -155,13 +166,15 @@ struct Plan {
 };
 
 // y of every tile: write(tile, place, first channel, channels, planes, stride) takes sums from their first plane, the others
-// `stride` apart.
-template <typename T, typename Read, typename Write>
-KD_INLINE void run_blocks(const Pass& p, const Filters<T>& filters, const Plan<T>& plan, const Read& read, const Write& write) {
-  constexpr int64_t panel = Widest<T>::panel;
+// `stride` apart.  Tiles whose results overlap fall to one thread, in their order.
+template <typename Scheme, typename T, typename Read, typename Write>
+KD_INLINE void run_blocks(const Pass<Scheme>& p, const Filters<Scheme, T>& filters, const Plan<T>& plan, const Read& read, const Write& write) {
+  constexpr int64_t panel = Widest<T>::panel, planes = kPlanes<Scheme>;
+  constexpr bool overlap = Scheme::results > Scheme::result_step;
   const int64_t width = rounded_up(p.k, panel), plane = p.inputs * width + kGap, in = plan.block * p.inputs + kGap;
-  const int64_t out = plan.block * width + kGap, units = (p.tiles + plan.block - 1) / plan.block;
-  KD_CHECK(36 * plane <= plan.shared && 36 * (in + out) <= plan.per_thread, "winograd_conv: expected more scratch");
+  const int64_t out = plan.block * width + kGap, together = overlap ? p.down * p.across : plan.block;
+  const int64_t units = (p.tiles + together - 1) / together;
+  KD_CHECK(36 * plane <= plan.shared && planes * (in + out) <= plan.per_thread, "winograd_conv: expected more scratch");
   T* U = plan.scratch;
 #pragma omp parallel for num_threads(plan.threads) schedule(static)
   for (int64_t unit = 0; unit < width / panel * p.inputs; ++unit) {
@@ -169,28 +182,32 @@ KD_INLINE void run_blocks(const Pass& p, const Filters<T>& filters, const Plan<T
   }
 #pragma omp parallel for num_threads(plan.threads) schedule(static, 1)
   for (int part = 0; part < plan.threads; ++part) {
-    T *V = plan.scratch + plan.shared + part * plan.per_thread, *M = V + 36 * in;
-    for (int64_t unit = units * part / plan.threads; unit < units * (part + 1) / plan.threads; ++unit) {
-      const int64_t first = unit * plan.block, count = p.tiles - first < plan.block ? p.tiles - first : plan.block;
+    T *V = plan.scratch + plan.shared + part * plan.per_thread, *M = V + planes * in;
+    const int64_t end = units * (part + 1) / plan.threads * together, stop = end < p.tiles ? end : p.tiles;
+    for (int64_t first = units * part / plan.threads * together, count; first < stop; first += count) {
+      count = stop - first < plan.block ? stop - first : plan.block;
       for (int64_t map = 0; map < p.maps; ++map) {
         transform_inputs(p, map, first, count, 0, p.c, V + map * p.c, p.inputs, in, read);
       }
-      for (int64_t s = 0; s < 36; ++s) {
+      for (int64_t s = 0; s < planes; ++s) {
         for (int64_t q = 0; q < width; q += panel) {
-          const Matrix<T> v{V + s * in, p.inputs, 1}, u{U + s * plane + q * p.inputs, panel, 1};
+          const Matrix<T> v{V + s * in, p.inputs, 1}, u{U + filter_of<Scheme>(s) * plane + q * p.inputs, panel, 1};
           multiply_panel<false>(v, u, count, p.inputs, M + s * out + q, width);
         }
       }
-      for (int64_t t = 0; t < count; ++t) write(first + t, Place(p, first + t), 0, p.k, M + t * width, out);
+      for (int64_t t = 0; t < count; ++t) {
+        write(first + t, Place(p, first + t, Scheme::result_step), 0, p.k, M + t * width, out);
+      }
     }
   }
 }
 
-template <typename T, typename Read, typename Write>
-KD_INLINE void run_panels(const Pass& p, const Filters<T>& filters, const Plan<T>& plan, const Read& read, const Write& write) {
-  constexpr int64_t panel = Widest<T>::panel;
+template <typename Scheme, typename T, typename Read, typename Write>
+KD_INLINE void run_panels(const Pass<Scheme>& p, const Filters<Scheme, T>& filters, const Plan<T>& plan, const Read& read,
+                          const Write& write) {
+  constexpr int64_t panel = Widest<T>::panel, planes = kPlanes<Scheme>;
   const int64_t in = plan.block * p.inputs + kGap, plane = p.inputs * panel + kGap, out = plan.block * panel + kGap;
-  KD_CHECK(36 * in <= plan.shared && 36 * (plane + out) <= plan.per_thread, "winograd_conv: expected more scratch");
+  KD_CHECK(planes * in <= plan.shared && 36 * plane + planes * out <= plan.per_thread, "winograd_conv: expected more scratch");
   T* V = plan.scratch;
   for (int64_t first = 0; first < p.tiles; first += plan.block) {
     const int64_t count = p.tiles - first < plan.block ? p.tiles - first : plan.block;
@@ -206,45 +223,49 @@ KD_INLINE void run_panels(const Pass& p, const Filters<T>& filters, const Plan<T
       for (int64_t at = panels * part / plan.threads; at < panels * (part + 1) / plan.threads; ++at) {
         const int64_t q = at * panel, channels = p.k - q < panel ? p.k - q : panel;
         for (int64_t i = 0; i < p.inputs; ++i) filters.transform(q, i, U + i * panel, plane);
-        for (int64_t s = 0; s < 36; ++s) {
-          const Matrix<T> v{V + s * in, p.inputs, 1}, u{U + s * plane, panel, 1};
+        for (int64_t s = 0; s < planes; ++s) {
+          const Matrix<T> v{V + s * in, p.inputs, 1}, u{U + filter_of<Scheme>(s) * plane, panel, 1};
           multiply_panel<false>(v, u, count, p.inputs, M + s * out, panel);
         }
-        for (int64_t t = 0; t < count; ++t) write(first + t, Place(p, first + t), q, channels, M + t * panel, out);
+        for (int64_t t = 0; t < count; ++t) {
+          write(first + t, Place(p, first + t, Scheme::result_step), q, channels, M + t * panel, out);
+        }
       }
     }
   }
 }
 
-template <typename T, typename Read, typename Write>
-KD_INLINE void run_pass(const Pass& p, const Filters<T>& filters, const Plan<T>& plan, const Read& read, const Write& write) {
+template <typename Scheme, typename T, typename Read, typename Write>
+KD_INLINE void run_pass(const Pass<Scheme>& p, const Filters<Scheme, T>& filters, const Plan<T>& plan, const Read& read,
+                        const Write& write) {
   KD_CHECK(plan.block > 0 && plan.threads > 0, "winograd_conv: expected a block and threads");
   plan.by_panels ? run_panels(p, filters, plan, read, write) : run_blocks(p, filters, plan, read, write);
 }
 
-// put(i, j, vector) for the 4x4 results of a tile; `from` is the tile's first plane at a channel.
-template <typename T, typename Vec, typename Put>
+// put(i, j, vector) for the results of a tile; `from` is the tile's first plane at a channel.
+template <typename Scheme, typename T, typename Vec, typename Put>
 KD_INLINE void put_results(const T* from, int64_t stride, const Put& put) {
-  both_sides<6, 4, Vec>(
-      KD_MAP(output_map), [&](int i, int j) __attribute__((always_inline)) { return load<Vec>(from + (6 * i + j) * stride); }, put);
+  both_sides<Scheme::planes, Scheme::results, Vec>(
+      KD_MAP(output),
+      [&](int i, int j) __attribute__((always_inline)) { return load<Vec>(from + (Scheme::planes * i + j) * stride); }, put);
 }
 
-// Tiles first .. first + count of the gradient dy [n, oh, ow, k], `channels` of it from k0 on, into 36 planes of M.
-template <typename T>
-KD_INLINE void transform_gradients(const Pass& p, const T* dy, int64_t first, int64_t count, int64_t k0, int64_t channels, T* M,
+// Tiles first .. first + count of the gradient dy [n, oh, ow, k], `channels` of it from k0 on, into the planes of M.
+template <typename Scheme, typename T>
+KD_INLINE void transform_gradients(const Pass<Scheme>& p, const T* dy, int64_t first, int64_t count, int64_t k0, int64_t channels, T* M,
                                    int64_t row, int64_t stride) {
   for (int64_t t = 0; t < count; ++t) {
-    const Place tile(p, first + t);
+    const Place tile(p, first + t, Scheme::result_step);
     const T* from = dy + ((tile.image * p.oh + tile.top) * p.ow + tile.left) * p.k + k0;
     for_vectors<T>(channels, [&](auto zero, int64_t q) __attribute__((always_inline)) {
       using Vec = decltype(zero);
-      both_sides<4, 6, Vec>(
-          KD_MAP(output_map_transposed),
+      both_sides<Scheme::results, Scheme::planes, Vec>(
+          KD_MAP(gradient),
           [&](int i, int j) __attribute__((always_inline)) {
             if (tile.top + i >= p.oh || tile.left + j >= p.ow) return zero;
             return load<Vec>(from + (i * p.ow + j) * p.k + q);
           },
-          [&](int i, int j, Vec v) __attribute__((always_inline)) { store(M + (6 * i + j) * stride + t * row + q, v); });
+          [&](int i, int j, Vec v) __attribute__((always_inline)) { store(M + (Scheme::planes * i + j) * stride + t * row + q, v); });
     });
   }
 }
@@ -262,23 +283,23 @@ struct WeightPlan {
 
 // One unit of a weight gradient: tiles first .. stop of all maps, input channels c0 .. c0 + own, output channels from k0 on, in
 // `width` columns; into dweight [k][c][3][3].  What a unit transforms, those with other channels transform too.
-template <typename T, typename Read>
-KD_INLINE void run_weight_unit(const Pass& p, const T* const (&dy)[2], T* dweight, T* scratch, int64_t block, int64_t first,
+template <typename Scheme, typename T, typename Read>
+KD_INLINE void run_weight_unit(const Pass<Scheme>& p, const T* const (&dy)[2], T* dweight, T* scratch, int64_t block, int64_t first,
                                int64_t stop, int64_t c0, int64_t own, int64_t k0, int64_t width, const Read& read) {
-  constexpr int64_t panel = Widest<T>::panel;
+  constexpr int64_t panel = Widest<T>::panel, planes = kPlanes<Scheme>;
   const int64_t outputs = p.k - k0 < width ? p.k - k0 : width;
   const int64_t in = block * own + kGap, above = block * width + kGap, sums = own * width + kGap;
-  T *V = scratch, *M = V + 36 * in, *W = M + 36 * above;
-  for (int64_t at = 0; at < 36 * (above + sums); ++at) M[at] = 0;
+  T *V = scratch, *M = V + planes * in, *W = M + planes * above;
+  for (int64_t at = 0; at < planes * above + 36 * sums; ++at) M[at] = 0;
   for (int64_t at = first, count; at < stop; at += count) {
     const int64_t map = at / p.tiles, tile = at % p.tiles, left = p.tiles - tile < stop - at ? p.tiles - tile : stop - at;
     count = left < block ? left : block;
     transform_inputs(p, map, tile, count, c0, c0 + own, V, own, in, read);
     transform_gradients(p, dy[map], tile, count, k0, outputs, M, width, above);
-    for (int64_t s = 0; s < 36; ++s) {
+    for (int64_t s = 0; s < planes; ++s) {
       for (int64_t q = 0; q < width; q += panel) {
         const Matrix<T> v{V + s * in, 1, own}, u{M + s * above + q, width, 1};
-        multiply_panel<true>(v, u, own, count, W + s * sums + q, width);
+        multiply_panel<true>(v, u, own, count, W + filter_of<Scheme>(s) * sums + q, width);
       }
     }
   }
@@ -287,7 +308,7 @@ KD_INLINE void run_weight_unit(const Pass& p, const T* const (&dy)[2], T* dweigh
       using Vec = decltype(zero);
       T* to = dweight + ((k0 + q) * p.c + c0 + c) * 9;
       both_sides<6, 3, Vec>(
-          KD_MAP(weight_map_transposed),
+          KD_MAP(weight_back),
           [&](int r, int s) __attribute__((always_inline)) { return load<Vec>(W + (6 * r + s) * sums + c * width + q); },
           [&](int r, int s, Vec v) __attribute__((always_inline)) {
             for (int lane = 0; lane < int(sizeof(Vec) / sizeof(T)); ++lane) to[lane * p.c * 9 + 3 * r + s] = v[lane];
@@ -298,15 +319,16 @@ KD_INLINE void run_weight_unit(const Pass& p, const T* const (&dy)[2], T* dweigh
 
 // The sum over the maps of their gradients; dy[map] [n, oh, ow, k].  A unit goes through its tiles in their order, and the parts of
 // the tiles, whose number does not depend on the threads, are added up in order: no sum depends on the threads.
-template <typename T, typename Read>
-KD_INLINE void run_weight_pass(const Pass& p, const T* const (&dy)[2], const WeightPlan<T>& plan, const Read& read) {
+template <typename Scheme, typename T, typename Read>
+KD_INLINE void run_weight_pass(const Pass<Scheme>& p, const T* const (&dy)[2], const WeightPlan<T>& plan, const Read& read) {
   constexpr int64_t panel = Widest<T>::panel;
   // whole vectors: the numbers of a channel must not depend on where a part ends
   const int64_t panels_in = (p.c + panel - 1) / panel, panels_out = (p.k + panel - 1) / panel, size = p.k * p.c * 9;
   const int64_t of_inputs = plan.of_inputs, of_outputs = plan.of_outputs, units = plan.of_tiles * of_inputs * of_outputs;
   KD_CHECK(plan.block > 0 && units > 0 && plan.threads > 0, "winograd_conv: expected a block, parts and threads");
   const int64_t most = (panels_in + of_inputs - 1) / of_inputs * panel, widest = (panels_out + of_outputs - 1) / of_outputs * panel;
-  KD_CHECK(36 * (plan.block * (most + widest) + most * widest + 3 * kGap) <= plan.per_thread, "winograd_conv: expected more scratch");
+  const int64_t needed = kPlanes<Scheme> * (plan.block * (most + widest) + 2 * kGap) + 36 * (most * widest + kGap);
+  KD_CHECK(needed <= plan.per_thread, "winograd_conv: expected more scratch");
 #pragma omp parallel for num_threads(plan.threads) schedule(static, 1)
   for (int thread = 0; thread < plan.threads; ++thread) {
     for (int64_t unit = units * thread / plan.threads; unit < units * (thread + 1) / plan.threads; ++unit) {

@@ -1,4 +1,4 @@
-"""A layer of StyleGAN2 in one pass: modulated 3x3 convolution, demodulation, noise, bias, leaky ReLU, gain, clamp.
+"""A layer of StyleGAN2 in one op: modulated 3x3 convolution, demodulation, FIR, noise, bias, leaky ReLU, gain, clamp.
 
 Symbols: N images, C channels in, K channels out, H x W the map, M rows of noise.
 Derivation and traffic: docs/ops/styled_conv.md.
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdistill.backends.reference import styled_conv as reference
-from kdistill.errors import ConfigError, ShapeError
+from kdistill.errors import ConfigError, NotDifferentiableError, ShapeError
 from kdistill.ops._registry import check_same_dtype_and_device, fast_apply, register
 
 GRAD_ORDER = 2
@@ -25,50 +25,53 @@ def _fake_fwd(
     x: Tensor,
     weight: Tensor,
     styles: Tensor,
-    scale: Tensor,
     bias: Tensor,
     noise: Tensor | None,
+    taps: Tensor | None,
     slope: float,
     gain: float,
     limit: float,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
-    n, _, h, w = x.shape
-    out = _empty(x, n, weight.shape[0], h, w)
-    return out, torch.empty_like(out) if keep else x.new_empty(0)
+) -> tuple[Tensor, Tensor, Tensor]:
+    (n, _, h, w), k = x.shape, len(weight)
+    up, more = (1, 0) if taps is None else (2, 1)
+    y = _empty(x, n, k, up * h + more, up * w + more) if keep else x.new_empty(0)
+    return _empty(x, n, k, up * h, up * w), y, x.new_empty((n, k))
 
 
 def _fake_bwd(
     grad: Tensor,
     out: Tensor,
     y: Tensor,
+    scale: Tensor,
     x: Tensor,
     weight: Tensor,
     styles: Tensor,
-    scale: Tensor,
+    taps: Tensor | None,
     slope: float,
     gain: float,
     limit: float,
     noise_rows: int,
     wants_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dweight = torch.empty_like(weight) if wants_weight else weight.new_empty(0)
     dnoise = x.new_empty((noise_rows, *out.shape[2:]))
-    return _empty(x, *x.shape), dweight, torch.empty_like(styles), torch.empty_like(scale), x.new_empty(len(weight)), dnoise
+    return _empty(x, *x.shape), dweight, torch.empty_like(styles), x.new_empty(len(weight)), dnoise
 
 
 # x, y, grad, out: channels-last; limit: infinity for none; keep: return y, the map before scale, which the backward needs;
-# noise_rows: M, or 0 where the noise's gradient is not wanted
+# taps: of a layer that doubles the size, whose y is [N, K, 2H + 1, 2W + 1]; scale: the demodulation [N, K]; noise_rows: M, or 0
+# where the noise's gradient is not wanted
 _fwd = register(
     "styled_conv",
-    "(Tensor x, Tensor weight, Tensor styles, Tensor scale, Tensor bias, Tensor? noise, float slope, float gain,"
-    " float limit, bool keep) -> (Tensor, Tensor)",
+    "(Tensor x, Tensor weight, Tensor styles, Tensor bias, Tensor? noise, Tensor? taps, float slope, float gain,"
+    " float limit, bool keep) -> (Tensor, Tensor, Tensor)",
     fake=_fake_fwd,
 )
 _bwd = register(
     "styled_conv_bwd",
-    "(Tensor grad, Tensor out, Tensor y, Tensor x, Tensor weight, Tensor styles, Tensor scale, float slope,"
-    " float gain, float limit, int noise_rows, bool wants_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor grad, Tensor out, Tensor y, Tensor scale, Tensor x, Tensor weight, Tensor styles, Tensor? taps,"
+    " float slope, float gain, float limit, int noise_rows, bool wants_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_bwd,
 )
 
@@ -83,32 +86,32 @@ class _StyledConv(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         styles: Tensor,
-        scale: Tensor,
         bias: Tensor,
         noise: Tensor | None,
+        taps: Tensor | None,
         slope: float,
         gain: float,
         limit: float,
-    ) -> tuple[Tensor, Tensor]:
-        return cast("tuple[Tensor, Tensor]", _fwd(x, weight, styles, scale, bias, noise, slope, gain, limit, True))
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return cast("tuple[Tensor, Tensor, Tensor]", _fwd(x, weight, styles, bias, noise, taps, slope, gain, limit, True))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
         *tensors, slope, gain, limit = inputs
         ctx.numbers = (slope, gain, limit)
         ctx.save_for_backward(*output, *tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        out, y, *inputs = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:6]
+    def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        out, y, scale, *inputs = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():  # being differentiated again
-            return (*_differentiable(grad, inputs, ctx.numbers, wanted), None, None, None)
-        x, weight, styles, scale, _, noise = inputs
-        rows = noise.shape[0] if wanted[5] else 0
-        found = _bwd(_channels_last(grad), out, y, x, weight, styles, scale, *ctx.numbers, rows, wanted[1])
-        return (*(g if wants else None for g, wants in zip(found, wanted, strict=True)), None, None, None)
+            return (*_differentiable(grad, inputs, ctx.numbers, wanted), None, None, None, None)
+        x, weight, styles, _, noise, taps = inputs
+        rows = noise.shape[0] if wanted[4] else 0
+        found = _bwd(_channels_last(grad), out, y, scale, x, weight, styles, taps, *ctx.numbers, rows, wanted[1])
+        return (*(g if wants else None for g, wants in zip(found, wanted, strict=True)), None, None, None, None)
 
 
 def _differentiable(
@@ -118,8 +121,8 @@ def _differentiable(
     # views: where one input was made of another, its own gradient must not hold the way through the other
     inputs = [None if t is None else t.view_as(t) for t in inputs]
     arguments: Any = (*inputs, *numbers, False)
-    out, _ = reference.styled_conv(*arguments)
-    leaves = [t for t, wants in zip(inputs, wanted, strict=True) if wants]
+    out, *_ = reference.styled_conv(*arguments)
+    leaves = [t for t, wants in zip(inputs, wanted, strict=False) if wants]  # the taps are no leaf
     found = iter(torch.autograd.grad(out, cast("list[Tensor]", leaves), grad, create_graph=True))
     return [next(found) if wants else None for wants in wanted]
 
@@ -131,38 +134,42 @@ def styled_conv(
     x: Tensor,
     weight: Tensor,
     styles: Tensor,
-    scale: Tensor,
     bias: Tensor,
     noise: Tensor | None = None,
     *,
+    taps: Tensor | None = None,
     slope: float = 1.0,
     gain: float = 1.0,
     clamp: float | None = None,
 ) -> Tensor:
-    """Return ``clamp(gain * leaky_relu(conv(x * styles) * scale + noise + bias))``, by Winograd's F(4x4, 3x3) on a CPU.
+    """Return a StyleGAN2 layer, ``clamp(gain * leaky_relu(conv(x * styles) * scale + noise + bias))``, by Winograd on a CPU.
+
+    The demodulation is ``scale[n, k] = rsqrt(sum (weight[k] * styles[n])^2 + 1e-8)``.
 
     Args:
         x: ``[N, C, H, W]``, float32 or float64.  Channels-last memory is read as it is, anything else is converted first.
         weight: ``[K, C, 3, 3]``; the convolution is a cross-correlation with one zero around the map.
         styles: ``[N, C]``, factors of the map that comes in.
-        scale: ``[N, K]``, factors of the convolution: the demodulation.
         bias: ``[K]``.
-        noise: ``[M, H, W]`` with M = 1 or N, the same for all channels, or None.
+        noise: ``[M, h, w]`` with M = 1 or N, the same for all channels, or None.
+        taps: None, or ``[4]``: the convolution is a transposed one of stride 2 and the filter of ``fir_bias_act`` follows, so
+            that the result has twice the rows and columns.  A constant.
         slope: Factor of negative values, 0 to 1; 1 is no nonlinearity.
         gain: Factor of the result, positive.
         clamp: Largest magnitude of the result, positive, or None.
 
     Returns:
-        ``[N, K, H, W]``, channels-last.  Differentiable twice in all tensors; the derivative at 0 is ``gain * slope``,
-        at the clamp and beyond 0.
+        ``[N, K, h, w]``, channels-last, with ``(h, w) = (H, W)``, or ``(2H, 2W)`` with taps.  Differentiable twice in all other
+        tensors; the derivative at 0 is ``gain * slope``, at the clamp and beyond 0.
 
     Raises:
         ShapeError: A shape, dtype or device does not fit.
+        NotDifferentiableError: ``taps`` requires grad.
         ConfigError: ``slope``, ``gain`` or ``clamp`` is out of range.
 
-    Cost: ``72*T*C*K`` flops forward with T tiles of 4x4 pixels, and as many for each of the gradients in ``x`` and
-        ``weight``; saves ``x``, the result and the map before ``scale``.  The rounding error is about five times that of the
-        plain sum.
+    Cost: ``72*T*C*K`` flops forward with T tiles of 4x4 pixels of ``x``, ``162*T*C*K`` with taps, and as many for each of the
+        gradients in ``x`` and ``weight``; saves ``x``, the result and the map before the demodulation.  The rounding error is
+        about five times that of the plain sum.
 
     References: Karras et al., Analyzing and Improving the Image Quality of StyleGAN, CVPR 2020, section 2 and appendix B; Lavin
     and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
@@ -177,14 +184,20 @@ def styled_conv(
         raise ShapeError(
             f"styled_conv: expected floats and channels, rows and columns, got {x.dtype}, {list(x.shape)} and K = {k}"
         )
-    if styles.shape != (n, c) or scale.shape != (n, k) or bias.shape != (k,):
-        got = f"{list(styles.shape)}, {list(scale.shape)} and {list(bias.shape)}"
-        raise ShapeError(f"styled_conv: expected styles [{n}, {c}], scale [{n}, {k}] and bias [{k}], got {got}; expand them")
+    if styles.shape != (n, c) or bias.shape != (k,):
+        got = f"{list(styles.shape)} and {list(bias.shape)}"
+        raise ShapeError(f"styled_conv: expected styles [{n}, {c}] and bias [{k}], got {got}; expand them")
+    if taps is not None:
+        if taps.shape != (4,):
+            raise ShapeError(f"styled_conv: expected taps [4], got {list(taps.shape)}; filter after an op without taps")
+        if taps.requires_grad:
+            raise NotDifferentiableError("styled_conv: expected constant taps, got taps that require grad; pass taps.detach()")
+        h, w = 2 * h, 2 * w
     if noise is not None and (noise.shape[1:] != (h, w) or noise.shape[0] not in (1, n)):
         raise ShapeError(
             f"styled_conv: expected noise [1, {h}, {w}] or [{n}, {h}, {w}], got {list(noise.shape)}; draw it for this map"
         )
-    given = {"weight": weight, "styles": styles, "scale": scale, "bias": bias, "noise": noise}
+    given = {"weight": weight, "styles": styles, "bias": bias, "noise": noise, "taps": taps}
     check_same_dtype_and_device("styled_conv", x=x, **{key: t for key, t in given.items() if t is not None})
     if not (0.0 <= slope <= 1.0 and 0.0 < gain < math.inf and (clamp is None or clamp > 0.0)):
         raise ConfigError(

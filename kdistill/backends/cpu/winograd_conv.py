@@ -12,6 +12,7 @@ from kdistill.backends.cpu import scratch
 
 supports = partial(_native.refusal, "_cpu")
 
+PLANES, DOUBLED = 36, 81  # of filters, and of maps where the size is kept; of maps where it is doubled or halved
 _PANEL = 32  # outputs that the native pass multiplies at a time, at most (float32, AVX-512)
 _GAP = 16  # elements between two of its planes
 _BLOCK = 40  # tiles that a thread takes through all channels together, at most
@@ -20,19 +21,26 @@ _MOST_TILES_OF_A_PANEL = 96
 _FEW_FILTERS, _MOST_PARTS = 64 * 64, 8  # a weight gradient of fewer goes by parts of the tiles
 
 
-def plan(like: Tensor, inputs: int, outputs: int, tiles: int) -> tuple[Tensor, tuple[Any, ...]]:
-    """Return memory for the native pass, which must outlive it, and how it goes: its last five arguments."""
+def plan(
+    like: Tensor, inputs: int, outputs: int, tiles: int, planes: int = PLANES, images: int | None = None
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """Return memory for the native pass, which must outlive it, and how it goes: its last five arguments.
+
+    ``images``: where a thread takes whole ones only, their number.
+    """
     threads, width = torch.get_num_threads(), _padded_to_panels(outputs)
-    by_panels = 36 * inputs * width * like.element_size() > _FILTERS
-    if by_panels:
+    if PLANES * inputs * width * like.element_size() > _FILTERS or (images is not None and images < threads):
         block = max(1, min(tiles, _MOST_TILES_OF_A_PANEL))
-        shared, per_thread = block * inputs + _GAP, (inputs + block) * _PANEL + 2 * _GAP
+        shared = planes * (block * inputs + _GAP)
+        per_thread = PLANES * (inputs * _PANEL + _GAP) + planes * (block * _PANEL + _GAP)
+        by_panels = True
     else:
-        share = max(1, -(-tiles // threads))
-        block = -(-share // -(-share // _BLOCK))  # equal ones, as many for every thread
-        shared, per_thread = inputs * width + _GAP, block * (inputs + width) + 2 * _GAP
-    memory = scratch(like, 36 * (shared + threads * per_thread))
-    return memory, (block, by_panels, 36 * shared, 36 * per_thread, threads)
+        share = max(1, -(-tiles // threads) if images is None else -(-images // threads) * (tiles // max(1, images)))
+        block = -(-share // -(-share // (_BLOCK * PLANES // planes)))  # equal ones, as many for every thread
+        shared, per_thread = PLANES * (inputs * width + _GAP), planes * (block * (inputs + width) + 2 * _GAP)
+        by_panels = False
+    memory = scratch(like, shared + threads * per_thread)
+    return memory, (block, by_panels, shared, per_thread, threads)
 
 
 def winograd_conv(x: Tensor, weight: Tensor, padding: int, turned: bool, x1: Tensor | None, weight1: Tensor | None) -> Tensor:
@@ -53,24 +61,41 @@ def winograd_conv_weight_grad(x: Tensor, grad: Tensor, padding: int, x1: Tensor 
 
 
 def weight_grad(
-    x: Tensor, grad: Tensor, padding: int, scale: Tensor | None, x1: Tensor | None = None, grad1: Tensor | None = None
+    x: Tensor,
+    grad: Tensor,
+    padding: int,
+    scale: Tensor | None,
+    x1: Tensor | None = None,
+    grad1: Tensor | None = None,
+    *,
+    doubles: bool = False,
 ) -> Tensor:
-    """Return the gradient of the weight in the convolution of ``x * scale``, plus that of another pair."""
+    """Return the gradient of the weight in the convolution of ``x * scale``, plus that of another pair.
+
+    ``doubles``: in the transposed convolution of stride 2, without padding.
+    """
     (n, c, h, w), k, threads = x.shape, grad.shape[1], torch.get_num_threads()
+    planes, tiles = (DOUBLED, tiles_of(x)) if doubles else (PLANES, tiles_of(grad))
+    block = _BLOCK * PLANES // planes
     # few channels: parts of the tiles, as many for any number of threads; many: a square of parts of both channels
     maps = 1 if x1 is None else 2
-    of_tiles = max(1, min(maps * tiles_of(grad) // _BLOCK, _MOST_PARTS)) if c * k <= _FEW_FILTERS else 1
+    of_tiles = max(1, min(maps * tiles // block, _MOST_PARTS)) if c * k <= _FEW_FILTERS else 1
     rest = max(1, threads // of_tiles)
     of_outputs = min(math.isqrt(rest), -(-k // _PANEL))
     of_inputs = min(rest // of_outputs, -(-c // _PANEL))
     own, width = _padded_to_panels(-(-c // of_inputs)), _padded_to_panels(-(-k // of_outputs))
-    per_thread = 36 * (_BLOCK * (own + width) + own * width + 3 * _GAP)
+    per_thread = planes * (block * (own + width) + 2 * _GAP) + PLANES * (own * width + _GAP)
     dweight, memory = x.new_empty((of_tiles, k, c, 3, 3)), scratch(x, threads * per_thread)
-    run = _native.kernel("_cpu", "winograd_conv_weight_grad", x.dtype)
-    run(
-        *(x.data_ptr(), _address(x1), _address(scale), grad.data_ptr(), _address(grad1), dweight.data_ptr(), memory.data_ptr()),
-        *(n, h, w, c, k, padding, _BLOCK, of_tiles, of_inputs, of_outputs, per_thread, threads),
-    )
+    way = (block, of_tiles, of_inputs, of_outputs, per_thread, threads)
+    if doubles:
+        run = _native.kernel("_cpu", "styled_conv_doubled_weight_grad", x.dtype)
+        run(x.data_ptr(), _address(scale), grad.data_ptr(), dweight.data_ptr(), memory.data_ptr(), n, h, w, c, k, *way)
+    else:
+        run = _native.kernel("_cpu", "winograd_conv_weight_grad", x.dtype)
+        run(
+            *(x.data_ptr(), _address(x1), _address(scale), grad.data_ptr(), _address(grad1), dweight.data_ptr()),
+            *(memory.data_ptr(), n, h, w, c, k, padding, *way),
+        )
     return dweight[0] if of_tiles == 1 else dweight[0].clone()  # not a view of all parts
 
 

@@ -74,14 +74,14 @@ def styled_conv(
             ``modulated_conv_up``.
         clamp: Largest magnitude of the result, or None.
     """
-    scale, gains = _demodulation(weight, styles, 1.0), {"slope": SLOPE, "gain": math.sqrt(2.0), "clamp": clamp}
-    if line is None and pays(x, weight, 1):
-        return ops.styled_conv(x, weight, styles, scale, bias, noise, **gains)
+    gains = {"slope": SLOPE, "gain": math.sqrt(2.0), "clamp": clamp}
+    if pays(x, weight, 1):
+        return ops.styled_conv(x, weight, styles, bias, noise, taps=line, **gains)
     if line is None:
         y = convolve_scaled(x, styles, weight, 1)
     else:
         y = F.conv_transpose2d(fir_bias_act(x, styles), weight.transpose(0, 1), stride=2)
-    return fir_bias_act(y, scale, bias, noise, line, **gains)
+    return fir_bias_act(y, _demodulation(weight, styles, 1.0), bias, noise, line, **gains)
 
 
 def line_of(taps: Tensor) -> Tensor | None:
