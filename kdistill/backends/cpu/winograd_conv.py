@@ -76,17 +76,16 @@ def weight_grad(
     """
     (n, c, h, w), k, threads = x.shape, grad.shape[1], torch.get_num_threads()
     planes, tiles = (DOUBLED, tiles_of(x)) if doubles else (PLANES, tiles_of(grad))
-    block = _BLOCK * PLANES // planes
     # few channels: parts of the tiles, as many for any number of threads; many: a square of parts of both channels
     maps = 1 if x1 is None else 2
-    of_tiles = max(1, min(maps * tiles // block, _MOST_PARTS)) if c * k <= _FEW_FILTERS else 1
+    of_tiles = max(1, min(maps * tiles // _BLOCK, _MOST_PARTS)) if c * k <= _FEW_FILTERS else 1
     rest = max(1, threads // of_tiles)
     of_outputs = min(math.isqrt(rest), -(-k // _PANEL))
     of_inputs = min(rest // of_outputs, -(-c // _PANEL))
     own, width = _padded_to_panels(-(-c // of_inputs)), _padded_to_panels(-(-k // of_outputs))
-    per_thread = planes * (block * (own + width) + 2 * _GAP) + PLANES * (own * width + _GAP)
+    per_thread = planes * (_BLOCK * (own + width) + 2 * _GAP) + PLANES * (own * width + _GAP)
     dweight, memory = x.new_empty((of_tiles, k, c, 3, 3)), scratch(x, threads * per_thread)
-    way = (block, of_tiles, of_inputs, of_outputs, per_thread, threads)
+    way = (_BLOCK, of_tiles, of_inputs, of_outputs, per_thread, threads)
     if doubles:
         run = _native.kernel("_cpu", "styled_conv_doubled_weight_grad", x.dtype)
         run(x.data_ptr(), _address(scale), grad.data_ptr(), dweight.data_ptr(), memory.data_ptr(), n, h, w, c, k, *way)
