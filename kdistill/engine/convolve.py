@@ -41,7 +41,7 @@ def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
 def pays(x: Tensor, weight: Tensor, padding: int) -> bool:
     """Say whether a convolution of ``x`` with ``weight`` goes Winograd's way here, in one pass."""
     (k, c, *taps), (n, _, h, w) = weight.shape, x.shape
-    if taps != [3, 3] or not is_winograd(c, k, padding, min(h, w), x):
+    if taps != [3, 3] or x.dtype != weight.dtype or not is_winograd(c, k, padding, min(h, w), x):
         return False
     tiles = n * -(-(h + 2 * padding - 2) // 4) * -(-(w + 2 * padding - 2) // 4)
     return asked_convolution() == "winograd" or (tiles >= FEWEST_TILES and min(k, c) >= FEWEST_CHANNELS)

@@ -85,3 +85,10 @@ def test_the_scale_of_every_image_and_channel(outputs, kernel, padding):
         torch.testing.assert_close(a, b)
     with ops.use_backend("reference"):
         assert torch.equal(convolve_scaled(x, scale, weight, padding), library(x, scale, weight, padding))
+
+
+def test_under_autocast_the_library_converts_what_differs():
+    x, weight = randn(3, 32, 8, 8, dtype=torch.bfloat16), randn(32, 32, 3, 3, seed=1, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = convolve(x, weight, 1)
+    torch.testing.assert_close(out, F.conv2d(x, weight.bfloat16(), padding=1))
