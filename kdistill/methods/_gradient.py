@@ -125,7 +125,7 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
         except NonFiniteError:
             raise NonFiniteError(
                 f"distill: expected the network of matching step {iteration} to train on the images, got a loss that is not "
-                f"finite; lower lr_net (now {config.lr_net:g}) or lr_images (now {lr_images:g})"
+                f"finite; lower lr_net (now {config.lr_net:g}) or the step size of the images or latents"
             ) from None
         return trained[0]
 

@@ -338,5 +338,6 @@ def _check_finite(found: TrajectoryMatch, lr: Tensor, epoch: int, iteration: int
     step = int((~torch.isfinite(norms)).nonzero()[0])
     raise NonFiniteError(
         f"distill: expected the student of iteration {iteration} to train, got a gradient that is not finite at step {step} "
-        f"(step size {float(lr):g}, start epoch {epoch}); lower lr_lr or lr_init if the step size has grown, else lr_images"
+        f"(step size {float(lr):g}, start epoch {epoch}); lower lr_lr or lr_init if the step size has grown, else that of the "
+        "images or latents"
     )
