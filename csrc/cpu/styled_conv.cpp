@@ -1,6 +1,6 @@
 // A layer of StyleGAN2 in one pass: out = clamp(gain * leaky(conv(x * styles) * scale + noise + bias)), and the gradients of x and
-// styles.  What is before scale is y; the rest of the backward is fir_bias_act's and winograd_conv's.  In a layer that doubles the size
-// the convolution is a transposed one of stride 2, whose y is [n, 2h + 1, 2w + 1, k], and fir_bias_act follows.
+// styles.  What is before scale is y; the rest of the backward is fir_bias_act's and winograd_conv's.  In a layer that doubles the
+// size the convolution is a transposed one of stride 2, whose y is [n, 2h + 1, 2w + 1, k], and fir_bias_act follows.
 //   x, dx [n, h, w, c]; styles, dstyles [n, c]; scale [n, k]; bias [k]; noise [noise_rows, h, w], noise_rows 1 or n, 0 for none
 //   weight [k, c, 3, 3]; y, dy, out [n, h, w, k], y may be null; the plan of the pass is winograd_pass.hpp's
 // Traffic: forward reads x and writes y and out, backward reads dy and x and writes dx.
@@ -14,6 +14,18 @@ namespace {
 
 constexpr int64_t kParallel = 32768;  // fewer products are not worth waking the other threads
 
+// x * styles, as a pass reads it.
+template <typename T>
+struct Modulated {
+  const T *x, *styles;
+  int64_t h, w, c;
+
+  template <typename Vec>
+  KD_INLINE Vec operator()(Vec, int64_t, int64_t image, int64_t i, int64_t j, int64_t q) const {
+    return load<Vec>(x + ((image * h + i) * w + j) * c + q) * load<Vec>(styles + image * c + q);
+  }
+};
+
 }  // namespace
 
 template <typename T>
@@ -22,10 +34,7 @@ void styled_conv(const T* x, const T* weight, const T* styles, const T* scale, c
                  double limit, int64_t block, bool by_panels, int64_t shared, int64_t per_thread, int threads) {
   KD_CHECK(noise_rows == 0 || noise_rows == 1 || noise_rows == n, "styled_conv: expected noise for one image or for all");
   const Activation<T> act{T(slope), T(gain), T(limit)};
-  const auto read = [&](auto zero, int64_t, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
-    using Vec = decltype(zero);
-    return Vec(load<Vec>(x + ((image * h + i) * w + j) * c + q) * load<Vec>(styles + image * c + q));
-  };
+  const Modulated<T> read{x, styles, h, w, c};
   const auto write = [&](int64_t, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) {
     const T* shifts = noise_rows ? noise + (noise_rows == 1 ? 0 : at.image) * h * w : nullptr;
     for_vectors<T>(channels, [&](auto zero, int64_t from) __attribute__((always_inline)) {
@@ -109,7 +118,8 @@ void styled_conv_demodulation(const T* weight, const T* styles, T* squares, T* s
   }
 }
 
-// Adds to dstyles and, if it is not null, to dweight what comes through scale; dscale becomes the gradient of the sum under the root.
+// Adds to dstyles and, if it is not null, to dweight what comes through scale; dscale becomes the gradient of what is under the
+// root.
 template <typename T>
 void styled_conv_demodulation_bwd(T* dscale, const T* scale, const T* weight, const T* styles, T* squares, T* dstyles, T* dweight,
                                   int64_t n, int64_t c, int64_t k, int threads) {
@@ -155,10 +165,7 @@ template <typename T>
 void styled_conv_doubled(const T* x, const T* weight, const T* styles, T* y, T* scratch, int64_t n, int64_t h, int64_t w, int64_t c,
                          int64_t k, int64_t block, bool by_panels, int64_t shared, int64_t per_thread, int threads) {
   const Pass<Doubling> pass(n, h, w, c, k, 0);
-  const auto read = [&](auto zero, int64_t, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
-    using Vec = decltype(zero);
-    return Vec(load<Vec>(x + ((image * h + i) * w + j) * c + q) * load<Vec>(styles + image * c + q));
-  };
+  const Modulated<T> read{x, styles, h, w, c};
   const auto write = [&](int64_t, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) {
     for_vectors<T>(channels, [&](auto zero, int64_t from) __attribute__((always_inline)) {
       using Vec = decltype(zero);
@@ -183,11 +190,7 @@ void styled_conv_doubled_weight_grad(const T* x, const T* styles, const T* dy, T
   const Pass<Doubling> pass(n, h, w, c, k, 0);
   const WeightPlan<T> plan{block, of_tiles, of_inputs, of_outputs, dweight, scratch, per_thread, threads};
   const T* const grads[2] = {dy, nullptr};
-  run_weight_pass(pass, grads, plan, [&](auto zero, int64_t, int64_t image, int64_t i, int64_t j, int64_t q)
-                  __attribute__((always_inline)) {
-                    using Vec = decltype(zero);
-                    return Vec(load<Vec>(x + ((image * h + i) * w + j) * c + q) * load<Vec>(styles + image * c + q));
-                  });
+  run_weight_pass(pass, grads, plan, Modulated<T>{x, styles, h, w, c});
 }
 
 #define KD_INSTANTIATE(T)                                                                                                        \

@@ -1,9 +1,9 @@
 // The one-dimensional maps of Winograd's convolutions, on vectors of channels: y = A' [(G w G') * (B' x B)] A.
 // Points 0, +-5/8, +-3/2, infinity: exact in binary, half the rounding error of 0, +-1, +-2.
 //   SameSize   F(4x4, 3x3), six planes along an axis
-//   Doubling   a transposed convolution of stride 2 of four entries, which has nine results.  The five even ones are a product of the
-//              polynomials x and w0 + w2 s (the five finite points), the odd ones x times w1: nine planes, and six of filters, because
-//              the last four share theirs
+//   Doubling   a transposed convolution of stride 2 of four entries, which has nine results.  The five even ones are a product of
+//              the polynomials x and w0 + w2 s (the five finite points), the odd ones x times w1: nine planes, and six of
+//              filters, because the last four share theirs
 //   Halving    the transpose of Doubling: a convolution of stride 2
 // Derivation: docs/ops/winograd_conv.md and styled_conv.md
 #pragma once

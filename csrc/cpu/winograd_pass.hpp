@@ -1,8 +1,10 @@
-// A whole 3x3 convolution by one of the schemes of winograd_maps.hpp in one pass: what is transformed is multiplied and transformed back while it stays in
-// cache.  Two orders: blocks of tiles, whose thread takes them through all channels; or panels of outputs, whose thread makes their
-// filters as it needs them and takes them through all tiles, for layers whose transformed filters would not fit the cache.
-// No result depends on the block of its tile or on the thread that it falls to.
-//   weight [k][c][3][3], or turned: [c][k][3][3], in SameSize with the taps turned around; U: 36 planes of panels, [c][panel] each
+// A whole 3x3 convolution by one of the schemes of winograd_maps.hpp in one pass: what is transformed is multiplied and transformed
+// back while it stays in cache.  Two orders: blocks of tiles, whose thread takes them through all channels; or panels of outputs,
+// whose thread makes their filters as it needs them and takes them through all tiles, for layers whose transformed filters would
+// not fit the cache and for few images.  No result depends on the block of its tile or on the thread that it falls to; between the
+// two orders rounding may differ.
+//   weight [k][c][3][3], or turned: [c][k][3][3], in SameSize with the taps turned around
+//   U: 36 planes of panels, [c][panel] each
 // A sum of two convolutions is one whose inputs are the channels of both maps.
 // Derivation: docs/ops/winograd_conv.md, section "In one pass"
 #pragma once
@@ -43,7 +45,7 @@ struct Pass {
       : n(n), h(h), w(w), c(c), k(k), padding(padding), maps(maps), inputs(maps * c), oh(Scheme::size_of(h, padding)),
         ow(Scheme::size_of(w, padding)), down(Scheme::tiles_of(oh)), across(Scheme::tiles_of(ow)), tiles(n * down * across) {
     KD_CHECK(n >= 0 && c > 0 && k > 0 && h > 0 && w > 0 && padding >= 0 && oh > 0 && ow > 0,
-             "winograd_conv: expected maps of at least 3x3 with their padding");
+             "winograd: expected a map with its padding that the convolution fits in");
   }
 };
 
@@ -130,8 +132,8 @@ struct Place {
 // Tiles first .. first + count of a map that comes in, channels c0 .. c1, into the planes of V, whose tiles are `row` apart;
 // read(zero, map, image, row, column, channel) is a vector of it.
 template <typename Scheme, typename T, typename Read>
-KD_INLINE void transform_inputs(const Pass<Scheme>& p, int64_t map, int64_t first, int64_t count, int64_t c0, int64_t c1, T* V, int64_t row,
-                                int64_t stride, const Read& read) {
+KD_INLINE void transform_inputs(const Pass<Scheme>& p, int64_t map, int64_t first, int64_t count, int64_t c0, int64_t c1, T* V,
+                                int64_t row, int64_t stride, const Read& read) {
   for (int64_t t = 0; t < count; ++t) {
     const Place tile(p, first + t, Scheme::read_step);
     const int64_t top = tile.top - p.padding, left = tile.left - p.padding;
@@ -169,7 +171,8 @@ struct Plan {
 // y of every tile: write(tile, place, first channel, channels, planes, stride) takes sums from their first plane, the others
 // `stride` apart.  Tiles whose results overlap fall to one thread, in their order.
 template <typename Scheme, typename T, typename Read, typename Write>
-KD_INLINE void run_blocks(const Pass<Scheme>& p, const Filters<Scheme, T>& filters, const Plan<T>& plan, const Read& read, const Write& write) {
+KD_INLINE void run_blocks(const Pass<Scheme>& p, const Filters<Scheme, T>& filters, const Plan<T>& plan, const Read& read,
+                          const Write& write) {
   constexpr int64_t panel = Widest<T>::panel, planes = kPlanes<Scheme>;
   constexpr bool overlap = Scheme::results > Scheme::result_step;
   const int64_t width = rounded_up(p.k, panel), plane = p.inputs * width + kGap, in = plan.block * p.inputs + kGap;
@@ -253,8 +256,8 @@ KD_INLINE void put_results(const T* from, int64_t stride, const Put& put) {
 
 // Tiles first .. first + count of the gradient dy [n, oh, ow, k], `channels` of it from k0 on, into the planes of M.
 template <typename Scheme, typename T>
-KD_INLINE void transform_gradients(const Pass<Scheme>& p, const T* dy, int64_t first, int64_t count, int64_t k0, int64_t channels, T* M,
-                                   int64_t row, int64_t stride) {
+KD_INLINE void transform_gradients(const Pass<Scheme>& p, const T* dy, int64_t first, int64_t count, int64_t k0, int64_t channels,
+                                   T* M, int64_t row, int64_t stride) {
   for (int64_t t = 0; t < count; ++t) {
     const Place tile(p, first + t, Scheme::result_step);
     const T* from = dy + ((tile.image * p.oh + tile.top) * p.ow + tile.left) * p.k + k0;
@@ -266,7 +269,9 @@ KD_INLINE void transform_gradients(const Pass<Scheme>& p, const T* dy, int64_t f
             if (tile.top + i >= p.oh || tile.left + j >= p.ow) return zero;
             return load<Vec>(from + (i * p.ow + j) * p.k + q);
           },
-          [&](int i, int j, Vec v) __attribute__((always_inline)) { store(M + (Scheme::planes * i + j) * stride + t * row + q, v); });
+          [&](int i, int j, Vec v) __attribute__((always_inline)) {
+            store(M + (Scheme::planes * i + j) * stride + t * row + q, v);
+          });
     });
   }
 }

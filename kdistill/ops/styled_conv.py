@@ -9,10 +9,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from kdistill.backends.reference import styled_conv as reference
+from kdistill.backends.reference.styled_conv import EPS
 from kdistill.errors import ConfigError, NotDifferentiableError, ShapeError
 from kdistill.ops._registry import check_same_dtype_and_device, fast_apply, register
+from kdistill.ops.fir_bias_act import fir_bias_act
 
 GRAD_ORDER = 2
 
@@ -117,12 +119,22 @@ class _StyledConv(torch.autograd.Function):
 def _differentiable(
     grad: Tensor, inputs: list[Tensor | None], numbers: tuple[float, ...], wanted: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """Return the gradients as functions of ``grad`` and the inputs, by the reference."""
+    """Return the gradients as functions of ``grad`` and the inputs, by the library's convolution between two ``fir_bias_act``."""
     # views: where one input was made of another, its own gradient must not hold the way through the other
-    inputs = [None if t is None else t.view_as(t) for t in inputs]
-    arguments: Any = (*inputs, *numbers, False)
-    out, *_ = reference.styled_conv(*arguments)
-    leaves = [t for t, wants in zip(inputs, wanted, strict=False) if wants]  # the taps are no leaf
+    views = [None if t is None else t.view_as(t) for t in inputs]
+    for position, view in enumerate(views[: len(wanted)]):
+        if view is not None and wanted[position] and not view.requires_grad:  # a pullback of torch.func, outside of its level
+            views[position] = view.detach().requires_grad_()
+    x, weight, styles, bias, noise, taps = cast("list[Tensor]", views)
+    slope, gain, limit = numbers
+    scale = torch.rsqrt(styles.square() @ weight.square().sum((2, 3)).T + EPS)
+    modulated = fir_bias_act(x, styles)
+    if taps is None:
+        y = functional.conv2d(modulated, weight, padding=1)
+    else:
+        y = functional.conv_transpose2d(modulated, weight.transpose(0, 1), stride=2)
+    out = fir_bias_act(y, scale, bias, noise, taps, slope=slope, gain=gain, clamp=None if limit == math.inf else limit)
+    leaves = [t for t, wants in zip(views, wanted, strict=False) if wants]  # the taps are no leaf
     found = iter(torch.autograd.grad(out, cast("list[Tensor]", leaves), grad, create_graph=True))
     return [next(found) if wants else None for wants in wanted]
 

@@ -37,7 +37,13 @@ def test_every_instruction_set(isa, dtype):
 
 
 @pytest.mark.parametrize("shape", [s for s in CASE.shapes if s.n != 1 and s.c < 16], ids=str)
-def test_registration(shape):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_registration(backend, shape):
+    with running_on(backend):
+        check_registration(shape)
+
+
+def check_registration(shape):
     x, weight, styles, bias, noise, taps = CASE.inputs(shape, seed=1)
     numbers = (0.2, 1.4, 2.5)
     for keep, drawn in ((False, None), (True, noise)):
@@ -83,6 +89,26 @@ def test_gradients_of_first_and_second_order(backend, tiny):
     with running_on(backend):
         assert torch.autograd.gradcheck(CASE.op, inputs, fast_mode=True)
         assert torch.autograd.gradgradcheck(CASE.op, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("tiny", TINY, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_pullback_of_torch_func(backend, tiny):
+    x, *others = CASE.inputs(tiny, seed=4, dtype=torch.float64)
+    with running_on(backend):
+        out, pullback = torch.func.vjp(lambda x: CASE.op(x, *others), x)
+        leaf = x.clone().requires_grad_()
+        known = torch.autograd.grad(CASE.op(leaf, *others).sum(), leaf)[0]
+        torch.testing.assert_close(pullback(torch.ones_like(out))[0], known)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_derivative_at_the_clamp_is_0_in_both_orders(backend):
+    x, bias = torch.zeros(2, 3, 4, 4), torch.full((5,), 2.0, requires_grad=True)
+    with running_on(backend):
+        out = ops.styled_conv(x, torch.ones(5, 3, 3, 3), torch.ones(2, 3), bias, clamp=2.0)
+        for create_graph in (False, True):
+            assert not torch.autograd.grad(out.sum(), bias, retain_graph=True, create_graph=create_graph)[0].any()
 
 
 @pytest.mark.parametrize("tiny", TINY, ids=str)

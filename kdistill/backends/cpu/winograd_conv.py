@@ -18,6 +18,7 @@ _GAP = 16  # elements between two of its planes
 _BLOCK = 40  # tiles that a thread takes through all channels together, at most
 _FILTERS = 8 << 20  # bytes of transformed filters, from which on a pass goes by panels
 _MOST_TILES_OF_A_PANEL = 96
+_FEWEST_IMAGES = 4  # of which threads take whole ones; fewer go by panels, however many threads: these must change no bit
 _FEW_FILTERS, _MOST_PARTS = 64 * 64, 8  # a weight gradient of fewer goes by parts of the tiles
 
 
@@ -29,7 +30,7 @@ def plan(
     ``images``: where a thread takes whole ones only, their number.
     """
     threads, width = torch.get_num_threads(), _padded_to_panels(outputs)
-    if PLANES * inputs * width * like.element_size() > _FILTERS or (images is not None and images < threads):
+    if PLANES * inputs * width * like.element_size() > _FILTERS or (images is not None and images < _FEWEST_IMAGES):
         block = max(1, min(tiles, _MOST_TILES_OF_A_PANEL))
         shared = planes * (block * inputs + _GAP)
         per_thread = PLANES * (inputs * _PANEL + _GAP) + planes * (block * _PANEL + _GAP)

@@ -51,7 +51,7 @@ def styled_conv_bwd(
     if taps is None:
         raw = F.conv_transpose2d(dy, weight, padding=1)
         if wants_weight:
-            dweight = torch.nn.grad.conv2d_weight(modulated, weight.shape, dy, padding=1)
+            dweight = torch.nn.grad.conv2d_weight(modulated, weight.shape, dy, padding=1).contiguous()
     else:
         across = weight.transpose(0, 1)
         raw = F.conv2d(dy, across, stride=2)
