@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdistill.backends.reference.styled_conv import EPS
+from kdistill.backends.reference.styled_conv import demodulation
 from kdistill.errors import ConfigError, NotDifferentiableError, ShapeError
 from kdistill.ops._registry import check_same_dtype_and_device, fast_apply, register
 from kdistill.ops.fir_bias_act import fir_bias_act
@@ -127,7 +127,7 @@ def _differentiable(
             views[position] = view.detach().requires_grad_()
     x, weight, styles, bias, noise, taps = cast("list[Tensor]", views)
     slope, gain, limit = numbers
-    scale = torch.rsqrt(styles.square() @ weight.square().sum((2, 3)).T + EPS)
+    scale = demodulation(weight, styles)
     modulated = fir_bias_act(x, styles)
     if taps is None:
         y = functional.conv2d(modulated, weight, padding=1)

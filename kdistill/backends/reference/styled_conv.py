@@ -9,6 +9,11 @@ from kdistill.backends.reference.fir_bias_act import fir_bias_act, fir_bias_act_
 EPS = 1e-8
 
 
+def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
+    """Return ``rsqrt(sum (weight * styles)^2 + 1e-8)``, ``[N, K]``, without the weights of every image."""
+    return torch.rsqrt(styles.square() @ weight.square().sum((2, 3)).T + EPS)
+
+
 def styled_conv(
     x: Tensor,
     weight: Tensor,
@@ -21,7 +26,7 @@ def styled_conv(
     limit: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scale = torch.rsqrt(styles.square() @ weight.square().sum((2, 3)).T + EPS)
+    scale = demodulation(weight, styles)
     modulated = x * styles[:, :, None, None]
     if taps is None:
         y = F.conv2d(modulated, weight, padding=1)

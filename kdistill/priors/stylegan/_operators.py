@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from kdistill import ops
 from kdistill.backends.reference.filtered_lrelu import upfirdn
+from kdistill.backends.reference.styled_conv import demodulation
 from kdistill.engine.convolve import convolve_scaled, pays
 from kdistill.ops import fir_bias_act
 
@@ -56,7 +57,7 @@ def modulated_conv(
     if not demodulate:
         return convolve_scaled(x, styles * gain, weight, padding)
     y = convolve_scaled(x, styles, weight, padding)
-    return y * _demodulation(weight, styles, gain)[:, :, None, None]
+    return y * (demodulation(weight, styles) * gain)[:, :, None, None]
 
 
 def styled_conv(
@@ -81,7 +82,7 @@ def styled_conv(
         y = convolve_scaled(x, styles, weight, 1)
     else:
         y = F.conv_transpose2d(fir_bias_act(x, styles), weight.transpose(0, 1), stride=2)
-    return fir_bias_act(y, _demodulation(weight, styles, 1.0), bias, noise, line, **gains)
+    return fir_bias_act(y, demodulation(weight, styles), bias, noise, line, **gains)
 
 
 def line_of(taps: Tensor) -> Tensor | None:
@@ -99,7 +100,7 @@ def modulated_conv_up(x: Tensor, weight: Tensor, styles: Tensor, taps: Tensor) -
     A transposed convolution skips the inserted zeros; the FIR, which commutes with it, follows.
     """
     y = F.conv_transpose2d(x * styles[:, :, None, None], weight.transpose(0, 1), stride=2)
-    y = y * _demodulation(weight, styles, 1.0)[:, :, None, None]
+    y = y * demodulation(weight, styles)[:, :, None, None]
     low, high = (taps.shape[0] - 1) // 2, (taps.shape[0] - 2) // 2
     return upfirdn(y, taps, padding=(low, high, low, high), gain=4.0)
 
@@ -133,9 +134,3 @@ def filtered_lrelu(
 def limited(x: Tensor, clamp: float | None) -> Tensor:
     """Return ``x`` within ``+-clamp``; None leaves it."""
     return x if clamp is None else x.clamp(-clamp, clamp)
-
-
-def _demodulation(weight: Tensor, styles: Tensor, gain: Tensor | float) -> Tensor:
-    """Return ``gain * rsqrt(sum_{i,k,k} V^2 + 1e-8)``, ``[N, O]``, without forming V."""
-    norms: Tensor = styles.square() @ weight.square().sum((2, 3)).T
-    return torch.rsqrt(norms + EPS) * gain
