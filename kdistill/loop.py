@@ -58,7 +58,7 @@ class Snapshot:
     iteration: int
     state: State
     velocity: State
-    average: State  # the running mean of the state; empty where the problem asks for none
+    average: State  # running means of the tensors of the state that the problem names
 
     def like(self, state: State) -> "Snapshot":
         """Return the snapshot on the device of ``state``, new tensors on that of its first one."""
@@ -104,8 +104,9 @@ def sgd_step(snapshot: Snapshot, grads: State, problem: Problem, carried: State 
             continue
         after = x - problem.step_size(name, snapshot.iteration) * velocity[name]
         state[name] = after.clamp(min=problem.lower[name]) if name in problem.lower else after
-    decay = problem.average or 0.0
-    average = {name: decay * mean + (1.0 - decay) * state[name] for name, mean in snapshot.average.items()}
+    average = {
+        name: decay * snapshot.average[name] + (1.0 - decay) * state[name] for name, decay in problem.average.items()
+    }
     return Snapshot(snapshot.iteration + 1, state, velocity, average)
 
 
@@ -141,7 +142,7 @@ def run(
         snapshot = snapshot.like(problem.state)
     if snapshot is None:
         zeros = {name: torch.zeros_like(x) for name, x in problem.state.items()}
-        snapshot = Snapshot(0, problem.state, zeros, dict(problem.state) if problem.average is not None else {})
+        snapshot = Snapshot(0, problem.state, zeros, {name: problem.state[name] for name in problem.average})
     elif snapshot.iteration > problem.iterations:
         raise ConfigError(
             f"resume: expected a checkpoint of at most {problem.iterations} iterations, got one of {snapshot.iteration}; "
@@ -203,7 +204,7 @@ class _Loop:
             _log.warning(
                 "distill: every one of %d iterations was skipped, so nothing has changed; raise skip_above", self.skipped
             )
-        final = self.snapshot.average or self.snapshot.state
+        final = {**self.snapshot.state, **{name: self.snapshot.average[name] for name in self.problem.average}}
         if self.problem.search is not None:
             final = self.problem.search.result(final)
         images = self.problem.prior.render(final, self.snapshot.iteration)

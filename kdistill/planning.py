@@ -100,7 +100,7 @@ def plan(
         rehearsal = methods.Rehearsal(config) if found.rehearse is None else found.rehearse(config, seen, Path(folder))
         problem = found.build(rehearsal.config, seen, ipc, 0, None)
         seconds = _iteration_seconds(problem) * rehearsal.steps_ratio
-    states = 3 if problem.average is not None else 2
+    states = 3 if problem.average else 2
     state_bytes = sum(_nbytes(x) for x in problem.state.values())
     checkpoints = 2 if seconds * problem.iterations > 60 else 1
     return Plan(

@@ -129,6 +129,14 @@ def test_the_first_state_is_what_the_experts_say(digits):
     assert (problem.momentum_of("label_logits"), problem.momentum_of("images")) == (0.9, 0.5)
 
 
+@pytest.mark.parametrize("name", ["datm", "pad"])
+def test_the_first_labels_of_fast_are_right(digits, name):
+    extra = {"score_nets": 1, "score_epochs": 1} if name == "pad" else {}
+    config = resolve(name, "fast", {"num_experts": 2, "width": 8, **extra})
+    problem = methods.get(name).build(config, digits, 5, 0, None)
+    assert torch.equal(problem.state["label_logits"].argmax(1), problem.labels)
+
+
 # ---- runs
 
 

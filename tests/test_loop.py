@@ -45,7 +45,7 @@ def test_the_running_mean_is_the_result():
     for _ in range(4):
         x -= 0.5
         mean = 0.5 * mean + 0.5 * x
-    assert torch.equal(images_of(average=0.5), torch.full((2,), mean))
+    assert torch.equal(images_of(average={"images": 0.5}), torch.full((2,), mean))
 
 
 def test_an_unknown_schedule_is_refused():
@@ -89,7 +89,7 @@ def test_a_skipped_step_changes_nothing_and_is_counted(tmp_path):
         return Step(torch.tensor(2.0), torch.ones_like(images), is_skipped=iteration % 2 == 0)
 
     seen = []
-    options = {"iterations": 20, "momentum": 1.0, "average": 0.5}
+    options = {"iterations": 20, "momentum": 1.0, "average": {"images": 0.5}}
     outcome = loop.run(problem(every_other, **options), callbacks=[lambda p: seen.append(p.skipped)], folder=tmp_path)
     plain = loop.run(problem(**{**options, "iterations": 10}))
     assert torch.equal(outcome.images, plain.images)

@@ -101,8 +101,16 @@ def test_an_iteration_that_would_throw_the_images_is_skipped(digits, folder, cap
 
 def test_ftd_returns_the_running_mean(digits, folder):
     still = run(digits, folder, "ftd", iterations=3, ema_decay=1.0, lr_init=0.5)
-    assert still.learned_lr == 0.5
+    assert still.learned_lr == run(digits, folder, "ftd", iterations=3, ema_decay=0.0, lr_init=0.5).learned_lr != 0.5
     assert torch.equal(still.images, run(digits, folder, "ftd", iterations=1, lr_images=0.0).images)
+
+
+def test_ftd_has_the_values_of_its_own_code():
+    ftd, datm = resolve("ftd", "paper", {}), resolve("datm", "paper", {})
+    assert (ftd.ema_decay, ftd.surrogate) == (0.9995, 0.4)
+    assert datm.surrogate == 0.3
+    subsets = resolve("ftd", "imagenet128", {})
+    assert (subsets.ema_decay, subsets.surrogate) == (0.999, 1.0)
 
 
 def test_teacher_labels_change_the_run(digits, folder):

@@ -21,6 +21,17 @@ from kdistill.priors.network_files import load_generator
 from kdistill.priors.stylegan import Generator
 from kdistill.transforms import Standardise, Transform
 
+# what the published code of GLaD and H-GLaD gives the objectives for ImageNet subsets at 128 px, at every number of images per class:
+# one matching step per network for DC, TESLA's truncated gradient and a learned rate that begins at 0.01 for MTT
+PUBLISHED_DC = {"outer_steps": 1, "inner_epochs": 1}
+PUBLISHED_MTT = {
+    "grad_mode": "tesla",
+    "syn_steps": 20,
+    "expert_epochs": 3,
+    "max_start_epoch": 5,
+    "lr_lr": 1e-6,
+    "lr_init": 0.01,
+}
 REPO_MEAN, REPO_STD = (0.4377, 0.4438, 0.4728), (0.229, 0.224, 0.225)  # of generated images in the published code
 
 

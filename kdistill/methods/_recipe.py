@@ -143,7 +143,8 @@ class Problem:
         iterations: Outer steps.
         schedule: Of the step sizes: ``"constant"``, or ``"cosine"``: down to 0 at the last step.
         lower: Smallest value of a tensor of the state, held after every step.
-        average: Decay of the running mean of the state that the result is taken from; None takes the last state.
+        average: Decay of the running mean of a tensor of the state, which the result takes in its place; the result takes all
+            other tensors as they are after the last step.
         advice: What to change when the numbers blow up, for the error message.
         about: What the result depends on beside options and data, such as the digest of a generator; goes into the record.
         search: What happens between two steps, or None.
@@ -160,7 +161,7 @@ class Problem:
     iterations: int
     schedule: str = "constant"
     lower: Mapping[str, float] = field(default_factory=dict)
-    average: float | None = None
+    average: Mapping[str, float] = field(default_factory=dict)
     advice: str = "lower the step size"
     about: Mapping[str, Any] = field(default_factory=dict)
     search: Search | None = None
@@ -188,7 +189,11 @@ class Problem:
         """
         rest = {name: x for name, x in self.state.items() if name != "images"}
         rates = {**{name: rate for name, rate in self.learning_rates.items() if name != "images"}, **learning_rates}
-        return replace(self, prior=prior, state={**state, **rest}, learning_rates=rates, **changes)
+        average = {name: decay for name, decay in self.average.items() if name != "images"}
+        if "images" in self.average:
+            average |= dict.fromkeys(state, self.average["images"])
+        own = {"prior": prior, "state": {**state, **rest}, "learning_rates": rates, "average": average}
+        return replace(self, **{**own, **changes})
 
 
 @dataclass(frozen=True)

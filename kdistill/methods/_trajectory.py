@@ -235,7 +235,7 @@ def build_trajectory(
     soft: SoftLabels | None = None,
     mask: Mask | None = None,
     skip_above: float | None = None,
-    average: float | None = None,
+    average: Mapping[str, float] | None = None,
 ) -> Problem:
     """Return the run of a trajectory method.
 
@@ -251,7 +251,7 @@ def build_trajectory(
         soft: Labels that are learned; None keeps the hard ones.
         mask: Of the parameters that are compared (PAD), see ``trajectory_match``.
         skip_above: An iteration with a larger loss changes nothing.
-        average: Decay of the running mean of the images, or None.
+        average: Decay of the running mean of tensors of the state, or None (see ``Problem``).
     """
     student, experts = config.network(data), expert_store(config, data) if store is None else store
     labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
@@ -308,7 +308,7 @@ def build_trajectory(
         iterations=config.iterations,
         schedule=config.schedule,
         lower={"lr": SMALLEST_LR},
-        average=average,
+        average=average or {},
         advice="lower lr_images, or lr_lr and lr_init" + ("" if soft is None else ", or lr_labels"),
     )
 

@@ -38,9 +38,10 @@ from kdistill.methods._trajectory import FlatExpertsConfig, SoftLabels, build_tr
 from kdistill.methods.mtt import FAST as MTT_FAST
 from kdistill.selection import select_correct
 
-# the better of two settings on validation images (mnist5k, 10 per class, one run each)
+# the better of two settings on validation images (mnist5k, 10 per class, one run each); the first images must be ones that an expert
+# classifies correctly, or labels begin at logits that are right about another class
 FAST = {
-    **MTT_FAST, "iterations": 80, "expert_length": None,
+    **MTT_FAST, "iterations": 80, "expert_length": None, "init": "correct",
     "first_max_start_epoch": 3, "expand_until": 50, "lr_labels": 2.0,
 }  # fmt: skip
 

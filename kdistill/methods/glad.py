@@ -15,7 +15,17 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.keys import make_key
 from kdistill.methods._calibrate import FirstGradients
-from kdistill.methods._latent import LatentConfig, about, experts, network_for, refuse_start, rehearse, view_for
+from kdistill.methods._latent import (
+    PUBLISHED_DC,
+    PUBLISHED_MTT,
+    LatentConfig,
+    about,
+    experts,
+    network_for,
+    refuse_start,
+    rehearse,
+    view_for,
+)
 from kdistill.methods._recipe import Method, Problem, balanced_labels
 from kdistill.priors import LatentPrior
 from kdistill.priors.latents import generator_classes
@@ -90,14 +100,14 @@ METHOD = Method(
     presets={
         # of the authors' README, ImageNet subsets at 128 px with a StyleGAN-XL of 26 layers
         "paper": {},
-        "paper_dc": {"objective": "dc", "layer": 16, "lr_f": 1.0, "lr_w": 1e-3},
+        "paper_dc": {"objective": "dc", "layer": 16, "lr_f": 1.0, "lr_w": 1e-3, "settings": PUBLISHED_DC},
         "paper_mtt": {
             "objective": "mtt",
             "layer": 12,
             "lr_f": 1e4,
             "lr_w": 10.0,
             "lr_g": 0.1,
-            "settings": {"grad_mode": "tesla", "syn_steps": 20, "expert_epochs": 3, "max_start_epoch": 5, "lr_lr": 1e-6},
+            "settings": PUBLISHED_MTT,
         },
         "paper_cifar": {"layer": 2},
         "fast": {

@@ -20,6 +20,8 @@ from kdistill.errors import ConfigError
 from kdistill.keys import make_key
 from kdistill.methods._calibrate import FirstGradients
 from kdistill.methods._latent import (
+    PUBLISHED_DC,
+    PUBLISHED_MTT,
     LatentConfig,
     about,
     check_word,
@@ -123,7 +125,7 @@ def build(config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: T
         advice="lower lr_f or lr_w, or lr_images if pixels were reached",
         about={**problem.about, "prior": {**about(network), "stages": [stage_name(stage) for stage in stages]}},
         objective=search.hand_on(problem.objective),
-        average=None,
+        average={},
         search=search,
     )
 
@@ -145,9 +147,8 @@ def _rates(
     return rates
 
 
-_TESLA = {"grad_mode": "tesla", "syn_steps": 20, "expert_epochs": 3, "max_start_epoch": 5, "lr_lr": 1e-6}
-_DC = {"objective": "dc", "lr_f": 1.0, "lr_w": 1e-3}
-_MTT = {"objective": "mtt", "lr_f": 1e4, "lr_w": 10.0, "settings": _TESLA}
+_DC = {"objective": "dc", "lr_f": 1.0, "lr_w": 1e-3, "settings": PUBLISHED_DC}
+_MTT = {"objective": "mtt", "lr_f": 1e4, "lr_w": 10.0, "settings": PUBLISHED_MTT}
 
 METHOD = Method(
     name="hglad",

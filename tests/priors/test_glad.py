@@ -103,6 +103,18 @@ def test_without_gradients_a_step_size_has_to_be_named(digits, prior, monkeypatc
         run(digits, prior, lr_f=None, lr_w=None)
 
 
+@pytest.mark.parametrize("name", ["glad", "hglad"])
+def test_published_presets_hold_the_published_values_of_the_objectives(name):
+    published = {preset: resolve(name, preset, {"prior": "x"}) for preset in methods.get(name).presets if preset != "fast"}
+    for config in published.values():
+        _, base = config.base()
+        if config.objective == "dc":  # T_o = 1, not the ten steps of the pixel method at 10 per class
+            assert base.loops(10) == (1, 1)
+        if config.objective == "mtt":
+            assert (base.lr_init, base.lr_lr, base.syn_steps, base.expert_epochs, base.grad_mode) == (0.01, 1e-6, 20, 3, "tesla")
+    assert {"dm", "dc", "mtt"} == {config.objective for config in published.values()}
+
+
 def test_latents_without_influence_stay(digits, prior):
     small = run(digits, prior, iterations=1, layer=3, lr_f=None, lr_w=None)  # the last layer is behind all of W+
     rates = small.metrics["distillation"]["learning_rates"]
