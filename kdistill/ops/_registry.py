@@ -25,6 +25,7 @@ from torch import Tensor
 
 from kdistill import _native
 from kdistill.errors import BackendUnavailableError, ConfigError, NotDifferentiableError, ShapeError, did_you_mean
+from kdistill.ops._layout import Layouts, checker
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -35,6 +36,9 @@ _log = logging.getLogger("kdistill")
 _asked: ContextVar[str | None] = ContextVar("kdistill_backend", default=None)
 _LIB = torch.library.Library("kdistill", "FRAGMENT")
 _chosen: dict[tuple[Any, ...], Callable[..., Any]] = {}
+_checked: dict[tuple[Any, ...], Callable[..., Any]] = {}  # the same, by sizes and strides too: these arguments were checked
+_MOST_CHECKED = 4096
+guarded: dict[str, Callable[..., Any]] = {}  # every op that checks its arguments, behind torch's dispatcher
 
 
 @contextmanager
@@ -48,14 +52,14 @@ def use_backend(name: str) -> Iterator[None]:
         ConfigError: The name is unknown.
         BackendUnavailableError: At the first op that this backend cannot run, with the reason.
     """
-    token = _asked.set(_checked(name, "use_backend"))
+    token = _asked.set(_known(name, "use_backend"))
     try:
         yield
     finally:
         _asked.reset(token)
 
 
-def _checked(name: str, where: str) -> str:
+def _known(name: str, where: str) -> str:
     if name not in (*BACKENDS, "auto"):
         raise ConfigError(f"{where}: expected a backend, got '{name}'; {did_you_mean(name, [*BACKENDS, 'auto'])}")
     return name
@@ -63,7 +67,7 @@ def _checked(name: str, where: str) -> str:
 
 def asked_backend() -> str | None:
     """Return the backend asked for by ``use_backend`` or ``KDISTILL_BACKEND``, or None for the automatic choice."""
-    name = _asked.get() or _checked(os.environ.get("KDISTILL_BACKEND") or "auto", "KDISTILL_BACKEND")
+    name = _asked.get() or _known(os.environ.get("KDISTILL_BACKEND") or "auto", "KDISTILL_BACKEND")
     return None if name == "auto" else name
 
 
@@ -139,32 +143,66 @@ def _sentence(refusals: dict[str, str]) -> str:
 def forget_choices() -> None:
     """Forget every cached choice (after the native modules or the environment changed)."""
     _chosen.clear()
+    _checked.clear()
 
 
-def plain(name: str) -> Callable[..., Any]:
-    """An op that the engine alone calls: choose and run.  No torch.library, no autograd, grad order 0."""
+def _checking(name: str, layouts: Layouts, hint: str) -> Callable[..., Any]:
+    """Return the op that checks its arguments, chooses a backend and runs; equal metadata are checked once."""
+    check = checker(name, hint, layouts)
+
+    def run(*args: Any) -> Any:
+        key = (name, asked_backend(), _native.emulating(), *map(_metadata, args))
+        found = _checked.get(key)
+        if found is None:
+            check(args)
+            found = choose(name, args)
+            if len(_checked) >= _MOST_CHECKED:
+                _checked.clear()
+            _checked[key] = found
+        return found(*args)
+
+    guarded[name] = run
+    return run
+
+
+def _metadata(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    return tuple(value) if isinstance(value, list) else value
+
+
+def plain(name: str, layouts: Layouts | None = None) -> Callable[..., Any]:
+    """An op that the engine alone calls: choose and run.  No torch.library, no autograd, grad order 0.
+
+    Args:
+        name: The function of the backends.
+        layouts: The layouts of its tensors, checked before it runs; None where the public function has checked all of them.
+    """
+    checked = None if layouts is None else _checking(name, layouts, "pass what the forward was given and returned")
 
     def run(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             raise NotDifferentiableError(f"{name}: expected inputs without requires_grad; call it under torch.no_grad()")
-        return choose(name, args)(*args)
+        return checked(*args) if checked else choose(name, args)(*args)
 
     run.__name__ = name
     return run
 
 
-def register(name: str, schema: str, *, fake: Callable[..., Any]) -> Callable[..., Any]:
+def register(name: str, schema: str, *, fake: Callable[..., Any], layouts: Layouts) -> Callable[..., Any]:
     """An op that torch must know, because users differentiate or compile through it.
 
     Args:
         name: Registered as ``kdistill::<name>``.
         schema: Arguments and results in torch's schema language, functional (no in-place, no view).
         fake: The same arguments to outputs of the right shape, dtype and device, without touching data.
+        layouts: The same arguments to the layouts of the tensors among them; anything else raises ShapeError.
     """
     _LIB.define(name + schema)
     torch.library.register_fake(f"kdistill::{name}", fake, lib=_LIB)
+    run = _checking(name, layouts, f"call kdistill.ops.{module_of(name)}, which converts what it is given")
     for key in ("CPU", "CUDA"):
-        _LIB.impl(name, lambda *args: choose(name, args)(*args), key)
+        _LIB.impl(name, run, key)
     return cast("Callable[..., Any]", getattr(torch.ops.kdistill, name).default)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdistill.backends.reference import class_mean_sqdist as _reference
 from kdistill.errors import NotDifferentiableError, ShapeError
+from kdistill.ops._layout import Layout, array, require, sizes_of
 from kdistill.ops._registry import check_same_dtype_and_device, fast_apply, plain, register
 
 GRAD_ORDER = 2
@@ -21,17 +22,34 @@ def _fake_fwd(
     return real.new_empty(()), real.new_empty((num_classes, real.shape[1]))
 
 
+def _layouts_fwd(
+    real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None
+) -> tuple[Layout, ...]:
+    (n, f), (m, _) = sizes_of(real, "real [N, F]"), sizes_of(syn, "syn [M, F]")
+    require(num_classes >= 0, "num_classes from 0 on", num_classes)
+    of_real, of_syn = array(n, dtype=torch.int64), array(m, dtype=torch.int64)
+    return array(n, f), of_real, array(m, f), of_syn, array(num_classes, f)
+
+
+def _layouts_bwd(grad: Tensor, diff: Tensor, weights: Tensor | None, labels: Tensor, sign: float) -> tuple[Layout, ...]:
+    k, f = sizes_of(diff, "diff [K, F]")
+    (n,) = sizes_of(labels, "labels [N]")
+    return array(), array(k, f), array(k, f), array(n, dtype=torch.int64)
+
+
 _fwd = register(
     "class_mean_sqdist",
     "(Tensor real, Tensor real_labels, Tensor syn, Tensor syn_labels, int num_classes, Tensor? weights) -> (Tensor, Tensor)",
     fake=_fake_fwd,
+    layouts=_layouts_fwd,
 )
 _bwd = register(
     "class_mean_sqdist_bwd",
     "(Tensor grad, Tensor diff, Tensor? weights, Tensor labels, float sign) -> Tensor",
     fake=lambda grad, diff, weights, labels, sign: diff.new_empty((labels.shape[0], diff.shape[1])),
+    layouts=_layouts_bwd,
 )
-_value_and_grad = plain("class_mean_sqdist_and_grad")
+_value_and_grad = plain("class_mean_sqdist_and_grad", _layouts_fwd)
 
 
 class _ClassMeanSqdist(torch.autograd.Function):
@@ -108,7 +126,7 @@ def class_mean_sqdist(
 def class_mean_sqdist_and_grad(
     real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the value and its gradient in ``syn`` without an autograd graph; arguments as ``class_mean_sqdist``, not checked.
+    """Return the value and its gradient in ``syn`` without an autograd graph; for arguments like its.
 
     Cost: one pass: reads ``(N + M)*F`` elements once and writes ``(K + M)*F``.
     """

@@ -12,21 +12,36 @@ from torch import Tensor
 
 from kdistill.backends.reference.diff_augment import AFFINE, COLOR, CROP, CUTOUT, FLIP, IDENTITY, ROW
 from kdistill.errors import NotDifferentiableError, ShapeError
+from kdistill.ops._layout import Layout, array, require, sizes_of
 from kdistill.ops._registry import register
 
 __all__ = ["AFFINE", "COLOR", "CROP", "CUTOUT", "FLIP", "GRAD_ORDER", "IDENTITY", "ROW", "diff_augment", "diff_augment_transpose"]
 
 GRAD_ORDER = 2
 
+
+def _layouts_fwd(images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool) -> tuple[Layout, ...]:
+    b, c, h, w = sizes_of(images, "images [B, C, H, W]")
+    s, _ = sizes_of(params, f"params [S, {ROW}]")
+    require(s > 0 or b == 0, "at least one row of params", "none")
+    return array(b, c, h, w), array(s, ROW, dtype=torch.float64), array(b, dtype=torch.int64)
+
+
+def _layouts_bwd(grad: Tensor, params: Tensor, index: Tensor, align_corners: bool) -> tuple[Layout, ...]:
+    return _layouts_fwd(grad, params, index, align_corners, True)
+
+
 _fwd = register(
     "diff_augment",
     "(Tensor images, Tensor params, Tensor index, bool align_corners, bool linear) -> Tensor",
     fake=lambda images, params, index, align_corners, linear: torch.empty_like(images),
+    layouts=_layouts_fwd,
 )
 _bwd = register(
     "diff_augment_bwd",
     "(Tensor grad, Tensor params, Tensor index, bool align_corners) -> Tensor",
     fake=lambda grad, params, index, align_corners: torch.empty_like(grad),
+    layouts=_layouts_bwd,
 )
 
 

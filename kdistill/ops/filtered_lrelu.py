@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdistill.backends.reference.filtered_lrelu import filtered_lrelu_bwd as _differentiable_bwd
 from kdistill.errors import ConfigError, NotDifferentiableError, ShapeError
+from kdistill.ops._layout import Layout, array, maps, require, sizes_of
 from kdistill.ops._registry import check_same_dtype_and_device, fast_apply, register
 
 GRAD_ORDER = 2
@@ -23,10 +24,9 @@ def _empty(like: Tensor, *sizes: int) -> Tensor:
 
 
 def _sides(
-    x: Tensor, up_taps: Tensor | None, down_taps: Tensor | None, up: int, down: int, padding: Sequence[int]
+    h: int, w: int, up_taps: Tensor | None, down_taps: Tensor | None, up: int, down: int, padding: Sequence[int]
 ) -> tuple[int, int, int, int]:
-    """Return R, S, h and w; a raised side below the taps gives no more than 0."""
-    h, w = x.shape[2:]
+    """Return R, S, h and w for a map of H x W; a raised side below the taps gives no more than 0."""
     t, s = (1 if taps is None else taps.shape[0] for taps in (up_taps, down_taps))
     raised = h * up + padding[2] + padding[3] - t + 1, w * up + padding[0] + padding[1] - t + 1
     return *raised, (raised[0] - s) // down + 1, (raised[1] - s) // down + 1
@@ -45,8 +45,8 @@ def _fake_fwd(
     limit: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    n, c = x.shape[:2]
-    rows, columns, h, w = _sides(x, up_taps, down_taps, up, down, padding)
+    n, c, height, width = x.shape
+    rows, columns, h, w = _sides(height, width, up_taps, down_taps, up, down, padding)
     mask = x.new_empty((n, rows, (columns + 3) // 4, c) if keep else (0,), dtype=torch.uint8)
     return _empty(x, n, c, h, w), mask
 
@@ -68,6 +68,63 @@ def _fake_bwd(
     return _empty(grad, n, c, height, width), grad.new_empty(c)
 
 
+def _fits(
+    height: int, width: int, up_taps: Tensor | None, down_taps: Tensor | None, up: int, down: int, padding: Sequence[int]
+) -> bool:
+    """Say whether the raised map holds the taps and something is left of a map that is cropped."""
+    _, _, h, w = _sides(height, width, up_taps, down_taps, up, down, padding)
+    cropped = [side * up + sum(min(p, 0) for p in of) for side, of in ((height, padding[2:]), (width, padding[:2]))]
+    return min(height, width, h, w) >= 1 and min(cropped) >= 0
+
+
+def _checked_sides(
+    height: int, width: int, up_taps: Tensor | None, down_taps: Tensor | None, up: int, down: int, padding: list[int]
+) -> tuple[int, ...]:
+    """Return R, S, h, w and both numbers of taps."""
+    require(up >= 1 and down >= 1 and len(padding) == 4, "up and down from 1 on and four paddings", f"{up}, {down}, {padding}")
+    taps = [1 if t is None else sizes_of(t, "taps [T]")[0] for t in (up_taps, down_taps)]
+    numbers = (up_taps, down_taps, up, down, padding)
+    fits = min(taps) >= 1 and _fits(height, width, *numbers)
+    require(fits, "a raised map that holds the taps", f"{height} x {width}, {taps} taps and padding {padding}")
+    return *_sides(height, width, *numbers), *taps
+
+
+def _layouts_fwd(
+    x: Tensor,
+    bias: Tensor | None,
+    up_taps: Tensor | None,
+    down_taps: Tensor | None,
+    up: int,
+    down: int,
+    padding: list[int],
+    slope: float,
+    gain: float,
+    limit: float,
+    keep: bool,
+) -> tuple[Layout, ...]:
+    n, c, height, width = sizes_of(x, "x [N, C, H, W]")
+    *_, t, s = _checked_sides(height, width, up_taps, down_taps, up, down, padding)
+    return maps(n, c, height, width), array(c), array(t), array(s)
+
+
+def _layouts_bwd(
+    grad: Tensor,
+    mask: Tensor,
+    up_taps: Tensor | None,
+    down_taps: Tensor | None,
+    height: int,
+    width: int,
+    up: int,
+    down: int,
+    padding: list[int],
+    slope: float,
+    gain: float,
+) -> tuple[Layout, ...]:
+    n, c, *_ = sizes_of(grad, "grad [N, C, h, w]")
+    rows, columns, h, w, t, s = _checked_sides(height, width, up_taps, down_taps, up, down, padding)
+    return maps(n, c, h, w), array(n, rows, (columns + 3) // 4, c, dtype=torch.uint8), array(t), array(s)
+
+
 # x, grad, out: channels-last; padding: left, right, above, below; limit: infinity for none; height, width: of x
 # mask [N, R, ceil(S / 4), C]: two bits of every raised value (1: positive, 2: clamped), or empty, [0], where keep is false
 _fwd = register(
@@ -75,12 +132,14 @@ _fwd = register(
     "(Tensor x, Tensor? bias, Tensor? up_taps, Tensor? down_taps, int up, int down, int[] padding, float slope, float gain, "
     "float limit, bool keep) -> (Tensor, Tensor)",
     fake=_fake_fwd,
+    layouts=_layouts_fwd,
 )
 _bwd = register(
     "filtered_lrelu_bwd",
     "(Tensor grad, Tensor mask, Tensor? up_taps, Tensor? down_taps, int height, int width, int up, int down, int[] padding, "
     "float slope, float gain) -> (Tensor, Tensor)",
     fake=_fake_bwd,
+    layouts=_layouts_bwd,
 )
 
 
@@ -189,9 +248,9 @@ def _check_tensors(
             raise NotDifferentiableError("filtered_lrelu: expected constant taps, got taps that require grad; use taps.detach()")
     given = {"bias": bias, "up_taps": up_taps, "down_taps": down_taps}
     check_same_dtype_and_device("filtered_lrelu", x=x, **{k: v for k, v in given.items() if v is not None})
-    rows, columns, h, w = _sides(x, up_taps, down_taps, up, down, padding)
-    cropped = [side * up + sum(min(p, 0) for p in of) for side, of in ((x.shape[2], padding[2:]), (x.shape[3], padding[:2]))]
-    if min(x.shape[2:]) < 1 or min(cropped) < 0 or min(h, w) < 1:
+    height, width = x.shape[2:]
+    if not _fits(height, width, up_taps, down_taps, up, down, padding):
+        rows, columns, *_ = _sides(height, width, up_taps, down_taps, up, down, padding)
         raise ShapeError(
             f"filtered_lrelu: expected a raised map that holds the taps, got {rows} x {columns} from x {list(x.shape)} and "
             f"padding {padding}; pad more or crop less"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdistill.backends.reference.fir_bias_act import fir_bias_act_bwd as _differentiable_bwd
 from kdistill.errors import ConfigError, NotDifferentiableError, ShapeError
+from kdistill.ops._layout import Layout, array, maps, require, sizes_of
 from kdistill.ops._registry import check_same_dtype_and_device, fast_apply, register
 
 GRAD_ORDER = 2
@@ -49,17 +50,56 @@ def _fake_bwd(
     return _empty(x, *x.shape), torch.empty_like(scale), x.new_empty(x.shape[1]), x.new_empty((noise_rows, *out.shape[2:]))
 
 
+def _layouts_fwd(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    taps: Tensor | None,
+    slope: float,
+    gain: float,
+    limit: float,
+) -> tuple[Layout, ...]:
+    n, c, h, w = sizes_of(x, "x [N, C, H, W]")
+    require(taps is None or min(h, w) >= 2, "x with H, W >= 2 for taps", list(x.shape))
+    m = 1 if noise is None else len(noise)
+    require(m in (1, n), f"noise of 1 or {n} rows", m)
+    less = 0 if taps is None else 1
+    return maps(n, c, h, w), array(n, c), array(c), array(m, h - less, w - less), array(4)
+
+
+def _layouts_bwd(
+    grad: Tensor,
+    out: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    taps: Tensor | None,
+    slope: float,
+    gain: float,
+    limit: float,
+    noise_rows: int,
+) -> tuple[Layout, ...]:
+    image, scales, *_ = _layouts_fwd(x, scale, None, None, taps, slope, gain, limit)
+    n, c, h, w = image.sizes
+    require(noise_rows in (0, 1, n), f"noise_rows 0, 1 or {n}", noise_rows)
+    less = 0 if taps is None else 1
+    result = maps(n, c, h - less, w - less)
+    return result, result, image, scales, array(4)
+
+
 # x, grad, out: channels-last; noise: [M, h, w]; limit: infinity for none; noise_rows: M, or 0 where its gradient is not wanted
 _fwd = register(
     "fir_bias_act",
     "(Tensor x, Tensor scale, Tensor? bias, Tensor? noise, Tensor? taps, float slope, float gain, float limit) -> Tensor",
     fake=_fake_fwd,
+    layouts=_layouts_fwd,
 )
 _bwd = register(
     "fir_bias_act_bwd",
     "(Tensor grad, Tensor out, Tensor x, Tensor scale, Tensor? taps, float slope, float gain, float limit, int noise_rows)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_bwd,
+    layouts=_layouts_bwd,
 )
 
 

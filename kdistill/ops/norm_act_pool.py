@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdistill.backends.reference.norm_act_pool import differentiable_bwd as _differentiable_bwd
 from kdistill.errors import ConfigError, ShapeError
+from kdistill.ops._layout import Layout, array, maps, require, sizes_of
 from kdistill.ops._registry import check_same_dtype_and_device, plain, register
 
 GRAD_ORDER = 2
@@ -28,15 +29,56 @@ def _fake_bwd(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tenso
     return _empty(x, *x.shape), torch.empty_like(weight), torch.empty_like(bias)
 
 
+def _forms(x: Tensor, weight: Tensor) -> tuple[Layout, Layout, Layout, Layout]:
+    """Return the layouts of the maps that come in and go out, of the parameters and of the statistics."""
+    n, c, h, w = sizes_of(x, "x [N, C, H, W]")
+    g, _ = sizes_of(weight, "weight [G, C]")
+    require(c >= 1 and min(h, w) >= 2, "x [N, C, H, W] with C >= 1 and H, W >= 2", list(x.shape))
+    require(g >= 1 and n % g == 0, "weight [G, C] with N divisible by G", f"N = {n} and G = {g}")
+    return maps(n, c, h, w), maps(n, c, h // 2, w // 2), array(g, c), array(n, c)
+
+
+def _layouts_fwd(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Layout, ...]:
+    image, _, row, _ = _forms(x, weight)
+    return image, row, row
+
+
+def _layouts_bwd(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Layout, ...]:
+    image, pooled, row, moment = _forms(x, weight)
+    return pooled, image, row, row, moment, moment
+
+
+def _layouts_tangent(
+    x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor, bias_dot: Tensor, eps: float
+) -> tuple[Layout, ...]:
+    image, _, row, _ = _forms(x, weight)
+    return image, image, row, row, row, row
+
+
+def _layouts_bwd_tangent(
+    grad: Tensor, grad_dot: Tensor, x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor,
+    mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
+) -> tuple[Layout, ...]:  # fmt: skip
+    image, pooled, row, moment = _forms(x, weight)
+    return pooled, pooled, image, image, row, row, row, moment, moment, moment, moment
+
+
 # x, grad: channels-last; weight, bias: [G, C]; returns out (channels-last), mean [N, C], rstd [N, C]
-_fwd = register("norm_act_pool", "(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)", fake=_fake_fwd)
+_fwd = register(
+    "norm_act_pool",
+    "(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)",
+    fake=_fake_fwd,
+    layouts=_layouts_fwd,
+)
 _bwd = register(
     "norm_act_pool_bwd",
     "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor)",
     fake=_fake_bwd,
+    layouts=_layouts_bwd,
 )
-_plain_fwd, _plain_bwd = plain("norm_act_pool"), plain("norm_act_pool_bwd")
-_plain_tangent, _plain_bwd_tangent = plain("norm_act_pool_tangent"), plain("norm_act_pool_bwd_tangent")
+_plain_fwd, _plain_bwd = plain("norm_act_pool", _layouts_fwd), plain("norm_act_pool_bwd", _layouts_bwd)
+_plain_tangent = plain("norm_act_pool_tangent", _layouts_tangent)
+_plain_bwd_tangent = plain("norm_act_pool_bwd_tangent", _layouts_bwd_tangent)
 _Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -119,9 +161,10 @@ def _rows(parameter: Tensor) -> Tensor:
 
 
 def norm_act_pool_fwd(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(out, mean [N, C], rstd [N, C])`` without an autograd graph; arguments as ``norm_act_pool``, not checked.
+    """Return ``(out, mean [N, C], rstd [N, C])`` without an autograd graph; arguments as ``norm_act_pool``.
 
     Raises:
+        ShapeError: A shape, dtype or device does not fit.
         NotDifferentiableError: An input requires grad while grad mode is on.
     """
     return cast("tuple[Tensor, Tensor, Tensor]", _plain_fwd(_channels_last(x), _rows(weight), _rows(bias), eps))
@@ -132,9 +175,10 @@ def norm_act_pool_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients ``(dx, dweight [G, C], dbias [G, C])`` without an autograd graph; G is 1 for a weight ``[C]``.
 
-    ``mean`` and ``rstd`` come from ``norm_act_pool_fwd`` on the same inputs; arguments are not checked.
+    ``mean`` and ``rstd`` come from ``norm_act_pool_fwd`` on the same inputs.
 
     Raises:
+        ShapeError: A shape, dtype or device does not fit.
         NotDifferentiableError: An input requires grad while grad mode is on.
     """
     found = _plain_bwd(_channels_last(grad), _channels_last(x), _rows(weight), _rows(bias), mean, rstd)
@@ -146,7 +190,7 @@ def norm_act_pool_tangent(
 ) -> _Six:
     """Return ``norm_act_pool_fwd`` and its derivative in the direction of the arguments ``*_dot``, in one pass.
 
-    For Pearlmutter's forward-over-reverse products, with ``norm_act_pool_bwd_tangent``.  Not checked; without an autograd graph.
+    For Pearlmutter's forward-over-reverse products, with ``norm_act_pool_bwd_tangent``.  Without an autograd graph.
 
     Args:
         x: ``[N, C, H, W]``, as in ``norm_act_pool``.
@@ -164,6 +208,7 @@ def norm_act_pool_tangent(
         has no part in ``out_dot``.
 
     Raises:
+        ShapeError: A shape, dtype or device does not fit.
         NotDifferentiableError: An input requires grad while grad mode is on.
 
     Cost: 19 flops per element of ``x``; reads ``x`` and ``x_dot``, with a second look from the cache, and writes the results.
@@ -181,7 +226,7 @@ def norm_act_pool_bwd_tangent(
 ) -> _Six:  # fmt: skip
     """Return ``norm_act_pool_bwd`` and its derivative in the direction of the arguments ``*_dot``, in one pass.
 
-    Not checked; without an autograd graph.  The mask of the ReLU does not move with ``bias``, so its direction is not needed.
+    Without an autograd graph.  The mask of the ReLU does not move with ``bias``, so its direction is not needed.
 
     Args:
         grad: The gradient of ``out``, ``[N, C, H // 2, W // 2]``.
@@ -201,6 +246,7 @@ def norm_act_pool_bwd_tangent(
         [G, C]`` (G is 1 for a weight ``[C]``), each before its derivative.
 
     Raises:
+        ShapeError: A shape, dtype or device does not fit.
         NotDifferentiableError: An input requires grad while grad mode is on.
 
     Cost: 30 flops per element of ``x``; reads ``x``, ``x_dot``, ``grad`` and ``grad_dot``, with a second look from the cache, and

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from kdistill.backends.reference.styled_conv import demodulation
 from kdistill.errors import ConfigError, NotDifferentiableError, ShapeError
+from kdistill.ops._layout import Layout, array, maps, require, sizes_of
 from kdistill.ops._registry import check_same_dtype_and_device, fast_apply, register
 from kdistill.ops.fir_bias_act import fir_bias_act
 
@@ -61,6 +62,49 @@ def _fake_bwd(
     return _empty(x, *x.shape), dweight, torch.empty_like(styles), x.new_empty(len(weight)), dnoise
 
 
+def _layouts_fwd(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor,
+    noise: Tensor | None,
+    taps: Tensor | None,
+    slope: float,
+    gain: float,
+    limit: float,
+    keep: bool,
+) -> tuple[Layout, ...]:
+    n, c, h, w = sizes_of(x, "x [N, C, H, W]")
+    k, *_ = sizes_of(weight, "weight [K, C, 3, 3]")
+    require(min(c, h, w, k) >= 1, "channels, rows and columns", f"{list(x.shape)} and K = {k}")
+    m, up = 1 if noise is None else len(noise), 1 if taps is None else 2
+    require(m in (1, n), f"noise of 1 or {n} rows", m)
+    return maps(n, c, h, w), array(k, c, 3, 3), array(n, c), array(k), array(m, up * h, up * w), array(4)
+
+
+def _layouts_bwd(
+    grad: Tensor,
+    out: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    taps: Tensor | None,
+    slope: float,
+    gain: float,
+    limit: float,
+    noise_rows: int,
+    wants_weight: bool,
+) -> tuple[Layout, ...]:
+    image, filters, of_styles, *_ = _layouts_fwd(x, weight, styles, scale, None, taps, slope, gain, limit, True)
+    (n, _, h, w), k = image.sizes, len(weight)
+    require(noise_rows in (0, 1, n), f"noise_rows 0, 1 or {n}", noise_rows)
+    up, more = (1, 0) if taps is None else (2, 1)
+    result = maps(n, k, up * h, up * w)
+    return result, result, maps(n, k, up * h + more, up * w + more), array(n, k), image, filters, of_styles, array(4)
+
+
 # x, y, grad, out: channels-last; limit: infinity for none; keep: return y, the map before scale, which the backward needs;
 # taps: of a layer that doubles the size, whose y is [N, K, 2H + 1, 2W + 1]; scale: the demodulation [N, K]; noise_rows: M, or 0
 # where the noise's gradient is not wanted
@@ -69,12 +113,14 @@ _fwd = register(
     "(Tensor x, Tensor weight, Tensor styles, Tensor bias, Tensor? noise, Tensor? taps, float slope, float gain,"
     " float limit, bool keep) -> (Tensor, Tensor, Tensor)",
     fake=_fake_fwd,
+    layouts=_layouts_fwd,
 )
 _bwd = register(
     "styled_conv_bwd",
     "(Tensor grad, Tensor out, Tensor y, Tensor scale, Tensor x, Tensor weight, Tensor styles, Tensor? taps,"
     " float slope, float gain, float limit, int noise_rows, bool wants_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_bwd,
+    layouts=_layouts_bwd,
 )
 
 

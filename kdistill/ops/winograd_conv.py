@@ -14,13 +14,35 @@ import torch
 from torch import Tensor
 
 from kdistill.errors import ShapeError
+from kdistill.ops._layout import Layout, array, maps, require, sizes_of
 from kdistill.ops._registry import check_same_dtype_and_device, plain
 
 GRAD_ORDER = 0
 
 Pair = tuple[Tensor, Tensor]
 
-_conv, _weight_grad = plain("winograd_conv"), plain("winograd_conv_weight_grad")
+
+def _layouts(
+    x: Tensor, weight: Tensor, padding: int, turned: bool, x1: Tensor | None, weight1: Tensor | None
+) -> tuple[Layout, ...]:
+    n, c, h, w = sizes_of(x, "x [N, C, H, W]")
+    k = sizes_of(weight, "weight [K, C, 3, 3]")[1 if turned else 0]
+    require(padding >= 0 and min(h, w) + 2 * padding >= 3, "a map of at least 3x3 with its padding", f"{[h, w]} and {padding}")
+    require(min(c, k) >= 1, "channels in and out", f"C = {c} and K = {k}")
+    filters = array(c, k, 3, 3) if turned else array(k, c, 3, 3)
+    return maps(n, c, h, w), filters, maps(n, c, h, w), filters
+
+
+def _layouts_weight_grad(x: Tensor, grad: Tensor, padding: int, x1: Tensor | None, grad1: Tensor | None) -> tuple[Layout, ...]:
+    n, c, h, w = sizes_of(x, "x [N, C, H, W]")
+    k = sizes_of(grad, "grad [N, K, h, w]")[1]
+    require(padding >= 0 and min(h, w) + 2 * padding >= 3, "a map of at least 3x3 with its padding", f"{[h, w]} and {padding}")
+    require(min(c, k) >= 1, "channels in and out", f"C = {c} and K = {k}")
+    out = maps(n, k, h + 2 * padding - 2, w + 2 * padding - 2)
+    return maps(n, c, h, w), out, maps(n, c, h, w), out
+
+
+_conv, _weight_grad = plain("winograd_conv", _layouts), plain("winograd_conv_weight_grad", _layouts_weight_grad)
 
 
 def _channels_last(x: Tensor) -> Tensor:
