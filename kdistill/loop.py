@@ -104,9 +104,7 @@ def sgd_step(snapshot: Snapshot, grads: State, problem: Problem, carried: State 
             continue
         after = x - problem.step_size(name, snapshot.iteration) * velocity[name]
         state[name] = after.clamp(min=problem.lower[name]) if name in problem.lower else after
-    average = {
-        name: decay * snapshot.average[name] + (1.0 - decay) * state[name] for name, decay in problem.average.items()
-    }
+    average = {name: decay * snapshot.average[name] + (1.0 - decay) * state[name] for name, decay in problem.average.items()}
     return Snapshot(snapshot.iteration + 1, state, velocity, average)
 
 

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from kdistill import _native
+from kdistill.testing.backends import isa_refusals
 
 settings.register_profile("kdistill", deadline=None, max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("kdistill")
@@ -36,11 +38,26 @@ def poisoned_empty():
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Name the thread order of the last emulated launch beside a failure, so that it can be repeated."""
+    """Name the thread order of the last emulated launch beside a failure, so that it can be repeated; note instruction sets."""
     report = (yield).get_result()
+    if report.when == "call" and "isa" in getattr(getattr(item, "callspec", None), "params", ()):
+        report.user_properties.append(("isa", item.callspec.params["isa"]))
     if report.failed and _native.why_missing("_cuda_emulated") is None:
         seed = _native.function("_cuda_emulated", "last_seed")()
         report.sections.append(("emulated CUDA", f"KDISTILL_EMULATION_SEED={seed} repeats the last thread order"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say which instruction sets of the CPU kernels ran, and why the others did not."""
+    ran = Counter(value for report in terminalreporter.stats.get("passed", []) for _, value in report.user_properties)
+    if not ran and terminalreporter.config.option.file_or_dir:  # a part of the suite that has none of these tests
+        return
+    terminalreporter.section("instruction sets of the CPU kernels")
+    refusals = isa_refusals()
+    best = [name for name, refusal in refusals.items() if refusal is None][-1:]
+    for name, refusal in refusals.items():
+        every = ", and every other test" if name in best else ""
+        terminalreporter.line(f"{name}: not run: {refusal}" if refusal else f"{name}: {ran[name]} tests passed{every}")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -9,6 +10,8 @@ import torch
 
 from kdistill import _native, ops
 from kdistill.ops import _registry
+
+ISAS = ("generic", "avx2", "avx512")
 
 
 def runnable_backends() -> list[str]:
@@ -38,12 +41,20 @@ def running_on(backend: str) -> Iterator[None]:
         yield
 
 
+def isa_refusals() -> dict[str, str | None]:
+    """Return, per instruction set of the CPU kernels, None or the reason why it cannot run here; lowest first."""
+    missing = _native.why_missing("_cpu")
+    if missing is not None:
+        return dict.fromkeys(ISAS, missing)
+    best = ISAS.index(_native.function("_cpu", "supported_isa")())
+    compiled = len(ISAS) if platform.machine().lower() in ("x86_64", "amd64") else 1
+    reasons = ["this processor does not offer it" if i < compiled else f"not for {platform.machine()}" for i in range(len(ISAS))]
+    return {name: None if i <= best else reasons[i] for i, name in enumerate(ISAS)}
+
+
 def isas() -> list[str]:
     """Return the instruction sets that this processor can run, lowest first."""
-    if _native.why_missing("_cpu") is not None:
-        return []
-    names = ["generic", "avx2", "avx512"]
-    return names[: names.index(_native.function("_cpu", "supported_isa")()) + 1]
+    return [name for name, refusal in isa_refusals().items() if refusal is None]
 
 
 @contextmanager

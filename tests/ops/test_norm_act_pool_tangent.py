@@ -99,12 +99,10 @@ def test_statistics_match_the_float64_reference(backend, shape, dtype):
 
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_every_instruction_set(isa, dtype):
+def test_values_are_those_without_a_tangent_on_every_instruction_set(isa, dtype):
     with instruction_set(isa), running_on("cpu"):
         for shape in CASE.shapes:
-            inputs = CASE.inputs(shape, seed=2, dtype=dtype)
-            CASE.check(inputs, shape)
-            assert_values_are_those_without_a_tangent(inputs)
+            assert_values_are_those_without_a_tangent(CASE.inputs(shape, seed=2, dtype=dtype))
 
 
 def assert_values_are_those_without_a_tangent(inputs):

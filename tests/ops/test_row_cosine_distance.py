@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kdistill import ops
 from kdistill.errors import NotDifferentiableError, ShapeError
 from kdistill.ops.row_cosine_distance import RowTable
-from kdistill.testing.backends import instruction_set, isas, runnable_backends, running_on
+from kdistill.testing.backends import runnable_backends, running_on
 from kdistill.testing.cases import Shape, case
 
 CASE = case("row_cosine_distance")
@@ -22,15 +22,6 @@ def test_matches_the_float64_reference(backend, shape, dtype):
     with running_on(backend):
         CASE.check(inputs, shape)
         assert CASE.op(*inputs)[0].dtype == torch.float64
-
-
-@pytest.mark.parametrize("isa", isas())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("mask", ["none", "own"])
-def test_every_instruction_set(isa, dtype, mask):
-    shape = Shape(g=3, r=5, n=71, gap=3, mask=mask)
-    with instruction_set(isa), running_on("cpu"):
-        CASE.check(CASE.inputs(shape, seed=2, dtype=dtype), shape)
 
 
 @given(

@@ -28,14 +28,6 @@ def test_matches_the_float64_reference(backend, shape, dtype):
         CASE.check(CASE.inputs(shape, seed=0, dtype=dtype), shape)
 
 
-@pytest.mark.parametrize("isa", isas())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_every_instruction_set(isa, dtype):
-    with instruction_set(isa), running_on("cpu"):
-        for shape in CASE.shapes:
-            CASE.check(CASE.inputs(shape, seed=2, dtype=dtype), shape)
-
-
 @pytest.mark.parametrize("shape", [s for s in CASE.shapes if s.n != 1 and s.c < 16], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_registration(backend, shape):
