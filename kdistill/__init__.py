@@ -9,9 +9,13 @@ Importing the package loads neither torch, Triton nor native code; every name be
 """
 
 import importlib
+import logging
 from typing import Any
 
 from kdistill._version import __version__
+from kdistill.escape import clean_record
+
+logging.getLogger("kdistill").addFilter(clean_record)  # before anything logs the name of a file
 
 _HOMES = {
     "compare": "kdistill.comparing",

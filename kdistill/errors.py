@@ -3,9 +3,14 @@
 Messages have one form: ``<where>: expected <what>, got <what>; <what to do>``.
 """
 
+from kdistill.escape import message as _readable
+
 
 class KDistillError(Exception):
-    """Base of all errors raised on purpose by kdistill."""
+    """Base of all errors raised on purpose by kdistill; names and values of files in its message cannot act on a terminal."""
+
+    def __init__(self, message: str = "", *more: object):
+        super().__init__(_readable(str(message)), *more)
 
 
 class ConfigError(KDistillError, ValueError):

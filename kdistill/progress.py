@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from kdistill.escape import one_line
+
 if TYPE_CHECKING:
     from kdistill.loop import Progress
     from kdistill.priors.training import PriorProgress
@@ -53,6 +55,7 @@ def status_line(what: str) -> Iterator[Callable[[str], None]]:
 
     def say(text: str) -> None:
         nonlocal last, pending
+        text = one_line(text)
         now, pending = time.monotonic(), text
         if live:
             sys.stderr.write(f"\r\x1b[2K{what}  {text}")

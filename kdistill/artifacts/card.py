@@ -2,17 +2,21 @@
 
 A card says only what is recorded: a number that was not measured is called "not measured".  Read from ``config``: ``run``,
 ``source``, ``method``, ``environment``; from ``metrics``: ``distillation``, ``evaluation``; ``docs/artifacts.md`` has the keys.
+
+Every text comes from a file or a user, so it is escaped for its place (``kdistill.escape``).
 """
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kdistill.escape import code, json_text, markdown, one_line, yaml
+
 if TYPE_CHECKING:
     from kdistill.artifacts.dataset import DistilledDataset
 
+MAX_TEXT = 1000  # characters of one entry
 WARN_POINTS = 0.5  # accuracy lost by an 8-bit export above which the card warns
 
 # identifiers that the Hugging Face Hub knows; everything else is "other" with the text as its name
@@ -40,7 +44,7 @@ def card(small: "DistilledDataset", *, files: str = "artefact") -> str:
     config, metrics = _Record(small.config), _Record(small.metrics)
     sections = [
         _header(small, config),
-        f"# {_title(small, config)}\n\n{_opening(small, config)}\n\n![All images, one row per class](preview.png)",
+        f"# {markdown(_title(small, config))}\n\n{_opening(small, config)}\n\n![All images, one row per class](preview.png)",
         "## What is in it\n\n" + _contents(small),
         "## How it was made\n\n" + _origin(config, metrics),
         "## How good it is\n\n" + _quality(config, metrics),
@@ -64,17 +68,32 @@ class _Record:
         return value
 
     def text(self, *path: str) -> str | None:
-        """Return the entry as one line of text, or None where there is none."""
+        """Return the entry as one line of Markdown without markup of its own, or None where there is none."""
+        value = self.raw(*path)
+        return None if value is None else markdown(value)
+
+    def table(self, *path: str) -> Mapping[str, Any]:
+        """Return the table at ``path``, empty where there is none."""
         value = self.at(*path)
-        return None if value in (None, "") else " ".join(str(value).split())
+        return value if isinstance(value, Mapping) else {}
+
+    def listed(self, *path: str) -> list[Any]:
+        """Return the list at ``path``, empty where there is none."""
+        value = self.at(*path)
+        return list(value) if isinstance(value, (list, tuple)) else []
+
+    def raw(self, *path: str) -> str | None:
+        """Return the entry as one line of text, for what escapes it otherwise, or None where there is none."""
+        value = self.at(*path)
+        return None if value in (None, "") else one_line(value, MAX_TEXT)
 
 
 def _header(small: "DistilledDataset", config: _Record) -> str:
-    licence = config.text("source", "licence") or "unknown"
+    licence = config.raw("source", "licence") or "unknown"
     known = licence.lower() in _HUB_LICENCES
     lines = ["---", f"license: {licence.lower() if known else 'other'}"]
-    lines += [] if known else [f"license_name: {json.dumps(licence, ensure_ascii=False)}"]
-    lines += [f"pretty_name: {json.dumps(_title(small, config), ensure_ascii=False)}"]
+    lines += [] if known else [f"license_name: {yaml(licence)}"]
+    lines += [f"pretty_name: {yaml(_title(small, config))}"]
     lines += ["task_categories:", "- image-classification", "tags:", "- dataset-distillation", f"- ipc-{small.ipc}", "- kdistill"]
     lines += [
         "size_categories:",
@@ -85,7 +104,7 @@ def _header(small: "DistilledDataset", config: _Record) -> str:
         "    dtype: image",
     ]
     lines += ["  - name: class_id", "    dtype:", "      class_label:", "        names:"]
-    lines += [f"          '{label}': {json.dumps(name, ensure_ascii=False)}" for label, name in enumerate(small.classes)]
+    lines += [f"          '{label}': {yaml(name)}" for label, name in enumerate(small.classes)]
     if small.label_logits is not None:
         lines += ["  - name: label_logits", "    sequence: float32"]
     lines += ["  splits:", "  - name: train", f"    num_bytes: {small.nbytes}", f"    num_examples: {len(small)}"]
@@ -93,13 +112,13 @@ def _header(small: "DistilledDataset", config: _Record) -> str:
 
 
 def _title(small: "DistilledDataset", config: _Record) -> str:
-    name = config.text("source", "name") or config.text("source", "published") or "Images"
+    name = config.raw("source", "name") or config.raw("source", "published") or "Images"
     return f"{name} distilled to {small.ipc} {'image' if small.ipc == 1 else 'images'} per class"
 
 
 def _opening(small: "DistilledDataset", config: _Record) -> str:
-    name = config.text("source", "name")
-    stands_for = f" that stands in for the training images of `{name}`" if name else ""
+    name = config.raw("source", "name")
+    stands_for = f" that stands in for the training images of {code(name)}" if name else ""
     return (
         f"A synthetic training set of {len(small)} images{stands_for}, made so that networks trained on it do almost as well as "
         "on the real data. The images were optimised, not photographed."
@@ -148,41 +167,41 @@ def _origin(config: _Record, metrics: _Record) -> str:
         cost.insert(
             0, f"{iterations} iterations" + (" (stopped early)" if metrics.at("distillation", "finished") is False else "")
         )
-    fingerprint = config.text("source", "fingerprint")
+    fingerprint, short = config.raw("source", "fingerprint"), config.raw("run", "method")
     method = config.text("method", "title") or config.text("method", "name")
     rows = [
         (
             "method",
-            " ".join(filter(None, [f"`{config.text('run', 'method')}`" if config.text("run", "method") else "", method or ""])),
+            " ".join(filter(None, [code(short) if short else "", method or ""])),
         ),
         ("paper", config.text("method", "paper")),
         ("source data", config.text("source", "name") or config.text("source", "published")),
         ("licence of the source", config.text("source", "licence") or "unknown"),
-        ("fingerprint of the source", f"`{fingerprint}`" if fingerprint else None),
+        ("fingerprint of the source", code(fingerprint) if fingerprint else None),
         ("normalisation", config.text("run", "normalisation")),
         ("seed", config.text("run", "seed")),
         ("cost", ", ".join(filter(None, cost))),
-        ("code", ", ".join(f"{name} {value}" for name, value in (config.at("environment") or {}).items())),
+        ("code", ", ".join(f"{markdown(name)} {markdown(value)}" for name, value in config.table("environment").items())),
     ]
     listed = _list([(name, value) for name, value in rows if value])
     run = config.at("run")
     if not run:
         return listed
-    shown = json.dumps(run, indent=2, ensure_ascii=False, sort_keys=True)
+    shown = json_text(run, indent=2)
     again = "The run, as `config.json` has it; `kdistill distill --config config.json` makes the set again:"
     return f"{listed}\n\n{again}\n\n```json\n{shown}\n```"
 
 
 def _quality(config: _Record, metrics: _Record) -> str:
-    rows = [row for row in metrics.at("evaluation", "rows") or [] if isinstance(row, Mapping) and _is_number(row.get("mean"))]
+    rows = [row for row in metrics.listed("evaluation", "rows") if isinstance(row, Mapping) and _is_number(row.get("mean"))]
     if not rows:
         return "Not measured yet: `kdistill evaluate` on this folder fills in this section. Until then nothing is known about it."
     best = any(row.get("best_on_test") for row in rows)
     head = ("training set", "network", "test accuracy %", "seeds", "images", "size", *(["best on test %"] if best else []))
     table = _table(head, [_quality_row(row, best) for row in rows])
-    protocol, data = metrics.text("evaluation", "protocol", "name"), metrics.text("evaluation", "data", "name")
-    how = f"Test images of `{data or config.text('source', 'name') or 'the source'}`"
-    how += f", protocol `{protocol}`" if protocol else ""
+    protocol, data = metrics.raw("evaluation", "protocol", "name"), metrics.raw("evaluation", "data", "name")
+    how = f"Test images of {code(data or config.raw('source', 'name') or 'the source')}"
+    how += f", protocol {code(protocol)}" if protocol else ""
     epochs = metrics.text("evaluation", "protocol", "epochs")
     how += f" ({epochs} epochs)" if epochs else ""
     precision = metrics.text("evaluation", "protocol", "precision")
@@ -210,35 +229,36 @@ def _quality_row(row: Mapping[str, Any], best: bool) -> tuple[str, ...]:
         _size(row["nbytes"]) if _is_number(row.get("nbytes")) else "-",
     ]
     if best:
-        values = row.get("best_on_test") or []
-        cells.append(f"{100 * sum(values) / len(values):.2f}" if values else "-")
+        values = row.get("best_on_test")
+        usable = isinstance(values, (list, tuple)) and bool(values) and all(map(_is_number, values))
+        cells.append(f"{100 * sum(values) / len(values):.2f}" if usable else "-")
     bold = row.get("kind") == "distilled"
-    return tuple(f"**{_cell(cell)}**" if bold and i == 0 else _cell(cell) for i, cell in enumerate(cells))
+    return tuple(f"**{markdown(cell)}**" if bold and i == 0 else markdown(cell) for i, cell in enumerate(cells))
 
 
 def _conclusions(rows: list[Mapping[str, Any]], metrics: _Record) -> list[str]:
     """Say how far the set is from the full data, and what 8 bits cost, for every network."""
     lines = []
     for model in dict.fromkeys(str(row.get("model")) for row in rows):
-        mine = [row for row in rows if str(row.get("model")) == model]
+        mine, name = [row for row in rows if str(row.get("model")) == model], markdown(model)
         small = next((row for row in mine if row.get("kind") == "distilled"), None)
         if small is None:
             continue
         full = next((row for row in mine if row.get("name") == "full"), None)
         gap, cost = (metrics.at("evaluation", "scores", model, key) for key in ("gap_closed", "eight_bit_cost"))
         if full is None:
-            lines.append(f"- {model}: distance from the full data not measured.")
+            lines.append(f"- {name}: distance from the full data not measured.")
         else:
             points = 100 * (full["mean"] - small["mean"])
             below = f"{points:.2f} points below" if points >= 0 else f"{-points:.2f} points above"
             closes = (
                 f"; {100 * gap:.0f} % of the gap between random selection and the full data is closed" if _is_number(gap) else ""
             )
-            lines.append(f"- {model}: {below} the full data ({100 * full['mean']:.2f} %){closes}.")
-        lines.append(f"- {model}: {_eight_bits(cost)}")
-        scores = [(name.upper(), metrics.at("evaluation", "scores", model, name)) for name in ("hlr", "ior", "lrs", "ars")]
-        shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in scores if _is_number(value))
-        lines += [f"- {model}: {shown} (definitions of DD-Ranking, accuracies as shares of 1)."] if shown else []
+            lines.append(f"- {name}: {below} the full data ({100 * full['mean']:.2f} %){closes}.")
+        lines.append(f"- {name}: {_eight_bits(cost)}")
+        scores = [(key.upper(), metrics.at("evaluation", "scores", model, key)) for key in ("hlr", "ior", "lrs", "ars")]
+        shown = ", ".join(f"{title} {100 * value:.1f} %" for title, value in scores if _is_number(value))
+        lines += [f"- {name}: {shown} (definitions of DD-Ranking, accuracies as shares of 1)."] if shown else []
     return ["\n".join(lines)] if lines else []
 
 
@@ -303,12 +323,8 @@ def _list(rows: list[tuple[str, str]]) -> str:
     return "\n".join(f"- **{name}**: {value}" for name, value in rows)
 
 
-def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
-
-
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _size(nbytes: float) -> str:

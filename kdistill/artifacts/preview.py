@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from kdistill.escape import one_line
+
 if TYPE_CHECKING:
     from kdistill.artifacts.dataset import DistilledDataset
 
@@ -19,6 +21,8 @@ MAX_CLASSES, MAX_TILES = 200, 2000  # more are left out, and the picture says so
 MARGIN, GAP, ROW_GAP, COLUMN_GAP, LABEL_GAP = 28, 2, 6, 30, 10
 PAPER, INK, SOFT_INK = (255, 255, 255), (38, 40, 46), (122, 126, 136)
 LABEL_WIDTH = 150  # pixels at most; longer names end in an ellipsis
+LABEL_CHARACTERS = 200  # of a name that are looked at: more than fit into the width
+HEADING_CHARACTERS = 60  # of each part of the heading
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,12 @@ def _headline(small: "DistilledDataset") -> str:
     name = source.get("name") if isinstance(source, dict) else None
     method = run.get("method") if isinstance(run, dict) else None
     images = "1 image per class" if small.ipc == 1 else f"{small.ipc} images per class"
-    return "  ·  ".join(str(part) for part in (name, method, images) if part)
+    return "  ·  ".join(one_line(part, HEADING_CHARACTERS) for part in (name, method, images) if part)
 
 
 def shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Return ``name`` on one line, at most ``LABEL_WIDTH`` pixels wide."""
-    name = " ".join(name.split())
+    name = one_line(name, LABEL_CHARACTERS)  # measuring takes time in proportion to the length
     if font.getlength(name) <= LABEL_WIDTH:
         return name
     while name and font.getlength(name + "…") > LABEL_WIDTH:

@@ -7,10 +7,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from kdistill.artifacts.preview import GAP, INK, LABEL_WIDTH, MARGIN, PAPER, SOFT_INK, shortened, to_uint8
+from kdistill.escape import one_line
 
 BAR, EASY, HARD = (88, 120, 176), (66, 140, 96), (186, 84, 72)
 PANEL, BINS, COLUMNS = (420, 220), 50, 2  # of the histograms
 MOST_CLASSES, MOST_WIDTH = 50, 1840
+HEADING_CHARACTERS = 150
 
 
 def histograms(scores: dict[str, Tensor], heading: str) -> Image.Image:
@@ -18,7 +20,7 @@ def histograms(scores: dict[str, Tensor], heading: str) -> Image.Image:
     rows = -(-len(scores) // COLUMNS)
     width = 2 * MARGIN + COLUMNS * (PANEL[0] + MARGIN) - MARGIN
     picture = Image.new("RGB", (width, 2 * MARGIN + 40 + rows * (PANEL[1] + 2 * MARGIN)), PAPER)
-    ImageDraw.Draw(picture).text((MARGIN, MARGIN - 6), heading, INK, ImageFont.load_default(20))
+    ImageDraw.Draw(picture).text((MARGIN, MARGIN - 6), one_line(heading, HEADING_CHARACTERS), INK, ImageFont.load_default(20))
     for index, (metric, values) in enumerate(scores.items()):
         left = MARGIN + index % COLUMNS * (PANEL[0] + MARGIN)
         top = MARGIN + 40 + index // COLUMNS * (PANEL[1] + 2 * MARGIN)
@@ -65,7 +67,7 @@ def extremes(images: Tensor, labels: Tensor, score: Tensor, classes: tuple[str, 
     left, top, font = MARGIN + LABEL_WIDTH, MARGIN + 60, ImageFont.load_default(14)
     picture = Image.new("RGB", (left + 2 * half + 2 * MARGIN, top + len(shown) * (side + GAP) + MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, MARGIN - 6), heading, INK, ImageFont.load_default(20))
+    draw.text((MARGIN, MARGIN - 6), one_line(heading, HEADING_CHARACTERS), INK, ImageFont.load_default(20))
     draw.text((left, top - 8), "easiest", EASY, font, anchor="ls")
     draw.text((left + half + MARGIN, top - 8), "hardest, the hardest last", HARD, font, anchor="ls")
     for row, name in enumerate(shown):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kdistill.cli import _priors, _tables
-from kdistill.cli._shared import Device, Options, Protocol, Seed, Threads, _examples, _one_sentence, _step_size
+from kdistill.cli._shared import Device, Options, Protocol, Seed, Threads, _examples, _one_sentence, _step_size, echo
 
 app = typer.Typer(
     name="kdistill",
@@ -47,10 +47,10 @@ def demo(
                     data, method="dm", ipc=10, seed=seed, out=out, callbacks=[watch], threads=threads, resume=resume
                 )
         except KeyboardInterrupt:
-            typer.echo(f"\nkdistill: interrupted; the state is saved in {out}, the same command goes on from there", err=True)
+            echo(f"\nkdistill: interrupted; the state is saved in {out}, the same command goes on from there", err=True)
             raise typer.Exit(130) from None
         _evaluate_and_save(small, data, out, protocol="quick", seed=seed)
-        typer.echo(f"\nThe {len(small.images)} images are in {out}: look at {out / 'preview.png'} and {out / 'README.md'}.")
+        echo(f"\nThe {len(small.images)} images are in {out}: look at {out / 'preview.png'} and {out / 'README.md'}.")
 
 
 @app.command(
@@ -86,7 +86,7 @@ def distill(
         given = {"data": data, "method": method, "ipc": ipc, "preset": preset, "seed": seed, "size": size}
         run = _run_config(config, {**given, "normalisation": normalisation}, parse_overrides(options))
         seen = _seen(run.data, run.size, run.normalisation)
-        typer.echo(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
+        echo(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
         try:
             with progress_line("distilling") as watch:
                 from kdistill.api import distill as distill_data
@@ -112,9 +112,9 @@ def distill(
 
             saved = f"the state is saved in {out}, continue with --resume"
             early = "before the first iteration; the same command starts again, finished experts are kept"
-            typer.echo(f"\nkdistill: interrupted; {saved if is_unfinished(out) else early}", err=True)
+            echo(f"\nkdistill: interrupted; {saved if is_unfinished(out) else early}", err=True)
             raise typer.Exit(130) from None
-        typer.echo(f"{len(small.images)} images in {out}; next: kdistill evaluate {out}")
+        echo(f"{len(small.images)} images in {out}; next: kdistill evaluate {out}")
 
 
 def _run_config(path: Path | None, given: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -142,7 +142,7 @@ def _options_that_apply(path: Path | None, loaded: dict[str, Any], given: dict[s
     for key in ("method", "preset"):
         asked, there = given[key], loaded.get(key, getattr(RunConfig(), key))
         if options and asked is not None and asked != there:
-            typer.echo(f"kdistill: the options in {path} are left out: they are for {key} {there}, not {asked}", err=True)
+            echo(f"kdistill: the options in {path} are left out: they are for {key} {there}, not {asked}", err=True)
             return {}
     return options
 
@@ -196,7 +196,7 @@ def evaluate(
         chosen = {"protocol": protocol, "models": networks, "baselines": wanted, "nets": nets, "lr": step_size}
         _evaluate_and_save(small, seen, out, **chosen, precision=precision, seed=seed, device=device)
         if other:
-            typer.echo(f"not saved in {artefact}: it was made from other data than {seen.source} as loaded here", err=True)
+            echo(f"not saved in {artefact}: it was made from other data than {seen.source} as loaded here", err=True)
 
 
 def _source_of(run: dict[str, Any], artefact: Path) -> str:
@@ -252,7 +252,7 @@ def experts(
         seen = _seen(data, size, normalisation)
         given = parse_overrides(options)
         store = train_experts(seen, method=method, preset=preset, options=given, device=device, threads=threads)
-        typer.echo(f"{len(store)} experts of {store.epochs} epochs, {store.nbytes / 1e6:.1f} MB in {store.folder}")
+        echo(f"{len(store)} experts of {store.epochs} epochs, {store.nbytes / 1e6:.1f} MB in {store.folder}")
 
 
 @app.command(epilog=_examples("kdistill score mnist5k --out out/scores", "kdistill score photos/ --size 32 --set runs=10"))
@@ -281,7 +281,7 @@ def score(
             table = score_images(
                 seen, options=given, seed=seed, validation=validation, out=out, say=say, device=device, threads=threads
             )
-        typer.echo(f"{len(table):,} images scored by {', '.join(table.scores)} in {out}")
+        echo(f"{len(table):,} images scored by {', '.join(table.scores)} in {out}")
 
 
 @app.command(
@@ -303,7 +303,7 @@ def plan(
         from kdistill.planning import plan as predict
 
         seen = _seen(data, size, normalisation)
-        typer.echo(predict(seen, method=method, ipc=ipc, preset=preset, options=parse_overrides(options), threads=threads))
+        echo(predict(seen, method=method, ipc=ipc, preset=preset, options=parse_overrides(options), threads=threads))
 
 
 @app.command("methods", epilog=_examples("kdistill methods", "kdistill methods dm"))
@@ -315,18 +315,18 @@ def list_methods(name: Annotated[str | None, typer.Argument(help="Show the optio
         from kdistill import methods
 
         for found in [methods.get(name)] if name else [methods.get(n) for n in methods.names()]:
-            typer.echo(f"{found.name}: {found.title}")
-            typer.echo(f"  paper    {found.paper}")
-            typer.echo(f"  cost     {found.cost}")
-            typer.echo(f"  needs    {found.needs or ('expert trajectories' if found.experts else 'nothing but the data')}")
-            typer.echo(f"  labels   {'learned' if found.soft_labels else 'hard'}")
+            echo(f"{found.name}: {found.title}")
+            echo(f"  paper    {found.paper}")
+            echo(f"  cost     {found.cost}")
+            echo(f"  needs    {found.needs or ('expert trajectories' if found.experts else 'nothing but the data')}")
+            echo(f"  labels   {'learned' if found.soft_labels else 'hard'}")
             for preset, changes in found.presets.items():
-                typer.echo(f"  preset   {preset}: {', '.join(f'{k}={v}' for k, v in changes.items()) or 'the defaults below'}")
+                echo(f"  preset   {preset}: {', '.join(f'{k}={v}' for k, v in changes.items()) or 'the defaults below'}")
             if name:
                 for option in fields(found.config):
-                    typer.echo(f"  option   {option.name}={option.default!r}")
+                    echo(f"  option   {option.name}={option.default!r}")
                 for line in found.deviations:
-                    typer.echo(f"  differs  {line}")
+                    echo(f"  differs  {line}")
 
 
 @app.command(
@@ -342,7 +342,7 @@ def export(
         from kdistill.artifacts import DistilledDataset
 
         written = DistilledDataset.from_pretrained(artefact).export(to_path, to=to)
-        typer.echo(f"wrote {written}")
+        echo(f"wrote {written}")
 
 
 @app.command(epilog=_examples("kdistill doctor", "KDISTILL_BACKEND=reference kdistill doctor"))
@@ -354,12 +354,12 @@ def doctor() -> None:
         from kdistill import doctor as diagnosis
 
         for what, value in diagnosis.facts():
-            typer.echo(f"{what:<18} {value}")
+            echo(f"{what:<18} {value}")
         for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
             for op in diagnosis.op_names():
-                typer.echo(f"\n{op} on {device}: {diagnosis.chosen(op, device)}")
+                echo(f"\n{op} on {device}: {diagnosis.chosen(op, device)}")
                 for backend, answer in diagnosis.backends(op, device).items():
-                    typer.echo(f"  {backend:<10} {answer}")
+                    echo(f"  {backend:<10} {answer}")
 
 
 @app.command(
@@ -386,7 +386,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         from kdistill._version import __version__
 
-        typer.echo(f"kdistill {__version__}")
+        echo(f"kdistill {__version__}")
         raise typer.Exit
 
 

@@ -6,11 +6,21 @@ from typing import Annotated
 
 import typer
 
+from kdistill.escape import printable
+
 Options = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set an option; may be repeated.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the run (default 0).")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
 Protocol = Annotated[str, typer.Option(help="Evaluation protocol: quick, bench or paper.")]
+
+
+def echo(text: object, *, err: bool = False) -> None:
+    """Print text that may hold names of files and classes: nothing in it can act on the terminal.
+
+    The only way in which commands print (a test looks), beside tables of ``kdistill.evaluation.tables``.
+    """
+    typer.echo(printable(text), err=err)
 
 
 def _examples(*lines: str) -> str:
@@ -25,10 +35,10 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
     except KDistillError as error:
-        typer.echo(f"kdistill: {error}", err=True)
+        echo(f"kdistill: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("\nkdistill: interrupted", err=True)
+        echo("\nkdistill: interrupted", err=True)
         raise typer.Exit(130) from None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli._shared import Device, Threads, _examples, _one_sentence
+from kdistill.cli._shared import Device, Threads, _examples, _one_sentence, echo
 
 _PARTS = re.compile(r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^,])+""")  # a comma inside quotes or a list divides nothing
 
@@ -58,7 +58,7 @@ def sweep(
         grid = from_mapping(Grid, table, where=str(config or "sweep"))
         if dry_run:
             for planned in plan_runs(grid, out):
-                typer.echo(f"{planned}  {planned.folder}")
+                echo(f"{planned}  {planned.folder}")
             return
         try:
             with status_line("sweep") as say:
@@ -73,9 +73,9 @@ def sweep(
                     grid, out=out, device=device, threads=threads, say=work, watch=lambda p: say(f"{place}: {describe(p)}")
                 )
         except KeyboardInterrupt:
-            typer.echo(f"\nkdistill: interrupted; what is done is kept in {out}, the same command goes on from there", err=True)
+            echo(f"\nkdistill: interrupted; what is done is kept in {out}, the same command goes on from there", err=True)
             raise typer.Exit(130) from None
-        typer.echo(f"{done}\nnext: kdistill compare {out}")
+        echo(f"{done}\nnext: kdistill compare {out}")
         if done.failed:
             raise typer.Exit(1)
 
@@ -93,7 +93,7 @@ def compare(
         found = run(folders, against=against)
         console().print(found.table())
         for path in to:
-            typer.echo(f"wrote {found.save(path)}", err=True)
+            echo(f"wrote {found.save(path)}", err=True)
 
 
 def _axes(options: list[str]) -> dict[str, Any]:

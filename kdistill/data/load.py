@@ -19,6 +19,7 @@ from kdistill.data.raw import Part, Raw, unusable
 from kdistill.data.splits import stratified_split
 from kdistill.data.streamed import StreamedImages, same_channels
 from kdistill.errors import ConfigError, did_you_mean
+from kdistill.escape import printable
 from kdistill.transforms import KINDS, fit
 
 TEST_FRACTION = 0.2  # of a source that has no test images of its own
@@ -113,7 +114,7 @@ def load_data(
 
 def announce(data: ImageDataset) -> None:
     """Print ``data.describe()`` on standard error."""
-    Console(stderr=True).print(data.describe(), markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(printable(data.describe()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _read_streamed(spec: Any, size: int | None) -> Raw:

@@ -16,6 +16,7 @@ from kdistill.data import ImageDataset
 from kdistill.engine.precision import check_precision
 from kdistill.engine.students import Student, build_student
 from kdistill.errors import ConfigError, did_you_mean
+from kdistill.escape import one_line
 from kdistill.experts import TrajectoryStore
 from kdistill.keys import generator, make_key
 from kdistill.priors import Prior, State
@@ -331,5 +332,5 @@ class Say:
         now = time.monotonic()
         if now - self.last >= 10.0 or "to train" in text:
             self.last = now
-            sys.stderr.write(f"{self.what}  {text}\n")
+            sys.stderr.write(f"{self.what}  {one_line(text)}\n")
             sys.stderr.flush()

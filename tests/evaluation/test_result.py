@@ -94,7 +94,7 @@ def test_the_table_for_terminals_has_the_same_cells():
     found = evaluation(row(), row(model="mlp", lr=(0.1,)), *BASELINES)
     cells = [list(column.cells) for column in found.table().columns]
     for line, shown in zip(str(found).splitlines()[2:7], zip(*cells, strict=True), strict=True):
-        assert "".join(line.split()) == "".join("".join(shown).split())
+        assert "".join(line.split()) == "".join("".join(map(str, shown)).split())
     buffer = StringIO()
     Console(file=buffer, width=80).print(evaluation(*BASELINES, row(), row("dm, 8 bits", "variant", nbytes=316_000)).table())
     assert "dm, 8 bits  92.00 ± 2.83" in buffer.getvalue()  # not wrapped

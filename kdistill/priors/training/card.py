@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdistill.escape import code, markdown
 from kdistill.priors.stylegan import Generator
 
 ROWS = (("generated images alone", "generated"), ("real images", "real"))
@@ -18,17 +19,18 @@ def card(name: str, network: Generator, classes: Sequence[str], about: Mapping[s
         about: ``source``, ``settings``, ``iterations``, ``augment`` and ``quality``, as they stand in ``config.json``.
     """
     quality, settings, source = about["quality"], about["settings"], about["source"]
+    augment = code(about["augment"])
     table = ["| trained on | withheld training images | test images |", "| --- | --- | --- |"]
     for title, kind in ROWS:
         values = [_percent(quality[f"{kind}_{place}"]) for place in ("validation", "test")]
         table.append(f"| {title} | {' | '.join(values)} |")
     parts = [
-        f"# {name}: a generator of {source['name']}",
+        f"# {markdown(name)}: a generator of {markdown(source['name'])}",
         f"A class-conditional StyleGAN2 of {network.size}x{network.size} images with {network.channels} "
         f"channel{'s' * (network.channels > 1)}, {network.num_layers} layers. Made by `kdistill prior train`.",
         "![Generated images, one row per class](samples.png)",
-        "Classes: " + ", ".join(classes) + ".",
-        f"{about['iterations']:,} iterations on {settings['batch_size']} images each; augmentation `{about['augment']}` with a "
+        "Classes: " + ", ".join(map(markdown, classes)) + ".",
+        f"{about['iterations']:,} iterations on {settings['batch_size']} images each; augmentation {augment} with a "
         f"probability of {about['augment_p']:.2f} at the end. All settings are in `config.json`.",
         "## Quality",
         f"Accuracy of one ConvNet of width {settings['quality_width']} per row, {quality['steps']} steps; {quality['images']:,} "
