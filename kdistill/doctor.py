@@ -6,6 +6,7 @@ import importlib.resources
 import os
 import platform
 import shutil
+import textwrap
 from collections.abc import Iterator
 
 import torch
@@ -68,3 +69,50 @@ def chosen(op: str, device: str) -> str:
     able = backends(op, device)
     order = (asked,) if asked else _registry.AUTOMATIC[device]
     return next((name for name in order if able[name] == "yes"), "none")
+
+
+def report(*, verbose: bool = False) -> Iterator[str]:
+    """Yield the lines of ``kdistill doctor``, at most 80 characters wide: facts, ops by backend, and each refusal once.
+
+    Args:
+        verbose: Yield for every op what each backend answers, in the place of one line per cause.
+    """
+    for what, value in facts():
+        yield from _line(f"{what:<18}", value, 19)
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        yield ""
+        yield from _of_every_op(device) if verbose else _by_cause(device)
+    if not verbose:
+        yield ""
+        yield "kdistill doctor --verbose shows every op"
+
+
+def _of_every_op(device: str) -> Iterator[str]:
+    for op in op_names():
+        yield f"{op} on {device}: {chosen(op, device)}"
+        for backend, answer in backends(op, device).items():
+            yield from _line(f"  {backend:<10}", answer, 13)
+
+
+def _by_cause(device: str) -> Iterator[str]:
+    """Yield which backend runs which ops, and every reason why another does not, once."""
+    ops = op_names()
+    running: dict[str, list[str]] = {}
+    refused: dict[tuple[str, str], list[str]] = {}
+    for op in ops:
+        running.setdefault(chosen(op, device), []).append(op)
+        for backend, answer in backends(op, device).items():
+            if answer != "yes":
+                refused.setdefault((backend, answer.replace(f"{op}.md", "")), []).append(op)
+    yield f"ops on {device}"
+    for backend, theirs in running.items():
+        yield from _line(f"  {backend:<10}", f"runs {', '.join(theirs)}", 13)
+    for (backend, why), theirs in refused.items():
+        which = ", ".join(theirs) if len(theirs) <= 3 else f"{len(theirs)} of {len(ops)} ops"
+        yield from _line(f"  {backend:<10}", f"does not run {which}: {why}", 13)
+
+
+def _line(head: str, text: str, indent: int) -> list[str]:
+    return textwrap.wrap(
+        text, 80, initial_indent=f"{head} ", subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )

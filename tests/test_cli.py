@@ -149,7 +149,7 @@ def test_bad_input_gets_one_sentence_and_status_2(arguments, message, tmp_path, 
 
 
 def test_doctor_names_every_op_and_backend():
-    result = invoke("doctor")
+    result = invoke("doctor", "--verbose")
     assert result.exit_code == 0
     for word in ("torch", "class_mean_sqdist", "diff_augment", "norm_act_pool", "reference", "triton", "cuda"):
         assert word in result.output

@@ -101,7 +101,7 @@ def test_what_is_dropped_is_never_seen(digits):
     ("options", "words"),
     [
         ({"drop_hardest": 0.6, "drop_easiest": 0.4}, "got 0.6 and 0.4"), ({"drop_easiest": -0.1}, "got 0 and -0.1"),
-        ({"mask_ratio": 0.5}, "set layers=all too"), ({"layers": "first"}, "expected 'last' or 'all'"),
+        ({"mask_ratio": 0.5}, "set layers=all too"), ({"layers": "first"}, "expected one of last, all"),
         ({"layers": "all", "mask_ratio": 1.0}, r"share in \[0, 1\)"),
     ],
 )  # fmt: skip

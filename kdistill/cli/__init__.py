@@ -149,8 +149,10 @@ def _options_that_apply(path: Path | None, loaded: dict[str, Any], given: dict[s
 
 def _effective(run: Any) -> str:
     from kdistill.api import resolve
+    from kdistill.methods._options import value_shown
 
-    return ", ".join(f"{key}={value}" for key, value in vars(resolve(run.method, run.preset, run.options)).items())
+    config = resolve(run.method, run.preset, run.options)
+    return ", ".join(f"{key}={value_shown(type(config), key, value)}" for key, value in vars(config).items())
 
 
 @app.command(
@@ -306,27 +308,29 @@ def plan(
         echo(predict(seen, method=method, ipc=ipc, preset=preset, options=parse_overrides(options), threads=threads))
 
 
-@app.command("methods", epilog=_examples("kdistill methods", "kdistill methods dm"))
-def list_methods(name: Annotated[str | None, typer.Argument(help="Show the options of one method.")] = None) -> None:
-    """List the methods, or the options and presets of one."""
+@app.command("methods", epilog=_examples("kdistill methods", "kdistill methods dm", "kdistill methods mtt --presets"))
+def list_methods(
+    name: Annotated[str | None, typer.Argument(help="Show the options of one method.")] = None,
+    presets: Annotated[bool, typer.Option("--presets", help="Show the presets of the method.")] = False,
+    papers: Annotated[bool, typer.Option("--papers", help="Cite the paper of every method.")] = False,
+) -> None:
+    """List the methods, or the options of one with their explanations."""
     with _one_sentence():
-        from dataclasses import fields
-
         from kdistill import methods
+        from kdistill.cli import _methods
+        from kdistill.errors import ConfigError
 
-        for found in [methods.get(name)] if name else [methods.get(n) for n in methods.names()]:
-            echo(f"{found.name}: {found.title}")
-            echo(f"  paper    {found.paper}")
-            echo(f"  cost     {found.cost}")
-            echo(f"  needs    {found.needs or ('expert trajectories' if found.experts else 'nothing but the data')}")
-            echo(f"  labels   {'learned' if found.soft_labels else 'hard'}")
-            for preset, changes in found.presets.items():
-                echo(f"  preset   {preset}: {', '.join(f'{k}={v}' for k, v in changes.items()) or 'the defaults below'}")
-            if name:
-                for option in fields(found.config):
-                    echo(f"  option   {option.name}={option.default!r}")
-                for line in found.deviations:
-                    echo(f"  differs  {line}")
+        if name is None and presets:
+            raise ConfigError(
+                "methods: expected a method for --presets, got none; write for example kdistill methods mtt --presets"
+            )
+        if name is None:
+            lines = _methods.overview(papers=papers)
+        else:
+            found = methods.get(name)
+            lines = _methods.presets(found) if presets else _methods.details(found)
+        for line in lines:
+            echo(line)
 
 
 @app.command(
@@ -345,21 +349,16 @@ def export(
         echo(f"wrote {written}")
 
 
-@app.command(epilog=_examples("kdistill doctor", "KDISTILL_BACKEND=reference kdistill doctor"))
-def doctor() -> None:
+@app.command(epilog=_examples("kdistill doctor", "KDISTILL_BACKEND=reference kdistill doctor --verbose"))
+def doctor(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say of every op what each backend answers.")] = False,
+) -> None:
     """Say what is installed, which backend runs each op, and why the others do not."""
     with _one_sentence():
-        import torch
-
         from kdistill import doctor as diagnosis
 
-        for what, value in diagnosis.facts():
-            echo(f"{what:<18} {value}")
-        for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-            for op in diagnosis.op_names():
-                echo(f"\n{op} on {device}: {diagnosis.chosen(op, device)}")
-                for backend, answer in diagnosis.backends(op, device).items():
-                    echo(f"  {backend:<10} {answer}")
+        for line in diagnosis.report(verbose=verbose):
+            echo(line)
 
 
 @app.command(

@@ -4,9 +4,9 @@ import importlib
 import pkgutil
 
 from kdistill.errors import ConfigError, did_you_mean
-from kdistill.methods._recipe import Findings, Method, Problem, Rehearsal, Search, Step
+from kdistill.methods._recipe import FAMILIES, Findings, Method, Problem, Rehearsal, Search, Step
 
-__all__ = ["Findings", "Method", "Problem", "Rehearsal", "Search", "Step", "get", "names"]
+__all__ = ["FAMILIES", "Findings", "Method", "Problem", "Rehearsal", "Search", "Step", "get", "names"]
 
 
 def names() -> list[str]:

@@ -7,7 +7,7 @@ kept under the cache folder.  Symbols: N images, R networks.
 import hashlib
 import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -15,9 +15,10 @@ from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
 from kdistill.data import ImageDataset
 from kdistill.data.builtin import cache_folder
 from kdistill.data.dataset import fingerprint
-from kdistill.errors import ConfigError, DataError, did_you_mean
+from kdistill.errors import ConfigError, DataError
 from kdistill.experts.spec import digest_of
-from kdistill.methods._recipe import MethodConfig, Say, check_at_least_one
+from kdistill.methods._options import COUNT, Unset, Words
+from kdistill.methods._recipe import MethodConfig, Say
 from kdistill.selection import Ranking, ScoreSpec, difficulty, load_scores, rank
 from kdistill.selection.difficulty import METRICS
 
@@ -29,23 +30,16 @@ class DifficultyConfig(MethodConfig):
     """Options of methods that choose real images by difficulty, beside those that every method has.
 
     Attributes:
-        scores: Table made by ``kdistill score`` from the images that the run sees; None trains networks to score them.
-        score_metric: ``"el2n"``, or another metric of ``kdistill score``.
-        score_nets: R, networks whose scores are averaged.
-        score_epochs: Epochs that each is trained for.
+        scores: Table made by ``kdistill score`` from the images that the run sees.
+        score_metric: What counts as difficulty, a metric of ``kdistill score``.
+        score_nets: Networks whose scores are averaged, where there is no table.
+        score_epochs: Epochs that each of them is trained for.
     """
 
-    scores: str | None = None
-    score_metric: str = "el2n"
-    score_nets: int = 10
-    score_epochs: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least_one(self, "score_nets", "score_epochs")
-        if self.score_metric not in METRICS:
-            hint = did_you_mean(self.score_metric, list(METRICS))
-            raise ConfigError(f"score_metric: expected a known one, got '{self.score_metric}'; {hint}")
+    scores: Annotated[str | None, Unset("networks are trained to score the images")] = None
+    score_metric: Annotated[str, Words(tuple(METRICS))] = "el2n"
+    score_nets: Annotated[int, COUNT] = 10
+    score_epochs: Annotated[int, COUNT] = 10
 
     def scores_identity(self, data: ImageDataset) -> dict[str, Any]:
         """Return what decides the scores: the table's numbers, or how networks are trained.
@@ -101,12 +95,12 @@ class FilteredConfig(DifficultyConfig):
     """Options of methods that match batches of real images, beside those of scores (PAD, appendix A.1).
 
     Attributes:
-        drop_hardest: Share of the hardest images of each class that is never looked at: for few images per class.
-        drop_easiest: Share of the easiest: for many images per class.
+        drop_hardest: Share of the hardest images of each class that is left out; helps for few images per class.
+        drop_easiest: Share of the easiest images of each class that is left out; helps for many images per class.
     """
 
-    drop_hardest: float = 0.0
-    drop_easiest: float = 0.0
+    drop_hardest: Annotated[float, "0 or more, below 1 together"] = 0.0
+    drop_easiest: Annotated[float, "0 or more, below 1 together"] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ One iteration of the loop is one matching step; the network travels in its state
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -18,22 +19,20 @@ from kdistill.data.sampler import ClassSampler
 from kdistill.engine import Student, train
 from kdistill.engine.gradient_matching import DISTANCES, output_rows
 from kdistill.engine.students import ConvNet
-from kdistill.errors import ConfigError, NonFiniteError, did_you_mean
+from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.keys import generator, make_key
 from kdistill.methods._calibrate import calibrated_images
 from kdistill.methods._difficulty import FilteredConfig
+from kdistill.methods._options import COUNT, FOUND, MASKED_SHARE, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.methods._recipe import (
     Problem,
     Step,
     augmentation,
     balanced_labels,
-    check_at_least_one,
-    check_not_negative,
-    check_positive,
     initial_images,
 )
 from kdistill.objectives.gradient_matching import class_gradient_match
-from kdistill.objectives.masks import check_ratio, depth_mask
+from kdistill.objectives.masks import depth_mask
 from kdistill.priors import PixelPrior, State
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # images per class -> (T, E)
@@ -56,36 +55,26 @@ class GradientConfig(FilteredConfig):
 
     Attributes:
         iterations: Fresh networks; every one is matched ``outer_steps`` times.
-        outer_steps: T, matching steps per network; None follows the images per class.
-        inner_epochs: E, epochs of training on the synthetic images between two matching steps; None follows them too.
+        outer_steps: T, matching steps per network.
+        inner_epochs: E, epochs of training on the synthetic images between two matching steps.
         batch_real: Real images of each class per matching step.
         batch_train: Synthetic images per step of the network's training.
-        lr_images: Step size of the images (normalised pixels); None: the first step moves them by 1 % of their norm.
-        lr_net: Step size of the network; no momentum, no weight decay.
-        distance: ``"cosine_rows"`` (the published one), ``"cosine"`` or ``"mse"``.
-        mask_ratio: Share of the parameters, shallow ones first, whose gradients are not compared.
+        lr_images: Learning rate of the images (normalised pixels); where it is found, the first step moves them by 1 % of
+            their norm.
+        lr_net: Learning rate of the network; no momentum, no weight decay.
+        distance: Between gradients: ``"cosine_rows"`` (the published one), ``"cosine"`` or ``"mse"``.
+        mask_ratio: Share of the parameters, shallow ones first, whose gradients are not compared (PAD's FIEM).
     """
 
     iterations: int = 1000
-    outer_steps: int | None = None
-    inner_epochs: int | None = None
-    batch_real: int = 256
-    batch_train: int = 256
-    lr_images: float | None = 0.1
-    lr_net: float = 0.01
-    distance: str = "cosine_rows"
-    mask_ratio: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least_one(self, "outer_steps", "inner_epochs", "batch_real", "batch_train")
-        check_positive(self, "lr_net")
-        check_not_negative(self, "lr_images")
-        check_ratio(self.mask_ratio)
-        if self.distance not in DISTANCES:
-            raise ConfigError(
-                f"distance: expected a known one, got '{self.distance}'; {did_you_mean(self.distance, list(DISTANCES))}"
-            )
+    outer_steps: Annotated[int | None, COUNT, Unset("follows the images per class")] = None
+    inner_epochs: Annotated[int | None, COUNT, Unset("follows the images per class")] = None
+    batch_real: Annotated[int, COUNT] = 256
+    batch_train: Annotated[int, COUNT] = 256
+    lr_images: Annotated[float | None, NOT_NEGATIVE, FOUND] = 0.1
+    lr_net: Annotated[float, POSITIVE] = 0.01
+    distance: Annotated[str, Words(tuple(DISTANCES))] = "cosine_rows"
+    mask_ratio: Annotated[float, MASKED_SHARE] = 0.0
 
     def loops(self, ipc: int) -> tuple[int, int]:
         """Return (T, E): the published table, and for other numbers of images per class T = min(ipc, 50), E = ceil(500/T)."""

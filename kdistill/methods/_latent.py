@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -14,14 +14,15 @@ from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
-from kdistill.methods._recipe import Method, MethodConfig, Rehearsal, check_at_least_one, check_not_negative
+from kdistill.methods._options import COUNT, FOUND, NOT_NEGATIVE, Unset, Words
+from kdistill.methods._recipe import Method, MethodConfig, Rehearsal
 from kdistill.priors import View
-from kdistill.priors.latents import check_fit
+from kdistill.priors.latents import NOISES, check_fit
 from kdistill.priors.network_files import load_generator
 from kdistill.priors.stylegan import Generator
 from kdistill.transforms import Standardise, Transform
 
-# what the published code of GLaD and H-GLaD gives the objectives for ImageNet subsets at 128 px, at every number of images per class:
+# what the published code of GLaD and H-GLaD gives the objectives for ImageNet subsets at 128 px, whatever the images per class:
 # one matching step per network for DC, TESLA's truncated gradient and a learned rate that begins at 0.01 for MTT
 PUBLISHED_DC = {"outer_steps": 1, "inner_epochs": 1}
 PUBLISHED_MTT = {
@@ -42,40 +43,35 @@ class LatentConfig(MethodConfig):
     Attributes:
         prior: Folder of the generator (``kdistill prior train`` or ``convert``).
         objective: Name of the method whose objective is used.
-        objective_preset: Its preset.
-        settings: Its own options on top of that.
-        lr_f: Step size of the feature maps; None: the first step along them alone moves the images by 3 % of their norm
-            (1 % under dc and dsa).
-        lr_w: Step size of the latents in W+; None as above.
+        objective_preset: Preset of that method.
+        settings: Options of that method on top of its preset, as ``settings.NAME=VALUE``.
+        lr_f: Learning rate of the feature maps; where it is found, the first step along them alone moves the images by 3 % of
+            their norm (1 % under dc and dsa).
+        lr_w: Learning rate of the latents in W+; found as ``lr_f`` is.
         n_avg: Mapped draws per class, where a run begins with averages of them.
-        chunk: Images with a graph of the generator at one time.
-        noise: StyleGAN2's noise inputs, ``"const"`` or ``"random"``.
-        classes: The generator's class of each class of the data, where they are not the same.
+        chunk: Images that have a graph of the generator at one time: less memory, more time.
+        noise: StyleGAN2's noise inputs: ``"const"`` (the network's own) or ``"random"`` (new in every iteration).
+        classes: The generator's class for each class of the data.
         channels: ``"same"``, or ``"convert"`` between colour and grey.
-        resize: Scale what the generator draws to the size of the data.
-        glad_norm: ``"data"``, or ``"repo"``: the mean and deviation that the published code has for generated images.
+        resize: Scale the generator's images to the size of the data.
+        glad_norm: How generated images are normalised: ``"data"`` (as the real ones), or ``"repo"``: by the mean and deviation
+            that the published code has for them.
     """
 
     iterations: int = 1000
-    prior: str = ""
+    prior: Annotated[str, "a folder; needed"] = ""
     objective: str = "dm"
     objective_preset: str = "paper"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    lr_f: float | None = 10.0
-    lr_w: float | None = 0.01
-    n_avg: int = 1000
-    chunk: int = 10
-    noise: str = "const"
-    classes: tuple[int, ...] | None = None
-    channels: str = "same"
+    lr_f: Annotated[float | None, NOT_NEGATIVE, FOUND] = 10.0
+    lr_w: Annotated[float | None, NOT_NEGATIVE, FOUND] = 0.01
+    n_avg: Annotated[int, COUNT] = 1000
+    chunk: Annotated[int, COUNT] = 10
+    noise: Annotated[str, Words(NOISES)] = "const"
+    classes: Annotated[tuple[int, ...] | None, "of class numbers", Unset("the same numbers")] = None
+    channels: Annotated[str, Words(("same", "convert"))] = "same"
     resize: bool = False
-    glad_norm: str = "data"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least_one(self, "chunk", "n_avg")
-        check_not_negative(self, "lr_f", "lr_w")
-        check_word(self, channels=["same", "convert"], glad_norm=["data", "repo"])
+    glad_norm: Annotated[str, Words(("data", "repo"))] = "data"
 
     def base(self) -> tuple[Method, Any]:
         """Return the method whose objective is used, and its options: the preset, then the shared ones, then ``settings``.
@@ -95,14 +91,6 @@ class LatentConfig(MethodConfig):
             raise ConfigError(f"settings: expected options of {self.objective} alone, got '{both[0]}'; set it beside settings")
         given = {**found.presets[self.objective_preset], **shared, **self.settings}
         return found, from_mapping(found.config, given, where=f"settings of {self.objective}")
-
-
-def check_word(config: object, **known: list[str]) -> None:
-    """Raise ConfigError unless every option named is one of its words."""
-    for name, words in known.items():
-        value = getattr(config, name)
-        if value not in words:
-            raise ConfigError(f"{name}: expected a known word, got '{value}'; {did_you_mean(value, words)}")
 
 
 def network_for(config: LatentConfig, data: ImageDataset) -> Generator:

@@ -6,23 +6,24 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from kdistill.augment import Augment, strategy_for
 from kdistill.data import ImageDataset
-from kdistill.engine.precision import check_precision
-from kdistill.engine.students import Student, build_student
+from kdistill.engine.precision import PRECISIONS
+from kdistill.engine.students import STUDENTS, Student, build_student
+from kdistill.engine.students.convnet import NORMS
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.escape import one_line
 from kdistill.experts import TrajectoryStore
 from kdistill.keys import generator, make_key
+from kdistill.methods._options import COUNT, ITERATIONS, MOMENTUM, SCHEDULE, Unset, Words, check_options, check_value
 from kdistill.priors import Prior, State
 from kdistill.selection import select
 
-SCHEDULES = ("constant", "cosine")
 MOVE = 0.03  # what a first step moves the images by, as a share of their norm, where a method finds its step sizes
 INITS = ("real", "herding", "k_means", "k_center", "noise")
 
@@ -32,40 +33,34 @@ class MethodConfig:
     """The options that every method has; a method's own dataclass derives from this one.
 
     Attributes:
-        iterations: Outer steps; every method sets its own default.
-        momentum: Of the outer SGD.
-        schedule: Of the outer step sizes: ``"constant"``, or ``"cosine"``: down to 0 at the end.
-        init: ``"real"`` (random real images), ``"herding"``, ``"k_means"``, ``"k_center"`` (chosen real images) or ``"noise"``.
-        student: Name of the network.
-        width: Its width.
-        depth: Its depth; None follows the image size.
-        norm: Its normalisation.
-        strategy: DSA families, ``"auto"`` or ``"none"``.
-        precision: Of the network's products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"`` (``convnet``); NUMERICS.md states errors.
+        iterations: Outer steps of the distillation.
+        momentum: Momentum of the outer SGD, the one that changes the images.
+        schedule: How the outer learning rates change: ``"constant"``, or ``"cosine"``, down to 0 at the end.
+        init: The first images: ``"real"`` (random real images), ``"herding"``, ``"k_means"`` or ``"k_center"`` (chosen real
+            images), or ``"noise"``.
+        student: The network that is trained or compared.
+        width: Width of the network (channels of a ConvNet's blocks).
+        depth: Depth of the network.
+        norm: Normalisation of the network.
+        strategy: Differentiable augmentation (DSA).
+        precision: Numbers in which the network's products are taken: ``"fp32"``, ``"tf32"`` (on a GPU) or ``"bf16"`` (``convnet``
+            alone); NUMERICS.md states the errors.
     """
 
-    iterations: int
-    momentum: float = 0.5
-    schedule: str = "constant"
-    init: str = "real"
-    student: str = "convnet"
-    width: int = 128
-    depth: int | None = None
-    norm: str = "instance"
-    strategy: str = "auto"
-    precision: str = "fp32"
-
-    STARTS: ClassVar[tuple[str, ...]] = INITS
+    iterations: Annotated[int, ITERATIONS]
+    momentum: Annotated[float, MOMENTUM] = 0.5
+    schedule: Annotated[str, SCHEDULE] = "constant"
+    init: Annotated[str, Words(INITS)] = "real"
+    student: Annotated[str, Words(STUDENTS)] = "convnet"
+    width: Annotated[int, COUNT] = 128
+    depth: Annotated[int | None, Unset("follows the size of the images")] = None
+    norm: Annotated[str, Words(NORMS)] = "instance"
+    strategy: Annotated[str, "auto, none, or families joined by _ such as color_crop"] = "auto"
+    precision: Annotated[str, Words(PRECISIONS)] = "fp32"
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "width")
-        check_iterations(self.iterations)
-        check_schedule(self.schedule)
-        check_momentum(self, "momentum")
-        if self.init not in self.STARTS:
-            raise ConfigError(f"init: expected a known start, got '{self.init}'; {did_you_mean(self.init, list(self.STARTS))}")
+        check_options(self)
         Augment(strategy_for(self.strategy, ""), siamese=True, key=0, align_corners=False)  # raises for an unknown family
-        check_precision(self.precision)
 
     def network(self, data: ImageDataset) -> Student:
         """Return the network that a run uses on ``data``."""
@@ -170,8 +165,8 @@ class Problem:
     first_move: float = MOVE
 
     def __post_init__(self) -> None:
-        check_iterations(self.iterations)
-        check_schedule(self.schedule)
+        check_value("iterations", self.iterations, ITERATIONS)
+        check_value("schedule", self.schedule, SCHEDULE)
 
     def momentum_of(self, name: str) -> float:
         """Return the momentum of one tensor of the state."""
@@ -218,13 +213,23 @@ class Rehearsal:
     num_params: int = 0
 
 
+FAMILIES = {
+    "distribution": "Distribution matching",
+    "gradient": "Gradient matching",
+    "trajectory": "Trajectory matching",
+    "latent": "Latents of a generator, under the objective of any method above",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A published method: one file of ``kdistill/methods`` holds exactly one of these, named ``METHOD``.
 
     Attributes:
         name: What users write.
-        title: The method in one line.
+        title: The method in one sentence, for the record of a run.
+        summary: The method in at most 60 characters, for the list of methods.
+        family: What the method matches or learns, a key of ``FAMILIES``.
         paper: Citation.
         config: The dataclass of its options; their defaults are the paper's.
         presets: Named changes to the defaults.
@@ -240,6 +245,8 @@ class Method:
 
     name: str
     title: str
+    summary: str
+    family: str
     paper: str
     config: type
     presets: Mapping[str, Mapping[str, Any]]
@@ -250,49 +257,6 @@ class Method:
     soft_labels: bool = False
     cost: str = field(default="first order")
     needs: str = ""
-
-
-def check_at_least_one(config: object, *names: str) -> None:
-    """Raise ConfigError unless every option named is at least 1, or None."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}: expected at least 1, got {value}; raise it")
-
-
-def check_positive(config: object, *names: str) -> None:
-    """Raise ConfigError unless every option named is above 0 and finite."""
-    for name in names:
-        value = getattr(config, name)
-        if not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"{name}: expected a number above 0, got {value}; 0.01 is a usual step size")
-
-
-def check_not_negative(config: object, *names: str) -> None:
-    """Raise ConfigError unless every option named is 0 or more and finite, or None."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not (value >= 0 and math.isfinite(value)):
-            raise ConfigError(f"{name}: expected a number of 0 or more, got {value}; 0 changes nothing")
-
-
-def check_momentum(config: object, name: str) -> None:
-    """Raise ConfigError unless the option named is a share below 1: velocities grow without end from there on."""
-    value = getattr(config, name)
-    if not 0.0 <= value < 1.0:
-        raise ConfigError(f"{name}: expected a number in [0, 1), got {value}; 0.5 is usual")
-
-
-def check_iterations(iterations: int) -> None:
-    """Raise ConfigError for a negative number of outer steps."""
-    if iterations < 0:
-        raise ConfigError(f"iterations: expected 0 or more, got {iterations}; 0 gives the first images")
-
-
-def check_schedule(schedule: str) -> None:
-    """Raise ConfigError for an unknown schedule."""
-    if schedule not in SCHEDULES:
-        raise ConfigError(f"schedule: expected a known one, got '{schedule}'; {did_you_mean(schedule, list(SCHEDULES))}")
 
 
 def balanced_labels(num_classes: int, ipc: int) -> Tensor:

@@ -7,7 +7,7 @@ compare with its snapshot t + M.  Paper: Cazenavette et al., CVPR 2022, algorith
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ from kdistill.data.builtin import cache_folder
 from kdistill.engine import Student, TrajectoryMatch, trajectory_match
 from kdistill.engine._inner_steps import Mask
 from kdistill.engine.unroll import GRAD_MODES, SMALLEST_LR
-from kdistill.errors import ConfigError, NonFiniteError, did_you_mean
+from kdistill.errors import NonFiniteError
 from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_experts
 from kdistill.experts.spec import digest_of
 from kdistill.experts.training import Rows
 from kdistill.keys import generator, make_key, permutation, uniforms
 from kdistill.methods._calibrate import calibrated
+from kdistill.methods._options import COUNT, FOUND, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.methods._recipe import (
     MethodConfig,
     Problem,
@@ -32,9 +33,6 @@ from kdistill.methods._recipe import (
     Step,
     augmentation,
     balanced_labels,
-    check_at_least_one,
-    check_not_negative,
-    check_positive,
     initial_images,
 )
 from kdistill.priors import PixelPrior, State
@@ -48,51 +46,43 @@ class TrajectoryConfig(MethodConfig):
     and for the student's step size.
 
     Attributes:
-        iterations: Outer steps.
+        iterations: Outer steps; every one takes an expert and a start epoch.
         syn_steps: N, steps of the student on the synthetic images.
         expert_epochs: M, epochs of the expert between start and target.
-        max_start_epoch: T+, start epochs are drawn from 0 to T+ - 1.
-        lr_images: Step size of the images (normalised pixels); None finds one that suits the data.
-        lr_lr: Step size of the student's step size.
-        lr_init: The student's step size to begin with; kept above 1e-6.  None finds one that suits the data.
-        batch_syn: Synthetic images per step of the student; None takes all.
+        max_start_epoch: T+; start epochs are drawn from 0 to T+ - 1.
+        lr_images: Learning rate of the images (normalised pixels); where it is found, the first step moves them by 3 % of
+            their norm.
+        lr_lr: Learning rate of the student's learning rate.
+        lr_init: The student's learning rate at the start; it is learned, and kept above 1e-6.
+        batch_syn: Synthetic images per step of the student.
         grad_mode: ``"adjoint"`` (exact), ``"unroll"`` (the same by autograd) or ``"tesla"`` (truncated).
-        checkpoint_every: Keep every so many parameter vectors of a trajectory and recompute the others.
+        checkpoint_every: Of a student's trajectory one parameter vector in this many is stored and the others are computed
+            again: less memory, more time.
         cuda_graph: On a GPU, replay the kernels of an outer step from one recorded graph; it changes no kernel.
         skip_move: Where ``lr_images`` is found: an iteration whose gradient alone would move the images by more than this share
-            of their norm changes nothing; None takes all.
-        num_experts: Expert trajectories.
-        expert_lr: Their step size.
-        expert_batch: Their batch.
-        experts: Folder of the trajectories; None is one under the cache folder that the settings name.
+            of their norm changes nothing.
+        num_experts: Number of expert trajectories.
+        expert_lr: Learning rate of the experts.
+        expert_batch: Batch size of the experts.
+        experts: Folder of the expert trajectories.
     """
 
     iterations: int = 5000
-    syn_steps: int = 30
-    expert_epochs: int = 2
-    max_start_epoch: int = 20
-    lr_images: float | None = 100.0
-    lr_lr: float = 1e-5
-    lr_init: float | None = 0.001
-    batch_syn: int | None = None
-    grad_mode: str = "adjoint"
-    checkpoint_every: int = 1
+    syn_steps: Annotated[int, COUNT] = 30
+    expert_epochs: Annotated[int, COUNT] = 2
+    max_start_epoch: Annotated[int, COUNT] = 20
+    lr_images: Annotated[float | None, NOT_NEGATIVE, FOUND] = 100.0
+    lr_lr: Annotated[float, NOT_NEGATIVE] = 1e-5
+    lr_init: Annotated[float | None, POSITIVE, FOUND] = 0.001
+    batch_syn: Annotated[int | None, COUNT, Unset("all")] = None
+    grad_mode: Annotated[str, Words(tuple(GRAD_MODES))] = "adjoint"
+    checkpoint_every: Annotated[int, COUNT] = 1
     cuda_graph: bool = False
-    skip_move: float | None = None
-    num_experts: int = 100
-    expert_lr: float = 0.01
-    expert_batch: int = 256
-    experts: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        counts = ("syn_steps", "expert_epochs", "max_start_epoch", "num_experts", "checkpoint_every", "batch_syn")
-        check_at_least_one(self, *counts)
-        check_positive(self, "expert_lr", *(name for name in ("lr_init", "skip_move") if getattr(self, name) is not None))
-        check_not_negative(self, "lr_images", "lr_lr")
-        if self.grad_mode not in GRAD_MODES:
-            hint = did_you_mean(self.grad_mode, list(GRAD_MODES))
-            raise ConfigError(f"grad_mode: expected a known one, got '{self.grad_mode}'; {hint}")
+    skip_move: Annotated[float | None, POSITIVE, Unset("no iteration is skipped")] = None
+    num_experts: Annotated[int, COUNT] = 100
+    expert_lr: Annotated[float, POSITIVE] = 0.01
+    expert_batch: Annotated[int, COUNT] = 256
+    experts: Annotated[str | None, Unset("under the cache folder, named by the settings")] = None
 
     def expert_spec(self, data: ImageDataset) -> ExpertSpec:
         """Return how the experts are trained; no longer than a start epoch and M reach."""
@@ -127,16 +117,12 @@ class FlatExpertsConfig(TrajectoryConfig):
     """Options of the methods whose experts are FTD's, trained by GSAM on flat trajectories.
 
     Attributes:
-        rho: Radius of the experts' perturbation.
+        rho: Radius of the perturbation by which the experts look for flat minima.
         surrogate: Weight of the orthogonal part of the gradient that the experts subtract.
     """
 
-    rho: float = 0.01
-    surrogate: float = 0.3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_not_negative(self, "rho", "surrogate")
+    rho: Annotated[float, NOT_NEGATIVE] = 0.01
+    surrogate: Annotated[float, NOT_NEGATIVE] = 0.3
 
     def expert_spec(self, data: ImageDataset) -> ExpertSpec:
         """Return the recipe of MTT's experts with GSAM around SGD."""

@@ -13,7 +13,7 @@ z_j as the mean of the logits of the experts that do.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor
@@ -23,23 +23,14 @@ from kdistill.engine._inner_steps import Mask
 from kdistill.errors import ConfigError
 from kdistill.experts import ExpertSpec, TrajectoryStore
 from kdistill.keys import make_key
-from kdistill.methods._recipe import (
-    INITS,
-    Method,
-    Problem,
-    balanced_labels,
-    check_at_least_one,
-    check_momentum,
-    check_not_negative,
-    check_positive,
-    initial_images,
-)
+from kdistill.methods._options import COUNT, MOMENTUM, NOT_NEGATIVE, POSITIVE, Unset, Words
+from kdistill.methods._recipe import INITS, Method, Problem, balanced_labels, initial_images
 from kdistill.methods._trajectory import FlatExpertsConfig, SoftLabels, build_trajectory, expert_store, rehearse_trajectory
 from kdistill.methods.mtt import FAST as MTT_FAST
 from kdistill.selection import select_correct
 
-# the better of two settings on validation images (mnist5k, 10 per class, one run each); the first images must be ones that an expert
-# classifies correctly, or labels begin at logits that are right about another class
+# the better of two settings on validation images (mnist5k, 10 per class, one run each); the first images are ones that an expert
+# classifies correctly, else labels begin at logits that are right about another class
 FAST = {
     **MTT_FAST, "iterations": 80, "expert_length": None, "init": "correct",
     "first_max_start_epoch": 3, "expand_until": 50, "lr_labels": 2.0,
@@ -50,43 +41,34 @@ FAST = {
 class DatmConfig(FlatExpertsConfig):
     """Options of DATM beside those of the methods with flat experts; the defaults are its code's for CIFAR-10 at 10 per class.
 
-    ``init`` may be ``"correct"`` too: real images that an expert classifies correctly.
-
     Attributes:
+        init: As in other methods, or ``"correct"``: real images that an expert classifies correctly.
         min_start_epoch: T-, the first start epoch.
-        first_max_start_epoch: T, what ``max_start_epoch`` (T+) is at first; None is T+ from the beginning.
-        expand_until: E, the iteration at which it has become T+.
-        expert_length: Epochs of the experts, whose last networks judge the first images and make their labels; None ends them
-            where the last start epoch and M reach.
-        label_experts: So many experts make the first labels; None is all.
-        lr_labels: Step size of the label logits.
-        momentum_labels: Of their SGD.
-        skip_above: An iteration with a larger loss changes nothing; None takes all.
+        first_max_start_epoch: T, the value of ``max_start_epoch`` (T+) at the start.
+        expand_until: E, the iteration at which the last start epoch has become T+.
+        expert_length: Epochs of the experts, whose last networks judge the first images and make their labels.
+        label_experts: Number of experts that make the first labels.
+        lr_labels: Learning rate of the label logits.
+        momentum_labels: Momentum of the label logits' SGD.
+        skip_above: An iteration with a larger loss changes nothing.
     """
 
     iterations: int = 10_000
     syn_steps: int = 80
     lr_init: float | None = 0.01
     batch_syn: int | None = 100
-    init: str = "correct"
-    min_start_epoch: int = 0
-    first_max_start_epoch: int | None = 10
-    expand_until: int = 1000
-    expert_length: int | None = 100
-    label_experts: int | None = None
-    lr_labels: float = 2.0
-    momentum_labels: float = 0.9
-    skip_above: float | None = 1.0
-
-    STARTS: ClassVar[tuple[str, ...]] = (*INITS, "correct")
+    init: Annotated[str, Words((*INITS, "correct"))] = "correct"
+    min_start_epoch: Annotated[int, "0 or more"] = 0
+    first_max_start_epoch: Annotated[int | None, "at least 1", Unset("max_start_epoch from the start")] = 10
+    expand_until: Annotated[int, COUNT] = 1000
+    expert_length: Annotated[int | None, COUNT, Unset("as far as the last start epoch and M reach")] = 100
+    label_experts: Annotated[int | None, COUNT, Unset("all")] = None
+    lr_labels: Annotated[float, NOT_NEGATIVE] = 2.0
+    momentum_labels: Annotated[float, MOMENTUM] = 0.9
+    skip_above: Annotated[float | None, POSITIVE, Unset("no iteration is skipped")] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_one(self, "expand_until", "expert_length", "label_experts")
-        check_not_negative(self, "lr_labels")
-        check_momentum(self, "momentum_labels")
-        if self.skip_above is not None:
-            check_positive(self, "skip_above")
         low, first, last = self.min_start_epoch, self.first_max_start_epoch, self.max_start_epoch
         if not 0 <= low < (last if first is None else first) <= last:
             raise ConfigError(
@@ -187,6 +169,8 @@ def build(config: DatmConfig, data: ImageDataset, ipc: int, seed: int, start: Te
 METHOD = Method(
     name="datm",
     title="trajectory matching at the difficulty that fits the number of images, with learned soft labels",
+    summary="as ftd, at the difficulty that fits, learned soft labels",
+    family="trajectory",
     paper="Guo et al., Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching, ICLR 2024",
     config=DatmConfig,
     presets={

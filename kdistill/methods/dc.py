@@ -33,6 +33,8 @@ def build(config: DCConfig, data: ImageDataset, ipc: int, seed: int, start: Tens
 METHOD = Method(
     name="dc",
     title="matching the gradients of networks in training, class by class and output unit by output unit",
+    summary="gradients of networks in training, class by class",
+    family="gradient",
     paper="Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching, ICLR 2021",
     config=DCConfig,
     presets={

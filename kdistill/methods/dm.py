@@ -7,30 +7,28 @@ Paper: Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 from torch import Tensor
 
 from kdistill.data import ImageDataset
 from kdistill.data.sampler import ClassSampler
-from kdistill.errors import ConfigError, did_you_mean
+from kdistill.errors import ConfigError
 from kdistill.keys import generator, make_key
 from kdistill.methods._calibrate import calibrated_images
 from kdistill.methods._difficulty import FilteredConfig
+from kdistill.methods._options import COUNT, FOUND, MASKED_SHARE, NOT_NEGATIVE, Words
 from kdistill.methods._recipe import (
     Method,
     Problem,
     Step,
     augmentation,
     balanced_labels,
-    check_at_least_one,
-    check_not_negative,
     initial_images,
 )
 from kdistill.objectives.distribution_matching import distribution_match, layered_distribution_match
-from kdistill.objectives.masks import check_ratio
 from kdistill.priors import PixelPrior, State
 
-LAYERS = ("last", "all")
 FEW = {"score_nets": 3, "score_epochs": 3}
 
 
@@ -44,24 +42,20 @@ class DMConfig(FilteredConfig):
     Attributes:
         iterations: Outer steps; every one draws a new network.
         batch_real: Real images of each class per step.
-        lr_images: Step size of the images (normalised pixels); None: the first step moves them by 3 % of their norm.
-        layers: ``"last"`` compares the features before the classifier, ``"all"`` the maps of every block.
-        mask_ratio: Share of the blocks, shallow ones first, that ``layers="all"`` leaves out.
+        lr_images: Learning rate of the images (normalised pixels); where it is found, the first step moves them by 3 % of
+            their norm.
+        layers: ``"last"`` compares the features before the classifier, ``"all"`` the feature maps of every block.
+        mask_ratio: Share of the blocks, shallow ones first, that ``layers="all"`` leaves out (PAD's FIEM).
     """
 
     iterations: int = 20_000
-    batch_real: int = 256
-    lr_images: float | None = 1.0
-    layers: str = "last"
-    mask_ratio: float = 0.0
+    batch_real: Annotated[int, COUNT] = 256
+    lr_images: Annotated[float | None, NOT_NEGATIVE, FOUND] = 1.0
+    layers: Annotated[str, Words(("last", "all"))] = "last"
+    mask_ratio: Annotated[float, MASKED_SHARE] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_one(self, "batch_real")
-        check_not_negative(self, "lr_images")
-        check_ratio(self.mask_ratio)
-        if self.layers not in LAYERS:
-            raise ConfigError(f"layers: expected 'last' or 'all', got '{self.layers}'; {did_you_mean(self.layers, list(LAYERS))}")
         if self.layers == "last" and self.mask_ratio > 0.0:
             raise ConfigError(f"mask_ratio: expected 0 with layers=last, got {self.mask_ratio:g}; set layers=all too")
 
@@ -104,6 +98,8 @@ def build(config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tens
 METHOD = Method(
     name="dm",
     title="distribution matching of class means under random networks",
+    summary="class means of features under random networks",
+    family="distribution",
     paper="Zhao and Bilen, Dataset Condensation with Distribution Matching, WACV 2023",
     config=DMConfig,
     presets={

@@ -21,6 +21,8 @@ def build(config: GradientConfig, data: ImageDataset, ipc: int, seed: int, start
 METHOD = Method(
     name="dsa",
     title="gradient matching under one differentiable augmentation for the real and the synthetic images of a class",
+    summary="as dc, under one augmentation for real and synthetic images",
+    family="gradient",
     paper="Zhao and Bilen, Dataset Condensation with Differentiable Siamese Augmentation, ICML 2021",
     config=GradientConfig,
     presets={

@@ -7,10 +7,12 @@ evaluated is the exponential moving average of the images.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from kdistill.data import ImageDataset
+from kdistill.methods._options import DECAY
 from kdistill.methods._recipe import Method, Problem
 from kdistill.methods._trajectory import FlatExpertsConfig, build_trajectory, expert_store, published, rehearse_trajectory
 from kdistill.methods.mtt import FAST
@@ -25,7 +27,7 @@ class FtdConfig(FlatExpertsConfig):
         surrogate: Weight of the orthogonal part of the gradient that the experts subtract (``datm`` and ``pad`` take 0.3).
     """
 
-    ema_decay: float = 0.9995
+    ema_decay: Annotated[float, DECAY] = 0.9995
     surrogate: float = 0.4
 
 
@@ -37,6 +39,8 @@ def build(config: FtdConfig, data: ImageDataset, ipc: int, seed: int, start: Ten
 METHOD = Method(
     name="ftd",
     title="trajectory matching with experts on flat trajectories (GSAM) and a running mean of the images",
+    summary="as mtt, experts on flat trajectories, mean of the images",
+    family="trajectory",
     paper="Du et al., Minimizing the Accumulated Trajectory Error to Improve Dataset Distillation, CVPR 2023",
     config=FtdConfig,
     presets={

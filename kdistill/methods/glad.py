@@ -9,6 +9,7 @@ gradient in f and w (and in its weights with ``learn_g``).  Exact by the chain r
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from kdistill.methods._latent import (
     rehearse,
     view_for,
 )
+from kdistill.methods._options import NOT_NEGATIVE, Unset
 from kdistill.methods._recipe import Method, Problem, balanced_labels
 from kdistill.priors import LatentPrior
 from kdistill.priors.latents import generator_classes
@@ -37,15 +39,15 @@ class GladConfig(LatentConfig):
     """Options of GLaD beside those of every method on latents; the defaults are the paper's for DM on ImageNet subsets at 128 px.
 
     Attributes:
-        layer: n of F_n, the layers that the learned feature map stands for; ``"none"`` optimises W+ alone.
-        lr_g: Step size of the generator's weights.
+        layer: n of F_n: the feature map after the first n layers is learned.
+        lr_g: Learning rate of the generator's weights, with ``learn_g``.
         learn_g: Learn the weights of the layers after n too.
-        rand_f: Begin with normal feature maps of each image's mean and deviation.
+        rand_f: Begin with feature maps drawn from a normal distribution with each image's mean and deviation.
         avg_w: Begin with averages of mapped draws; the images of a class share ``n_avg`` between them.
     """
 
-    layer: int | None = 20
-    lr_g: float = 1e-4
+    layer: Annotated[int | None, "a layer of the generator", Unset("W+ alone is learned")] = 20
+    lr_g: Annotated[float, NOT_NEGATIVE] = 1e-4
     learn_g: bool = False
     rand_f: bool = False
     avg_w: bool = False
@@ -95,6 +97,8 @@ def build(config: GladConfig, data: ImageDataset, ipc: int, seed: int, start: Te
 METHOD = Method(
     name="glad",
     title="the latents of a generator in W+ and at one layer, under the objective of another method",
+    summary="latents of a generator, in W+ and at one layer",
+    family="latent",
     paper="Cazenavette et al., Generalizing Dataset Distillation via Deep Generative Prior, CVPR 2023",
     config=GladConfig,
     presets={

@@ -11,6 +11,7 @@ under the same few networks; the result is the best state of the best stage.
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from torch import Tensor
 
@@ -24,7 +25,6 @@ from kdistill.methods._latent import (
     PUBLISHED_MTT,
     LatentConfig,
     about,
-    check_word,
     experts,
     network_for,
     refuse_start,
@@ -32,7 +32,8 @@ from kdistill.methods._latent import (
     view_for,
 )
 from kdistill.methods._measure import NETS, Measure
-from kdistill.methods._recipe import Method, Problem, balanced_labels, check_at_least_one, check_positive
+from kdistill.methods._options import COUNT, NOT_NEGATIVE, POSITIVE, Unset, Words
+from kdistill.methods._recipe import Method, Problem, balanced_labels
 from kdistill.methods._search import ProgressiveSearch, stage_ends, stage_name
 from kdistill.objectives.class_relevance import WEIGHTINGS
 from kdistill.priors import PIXELS, HierarchicalPrior, Stage, State
@@ -44,38 +45,32 @@ class HGladConfig(LatentConfig):
     """Options of H-GLaD beside those of every method on latents; the defaults take as many iterations as GLaD.
 
     Attributes:
-        stage_iterations: Outer steps of every stage; None shares ``iterations`` out equally.
-        stride: Every so many layers are a stage: F_1, F_(1 + stride), ...
-        lr_images: Step size in pixels; None takes the objective's own.
+        stage_iterations: Outer steps of every stage; overrides ``iterations``.
+        stride: Every stride-th layer is a stage: F_1, F_(1 + stride), ...
+        lr_images: Learning rate of the pixels, in the last stage.
         avg_w: Begin with averages of mapped draws; the images of a class share ``n_avg`` between them.
-        check_every: Iterations between two looks at the distance; there is one at the end of a stage too.
+        check_every: Iterations between two measurements of the distance; there is one at the end of a stage too.
         nets: Networks of the distance: ``"trained"`` on the real images for ``net_epochs``, or ``"random"``.
-        num_nets: How many.
-        net_epochs: Passes over the real images.
-        net_lr: Step size of their training.
-        layers: Of the distance: ``"all"`` blocks or the ``"last"`` alone.
-        weighting: Of the distance: ``"cam"`` or ``"none"``.
+        num_nets: Number of networks of the distance.
+        net_epochs: Epochs of their training on the real images.
+        net_lr: Learning rate of their training.
+        layers: Feature maps of the distance: those of ``"all"`` blocks, or of the ``"last"`` alone.
+        weighting: Weights of the feature maps in the distance: class activation maps (``"cam"``) or ``"none"``.
         choose: The result: the stage with the smallest ``"distance"``, or the ``"last"`` one.
     """
 
-    stage_iterations: int | None = None
-    stride: int = 1
-    lr_images: float | None = None
+    stage_iterations: Annotated[int | None, COUNT, Unset("iterations are shared out equally")] = None
+    stride: Annotated[int, COUNT] = 1
+    lr_images: Annotated[float | None, NOT_NEGATIVE, Unset("the objective's own")] = None
     avg_w: bool = True
-    check_every: int = 10
-    nets: str = "trained"
-    num_nets: int = 5
-    net_epochs: int = 3
-    net_lr: float = 0.01
-    layers: str = "all"
-    weighting: str = "cam"
-    choose: str = "distance"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least_one(self, "stage_iterations", "stride", "check_every", "num_nets", "net_epochs")
-        check_positive(self, "net_lr")
-        check_word(self, nets=list(NETS), layers=list(LAYERS), weighting=list(WEIGHTINGS), choose=["distance", "last"])
+    check_every: Annotated[int, COUNT] = 10
+    nets: Annotated[str, Words(tuple(NETS))] = "trained"
+    num_nets: Annotated[int, COUNT] = 5
+    net_epochs: Annotated[int, COUNT] = 3
+    net_lr: Annotated[float, POSITIVE] = 0.01
+    layers: Annotated[str, Words(tuple(LAYERS))] = "all"
+    weighting: Annotated[str, Words(tuple(WEIGHTINGS))] = "cam"
+    choose: Annotated[str, Words(("distance", "last"))] = "distance"
 
     def stages(self, num_layers: int) -> tuple[Stage, ...]:
         """Return W+ (None), the layers, and the pixels."""
@@ -153,6 +148,8 @@ _MTT = {"objective": "mtt", "lr_f": 1e4, "lr_w": 10.0, "settings": PUBLISHED_MTT
 METHOD = Method(
     name="hglad",
     title="latents of a generator layer by layer down to pixels, the best of every stage by class-relevant feature distance",
+    summary="latents of a generator, layer by layer down to pixels",
+    family="latent",
     paper="Zhong et al., Hierarchical Features Matter: A Deep Exploration of Progressive Parameterization, CVPR 2025",
     config=HGladConfig,
     presets={

@@ -29,6 +29,8 @@ def build(config: TrajectoryConfig, data: ImageDataset, ipc: int, seed: int, sta
 METHOD = Method(
     name="mtt",
     title="matching the training trajectories of experts, with the exact gradient in the memory of one step",
+    summary="training trajectories of experts, exact gradient",
+    family="trajectory",
     paper="Cazenavette et al., Dataset Distillation by Matching Training Trajectories, CVPR 2022",
     config=TrajectoryConfig,
     presets={

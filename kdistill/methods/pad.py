@@ -12,22 +12,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from torch import Tensor
 
 from kdistill.data import ImageDataset
 from kdistill.engine._inner_steps import Mask
-from kdistill.errors import ConfigError, did_you_mean
 from kdistill.methods import datm
 from kdistill.methods._difficulty import DifficultyConfig, by_count
+from kdistill.methods._options import MASKED_SHARE, Words
 from kdistill.methods._recipe import Method, Problem
 from kdistill.methods._trajectory import expert_store, rehearse_trajectory
 from kdistill.methods.datm import DatmConfig, build_aligned
-from kdistill.objectives.masks import check_ratio, depth_mask, loss_mask
+from kdistill.objectives.masks import depth_mask, loss_mask
 from kdistill.selection import Curriculum, Ranking
 
-MASKS = ("depth", "loss")
 FAST = {**datm.FAST, "add_until": 6, "score_nets": 3, "score_epochs": 3}
 
 
@@ -40,30 +39,26 @@ class PadConfig(DatmConfig, DifficultyConfig):
     Attributes:
         fiex: Whether the experts see images by difficulty.
         initial_ratio: Share of the easiest images of each class in the first epoch.
-        add_until: The first epoch with all images.
-        remove_after: Epochs after which the easiest are taken away.
-        remove_ratio: The shares of each class taken away then.
+        add_until: The first epoch in which the experts see all images.
+        remove_after: Epochs after which the easiest images are taken away.
+        remove_ratio: Share of each class that is taken away after each of those epochs.
         fiem: Whether shallow parameters are left out of the match.
         mask_ratio: Share of the parameters that is left out.
-        fiem_mask: ``"depth"``: the shallow ones, as the paper defines it; ``"loss"``: those with the smallest error, as the
-            released code does.
+        fiem_mask: Which parameters are left out: ``"depth"``: the shallow ones, as the paper defines it; ``"loss"``: those with
+            the smallest error, as the released code does.
     """
 
     fiex: bool = True
-    initial_ratio: float = 0.75
-    add_until: int = 20
-    remove_after: tuple[int, ...] = (40, 60)
-    remove_ratio: tuple[float, ...] = (0.1, 0.2)
+    initial_ratio: Annotated[float, "above 0, at most 1"] = 0.75
+    add_until: Annotated[int, "0 or more"] = 20
+    remove_after: Annotated[tuple[int, ...], "of epochs, rising"] = (40, 60)
+    remove_ratio: Annotated[tuple[float, ...], "of as many shares"] = (0.1, 0.2)
     fiem: bool = True
-    mask_ratio: float = 0.25
-    fiem_mask: str = "depth"
+    mask_ratio: Annotated[float, MASKED_SHARE] = 0.25
+    fiem_mask: Annotated[str, Words(("depth", "loss"))] = "depth"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.mask_ratio)
-        if self.fiem_mask not in MASKS:
-            hint = did_you_mean(self.fiem_mask, list(MASKS))
-            raise ConfigError(f"fiem_mask: expected a known mask, got '{self.fiem_mask}'; {hint}")
         self.curriculum()
 
     @property
@@ -131,6 +126,8 @@ REPO = {"score_metric": "grand_last", "fiem_mask": "loss"}
 METHOD = Method(
     name="pad",
     title="DATM with experts that learn images by difficulty, and shallow parameters left out of the match",
+    summary="as datm, curriculum of experts, deep parameters only",
+    family="trajectory",
     paper="Li et al., Prioritize Alignment in Dataset Distillation, arXiv:2408.03360, 2024",
     config=PadConfig,
     presets={

@@ -22,7 +22,8 @@ class TeslaConfig(TrajectoryConfig):
     """Options of TESLA: those of the trajectory methods, and one more.
 
     Attributes:
-        teacher_labels: Soft labels of every iteration from the expert's target snapshot on the images as they are.
+        teacher_labels: Take soft labels in every iteration from the expert's target snapshot, on the images without
+            augmentation, in the place of the hard ones.
     """
 
     iterations: int = 10_000
@@ -47,6 +48,8 @@ def build(config: TeslaConfig, data: ImageDataset, ipc: int, seed: int, start: T
 METHOD = Method(
     name="tesla",
     title="trajectory matching with TESLA's truncated gradient and teacher labels",
+    summary="as mtt, with a truncated gradient and teacher labels",
+    family="trajectory",
     paper="Cui et al., Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory, ICML 2023",
     config=TeslaConfig,
     presets={

@@ -1,0 +1,180 @@
+"""What the options of a method may be: declared once beside each option, checked, and shown by ``kdistill methods NAME``.
+
+An option is a field of a config dataclass.  ``Annotated`` names its range, its words, or what None stands for; the ``Attributes``
+section of the class explains it.  A class that only changes a default repeats neither.
+"""
+
+import dataclasses
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from kdistill.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option may be; None passes where its type allows it.
+
+    Attributes:
+        text: What is shown, such as ``"at least 1"``.
+        holds: Says whether a number is in the range.
+        hint: What an error proposes.
+        noun: What stands before ``text`` in an error.
+    """
+
+    text: str
+    holds: Callable[[Any], bool]
+    hint: str
+    noun: str = ""
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words that an option may be."""
+
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unset:
+    """What the value None of an option stands for."""
+
+    meaning: str
+
+
+FOUND = Unset("found automatically")
+COUNT = Range("at least 1", lambda value: value >= 1, "raise it")
+ITERATIONS = Range("0 or more", lambda value: value >= 0, "0 gives the first images")
+POSITIVE = Range("above 0", lambda value: value > 0 and math.isfinite(value), "0.01 is usual", "a number ")
+NOT_NEGATIVE = Range("0 or more", lambda value: value >= 0 and math.isfinite(value), "0 changes nothing", "a number of ")
+MOMENTUM = Range("in [0, 1)", lambda value: 0.0 <= value < 1.0, "0.5 is usual", "a number ")
+DECAY = Range("in [0, 1]", lambda value: 0.0 <= value <= 1.0, "0.999 is usual", "a number ")
+MASKED_SHARE = Range("in [0, 1)", lambda value: 0.0 <= value < 1.0, "0 compares everything", "a share ")
+SCHEDULE = Words(("constant", "cosine"))
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as it is shown.
+
+    Attributes:
+        name: Name of the field.
+        default: Default as a user would write or read it.
+        allowed: Type and range.
+        explanation: What it does.
+        owner: The config class that explains it.
+    """
+
+    name: str
+    default: str
+    allowed: str
+    explanation: str
+    owner: type
+
+
+def check_value(name: str, value: Any, mark: object) -> None:
+    """Raise ConfigError unless ``value`` is what ``mark`` (a ``Range`` or ``Words``) allows."""
+    if isinstance(mark, Range) and not mark.holds(value):
+        raise ConfigError(f"{name}: expected {mark.noun}{mark.text}, got {value}; {mark.hint}")
+    if isinstance(mark, Words) and value not in mark.words:
+        raise ConfigError(
+            f"{name}: expected one of {', '.join(mark.words)}, got '{value}'; {did_you_mean(str(value), list(mark.words))}"
+        )
+
+
+def check_options(config: object) -> None:
+    """Raise ConfigError unless every option of a config is in its range."""
+    for name, marks in _marks(type(config)).items():
+        value = getattr(config, name)
+        for mark in () if value is None else marks:
+            check_value(name, value, mark)
+
+
+def options(config: type) -> tuple[Option, ...]:
+    """Return all options of a config class, its own before those that it inherits.
+
+    Raises:
+        ConfigError: An option has no explanation.
+    """
+    found = [_option(config, field) for field in dataclasses.fields(config)]
+    order = config.__mro__
+    return tuple(sorted(found, key=lambda option: order.index(option.owner)))
+
+
+def value_shown(config: type, name: str, value: Any) -> str:
+    """Return the value of an option as a user would write it, and None as what it stands for."""
+    if value is None:
+        return next((mark.meaning for mark in _marks(config).get(name, ()) if isinstance(mark, Unset)), "none")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_plain(entry)}" for key, entry in value.items()) or "nothing"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_plain, value))}]"
+    return str(value) or "nothing"
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _option(config: type, field: "dataclasses.Field[Any]") -> Option:
+    for owner in config.__mro__:
+        if text := _explanations(owner).get(field.name):
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            shown = "needs a value" if default is dataclasses.MISSING else value_shown(config, field.name, default)
+            return Option(field.name, shown, _allowed(config, field.name), text, owner)
+    raise ConfigError(f"{config.__name__}: expected an explanation of '{field.name}' under Attributes, got none; add it")
+
+
+def _allowed(config: type, name: str) -> str:
+    kinds = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
+    hint = get_type_hints(config)[name]
+    members = [hint] if get_origin(hint) or not get_args(hint) else list(get_args(hint))
+    members = list(get_args(hint)) if type(None) in get_args(hint) else members
+    names = []
+    for member in members:
+        if member is not type(None):
+            origin = get_origin(member) or member
+            names.append(kinds.get(origin) or ("table" if issubclass(origin, Mapping) else "list"))
+    text, marks = " or ".join(names), _marks(config).get(name, ())
+    for mark in marks:
+        if isinstance(mark, Words):
+            text = " or ".join(mark.words) if len(mark.words) == 2 else ", ".join(mark.words)
+        elif isinstance(mark, Range | str):
+            text += f", {mark if isinstance(mark, str) else mark.text}"
+    return f"{text}; or none" if type(None) in members else text
+
+
+def _marks(config: type) -> dict[str, tuple[object, ...]]:
+    """Return what ``Annotated`` says of every option; the class nearest to ``config`` that says something counts."""
+    found: dict[str, tuple[object, ...]] = {}
+    for owner in reversed(config.__mro__):
+        for name, annotation in inspect.get_annotations(owner).items():
+            if metadata := getattr(annotation, "__metadata__", ()):
+                found[name] = metadata
+    return found
+
+
+def _explanations(owner: type) -> dict[str, str]:
+    """Return the entries of a docstring's ``Attributes`` section, each in one line."""
+    _, _, section = inspect.cleandoc(owner.__doc__ or "").partition("\nAttributes:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        entry = re.fullmatch(r"    (\w+): (.*)", line)
+        if line and not line.startswith(" "):
+            break  # the next section
+        if entry:
+            name = entry[1]
+            found[name] = entry[2]
+        elif line.strip() and name:
+            found[name] += f" {line.strip()}"
+    return {name: text.replace("``", "").replace('"', "") for name, text in found.items()}
