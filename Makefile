@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 
 SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test lint sanitize package bench clean
+.PHONY: demo test lint sanitize triton-floor package bench clean
 
 demo: .venv/.demo
 	$(BIN)/kdistill demo --out out/demo
@@ -21,6 +21,10 @@ lint: .venv/.test
 # The CPU kernels and the emulated CUDA kernels under AddressSanitizer and UndefinedBehaviourSanitizer.
 sanitize: .venv/.test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.sanitize
+
+# Every Triton kernel with the oldest Triton that is allowed, compiled for sm_90: downloads that Triton, needs no GPU.
+triton-floor: .venv/.test
+	$(BIN)/python -m tests.triton_floor
 
 # sdist and wheel, installed non-editable and used.
 package: .venv/.test

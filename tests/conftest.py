@@ -1,10 +1,14 @@
 """Fixtures of every test: no leaked randomness, poisoned allocations, one hypothesis profile."""
 
+import os
 import signal
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+
+# before torch is imported: else every cuBLAS call warns under the deterministic mode of these tests, and warnings are errors
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch

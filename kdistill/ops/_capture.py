@@ -94,7 +94,7 @@ def _recorded(record: Recorder, function: Function, inputs: Values, device: torc
         recording = _Recording(graph, buffers, outputs)
         found: _Recording | str = recording if _agree(recording(inputs), plain) else "a replay differs from the plain call"
     except RuntimeError as error:  # CUDA's refusal is one
-        found = str(error).splitlines()[0]
+        found = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(found, str):
         _log.warning("cuda_graph: every step launches its kernels itself: %s", found)
     return found, plain
@@ -119,8 +119,12 @@ def _record_cuda(function: Callable[[], Values], device: torch.device) -> tuple[
                 function()
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            outputs = function()
+        try:
+            # on a stream of this device: torch's own choice belongs to the device of its first recording
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                outputs = function()
+        finally:
+            torch.cuda.set_stream(here)  # a recording that fails leaves its stream behind as the current one
     return graph, outputs
 
 

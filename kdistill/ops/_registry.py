@@ -86,7 +86,11 @@ def implementation(name: str, backend: str, args: tuple[Any, ...]) -> Callable[.
             return f"not written for {backend}; see docs/ops/{module_of(name)}.md"
         return f"cannot be imported: {error}"
     reason = module.supports(*args) if hasattr(module, "supports") else None
-    return reason if reason is not None else cast("Callable[..., Any]", getattr(module, name))
+    if reason is not None:
+        return cast("str", reason)
+    found = cast("Callable[..., Any]", getattr(module, name))
+    prepared = getattr(importlib.import_module(f"kdistill.backends.{backend}"), "prepared", None)
+    return cast("Callable[..., Any]", prepared(found)) if prepared else found
 
 
 def choose(name: str, args: tuple[Any, ...]) -> Callable[..., Any]:
@@ -96,7 +100,7 @@ def choose(name: str, args: tuple[Any, ...]) -> Callable[..., Any]:
         BackendUnavailableError: Nothing can run it; carries every refusal.
     """
     asked = asked_backend()
-    kinds = tuple((a.device.type, a.dtype) for a in args if isinstance(a, Tensor))
+    kinds = tuple((a.device, a.dtype) for a in args if isinstance(a, Tensor))
     key = (name, asked, _native.emulating(), kinds)
     if key not in _chosen:
         _chosen[key] = _walk(name, asked, next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu")), args)

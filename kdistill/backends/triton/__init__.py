@@ -1,6 +1,8 @@
 """Triton kernels: on CUDA tensors, or on CPU tensors under ``TRITON_INTERPRET=1`` (tests)."""
 
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,3 +19,17 @@ def refusal(*args: Any) -> str | None:
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device}; Triton needs cuda, or TRITON_INTERPRET=1 to run slowly on the CPU"
     return None
+
+
+def prepared(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` launching on the GPU of its first tensor: Triton launches on the current one, whatever it is passed."""
+
+    @functools.wraps(function)
+    def on_its_device(*args: Any) -> Any:
+        device = next((a.device for a in args if isinstance(a, Tensor)), None)
+        if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
+            return function(*args)
+        with torch.cuda.device(device):
+            return function(*args)
+
+    return on_its_device

@@ -9,7 +9,7 @@ from kdistill.backends.triton import refusal as supports
 
 __all__ = ["filtered_lrelu", "filtered_lrelu_bwd", "supports"]
 
-_BLOCK_C = 16  # channels of a program
+_BLOCK_C = {torch.float32: 16, torch.float64: 2}  # channels of a program
 _TILE = 16  # columns of the result of a program; times any factor a multiple of 4, whole bytes of the mask
 _BAND = 8  # rows of the result of a program
 
@@ -24,6 +24,14 @@ def _taps(ptr, at, inside, LENGTH: tl.constexpr, TURNED: tl.constexpr, DTYPE: tl
     else:
         factors = tl.load(ptr + at, mask=inside, other=0.0)
     return factors
+
+
+@triton.jit
+def _product(a, b, dtype: tl.constexpr):
+    # a @ b; float64, which checks gradients and is not for speed, without tensor cores: Triton 3.6 fails to compile them here
+    if dtype == tl.float64:
+        return tl.sum(a[:, :, None] * b[None, :, :], axis=1)
+    return tl.dot(a, b, input_precision="ieee", out_dtype=dtype)
 
 
 @triton.jit
@@ -100,11 +108,11 @@ def _filter(
             there = ((j >= 0) & (j < tl.where(real, IN_W, 0)))[:, None] & inside[None, :]
             x = tl.load(in_ptr + ((i + k) * IN_W + j)[:, None] * C + cols[None, :], mask=there, other=0.0)
             row += _taps(first_ptr, tap, real, FIRST, not BACKWARD, DTYPE) * tl.where(there, x + shift[None, :], 0.0)
-        y = tl.dot(raising, row, input_precision="ieee", out_dtype=DTYPE)
+        y = _product(raising, row, DTYPE)
         if not BACKWARD:
             y *= SCALE
         z = _point(y, mask_ptr, u, v, cols, C, S, own_u, own_v, SLOPE, GAIN, LIMIT, BACKWARD, RAISED, BLOCK_C)
-        lowered = tl.dot(lowering, z, input_precision="ieee", out_dtype=DTYPE)  # [TILE, BLOCK_C]
+        lowered = _product(lowering, z, DTYPE)  # [TILE, BLOCK_C]
         lag = u - u0 - o_y * DOWN
         factors = _taps(second_ptr, lag, (lag >= 0) & (lag < SECOND), SECOND, not BACKWARD, DTYPE)
         result += factors[:, None, None] * lowered[None, :, :]
@@ -152,10 +160,10 @@ def _empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
     return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
 
-def _sizes(first: int, second: int, up: int, down: int) -> dict[str, int]:
+def _sizes(dtype: torch.dtype, first: int, second: int, up: int, down: int) -> dict[str, int]:
     raised = _TILE * down + second  # columns behind a tile of the result, those of its share of the mask included
     wide = {"RAISED": raised, "SAMPLES": (raised + first) // up + 2}
-    blocks = {"TILE": _TILE, "BAND": _BAND, "BLOCK_C": _BLOCK_C}
+    blocks = {"TILE": _TILE, "BAND": _BAND, "BLOCK_C": _BLOCK_C[dtype]}
     return {name: max(16, triton.next_power_of_2(size)) for name, size in wide.items()} | blocks
 
 
@@ -180,10 +188,10 @@ def filtered_lrelu(
     mask = x.new_empty((n, rows, (columns + 3) // 4, c) if keep else (0,), dtype=torch.uint8)
     if out.numel():
         tiles = triton.cdiv(out.shape[2], _BAND) * triton.cdiv(out.shape[3], _TILE)
-        _filtered_lrelu_fwd_kernel[(n, tiles, triton.cdiv(c, _BLOCK_C))](
+        _filtered_lrelu_fwd_kernel[(n, tiles, triton.cdiv(c, _BLOCK_C[x.dtype]))](
             *(x, bias, up_taps, down_taps, mask if keep else None, out, c, h, w, rows, columns, *out.shape[2:], above, left),
             **{"T": t, "TAPS": s, "UP": up, "DOWN": down, "SLOPE": slope, "GAIN": gain, "LIMIT": limit},
-            **_sizes(t, s, up, down),
+            **_sizes(x.dtype, t, s, up, down),
         )
     return out, mask
 
@@ -208,9 +216,9 @@ def filtered_lrelu_bwd(
     dx, tiles = _empty(grad, n, c, height, width), triton.cdiv(height, _BAND) * triton.cdiv(width, _TILE)
     partials = grad.new_empty((n, tiles, c))
     if grad.numel():
-        _filtered_lrelu_bwd_kernel[(n, tiles, triton.cdiv(c, _BLOCK_C))](
+        _filtered_lrelu_bwd_kernel[(n, tiles, triton.cdiv(c, _BLOCK_C[grad.dtype]))](
             *(grad, up_taps, down_taps, mask, dx, partials, c, h, w, rows, columns, height, width, above, left),
             **{"T": t, "TAPS": s, "UP": up, "DOWN": down, "SLOPE": slope, "GAIN": gain},
-            **_sizes(s, t, down, up),
+            **_sizes(grad.dtype, s, t, down, up),
         )
     return dx, partials.sum((0, 1), dtype=torch.float64).to(grad.dtype)
