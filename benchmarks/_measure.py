@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ SAMPLE_MS = 2.0  # a sample of a faster call is the mean of as many calls as fil
 WARM_BELOW_MS = 50.0  # slower calls are their own warm-up
 MIN_ROUNDS, MAX_ROUNDS = 7, 400
 L2_FLUSH_NBYTES = 256 << 20  # more than the cache of any GPU of today
+HOLD_MS, LONGEST_HOLD_MS = 1.0, 50.0  # for which a GPU is held up, so that a call is launched before its first kernel runs
+CYCLES = 1_000_000  # of the hold-up that is timed once
 
 Call = Callable[[], object]
 
@@ -82,29 +85,56 @@ class Clock:
 
 
 class CudaClock(Clock):
-    """Events on the current stream.  Before every call the L2 cache is overwritten, which also keeps the GPU busy while the
-    CPU launches: the events see the kernels, ``launch`` the CPU.
+    """Events on the current stream, around kernels that are all launched before the first of them runs.
+
+    Before every call the L2 cache is overwritten and the stream is held up for longer than the CPU takes to launch the call, so
+    the events see the kernels; ``launch`` is the CPU's part.  A call that waits for the GPU, or takes longer to launch than the
+    longest hold-up, is timed as it runs, without one.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, gpu: Any = torch.cuda):
+        self.gpu = gpu
         self.flush = torch.empty(L2_FLUSH_NBYTES, dtype=torch.uint8, device=device)
+        self.holds: dict[Call, float] = {}
+        gpu._sleep(CYCLES)
+        before, after = (gpu.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        gpu._sleep(CYCLES)
+        after.record()
+        gpu.synchronize()
+        self.cycles_per_ms = CYCLES / before.elapsed_time(after)
 
     def repeats(self, call: Call) -> int:
         for _ in range(3):
             call()
-        torch.cuda.synchronize()
+        self.gpu.synchronize()
+        hold = HOLD_MS
+        while hold <= LONGEST_HOLD_MS:
+            _, launch, was_late = self._timed(call, hold)
+            if not was_late:
+                break
+            hold = 2 * max(hold, launch)
+        self.holds[call] = hold if hold <= LONGEST_HOLD_MS else 0.0
         return 1
 
     def sample(self, call: Call, repeats: int) -> dict[str, float]:
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        ms, launch, _ = self._timed(call, self.holds[call])
+        return {"": ms, "launch": launch}
+
+    def _timed(self, call: Call, hold: float) -> tuple[float, float, bool]:
+        """Return milliseconds of the kernels and of the launch, and whether the hold-up was over before the launch was."""
+        before, after = (self.gpu.Event(enable_timing=True) for _ in range(2))
         self.flush.zero_()
+        if hold:
+            self.gpu._sleep(int(hold * self.cycles_per_ms))
         before.record()
         start = time.perf_counter()
         call()
         launch = (time.perf_counter() - start) * 1e3
+        was_late = before.query()
         after.record()
-        torch.cuda.synchronize()
-        return {"": before.elapsed_time(after), "launch": launch}
+        self.gpu.synchronize()
+        return before.elapsed_time(after), launch, was_late
 
 
 def clock_of(device: torch.device) -> Clock:

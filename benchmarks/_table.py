@@ -3,9 +3,11 @@
 import csv
 import json
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TextIO
 
 from kdistill.ops._registry import FASTEST, module_of
 
@@ -63,6 +65,8 @@ def read_rows(path: Path) -> list[Row]:
     with path.open(newline="") as file:
         rows = []
         for record in csv.DictReader(file):
+            if None in record.values():
+                break  # the last line of a run that was killed while it wrote
             values = {k: (float(v) if v else None) if k in NUMBERS else v for k, v in record.items()}
             rows.append(Row(**{**values, "n": int(record["n"])}))
         return rows
@@ -71,11 +75,47 @@ def read_rows(path: Path) -> list[Row]:
 def write_rows(path: Path, rows: list[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+        for row in [None, *rows]:
+            _write_row(file, row)
+
+
+def _write_row(file: TextIO, row: Row | None) -> None:
+    """Write a row, or for None the line of names."""
+    writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+    if row is None:
         writer.writeheader()
-        for row in rows:
-            values = asdict(row)
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for k, v in values.items()})
+    else:
+        values = asdict(row).items()
+        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for k, v in values})
+
+
+class Journal:
+    """The rows of a run in progress, in a file beside their target: each is on disk before the next is measured.
+
+    ``finish`` moves them into the target.  Those of a run that was cut off are moved when the next one begins.
+    """
+
+    def __init__(self, target: Path):
+        self.target, self.path = target, target.with_suffix(".partial.csv")
+        self.recovered = len(read_rows(self.path))
+        self.finish()
+
+    def add(self, row: Row) -> None:
+        """Append a row and wait until it is on disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", newline="") as file:
+            if file.tell() == 0:
+                _write_row(file, None)
+            _write_row(file, row)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Put the rows in the place of older ones of their groups in the target."""
+        rows = read_rows(self.path)
+        if rows:
+            write_rows(self.target, merge(read_rows(self.target), rows))
+        self.path.unlink(missing_ok=True)
 
 
 def merge(old: list[Row], new: list[Row]) -> list[Row]:

@@ -2,7 +2,8 @@
 
 Every backend and every peer first has to agree with the float64 reference; one that does not gets the status "wrong" and no
 time.  The others are timed in turns in one process, beside a copy and a read of the bytes that the op has to move.  Rows go to
-benchmarks/results/<machine>.csv, where a rerun replaces its own, and benchmarks/README.md is made from them.
+benchmarks/results/<machine>.csv, where a rerun replaces its own, and benchmarks/README.md is made from them.  Every row is on
+disk before the next is measured: a run that is cut off loses none.
 """
 
 import argparse
@@ -125,14 +126,18 @@ def main(argv: list[str] | None = None) -> int:
     }
     if (busy := _conditions.why_busy()) and not options.check:
         print(f"warning: {busy}", file=sys.stderr)
-    rows, wrong = [], 0
+    device, wrong = torch.device(options.device), 0
+    target = options.output or _table.results_file(conditions["machine"], _conditions.device_name(device))
+    journal = None if options.check or (options.quick and not options.output) else _table.Journal(target)
+    if journal and journal.recovered:
+        print(f"took {journal.recovered} rows of a run that was cut off into {target}", file=sys.stderr)
     for result in results(options):
         print(line(result), flush=True)
-        rows.append(row_of(result, torch.device(options.device), conditions))
         wrong += result.status.startswith("wrong")
-    if not options.check and (options.output or not options.quick):
-        target = options.output or _table.results_file(conditions["machine"], rows[0].device)
-        _table.write_rows(target, _table.merge(_table.read_rows(target), rows))
+        if journal:
+            journal.add(row_of(result, device, conditions))
+    if journal:
+        journal.finish()
         if options.output is None:
             _table.write_readme()
             _table.write_fastest()

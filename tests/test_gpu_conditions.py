@@ -4,7 +4,11 @@ import builtins
 import os
 import warnings
 
+from pathlib import Path
+
 from tests import test_gpu
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_cublas_has_a_workspace_that_its_deterministic_mode_accepts():
@@ -23,3 +27,16 @@ def test_the_warning_of_the_debug_mode_that_finds_waits_is_no_error():
         warnings.warn(
             "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations", stacklevel=1
         )
+
+
+def test_the_lines_for_a_gpu_leave_the_torch_that_is_there():
+    section = (ROOT / "README.md").read_text().split("## On a GPU")[1].split("\n## ")[0]
+    installs = [line for line in section.splitlines() if "pip install" in line]
+    assert installs == ["    pip install --no-deps --no-build-isolation -e ."]
+
+
+def test_the_pinned_torch_says_how_large_it_is_and_how_to_get_the_small_one():
+    for page in ("README.md", "constraints.txt"):
+        text = (ROOT / page).read_text()
+        assert "https://download.pytorch.org/whl/cpu" in text
+        assert "gigabytes" in text

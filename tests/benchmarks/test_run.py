@@ -91,6 +91,34 @@ def test_a_run_writes_its_rows_and_a_rerun_replaces_them(tmp_path, monkeypatch, 
     assert "% of copy" in capsys.readouterr().out
 
 
+def test_a_run_that_is_cut_off_loses_no_row(tmp_path, monkeypatch, capsys):
+    whole = run.results
+
+    def cut_off(options):
+        for number, result in enumerate(whole(options)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield result
+
+    monkeypatch.setattr(run, "every_case", lambda: [SMALL])
+    monkeypatch.setattr(run, "results", cut_off)
+    target = tmp_path / "rows.csv"
+    command = ["--op", "class_mean_sqdist", "--quick", "--seconds", "0", "--output", str(target)]
+    command += ["--threads", str(torch.get_num_threads())]
+    with pytest.raises(KeyboardInterrupt):
+        run.main(command)
+    partial = tmp_path / "rows.partial.csv"
+    measured = read_rows(partial)
+    assert len(measured) == 3
+    with partial.open("a") as file:
+        file.write("class_mean_sqdist,cpu,n1")  # killed in the middle of a line
+    monkeypatch.setattr(run, "results", lambda options: iter(()))
+    assert run.main(command) == 0
+    assert read_rows(target) == measured
+    assert not partial.exists()
+    assert "took 3 rows of a run that was cut off" in capsys.readouterr().err
+
+
 def test_a_wrong_result_fails_the_command(monkeypatch, capsys):
     broken = replace(SMALL, peers={"broken": lambda *inputs: SMALL.reference(*inputs) + 1})
     monkeypatch.setattr(run, "every_case", lambda: [broken])
