@@ -131,7 +131,7 @@ def one(plan: Plan, data: Any, method: str, ipc: int, seed: int, number: int) ->
             return found
     with status_line(f"evaluating {method}, {data.name}, ipc {ipc}, seed {seed}") as say:
         found = evaluate(small, data, protocol=recipe, baselines=baselines, seed=seed, progress=say)
-    small.with_metrics(evaluation=found.to_dict()).save_pretrained(folder)
+    small.save_pretrained(folder)
     return found
 
 

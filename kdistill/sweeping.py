@@ -338,7 +338,7 @@ class _Worker:
                 device=self.device,
                 max_minutes=self.max_minutes,
             )
-        found = evaluate(
+        evaluate(
             small,
             data,
             protocol=self.judge.protocol,
@@ -348,7 +348,7 @@ class _Worker:
             device=self.device,
             progress=lambda text: self.say(f"{run}: {text}"),
         )
-        small.with_metrics(evaluation=found.to_dict()).save_pretrained(run.folder)
+        small.save_pretrained(run.folder)
 
 
 def _write_record(out: Path, runs: Sequence[Run]) -> None:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kdistill.artifacts.conclusions import conclusions, is_number
 from kdistill.escape import code, json_text, markdown, one_line, yaml
 
 if TYPE_CHECKING:
     from kdistill.artifacts.dataset import DistilledDataset
 
 MAX_TEXT = 1000  # characters of one entry
-WARN_POINTS = 0.5  # accuracy lost by an 8-bit export above which the card warns
 
 # identifiers that the Hugging Face Hub knows; everything else is "other" with the text as its name
 _HUB_LICENCES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "mpl-2.0", "unlicense", "unknown"}
@@ -148,7 +148,7 @@ def _contents(small: "DistilledDataset") -> str:
         ),
     ]
     if small.learned_lr is not None:
-        rows.append(("learned step size", f"{small.learned_lr:g} (train with it)"))
+        rows.append(("learned learning rate", f"{small.learned_lr:g} (train with it)"))
     return _list(rows)
 
 
@@ -161,7 +161,7 @@ def _constants(small: "DistilledDataset") -> str:
 
 def _origin(config: _Record, metrics: _Record) -> str:
     seconds, peak = metrics.at("distillation", "seconds"), metrics.at("distillation", "peak_bytes")
-    cost = [f"{seconds:.1f} s" if _is_number(seconds) else "", f"peak memory {_size(peak)}" if _is_number(peak) else ""]
+    cost = [f"{seconds:.1f} s" if is_number(seconds) else "", f"peak memory {_size(peak)}" if is_number(peak) else ""]
     iterations = metrics.text("distillation", "iterations")
     if iterations:
         cost.insert(
@@ -193,7 +193,7 @@ def _origin(config: _Record, metrics: _Record) -> str:
 
 
 def _quality(config: _Record, metrics: _Record) -> str:
-    rows = [row for row in metrics.listed("evaluation", "rows") if isinstance(row, Mapping) and _is_number(row.get("mean"))]
+    rows = [row for row in metrics.listed("evaluation", "rows") if isinstance(row, Mapping) and is_number(row.get("mean"))]
     if not rows:
         return "Not measured yet: `kdistill evaluate` on this folder fills in this section. Until then nothing is known about it."
     best = any(row.get("best_on_test") for row in rows)
@@ -206,9 +206,9 @@ def _quality(config: _Record, metrics: _Record) -> str:
     how += f" ({epochs} epochs)" if epochs else ""
     precision = metrics.text("evaluation", "protocol", "precision")
     how += f", {precision}" if precision and precision != "fp32" else ""
-    how += "; mean ± standard deviation over networks; the same recipe in every row; the step size is "
+    how += "; mean ± standard deviation over networks; the same recipe in every row; the learning rate is "
     lr = metrics.at("evaluation", "protocol", "lr")
-    how += f"{lr:g}." if _is_number(lr) else "chosen on withheld training images."
+    how += f"{lr:g}." if is_number(lr) else "chosen on withheld training images."
     if best:
         how += (
             ' "Best on test" is chosen by looking at the test set, as papers often do; do not compare it with the other column.'
@@ -217,7 +217,7 @@ def _quality(config: _Record, metrics: _Record) -> str:
 
 
 def _quality_row(row: Mapping[str, Any], best: bool) -> tuple[str, ...]:
-    spread = f" ± {100 * row['std']:.2f}" if _is_number(row.get("std")) else ""
+    spread = f" ± {100 * row['std']:.2f}" if is_number(row.get("std")) else ""
     cells = [
         str(row.get("name", "?")),
         str(row.get("model", "?")),
@@ -225,19 +225,19 @@ def _quality_row(row: Mapping[str, Any], best: bool) -> tuple[str, ...]:
         str(row.get("seeds", "?")),
     ]
     cells += [
-        f"{row['images']:,}" if _is_number(row.get("images")) else "-",
-        _size(row["nbytes"]) if _is_number(row.get("nbytes")) else "-",
+        f"{row['images']:,}" if is_number(row.get("images")) else "-",
+        _size(row["nbytes"]) if is_number(row.get("nbytes")) else "-",
     ]
     if best:
         values = row.get("best_on_test")
-        usable = isinstance(values, (list, tuple)) and bool(values) and all(map(_is_number, values))
+        usable = isinstance(values, (list, tuple)) and bool(values) and all(map(is_number, values))
         cells.append(f"{100 * sum(values) / len(values):.2f}" if usable else "-")
     bold = row.get("kind") == "distilled"
     return tuple(f"**{markdown(cell)}**" if bold and i == 0 else markdown(cell) for i, cell in enumerate(cells))
 
 
 def _conclusions(rows: list[Mapping[str, Any]], metrics: _Record) -> list[str]:
-    """Say how far the set is from the full data, and what 8 bits cost, for every network."""
+    """Say for every network what follows from the scores, and how far the set is from the full data."""
     lines = []
     for model in dict.fromkeys(str(row.get("model")) for row in rows):
         mine, name = [row for row in rows if str(row.get("model")) == model], markdown(model)
@@ -245,33 +245,17 @@ def _conclusions(rows: list[Mapping[str, Any]], metrics: _Record) -> list[str]:
         if small is None:
             continue
         full = next((row for row in mine if row.get("name") == "full"), None)
-        gap, cost = (metrics.at("evaluation", "scores", model, key) for key in ("gap_closed", "eight_bit_cost"))
+        scores = metrics.at("evaluation", "scores", model)
+        lines += [f"- {name}: {markdown(line)}." for line in conclusions(scores)]
         if full is None:
             lines.append(f"- {name}: distance from the full data not measured.")
         else:
             points = 100 * (full["mean"] - small["mean"])
             below = f"{points:.2f} points below" if points >= 0 else f"{-points:.2f} points above"
-            closes = (
-                f"; {100 * gap:.0f} % of the gap between random selection and the full data is closed" if _is_number(gap) else ""
-            )
-            lines.append(f"- {name}: {below} the full data ({100 * full['mean']:.2f} %){closes}.")
-        lines.append(f"- {name}: {_eight_bits(cost)}")
-        scores = [(key.upper(), metrics.at("evaluation", "scores", model, key)) for key in ("hlr", "ior", "lrs", "ars")]
-        shown = ", ".join(f"{title} {100 * value:.1f} %" for title, value in scores if _is_number(value))
-        lines += [f"- {name}: {shown} (definitions of DD-Ranking, accuracies as shares of 1)."] if shown else []
+            lines.append(f"- {name}: {below} the full data ({100 * full['mean']:.2f} %).")
+        if not is_number(metrics.at("evaluation", "scores", model, "eight_bit_cost")):
+            lines.append(f"- {name}: accuracy lost by an 8-bit export not measured.")
     return ["\n".join(lines)] if lines else []
-
-
-def _eight_bits(cost: Any) -> str:
-    if not _is_number(cost):
-        return "accuracy lost by an 8-bit export not measured."
-    points = 100 * cost
-    said = (
-        f"an 8-bit export costs {points:.2f} points of accuracy"
-        if points >= 0
-        else f"an 8-bit export costs nothing ({-points:+.2f} points)"
-    )
-    return said + (": **keep the float images**, or use `npz`." if points > WARN_POINTS else ".")
 
 
 def _usage(small: "DistilledDataset") -> str:
@@ -321,10 +305,6 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def _list(rows: list[tuple[str, str]]) -> str:
     return "\n".join(f"- **{name}**: {value}" for name, value in rows)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _size(nbytes: float) -> str:

@@ -33,7 +33,8 @@ class DistilledDataset:
         learned_lr: Step size that was learned along with the images, or None.
         classes: Names; ``"0"``, ``"1"``, ... if not given.
         config: What made the set; ``config["run"]`` makes it again.  JSON content only.
-        metrics: What was measured on it.  JSON content only.
+        metrics: What was measured on it.  ``kdistill.evaluate(small, data)`` leaves its result in ``metrics["evaluation"]``, and
+            ``save_pretrained`` writes it into ``metrics.json`` and the card.  JSON content only.
         transform: What turns pixel space into what networks see.
         files: Other files of the artefact folder by name, such as pictures of the run.
 
@@ -134,6 +135,10 @@ class DistilledDataset:
         shape = "×".join(map(str, self.images.shape[1:]))
         labels = "hard labels" if self.label_logits is None else "soft labels"
         return f"DistilledDataset({len(self)} images {shape}, {self.num_classes} classes, ipc {self.ipc}, {labels})"
+
+    def record(self, **groups: Any) -> None:
+        """Add ``groups`` to the metrics of this very set; a group of the same name is replaced.  Copies of it do not change."""
+        object.__setattr__(self, "metrics", jsonable({**self.metrics, **groups}, "metrics"))
 
     def with_metrics(self, **groups: Any) -> "DistilledDataset":
         """Return a copy whose metrics hold ``groups`` too; a group of the same name is replaced."""

@@ -179,6 +179,7 @@ def evaluate(
         from kdistill.api import use
         from kdistill.artifacts import DistilledDataset
         from kdistill.errors import DataError
+        from kdistill.evaluation import is_from_other_data
 
         use(threads, device)
         step_size = _step_size(lr)
@@ -191,7 +192,7 @@ def evaluate(
             from kdistill.artifacts import import_published
 
             small = import_published(artefact, transform=seen.transform, classes=seen.classes)
-        other = _made_from_other(small, seen)
+        other = is_from_other_data(small, seen)
         out = artefact if artefact.is_dir() and not other else None
         wanted = tuple(b for b in baselines.split(",") if b)
         networks = tuple(name for name in models.split(",") if name)
@@ -213,13 +214,6 @@ def _source_of(run: dict[str, Any], artefact: Path) -> str:
     return source
 
 
-def _made_from_other(small: Any, data: Any) -> bool:
-    """Say whether the artefact names other data; its record keeps what was measured on its own data only."""
-    source = small.config.get("source")
-    known = source.get("fingerprint") if isinstance(source, dict) else None
-    return known is not None and known != data.fingerprint
-
-
 def _evaluate_and_save(small: Any, data: Any, out: Path | None, **chosen: Any) -> None:
     from kdistill.evaluation import evaluate as run
     from kdistill.progress import console, status_line
@@ -230,7 +224,7 @@ def _evaluate_and_save(small: Any, data: Any, out: Path | None, **chosen: Any) -
     if (across := result.across()) is not None:
         console().print(across)
     if out is not None:
-        small.with_metrics(evaluation=result.to_dict()).save_pretrained(out)
+        small.save_pretrained(out)
 
 
 @app.command(

@@ -2,6 +2,7 @@
 
 from kdistill.evaluation.evaluate import evaluate
 from kdistill.evaluation.protocols import PROTOCOLS, Protocol
+from kdistill.evaluation.provenance import is_from_other_data
 from kdistill.evaluation.result import Evaluation, Row, merge
 
-__all__ = ["PROTOCOLS", "Evaluation", "Protocol", "Row", "evaluate", "merge"]
+__all__ = ["PROTOCOLS", "Evaluation", "Protocol", "Row", "evaluate", "is_from_other_data", "merge"]

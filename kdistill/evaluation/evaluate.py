@@ -18,7 +18,7 @@ from kdistill.data import ImageDataset, Split, load_data
 from kdistill.engine.precision import use_precision
 from kdistill.engine.students import STUDENTS, Student, build_student
 from kdistill.errors import ConfigError, DataError
-from kdistill.evaluation import protocols
+from kdistill.evaluation import protocols, provenance
 from kdistill.evaluation.baselines import BASELINES, Baselines, check_names
 from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.result import Evaluation, Row
@@ -47,6 +47,10 @@ def evaluate(
 
     A tenth of the training images is withheld from every row; validation accuracy and ``lr="auto"`` look at those.  The test
     images are looked at once per network, after its last epoch, unless the protocol asks for "best on test", kept apart.
+
+    The set remembers the result: it is left in ``small.metrics["evaluation"]``, and ``small.save_pretrained`` writes it into
+    ``metrics.json`` and the card.  Only a set that names other data as its source does not take it over.  Nothing is written to
+    disk here, also where ``small`` is a folder.
 
     Args:
         small: The small set, or its folder; its learned soft labels and step size are used where it has them.
@@ -89,7 +93,7 @@ def evaluate(
     _check_models(named, recipe)
     _check_fits(small, data)
     data = data.to(device if device is not None else data.train.images.device)
-    share = _withheld(small) or recipe.validation
+    share = provenance.held_out_share(small) or recipe.validation
     kept, withheld = data.holdout(share, seed=HOLDOUT_SEED)
     trainer_of = partial(
         Trainer,
@@ -116,7 +120,7 @@ def evaluate(
         for trainer in trainers:
             rows += [trainer.row(task)[0] for task in _small_tasks(small, data, trainer)]
             rows += real.rows(wanted, trainer)
-    return Evaluation(
+    found = Evaluation(
         rows=tuple(rows),
         protocol=recipe,
         data=_about(kept, withheld, share),
@@ -124,9 +128,12 @@ def evaluate(
         seconds=time.monotonic() - began,
         peak_bytes=_native.peak_bytes(),
         environment=_native.environment(),
-        notes=tuple(_notes(small, data, len(withheld), recipe)),
-        student=_made_with(small),
+        notes=tuple(provenance.notes(small, data, len(withheld), chooses_lr=recipe.lr == "auto")),
+        student=provenance.made_with(small),
     )
+    if not provenance.is_from_other_data(small, data):
+        small.record(evaluation=found.to_dict())
+    return found
 
 
 def _check_models(models: tuple[str | nn.Module, ...], recipe: Protocol) -> None:
@@ -154,25 +161,6 @@ def _check_fits(small: DistilledDataset, data: ImageDataset) -> None:
         )
     if not len(data.test):
         raise DataError(f"evaluate: expected test images in {data.name}, got none; give load_data a test part")
-
-
-def _recorded(small: DistilledDataset, part: str, key: str) -> Any:
-    """Return an entry of the set's config, or None where it says nothing."""
-    content = small.config.get(part)
-    return content.get(key) if isinstance(content, dict) else None
-
-
-def _withheld(small: DistilledDataset) -> float | None:
-    """Return the share of training images that the run withheld, if it says so and withheld any."""
-    share = _recorded(small, "run", "validation")
-    return float(share) if isinstance(share, int | float) and 0.0 < share < 1.0 else None
-
-
-def _made_with(small: DistilledDataset) -> str:
-    """Return the network that the set was made with, if the set says so."""
-    options = _recorded(small, "run", "options")
-    found = options.get("student") if isinstance(options, dict) else None
-    return found if isinstance(found, str) else ""
 
 
 def _name_of(model: str | nn.Module) -> str:
@@ -226,7 +214,7 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
 
 
 def _title(small: DistilledDataset) -> str:
-    method = _recorded(small, "run", "method")
+    method = provenance.recorded(small, "run", "method")
     return str(method) if method and method not in BASELINES else "distilled"
 
 
@@ -240,32 +228,3 @@ def _about(kept: ImageDataset, withheld: Split, share: float) -> dict[str, Any]:
         "test": len(kept.test),
         "validation_share": share,
     }
-
-
-def _notes(small: DistilledDataset, data: ImageDataset, withheld: int, recipe: Protocol) -> list[str]:
-    notes = []
-    made_from = _recorded(small, "source", "fingerprint")
-    if not withheld:
-        notes.append("no image was withheld for validation: the classes are too small")
-    elif made_from not in (None, data.fingerprint):
-        notes.append(f"the small set was made from other data than this {data.name}, or from another version of it")
-    elif _withheld(small) is None and data.validation is None:
-        knows = _recorded(small, "run", "validation") is not None
-        notes.append(
-            "the small set was made from the validation images too: its validation accuracy flatters it"
-            if knows
-            else "the small set does not say what was withheld from it: its validation accuracy may flatter it"
-        )
-    if len(set(small.counts)) > 1:
-        notes.append(
-            f"classes of the small set have {min(small.counts)} to {small.ipc} images; the subsets have {small.ipc} each"
-        )
-    if small.transform.kind not in ("none", data.transform.kind):
-        notes.append(
-            f"the small set was made for '{small.transform.kind}' normalisation and is judged under '{data.transform.kind}': "
-            f"load the data with normalisation='{small.transform.kind}'"
-        )
-    if small.learned_lr is not None:
-        how = "is chosen among several and the one" if recipe.lr == "auto" else "is the one"
-        notes.append(f"the step size of the small set {how} that it learned ({small.learned_lr:g})")
-    return notes

@@ -6,11 +6,13 @@ from typing import Any
 
 from rich.table import Table
 
+from kdistill.artifacts.conclusions import conclusions
 from kdistill.config import from_mapping
 from kdistill.errors import ConfigError
 from kdistill.evaluation import architectures, metrics
+from kdistill.evaluation import scores as scoring
 from kdistill.evaluation.protocols import Protocol
-from kdistill.evaluation.significance import mean_of, or_none, std_of
+from kdistill.evaluation.significance import Difference, mean_of, or_none, std_of
 from kdistill.evaluation.tables import plain_table, rich_table
 
 TEXT_COLUMNS = ("set", "network")
@@ -35,6 +37,7 @@ class Row:
         unit: What ``sets`` counts: ``"distillation seed"``, ``"subset"``, or nothing for the full data.
         sets: How many sets stand behind the row.
         sources: What the numbers were made from, one digest per evaluation; equal sources are the same measurement.
+        soft: Whether the labels were soft.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Row:
     unit: str = ""
     sets: int = 1
     sources: tuple[str, ...] = ()
+    soft: bool = False
 
     @property
     def mean(self) -> float:
@@ -145,33 +149,22 @@ class Evaluation:
         return None if rounded is None else small.mean - rounded.mean
 
     def scores(self, model: str | None = None) -> dict[str, float]:
-        """Return ``hlr``, ``ior``, ``lrs`` and ``ars`` as far as the rows allow (see ``kdistill.evaluation.metrics``)."""
-        small, random, full = self._distilled(model), self._find("random", model), self._find("full", model)
-        hard = self._find(f"{small.name}, hard labels", model) or small
-        found: dict[str, float] = {}
-        if full is not None:
-            found["hlr"] = metrics.hlr(full.mean, hard.mean)
-        if random is not None:
-            found["ior"] = metrics.ior(small.mean, random.mean)
-        if len(found) == 2:
-            found["lrs"] = metrics.lrs(found["hlr"], found["ior"])
-        plain, random_plain = (self._find(f"{name}, no augmentation", model) for name in (small.name, "random"))
-        if random is not None and plain is not None and random_plain is not None:
-            found["ars"] = metrics.ars(small.mean, random.mean, plain.mean, random_plain.mean)
-        return found
+        """Return ``hlr``, ``ior``, ``lrs`` and ``ars`` as far as the rows allow (see ``kdistill.evaluation.metrics``).
+
+        Random images have the kind of labels that the small set has: those of the row ``random, teacher labels`` for soft ones.
+        """
+        return scoring.scores(self._distilled(model), self._by_name(model))
+
+    def over_random(self, model: str | None = None) -> dict[str, Difference]:
+        """Return the accuracy of the small set over that of every random row, a share, with its 95 % interval."""
+        return scoring.over_random(self._distilled(model), self._by_name(model))
 
     def summary(self) -> list[str]:
         """Return what follows from the rows, one sentence each."""
         lines = []
         for model in self.models:
             where = f" ({model})" if len(self.models) > 1 else ""
-            gap, cost, scores = self.gap_closed(model), self.eight_bit_cost(model), self.scores(model)
-            if gap is not None:
-                lines.append(f"closes {100 * gap:.0f} % of the gap between random selection and full data{where}")
-            if cost is not None:
-                lines.append(_eight_bit_sentence(cost) + where)
-            if "lrs" in scores:
-                lines.append(", ".join(f"{name.upper()} {100 * value:.1f} %" for name, value in scores.items()) + where)
+            lines += [f"{line}{where}" for line in conclusions(self._derived(model))]
         step = "lr chosen on validation images" if self.protocol.lr == "auto" else f"lr {self.protocol.lr:g}"
         lines.append("; ".join(dict.fromkeys(f"{row.name}: {row.seeds}" for row in self.rows if row.kind != "variant")))
         lines.append(
@@ -199,13 +192,9 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain mapping, for ``metrics.json``."""
-        derived = {
-            model: {"gap_closed": self.gap_closed(model), "eight_bit_cost": self.eight_bit_cost(model), **self.scores(model)}
-            for model in self.models
-        }
         return {
             "rows": [row.to_dict() for row in self.rows],
-            "scores": derived,
+            "scores": {model: self._derived(model) for model in self.models},
             "protocol": asdict(self.protocol),
             "data": dict(self.data),
             "seeds": list(self.seeds),
@@ -237,6 +226,14 @@ class Evaluation:
             raise ConfigError(
                 f"evaluation: expected a record made by to_dict, got one without {error}; evaluate again"
             ) from error
+
+    def _derived(self, model: str) -> dict[str, Any]:
+        found = {"gap_closed": self.gap_closed(model), "eight_bit_cost": self.eight_bit_cost(model)}
+        return {**found, **scoring.to_dict(self._distilled(model), self._by_name(model))}
+
+    def _by_name(self, model: str | None) -> dict[str, Row]:
+        model = model or self.models[0]
+        return {row.name: row for row in self.rows if row.model == model}
 
     def _find(self, name: str, model: str | None) -> Row | None:
         model = model or self.models[0]
@@ -334,11 +331,6 @@ def size_text(nbytes: int) -> str:
         if nbytes >= scale:
             return f"{nbytes / scale:.1f} {unit}"
     return f"{nbytes} B"
-
-
-def _eight_bit_sentence(cost: float) -> str:
-    points = 100 * cost
-    return f"8-bit export costs {points:.2f} points" if points >= 0 else f"8-bit export costs no accuracy ({-points:+.2f} points)"
 
 
 def _count(number: int, what: str) -> str:

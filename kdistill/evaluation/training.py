@@ -107,6 +107,7 @@ class Trainer:
             unit=task.unit,
             sets=len(task.sets),
             sources=(task.source,),
+            soft=labels.is_floating_point(),
         )
         return row, kept
 

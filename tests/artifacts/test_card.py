@@ -106,12 +106,14 @@ def test_scores_with_spread_seeds_and_distance_from_full_data():
     text = card(a_set(metrics={"evaluation": evaluation()}))
     assert "| **dm** | convnet | 90.00 ± 0.40 | 3 distillation seeds × 5 nets | 6 | 2.0 kB |" in text
     assert (
-        "5.00 points below the full data (95.00 %); 80 % of the gap between random selection and the full data is closed" in text
+        "convnet: closes 80 % of the gap between random selection and full data." in text
+        and "convnet: 5.00 points below the full data (95.00 %)." in text
     )
-    assert "an 8-bit export costs 1.20 points of accuracy: **keep the float images**" in text
-    assert "HLR 5.0 %, IOR 20.0 %, LRS 34.0 %" in text
-    assert "the step size is chosen on withheld training images." in text
-    assert "the step size is 0.01." in card(a_set(metrics={"evaluation": evaluation(lr=0.01)}))
+    assert "an 8-bit export costs 1.20 points of accuracy: keep the float images, or use npz." in text
+    assert "HLR 5.0 % (hard-label recovery: full data minus" in text
+    assert "IOR 20.0 % (improvement over random: the small set minus 'random'; larger is better)." in text
+    assert "the learning rate is chosen on withheld training images." in text
+    assert "the learning rate is 0.01." in card(a_set(metrics={"evaluation": evaluation(lr=0.01)}))
     assert "protocol `bench` (300 epochs)" in text and "best on test" not in text
 
 
@@ -119,13 +121,45 @@ def test_scores_with_spread_seeds_and_distance_from_full_data():
     ("cost", "said"),
     [
         (0.001, "an 8-bit export costs 0.10 points of accuracy."),
-        (-0.002, "an 8-bit export costs nothing (+0.20 points)."),
+        (-0.0722, "an 8-bit export gains 7.22 points of accuracy."),
         (None, "accuracy lost by an 8-bit export not measured."),
         ("nan", "accuracy lost by an 8-bit export not measured."),
     ],
 )
 def test_the_cost_of_eight_bits(cost, said):
     assert said in card(a_set(metrics={"evaluation": evaluation(eight_bit_cost=cost)}))
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        (
+            {"mean": -0.032, "low": -0.041, "high": -0.023},
+            "BELOW 'random': as many real images chosen at random train better networks than this set "
+            "(-3.20 points, 95 % interval -4.10 to -2.30).",
+        ),
+        (
+            {"mean": -0.01, "low": -0.03, "high": 0.01},
+            "not better than 'random', as many real images chosen at random (-1.00 points, 95 % interval -3.00 to +1.00).",
+        ),
+        (
+            {"mean": -0.01, "low": None, "high": None},
+            "not better than 'random', as many real images chosen at random (-1.00 points; too few networks for an interval).",
+        ),
+        ({"mean": 0.01, "low": -0.02, "high": 0.04}, None),
+        ({"mean": "nan"}, None),
+        (3, None),
+    ],
+)
+def test_a_set_that_is_worse_than_random_images_is_not_praised(difference, said):
+    text = card(a_set(metrics={"evaluation": evaluation(over_random={"random": difference})}))
+    assert said in text if said else "chosen at random" not in text
+
+
+def test_a_gap_that_is_not_closed_is_said_in_words():
+    text = card(a_set(metrics={"evaluation": evaluation(gap_closed=-0.53)}))
+    assert "closes nothing of the gap between random selection and full data: it falls behind random selection by 53 %" in text
+    assert "-53" not in text
 
 
 def test_best_on_test_is_apart_and_named():
@@ -143,7 +177,7 @@ def test_unknown_metrics_do_not_break_a_card(metrics):
 def test_soft_labels_and_step_size():
     text = card(a_set(label_logits=torch.zeros(6, 3), learned_lr=0.02))
     assert "softmax of `label_logits` [6, 3]" in text and "to_torch(normalised=True, soft=True)" in text
-    assert "**learned step size**: 0.02" in text and "  - name: label_logits" in text
+    assert "**learned learning rate**: 0.02" in text and "  - name: label_logits" in text
 
 
 def test_the_loading_lines_run(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from kdistill.data import Split
 from kdistill.engine import use_precision
 from kdistill.engine.precision import asked_precision
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
-from kdistill.evaluation import cache, evaluate
+from kdistill.evaluation import Evaluation, cache, evaluate
 from kdistill.evaluation.training import Trainer
 from kdistill.selection import select
 from kdistill.transforms import Zca
@@ -76,6 +76,26 @@ def test_every_row_is_there_and_says_what_its_spread_is_over(digits, small, tiny
     assert found.peak_bytes > 2**20
     assert found.environment["threads"] == torch.get_num_threads()
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_the_set_remembers_its_evaluation(digits, small, tiny, tmp_path):
+    own = small_set(digits, config={"source": {"fingerprint": digits.fingerprint}}, metrics={"distillation": {"seconds": 1.0}})
+    copy = own.with_metrics()
+    found = evaluate(own, digits, protocol=tiny, baselines=("random",))
+    assert Evaluation.from_dict(own.metrics["evaluation"]) == found
+    assert own.metrics["distillation"] == {"seconds": 1.0} and "evaluation" not in copy.metrics
+    own.save_pretrained(tmp_path / "set")
+    card = (tmp_path / "set/README.md").read_text()
+    assert "Not measured yet" not in card and f"{100 * found.small.mean:.2f}" in card
+    assert DistilledDataset.from_pretrained(tmp_path / "set").metrics == own.metrics
+    again = evaluate(own, digits, protocol=tiny, baselines=())
+    assert len(own.metrics["evaluation"]["rows"]) == len(again.rows) == 1  # the last one counts
+
+
+def test_a_measurement_on_other_data_is_not_the_sets_own(digits, small, tiny):
+    other = small_set(digits, config={"source": {"fingerprint": "0" * 64}})
+    assert "other data" in " ".join(evaluate(other, digits, protocol=tiny, baselines=(), nets=1).notes)
+    assert "evaluation" not in other.metrics
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not(digits, small, tiny):

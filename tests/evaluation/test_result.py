@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from kdistill.errors import ConfigError
-from kdistill.evaluation import PROTOCOLS, Evaluation, Row, merge
+from kdistill.evaluation import PROTOCOLS, Evaluation, Row, merge, metrics
 
 
 def row(name="dm", kind="distilled", accuracies=(0.9, 0.94), source="a", **changes):
@@ -66,6 +66,31 @@ def test_the_augmentation_robust_score():
     )
 
 
+def test_the_difference_to_random_images_has_an_interval_that_fits_what_was_measured():
+    worse = evaluation(row(accuracies=(0.70, 0.71, 0.72)), row("random", "baseline", (0.80, 0.82, 0.81), "r", sets=3))
+    gap = worse.over_random()["random"]  # network i starts like network i of the other row
+    assert gap.test == "paired t" and gap.mean == pytest.approx(-0.1) and gap.is_clear
+    assert "BELOW 'random'" in str(worse) and "-10.00 points, 95 % interval -12.48 to -7.52" in str(worse)
+    noise = evaluation(row(accuracies=(0.70, 0.90, 0.70)), row("random", "baseline", (0.80, 0.78, 0.80), "r", sets=3))
+    assert "not better than 'random'" in str(noise) and "BELOW" not in str(noise)
+    several = evaluation(row(accuracies=(0.6, 0.8, 0.7, 0.7), sets=2), row("random", "baseline", (0.9, 0.9), "r", sets=2))
+    assert several.over_random()["random"].test == "Welch t"  # two sets against two subsets: nothing belongs together
+    assert several.over_random()["random"].is_clear
+    assert several.to_dict()["scores"]["convnet"]["over_random"]["random"]["high"] < 0
+    assert "chosen at random" not in str(evaluation(row(), *BASELINES))
+    json.dumps(evaluation(row(accuracies=(0.9,)), row("random", "baseline", (0.8,))).to_dict(), allow_nan=False)
+
+
+def test_improvement_over_random_compares_equal_kinds_of_labels():
+    teacher = row("random, teacher labels", "baseline", (0.85, 0.85), "t", sets=2, soft=True)
+    soft = evaluation(row(soft=True), row("dm, hard labels", "variant", (0.6, 0.6)), *BASELINES, teacher)
+    assert soft.scores() == pytest.approx({"hlr": 0.4, "ior": 0.07, "lrs": metrics.lrs(0.4, 0.07)})
+    assert "the small set minus 'random, teacher labels'" in str(soft)
+    without = evaluation(row(soft=True), *BASELINES)
+    assert set(without.scores()) == {"hlr"}  # hard-labelled random images are no measure of it
+    assert set(soft.over_random()) == {"random", "random, teacher labels"}
+
+
 def test_print_shows_every_row_and_what_follows():
     text = str(evaluation(row(), row("dm, 8 bits", "variant", (0.9, 0.9)), *BASELINES))
     for part in (
@@ -74,7 +99,7 @@ def test_print_shows_every_row_and_what_follows():
         "herding",
         "2 subsets × 1 net",
         "closes 60 %",
-        "8-bit export costs 2.00 points",
+        "8-bit export costs 2.00 points of accuracy",
         "LRS 27.8 %",
     ):
         assert part in text, part
