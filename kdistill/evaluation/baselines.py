@@ -14,6 +14,7 @@ from kdistill.errors import ConfigError, did_you_mean
 from kdistill.evaluation import cache
 from kdistill.evaluation.protocols import Protocol, step_sizes
 from kdistill.evaluation.result import Row
+from kdistill.evaluation.scores import TEACHER
 from kdistill.evaluation.training import Task, Trainer
 from kdistill.keys import make_key
 from kdistill.selection import select
@@ -34,6 +35,8 @@ class Baselines:
         reuse: Keep rows for the next evaluation, and use those that were kept.
         chooser: Its first full-data network gives the features of herding and k-center.
         named: Models that their name describes completely: only their rows are kept.
+        teacher: Whether ``random`` gets a second row, of the same images with the labels of a teacher: the first full-data network
+            of the first model.  It is what a set with soft labels compares with.
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class Baselines:
         reuse: bool,
         chooser: Trainer,
         named: frozenset[str],
+        teacher: bool = False,
     ):
         self.data, self.seen, self.ipc, self.protocol, self.seed = data, seen, ipc, protocol, seed
         self.identity, self.chooser = {**identity, "device": seen.device.type}, chooser
         self.keeps = named if reuse else frozenset()
+        self.teacher = teacher
         self.strategy = strategy_for(protocol.strategy, data.name)
         self._features: Tensor | None = None
         self._full_theta: Tensor | None = None  # of the chooser's first network, once it is known
@@ -60,9 +65,11 @@ class Baselines:
         """Return the rows of baselines, in the order of ``names``, and variants where the protocol asks for them."""
         made = {}
         for name in sorted(names, key=lambda name: name != "full"):  # first: its network chooses for herding and k-center
-            made[name] = [self._row(name, name, self.strategy, trainer)]
-            if name == "random" and self.protocol.robustness:
-                made[name].append(self._row(name, "random, no augmentation", "none", trainer))
+            made[name] = []
+            for title in ("random", TEACHER) if name == "random" and self.teacher else (name,):
+                made[name].append(self._row(title, title, self.strategy, trainer))
+                if name == "random" and self.protocol.robustness:
+                    made[name].append(self._row(title, f"{title}, no augmentation", "none", trainer))
         return [row for name in names for row in made[name]]
 
     def full_epochs(self) -> int:
@@ -88,10 +95,10 @@ class Baselines:
     def _entry(self, name: str, title: str, strategy: str, trainer: Trainer) -> str:
         """Return the digest of everything that decides the numbers of a baseline."""
         recipe = asdict(replace(self.protocol, name="", eight_bit=False, hard_labels=False, robustness=False, strategy=strategy))
-        del recipe["full_epochs"]
+        del recipe["full_epochs"], recipe["teacher_labels"]
         about = {"row": title, "model": trainer.model, "protocol": recipe, "seed": self.seed, **self.identity}
         about |= {"epochs": self.full_epochs()} if name == "full" else {"ipc": self.ipc}
-        if name in ("herding", "k-center"):
+        if name in ("herding", "k-center", TEACHER):
             about["chooser"] = [self.chooser.model, self.chooser.student.num_params, self.full_epochs()]
         return cache.name_of({**about, "params": trainer.student.num_params})
 
@@ -113,8 +120,10 @@ class Baselines:
         labels = self.data.train.labels
         if name == "full":
             return ((self.seen, labels),)
-        if name == "random":  # a new draw for every network: its spread is that of random selection
-            chosen = [self._choose(name, self.seen.flatten(1), net) for net in range(self.protocol.nets)]
+        if name in ("random", TEACHER):  # a new draw for every network: its spread is that of random selection
+            chosen = [self._choose("random", self.seen.flatten(1), net) for net in range(self.protocol.nets)]
+            if name == TEACHER:
+                return tuple((self.seen[rows], self._teacher_logits(self.seen[rows])) for rows in chosen)
         else:
             chosen = [self._choose(name, self.features(), 0)]
         return tuple((self.seen[rows], labels[rows]) for rows in chosen)
@@ -130,6 +139,11 @@ class Baselines:
             chunks = [student.infer(theta, part, to="features") for part in self.seen.split(1024)]
             self._features = torch.cat(chunks)
         return self._features
+
+    def _teacher_logits(self, images: Tensor) -> Tensor:
+        """Return the logits ``[N, K]`` of the first full-data network: on the images as they are, like the labels of a set."""
+        student, theta = self.chooser.student, self._first_full_theta()
+        return torch.cat([student.infer(theta, part) for part in images.split(1024)])
 
     def _first_full_theta(self) -> Tensor:
         if self._full_theta is not None:

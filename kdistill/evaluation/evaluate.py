@@ -57,7 +57,8 @@ def evaluate(
         data: The real data, or anything that ``load_data`` takes.  ``small`` is put through its transform.
         protocol: ``"quick"``, ``"bench"``, ``"paper"`` or a ``Protocol``.
         models: Networks: names of students, or modules that map ``[B, C, S, S]`` to ``[B, K]``; None is the protocol's student.
-        baselines: Among ``"random"`` (a new subset per network), ``"herding"``, ``"k-center"`` (features of the first full-data
+        baselines: Among ``"random"`` (a new subset per network; for a set with soft labels a second time, with the labels of a
+            teacher: the first full-data network of the first model), ``"herding"``, ``"k-center"`` (features of the first full-data
             network of the first model) and ``"full"``.
         nets: Networks per row; None is the protocol's number.
         width: Of all networks that are given by name; None is the protocol's.
@@ -114,6 +115,7 @@ def evaluate(
         reuse=reuse,
         chooser=trainers[0],
         named=frozenset(model for model in named if isinstance(model, str)),
+        teacher=recipe.teacher_labels and small.label_logits is not None,
     )
     rows: list[Row] = []
     with use_precision(recipe.precision, data.train.images.device):

@@ -33,6 +33,7 @@ class Protocol:
         validation: Share of the training images withheld for choosing settings; the share of the run, if it withheld one, wins.
         eight_bit: Also train on the small set rounded to 8 bits, and say what that costs.
         hard_labels: Also train on the small set with hard labels, where it has learned soft ones.
+        teacher_labels: Also train on the random images with the labels of a teacher, where the small set has learned soft labels.
         robustness: Also train the small and the random set without augmentation, for the augmentation-robust score.
         precision: Of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"`` (``convnet``).
         best_on_test: Also report the best test accuracy over epochs (what papers print), separately and named so.
@@ -61,6 +62,7 @@ class Protocol:
     validation: float = 0.1
     eight_bit: bool = True
     hard_labels: bool = True
+    teacher_labels: bool = True
     robustness: bool = False
     precision: str = "fp32"
     best_on_test: bool = False

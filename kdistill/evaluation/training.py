@@ -113,7 +113,7 @@ class Trainer:
 
     def first_network(self, task: Task) -> Tensor:
         """Return the parameters ``[P]`` of the first network of ``row(task)``, without training the others."""
-        self.say(f"{task.name} ({self.model}): one network, for its features")
+        self.say(f"{task.name} ({self.model}): one network, for its features or labels")
         return self._network(task, 0, self._choose_lr(task))[0]
 
     def _choose_lr(self, task: Task) -> float:

@@ -14,7 +14,7 @@ from kdistill.data import Split
 from kdistill.engine import use_precision
 from kdistill.engine.precision import asked_precision
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
-from kdistill.evaluation import Evaluation, cache, evaluate
+from kdistill.evaluation import Evaluation, cache, evaluate, metrics
 from kdistill.evaluation.training import Trainer
 from kdistill.selection import select
 from kdistill.transforms import Zca
@@ -225,6 +225,41 @@ def test_learned_labels_and_step_size_are_used(digits, small, tiny):
     without = evaluate(soft, digits, protocol=replace(tiny, hard_labels=False), baselines=())
     assert [row.name for row in without.rows] == ["distilled"]
     assert found.small.nbytes == 50 * (64 * 4 + 40)
+
+
+def test_a_set_with_soft_labels_is_compared_with_random_images_that_a_teacher_labelled(digits, small, tiny, tasks):
+    tiny = replace(tiny, full_epochs=8)  # a teacher that knows something
+    hard = evaluate(small, digits, protocol=tiny, baselines=("random", "full"))
+    tasks.clear()
+    soft = small_set(digits, label_logits=nn.functional.one_hot(small.labels, 10) * 10.0)
+    found = evaluate(soft, digits, protocol=tiny, baselines=("random", "full"))
+    names = [row.name for row in found.rows]
+    assert names == ["distilled", "distilled, hard labels", "random", "random, teacher labels", "full"]
+    assert [task.name for task in tasks] == ["distilled", "distilled, hard labels", "random, teacher labels"]  # others were kept
+    assert numbers(hard)["random", "convnet"] == numbers(found)["random", "convnet"]
+    teacher = found.row("random, teacher labels")
+    assert teacher.soft and teacher.kind == "baseline" and teacher.seeds == "2 subsets × 1 net" and teacher.mean > 4 * CHANCE
+    assert found.scores()["ior"] == found.small.mean - teacher.mean
+    labelled = tasks[-1].sets
+    tasks.clear()
+    again = evaluate(soft, digits, protocol=tiny, baselines=("random",), reuse=False)
+    assert again.row("random, teacher labels").accuracies == teacher.accuracies  # one teacher, kept or trained for this alone
+    plain, labels = (next(task for task in tasks if task.name == f"random{name}").sets for name in ("", ", teacher labels"))
+    for (images, truth), (same, logits), (_, before) in zip(plain, labels, labelled, strict=True):
+        assert torch.equal(images, same) and torch.equal(logits, before)
+        assert logits.shape == (50, 10) and float((logits.argmax(1) == truth).float().mean()) > 0.6
+    assert "random, teacher labels" in soft.metrics["evaluation"]["scores"]["convnet"]["over_random"]
+    without = evaluate(soft, digits, protocol=replace(tiny, teacher_labels=False), baselines=("random",), nets=1)
+    assert [row.name for row in without.rows][2:] == ["random"] and "ior" not in without.scores()
+
+
+def test_robustness_of_soft_labels_is_that_over_a_teachers_labels(digits, small, tiny):
+    soft = small_set(digits, label_logits=nn.functional.one_hot(small.labels, 10) * 10.0)
+    found = evaluate(soft, digits, protocol=replace(tiny, robustness=True, hard_labels=False), baselines=("random",), nets=1)
+    assert [row.name for row in found.rows][-2:] == ["random, teacher labels", "random, teacher labels, no augmentation"]
+    plain = found.row("distilled, no augmentation").mean, found.row("random, teacher labels, no augmentation").mean
+    teacher = found.row("random, teacher labels").mean
+    assert found.scores()["ars"] == metrics.ars(found.small.mean, teacher, *plain)
 
 
 def test_the_price_of_eight_bits(digits, small, tiny):
