@@ -1,8 +1,6 @@
 """The public functions: data in, a small data set out.  No tensor arithmetic here."""
 
-import json
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import evaluate
 from kdistill.experts import TrajectoryStore
 from kdistill.loop import Progress
+from kdistill.metrics_lines import JsonLines
 
 __all__ = ["RunConfig", "distill", "evaluate", "load_data", "resolve", "train_experts"]
 
@@ -313,42 +312,6 @@ def _prepared(folder: Path, resume: bool) -> Path:
     for stale in () if resume else folder.glob("checkpoint.safetensors*"):
         stale.unlink()
     return folder
-
-
-class JsonLines:
-    """Appends one line per look at the run to ``metrics.jsonl``; a resumed run replaces the lines that it does again."""
-
-    def __init__(self, path: Path, resume: bool):
-        self.path, self.is_first = path, True
-        if not resume:
-            path.unlink(missing_ok=True)
-
-    def __call__(self, progress: Progress) -> None:
-        row = {key: value for key, value in vars(progress).items() if key != "images"}
-        try:
-            if self.is_first:
-                self._cut(progress.iteration)
-            with self.path.open("a") as file:
-                file.write(json.dumps({**row, "time": time.time()}) + "\n")
-        except OSError as error:
-            raise DataError(
-                f"{self.path}: expected to append a line, got: {error.strerror}; free some space or move what is in the way, "
-                "then continue with resume=True (--resume)"
-            ) from error
-
-    def _cut(self, iteration: int) -> None:
-        """Drop the lines from ``iteration`` on, and a line that a kill cut short."""
-        self.is_first = False
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                if json.loads(line)["iteration"] < iteration:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue
-        write_atomic(self.path, "".join(kept).encode())
 
 
 def _result(outcome: loop.Outcome, data: ImageDataset, problem: methods.Problem, config: dict[str, Any]) -> DistilledDataset:

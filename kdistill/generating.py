@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kdistill import _native
-from kdistill.api import JsonLines, check_ranges, use
+from kdistill.api import check_ranges, use
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.atomic import explained, write_atomic
 from kdistill.artifacts.preview import png_bytes
@@ -18,6 +18,7 @@ from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, Split, load_data
 from kdistill.errors import ConfigError, DataError
 from kdistill.keys import make_key
+from kdistill.metrics_lines import JsonLines
 from kdistill.priors.latents import View
 from kdistill.priors.network_files import save_generator
 from kdistill.priors.stylegan import Generator

@@ -10,7 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 import kdistill
-from kdistill.cli import _run_config, app
+from kdistill.cli import app
+from kdistill.cli._runs import _run_config
 
 TINY = ["--set", "iterations=20", "--set", "batch_real=12", "--set", "width=8"]
 

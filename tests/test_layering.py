@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "kdistill"
 LAYERS = (
     "_version escape | errors types | config keys transforms _native | backends | ops | augment labels data artifacts | engine"
 )
-LAYERS += " | objectives priors selection experts | methods evaluation report | loop | api doctor progress"
+LAYERS += " | objectives priors selection experts | methods evaluation report | loop metrics_lines | api doctor progress"
 LAYERS += " | planning scoring sweeping comparison generating | comparing"
 LAYERS += " | cli __init__ testing | __main__"
 RANK = {name: rank for rank, names in enumerate(LAYERS.split(" | ")) for name in names.split()}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,3 +50,9 @@ def _step_size(text: str | None) -> float | str | None:
         return text if text in (None, "auto") else float(text)
     except ValueError:
         raise ConfigError(f"lr: expected a number or auto, got '{text}'; 0.01 is usual") from None
+
+
+def _seen(data: str, size: int | None, normalisation: str, stream: bool = False) -> Any:
+    from kdistill.api import load_data
+
+    return load_data(data, size=size, normalisation=normalisation, stream=stream)

@@ -1,0 +1,140 @@
+"""The commands of one run: ``distill`` and ``experts``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdistill.cli._shared import Device, Options, Seed, Threads, _examples, _one_sentence, _seen, echo
+
+
+def add_to(app: typer.Typer) -> None:
+    """Enter the commands."""
+    app.command(
+        epilog=_examples(
+            "kdistill distill mnist5k --method dm --ipc 10 --out out/digits",
+            "kdistill distill photos/ --size 32 --set iterations=1000 --set lr_images=2.0 --out out/photos --resume",
+        )
+    )(distill)
+    app.command(
+        epilog=_examples(
+            "kdistill experts mnist5k --method mtt", "kdistill experts photos/ --method ftd --preset paper --size 32"
+        )
+    )(experts)
+
+
+def distill(
+    data: Annotated[
+        str | None, typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="See `kdistill methods` (default dm).")] = None,
+    ipc: Annotated[int | None, typer.Option(help="Images per class (default 10).")] = None,
+    preset: Annotated[str | None, typer.Option(help="fast (for CPUs, the default) or paper.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the artefact.")] = Path("out/run"),
+    config: Annotated[Path | None, typer.Option(help="TOML or JSON file; an artefact's config.json re-runs it.")] = None,
+    options: Options = [],  # noqa: B006 - typer copies it
+    seed: Seed = None,
+    size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    normalisation: Annotated[str | None, typer.Option(help="standard, zca or none.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Start from an earlier artefact.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    device: Device = None,
+    threads: Threads = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop after this time and keep what is there.")] = None,
+) -> None:
+    """Make a small synthetic set from DATA and leave it in a folder."""
+    with _one_sentence():
+        from kdistill.config import parse_overrides
+        from kdistill.progress import progress_line
+
+        given = {"data": data, "method": method, "ipc": ipc, "preset": preset, "seed": seed, "size": size}
+        run = _run_config(config, {**given, "normalisation": normalisation}, parse_overrides(options))
+        seen = _seen(run.data, run.size, run.normalisation)
+        echo(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
+        try:
+            with progress_line("distilling") as watch:
+                from kdistill.api import distill as distill_data
+
+                small = distill_data(
+                    seen,
+                    method=run.method,
+                    ipc=run.ipc,
+                    seed=run.seed,
+                    preset=run.preset,
+                    options=run.options,
+                    validation=run.validation,
+                    init=init,
+                    out=out,
+                    resume=resume,
+                    callbacks=[watch],
+                    device=device,
+                    threads=threads,
+                    max_minutes=max_minutes,
+                )
+        except KeyboardInterrupt:
+            from kdistill.api import is_unfinished
+
+            saved = f"the state is saved in {out}, continue with --resume"
+            early = "before the first iteration; the same command starts again, finished experts are kept"
+            echo(f"\nkdistill: interrupted; {saved if is_unfinished(out) else early}", err=True)
+            raise typer.Exit(130) from None
+        echo(f"{len(small.images)} images in {out}; next: kdistill evaluate {out}")
+
+
+def _run_config(path: Path | None, given: dict[str, Any], options: dict[str, Any]) -> Any:
+    from kdistill.api import RunConfig
+    from kdistill.config import from_mapping, load_file
+    from kdistill.errors import ConfigError
+
+    loaded = load_file(path) if path else {}
+    loaded = loaded.get("run", loaded)  # an artefact's config.json holds the run beside its source and environment
+    for key, table in (("run", loaded), ("options", loaded.get("options", {}) if isinstance(loaded, dict) else {})):
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: expected '{key}' to be a table, got {table!r}; write its keys below [{key}]")
+    merged = {**loaded, **{key: value for key, value in given.items() if value is not None}}
+    merged["options"] = {**_options_that_apply(path, loaded, given), **options}
+    if not merged.get("data"):
+        raise ConfigError("distill: expected data, got none; name a set, a folder or a file, or pass --config")
+    return from_mapping(RunConfig, merged, where=str(path or "command line"))
+
+
+def _options_that_apply(path: Path | None, loaded: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the file's options, or none if the command line asks for another method or preset: they are that one's values."""
+    from kdistill.api import RunConfig
+
+    options: dict[str, Any] = loaded.get("options", {})
+    for key in ("method", "preset"):
+        asked, there = given[key], loaded.get(key, getattr(RunConfig(), key))
+        if options and asked is not None and asked != there:
+            echo(f"kdistill: the options in {path} are left out: they are for {key} {there}, not {asked}", err=True)
+            return {}
+    return options
+
+
+def _effective(run: Any) -> str:
+    from kdistill.api import resolve
+    from kdistill.methods._options import value_shown
+
+    config = resolve(run.method, run.preset, run.options)
+    return ", ".join(f"{key}={value_shown(type(config), key, value)}" for key, value in vars(config).items())
+
+
+def experts(
+    data: Annotated[str, typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt.")],
+    method: Annotated[str, typer.Option(help="mtt, tesla, ftd, datm or pad.")] = "mtt",
+    preset: Annotated[str, typer.Option(help="As for distill.")] = "fast",
+    options: Options = [],  # noqa: B006 - typer copies it
+    size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    normalisation: Annotated[str, typer.Option(help="standard, zca or none.")] = "standard",
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Train the expert trajectories of a method, or those that are missing (distill does it too)."""
+    with _one_sentence():
+        from kdistill.api import train_experts
+        from kdistill.config import parse_overrides
+
+        seen = _seen(data, size, normalisation)
+        given = parse_overrides(options)
+        store = train_experts(seen, method=method, preset=preset, options=given, device=device, threads=threads)
+        echo(f"{len(store)} experts of {store.epochs} epochs, {store.nbytes / 1e6:.1f} MB in {store.folder}")
