@@ -53,7 +53,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, where: str = "conf
     for key in mapping:
         if key not in fields:
             hint = did_you_mean(str(key), list(fields)) if fields else "it has no options"
-            raise ConfigError(f"{where}: expected an option of {cls.__name__}, got '{key}'; {hint}")
+            raise ConfigError(f"{where}: expected a known option, got '{key}'; {hint}")
     missing = [name for name, field in fields.items() if name not in mapping and not _has_default(field)]
     if missing:
         raise ConfigError(f"{where}: expected a value for {', '.join(map(repr, missing))}, got none; add it")

@@ -56,8 +56,8 @@ def test_defaults_and_conversions():
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"methd": "dm"}, r"run\.toml: expected an option of Run, got 'methd'; did you mean 'method'\?"),
-        ({"inner": {"sise": 3}}, r"run\.toml\.inner: expected an option of Inner, got 'sise'; did you mean 'size'\?"),
+        ({"methd": "dm"}, r"run\.toml: expected a known option, got 'methd'; did you mean 'method'\?"),
+        ({"inner": {"sise": 3}}, r"run\.toml\.inner: expected a known option, got 'sise'; did you mean 'size'\?"),
         ({"optional_inner": {"sise": 3}}, r"optional_inner: .* did you mean 'size'\?"),
         ({"method": "dmm"}, r"run\.toml\.method: expected one of 'dm', 'dc', 'mtt', got 'dmm'; did you mean 'dm'\?"),
         ({"method": 3}, r"method: expected one of 'dm', 'dc', 'mtt', got 3 \(int\)"),

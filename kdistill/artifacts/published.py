@@ -127,10 +127,27 @@ def _labels(labels: Any, count: int, classes: Sequence[str] | None, where: str |
     if not isinstance(labels, Tensor) or labels.ndim not in (1, 2) or len(labels) != count:
         raise DataError(f"{where}: expected labels [{count}] or logits [{count}, K], got {_kind(labels)}; name the right file")
     if labels.ndim == 2:
-        return labels.detach().argmax(1), labels.detach().float()
+        return _classes_of(labels.detach(), where), labels.detach().float()
     if labels.is_floating_point() and not torch.equal(labels, labels.round()):
         raise DataError(f"{where}: expected whole class numbers, got fractions; name the right file")
     return labels.detach().long(), None
+
+
+def _classes_of(logits: Tensor, where: str | Path) -> Tensor:
+    """Return the class of every image, int64 ``[N]``: the largest logit, or the class order where that is what the file follows.
+
+    Published sets stand in class order, equally many images per class, and some learned labels are largest elsewhere.
+    """
+    largest, (count, classes) = logits.argmax(1), logits.shape
+    if not classes or count % classes:
+        return largest
+    ordered = torch.arange(classes, device=logits.device).repeat_interleave(count // classes)
+    strays = int((largest != ordered).sum())
+    is_even = bool((torch.bincount(largest, minlength=classes) == count // classes).all())
+    if is_even or 3 * strays > count:  # many images stand elsewhere: not in class order
+        return largest
+    _log.warning("%s: %d of %d soft labels are largest at another class; classes are taken from the order", where, strays, count)
+    return ordered
 
 
 def _number(path: Path) -> float:
@@ -138,7 +155,7 @@ def _number(path: Path) -> float:
     if isinstance(value, (int, float)):
         return float(value)
     if not isinstance(value, Tensor) or value.numel() != 1:
-        raise DataError(f"{path}: expected one number, got {_kind(value)}; name the file with the step size")
+        raise DataError(f"{path}: expected one number, got {_kind(value)}; name the file with the learning rate")
     return float(value)
 
 

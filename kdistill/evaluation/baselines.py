@@ -35,8 +35,8 @@ class Baselines:
         reuse: Keep rows for the next evaluation, and use those that were kept.
         chooser: Its first full-data network gives the features of herding and k-center.
         named: Models that their name describes completely: only their rows are kept.
-        teacher: Whether ``random`` gets a second row, of the same images with the labels of a teacher: the first full-data network
-            of the first model.  It is what a set with soft labels compares with.
+        teacher: Whether ``random`` gets a second row, of the same images with the labels of a teacher (the first full-data
+            network of the chooser): what a set with soft labels compares with.
     """
 
     def __init__(

@@ -57,9 +57,9 @@ def evaluate(
         data: The real data, or anything that ``load_data`` takes.  ``small`` is put through its transform.
         protocol: ``"quick"``, ``"bench"``, ``"paper"`` or a ``Protocol``.
         models: Networks: names of students, or modules that map ``[B, C, S, S]`` to ``[B, K]``; None is the protocol's student.
-        baselines: Among ``"random"`` (a new subset per network; for a set with soft labels a second time, with the labels of a
-            teacher: the first full-data network of the first model), ``"herding"``, ``"k-center"`` (features of the first full-data
-            network of the first model) and ``"full"``.
+        baselines: Among ``"random"`` (a new subset per network), ``"herding"``, ``"k-center"`` (features of the first full-data
+            network of the first model) and ``"full"``.  For a set with soft labels ``"random"`` has a second row, whose labels
+            are that network's.
         nets: Networks per row; None is the protocol's number.
         width: Of all networks that are given by name; None is the protocol's.
         lr: Step size of the rows that have not learned their own; ``"auto"`` chooses for every row on validation images; None is
@@ -175,7 +175,11 @@ def _seen(data: ImageDataset, split: Split) -> Split:
 
 def _student(model: str | nn.Module, data: ImageDataset, recipe: Protocol) -> Student:
     build = partial(build_student, model, channels=data.channels, size=data.size, classes=data.num_classes)
-    return build(width=protocols.width_of(recipe, model), norm=recipe.norm) if isinstance(model, str) else build()
+    return (
+        build(width=protocols.width_of(recipe, model), norm=protocols.norm_of(recipe, model))
+        if isinstance(model, str)
+        else build()
+    )
 
 
 def _silent(text: str) -> None:

@@ -52,8 +52,8 @@ def test_without_labels_rows_are_in_class_order(folder):
 def test_export_and_import_are_inverse(tmp_path_factory, zca, soft, lr, seed):
     g = torch.Generator().manual_seed(seed)
     transform = fit("zca" if zca else "standard", torch.rand(20, 1, 3, 3, generator=g))
-    images, logits = torch.rand(4, 1, 3, 3, generator=g), torch.randn(4, 2, generator=g)
-    labels = logits.argmax(1) if soft else torch.tensor([1, 0, 0, 1])
+    images, labels = torch.rand(4, 1, 3, 3, generator=g), torch.tensor([1, 0, 0, 1])
+    logits = torch.randn(4, 2, generator=g) + 20.0 * torch.eye(2)[labels]
     learned = {"label_logits": logits if soft else None, "learned_lr": lr}
     small = DistilledDataset(images=images, labels=labels, transform=transform, classes="ab", **learned)
     folder = small.export(tmp_path_factory.mktemp("m") / "x", to="mtt")
@@ -64,6 +64,19 @@ def test_export_and_import_are_inverse(tmp_path_factory, zca, soft, lr, seed):
     if zca:
         pixels = import_published(folder / "images_zca_best.pt", transform=Identity(), classes="ab")
         assert torch.equal(pixels.images, images) and torch.equal(pixels.labels, labels)
+
+
+def test_soft_labels_that_are_largest_elsewhere_do_not_change_the_images_per_class(tmp_path, caplog):
+    logits = torch.eye(3).repeat_interleave(2, 0) * 2
+    logits[1] = torch.tensor([0.0, 0.1, 0.0])  # learned to look like the next class
+    torch.save(torch.zeros(6, 1, 4, 4), tmp_path / "images_best.pt")
+    torch.save(logits, tmp_path / "labels_best.pt")
+    with caplog.at_level(logging.WARNING, logger="kdistill"):
+        small = import_published(tmp_path / "images_best.pt", transform=Identity())
+    assert small.ipc == 2 and small.labels.tolist() == [0, 0, 1, 1, 2, 2] and torch.equal(small.label_logits, logits)
+    assert "1 of 6 soft labels are largest at another class; classes are taken from the order" in caplog.text
+    torch.save(torch.eye(3).repeat(2, 1), tmp_path / "labels_best.pt")  # interleaved: the labels know better
+    assert import_published(tmp_path / "images_best.pt", transform=Identity()).labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 @pytest.mark.parametrize("module", ["numpy._core.multiarray", "numpy.core.multiarray"])

@@ -15,6 +15,7 @@ from kdistill.engine import use_precision
 from kdistill.engine.precision import asked_precision
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
 from kdistill.evaluation import Evaluation, cache, evaluate, metrics
+from kdistill.evaluation.evaluate import _student as student_of
 from kdistill.evaluation.training import Trainer
 from kdistill.selection import select
 from kdistill.transforms import Zca
@@ -352,6 +353,14 @@ def test_other_networks_and_own_modules(digits, small, tiny):
     assert len(found.rows) == 9
     assert all(found.row("full", model).mean > 3 * CHANCE for model in found.models)
     assert found.gap_closed("mlp") is None
+
+
+def test_the_norm_of_a_network_is_the_protocols(digits, tiny):
+    sizes = [
+        student_of("alexnet", digits, replace(tiny, other_widths={"alexnet": 8}, other_norms=norms)).num_params
+        for norms in ({}, {"alexnet": "none"})
+    ]
+    assert sizes[0] - sizes[1] == 2 * (8 + 12 + 16 + 12 + 12)  # a scale and a shift of every map
 
 
 def test_progress_says_what_is_trained(digits, small, tiny):

@@ -48,6 +48,11 @@ def test_digits_are_not_mirrored():
     assert strategy_for("flip", "mnist5k") == "flip"
 
 
+def test_the_published_protocol_trains_alexnet_without_normalisation():
+    assert protocols.norm_of(PROTOCOLS["paper"], "alexnet") == "none"
+    assert protocols.norm_of(PROTOCOLS["paper"], "vgg11") == protocols.norm_of(PROTOCOLS["bench"], "alexnet") == "instance"
+
+
 def test_widths():
     bench = PROTOCOLS["bench"]
     assert protocols.width_of(bench, "convnet") == 32
