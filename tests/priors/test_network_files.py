@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 from kdistill.errors import DataError
-from kdistill.priors.network_files import convert_network, load_generator, read_network, save_generator
-from kdistill.priors.network_files._parse import Made, Name, NotReadable, parse
+from kdistill.pickles import Made, Name, NotReadable, parse
+from kdistill.priors.network_files import _values, convert_network, load_generator, read_network, save_generator
 from kdistill.priors.network_files._values import Reader
+from kdistill.priors.network_files.limits import excess
 from tests.priors import original_files
 from tests.priors.original_files import tiny_stylegan2, tiny_stylegan3, write
 
@@ -224,14 +226,79 @@ def test_a_small_file_cannot_fill_the_memory():
 
 def test_modules_that_share_modules_end():
     twice = Made(Name("torch.nn", "Module"), (), state={})
-    for _ in range(40):
-        twice = Made(Name("torch.nn", "Module"), (), state={"_modules": {"a": twice, "b": twice}})
+    for _ in range(12):
+        twice = Made(Name("torch.nn", "Module"), (), state={"_modules": dict.fromkeys("abcdefgh", twice)})
     with pytest.raises(NotReadable, match="more than"):
         Reader(1000).module(twice)
     loop = Made(Name("torch.nn", "Module"), (), state={"_modules": {}})
     loop.state["_modules"]["a"] = loop
     with pytest.raises(NotReadable, match="nested too deeply"):
         Reader(1000).module(loop)
+
+
+def test_calls_share_their_arguments_and_need_a_tuple():
+    shared = parse(b"((" + b"K\x01" * 1000 + b"tq\x000" + b"cm\nf\nh\x00R" * 1000 + b"l.").value
+    assert len(shared) == 1000 and all(made.arguments is shared[0].arguments for made in shared)
+    for payload in (b"cm\nf\n]R.", b"cm\nf\nC\x03abcR.", b"cm\nf\nK\x01\x81."):
+        with pytest.raises(NotReadable, match="a call whose arguments are no tuple"):
+            parse(payload)
+
+
+def test_storages_are_read_once(monkeypatch):
+    storage, reader, read = storage_record(4), Reader(10**6), []
+    original = _values._storage
+    monkeypatch.setattr(_values, "_storage", lambda data: read.append(data) or original(data))
+    same_bytes = [Made(storage.maker, storage.arguments) for _ in range(10)]
+    assert all(reader.tensor(tensor_record((4,), (1,), each)).shape == (4,) for each in same_bytes)
+    assert len(read) == 1
+
+
+def test_keys_of_one_hash_and_long_names_cost_nothing():
+    keys = b"".join(b"\x8a\x0a" + (n * (2**61 - 1)).to_bytes(10, "little", signed=True) + b"N" for n in range(20_000))
+    started = time.process_time()
+    assert len(parse(b"}(" + keys + b"u.").value) == 20_000
+    assert time.process_time() - started < 2.0
+    with pytest.raises(NotReadable, match="an impossible number of a memo entry"):
+        parse(b"Np%d\n." % 2**61)
+    with pytest.raises(NotReadable, match="a name of more than 1000 characters"):
+        parse(b"c" + b"a" * 1000 + b"\nf\n.")
+    long = Made(Name("torch.nn", "Module"), (), state={"_parameters": {"a" * 201: None}})
+    with pytest.raises(NotReadable, match="a name of more than 200 characters"):
+        Reader(1000).module(long)
+
+
+def test_a_small_file_cannot_ask_for_many_entries():
+    wide = Made(Name("torch.nn", "Module"), (), state={f"a{n}": n for n in range(3000)})
+    for _ in range(8):
+        wide = Made(Name("torch.nn", "Module"), (), state={"_modules": {"a": wide, "b": wide}})
+    with pytest.raises(NotReadable, match="more than 200000"):
+        Reader(1000).module(wide)
+    array = Made(Name("numpy._core.multiarray", "_reconstruct"), (1,))
+    dtype = Made(Name("numpy", "dtype"), ("u1", False, True))
+    array.state = (1, (250_000,), dtype, False, b"x" * 250_000)
+    with pytest.raises(NotReadable, match="more than 200000"):
+        Reader(1000).plain(array)
+
+
+@pytest.mark.parametrize("network", [tiny_stylegan2, tiny_stylegan3])
+def test_a_generator_asks_for_no_more_than_its_parameters_allow(network, tmp_path):
+    whole = network()
+    assert excess(whole) is None
+    config = whole.config
+    wide = replace(config, mapping=replace(config.mapping, classes=10**9))
+    assert excess(type(whole)(wide, whole.tensors)).startswith("sizes of 1000000000 with ")
+    save_generator(type(whole)(wide, whole.tensors), tmp_path)
+    with pytest.raises(DataError, match="expected a generator in proportion to its tensors, got sizes of 1000000000"):
+        load_generator(tmp_path)
+
+
+def test_a_large_input_of_a_small_network_is_refused_before_it_is_made(tmp_path):
+    small = tiny_stylegan3()
+    large = type(small)(replace(small.config, input=replace(small.config.input, size=(4096, 4096))), small.tensors)
+    started = time.process_time()
+    with pytest.raises(DataError, match=r"got feature maps of [\d,]+ numbers with [\d,]+ parameters; fetch it again"):
+        read_network(write(tmp_path / "net.pkl", large))
+    assert time.process_time() - started < 3.0
 
 
 def test_messages_do_not_write_out_what_is_endless():

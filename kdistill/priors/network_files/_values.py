@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdistill.priors.network_files._parse import Made, Name, NotReadable, Reference, parse
+from kdistill.pickles import Made, Name, NotReadable, Reference, parse
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of such a torch.save
-MAX_DEPTH = 64  # of modules in modules
-MAX_RECORDS = 100_000  # the largest StyleGAN-XL has about a thousand
+MAX_DEPTH = 16  # of modules in modules
+MAX_RECORDS = 200_000  # entries of modules and numbers: the largest StyleGAN-XL has about a thousand modules of thirty
+MAX_KEY = 200  # characters of a module's, tensor's or attribute's name
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -67,16 +68,25 @@ class Reader:
 
     Attributes:
         budget: Tensor bytes that may still be read.
-        records: Modules, tensors and values that may still be read.
+        records: Modules, tensors, their entries and values that may still be read.
     """
 
     def __init__(self, budget: int):
         self.budget, self.records = budget, MAX_RECORDS
+        self._storages: dict[int, tuple[Any, Tensor]] = {}  # by the identity of their bytes, which stay alive beside them
 
-    def _count(self) -> None:
-        self.records -= 1
+    def _count(self, records: int = 1) -> None:
+        self.records -= records
         if self.records < 0:
             raise NotReadable(f"more than {MAX_RECORDS} modules, tensors and values")
+
+    def _entries(self, value: Any) -> dict[str, Any]:
+        """Return a table with names for keys; every entry counts."""
+        entries = _table(value)
+        self._count(len(entries))
+        if any(isinstance(name, (str, bytes)) and len(name) > MAX_KEY for name in entries):
+            raise NotReadable(f"a name of more than {MAX_KEY} characters")
+        return {str(name): x for name, x in entries.items()}
 
     def module(self, value: Any, depth: int = 0) -> Module:
         """Return a module of the original network files (a persistent object), or one of torch's own."""
@@ -86,14 +96,12 @@ class Reader:
         class_name, state = _described(value)
         if not isinstance(state, dict) or not isinstance(class_name, str):
             raise NotReadable("a module without its state")
-        kept = {**_table(state.get("_parameters")), **_table(state.get("_buffers"))}
-        tensors = {str(name): self.tensor(x) for name, x in kept.items() if x is not None}
-        children = _table(state.get("_modules"))
+        kept = {**self._entries(state.get("_parameters")), **self._entries(state.get("_buffers"))}
         return Module(
             class_name,
-            {str(name): x for name, x in state.items() if not str(name).startswith("_")},
-            tensors,
-            {str(name): self.module(child, depth + 1) for name, child in children.items() if child is not None},
+            {name: x for name, x in self._entries(state).items() if not name.startswith("_")},
+            {name: self.tensor(x) for name, x in kept.items() if x is not None},
+            {name: self.module(x, depth + 1) for name, x in self._entries(state.get("_modules")).items() if x is not None},
         )
 
     def tensor(self, value: Any) -> Tensor:
@@ -108,7 +116,7 @@ class Reader:
         maker, contents = _call(source)
         if maker != "torch.storage._load_from_bytes":
             raise NotReadable(f"a tensor in a storage made by {maker}")
-        storage = _storage(_raw(contents[0]))
+        storage = self._storage(contents[0])
         numbers = (offset, *size, *stride)
         if not all(isinstance(x, int) and x >= 0 for x in numbers) or len(size) != len(stride):
             raise NotReadable("a tensor of an impossible shape")
@@ -125,6 +133,13 @@ class Reader:
             memory_format=torch.contiguous_format
         )  # fmt: skip
 
+    def _storage(self, contents: Any) -> Tensor:
+        """Return a storage, read once however many tensors and records name its bytes."""
+        written = contents.arguments[0] if isinstance(contents, Made) and contents.arguments else contents
+        if id(written) not in self._storages:
+            self._storages[id(written)] = written, _storage(_raw(contents))
+        return self._storages[id(written)][1]
+
     def plain(self, value: Any) -> Any:
         """Return a number, text or (nested) list of them; NumPy values become those."""
         self._count()
@@ -134,7 +149,7 @@ class Reader:
             return [self.plain(x) for x in value]
         maker, arguments = _call(value)
         if maker in _SCALARS:
-            return np.frombuffer(_raw(arguments[1]), _dtype(arguments[0]), count=1)[0].item()
+            return np.frombuffer(self._numbers(arguments[1]), _dtype(arguments[0]), count=1)[0].item()
         if maker == "dill._dill._create_array":
             _, _, state, *_ = arguments
         elif maker in _ARRAYS:
@@ -142,8 +157,14 @@ class Reader:
         else:
             raise NotReadable(f"a value made by {maker}")
         _, shape, dtype, is_fortran, raw = state
-        array = np.frombuffer(_raw(raw), _dtype(dtype)).reshape(shape, order="F" if is_fortran else "C")
+        array = np.frombuffer(self._numbers(raw), _dtype(dtype)).reshape(shape, order="F" if is_fortran else "C")
         return array.tolist()
+
+    def _numbers(self, value: Any) -> bytes:
+        """Return the bytes of NumPy values, of which attributes have few; they count before they are copied."""
+        written = value.arguments[0] if isinstance(value, Made) and value.arguments else value
+        self._count(len(written) if isinstance(written, (str, bytes, bytearray)) else 0)
+        return _raw(value)
 
 
 def _described(value: Any) -> tuple[Any, Any]:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from kdistill.errors import ConfigError, DataError
-from kdistill.priors.network_files._parse import Name, NotReadable, parse
+from kdistill.pickles import Name, NotReadable, parse
 from kdistill.priors.network_files._values import Module, Reader, table
 from kdistill.priors.network_files.folder import save_generator
+from kdistill.priors.network_files.limits import MAX_SIDE, excess
 from kdistill.priors.stylegan import (
     MAPPING_LR,
     Generator,
@@ -30,7 +31,6 @@ from kdistill.priors.stylegan import (
 
 _log = logging.getLogger("kdistill")
 SLACK = 1 << 20  # bytes
-MAX_SIDE = 4096  # of a feature map: a small file must not ask for much memory
 
 # what a network has no use for, and an attack has: whoever names it means harm, though nothing is run either way
 _HOSTILE_MODULES = {
@@ -64,19 +64,23 @@ def read_network(path: str | Path) -> Generator:
         parsed = parse(data)
     except NotReadable as error:
         raise _not_a_network(path, f"no pickle that can be read ({_short(error)})") from error
-    hostile = sorted(str(name) for name in parsed.names if _is_hostile(name))
+    hostile = sorted((name for name in parsed.names if _is_hostile(name)), key=lambda name: (name.module, name.name))
     if hostile:
+        listed = _short(", ".join(map(str, hostile[:5])))
         raise DataError(
-            f"{path}: expected a network, got a file that asks to run {_short(', '.join(hostile))}; nothing of it was run: "
+            f"{path}: expected a network, got a file that asks to run {listed}; nothing of it was run: "
             "do not open it with anything else, and fetch the network again from its authors"
         )
     reader = Reader(len(data) + SLACK)
     try:
         network = reader.module(_generator_in(parsed.value))
         generator = _built(network, reader)
+        too_much = excess(generator)
+        if too_much:
+            raise NotReadable(too_much)
     except NotReadable as error:
         raise _not_a_network(path, str(error)) from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise _not_a_network(path, f"parts that do not fit together ({type(error).__name__}: {_short(error)})") from error
     _try(generator, path)
     return generator
@@ -116,7 +120,10 @@ def _built(network: Module, reader: Reader) -> Generator:
     values = {name: reader.plain(network.values[name]) for name in ("z_dim", "w_dim", "c_dim", "img_resolution", "img_channels")}
     mapping = _mapping(network.children["mapping"], values, reader)
     synthesis = network.children["synthesis"]
-    common = {"mapping": mapping, "size": int(values["img_resolution"]), "channels": int(values["img_channels"])}
+    size = int(values["img_resolution"])
+    if size > MAX_SIDE:  # before a list of layers is made for it
+        raise NotReadable(f"sizes beyond {MAX_SIDE} pixels")
+    common = {"mapping": mapping, "size": size, "channels": int(values["img_channels"])}
     generator: Generator
     if "input" in synthesis.children:
         generator = StyleGAN3(_stylegan3(synthesis, reader, common), tensors)
@@ -171,9 +178,6 @@ def _stylegan3(synthesis: Module, reader: Reader, common: dict[str, Any]) -> Sty
                 clamp=None if clamp is None else float(clamp),
             )
         )
-    numbers = [width, height, *(n for x in layers for n in (16 * x.up, 16 * x.down, *x.padding))]
-    if max(map(abs, numbers)) > MAX_SIDE:
-        raise NotReadable(f"sizes beyond {MAX_SIDE} pixels")
     rate, bandwidth = float(value(source, "sampling_rate")), float(value(source, "bandwidth"))
     return StyleGAN3Config(
         **common,
@@ -212,9 +216,9 @@ def _try(generator: Generator, path: Path) -> None:
 
 
 def _is_hostile(name: Name) -> bool:
-    top = name.module.split(".")[0]
+    top = name.module.partition(".")[0]
     if top in _BUILTIN_MODULES:
-        return name.name.split(".")[0] in _HOSTILE_BUILTINS
+        return name.name.partition(".")[0] in _HOSTILE_BUILTINS
     return top in _HOSTILE_MODULES
 
 

@@ -12,6 +12,7 @@ from kdistill.artifacts.atomic import explained, write_atomic
 from kdistill.artifacts.tensors import decode, encode, to_json
 from kdistill.config import from_mapping, to_mapping
 from kdistill.errors import ConfigError, DataError
+from kdistill.priors.network_files.limits import excess
 from kdistill.priors.stylegan import Generator, StyleGAN2, StyleGAN2Config, StyleGAN3, StyleGAN3Config
 
 TENSORS, CONFIG = "generator.safetensors", "config.json"
@@ -83,6 +84,12 @@ def load_generator(folder: str | Path, device: torch.device | str = "cpu") -> Ge
     tensors, _ = decode(data, folder / TENSORS)
     cls, config = KINDS[kind]
     try:
-        return cls(from_mapping(config, described.get("generator", {}), where=str(folder / CONFIG)), tensors).to(device)
+        generator = cls(from_mapping(config, described.get("generator", {}), where=str(folder / CONFIG)), tensors)
     except ConfigError as error:
         raise DataError(f"{error}; or convert the network again") from error
+    too_much = excess(generator)
+    if too_much:
+        raise DataError(
+            f"{folder / CONFIG}: expected a generator in proportion to its tensors, got {too_much}; convert the network again"
+        )
+    return generator.to(device)
