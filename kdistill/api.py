@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdistill import _native, loop, methods
-from kdistill.artifacts import DistilledDataset, check_output
+from kdistill.artifacts import DistilledDataset, check_output, snapshots
 from kdistill.artifacts.atomic import write_atomic
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, load_data
@@ -83,6 +83,7 @@ def distill(
     device: str | torch.device | None = None,
     threads: int | None = None,
     max_minutes: float | None = None,
+    snapshot_every: int | None = None,
 ) -> DistilledDataset:
     """Make a tiny synthetic training set from a labelled image set.
 
@@ -101,6 +102,8 @@ def distill(
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
         max_minutes: Stop after this time and keep what is there.
+        snapshot_every: Also keep the set as it is every so many iterations, in ``out/snapshots``, at most 100 of them;
+            ``evaluate_snapshots`` compares them.  The result has the same bits with and without.
 
     Returns:
         The synthetic set, images in pixel space; nothing is clipped.
@@ -115,6 +118,7 @@ def distill(
     config_of_method = resolve(method, preset, options or {})
     use(threads, device)
     check_ranges(ipc, validation, max_minutes)
+    snapshots.check_every(snapshot_every, out)
     spec = data if isinstance(data, str | Path) else None
     data = data if isinstance(data, ImageDataset) else load_data(data)
     data.check_in_memory()
@@ -125,7 +129,7 @@ def distill(
     check_sizes(seen, ipc)
     start = None if init is None else _start(init, seen, ipc)
     with use_precision(config_of_method.precision, seen.train.images.device):
-        return _distilled(run, data, seen, start, out, resume, callbacks, max_minutes)
+        return _distilled(run, data, seen, start, out, resume, callbacks, max_minutes, snapshot_every)
 
 
 def _distilled(
@@ -137,15 +141,27 @@ def _distilled(
     resume: bool,
     callbacks: Sequence[Callable[[Progress], None]],
     max_minutes: float | None,
+    snapshot_every: int | None,
 ) -> DistilledDataset:
     """Build the run and take it to its end."""
     problem = methods.get(run.method).build(resolve(run.method, run.preset, run.options), seen, run.ipc, run.seed, start)
+    if snapshot_every is not None:
+        snapshots.check_count(snapshot_every, problem.iterations)
     config = {**_config(run, data, start), **problem.about}
     folder = None if out is None else _prepared(Path(out), resume)
     watchers = list(callbacks)
     if folder is not None:
         watchers.insert(0, JsonLines(folder / "metrics.jsonl", resume))
-    outcome = loop.run(problem, folder=folder, identity=config, resume=resume, callbacks=watchers, max_minutes=max_minutes)
+    taken = None
+    if folder is not None and snapshot_every is not None:
+
+        def take(outcome: loop.Outcome) -> None:
+            snapshots.save_snapshot(folder, outcome.snapshot.iteration, _result(outcome, data, problem, config))
+
+        taken = loop.Snapshots(snapshot_every, take)
+    outcome = loop.run(
+        problem, folder=folder, identity=config, resume=resume, callbacks=watchers, max_minutes=max_minutes, snapshots=taken
+    )
     small = _result(outcome, data, problem, config)
     if folder is None:
         return small
@@ -311,6 +327,8 @@ def _prepared(folder: Path, resume: bool) -> Path:
         )
     for stale in () if resume else folder.glob("checkpoint.safetensors*"):
         stale.unlink()
+    if not resume:
+        snapshots.remove_snapshots(folder)
     return folder
 
 

@@ -95,6 +95,19 @@ class Outcome:
     skipped: int = 0
 
 
+@dataclass(frozen=True)
+class Snapshots:
+    """What happens to the result of a run on its way.
+
+    Attributes:
+        every: Iterations between two snapshots; the last iteration gives none, for it gives the result itself.
+        take: Called with what ``run`` would return if the run ended there.
+    """
+
+    every: int
+    take: Callable[[Outcome], None]
+
+
 def sgd_step(snapshot: Snapshot, grads: State, problem: Problem, carried: State | None = None) -> Snapshot:
     """Return the snapshot after one step of SGD with momentum: ``v <- m*v + g``, ``x <- max(x - lr*v, lower)``."""
     velocity = {name: problem.momentum_of(name) * snapshot.velocity[name] + grad for name, grad in grads.items()}
@@ -117,6 +130,7 @@ def run(
     callbacks: Sequence[Callable[[Progress], None]] = (),
     max_minutes: float | None = None,
     checkpoint_minutes: float = 1.0,
+    snapshots: Snapshots | None = None,
 ) -> Outcome:
     """Optimise ``problem`` from its state, or from a checkpoint.
 
@@ -128,6 +142,7 @@ def run(
         callbacks: Called with a ``Progress`` at every look (every 10 steps).
         max_minutes: Stop after this time, with a checkpoint.
         checkpoint_minutes: Between two checkpoints; a killed run loses at most this much.
+        snapshots: Takes the result on the way; the run has the same bits with and without.
 
     Raises:
         NonFiniteError: Loss or gradient stopped being finite; the last good state is saved.
@@ -146,7 +161,7 @@ def run(
             f"resume: expected a checkpoint of at most {problem.iterations} iterations, got one of {snapshot.iteration}; "
             "raise iterations or start afresh without resume"
         )
-    loop = _Loop(problem, snapshot, keeper, tuple(callbacks), max_minutes, checkpoint_minutes)
+    loop = _Loop(problem, snapshot, keeper, tuple(callbacks), max_minutes, checkpoint_minutes, snapshots)
     try:
         with torch.no_grad():
             return loop.go()
@@ -172,10 +187,12 @@ class _Loop:
         callbacks: tuple[Callable[[Progress], None], ...],
         max_minutes: float | None,
         checkpoint_minutes: float,
+        snapshots: Snapshots | None,
     ):
         self.problem, self.snapshot, self.keeper, self.callbacks = problem, snapshot, keeper, callbacks
         self.max_seconds = float("inf") if max_minutes is None else 60.0 * max_minutes
         self.checkpoint_seconds = 60.0 * checkpoint_minutes
+        self.snapshots = snapshots
         self.good = snapshot
         self.losses: list[tuple[int, float]] = []
         self.skipped = 0
@@ -184,11 +201,13 @@ class _Loop:
         began = saved = time.monotonic()
         first, last = self.snapshot.iteration, self.problem.iterations
         finished = True
+        self.take_snapshot(began)  # an interrupt may have come between the checkpoint and the snapshot of one iteration
         while self.snapshot.iteration < last:
             before, loss, grad = self.snapshot, *self.step()
-            if self.snapshot.iteration % CHECK_EVERY and self.snapshot.iteration < last:
+            if self.snapshot.iteration % CHECK_EVERY and self.snapshot.iteration < last and not self.is_due():
                 continue
             self.look(before, loss, grad, began, first)
+            self.take_snapshot(began)
             return_freed_memory()
             now = time.monotonic()
             finished = self.snapshot.iteration == last
@@ -202,6 +221,18 @@ class _Loop:
             _log.warning(
                 "distill: every one of %d iterations was skipped, so nothing has changed; raise skip_above", self.skipped
             )
+        return self.outcome(began, finished)
+
+    def is_due(self) -> bool:
+        iteration = self.snapshot.iteration
+        return self.snapshots is not None and 0 < iteration < self.problem.iterations and iteration % self.snapshots.every == 0
+
+    def take_snapshot(self, began: float) -> None:
+        if self.snapshots is not None and self.is_due():
+            self.snapshots.take(self.outcome(began, False))
+
+    def outcome(self, began: float, finished: bool) -> Outcome:
+        """Return what the present state gives."""
         final = {**self.snapshot.state, **{name: self.snapshot.average[name] for name in self.problem.average}}
         if self.problem.search is not None:
             final = self.problem.search.result(final)

@@ -176,15 +176,21 @@ class DistilledDataset:
         return save(self, path)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "DistilledDataset":
+    def from_pretrained(cls, path: str | Path, *, iteration: int | None = None) -> "DistilledDataset":
         """Read an artefact folder; nothing in it is executed.
 
+        Args:
+            path: The folder.
+            iteration: Return the set as it was after so many iterations, where the run left a snapshot of it.
+
         Raises:
+            ConfigError: There is no snapshot of that iteration.
             DataError: The folder or a file is missing, truncated, changed since it was saved, or of another schema version.
         """
         from kdistill.artifacts.folder import load
+        from kdistill.artifacts.snapshots import load_snapshot
 
-        return load(path)
+        return load(path) if iteration is None else load_snapshot(path, iteration)
 
     def to_imagefolder(self, path: str | Path) -> Path:
         """Write ``<path>/<class>/<image>.png`` in 8 bits; values outside [0, 1] are clipped, soft labels are left out."""

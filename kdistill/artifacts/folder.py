@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 FILES = ("data.safetensors", "config.json", "metrics.json", "README.md", "preview.png")
-RUN_FILES = ("checkpoint.safetensors", "checkpoint.safetensors.prev", "metrics.jsonl")  # a run leaves these before its artefact
+# a run leaves these before its artefact
+RUN_FILES = ("checkpoint.safetensors", "checkpoint.safetensors.prev", "metrics.jsonl", "snapshots")
 _TRANSFORM = "transform."
 
 

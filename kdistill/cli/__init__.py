@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli import _priors, _runs, _tables
+from kdistill.cli import _priors, _runs, _snapshots, _tables
 from kdistill.cli._shared import Device, Options, Protocol, Threads, _examples, _one_sentence, _seen, _step_size, echo
 
 app = typer.Typer(
@@ -63,6 +63,7 @@ def evaluate(
     precision: Annotated[str | None, typer.Option(help="fp32, tf32 (GPU) or bf16 (convnet).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
     size: Annotated[int | None, typer.Option(help="Resize the real images to this side.")] = None,
+    snapshots: Annotated[bool, typer.Option("--snapshots", help="Test every snapshot of the run, without baselines.")] = False,
     device: Device = None,
     threads: Threads = None,
 ) -> None:
@@ -77,6 +78,9 @@ def evaluate(
         step_size = _step_size(lr)
         if not artefact.exists():
             raise DataError(f"evaluate: expected an artefact, got nothing at {artefact}; check the path")
+        networks = tuple(name for name in models.split(",") if name)
+        if snapshots:
+            _snapshots.check(artefact, networks, step_size)
         small = DistilledDataset.from_pretrained(artefact) if artefact.is_dir() else None
         run = small.config.get("run", {}) if small else {}
         seen = _seen(data or _source_of(run, artefact), size or run.get("size"), run.get("normalisation", "standard"))
@@ -87,9 +91,11 @@ def evaluate(
         other = is_from_other_data(small, seen)
         out = artefact if artefact.is_dir() and not other else None
         wanted = tuple(b for b in baselines.split(",") if b)
-        networks = tuple(name for name in models.split(",") if name)
-        chosen = {"protocol": protocol, "models": networks, "baselines": wanted, "nets": nets, "lr": step_size}
-        _evaluate_and_save(small, seen, out, **chosen, precision=precision, seed=seed, device=device)
+        chosen = {"protocol": protocol, "nets": nets, "lr": step_size, "precision": precision, "seed": seed, "device": device}
+        if snapshots:
+            _snapshots.evaluate_and_save(artefact, seen, small, model=networks[0], is_saved=out is not None, **chosen)
+        else:
+            _evaluate_and_save(small, seen, out, models=networks, baselines=wanted, **chosen)
         if other:
             echo(f"not saved in {artefact}: it was made from other data than {seen.source} as loaded here", err=True)
 

@@ -41,6 +41,7 @@ def distill(
     device: Device = None,
     threads: Threads = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this time and keep what is there.")] = None,
+    snapshot_every: Annotated[int | None, typer.Option(help="Also keep the set every so many iterations.")] = None,
 ) -> None:
     """Make a small synthetic set from DATA and leave it in a folder."""
     with _one_sentence():
@@ -70,6 +71,7 @@ def distill(
                     device=device,
                     threads=threads,
                     max_minutes=max_minutes,
+                    snapshot_every=snapshot_every,
                 )
         except KeyboardInterrupt:
             from kdistill.api import is_unfinished

@@ -4,5 +4,16 @@ from kdistill.evaluation.evaluate import evaluate
 from kdistill.evaluation.protocols import PROTOCOLS, Protocol
 from kdistill.evaluation.provenance import is_from_other_data
 from kdistill.evaluation.result import Evaluation, Row, merge
+from kdistill.evaluation.snapshots import SnapshotEvaluation, evaluate_snapshots
 
-__all__ = ["PROTOCOLS", "Evaluation", "Protocol", "Row", "evaluate", "is_from_other_data", "merge"]
+__all__ = [
+    "PROTOCOLS",
+    "Evaluation",
+    "Protocol",
+    "Row",
+    "SnapshotEvaluation",
+    "evaluate",
+    "evaluate_snapshots",
+    "is_from_other_data",
+    "merge",
+]

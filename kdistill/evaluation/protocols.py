@@ -37,7 +37,8 @@ class Protocol:
         teacher_labels: Also train on the random images with the labels of a teacher, where the small set has learned soft labels.
         robustness: Also train the small and the random set without augmentation, for the augmentation-robust score.
         precision: Of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"`` (``convnet``).
-        best_on_test: Also report the best test accuracy over epochs (what papers print), separately and named so.
+        best_on_test: Also report the best test accuracy over the epochs of a network, separately and named so.  Papers report the
+            best over the iterations of the distillation, which ``evaluate_snapshots`` gives.
         test_every: Epochs between looks at the test set, for ``best_on_test`` only.
 
     Raises:
