@@ -8,8 +8,7 @@ closed table.  Opcodes: the documentation of ``pickletools`` (protocols 0 to 5).
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from io import BytesIO
-from typing import Any
+from typing import Any, BinaryIO
 
 MARK = object()
 
@@ -28,11 +27,12 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_SET": list,  # what is in a set is not looked at, and need not be hashed
 }
+_SETS = ("EMPTY_SET", "FROZENSET", "ADDITEMS")
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _FROM_MARK: dict[str, Callable[[list[Any]], Any]] = {
     "TUPLE": tuple,
     "LIST": list,
-    "DICT": lambda flat: dict(_pairs(flat)),
+    "DICT": list,  # a table is made of it
     "FROZENSET": list,
 }
 # whole numbers and floats are not among them: many can be chosen to have one hash, and a table of those takes forever to fill
@@ -84,14 +84,21 @@ class Reference:
 
 @dataclass
 class Parsed:
-    """A value, and every ``Name`` on the way to it."""
+    """A value, and every name, call and reference on the way to it."""
 
     value: Any
     names: set[Name]
+    calls: list[Made]
+    references: list[Reference]
 
 
-def parse(stream: bytes | BytesIO) -> Parsed:
+def parse(stream: bytes | BinaryIO, *, plain: bool = False) -> Parsed:
     """Return what one pickle describes; a stream is left right behind it.
+
+    Args:
+        stream: The bytes.
+        plain: Refuse sets, and dictionaries whose keys are not text, None or whole numbers of 62 bits: an unpickler would hash
+            them, which takes forever for keys that are chosen for it.
 
     Raises:
         NotReadable: Truncated or malformed bytes, or an opcode of extensions or shared buffers.
@@ -99,11 +106,11 @@ def parse(stream: bytes | BytesIO) -> Parsed:
     Cost: one pass over the opcodes, each of which makes at most one small object: a file of one megabyte takes about two seconds
     and 300 MB at worst.  Strings are copied once, and what an opcode names again is shared.
     """
-    machine = _Machine()
+    machine = _Machine(plain)
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
-                return Parsed(machine.stack.pop(), machine.names)
+                return Parsed(machine.stack.pop(), machine.names, machine.calls, machine.references)
             machine.take(opcode.name, argument)
     except NotReadable:
         raise
@@ -115,13 +122,18 @@ def parse(stream: bytes | BytesIO) -> Parsed:
 class _Machine:
     """The stack and the memo of one pickle."""
 
-    def __init__(self) -> None:
+    def __init__(self, plain: bool) -> None:
+        self.plain = plain
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.names: set[Name] = set()
+        self.calls: list[Made] = []
+        self.references: list[Reference] = []
 
     def take(self, op: str, argument: Any) -> None:
         stack = self.stack
+        if self.plain and op in _SETS:
+            raise NotReadable("a set")
         if op in _VALUES:
             stack.append(argument)
         elif op in _CONSTANTS:
@@ -131,7 +143,8 @@ class _Machine:
         elif op in _TUPLES:
             stack[-_TUPLES[op] :] = [tuple(self.popped(_TUPLES[op]))]
         elif op in _FROM_MARK:
-            stack.append(_FROM_MARK[op](self.since_mark()))
+            values = self.since_mark()
+            stack.append(self.table(values) if op == "DICT" else _FROM_MARK[op](values))
         elif op in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(self.memo[int(argument)])
         elif op in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
@@ -159,7 +172,7 @@ class _Machine:
             target = stack[-1].items if isinstance(stack[-1], Made) else stack[-1]
             if not isinstance(target, dict):
                 raise NotReadable("items of something that has none")
-            target.update(_pairs(flat))
+            target.update(self.table(flat))
         elif op == "GLOBAL":
             self.name(*argument.split(" ", 1))
         elif op == "STACK_GLOBAL":
@@ -168,20 +181,21 @@ class _Machine:
             maker, arguments, *_ = self.popped_off(3 if op == "NEWOBJ_EX" else 2)
             if not isinstance(arguments, tuple):
                 raise NotReadable("a call whose arguments are no tuple")
-            stack.append(Made(maker, arguments))  # the tuple itself: a copy for each call would let a small file fill the memory
+            self.call(maker, arguments)  # the tuple itself: a copy for each call would let a small file fill the memory
         elif op == "INST":
             values = self.since_mark()
             self.name(*argument.split(" ", 1))
-            stack.append(Made(stack.pop(), tuple(values)))
+            self.call(stack.pop(), tuple(values))
         elif op == "OBJ":
             maker, *values = self.since_mark()
-            stack.append(Made(maker, tuple(values)))
+            self.call(maker, tuple(values))
         elif op == "BUILD":
             state = stack.pop()
             if isinstance(stack[-1], Made):
                 stack[-1].state = state
         elif op in ("PERSID", "BINPERSID"):
-            stack.append(Reference(argument if op == "PERSID" else stack.pop()))
+            self.references.append(Reference(argument if op == "PERSID" else stack.pop()))
+            stack.append(self.references[-1])
         else:
             raise NotReadable(f"opcode {op}")
 
@@ -193,6 +207,17 @@ class _Machine:
         named = Name(module, name)
         self.names.add(named)
         self.stack.append(named)
+
+    def call(self, maker: Any, arguments: tuple[Any, ...]) -> None:
+        self.calls.append(Made(maker, arguments))
+        self.stack.append(self.calls[-1])
+
+    def table(self, flat: list[Any]) -> dict[Any, Any]:
+        """Return keys and values; a key that is not plain counts as itself alone: hashing what it holds can take forever."""
+        if self.plain and not all(_is_plain_key(key) for key in flat[::2]):
+            raise NotReadable("a dictionary with keys that are neither text nor small whole numbers")
+        keys = [key if isinstance(key, _PLAIN_KEYS) else Reference(key) for key in flat[::2]]
+        return dict(zip(keys, flat[1::2], strict=True))
 
     def fill(self, target: Any, values: list[Any]) -> None:
         if isinstance(target, list):
@@ -222,7 +247,5 @@ class _Machine:
         raise NotReadable("no mark")
 
 
-def _pairs(flat: list[Any]) -> list[tuple[Any, Any]]:
-    """Return keys and values; a key that is not plain counts as itself alone, because hashing what it holds can take forever."""
-    keys = [key if isinstance(key, _PLAIN_KEYS) else Reference(key) for key in flat[::2]]
-    return list(zip(keys, flat[1::2], strict=True))
+def _is_plain_key(key: Any) -> bool:
+    return isinstance(key, _PLAIN_KEYS) or (isinstance(key, int) and key.bit_length() <= 62)

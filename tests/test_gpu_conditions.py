@@ -3,7 +3,6 @@
 import builtins
 import os
 import warnings
-
 from pathlib import Path
 
 from tests import test_gpu

@@ -5,15 +5,18 @@ Files are read with ``weights_only=True``: tensors and numbers, never code.
 
 import logging
 import pickle
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdistill.artifacts.dataset import DistilledDataset
+from kdistill.bounded_files import TooLarge, load_tensors
 from kdistill.errors import DataError
 from kdistill.transforms import Transform
 
@@ -78,15 +81,17 @@ def import_published(
 def _read(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return load_tensors(path)
     except OSError as error:
         raise DataError(f"{path}: expected a file of tensors, got: {error.strerror or error}; check the path") from error
+    except TooLarge as error:
+        raise DataError(f"{path}: expected tensors in proportion to the file, got more: {error}; {error.hint}") from error
     except pickle.UnpicklingError as error:
         raise DataError(
             f"{path}: expected tensors and numbers, got a file that is damaged or holds code, which kdistill never runs; "
             "save the plain tensor with torch.save"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error, BadZipFile) as error:
         raise DataError(
             f"{path}: expected a file written by torch.save, got: {error!s:.120}; it is damaged or cut off"
         ) from error

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kdistill.data.files import read_npz
+from kdistill.bounded_files import read_npz
 from kdistill.data.raw import Part, Raw, unusable
 from kdistill.errors import ConfigError, MissingExtraError, did_you_mean
 

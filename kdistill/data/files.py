@@ -1,18 +1,21 @@
 """Files of arrays: ``.npz``, ``.safetensors`` and ``.pt``.  Nothing that a file could execute is ever executed."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
-from kdistill.data.objects import read_mapping, read_pair
+from kdistill.bounded_files import TooLarge, load_tensors, read_npz
+from kdistill.data.objects import PAIRS, read_mapping, read_pair
 from kdistill.data.raw import Raw, unusable
 from kdistill.errors import did_you_mean
+
+_OURS = ("kdistill", "label_logits", "classes")  # beside images and labels, in a set that kdistill exported
+_WANTED = frozenset({name for pairs in PAIRS.values() for pair in pairs for name in pair} | set(_OURS))
 
 
 def read_file(path: Path, size: int | None) -> Raw:
@@ -51,32 +54,27 @@ def _read_distilled(arrays: Mapping[str, np.ndarray], size: int | None, *, where
     return replace(raw, train=replace(raw.train, names=names), notes=[*raw.notes, *notes])
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an ``.npz`` file; never unpickles.
-
-    Raises:
-        OSError, ValueError, zipfile.BadZipFile: The file is missing, damaged, or no archive of plain arrays.
-    """
-    with path.open("rb") as stream:  # opened here: numpy leaves a damaged file open
-        loaded = np.load(stream, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise ValueError("a single array, not an archive of named ones")
-        return {name: loaded[name] for name in loaded.files}
+def _read_named(path: Path) -> dict[str, Any]:
+    """Return the arrays of an ``.npz`` file that have a name we know; the others are not decoded."""
+    return read_npz(path, _WANTED)
 
 
-def _read_pt(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-READERS = {".npz": read_npz, ".safetensors": load_file, ".pt": _read_pt, ".pth": _read_pt}
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".npz": _read_named,
+    ".safetensors": load_file,
+    ".pt": load_tensors,
+    ".pth": load_tensors,
+}
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__
+    return lines[0][:160] if lines else type(error).__name__
 
 
 def _fix(error: Exception) -> str:
+    if isinstance(error, TooLarge):
+        return error.hint
     text = str(error).lower()
     pickled = isinstance(error, pickle.UnpicklingError) or "pickle" in text
     return "pickled objects are never executed: save plain arrays" if pickled else "copy or download it again"

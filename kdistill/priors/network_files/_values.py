@@ -14,25 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdistill.bounded_files import LEGACY_MAGIC, STORAGES
 from kdistill.pickles import Made, Name, NotReadable, Reference, parse
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of such a torch.save
 MAX_DEPTH = 16  # of modules in modules
 MAX_RECORDS = 200_000  # entries of modules and numbers: the largest StyleGAN-XL has about a thousand modules of thirty
 MAX_KEY = 200  # characters of a module's, tensor's or attribute's name
 
-_STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 _ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 _SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
@@ -221,7 +209,7 @@ def _storage(data: bytes) -> Tensor:
     if magic != LEGACY_MAGIC or not isinstance(reference, Reference) or not isinstance(reference.to, tuple):
         raise NotReadable("a storage of another format")
     kind, storage_type, key, _, count, *view = reference.to
-    dtype = _STORAGES.get(storage_type.name) if isinstance(storage_type, Name) and storage_type.module == "torch" else None
+    dtype = STORAGES.get(storage_type.name) if isinstance(storage_type, Name) and storage_type.module == "torch" else None
     if kind != "storage" or dtype is None:
         raise NotReadable(f"a storage of type {storage_type if isinstance(storage_type, Name) else type(storage_type).__name__}")
     if not isinstance(key, str) or keys != [key] or any(x is not None for x in view):
