@@ -187,7 +187,7 @@ class _Loop:
         callbacks: tuple[Callable[[Progress], None], ...],
         max_minutes: float | None,
         checkpoint_minutes: float,
-        snapshots: Snapshots | None,
+        snapshots: Snapshots | None = None,
     ):
         self.problem, self.snapshot, self.keeper, self.callbacks = problem, snapshot, keeper, callbacks
         self.max_seconds = float("inf") if max_minutes is None else 60.0 * max_minutes

@@ -111,6 +111,16 @@ def test_the_list_has_one_line_for_every_method_and_cites_on_request():
     assert "Dataset Distillation by Matching Training Trajectories" in " ".join(cited.split())
 
 
+def test_the_options_of_a_run_are_said_as_they_are_meant_in_short_lines(tmp_path):
+    result = CliRunner().invoke(
+        app, ["distill", "digits", "--ipc", "1", "--set", "iterations=0", "--set", "width=4", "--out", str(tmp_path)]
+    )
+    said = result.stderr.partition("dm, preset fast")[2].partition("distilling")[0]
+    assert "lr_images=found automatically" in " ".join(said.split())
+    assert "None" not in said
+    assert all(len(line) <= 80 for line in said.splitlines())
+
+
 def test_a_method_says_what_its_options_do_and_where_they_are_found():
     text = " ".join(shown("methods", "mtt").split())
     assert "lr_images = 100 [number, 0 or more; or none] (fast: found automatically) Learning rate of the images" in text

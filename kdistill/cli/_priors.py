@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kdistill.cli._shared import Device, Options, Threads, _examples, _one_sentence, echo
+from kdistill.cli._shared import Device, Options, Threads, _examples, _one_sentence, echo, echo_wrapped
 
 app = typer.Typer(help="Generators that images can be drawn from (see docs/priors.md).", no_args_is_help=True)
 
@@ -22,7 +22,7 @@ def convert(
         found = convert_network(network, out)
         about = f"{found.size}x{found.size}, {found.channels} channel{'s' * (found.channels > 1)}, {found.classes} classes"
         echo(f"{type(found).__name__}, {about}, {found.num_layers} layers in {out}")
-        echo(found.layers_listed())
+        echo_wrapped(found.layers_listed())
 
 
 @app.command(
@@ -69,6 +69,6 @@ def train(
         except KeyboardInterrupt:
             echo(f"\nkdistill: interrupted; the state is saved in {out}, continue with --resume", err=True)
             raise typer.Exit(130) from None
-        echo(f"{made.generator.layers_listed()}\n{made.quality.described()}")
+        echo_wrapped(f"{made.generator.layers_listed()}\n{made.quality.described()}")
         state = "" if made.finished else f" (stopped by --max-minutes after {made.iterations:,} iterations; --resume goes on)"
         echo(f"generator in {out}{state}; look at {out / 'samples.png'}")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli._shared import Device, Options, Seed, Threads, _examples, _one_sentence, _seen, echo
+from kdistill.cli._shared import Device, Options, Seed, Threads, _examples, _one_sentence, _seen, echo, echo_wrapped
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,7 +51,7 @@ def distill(
         given = {"data": data, "method": method, "ipc": ipc, "preset": preset, "seed": seed, "size": size}
         run = _run_config(config, {**given, "normalisation": normalisation}, parse_overrides(options))
         seen = _seen(run.data, run.size, run.normalisation)
-        echo(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
+        echo_wrapped(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
         try:
             with progress_line("distilling") as watch:
                 from kdistill.api import distill as distill_data

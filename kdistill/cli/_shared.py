@@ -1,5 +1,6 @@
 """What the commands share: options, examples, and how errors are shown."""
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -21,6 +22,13 @@ def echo(text: object, *, err: bool = False) -> None:
     The only way in which commands print (a test looks), beside tables of ``kdistill.evaluation.tables``.
     """
     typer.echo(printable(text), err=err)
+
+
+def echo_wrapped(text: object, *, err: bool = False) -> None:
+    """Print text in lines of at most 80 characters, also where the output is no terminal; words and paths stay whole."""
+    for line in str(text).splitlines():
+        for part in textwrap.wrap(line, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False):
+            echo(part, err=err)
 
 
 def _examples(*lines: str) -> str:

@@ -42,7 +42,7 @@ class Estimate:
 
     def __str__(self) -> str:
         minutes = f"{self.seconds / 60:.1f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s"
-        return f"{self.experts} experts to train: about {minutes} and {self.nbytes / 1e6:.1f} MB"
+        return f"{self.experts} expert{'s' * (self.experts != 1)} to train: about {minutes} and {self.nbytes / 1e6:.1f} MB"
 
 
 def estimate(

@@ -57,7 +57,8 @@ METHOD = Method(
     deviations=(
         "the student's step size is held at 1e-6 or above; the published code lets it become negative",
         "experts are trained for the T+ - 1 + M epochs that are looked at, not for 50",
-        "randomness is keyed, not taken from the clock; the last iteration is the result, not the best on the test set",
+        "randomness is keyed, not taken from the clock; the last iteration is the result, not the best on the "
+        "test set (distill --snapshot-every and evaluate --snapshots name that one)",
     ),
     experts=expert_store,
     rehearse=rehearse_trajectory,

@@ -106,7 +106,7 @@ def test_a_damaged_shard_is_refused_and_trained_again(images, tmp_path, damage):
         store_in(tmp_path).snapshot(1, 2)
     said = []
     again = train_experts(SPEC, STUDENT, *images, store_in(tmp_path), say=said.append)
-    assert "1 experts to train" in said[0]
+    assert "1 expert to train" in said[0]
     assert torch.equal(again.snapshot(1, 2), first)
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import kdistill
 from kdistill import loop, methods
 from kdistill.api import resolve
+from kdistill.artifacts.snapshots import snapshot_iterations
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.methods._search import ProgressiveSearch, stage_ends
@@ -206,12 +207,13 @@ def test_a_resumed_run_has_the_same_bits(digits, prior, tmp_path, options):
         if progress.iteration == 10:
             raise KeyboardInterrupt
 
-    whole = run(digits, prior, given={"out": tmp_path / "whole"}, **options)
+    whole = run(digits, prior, given={"out": tmp_path / "whole", "snapshot_every": 7}, **options)
     with pytest.raises(KeyboardInterrupt):
         run(digits, prior, given={"out": tmp_path / "parts", "callbacks": [stop]}, **options)
     parts = run(digits, prior, given={"out": tmp_path / "parts", "resume": True}, **options)
     assert torch.equal(whole.images, parts.images)
     assert whole.metrics["search"] == parts.metrics["search"]
+    assert snapshot_iterations(tmp_path / "whole")[0] == 7  # they change no bit
     assert whole.files == parts.files
     assert (whole.learned_lr is None) == (options not in (MTT, FTD))
 
