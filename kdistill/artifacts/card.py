@@ -232,6 +232,8 @@ def _quality_row(row: Mapping[str, Any], best: bool) -> tuple[str, ...]:
         values = row.get("best_on_test")
         usable = isinstance(values, (list, tuple)) and bool(values) and all(map(is_number, values))
         cells.append(f"{100 * sum(values) / len(values):.2f}" if usable else "-")
+    untrained = row.get("untrained")
+    cells[2] += "†" if is_number(untrained) and untrained > 0 else ""
     bold = row.get("kind") == "distilled"
     return tuple(f"**{markdown(cell)}**" if bold and i == 0 else markdown(cell) for i, cell in enumerate(cells))
 
@@ -239,6 +241,10 @@ def _quality_row(row: Mapping[str, Any], best: bool) -> tuple[str, ...]:
 def _conclusions(rows: list[Mapping[str, Any]], metrics: _Record) -> list[str]:
     """Say for every network what follows from the scores, and how far the set is from the full data."""
     lines = []
+    if any(is_number(row.get("untrained")) and row["untrained"] > 0 for row in rows):
+        lines.append(
+            "- † did not train: no better than chance on its own training images, so that it says nothing about the set."
+        )
     for model in dict.fromkeys(str(row.get("model")) for row in rows):
         mine, name = [row for row in rows if str(row.get("model")) == model], markdown(model)
         small = next((row for row in mine if row.get("kind") == "distilled"), None)

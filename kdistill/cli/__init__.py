@@ -64,6 +64,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
     size: Annotated[int | None, typer.Option(help="Resize the real images to this side.")] = None,
     snapshots: Annotated[bool, typer.Option("--snapshots", help="Test every snapshot of the run, without baselines.")] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Also show the accuracy of every class, and which is taken for which.")
+    ] = False,
     device: Device = None,
     threads: Threads = None,
 ) -> None:
@@ -95,7 +98,9 @@ def evaluate(
         if snapshots:
             _snapshots.evaluate_and_save(artefact, seen, small, model=networks[0], is_saved=out is not None, **chosen)
         else:
-            _evaluate_and_save(small, seen, out, models=networks, baselines=wanted, **chosen)
+            result = _evaluate_and_save(small, seen, out, models=networks, baselines=wanted, **chosen)
+            for model in result.models if per_class else ():
+                echo("\n" + result.per_class(model))
         if other:
             echo(f"not saved in {artefact}: it was made from other data than {seen.source} as loaded here", err=True)
 
@@ -112,7 +117,7 @@ def _source_of(run: dict[str, Any], artefact: Path) -> str:
     return source
 
 
-def _evaluate_and_save(small: Any, data: Any, out: Path | None, **chosen: Any) -> None:
+def _evaluate_and_save(small: Any, data: Any, out: Path | None, **chosen: Any) -> Any:
     from kdistill.evaluation import evaluate as run
     from kdistill.progress import console, status_line
 
@@ -123,6 +128,7 @@ def _evaluate_and_save(small: Any, data: Any, out: Path | None, **chosen: Any) -
         console().print(across)
     if out is not None:
         small.save_pretrained(out)
+    return result
 
 
 @app.command(epilog=_examples("kdistill score mnist5k --out out/scores", "kdistill score photos/ --size 32 --set runs=10"))

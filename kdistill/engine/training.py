@@ -166,13 +166,41 @@ def accuracy(student: Student, theta: Tensor, images: Tensor, labels: Tensor, *,
 
     Cost: one forward pass per network.
     """
-    check_labels("accuracy", labels, (images.shape[0],), student.classes)
-    if labels.is_floating_point() or not len(labels):
-        raise ConfigError("accuracy: expected at least one image with an int64 label, got none; pass hard labels")
+    _check_test("accuracy", student, images, labels)
     hits = theta.new_zeros(theta.shape[:-1], dtype=torch.float64)
     for rows, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         hits += (student.infer(theta, rows).argmax(-1) == truth).sum(-1)
     return hits / len(labels)
+
+
+@torch.no_grad()
+def confusion(student: Student, theta: Tensor, images: Tensor, labels: Tensor, *, batch_size: int = TEST_BATCH) -> Tensor:
+    """Return how many images of class i are taken for class j, int64 ``[K, K]`` or ``[G, K, K]``.
+
+    The diagonal's sum over the number of images is ``accuracy``, bit for bit.
+
+    Args:
+        student: The network.
+        theta: ``[P]`` or ``[G, P]``.
+        images: Normalised, ``[N, C, S, S]``, N > 0.
+        labels: int64 ``[N]``.
+        batch_size: Images at a time; under batch statistics it changes the result.
+
+    Cost: one forward pass per network.
+    """
+    _check_test("confusion", student, images, labels)
+    classes = student.classes
+    counts = torch.zeros((*theta.shape[:-1], classes * classes), dtype=torch.int64, device=theta.device)
+    for rows, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        cells = truth * classes + student.infer(theta, rows).argmax(-1)
+        counts.scatter_add_(-1, cells, torch.ones_like(cells))
+    return counts.unflatten(-1, (classes, classes))
+
+
+def _check_test(where: str, student: Student, images: Tensor, labels: Tensor) -> None:
+    check_labels(where, labels, (images.shape[0],), student.classes)
+    if labels.is_floating_point() or not len(labels):
+        raise ConfigError(f"{where}: expected at least one image with an int64 label, got none; pass hard labels")
 
 
 def _factor(schedule: str, epoch: int, epochs: int) -> float:

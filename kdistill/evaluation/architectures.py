@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kdistill.evaluation.columns import DAGGER
 from kdistill.evaluation.significance import mean_of, std_of
 
 if TYPE_CHECKING:
@@ -28,18 +29,24 @@ def cells(rows: Sequence["Row"], student: str) -> tuple[list[str], list[list[str
     models = sorted(dict.fromkeys(row.model for row in shown), key=lambda model: model != student)  # stable: same first
     if len(models) < 2:
         return None
-    others = [model for model in models if model != student]
+    failed = sorted({row.model for row in shown if row.untrained})
+    others = [model for model in models if model != student and model not in failed]
     headers = [f"{model} (same)" if model == student else model for model in models]
     table = []
     for name in dict.fromkeys(row.name for row in shown):
-        found = {row.model: row.accuracies for row in shown if row.name == name}
-        line = [_percent(found.get(model, ())) for model in models]
-        means = [mean_of(found[model]) for model in others if model in found]
+        found = {row.model: row for row in shown if row.name == name}
+        line = [
+            _percent(found[model].accuracies) + DAGGER * bool(found[model].untrained) if model in found else "-"
+            for model in models
+        ]
+        means = [mean_of(found[model].accuracies) for model in others if model in found]
         table.append([name, *line, _percent(means)])
     notes = [
         "test %, mean ± sample standard deviation over networks of one kind; others: over the kinds"
         + (f" other than {student}" if student in models else ", which did not make the set" if student else "")
     ]
+    if failed:
+        notes.append(f"{DAGGER} did not train somewhere, so left out of the last column in every row: {', '.join(failed)}")
     if not student:
         notes.append("the set does not say which network it was made with: no column is marked as the same")
     return ["set", *headers, "others" if student else "all"], table, notes

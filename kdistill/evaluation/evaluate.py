@@ -53,7 +53,7 @@ def evaluate(
     disk here, also where ``small`` is a folder.
 
     Args:
-        small: The small set, or its folder; its learned soft labels and step size are used where it has them.
+        small: The small set, or its folder; its learned soft labels and learning rate are used where it has them.
         data: The real data, or anything that ``load_data`` takes.  ``small`` is put through its transform.
         protocol: ``"quick"``, ``"bench"``, ``"paper"`` or a ``Protocol``.
         models: Networks: names of students, or modules that map ``[B, C, S, S]`` to ``[B, K]``; None is the protocol's student.
@@ -62,8 +62,8 @@ def evaluate(
             are that network's.
         nets: Networks per row; None is the protocol's number.
         width: Of all networks that are given by name; None is the protocol's.
-        lr: Step size of the rows that have not learned their own; ``"auto"`` chooses for every row on validation images; None is
-            the protocol's.
+        lr: Learning rate of the rows that have not learned their own; ``"auto"`` chooses for every row on validation images;
+            None is the protocol's.
         precision: Of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"`` (``convnet``); None is the protocol's.
         seed: Decides initial weights, order, augmentation and subsets.
         device: Where to train; None is where the data is.
@@ -175,11 +175,9 @@ def _seen(data: ImageDataset, split: Split) -> Split:
 
 def _student(model: str | nn.Module, data: ImageDataset, recipe: Protocol) -> Student:
     build = partial(build_student, model, channels=data.channels, size=data.size, classes=data.num_classes)
-    return (
-        build(width=protocols.width_of(recipe, model), norm=protocols.norm_of(recipe, model))
-        if isinstance(model, str)
-        else build()
-    )
+    if not isinstance(model, str):
+        return build()
+    return build(width=protocols.width_of(recipe, model), norm=protocols.norm_of(recipe, model))
 
 
 def _silent(text: str) -> None:
@@ -233,4 +231,6 @@ def _about(kept: ImageDataset, withheld: Split, share: float) -> dict[str, Any]:
         "validation": len(withheld),
         "test": len(kept.test),
         "validation_share": share,
+        "classes": list(kept.classes),
+        "test_per_class": torch.bincount(kept.test.labels.cpu(), minlength=kept.num_classes).tolist(),
     }

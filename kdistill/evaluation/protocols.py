@@ -23,10 +23,10 @@ class Protocol:
         full_epochs: Passes over the full data, at least; raised so that it never gets fewer steps than a small set.
         nets: Networks per row, each with its own initial weights and order of images.
         batch_size: Images per step.
-        lr: Step size, where a set has not learned its own; ``"auto"`` chooses for every row, by validation accuracy of one
+        lr: Learning rate, where a set has not learned its own; ``"auto"`` chooses for every row, by validation accuracy of one
             network, among ``lr_candidates`` and the learned one.
         lr_candidates: For ``lr="auto"``.
-        schedule: Of the step size: ``"step"`` is a tenth after half of the epochs.
+        schedule: Of the learning rate: ``"step"`` is a tenth after half of the epochs.
         momentum: Of SGD.
         weight_decay: Of SGD.
         strategy: Augmentation (DSA): families joined by ``_``, ``"none"``, or ``"auto"``: all six, without flip for digits.
@@ -92,10 +92,10 @@ class Protocol:
         if not 0.0 < self.validation < 1.0:
             raise ConfigError(f"protocol: expected validation as a share in (0, 1), got {self.validation}; 0.1 is a tenth")
         if self.lr == "auto" and not self.lr_candidates:
-            raise ConfigError("protocol: expected lr_candidates for lr='auto', got none; name some step sizes")
+            raise ConfigError("protocol: expected lr_candidates for lr='auto', got none; name some learning rates")
         rates = self.lr_candidates if self.lr == "auto" else (self.lr,)
         if not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates):
-            raise ConfigError(f"protocol: expected lr='auto' or step sizes above 0, got {self.lr!r}; 0.01 is usual")
+            raise ConfigError(f"protocol: expected lr='auto' or learning rates above 0, got {self.lr!r}; 0.01 is usual")
 
 
 NARROW = {"alexnet": 32, "vgg11": 16, "resnet18": 16, "vit": 64}  # what two cores can train; mlp and lenet are small as they are
@@ -103,11 +103,11 @@ NARROW = {"alexnet": 32, "vgg11": 16, "resnet18": 16, "vit": 64}  # what two cor
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        # for a first look: the table of the demo; the larger step size makes up for the few epochs (found on validation images)
+        # for a first look: the table of the demo; the larger learning rate makes up for few epochs (found on validation images)
         Protocol(name="quick", width=32, epochs=60, full_epochs=15, nets=3, lr=0.03, other_widths=NARROW),
         # affordable on two cores, and what committed tables are made by
         Protocol(name="bench", width=32, epochs=300, full_epochs=40, nets=5, other_widths=NARROW),
-        # Zhao and Bilen 2023 (DM), and DC and DSA before it: evaluation of their released code, whose AlexNet has no normalisation
+        # Zhao and Bilen 2023 (DM), and DC and DSA before it: evaluation of their released code; its AlexNet has no normalisation
         Protocol(name="paper", width=128, epochs=1000, full_epochs=200, nets=20, other_norms={"alexnet": "none"}),
     )
 }
@@ -133,7 +133,7 @@ def get(protocol: str | Protocol, **changes: Any) -> Protocol:
 
 
 def step_sizes(protocol: Protocol, learned: float | None = None) -> tuple[float, ...]:
-    """Return what a row chooses among: the learned step size, else the protocol's; for ``"auto"`` all candidates too."""
+    """Return what a row chooses among: the learned learning rate, else the protocol's; for ``"auto"`` all candidates too."""
     own = () if learned is None else (learned,)
     if protocol.lr == "auto":
         return tuple(dict.fromkeys((*protocol.lr_candidates, *own)))

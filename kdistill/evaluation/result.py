@@ -1,7 +1,7 @@
 """What an evaluation says: rows, a table, what follows from them, and how several distillation seeds are put together."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from rich.table import Table
@@ -9,7 +9,7 @@ from rich.table import Table
 from kdistill.artifacts.conclusions import conclusions
 from kdistill.config import from_mapping
 from kdistill.errors import ConfigError
-from kdistill.evaluation import architectures, metrics
+from kdistill.evaluation import architectures, columns, metrics
 from kdistill.evaluation import scores as scoring
 from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.significance import Difference, mean_of, or_none, std_of
@@ -29,7 +29,7 @@ class Row:
         accuracies: On the test images, in [0, 1], one per network, after the last epoch.
         validation: The same on the withheld training images.
         best_on_test: Largest test accuracy over epochs, one per network: chosen by looking at the test set.  None unless asked.
-        lr: Step sizes of the networks; several only where merged evaluations chose different ones.
+        lr: Learning rates of the networks; several only where merged evaluations chose different ones.
         epochs: Passes over the set.
         images: Number of images in the set.
         nbytes: Of images and labels as the networks were given them (float32 pixels, int64 labels or float32 label logits).
@@ -38,6 +38,10 @@ class Row:
         sets: How many sets stand behind the row.
         sources: What the numbers were made from, one digest per evaluation; equal sources are the same measurement.
         soft: Whether the labels were soft.
+        untrained: Networks that did not train: no better than chance on their own training images.
+        balanced: Mean over classes of the share of its test images that is recognised, one per network.
+        per_class: Share of each class's test images that is recognised, the mean over networks.
+        confusion: Test images of a true class (outer) taken for a class (inner), summed over networks; empty for many classes.
     """
 
     name: str
@@ -55,6 +59,10 @@ class Row:
     sets: int = 1
     sources: tuple[str, ...] = ()
     soft: bool = False
+    untrained: int = 0
+    balanced: tuple[float, ...] = ()
+    per_class: tuple[float, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
 
     @property
     def mean(self) -> float:
@@ -81,9 +89,7 @@ class Row:
     def from_dict(cls, content: Mapping[str, Any]) -> "Row":
         """Return the row that ``to_dict`` (or ``dataclasses.asdict``) described, as it comes back from JSON."""
         known = {entry.name for entry in fields(cls)}
-        given: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in content.items() if key in known
-        }
+        given: dict[str, Any] = {key: _tuples(value) for key, value in content.items() if key in known}
         return cls(**given)
 
 
@@ -172,22 +178,46 @@ class Evaluation:
             "mean ± sample standard deviation; validation: withheld training images"
         )
         lines.append(f"{self.seconds:.1f} s, peak memory {self.peak_bytes / 2**30:.2f} GiB")
-        return [*lines, *self.notes]
+        warnings = columns.untrained_notes(self.rows, self.models) + columns.test_set_notes(self)
+        return [*lines, *warnings, *self.notes]
 
     def table(self) -> Table:
         """Return the table for a terminal."""
-        columns, rows = self._cells()
         bold = [number for number, row in enumerate(self.rows) if row.kind == "distilled"]
-        return rich_table(columns, rows, self.summary(), TEXT_COLUMNS, bold)
+        return rich_table(*columns.row_cells(self), self.summary(), TEXT_COLUMNS, bold)
 
     def across(self) -> Table | None:
         """Return sets × networks, for a terminal; None for one network."""
         cells = architectures.cells(self.rows, self.student)
         return None if cells is None else rich_table(*cells, architectures.TEXT_COLUMNS)
 
+    def per_class(self, model: str | None = None) -> str:
+        """Return two tables as plain text: the accuracy of every class in every row, and which class is taken for which.
+
+        Args:
+            model: Name of the network; None is the first.
+
+        Raises:
+            ConfigError: The record has no accuracy per class: it was made by an older version.
+        """
+        model = model or self.models[0]
+        cells = columns.class_cells(self, model)
+        if cells is None:
+            raise ConfigError("per_class: expected accuracies per class, got a record without them; evaluate again")
+        text = plain_table(
+            *cells, [f"test images of each class that are recognised, %; mean over networks ({model})"], ("class",)
+        )
+        taken = columns.confusion_cells(self, self._distilled(model))
+        if taken is None:
+            return text
+        return f"{text}\n\n{plain_table(*taken, ['% of the test images of the true class (. is none)'], taken[0][:1])}"
+
     def __str__(self) -> str:
         """Return the same tables as plain text."""
-        text, cells = plain_table(*self._cells(), self.summary(), TEXT_COLUMNS), architectures.cells(self.rows, self.student)
+        text, cells = (
+            plain_table(*columns.row_cells(self), self.summary(), TEXT_COLUMNS),
+            architectures.cells(self.rows, self.student),
+        )
         return text if cells is None else f"{text}\n\n{plain_table(*cells, architectures.TEXT_COLUMNS)}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -243,94 +273,9 @@ class Evaluation:
         model = model or self.models[0]
         return next(row for row in self.rows if row.kind == "distilled" and row.model == model)
 
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return headers and rows of text; what every row has in common is left out, so that 80 columns are enough."""
-        columns: dict[str, Callable[[Row], str]] = {"set": lambda row: row.name}
-        if len(self.models) > 1:
-            columns["network"] = lambda row: row.model
-        columns["test %"] = lambda row: percent(row.accuracies)
-        columns["validation %"] = lambda row: percent(row.validation)
-        if any(row.best_on_test for row in self.rows):
-            columns["best on test %"] = lambda row: percent(row.best_on_test or ())
-        if {row.lr for row in self.rows} != {(self.protocol.lr,)}:
-            columns["lr"] = lambda row: ", ".join(f"{lr:g}" for lr in row.lr)
-        columns["images"] = lambda row: f"{row.images:,}"
-        columns["size"] = lambda row: size_text(row.nbytes)
-        columns["sets × nets"] = lambda row: f"{row.sets} × {len(row.accuracies) // row.sets}"
-        columns["seconds"] = lambda row: f"{row.seconds:.1f}"
-        return list(columns), [[text(row) for text in columns.values()] for row in self.rows]
 
-
-def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Put evaluations of several distillation seeds together: rows of the same name and network become one row.
-
-    A row that came from the same measurement in several evaluations (a baseline that was kept) counts once.
-
-    Raises:
-        ConfigError: None given, or they differ in protocol or data, or a row in its number of images.
-    """
-    if not evaluations:
-        raise ConfigError("merge: expected at least one evaluation, got none; evaluate first")
-    first = evaluations[0]
-    for other in evaluations[1:]:
-        for what in ("protocol", "data"):
-            if getattr(other, what) != getattr(first, what):
-                raise ConfigError(f"merge: expected evaluations of one {what}, got two; merge them separately")
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for model in dict.fromkeys(model for evaluation in evaluations for model in evaluation.models):
-        for evaluation in evaluations:
-            for row in evaluation.rows:
-                if row.model == model:
-                    groups.setdefault((row.name, row.model), []).append(row)
-    return replace(
-        first,
-        rows=tuple(_merge_rows(rows) for rows in groups.values()),
-        seeds=tuple(dict.fromkeys(seed for evaluation in evaluations for seed in evaluation.seeds)),
-        seconds=sum(evaluation.seconds for evaluation in evaluations),
-        peak_bytes=max(evaluation.peak_bytes for evaluation in evaluations),
-        notes=tuple(dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes)),
-        student=first.student if all(other.student == first.student for other in evaluations) else "",
-    )
-
-
-def _merge_rows(rows: list[Row]) -> Row:
-    kept: list[Row] = []
-    for row in rows:
-        if not any(set(row.sources) & set(other.sources) for other in kept):
-            kept.append(row)
-    first = kept[0]
-    if any(row.images != first.images for row in kept):
-        raise ConfigError(
-            f"merge: expected '{first.name}' with one number of images, got {sorted({row.images for row in kept})}; "
-            "merge sets of the same size"
-        )
-    best = [row.best_on_test for row in kept if row.best_on_test is not None]
-    return replace(
-        first,
-        accuracies=sum((row.accuracies for row in kept), ()),
-        validation=sum((row.validation for row in kept), ()),
-        best_on_test=sum(best, ()) if len(best) == len(kept) else None,
-        lr=tuple(sorted({lr for row in kept for lr in row.lr})),
-        seconds=sum(row.seconds for row in kept),
-        sets=sum(row.sets for row in kept),
-        sources=sum((row.sources for row in kept), ()),
-    )
-
-
-def percent(values: Sequence[float]) -> str:
-    """Return ``"93.21 ± 0.34"`` from shares; no ± for a single one, ``"-"`` for none."""
-    if not values:
-        return "-"
-    spread = "" if len(values) < 2 else f" ± {100 * std_of(values):.2f}"
-    return f"{100 * mean_of(values):.2f}{spread}"
-
-
-def size_text(nbytes: int) -> str:
-    """Return a number of bytes in kB, MB or GB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.1f} {unit}"
-    return f"{nbytes} B"
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _count(number: int, what: str) -> str:

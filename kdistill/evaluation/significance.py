@@ -87,6 +87,12 @@ def t_quantile(confidence: float, freedom: float) -> float:
     return math.sqrt(freedom) * math.tan((low + high) / 2)
 
 
+def binomial_half_width(share: float, count: int) -> float:
+    """Return half the width of the 95 % interval of a share that was measured on ``count`` images (Agresti and Coull)."""
+    centre, total = (share * count + 2.0) / (count + 4.0), count + 4.0
+    return 1.96 * math.sqrt(centre * (1.0 - centre) / total)
+
+
 def mean_of(values: Sequence[float]) -> float:
     """Return the mean; NaN of nothing."""
     return sum(values) / len(values) if values else math.nan

@@ -4,6 +4,7 @@ Network ``i`` of every row has the same key, so all rows start from the same wei
 differences between rows are differences between sets.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,11 +15,14 @@ from torch import Tensor
 from kdistill.augment import Augment
 from kdistill.data import Split
 from kdistill.engine.students import Student
-from kdistill.engine.training import accuracy, train
+from kdistill.engine.training import accuracy, confusion, train
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.result import Row
 from kdistill.keys import make_key
+
+CONFUSION_CLASSES = 50  # beyond, the counts of every pair of classes would fill the record
+TRAINED_IMAGES = 1024  # on which a network shows that it has trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,7 @@ class Task:
             for all networks, or one per network.
         unit: What the sets are, for the row.
         epochs: Passes over a set.
-        lr: Step sizes; of several the one with the best validation accuracy of one network.
+        lr: Learning rates; of several the one with the best validation accuracy of one network.
         strategy: Augmentation.
     """
 
@@ -92,11 +96,14 @@ class Trainer:
             best.append(highest)
         kept = torch.stack(thetas)
         images, labels = task.sets[0]
+        counts = confusion(self.student, kept, self.test.images, self.test.labels).cpu()
+        right, shown = counts.diagonal(dim1=-2, dim2=-1).double(), counts.sum(-1)  # [nets, K] each
+        recognised = right / shown.clamp(min=1)
         row = Row(
             name=task.name,
             model=self.model,
             kind=task.kind,
-            accuracies=self._accuracies(kept, self.test),
+            accuracies=tuple((right.sum(-1) / len(self.test)).tolist()),
             validation=self._accuracies(kept, self.validation),
             best_on_test=tuple(best) if self.protocol.best_on_test else None,
             lr=(lr,),
@@ -108,6 +115,10 @@ class Trainer:
             sets=len(task.sets),
             sources=(task.source,),
             soft=labels.is_floating_point(),
+            untrained=sum(self._is_untrained(theta, *task.sets[net % len(task.sets)]) for net, theta in enumerate(kept)),
+            balanced=tuple((recognised.sum(-1) / (shown > 0).sum(-1)).tolist()),
+            per_class=tuple(recognised.mean(0).tolist()),
+            confusion=tuple(map(tuple, counts.sum(0).tolist())) if len(counts[0]) <= CONFUSION_CLASSES else (),
         )
         return row, kept
 
@@ -167,6 +178,15 @@ class Trainer:
             return None
         key = make_key(self.seed, f"evaluate {self.model} augment", net)
         return Augment(strategy, siamese=False, key=key, align_corners=self.protocol.align_corners)
+
+    def _is_untrained(self, theta: Tensor, images: Tensor, labels: Tensor) -> bool:
+        """Say whether a network is no better than chance on its own training images (at most 1024 of them)."""
+        hard = labels.argmax(1) if labels.is_floating_point() else labels
+        rows = torch.linspace(0, len(hard) - 1, min(len(hard), TRAINED_IMAGES), device=hard.device).round().long()
+        hard = hard[rows]
+        chance = float(torch.bincount(hard).max()) / len(hard)  # of a network that always says the commonest class
+        noise = 2.0 * math.sqrt(chance * (1.0 - chance) / len(hard))
+        return float(accuracy(self.student, theta, images[rows], hard)) <= chance + noise
 
     def _accuracies(self, thetas: Tensor, split: Split) -> tuple[float, ...]:
         return tuple(accuracy(self.student, thetas, split.images, split.labels).tolist()) if len(split) else ()

@@ -156,6 +156,13 @@ def test_a_set_that_is_worse_than_random_images_is_not_praised(difference, said)
     assert said in text if said else "chosen at random" not in text
 
 
+def test_a_network_that_did_not_train_is_marked():
+    rows = (row("dm", "distilled", 0.9), row("random", "baseline", 0.1, model="vgg11", untrained=5))
+    text = card(a_set(metrics={"evaluation": evaluation(*rows)}))
+    assert "| random | vgg11 | 10.00 ± 0.40† |" in text and "- † did not train: no better than chance" in text
+    assert "†" not in card(a_set(metrics={"evaluation": evaluation()}))
+
+
 def test_a_gap_that_is_not_closed_is_said_in_words():
     text = card(a_set(metrics={"evaluation": evaluation(gap_closed=-0.53)}))
     assert "closes nothing of the gap between random selection and full data: it falls behind random selection by 53 %" in text

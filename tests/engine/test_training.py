@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdistill.engine import accuracy, build_student, loss_and_grad, train
-from kdistill.engine.training import sgd_
+from kdistill.engine.training import confusion, sgd_
 from kdistill.errors import ConfigError, NonFiniteError, ShapeError
 from kdistill.keys import generator, make_key, permutation
 
@@ -101,6 +101,19 @@ def test_sgd_step(momentum):
         optimiser.step()
         sgd_(theta, velocity, leaf.grad, lr=0.1, momentum=momentum, weight_decay=0.01)
     torch.testing.assert_close(theta, leaf.detach())
+
+
+def test_counts_per_class_give_the_bits_of_the_accuracy():
+    student, (images, labels) = tiny(), toy(13)
+    thetas = torch.stack([student.init(generator(seed)) for seed in range(3)])
+    counts = confusion(student, thetas, images, labels, batch_size=5)
+    assert counts.shape == (3, 3, 3) and torch.equal(counts.sum(-1), torch.bincount(labels).expand(3, 3))
+    assert torch.equal(
+        counts.diagonal(dim1=-2, dim2=-1).sum(-1).double() / 13, accuracy(student, thetas, images, labels, batch_size=5)
+    )
+    assert torch.equal(confusion(student, thetas[1], images, labels, batch_size=5), counts[1])
+    with pytest.raises(ConfigError, match="confusion: expected at least one image"):
+        confusion(student, thetas, images[:0], labels[:0])
 
 
 def test_accuracy_counts_and_batches():

@@ -263,6 +263,40 @@ def test_robustness_of_soft_labels_is_that_over_a_teachers_labels(digits, small,
     assert found.scores()["ars"] == metrics.ars(found.small.mean, teacher, *plain)
 
 
+def test_a_network_that_did_not_train_is_marked(digits, small, tiny):
+    found = evaluate(small, digits, protocol=tiny, baselines=("random",), lr=1e-12)
+    assert (found.small.untrained, found.row("random").untrained) == (2, 2)
+    assert "convnet did not train (2 of 2 on 'distilled', 2 of 2 on 'random'): no better than chance" in str(found)
+    trained = evaluate(small, digits, protocol=tiny, baselines=("full",))
+    assert not any(row.untrained for row in trained.rows) and "†" not in str(trained)
+
+
+def test_classes_are_counted_one_by_one(digits, small, tiny):
+    few = (digits.test.labels != 3) | (torch.arange(len(digits.test)) % 9 == 0)
+    uneven = replace(digits, test=digits.test.take(few.nonzero()[:, 0]))
+    found = evaluate(small, uneven, protocol=tiny, baselines=())
+    row, shown = found.small, torch.bincount(uneven.test.labels)
+    counts = torch.tensor(row.confusion)
+    assert torch.equal(counts.sum(1), 2 * shown)  # two networks
+    assert row.mean == pytest.approx(float(counts.diagonal().sum()) / float(counts.sum()))
+    assert sum(row.balanced) / 2 == pytest.approx(sum(row.per_class) / 10)
+    assert row.per_class == pytest.approx((counts.diagonal() / counts.sum(1)).tolist())
+    assert "balanced %" in str(found) and f"test classes have {shown.min()} to {shown.max()} images" in str(found)
+    text = found.per_class()
+    assert [line.split()[0] for line in text.splitlines()[2:12]] == list("0123456789")
+    assert "distilled: true \\ predicted" in text
+    assert "balanced %" not in str(evaluate(small, digits, protocol=tiny, baselines=(), nets=1))
+
+
+def test_a_tiny_test_set_is_said(digits, small, tiny):
+    rows = torch.cat([(digits.test.labels == label).nonzero()[:2, 0] for label in range(9)])
+    found = evaluate(small, replace(digits, test=digits.test.take(rows)), protocol=tiny, baselines=(), nets=1)
+    text = str(found)
+    assert "18 test images: they alone leave an accuracy uncertain by ± " in text
+    assert "1 of 10 classes have no test image" in text
+    assert "alone leave" not in str(evaluate(small, digits, protocol=tiny, baselines=(), nets=1))
+
+
 def test_the_price_of_eight_bits(digits, small, tiny):
     eight = replace(tiny, eight_bit=True)
     rounded = small_set(digits, images=(small.images * 255).round() / 255)

@@ -31,8 +31,8 @@ def test_changes_of_none_keep_the_value():
         (lambda: Protocol(name="x", epochs=0), "epochs of at least 1"),
         (lambda: Protocol(name="x", validation=1.0), "a share in"),
         (lambda: Protocol(name="x", lr="auto", lr_candidates=()), "lr_candidates"),
-        (lambda: Protocol(name="x", lr="fast"), "lr='auto' or step sizes"),
-        (lambda: Protocol(name="x", lr=-0.1), "step sizes above 0"),
+        (lambda: Protocol(name="x", lr="fast"), "lr='auto' or learning rates"),
+        (lambda: Protocol(name="x", lr=-0.1), "learning rates above 0"),
         (lambda: protocols.get("bench", nets=0), "nets of at least 1"),
     ],
 )

@@ -91,6 +91,35 @@ def test_improvement_over_random_compares_equal_kinds_of_labels():
     assert set(soft.over_random()) == {"random", "random, teacher labels"}
 
 
+def test_a_network_that_did_not_train_is_left_out_of_the_mean_over_networks():
+    rows = (
+        row(accuracies=(0.9, 0.9)), row(model="mlp", accuracies=(0.6, 0.6)),
+        row(model="vgg11", accuracies=(0.1, 0.1), untrained=2),
+        row("random", "baseline", (0.5, 0.5)), row("random", "baseline", (0.4, 0.4), model="mlp"),
+        row("random", "baseline", (0.8, 0.8), model="vgg11"),
+    )  # fmt: skip
+    text = str(evaluation(*rows, student="convnet"))
+    across = text.split("\n\n")[-1]
+    assert "10.0 ± 0.0†" in across and "left out of the last column in every row: vgg11" in across
+    assert [line.split()[-1] for line in across.splitlines()[2:4]] == ["60.0", "40.0"]
+    assert "† vgg11 did not train (2 of 2 on 'dm')" in text and "10.00 ± 0.00†" in text
+    assert merge([evaluation(row(untrained=1)), evaluation(row(source="b", untrained=1))]).small.untrained == 2
+
+
+def test_counts_per_class_are_pooled_over_seeds_and_come_back_from_json():
+    one = row(balanced=(0.5, 0.75), per_class=(1.0, 0.25), confusion=((4, 0), (3, 1)))
+    two = row(accuracies=(0.9,), source="b", balanced=(0.5,), per_class=(0.5, 0.5), confusion=((1, 1), (1, 1)))
+    data = {"name": "digits", "classes": ["cat", "dog"], "test_per_class": [2, 2], "test": 4}
+    both = merge([evaluation(one, data=data), evaluation(two, data=data)])
+    assert both.small.balanced == (0.5, 0.75, 0.5) and both.small.confusion == ((5, 1), (4, 2))
+    assert both.small.per_class == pytest.approx((2.5 / 3, 1 / 3))
+    assert Evaluation.from_dict(json.loads(json.dumps(both.to_dict()))) == both
+    text = both.per_class()
+    assert "cat              2  83.3" in text and "67   33" in text
+    with pytest.raises(ConfigError, match="got a record without them; evaluate again"):
+        evaluation().per_class()
+
+
 def test_print_shows_every_row_and_what_follows():
     text = str(evaluation(row(), row("dm, 8 bits", "variant", (0.9, 0.9)), *BASELINES))
     for part in (
