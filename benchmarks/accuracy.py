@@ -28,7 +28,8 @@ from benchmarks import _table
 from kdistill.artifacts.atomic import write_atomic
 from kdistill.config import parse_overrides
 from kdistill.evaluation import Evaluation, Protocol, Row, evaluate, merge, protocols
-from kdistill.progress import console, progress_line, status_line
+from kdistill.progress import console
+from kdistill.status import status_line
 
 ROOT = Path(__file__).parents[1]
 RESULTS = _table.RESULTS / _table.ACCURACY
@@ -120,17 +121,17 @@ def one(plan: Plan, data: Any, method: str, ipc: int, seed: int, number: int) ->
     can_reuse = is_clean(plan.commit) and not plan.force
     small = kdistill.DistilledDataset.from_pretrained(folder) if can_reuse and (folder / "data.safetensors").exists() else None
     if small is None:
-        with progress_line(f"{method}, {data.name}, ipc {ipc}, seed {seed}") as watch:
+        with status_line(f"{method}, {data.name}, ipc {ipc}, seed {seed}"):
             small = kdistill.distill(
                 data, method=method, ipc=ipc, seed=seed, preset=plan.preset, options=plan.options, out=folder,
-                resume=can_reuse and (folder / "checkpoint.safetensors").exists(), callbacks=[watch],
+                resume=can_reuse and (folder / "checkpoint.safetensors").exists(),
             )  # fmt: skip
     if "evaluation" in small.metrics:
         found = Evaluation.from_dict(small.metrics["evaluation"])
         if found.protocol == recipe and {row.name for row in found.rows} >= set(baselines):
             return found
-    with status_line(f"evaluating {method}, {data.name}, ipc {ipc}, seed {seed}") as say:
-        found = evaluate(small, data, protocol=recipe, baselines=baselines, seed=seed, progress=say)
+    with status_line(f"{method}, {data.name}, ipc {ipc}, seed {seed}"):
+        found = evaluate(small, data, protocol=recipe, baselines=baselines, seed=seed)
     small.save_pretrained(folder)
     return found
 

@@ -31,8 +31,9 @@ from kdistill.evaluation import Protocol, evaluate
 from kdistill.keys import generator, make_key
 from kdistill.loop import Progress
 from kdistill.objectives.class_relevance import ClassRelevantDistance, class_relevant_distance
-from kdistill.progress import console, status_line
+from kdistill.progress import console
 from kdistill.selection import select
+from kdistill.status import status_line
 
 OUT = Path(__file__).parents[1] / "out" / "distance"
 DM_LOOKS = (10, 30, 60)  # iterations of DM that are looked at

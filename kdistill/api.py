@@ -20,6 +20,8 @@ from kdistill.evaluation import evaluate
 from kdistill.experts import TrajectoryStore
 from kdistill.loop import Progress
 from kdistill.metrics_lines import JsonLines
+from kdistill.progress import describe
+from kdistill.status import quietly, status_line
 
 __all__ = ["RunConfig", "distill", "evaluate", "load_data", "resolve", "train_experts"]
 
@@ -84,6 +86,8 @@ def distill(
     threads: int | None = None,
     max_minutes: float | None = None,
     snapshot_every: int | None = None,
+    checkpoint_minutes: float = 1.0,
+    quiet: bool = False,
 ) -> DistilledDataset:
     """Make a tiny synthetic training set from a labelled image set.
 
@@ -104,6 +108,8 @@ def distill(
         max_minutes: Stop after this time and keep what is there.
         snapshot_every: Also keep the set as it is every so many iterations, in ``out/snapshots``, at most 100 of them;
             ``evaluate_snapshots`` compares them.  The result has the same bits with and without.
+        checkpoint_minutes: Between two checkpoints; a killed run loses at most this much.
+        quiet: Do not show the progress, which stands on standard error or below the cell of a notebook.
 
     Returns:
         The synthetic set, images in pixel space; nothing is clipped.
@@ -117,10 +123,10 @@ def distill(
     """
     config_of_method = resolve(method, preset, options or {})
     use(threads, device)
-    check_ranges(ipc, validation, max_minutes)
+    check_ranges(ipc, validation, max_minutes, checkpoint_minutes)
     snapshots.check_every(snapshot_every, out)
     spec = data if isinstance(data, str | Path) else None
-    data = data if isinstance(data, ImageDataset) else load_data(data)
+    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     data.check_in_memory()
     about = {"data": str(spec) if spec is not None else data.source, "size": data.size, "normalisation": data.transform.kind}
     given = {"method": method, "ipc": ipc, "seed": seed, "preset": preset, "validation": validation}
@@ -128,8 +134,11 @@ def distill(
     seen = kept(data, validation).to(device or data.train.images.device)
     check_sizes(seen, ipc)
     start = None if init is None else _start(init, seen, ipc)
-    with use_precision(config_of_method.precision, seen.train.images.device):
-        return _distilled(run, data, seen, start, out, resume, callbacks, max_minutes, snapshot_every)
+    with quietly(quiet), use_precision(config_of_method.precision, seen.train.images.device), status_line("distilling") as say:
+        say(f"preparing {method} on {data.name}, {ipc} per class")
+        watchers = (lambda progress: say(describe(progress)), *callbacks)
+        limits = {"max_minutes": max_minutes, "checkpoint_minutes": checkpoint_minutes}
+        return _distilled(run, data, seen, start, out, resume, watchers, limits, snapshot_every)
 
 
 def _distilled(
@@ -140,7 +149,7 @@ def _distilled(
     out: str | Path | None,
     resume: bool,
     callbacks: Sequence[Callable[[Progress], None]],
-    max_minutes: float | None,
+    limits: Mapping[str, Any],
     snapshot_every: int | None,
 ) -> DistilledDataset:
     """Build the run and take it to its end."""
@@ -159,9 +168,7 @@ def _distilled(
             snapshots.save_snapshot(folder, outcome.snapshot.iteration, _result(outcome, data, problem, config))
 
         taken = loop.Snapshots(snapshot_every, take)
-    outcome = loop.run(
-        problem, folder=folder, identity=config, resume=resume, callbacks=watchers, max_minutes=max_minutes, snapshots=taken
-    )
+    outcome = loop.run(problem, folder=folder, identity=config, resume=resume, callbacks=watchers, snapshots=taken, **limits)
     small = _result(outcome, data, problem, config)
     if folder is None:
         return small
@@ -198,10 +205,11 @@ def train_experts(
     validation: float = 0.1,
     device: str | torch.device | None = None,
     threads: int | None = None,
+    quiet: bool = False,
 ) -> TrajectoryStore:
     """Train the expert trajectories that a trajectory method needs, or those of them that are missing.
 
-    ``distill`` does this itself; on its own it is for the long part of a run.  Size and time are said before it starts.
+    ``distill`` does this itself; on its own it is for the long part of a run.  Size and time are shown before it starts.
 
     Args:
         data: From ``load_data``, or anything that ``load_data`` takes.
@@ -211,6 +219,7 @@ def train_experts(
         validation: As for ``distill``: experts must not see what a run withholds.
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
+        quiet: Do not show the progress.
 
     Returns:
         The trajectories.  A killed training goes on where it was, and the files have the same bits.
@@ -221,14 +230,14 @@ def train_experts(
 
     Cost: ``num_experts * (max_start_epoch - 1 + expert_epochs)`` passes over the data.
     """
-    data = data if isinstance(data, ImageDataset) else load_data(data)
+    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     data.check_in_memory()
     found, config = methods.get(method), resolve(method, preset, options or {})
     if found.experts is None:
         raise ConfigError(f"experts: expected a method with expert trajectories, got '{method}'; such as mtt, tesla or ftd")
     use(threads, device)
     seen = kept(data, validation).to(device or data.train.images.device)
-    with use_precision(config.precision, seen.train.images.device):
+    with quietly(quiet), use_precision(config.precision, seen.train.images.device):
         return found.experts(config, seen)
 
 
@@ -237,10 +246,12 @@ def kept(data: ImageDataset, validation: float) -> ImageDataset:
     return data.holdout(validation, seed=0)[0] if validation else data
 
 
-def check_ranges(ipc: int, validation: float, max_minutes: float | None = None) -> None:
+def check_ranges(ipc: int, validation: float, max_minutes: float | None = None, checkpoint_minutes: float = 1.0) -> None:
     """Raise ConfigError for a number of a run that is out of range."""
     if max_minutes is not None and not max_minutes >= 0:
         raise ConfigError(f"max_minutes: expected 0 or more, got {max_minutes}; leave it out for no limit")
+    if not checkpoint_minutes >= 0:
+        raise ConfigError(f"checkpoint_minutes: expected 0 or more, got {checkpoint_minutes}; 1 is usual")
     if isinstance(ipc, bool) or not isinstance(ipc, int) or ipc < 1:
         raise ConfigError(f"ipc: expected at least 1 image per class, got {ipc!r}; the field uses 1, 10 and 50")
     if not 0.0 <= validation < 1.0:

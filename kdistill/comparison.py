@@ -15,7 +15,7 @@ from kdistill.artifacts.tensors import to_json
 from kdistill.errors import ConfigError
 from kdistill.evaluation.significance import Difference, mean_of, or_none, std_of
 from kdistill.evaluation.tables import markdown_table, plain_table, rich_table
-from kdistill.progress import duration
+from kdistill.status import duration
 
 __all__ = ["Comparison", "Entry"]
 

@@ -26,6 +26,8 @@ from kdistill.priors.training import PriorProgress, PriorSpec, Quality, card, fi
 from kdistill.priors.training.loop import CHECKPOINT
 from kdistill.priors.training.quality import centred, draw
 from kdistill.priors.training.steps import Game, new_game
+from kdistill.progress import describe_prior
+from kdistill.status import quietly, status_line
 
 __all__ = ["TrainedPrior", "train_prior"]
 
@@ -63,10 +65,10 @@ def train_prior(
     validation: float = 0.1,
     resume: bool = False,
     callbacks: Sequence[Callable[[PriorProgress], None]] = (),
-    say: Callable[[str], None] = lambda text: None,
     device: str | torch.device | None = None,
     threads: int | None = None,
     max_minutes: float | None = None,
+    quiet: bool = False,
 ) -> TrainedPrior:
     """Train a small class-conditional StyleGAN2 on a labelled image set.
 
@@ -80,10 +82,10 @@ def train_prior(
         validation: Share of the training data that is withheld, the same images as in ``distill``.
         resume: Continue the training in ``out``, bit-identical to an uninterrupted one; ``iterations`` may be raised.
         callbacks: Called with a ``PriorProgress`` every ten iterations.
-        say: Told what is done after the training.
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
         max_minutes: Stop training after this time and keep what is there; the measurement at the end comes on top.
+        quiet: Do not show the progress.
 
     Returns:
         Folder, generator and quality.
@@ -99,7 +101,7 @@ def train_prior(
     spec = from_mapping(PriorSpec, {"seed": seed, **(options or {})}, where="options of prior train")
     check_ranges(1, validation, max_minutes)
     use(threads, device)
-    data = data if isinstance(data, ImageDataset) else load_data(data)
+    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     seen, withheld = _parts(data, validation, device)
     strategy = _strategy(spec, data)
     game = new_game(spec, seen, strategy)
@@ -107,15 +109,17 @@ def train_prior(
     source = {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes), "validation": validation}
     settings = {name: value for name, value in to_mapping(spec).items() if name not in FREE}
     identity = {"settings": settings, "source": source, "environment": _native.environment()}
-    outcome = fit(
-        game,
-        folder,
-        identity=identity,
-        resume=resume,
-        callbacks=[JsonLines(folder / "metrics.jsonl", resume), *callbacks],
-        on_checkpoint=lambda state: _picture(game, seen, folder, state.average, state.iteration),
-        max_minutes=max_minutes,
-    )
+    log = JsonLines(folder / "metrics.jsonl", resume)
+    with quietly(quiet), status_line("training") as say:
+        outcome = fit(
+            game,
+            folder,
+            identity=identity,
+            resume=resume,
+            callbacks=[log, lambda progress: say(describe_prior(progress)), *callbacks],
+            on_checkpoint=lambda state: _picture(game, seen, folder, state.average, state.iteration),
+            max_minutes=max_minutes,
+        )
     network = centred(game.generator_of(outcome.state.average), spec.seed)
     about = {
         "made by": "kdistill prior train",
@@ -125,8 +129,9 @@ def train_prior(
     }
     about |= {"iterations": outcome.state.iteration, "augment_p": outcome.state.augment_p, "augment": strategy}
     save_generator(network, folder, about)  # before what may fail
-    say("training a network on generated images, and one on real ones")
-    quality = measure(spec, network, seen, withheld)
+    with quietly(quiet), status_line("measuring") as say:
+        say("training a network on generated images, and one on real ones")
+        quality = measure(spec, network, seen, withheld)
     about |= {"quality": to_mapping(quality)}
     save_generator(network, folder, about)
     write_atomic(folder / "metrics.json", to_json(about["quality"] | {"iterations": outcome.state.iteration}))

@@ -19,7 +19,7 @@ from kdistill import methods
 from kdistill._native import peak_bytes
 from kdistill.api import check_ranges, check_sizes, kept, resolve, use
 from kdistill.data import ImageDataset, load_data
-from kdistill.progress import duration
+from kdistill.status import duration
 
 ROUNDS = 3  # iterations that are timed, after one that is not
 PAGE_BYTES = 36_000  # card, configuration and metrics of an artefact

@@ -14,6 +14,7 @@ from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, fingerprint, load_data
 from kdistill.engine import build_student
 from kdistill.selection import ScoreSpec, ScoreTable, Seen, difficulty, load_scores
+from kdistill.status import quietly, status_line
 
 __all__ = ["load_scores_of", "score"]
 
@@ -25,9 +26,10 @@ def score(
     seed: int = 0,
     validation: float = 0.1,
     out: str | Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] | None = None,
     device: str | torch.device | None = None,
     threads: int | None = None,
+    quiet: bool = False,
 ) -> ScoreTable:
     """Score every training image by how hard several briefly trained networks find it.
 
@@ -39,9 +41,10 @@ def score(
         seed: Of all runs.
         validation: Share of the training data that ``distill`` would withhold: scores are those of the rest, in its order.
         out: Folder for ``scores.csv``, ``histogram.png`` and ``extremes.png`` (of the first metric); None writes nothing.
-        say: Told what is being done.
+        say: Told what is being done, beside what is shown.
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
+        quiet: Do not show the progress.
 
     Returns:
         The table.  Same data, options, seed, thread count and machine: same bits.
@@ -62,10 +65,11 @@ def score(
     check_ranges(1, validation)
     if out is not None:
         check_writable(Path(out))
-    data = data if isinstance(data, ImageDataset) else load_data(data)
+    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     seen = kept(data, validation).to(device or data.train.images.device)
     student = build_student(spec.student, channels=seen.channels, size=seen.size, classes=seen.num_classes, width=spec.width)
-    scores = difficulty(spec, student, Seen(seen.train.images, seen.transform), seen.train.labels, say=say)
+    with quietly(quiet), status_line("scoring", also=say) as show:
+        scores = difficulty(spec, student, Seen(seen.train.images, seen.transform), seen.train.labels, say=show)
     about = {"data": data.name, "validation": validation, "settings": to_mapping(spec), "environment": _native.environment()}
     table = ScoreTable(seen.train.labels.cpu(), scores, tuple(seen.classes), fingerprint(seen.train), about)
     if out is not None:

@@ -28,6 +28,7 @@ from kdistill.errors import ConfigError, DataError, KDistillError, did_you_mean
 from kdistill.evaluation import Evaluation, Protocol, evaluate, protocols
 from kdistill.evaluation.baselines import check_names
 from kdistill.loop import Progress
+from kdistill.status import quietly, status_line
 
 __all__ = ["RECORD", "Grid", "Run", "Sweep", "sweep"]
 
@@ -35,7 +36,6 @@ _log = logging.getLogger("kdistill")
 
 RECORD = "sweep.json"
 AXES = tuple(entry.name for entry in fields(RunConfig) if entry.name != "options")
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +124,9 @@ def sweep(
     out: str | Path,
     device: str | None = None,
     threads: int | None = None,
-    say: Say | None = None,
+    say: Callable[[str], None] | None = None,
     watch: Callable[[Progress], None] | None = None,
+    quiet: bool = False,
 ) -> Sweep:
     """Distill and evaluate every point of a grid; a run that fails is named and does not stop the others.
 
@@ -136,6 +137,7 @@ def sweep(
         threads: As for ``distill``.
         say: Told which run is being worked on.
         watch: Callback of ``distill``.
+        quiet: Do not show the progress.
 
     Returns:
         The runs with what became of them.
@@ -150,13 +152,14 @@ def sweep(
     runs = plan_runs(grid, Path(out))
     judge = _judge(grid)
     check_precision(judge.protocol.precision, device or "cpu")
-    worker = _Worker(judge=judge, device=device, max_minutes=grid.max_minutes, say=say or _silent, watch=watch)
+    worker = _Worker(judge=judge, device=device, max_minutes=grid.max_minutes, watch=watch)
     use(threads, device)
-    for number, run in enumerate(runs):
-        worker.say(f"{number + 1} of {len(runs)}: {run}")
-        status, reason = worker.attempt(run)
-        runs[number] = replace(run, status=status, reason=reason)
-        _write_record(Path(out), runs)
+    with quietly(quiet), status_line("sweep", also=say) as show:
+        for number, run in enumerate(runs):
+            show(f"{number + 1} of {len(runs)}: {run}")
+            status, reason = worker.attempt(run)
+            runs[number] = replace(run, status=status, reason=reason)
+            _write_record(Path(out), runs)
     return Sweep(tuple(runs))
 
 
@@ -286,7 +289,6 @@ class _Worker:
     judge: _Judge
     device: str | None
     max_minutes: float | None
-    say: Say
     watch: Callable[[Progress], None] | None
     loaded: tuple[tuple[Any, ...], ImageDataset] | None = None
 
@@ -346,7 +348,6 @@ class _Worker:
             baselines=self.judge.baselines,
             seed=config.seed,
             device=self.device,
-            progress=lambda text: self.say(f"{run}: {text}"),
         )
         small.save_pretrained(run.folder)
 
@@ -380,7 +381,3 @@ def read_record(out: Path) -> dict[str, dict[str, Any]]:
         return {str(row.pop("folder")): row for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected the record of a sweep, got: {error}; delete it and sweep again") from error
-
-
-def _silent(text: str) -> None:
-    pass

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kdistill
-from kdistill import loop, methods
+from kdistill import methods
 from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.evaluation import Protocol
 from kdistill.methods._recipe import MethodConfig
@@ -43,11 +43,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(digits, tmp
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError], ids=["ctrl-c", "killed"])
-def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(digits, tmp_path, error, monkeypatch):
-    monkeypatch.setattr(loop.run, "__kwdefaults__", {**loop.run.__kwdefaults__, "checkpoint_minutes": 0.0})
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(digits, tmp_path, error):
     kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path / "whole")
     with pytest.raises(error):
-        kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path / "cut", callbacks=[stop_at(30, error)])
+        kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path / "cut", callbacks=[stop_at(30, error)], checkpoint_minutes=0)
     assert not (tmp_path / "cut/data.safetensors").exists()
     kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path / "cut", resume=True)
     assert files(tmp_path / "whole") == files(tmp_path / "cut")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kdistill.cli import _priors, _runs, _snapshots, _tables
-from kdistill.cli._shared import Device, Options, Protocol, Threads, _examples, _one_sentence, _seen, _step_size, echo
+from kdistill.cli._shared import Device, Options, Protocol, Quiet, Threads, _examples, _one_sentence, _seen, _step_size, echo
 
 app = typer.Typer(
     name="kdistill",
@@ -25,25 +25,21 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the artefact.")] = Path("out/demo"),
     seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
     threads: Threads = None,
+    quiet: Quiet = False,
 ) -> None:
     """Distill real handwritten digits to 10 images per class and compare with the baselines (a few minutes, no download)."""
-    from kdistill.progress import progress_line
-
     with _one_sentence():
         import kdistill
         from kdistill.api import is_unfinished
 
-        data = kdistill.load_data("mnist5k")
+        data = kdistill.load_data("mnist5k", quiet=quiet)
         resume = is_unfinished(out)
         try:
-            with progress_line("distilling") as watch:
-                small = kdistill.distill(
-                    data, method="dm", ipc=10, seed=seed, out=out, callbacks=[watch], threads=threads, resume=resume
-                )
+            small = kdistill.distill(data, method="dm", ipc=10, seed=seed, out=out, threads=threads, resume=resume, quiet=quiet)
         except KeyboardInterrupt:
             echo(f"\nkdistill: interrupted; the state is saved in {out}, the same command goes on from there", err=True)
             raise typer.Exit(130) from None
-        _evaluate_and_save(small, data, out, protocol="quick", seed=seed)
+        _evaluate_and_save(small, data, out, protocol="quick", seed=seed, quiet=quiet)
         echo(f"\nThe {len(small.images)} images are in {out}: look at {out / 'preview.png'} and {out / 'README.md'}.")
 
 
@@ -69,6 +65,7 @@ def evaluate(
     ] = False,
     device: Device = None,
     threads: Threads = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train fresh networks on the small set and on baselines, and test them on real data."""
     with _one_sentence():
@@ -86,7 +83,9 @@ def evaluate(
             _snapshots.check(artefact, networks, step_size)
         small = DistilledDataset.from_pretrained(artefact) if artefact.is_dir() else None
         run = small.config.get("run", {}) if small else {}
-        seen = _seen(data or _source_of(run, artefact), size or run.get("size"), run.get("normalisation", "standard"))
+        seen = _seen(
+            data or _source_of(run, artefact), size or run.get("size"), run.get("normalisation", "standard"), quiet=quiet
+        )
         if small is None:
             from kdistill.artifacts import import_published
 
@@ -95,6 +94,7 @@ def evaluate(
         out = artefact if artefact.is_dir() and not other else None
         wanted = tuple(b for b in baselines.split(",") if b)
         chosen = {"protocol": protocol, "nets": nets, "lr": step_size, "precision": precision, "seed": seed, "device": device}
+        chosen["quiet"] = quiet
         if snapshots:
             _snapshots.evaluate_and_save(artefact, seen, small, model=networks[0], is_saved=out is not None, **chosen)
         else:
@@ -119,10 +119,9 @@ def _source_of(run: dict[str, Any], artefact: Path) -> str:
 
 def _evaluate_and_save(small: Any, data: Any, out: Path | None, **chosen: Any) -> Any:
     from kdistill.evaluation import evaluate as run
-    from kdistill.progress import console, status_line
+    from kdistill.progress import console
 
-    with status_line("evaluating") as say:
-        result = run(small, data, **chosen, progress=say)
+    result = run(small, data, **chosen)
     console().print(result.table())
     if (across := result.across()) is not None:
         console().print(across)
@@ -145,18 +144,17 @@ def score(
     normalisation: Annotated[str, typer.Option(help="standard, zca or none.")] = "standard",
     device: Device = None,
     threads: Threads = None,
+    quiet: Quiet = False,
 ) -> None:
     """Score how hard every training image is (EL2N, GraNd, forgetting, ...): a table, a histogram and a sheet of images."""
     with _one_sentence():
         from kdistill.config import parse_overrides
-        from kdistill.progress import status_line
         from kdistill.scoring import score as score_images
 
-        seen, given = _seen(data, size, normalisation, stream), parse_overrides(options)
-        with status_line("score") as say:
-            table = score_images(
-                seen, options=given, seed=seed, validation=validation, out=out, say=say, device=device, threads=threads
-            )
+        seen, given = _seen(data, size, normalisation, stream, quiet), parse_overrides(options)
+        table = score_images(
+            seen, options=given, seed=seed, validation=validation, out=out, device=device, threads=threads, quiet=quiet
+        )
         echo(f"{len(table):,} images scored by {', '.join(table.scores)} in {out}")
 
 

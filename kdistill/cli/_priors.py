@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kdistill.cli._shared import Device, Options, Threads, _examples, _one_sentence, echo, echo_wrapped
+from kdistill.cli._shared import Device, Options, Quiet, Threads, _examples, _one_sentence, echo, echo_wrapped
 
 app = typer.Typer(help="Generators that images can be drawn from (see docs/priors.md).", no_args_is_help=True)
 
@@ -42,30 +42,28 @@ def train(
     device: Device = None,
     threads: Threads = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this time and keep what is there.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train a small generator on the images of DATA, for `distill --method glad --set prior=OUT`."""
     with _one_sentence():
         from kdistill.api import load_data
         from kdistill.config import parse_overrides
         from kdistill.generating import train_prior
-        from kdistill.progress import describe_prior, status_line
 
-        seen = load_data(data, size=size)
+        seen = load_data(data, size=size, quiet=quiet)
         try:
-            with status_line("training") as say:
-                made = train_prior(
-                    seen,
-                    out=out,
-                    options=parse_overrides(options),
-                    seed=seed,
-                    validation=validation,
-                    resume=resume,
-                    callbacks=[lambda progress: say(describe_prior(progress))],
-                    say=say,
-                    device=device,
-                    threads=threads,
-                    max_minutes=max_minutes,
-                )
+            made = train_prior(
+                seen,
+                out=out,
+                options=parse_overrides(options),
+                seed=seed,
+                validation=validation,
+                resume=resume,
+                device=device,
+                threads=threads,
+                max_minutes=max_minutes,
+                quiet=quiet,
+            )
         except KeyboardInterrupt:
             echo(f"\nkdistill: interrupted; the state is saved in {out}, continue with --resume", err=True)
             raise typer.Exit(130) from None

@@ -5,7 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli._shared import Device, Options, Seed, Threads, _examples, _one_sentence, _seen, echo, echo_wrapped
+from kdistill.cli._shared import (
+    Device,
+    Options,
+    Quiet,
+    Seed,
+    Threads,
+    Validation,
+    _examples,
+    _one_sentence,
+    _seen,
+    echo,
+    echo_wrapped,
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,37 +54,40 @@ def distill(
     threads: Threads = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this time and keep what is there.")] = None,
     snapshot_every: Annotated[int | None, typer.Option(help="Also keep the set every so many iterations.")] = None,
+    validation: Annotated[float | None, typer.Option(help="Share of the training images withheld (default 0.1).")] = None,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Between two checkpoints; a kill loses at most this.")] = 1.0,
+    quiet: Quiet = False,
 ) -> None:
     """Make a small synthetic set from DATA and leave it in a folder."""
     with _one_sentence():
+        from kdistill.api import distill as distill_data
         from kdistill.config import parse_overrides
-        from kdistill.progress import progress_line
 
         given = {"data": data, "method": method, "ipc": ipc, "preset": preset, "seed": seed, "size": size}
-        run = _run_config(config, {**given, "normalisation": normalisation}, parse_overrides(options))
-        seen = _seen(run.data, run.size, run.normalisation)
-        echo_wrapped(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
+        given |= {"normalisation": normalisation, "validation": validation}
+        run = _run_config(config, given, parse_overrides(options))
+        seen = _seen(run.data, run.size, run.normalisation, quiet=quiet)
+        if not quiet:
+            echo_wrapped(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
         try:
-            with progress_line("distilling") as watch:
-                from kdistill.api import distill as distill_data
-
-                small = distill_data(
-                    seen,
-                    method=run.method,
-                    ipc=run.ipc,
-                    seed=run.seed,
-                    preset=run.preset,
-                    options=run.options,
-                    validation=run.validation,
-                    init=init,
-                    out=out,
-                    resume=resume,
-                    callbacks=[watch],
-                    device=device,
-                    threads=threads,
-                    max_minutes=max_minutes,
-                    snapshot_every=snapshot_every,
-                )
+            small = distill_data(
+                seen,
+                method=run.method,
+                ipc=run.ipc,
+                seed=run.seed,
+                preset=run.preset,
+                options=run.options,
+                validation=run.validation,
+                init=init,
+                out=out,
+                resume=resume,
+                device=device,
+                threads=threads,
+                max_minutes=max_minutes,
+                checkpoint_minutes=checkpoint_minutes,
+                snapshot_every=snapshot_every,
+                quiet=quiet,
+            )
         except KeyboardInterrupt:
             from kdistill.api import is_unfinished
 
@@ -130,13 +145,15 @@ def experts(
     normalisation: Annotated[str, typer.Option(help="standard, zca or none.")] = "standard",
     device: Device = None,
     threads: Threads = None,
+    validation: Validation = 0.1,
+    quiet: Quiet = False,
 ) -> None:
     """Train the expert trajectories of a method, or those that are missing (distill does it too)."""
     with _one_sentence():
         from kdistill.api import train_experts
         from kdistill.config import parse_overrides
 
-        seen = _seen(data, size, normalisation)
-        given = parse_overrides(options)
-        store = train_experts(seen, method=method, preset=preset, options=given, device=device, threads=threads)
+        seen = _seen(data, size, normalisation, quiet=quiet)
+        given = {"method": method, "preset": preset, "options": parse_overrides(options), "validation": validation}
+        store = train_experts(seen, **given, device=device, threads=threads, quiet=quiet)
         echo(f"{len(store)} experts of {store.epochs} epochs, {store.nbytes / 1e6:.1f} MB in {store.folder}")

@@ -13,6 +13,8 @@ Options = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="
 Seed = Annotated[int | None, typer.Option(help="Seed of the run (default 0).")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show results alone, no progress.")]
+Validation = Annotated[float, typer.Option(help="Share of the training images that a run withholds.")]
 Protocol = Annotated[str, typer.Option(help="Evaluation protocol: quick, bench or paper.")]
 
 
@@ -60,7 +62,7 @@ def _step_size(text: str | None) -> float | str | None:
         raise ConfigError(f"lr: expected a number or auto, got '{text}'; 0.01 is usual") from None
 
 
-def _seen(data: str, size: int | None, normalisation: str, stream: bool = False) -> Any:
+def _seen(data: str, size: int | None, normalisation: str, stream: bool = False, quiet: bool = False) -> Any:
     from kdistill.api import load_data
 
-    return load_data(data, size=size, normalisation=normalisation, stream=stream)
+    return load_data(data, size=size, normalisation=normalisation, stream=stream, quiet=quiet)

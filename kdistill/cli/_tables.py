@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli._shared import Device, Threads, _examples, _one_sentence, echo
+from kdistill.cli._shared import Device, Quiet, Threads, _examples, _one_sentence, echo
 
 _PARTS = re.compile(r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^,])+""")  # a comma inside quotes or a list divides nothing
 
@@ -41,12 +41,12 @@ def sweep(
     device: Device = None,
     threads: Threads = None,
     max_minutes: Annotated[float | None, typer.Option(help="Of each distillation.")] = None,
+    quiet: Quiet = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs and stop.")] = False,
 ) -> None:
     """Distill and evaluate every point of a grid; finished runs are not repeated, failed ones do not stop the others."""
     with _one_sentence():
         from kdistill.config import from_mapping, load_file, merge
-        from kdistill.progress import describe, status_line
         from kdistill.sweeping import Grid, plan_runs
         from kdistill.sweeping import sweep as run
 
@@ -61,17 +61,7 @@ def sweep(
                 echo(f"{planned}  {planned.folder}")
             return
         try:
-            with status_line("sweep") as say:
-                place = ""
-
-                def work(text: str) -> None:
-                    nonlocal place
-                    place = text
-                    say(text)
-
-                done = run(
-                    grid, out=out, device=device, threads=threads, say=work, watch=lambda p: say(f"{place}: {describe(p)}")
-                )
+            done = run(grid, out=out, device=device, threads=threads, quiet=quiet)
         except KeyboardInterrupt:
             echo(f"\nkdistill: interrupted; what is done is kept in {out}, the same command goes on from there", err=True)
             raise typer.Exit(130) from None

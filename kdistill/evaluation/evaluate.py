@@ -23,6 +23,7 @@ from kdistill.evaluation.baselines import BASELINES, Baselines, check_names
 from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.result import Evaluation, Row
 from kdistill.evaluation.training import Task, Trainer
+from kdistill.status import quietly, status_line
 
 HOLDOUT_SEED = 0  # that of ``distill``: what it withheld is what settings are chosen on here
 
@@ -42,6 +43,7 @@ def evaluate(
     device: torch.device | str | None = None,
     progress: Callable[[str], None] | None = None,
     reuse: bool = True,
+    quiet: bool = False,
 ) -> Evaluation:
     """Train fresh networks on ``small`` and on real baselines by one recipe, and test them on the test images of ``data``.
 
@@ -67,9 +69,10 @@ def evaluate(
         precision: Of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"`` (``convnet``); None is the protocol's.
         seed: Decides initial weights, order, augmentation and subsets.
         device: Where to train; None is where the data is.
-        progress: Called with one line about what is being done.
+        progress: Called with one line about what is being done, beside what is shown.
         reuse: Keep baselines under ``$KDISTILL_CACHE`` and use those of earlier evaluations with equal data, recipe, seed, code,
             versions, thread count and instruction set.
+        quiet: Do not show the progress, which stands on standard error or below the cell of a notebook.
 
     Returns:
         Rows, table and scores; ``print`` shows the table.  Same arguments, thread count and machine: same numbers.
@@ -86,7 +89,7 @@ def evaluate(
     if width is not None:
         recipe = replace(recipe, width=width, other_widths=dict.fromkeys(STUDENTS, width))
     small = small if isinstance(small, DistilledDataset) else DistilledDataset.from_pretrained(small)
-    data = data if isinstance(data, ImageDataset) else load_data(data)
+    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     data.check_in_memory()
     wanted = (baselines,) if isinstance(baselines, str) else tuple(baselines)
     named = (recipe.student,) if models is None else (models,) if isinstance(models, str | nn.Module) else tuple(models)
@@ -96,29 +99,30 @@ def evaluate(
     data = data.to(device if device is not None else data.train.images.device)
     share = provenance.held_out_share(small) or recipe.validation
     kept, withheld = data.holdout(share, seed=HOLDOUT_SEED)
-    trainer_of = partial(
-        Trainer,
-        protocol=recipe,
-        seed=seed,
-        validation=_seen(data, withheld),
-        test=_seen(data, data.test),
-        say=progress or _silent,
-    )
-    trainers = [trainer_of(student=_student(model, data, recipe), model=_name_of(model)) for model in named]
-    real = Baselines(
-        kept,
-        data.transform.apply(kept.train.images),
-        small.ipc,
-        recipe,
-        seed,
-        identity={"data": data.fingerprint, "training": kept.training_digest(), "validation": [share, HOLDOUT_SEED]},
-        reuse=reuse,
-        chooser=trainers[0],
-        named=frozenset(model for model in named if isinstance(model, str)),
-        teacher=recipe.teacher_labels and small.label_logits is not None,
-    )
     rows: list[Row] = []
-    with use_precision(recipe.precision, data.train.images.device):
+    precision_of_data = use_precision(recipe.precision, data.train.images.device)
+    with quietly(quiet), status_line("evaluating", also=progress) as say, precision_of_data:
+        trainer_of = partial(
+            Trainer,
+            protocol=recipe,
+            seed=seed,
+            validation=_seen(data, withheld),
+            test=_seen(data, data.test),
+            say=say,
+        )
+        trainers = [trainer_of(student=_student(model, data, recipe), model=_name_of(model)) for model in named]
+        real = Baselines(
+            kept,
+            data.transform.apply(kept.train.images),
+            small.ipc,
+            recipe,
+            seed,
+            identity={"data": data.fingerprint, "training": kept.training_digest(), "validation": [share, HOLDOUT_SEED]},
+            reuse=reuse,
+            chooser=trainers[0],
+            named=frozenset(model for model in named if isinstance(model, str)),
+            teacher=recipe.teacher_labels and small.label_logits is not None,
+        )
         for trainer in trainers:
             rows += [trainer.row(task)[0] for task in _small_tasks(small, data, trainer)]
             rows += real.rows(wanted, trainer)
@@ -178,10 +182,6 @@ def _student(model: str | nn.Module, data: ImageDataset, recipe: Protocol) -> St
     if not isinstance(model, str):
         return build()
     return build(width=protocols.width_of(recipe, model), norm=protocols.norm_of(recipe, model))
-
-
-def _silent(text: str) -> None:
-    pass
 
 
 def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) -> list[Task]:

@@ -24,6 +24,7 @@ from kdistill.evaluation.evaluate import evaluate
 from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.provenance import held_out_share
 from kdistill.evaluation.tables import plain_table, rich_table
+from kdistill.status import quietly, status_line
 
 COLUMNS = ("iteration", "validation %", "test %", "")
 LEFT = ("",)
@@ -130,6 +131,7 @@ def evaluate_snapshots(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Callable[[str], None] | None = None,
+    quiet: bool = False,
 ) -> SnapshotEvaluation:
     """Train fresh networks on every snapshot of a run and on its last set, and test them as ``evaluate`` does.
 
@@ -143,7 +145,8 @@ def evaluate_snapshots(
         precision: As for ``evaluate``.
         seed: As for ``evaluate``; network ``i`` of every snapshot begins with the same weights.
         device: As for ``evaluate``.
-        progress: Called with one line about what is being done.
+        progress: Called with one line about what is being done, beside what is shown.
+        quiet: Do not show the progress.
 
     Returns:
         One row per snapshot, and which iteration was best on validation and on test images.  The set of an iteration is
@@ -162,18 +165,20 @@ def evaluate_snapshots(
         )
     recipe = protocols.get(protocol, nets=nets, lr=lr, precision=precision)
     recipe = replace(recipe, eight_bit=False, hard_labels=False, robustness=False, best_on_test=False)
-    data = data if isinstance(data, ImageDataset) else load_data(data)
+    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     last = DistilledDataset.from_pretrained(run)
     end = _iterations_of(last, iterations)
     rows = []
-    for iteration in [*(at for at in iterations if at < end), end]:
-        small = last if iteration == end else load_snapshot(run, iteration)
-        say = None if progress is None else _prefixed(progress, f"iteration {iteration:,}: ")
-        result = evaluate(small, data, protocol=recipe, models=model, baselines=(), seed=seed, device=device, progress=say)
-        row = result.rows[0]
-        is_held_out = data.validation is not None or held_out_share(small) is not None
-        validation = row.validation if is_held_out else ()
-        rows.append(SnapshotRow(iteration=iteration, validation=validation, accuracies=row.accuracies))
+    with quietly(quiet), status_line("snapshots") as show:
+        for iteration in [*(at for at in iterations if at < end), end]:
+            small = last if iteration == end else load_snapshot(run, iteration)
+            show(f"iteration {iteration:,} of {end:,}")
+            say = None if progress is None else _prefixed(progress, f"iteration {iteration:,}: ")
+            result = evaluate(small, data, protocol=recipe, models=model, baselines=(), seed=seed, device=device, progress=say)
+            row = result.rows[0]
+            is_held_out = data.validation is not None or held_out_share(small) is not None
+            validation = row.validation if is_held_out else ()
+            rows.append(SnapshotRow(iteration=iteration, validation=validation, accuracies=row.accuracies))
     return SnapshotEvaluation(rows=tuple(rows), protocol=recipe, model=row.model, data=data.name, seed=seed)
 
 

@@ -21,6 +21,7 @@ from kdistill.engine import Student, loss_and_grad, train
 from kdistill.experts.spec import ExpertSpec
 from kdistill.experts.store import TrajectoryStore
 from kdistill.keys import generator, make_key
+from kdistill.status import duration, note, status_line
 
 Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Rows = Callable[[int], Tensor]  # epoch (0 is the first) to the rows that it sees
@@ -107,9 +108,10 @@ def train_experts(
     store: TrajectoryStore,
     *,
     rows_of: Rows | None = None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> TrajectoryStore:
     """Train the experts that ``store`` lacks, one file after the other; a killed training goes on where it was.
+
+    Size and time are shown before it starts (``kdistill.status``).
 
     Args:
         spec: The recipe.
@@ -118,16 +120,18 @@ def train_experts(
         labels: int64 ``[N]``.
         store: Where they go; its identity names the selection behind ``rows_of``.
         rows_of: Which images an epoch sees; None is all of them.
-        say: Told size and time before it starts, and then what is done.
     """
     store.forget_missing()
     missing = [i for i in range(spec.count) if not store.has(i)]
     if not missing:
         return store
-    say(f"{estimate(spec, student, images, labels, len(missing), rows_of)}, in {store.folder}")
-    for done, number in enumerate(missing):
-        say(f"training expert {done + 1} of {len(missing)}")
-        store.add(number, train_expert(spec, student, images, labels, number, rows_of))
+    note(f"experts: {estimate(spec, student, images, labels, len(missing), rows_of)}, in {store.folder}")
+    began = time.monotonic()
+    with status_line("experts") as say:
+        for done, number in enumerate(missing):
+            left = (time.monotonic() - began) / done * (len(missing) - done) if done else None
+            say(f"training {done + 1} of {len(missing)}" + ("" if left is None else f"  {duration(left)} left"))
+            store.add(number, train_expert(spec, student, images, labels, number, rows_of))
     return store
 
 

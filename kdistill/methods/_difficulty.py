@@ -18,9 +18,10 @@ from kdistill.data.dataset import fingerprint
 from kdistill.errors import ConfigError, DataError
 from kdistill.experts.spec import digest_of
 from kdistill.methods._options import COUNT, Unset, Words
-from kdistill.methods._recipe import MethodConfig, Say
+from kdistill.methods._recipe import MethodConfig
 from kdistill.selection import Ranking, ScoreSpec, difficulty, load_scores, rank
 from kdistill.selection.difficulty import METRICS
+from kdistill.status import status_line
 
 _log = logging.getLogger("kdistill")
 
@@ -84,7 +85,8 @@ class DifficultyConfig(MethodConfig):
                 _log.warning("%s; the images are scored again", error)
         spec = ScoreSpec(metrics=(self.score_metric,), runs=self.score_nets, epochs=self.score_epochs)
         seen = data.transform.apply(data.train.images)
-        found = difficulty(spec, self.network(data), seen, data.train.labels, say=Say("scores"))[self.score_metric]
+        with status_line("scores") as say:
+            found = difficulty(spec, self.network(data), seen, data.train.labels, say=say)[self.score_metric]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(path, {"scores": found}, identity)
         return found

@@ -17,8 +17,8 @@ from kdistill.engine.students import Student
 from kdistill.errors import DataError
 from kdistill.experts.spec import digest_of
 from kdistill.keys import generator, make_key
-from kdistill.methods._recipe import Say
 from kdistill.objectives.class_relevance import ClassRelevantDistance, class_relevant_distance, restored_distance
+from kdistill.status import note
 
 if TYPE_CHECKING:
     from kdistill.methods.hglad import HGladConfig
@@ -60,7 +60,7 @@ class Measure:
                 return restored_distance(student, real, config.layers, load_checkpoint(path)[0])
             except (DataError, KeyError) as error:
                 _log.warning("%s; the distance is made again", error)
-        Say("distance")(f"{config.num_nets} networks, {config.nets}, and class means of {len(real)} images")
+        note(f"distance: {config.num_nets} networks, {config.nets}, and class means of {len(real)} images")
         found = class_relevant_distance(
             student, self._thetas(student, real), real, self.data.train.labels, layers=config.layers, weighting=config.weighting
         )

@@ -1,8 +1,6 @@
 """What a method file provides, and what all of them share."""
 
 import math
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from kdistill.engine.precision import PRECISIONS
 from kdistill.engine.students import STUDENTS, Student, build_student
 from kdistill.engine.students.convnet import NORMS
 from kdistill.errors import ConfigError, did_you_mean
-from kdistill.escape import one_line
 from kdistill.experts import TrajectoryStore
 from kdistill.keys import generator, make_key
 from kdistill.methods._options import COUNT, ITERATIONS, MOMENTUM, SCHEDULE, Unset, Words, check_options, check_value
@@ -284,17 +281,3 @@ def initial_images(data: ImageDataset, ipc: int, init: str, seed: int) -> Tensor
 def augmentation(strategy: str, data: ImageDataset, key: int, *, siamese: bool, align_corners: bool) -> Augment:
     """Return the keyed DSA augmentation; ``"auto"`` is every family, without flip for the built-in digit sets."""
     return Augment(strategy_for(strategy, data.name), siamese=siamese, key=key, align_corners=align_corners)
-
-
-class Say:
-    """Says the first line about ``what`` at once and then one every ten seconds, on standard error."""
-
-    def __init__(self, what: str) -> None:
-        self.what, self.last = what, -10.0
-
-    def __call__(self, text: str) -> None:
-        now = time.monotonic()
-        if now - self.last >= 10.0 or "to train" in text:
-            self.last = now
-            sys.stderr.write(f"{self.what}  {one_line(text)}\n")
-            sys.stderr.flush()

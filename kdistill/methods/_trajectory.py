@@ -29,7 +29,6 @@ from kdistill.methods._recipe import (
     MethodConfig,
     Problem,
     Rehearsal,
-    Say,
     Step,
     augmentation,
     balanced_labels,
@@ -182,9 +181,7 @@ def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStor
     """
     images, labels = data.transform.apply(data.train.images), data.train.labels
     store, rows_of = open_store(config, data), config.expert_rows(data)
-    return train_experts(
-        config.expert_spec(data), config.network(data), images, labels, store, rows_of=rows_of, say=Say("experts")
-    )
+    return train_experts(config.expert_spec(data), config.network(data), images, labels, store, rows_of=rows_of)
 
 
 def rehearse_trajectory(config: TrajectoryConfig, data: ImageDataset, folder: Path) -> Rehearsal:
