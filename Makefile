@@ -1,11 +1,12 @@
 # Each target makes .venv if there is none and installs what it needs; PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
+OUT ?= out/gpu-check
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test lint sanitize triton-floor package bench clean
+.PHONY: demo test lint sanitize triton-floor gpu-check package bench clean
 
 demo: .venv/.demo
 	$(BIN)/kdistill demo --out out/demo
@@ -29,6 +30,10 @@ triton-floor: .venv/.test
 # sdist and wheel, installed non-editable and used.
 package: .venv/.test
 	$(BIN)/python -m tests.package
+
+# Everything that wants a GPU, in at most 18 minutes; no pip, no network: PYTHON is one that has torch (docs/gpu_check.md).
+gpu-check:
+	$(PYTHON) -m tests.gpu_check --out $(OUT)
 
 bench: .venv/.test
 	$(BIN)/python -m benchmarks.run

@@ -140,6 +140,19 @@ def results_file(machine: str, device: str) -> Path:
     return RESULTS / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".csv")
 
 
+def adopt(source: Path, results: Path = RESULTS) -> list[Path]:
+    """Merge the rows of a file into the committed ones of their machines; return the files that changed."""
+    Journal(source)  # rows of a run that was cut off
+    by_file: dict[Path, list[Row]] = {}
+    for row in read_rows(source):
+        by_file.setdefault(results / results_file(row.machine, row.device).name, []).append(row)
+    if not by_file:
+        raise SystemExit(f"--adopt: expected rows of benchmarks.run, got none in {source}; pass the file of --output")
+    for target, rows in by_file.items():
+        write_rows(target, merge(read_rows(target), rows))
+    return list(by_file)
+
+
 def table(rows: list[Row]) -> str:
     """Return one Markdown table per op and device: each contestant with its time, share of bandwidth, and distance to ours."""
     sections = []

@@ -55,6 +55,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="first shape, 0.2 s per contestant, nothing is written")
     parser.add_argument("--check", action="store_true", help="only check, time nothing, write nothing")
     parser.add_argument("--output", type=Path, help="CSV file to write in place of results/<machine>.csv")
+    parser.add_argument(
+        "--adopt", type=Path, metavar="CSV", help="only merge the rows of a file that --output wrote; then --tables"
+    )
     parser.add_argument("--tables", action="store_true", help="only make benchmarks/README.md from the committed rows")
     options = parser.parse_args(argv)
     known = [case.name for case in every_case()] + list(END_TO_END)
@@ -112,7 +115,10 @@ def line(result: Result) -> str:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = arguments(argv)
-    if options.tables:
+    if options.adopt:
+        for target in _table.adopt(options.adopt):
+            print(f"rows merged into {target}")
+    if options.tables or options.adopt:
         _table.write_readme()
         _table.write_fastest()
         return 0

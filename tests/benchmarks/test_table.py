@@ -74,3 +74,16 @@ def test_the_committed_choice_is_that_of_the_committed_rows(tmp_path):
     copy = tmp_path / "fastest.json"
     _table.write_fastest(copy)
     assert copy.read_text() == _table.FASTEST.read_text(), "run `python -m benchmarks.run --tables`"
+
+
+def test_rows_of_another_place_are_merged_by_machine(tmp_path):
+    gpu = replace(ROW, device="NVIDIA H200", backend="cuda")
+    old = replace(gpu, op="softmax_scores")
+    results = tmp_path / "results"
+    name = _table.results_file(ROW.machine, gpu.device).name
+    _table.write_rows(results / name, [old, replace(gpu, median=9.0)])
+    _table.write_rows(tmp_path / "benchmarks.csv", [gpu])
+    assert _table.adopt(tmp_path / "benchmarks.csv", results) == [results / name]
+    assert _table.read_rows(results / name) == [old, gpu]
+    with pytest.raises(SystemExit, match="expected rows of benchmarks.run, got none"):
+        _table.adopt(tmp_path / "nothing.csv", results)
