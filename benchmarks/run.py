@@ -55,9 +55,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="first shape, 0.2 s per contestant, nothing is written")
     parser.add_argument("--check", action="store_true", help="only check, time nothing, write nothing")
     parser.add_argument("--output", type=Path, help="CSV file to write in place of results/<machine>.csv")
-    parser.add_argument(
-        "--adopt", type=Path, metavar="CSV", help="only merge the rows of a file that --output wrote; then --tables"
-    )
+    parser.add_argument("--adopt", type=Path, metavar="CSV", help="only merge the rows that --output wrote, then --tables")
     parser.add_argument("--tables", action="store_true", help="only make benchmarks/README.md from the committed rows")
     options = parser.parse_args(argv)
     known = [case.name for case in every_case()] + list(END_TO_END)

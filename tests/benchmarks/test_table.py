@@ -1,6 +1,8 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from benchmarks import _table
 from benchmarks._table import Row
 
@@ -85,5 +87,5 @@ def test_rows_of_another_place_are_merged_by_machine(tmp_path):
     _table.write_rows(tmp_path / "benchmarks.csv", [gpu])
     assert _table.adopt(tmp_path / "benchmarks.csv", results) == [results / name]
     assert _table.read_rows(results / name) == [old, gpu]
-    with pytest.raises(SystemExit, match="expected rows of benchmarks.run, got none"):
+    with pytest.raises(SystemExit, match="expected rows of benchmarks"):
         _table.adopt(tmp_path / "nothing.csv", results)
