@@ -9,6 +9,7 @@ from kdistill.artifacts import DistilledDataset
 from kdistill.comparison import Comparison, Entry
 from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import Evaluation, Row
+from kdistill.evaluation.columns import DAGGER
 from kdistill.evaluation.significance import CONFIDENCE, difference, mean_of
 from kdistill.sweeping import read_record
 
@@ -142,6 +143,7 @@ def _entry(name: str, kind: str, found: Sequence[tuple[_Run, Row]]) -> Entry:
     accuracies: dict[int, float] = {}
     validation: dict[int, float] = {}
     nets: list[float] = []
+    untrained = 0
     seen: set[str] = set()
     for other, measured in found:
         seed = other.seed if kind == "distilled" else other.found.seeds[0]
@@ -156,6 +158,7 @@ def _entry(name: str, kind: str, found: Sequence[tuple[_Run, Row]]) -> Entry:
         if measured.validation:
             validation[seed] = mean_of(measured.validation)
         nets += measured.accuracies
+        untrained += measured.untrained
     cost = [other.small.metrics.get("distillation", {}) for other, _ in found] if kind == "distilled" else []
     seconds, peaks = ([c[key] for c in cost if key in c] for key in ("seconds", "peak_bytes"))
     return Entry(
@@ -168,6 +171,7 @@ def _entry(name: str, kind: str, found: Sequence[tuple[_Run, Row]]) -> Entry:
         accuracies=accuracies,
         validation=validation,
         nets=tuple(nets),
+        untrained=untrained,
         seconds=mean_of(seconds) if seconds else None,
         peak_bytes=max(peaks) if peaks else None,
     )
@@ -188,6 +192,9 @@ def _reading(entries: Sequence[Entry]) -> list[str]:
     counts = dict.fromkeys(entry.seeds for entry in entries)
     over = f" ({next(iter(counts))} nets)" if len(counts) == 1 else ""
     notes = [f"test %: mean ± sample standard deviation over distillation seeds{over}, each the mean of its nets; val.: withheld"]
+    failed = [f"{entry.name} ({entry.model}: {entry.untrained} of {len(entry.nets)})" for entry in entries if entry.untrained]
+    if failed:
+        notes.append(f"{DAGGER} networks that did not train, no better than chance on their own images: {', '.join(failed)}")
     gaps = [entry.against for entry in entries if entry.against is not None]
     tested = [gap for gap in gaps if gap.test != "none"]
     if gaps:

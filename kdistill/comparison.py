@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.console import Group
 
 from kdistill.artifacts.atomic import write_atomic
 from kdistill.artifacts.tensors import to_json
 from kdistill.errors import ConfigError
+from kdistill.evaluation.columns import DAGGER
 from kdistill.evaluation.significance import Difference, mean_of, or_none, std_of
 from kdistill.evaluation.tables import markdown_table, plain_table, rich_table
 from kdistill.status import duration
@@ -20,6 +21,7 @@ from kdistill.status import duration
 __all__ = ["Comparison", "Entry"]
 
 TEXT_COLUMNS = ("data", "network", "protocol", "set", "test")
+OPTIONAL = ("memory", "time", "test", "val. %")  # columns that may be left out where a line is too short
 FORMATS = (".md", ".csv", ".json")
 
 
@@ -40,6 +42,7 @@ class Entry:
         seconds: Mean time of distillation; None for a baseline.
         peak_bytes: Largest peak memory of a distillation; None for a baseline.
         against: Difference to the reference line of the same data, images per class and network; None for that line itself.
+        untrained: Networks that did not train.
     """
 
     data: str
@@ -54,6 +57,7 @@ class Entry:
     seconds: float | None = None
     peak_bytes: int | None = None
     against: Difference | None = None
+    untrained: int = 0
 
     @property
     def mean(self) -> float:
@@ -83,13 +87,17 @@ class Comparison:
     entries: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
 
-    def table(self) -> Table:
-        """Return the table for a terminal."""
-        return rich_table(*self._cells(), self.notes, TEXT_COLUMNS)
+    def table(self, width: int | None = None) -> Group:
+        """Return the table for a terminal of that many characters; columns that do not fit are left out and named."""
+        return rich_table(*self._cells(), self.notes, TEXT_COLUMNS, width=width, optional=OPTIONAL)
 
     def __str__(self) -> str:
-        """Return the same table as plain text."""
-        return plain_table(*self._cells(), self.notes, TEXT_COLUMNS)
+        """Return the table as plain text of 80 columns."""
+        return self.to_text(80)
+
+    def to_text(self, width: int | None = None) -> str:
+        """Return the same table as plain text; None leaves no column out, for files and pipes."""
+        return plain_table(*self._cells(), self.notes, TEXT_COLUMNS, width=width, optional=OPTIONAL)
 
     def to_markdown(self) -> str:
         """Return the table and its notes as Markdown."""
@@ -149,6 +157,7 @@ class Comparison:
             "test": None if gap is None else gap.test,
             "seconds": entry.seconds,
             "peak_bytes": entry.peak_bytes,
+            "untrained_nets": entry.untrained,
         }
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
@@ -161,7 +170,9 @@ class Comparison:
         }
         shown = {name: cell for name, cell in columns.items() if len({cell(entry) for entry in self.entries}) > 1}
         shown["set"] = lambda e: e.name
-        shown["test %"] = lambda e: f"{100 * e.mean:.2f}" + ("" if math.isnan(e.std) else f" ± {100 * e.std:.2f}")
+        shown["test %"] = lambda e: (
+            f"{100 * e.mean:.2f}" + ("" if math.isnan(e.std) else f" ± {100 * e.std:.2f}") + DAGGER * bool(e.untrained)
+        )
         shown["val. %"] = lambda e: f"{100 * mean_of(list(e.validation.values())):.2f}" if e.validation else "-"
         if len({entry.seeds for entry in self.entries}) > 1:
             shown["seeds × nets"] = lambda e: e.seeds

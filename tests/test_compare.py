@@ -102,6 +102,22 @@ def test_the_notes_say_which_test_and_how_few_seeds(three_seeds):
         assert words in text
 
 
+def test_networks_that_did_not_train_are_marked(tmp_path):
+    small = kdistill.DistilledDataset.from_pretrained(a_run(tmp_path / "a", accuracy=0.5))
+    record = small.metrics["evaluation"]
+    record["rows"][0]["untrained"] = 2
+    small.with_metrics(evaluation=record).save_pretrained(tmp_path / "a")
+    text = str(kdistill.compare(tmp_path))
+    assert "50.00†" in text and "dm (convnet: 2 of 2)" in text
+
+
+def test_a_pipe_gets_every_column_and_one_line_per_row(three_seeds):
+    shown = CliRunner().invoke(app, ["compare", str(three_seeds)])
+    assert any(line.split()[:2] == ["dm", "(width=8)"] and line.endswith("3.00 GiB") for line in shown.output.splitlines())
+    assert "lack of width" not in shown.output
+    assert max(len(line) for line in str(kdistill.compare(three_seeds)).splitlines() if set(line) == {"-"}) <= 80
+
+
 def test_files(three_seeds):
     found = kdistill.compare(three_seeds)
     markdown = found.save(three_seeds / "t.md").read_text()

@@ -149,10 +149,10 @@ def test_the_best_are_named_and_the_first_of_equals_wins():
     assert (found.best_on_validation, found.best_on_test) == (20, 30)
     lines = str(found).splitlines()
     assert lines[2:6] == [
-        "       10  50.00 ± 0.00  60.00 ± 0.00                    ",
+        "       10  50.00 ± 0.00  60.00 ± 0.00",
         "       20  70.00 ± 0.00  80.00 ± 0.00  best on validation",
-        "       30  70.00 ± 0.00  90.00 ± 0.00  best on test      ",
-        "       40  60.00 ± 0.00  90.00 ± 0.00  last              ",
+        "       30  70.00 ± 0.00  90.00 ± 0.00  best on test",
+        "       40  60.00 ± 0.00  90.00 ± 0.00  last",
     ]
     assert "over the iterations of the distillation" in str(found)
     assert all(len(line) <= 80 for line in lines)

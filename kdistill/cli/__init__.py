@@ -8,7 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from kdistill.cli import _priors, _runs, _snapshots, _tables
-from kdistill.cli._shared import Device, Options, Protocol, Quiet, Threads, _examples, _one_sentence, _seen, _step_size, echo
+from kdistill.cli._shared import (
+    Device,
+    Options,
+    Protocol,
+    Quiet,
+    Threads,
+    _examples,
+    _one_sentence,
+    _seen,
+    _step_size,
+    echo,
+    show,
+)
 
 app = typer.Typer(
     name="kdistill",
@@ -55,7 +67,7 @@ def evaluate(
     models: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "convnet",
     baselines: Annotated[str, typer.Option(help="Rows beside it, separated by commas.")] = "random,herding,k-center,full",
     nets: Annotated[int | None, typer.Option(help="Networks per row.")] = None,
-    lr: Annotated[str | None, typer.Option(help="Step size, or auto: for every row the best on validation images.")] = None,
+    lr: Annotated[str | None, typer.Option(help="Learning rate, or auto: for every row the best on validation images.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, tf32 (GPU) or bf16 (convnet).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
     size: Annotated[int | None, typer.Option(help="Resize the real images to this side.")] = None,
@@ -119,12 +131,9 @@ def _source_of(run: dict[str, Any], artefact: Path) -> str:
 
 def _evaluate_and_save(small: Any, data: Any, out: Path | None, **chosen: Any) -> Any:
     from kdistill.evaluation import evaluate as run
-    from kdistill.progress import console
 
     result = run(small, data, **chosen)
-    console().print(result.table())
-    if (across := result.across()) is not None:
-        console().print(across)
+    show(result)
     if out is not None:
         small.save_pretrained(out)
     return result

@@ -33,6 +33,17 @@ def echo_wrapped(text: object, *, err: bool = False) -> None:
             echo(part, err=err)
 
 
+def show(found: Any) -> None:
+    """Print a table: fitted to the width of a terminal, and with every column, a row a line, where the output is none."""
+    from kdistill.progress import console
+
+    screen = console()
+    if screen.is_terminal:
+        screen.print(found.table(screen.width))
+    else:
+        echo(found.to_text())
+
+
 def _examples(*lines: str) -> str:
     return "Examples:\n\n" + "\n\n".join(f"`{line}`" for line in lines)
 

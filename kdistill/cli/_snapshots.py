@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from kdistill.cli._shared import echo
+from kdistill.cli._shared import echo, show
 from kdistill.errors import ConfigError
 
 
@@ -20,10 +20,9 @@ def check(run: Path, models: tuple[str, ...], lr: Any) -> None:
 def evaluate_and_save(run: Path, data: Any, small: Any, *, model: str, is_saved: bool, **chosen: Any) -> None:
     """Print one row per snapshot of ``run``, and leave the numbers in its artefact ``small``."""
     from kdistill.evaluation import evaluate_snapshots
-    from kdistill.progress import console
 
     found = evaluate_snapshots(run, data, model=model, **chosen)
-    console().print(found.table())
+    show(found)
     if is_saved:
         small.with_metrics(snapshots=found.to_dict()).save_pretrained(run)
     best = found.best_on_validation

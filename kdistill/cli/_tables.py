@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli._shared import Device, Quiet, Threads, _examples, _one_sentence, echo
+from kdistill.cli._shared import Device, Quiet, Threads, _examples, _one_sentence, echo, show
 
 _PARTS = re.compile(r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^,])+""")  # a comma inside quotes or a list divides nothing
 
@@ -78,10 +78,9 @@ def compare(
     """Show evaluated runs in one table: mean ± std over seeds, time, memory, and what differences mean."""
     with _one_sentence():
         from kdistill.comparing import compare as run
-        from kdistill.progress import console
 
         found = run(folders, against=against)
-        console().print(found.table())
+        show(found)
         for path in to:
             echo(f"wrote {found.save(path)}", err=True)
 

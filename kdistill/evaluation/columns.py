@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 DAGGER = "†"  # marks a number with a network behind it that did not train
 UNEVEN = 1.5  # ratio of test images of the largest and the smallest class from which the mean over classes is shown
 TINY = 0.06  # uncertainty of an accuracy from the number of test images above which it is said
+OPTIONAL = ("seconds", "size", "images", "sets × nets")  # columns that may be left out where a line is too short
 
 Cells = tuple[list[str], list[list[str]]]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from rich.table import Table
+from rich.console import Group
 
 from kdistill.artifacts.conclusions import conclusions
 from kdistill.config import from_mapping
@@ -181,15 +181,18 @@ class Evaluation:
         warnings = columns.untrained_notes(self.rows, self.models) + columns.test_set_notes(self)
         return [*lines, *warnings, *self.notes]
 
-    def table(self) -> Table:
-        """Return the table for a terminal."""
+    def table(self, width: int | None = None) -> Group:
+        """Return the tables for a terminal of that many characters; columns that do not fit are left out and named."""
         bold = [number for number, row in enumerate(self.rows) if row.kind == "distilled"]
-        return rich_table(*columns.row_cells(self), self.summary(), TEXT_COLUMNS, bold)
+        cells = columns.row_cells(self)
+        table = rich_table(*cells, self.summary(), TEXT_COLUMNS, bold, width=width, optional=columns.OPTIONAL)
+        across = self.across(width)
+        return table if across is None else Group(table, "", across)
 
-    def across(self) -> Table | None:
+    def across(self, width: int | None = None) -> Group | None:
         """Return sets × networks, for a terminal; None for one network."""
         cells = architectures.cells(self.rows, self.student)
-        return None if cells is None else rich_table(*cells, architectures.TEXT_COLUMNS)
+        return None if cells is None else rich_table(*cells, architectures.TEXT_COLUMNS, width=width)
 
     def per_class(self, model: str | None = None) -> str:
         """Return two tables as plain text: the accuracy of every class in every row, and which class is taken for which.
@@ -213,12 +216,14 @@ class Evaluation:
         return f"{text}\n\n{plain_table(*taken, ['% of the test images of the true class (. is none)'], taken[0][:1])}"
 
     def __str__(self) -> str:
-        """Return the same tables as plain text."""
-        text, cells = (
-            plain_table(*columns.row_cells(self), self.summary(), TEXT_COLUMNS),
-            architectures.cells(self.rows, self.student),
-        )
-        return text if cells is None else f"{text}\n\n{plain_table(*cells, architectures.TEXT_COLUMNS)}"
+        """Return the tables as plain text of 80 columns."""
+        return self.to_text(80)
+
+    def to_text(self, width: int | None = None) -> str:
+        """Return the same tables as plain text; None leaves no column out and divides no table, for files and pipes."""
+        cells, across = columns.row_cells(self), architectures.cells(self.rows, self.student)
+        text = plain_table(*cells, self.summary(), TEXT_COLUMNS, width=width, optional=columns.OPTIONAL)
+        return text if across is None else f"{text}\n\n{plain_table(*across, architectures.TEXT_COLUMNS, width=width)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain mapping, for ``metrics.json``."""

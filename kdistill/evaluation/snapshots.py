@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.console import Group
 from torch import nn
 
 from kdistill.artifacts.dataset import DistilledDataset
@@ -74,11 +74,15 @@ class SnapshotEvaluation:
         """The iteration with the best mean test accuracy: chosen on the test images, for comparison with papers alone."""
         return max(self.rows, key=lambda row: mean(row.accuracies)).iteration
 
-    def table(self) -> Table:
-        """Return the table for a terminal."""
-        return rich_table(COLUMNS, self._cells(), self._notes(), LEFT)
+    def table(self, width: int | None = None) -> Group:
+        """Return the table for a terminal of that many characters."""
+        return rich_table(COLUMNS, self._cells(), self._notes(), LEFT, width=width)
 
     def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self) -> str:
+        """Return the same table as plain text."""
         return plain_table(COLUMNS, self._cells(), self._notes(), LEFT)
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ Cells and notes may hold names out of files: they are escaped here (``kdistill.e
 from collections.abc import Collection, Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -13,10 +15,19 @@ from kdistill.escape import markdown, one_line
 
 Cells = Sequence[Sequence[str]]
 
+GAP = 2  # blanks between two columns
+
 
 def rich_table(
-    columns: Sequence[str], rows: Cells, notes: Sequence[str], left: Collection[str], bold: Collection[int] = ()
-) -> Table:
+    columns: Sequence[str],
+    rows: Cells,
+    notes: Sequence[str],
+    left: Collection[str],
+    bold: Collection[int] = (),
+    *,
+    width: int | None = None,
+    optional: Sequence[str] = (),
+) -> Group:
     """Return a table for a terminal with the notes below.
 
     Args:
@@ -25,25 +36,83 @@ def rich_table(
         notes: One sentence each.
         left: Columns of words; the others are aligned to the right.
         bold: Numbers of the rows that are to stand out.
+        width: Characters of a line that the table must keep to; None shows all columns.
+        optional: Columns that may be left out where the width is too small, the least important first.
     """
-    table = Table(
-        box=SIMPLE_HEAD, padding=0, pad_edge=False, caption=Text("\n".join(map(one_line, notes))), caption_justify="left"
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column in left else "right")
-    for number, row in enumerate(rows):
-        table.add_row(*(Text(one_line(cell)) for cell in row), style="bold" if number in bold else None)
-    return table
+    parts, notes = _fitted(columns, rows, notes, width, optional)
+    tables = []
+    for headers, lines in parts:
+        table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+        for header in headers:
+            table.add_column(Text(header), justify="left" if header in left else "right")
+        for number, line in enumerate(lines):
+            table.add_row(*map(Text, line), style="bold" if number in bold else None)
+        tables.append(table)
+    return Group(*tables, *(Text(note) for note in notes))
 
 
-def plain_table(columns: Sequence[str], rows: Cells, notes: Sequence[str], left: Collection[str]) -> str:
+def plain_table(
+    columns: Sequence[str],
+    rows: Cells,
+    notes: Sequence[str],
+    left: Collection[str],
+    *,
+    width: int | None = None,
+    optional: Sequence[str] = (),
+) -> str:
     """Return the same as plain text."""
+    parts, notes = _fitted(columns, rows, notes, width, optional)
+    text = []
+    for headers, lines in parts:
+        widths = _widths(headers, lines)
+        plain = [
+            (" " * GAP).join(_padded(c, w, h in left) for c, w, h in zip(line, widths, headers, strict=True)).rstrip()
+            for line in (headers, *lines)
+        ]
+        rule = "-" * (sum(widths) + GAP * (len(widths) - 1))
+        text += [plain[0], rule, *plain[1:], rule]
+    return "\n".join([*text, *notes])
+
+
+def _fitted(
+    columns: Sequence[str], rows: Cells, notes: Sequence[str], width: int | None, optional: Sequence[str]
+) -> tuple[list[tuple[list[str], list[list[str]]]], list[str]]:
+    """Return the table in parts that keep to the width, and the notes; everything harmless to print.
+
+    Optional columns are left out first, and a note says which; what is still too wide is divided, the first column repeated.
+    """
     lines = [[one_line(cell) for cell in line] for line in (columns, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    sides = ["<" if column in left else ">" for column in columns]
-    plain = ["  ".join(f"{c:{side}{w}}" for c, side, w in zip(line, sides, widths, strict=True)) for line in lines]
-    rule = "-" * len(plain[0])
-    return "\n".join([plain[0], rule, *plain[1:], rule, *map(one_line, notes)])
+    said = [one_line(note) for note in notes]
+    widths = _widths(lines[0], lines[1:])
+    shown, missing = list(range(len(columns))), []
+    for name in optional if width is not None else ():
+        if _total(widths, shown) <= width:
+            break
+        if name in columns:
+            shown.remove(list(columns).index(name))
+            missing.append(name)
+    if missing:
+        said.append(f"left out for lack of width: {', '.join(missing)}")
+    first, rest = shown[:1], shown[1:]
+    groups = [list(first)]
+    for column in rest:
+        if width is not None and len(groups[-1]) > 1 and _total(widths, [*groups[-1], column]) > width:
+            groups.append(list(first))
+        groups[-1].append(column)
+    return [([lines[0][i] for i in group], [[line[i] for i in group] for line in lines[1:]]) for group in groups], said
+
+
+def _widths(columns: Sequence[str], rows: Cells) -> list[int]:
+    return [max(cell_len(line[i]) for line in (columns, *rows)) for i in range(len(columns))]
+
+
+def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(widths[i] for i in shown) + GAP * (len(shown) - 1)
+
+
+def _padded(cell: str, width: int, to_left: bool) -> str:
+    blanks = " " * (width - cell_len(cell))
+    return cell + blanks if to_left else blanks + cell
 
 
 def markdown_table(columns: Sequence[str], rows: Cells, notes: Sequence[str], left: Collection[str]) -> str:
