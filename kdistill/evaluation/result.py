@@ -179,6 +179,11 @@ class Evaluation:
         )
         lines.append(f"{self.seconds:.1f} s, peak memory {self.peak_bytes / 2**30:.2f} GiB")
         warnings = columns.untrained_notes(self.rows, self.models) + columns.test_set_notes(self)
+        if any(row.best_on_test for row in self.rows):
+            lines.append(
+                "best on test: over the epochs of a network, chosen on the test images; papers report the best over the iterations "
+                "of the distillation (evaluate --snapshots)"
+            )
         return [*lines, *warnings, *self.notes]
 
     def table(self, width: int | None = None) -> Group:

@@ -140,6 +140,7 @@ def test_print_shows_every_row_and_what_follows():
 def test_best_on_test_is_a_column_of_its_own():
     found = evaluation(row(best_on_test=(0.95, 0.97)))
     assert "best on test %" in str(found)
+    assert "papers report the best over the iterations of the distillation" in " ".join(str(found).split())
     assert "96.00 ± 1.41" in str(found)
     assert found.row("dm").mean == pytest.approx(0.92)
 
