@@ -211,8 +211,8 @@ def _quality(config: _Record, metrics: _Record) -> str:
     how += f"{lr:g}." if is_number(lr) else "chosen on withheld training images."
     if best:
         how += (
-            ' "Best on test" is the best over the epochs of a network, chosen by looking at the test set; do not compare it with the '
-            "other column, nor with papers, whose best is over the iterations of the distillation."
+            ' "Best on test" is the best over the epochs of a network, chosen by looking at the test set; do not compare it with '
+            "the other column, nor with papers, whose best is over the iterations of the distillation."
         )
     return "\n\n".join([table, how, *_conclusions(rows, metrics)])
 

@@ -181,8 +181,8 @@ class Evaluation:
         warnings = columns.untrained_notes(self.rows, self.models) + columns.test_set_notes(self)
         if any(row.best_on_test for row in self.rows):
             lines.append(
-                "best on test: over the epochs of a network, chosen on the test images; papers report the best over the iterations "
-                "of the distillation (evaluate --snapshots)"
+                "best on test: over the epochs of a network, chosen on the test images; papers report the best over the "
+                "iterations of the distillation (evaluate --snapshots)"
             )
         return [*lines, *warnings, *self.notes]
 
