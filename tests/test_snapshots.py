@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import kdistill
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.snapshots import snapshot_iterations
+from kdistill.artifacts.tensors import decode, digest, encode
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import PROTOCOLS
@@ -121,6 +122,12 @@ def test_a_damaged_or_foreign_snapshot_is_refused(digits, tmp_path):
         DistilledDataset.from_pretrained(tmp_path / "a", iteration=20)
     mine.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(DataError, match="it was damaged"):
+        DistilledDataset.from_pretrained(tmp_path / "a", iteration=20)
+    tensors, about = decode(whole, mine)
+    del about["sha256"]
+    strange = {"images": tensors["images"][:3], "learned_lr": torch.ones(3)}
+    mine.write_bytes(encode(strange, {**about, "sha256": digest(strange, about)}))
+    with pytest.raises(DataError, match="expected the tensors of a snapshot"):
         DistilledDataset.from_pretrained(tmp_path / "a", iteration=20)
     mine.unlink()
     mine.parent.rmdir()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kdistill.artifacts.atomic import write_atomic
 from kdistill.artifacts.dataset import DistilledDataset
@@ -48,11 +49,7 @@ def save_snapshot(run: Path, iteration: int, small: DistilledDataset) -> Path:
     Raises:
         DataError: The place cannot be written, or the disk is full.
     """
-    tensors = {"images": small.images}
-    if small.label_logits is not None:
-        tensors["label_logits"] = small.label_logits
-    if small.learned_lr is not None:
-        tensors["learned_lr"] = torch.tensor(small.learned_lr, dtype=torch.float64)
+    tensors = _tensors(small)
     about = {"schema_version": _SCHEMA, "iteration": iteration, "config": _identity(small)}
     path = _folder(run) / f"{iteration:08d}.safetensors"
     write_atomic(path, encode(tensors, {**about, "sha256": digest(tensors, about)}))
@@ -91,12 +88,14 @@ def load_snapshot(run: str | Path, iteration: int) -> DistilledDataset:
         raise DataError(f"{path}: expected the contents that its checksum names, got others; it was damaged: remove it")
     if about.get("config") != _identity(last) or about.get("iteration") != iteration:
         raise DataError(f"{path}: expected a snapshot of the run in {run}, got one of another run; remove it")
-    lr = tensors.get("learned_lr")
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != (expected := {name: list(tensor.shape) for name, tensor in _tensors(last).items()}):
+        raise DataError(f"{path}: expected the tensors of a snapshot {expected}, got {shapes}; it was changed: remove it")
     return replace(
         last,
         images=tensors["images"],
         label_logits=tensors.get("label_logits"),
-        learned_lr=None if lr is None else lr.item(),
+        learned_lr=tensors["learned_lr"].item() if "learned_lr" in tensors else None,
         metrics={"distillation": {"iterations": iteration, "snapshot": True}},
         files={},
     )
@@ -106,6 +105,15 @@ def remove_snapshots(run: Path) -> None:
     """Remove the snapshots that an earlier run left in a folder; anything else stays."""
     for iteration in snapshot_iterations(run):
         (_folder(run) / f"{iteration:08d}.safetensors").unlink(missing_ok=True)
+
+
+def _tensors(small: DistilledDataset) -> dict[str, Tensor]:
+    tensors = {"images": small.images}
+    if small.label_logits is not None:
+        tensors["label_logits"] = small.label_logits
+    if small.learned_lr is not None:
+        tensors["learned_lr"] = torch.tensor(small.learned_lr, dtype=torch.float64)
+    return tensors
 
 
 def _folder(run: Path) -> Path:
