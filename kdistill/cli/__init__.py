@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli import _priors, _runs, _snapshots, _tables
+from kdistill.cli import _check, _priors, _runs, _snapshots, _tables
 from kdistill.cli._shared import (
     Device,
     Options,
     Protocol,
     Quiet,
+    SkipUnreadable,
     Threads,
     _examples,
     _one_sentence,
@@ -71,6 +72,7 @@ def evaluate(
     precision: Annotated[str | None, typer.Option(help="fp32, tf32 (GPU) or bf16 (convnet).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
     size: Annotated[int | None, typer.Option(help="Resize the real images to this side.")] = None,
+    skip_unreadable: SkipUnreadable = False,
     snapshots: Annotated[bool, typer.Option("--snapshots", help="Test every snapshot of the run, without baselines.")] = False,
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Also show the accuracy of every class, and which is taken for which.")
@@ -95,9 +97,8 @@ def evaluate(
             _snapshots.check(artefact, networks, step_size)
         small = DistilledDataset.from_pretrained(artefact) if artefact.is_dir() else None
         run = small.config.get("run", {}) if small else {}
-        seen = _seen(
-            data or _source_of(run, artefact), size or run.get("size"), run.get("normalisation", "standard"), quiet=quiet
-        )
+        how = {"quiet": quiet, "skip_unreadable": skip_unreadable}
+        seen = _seen(data or _source_of(run, artefact), size or run.get("size"), run.get("normalisation", "standard"), **how)
         if small is None:
             from kdistill.artifacts import import_published
 
@@ -150,6 +151,7 @@ def score(
     ] = False,
     options: Options = [],  # noqa: B006 - typer copies it
     size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    skip_unreadable: SkipUnreadable = False,
     normalisation: Annotated[str, typer.Option(help="standard, zca or none.")] = "standard",
     device: Device = None,
     threads: Threads = None,
@@ -160,7 +162,10 @@ def score(
         from kdistill.config import parse_overrides
         from kdistill.scoring import score as score_images
 
-        seen, given = _seen(data, size, normalisation, stream, quiet), parse_overrides(options)
+        seen, given = (
+            _seen(data, size, normalisation, stream=stream, quiet=quiet, skip_unreadable=skip_unreadable),
+            parse_overrides(options),
+        )
         table = score_images(
             seen, options=given, seed=seed, validation=validation, out=out, device=device, threads=threads, quiet=quiet
         )
@@ -177,6 +182,7 @@ def plan(
     preset: Annotated[str, typer.Option(help="As for distill.")] = "fast",
     options: Options = [],  # noqa: B006 - typer copies it
     size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    skip_unreadable: SkipUnreadable = False,
     normalisation: Annotated[str, typer.Option(help="standard, zca or none.")] = "standard",
     threads: Threads = None,
 ) -> None:
@@ -185,7 +191,7 @@ def plan(
         from kdistill.config import parse_overrides
         from kdistill.planning import plan as predict
 
-        seen = _seen(data, size, normalisation)
+        seen = _seen(data, size, normalisation, skip_unreadable=skip_unreadable)
         echo(predict(seen, method=method, ipc=ipc, preset=preset, options=parse_overrides(options), threads=threads))
 
 
@@ -258,6 +264,7 @@ def bench(context: typer.Context) -> None:
 
 
 _runs.add_to(app)
+_check.add_to(app)
 _tables.add_to(app)
 app.add_typer(_priors.app, name="prior")
 

@@ -10,6 +10,7 @@ from kdistill.cli._shared import (
     Options,
     Quiet,
     Seed,
+    SkipUnreadable,
     Threads,
     Validation,
     _examples,
@@ -47,6 +48,7 @@ def distill(
     options: Options = [],  # noqa: B006 - typer copies it
     seed: Seed = None,
     size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    skip_unreadable: SkipUnreadable = False,
     normalisation: Annotated[str | None, typer.Option(help="standard, zca or none.")] = None,
     init: Annotated[Path | None, typer.Option(help="Start from an earlier artefact.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
@@ -66,7 +68,7 @@ def distill(
         given = {"data": data, "method": method, "ipc": ipc, "preset": preset, "seed": seed, "size": size}
         given |= {"normalisation": normalisation, "validation": validation}
         run = _run_config(config, given, parse_overrides(options))
-        seen = _seen(run.data, run.size, run.normalisation, quiet=quiet)
+        seen = _seen(run.data, run.size, run.normalisation, quiet=quiet, skip_unreadable=skip_unreadable)
         if not quiet:
             echo_wrapped(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
         try:
@@ -142,6 +144,7 @@ def experts(
     preset: Annotated[str, typer.Option(help="As for distill.")] = "fast",
     options: Options = [],  # noqa: B006 - typer copies it
     size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    skip_unreadable: SkipUnreadable = False,
     normalisation: Annotated[str, typer.Option(help="standard, zca or none.")] = "standard",
     device: Device = None,
     threads: Threads = None,
@@ -153,7 +156,7 @@ def experts(
         from kdistill.api import train_experts
         from kdistill.config import parse_overrides
 
-        seen = _seen(data, size, normalisation, quiet=quiet)
+        seen = _seen(data, size, normalisation, quiet=quiet, skip_unreadable=skip_unreadable)
         given = {"method": method, "preset": preset, "options": parse_overrides(options), "validation": validation}
         store = train_experts(seen, **given, device=device, threads=threads, quiet=quiet)
         echo(f"{len(store)} experts of {store.epochs} epochs, {store.nbytes / 1e6:.1f} MB in {store.folder}")

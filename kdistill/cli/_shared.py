@@ -12,6 +12,7 @@ from kdistill.escape import printable
 Options = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set an option; may be repeated.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the run (default 0).")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
+SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be decoded.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show results alone, no progress.")]
 Validation = Annotated[float, typer.Option(help="Share of the training images that a run withholds.")]
@@ -73,7 +74,8 @@ def _step_size(text: str | None) -> float | str | None:
         raise ConfigError(f"lr: expected a number or auto, got '{text}'; 0.01 is usual") from None
 
 
-def _seen(data: str, size: int | None, normalisation: str, stream: bool = False, quiet: bool = False) -> Any:
+def _seen(data: str, size: int | None, normalisation: str, **how: Any) -> Any:
+    """Load the data; ``how`` holds further arguments of ``load_data``."""
     from kdistill.api import load_data
 
-    return load_data(data, size=size, normalisation=normalisation, stream=stream, quiet=quiet)
+    return load_data(data, size=size, normalisation=normalisation, **how)

@@ -7,7 +7,6 @@ cache folder.
 import importlib.util
 import logging
 import os
-import sys
 import uuid
 import zipfile
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 
 from kdistill.bounded_files import read_npz
+from kdistill.data.cache import cache_folder
 from kdistill.data.raw import Part, Raw, unusable
 from kdistill.errors import ConfigError, MissingExtraError, did_you_mean
 
@@ -80,19 +80,6 @@ def read_builtin(name: str) -> Raw:
         return Part(pixels if entry.top == 255 else pixels.float() / entry.top, labels, entry.classes)
 
     return Raw(part("train"), part("test"), name=name, source=name, licence=entry.licence)
-
-
-def cache_folder() -> Path:
-    """Return ``$KDISTILL_CACHE``, or ``kdistill`` in the user's cache folder.
-
-    Raises:
-        RuntimeError: The user has no home folder.
-    """
-    if os.environ.get("KDISTILL_CACHE"):
-        return Path(os.environ["KDISTILL_CACHE"])
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "kdistill"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdistill"
 
 
 def _source_files(name: str, entry: Builtin) -> list[Path]:

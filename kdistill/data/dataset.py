@@ -65,7 +65,9 @@ class ImageDataset:
             ``"streamed"`` of images that are not in memory.
         transform: From pixel space to what networks see, fitted on the training images.
         validation: The source's own validation split, if it has one.
+        mirrors: Whether a mirrored image belongs to the same class; augmentation mirrors only then.
         notes: What was understood or changed while loading, one phrase each.
+        warnings: What is probably wrong with the data, one sentence each.
 
     Raises:
         ShapeError: The splits differ in image shape.
@@ -81,7 +83,9 @@ class ImageDataset:
     fingerprint: str = ""
     transform: Transform = field(default_factory=Identity)
     validation: Split | None = None
+    mirrors: bool = True
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not len(self.train):

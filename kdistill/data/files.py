@@ -1,5 +1,6 @@
 """Files of arrays: ``.npz``, ``.safetensors`` and ``.pt``.  Nothing that a file could execute is ever executed."""
 
+import json
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from kdistill.bounded_files import TooLarge, load_tensors, read_npz
@@ -32,7 +34,7 @@ def read_file(path: Path, size: int | None) -> Raw:
     except Exception as error:  # of any kind: a damaged pickle raises IndexError, struct.error and more
         raise unusable(f"a whole {suffix} file of arrays", f"{path} ({_first_line(error)})", _fix(error)) from error
     if suffix == ".npz" and {"kdistill", "x_train", "y_train"} <= set(arrays) and arrays["x_train"].dtype.kind == "f":
-        return _read_distilled(arrays, size, where=path.name)
+        return read_distilled(arrays, size, where=path.name)
     if isinstance(arrays, Mapping):
         return read_mapping(arrays, size, where=path.name)
     if isinstance(arrays, tuple | list) and len(arrays) == 2:
@@ -41,8 +43,31 @@ def read_file(path: Path, size: int | None) -> Raw:
     raise unusable(f"a dict or a pair (images, labels) in {path.name}", type(arrays).__name__, "save one")
 
 
-def _read_distilled(arrays: Mapping[str, np.ndarray], size: int | None, *, where: str) -> Raw:
-    """Read what ``DistilledDataset.to_npz`` wrote: synthetic pixels leave [0, 1] and are not normalised for that."""
+def is_artefact(path: Path) -> bool:
+    """Return whether ``path`` is a folder that ``DistilledDataset.save_pretrained`` wrote."""
+    return path.is_dir() and all((path / name).is_file() for name in ("config.json", "data.safetensors"))
+
+
+def read_artefact(path: Path, size: int | None) -> Raw:
+    """Read the images of a folder that ``DistilledDataset.save_pretrained`` wrote.
+
+    Raises:
+        DataError: The folder is damaged.
+    """
+    file = path / "data.safetensors"
+    try:
+        with safe_open(file, framework="np") as stream:
+            classes = json.loads((stream.metadata() or {})["kdistill"])["classes"]
+            arrays = {name: stream.get_tensor(name) for name in ("images", "labels")}
+            arrays |= {"label_logits": arrays["labels"]} if "label_logits" in stream.keys() else {}  # noqa: SIM118 - no mapping
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise unusable("a set that kdistill saved", f"{file} ({_first_line(error)})", "save it again") from error
+    arrays = {**arrays, "x_train": arrays.pop("images"), "y_train": arrays.pop("labels"), "classes": np.array(classes, dtype=str)}
+    return read_distilled(arrays, size, where=path.name)
+
+
+def read_distilled(arrays: Mapping[str, Any], size: int | None, *, where: str) -> Raw:
+    """Read a distilled set, such as ``DistilledDataset.to_npz`` wrote: its pixels leave [0, 1] by themselves."""
     images = arrays["x_train"]
     raw = read_mapping({"x_train": images.clip(0.0, 1.0), "y_train": arrays["y_train"]}, size, where=where)
     notes = ["a set that kdistill distilled"]
@@ -50,8 +75,8 @@ def _read_distilled(arrays: Mapping[str, np.ndarray], size: int | None, *, where
         notes.append(f"pixels {images.min():.3g}..{images.max():.3g} clipped to 0..1")
     if "label_logits" in arrays:
         notes.append("learned soft labels left out")
-    names = tuple(map(str, arrays["classes"].ravel())) if "classes" in arrays else None
-    return replace(raw, train=replace(raw.train, names=names), notes=[*raw.notes, *notes])
+    names = tuple(map(str, np.asarray(arrays["classes"]).ravel())) if "classes" in arrays else None
+    return replace(raw, train=replace(raw.train, names=names), is_distilled=True, notes=[*raw.notes, *notes])
 
 
 def _read_named(path: Path) -> dict[str, Any]:

@@ -1,21 +1,19 @@
 """``load_data``: any labelled image set to an ``ImageDataset``."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import Tensor
 
-from kdistill.data import pixels
-from kdistill.data.builtin import BUILTIN, read_builtin
+from kdistill.data import duplicates, pixels
 from kdistill.data.dataset import ImageDataset, Split
-from kdistill.data.files import READERS, read_file
-from kdistill.data.folder import read_folder
 from kdistill.data.labels import map_labels
-from kdistill.data.objects import is_hugging_face, read_dataset, read_hugging_face, read_mapping, read_pair
-from kdistill.data.raw import Part, Raw, unusable
+from kdistill.data.raw import Raw, ReadOptions
+from kdistill.data.sources import read_source, read_streamed
 from kdistill.data.splits import stratified_split
 from kdistill.data.streamed import StreamedImages, same_channels
 from kdistill.errors import ConfigError, did_you_mean
@@ -23,6 +21,8 @@ from kdistill.escape import printable
 from kdistill.transforms import KINDS, fit
 
 TEST_FRACTION = 0.2  # of a source that has no test images of its own
+FEW = 10  # images of a class below which the split into training and test images is a warning
+_GLYPHS = re.compile(r"mnist|svhn|digit|letter|glyph|alphabet|omniglot", re.IGNORECASE)
 
 
 def load_data(
@@ -39,6 +39,8 @@ def load_data(
     label_column: str | None = None,
     name: str | None = None,
     licence: str | None = None,
+    mirrors: bool | None = None,
+    skip_unreadable: bool = False,
     stream: bool = False,
 ) -> ImageDataset:
     """Load a labelled image set and say on standard error what was understood.
@@ -46,21 +48,26 @@ def load_data(
     Args:
         spec: A built-in name (``"mnist5k"``, ``"digits"``, ``"photo-patches"``); a folder ``root/<class>/*`` or
             ``root/{train,val,test}/<class>/*``; a file ``.npz``, ``.safetensors`` or ``.pt``; a pair ``(X, y)`` or dict of
-            arrays or tensors (uint8 ``[N, H, W, C]``, float ``[N, C, H, W]``, grey ``[N, H, W]``); a torch ``Dataset``; a
-            Hugging Face ``Dataset`` or ``DatasetDict``.
+            arrays or tensors (uint8 ``[N, H, W, C]``, float ``[N, C, H, W]``, grey ``[N, H, W]``); paths of pictures with
+            labels: a CSV file, a data frame, ``(paths, labels)``, or ``paths`` in one folder per class; a torch ``Dataset``;
+            a Hugging Face ``Dataset`` or ``DatasetDict``; a distilled set or its folder.
         size: Side of the images; others are scaled so that the short side fits, and the middle is cropped.  None keeps the
             source's, which must then be square and all the same.
-        test: Where the test images are if not in ``spec``: anything that ``spec`` can be, or a share in (0, 1) of the images.
-            None takes the source's own, or splits off a stratified fifth.
+        test: Where the test images are if not in ``spec``: anything that ``spec`` can be, or a share in (0, 1) of the images, or
+            0 for none.  None takes the source's own, else its validation part, else splits off a stratified fifth; of a
+            distilled set nothing is split off.
         normalisation: ``"standard"`` (mean and std of each channel), ``"zca"`` or ``"none"``; fitted on the training images.
         seed: Of the split into training and test images, where the source has none.
-        quiet: Do not print the summary.
+        quiet: Do not print the summary, warnings and progress.
         classes: Class names, in the order of the labels; None takes them from the source, or from the labels.
         num_classes: Number of classes K, for whole-number labels that must lie in 0..K-1.
-        image_column: Of a Hugging Face data set, if it is not clear.
+        image_column: Of a Hugging Face data set, data frame or CSV file, if it is not clear.
         label_column: The same.
         name: Short name of the set; None takes it from the source.
         licence: Of the data; None takes it from the source where it says so.
+        mirrors: Whether a mirrored image belongs to the same class: augmentation mirrors only then.  None guesses: not for the
+            built-in digits, and not where name or classes look like digits or letters; a guess of no is said.
+        skip_unreadable: Leave out picture files that cannot be read, and say so; otherwise they are refused, all at once.
         stream: Do not hold the images in memory: read them whenever they are looked at.  For ``kdistill.score`` alone; of a
             folder, arrays (such as memory-mapped ones) or a torch ``Dataset`` whose items do not change.
 
@@ -82,30 +89,30 @@ def load_data(
         )
     if num_classes is not None and num_classes < 2:
         raise ConfigError(f"num_classes: expected at least 2, got {num_classes}; leave it out to count the labels")
-    read = partial(_read_streamed, size=size) if stream else partial(_read, size=size, columns=(image_column, label_column))
-    raw = read(spec)
-    fraction = TEST_FRACTION
-    if isinstance(test, float):
-        raw, fraction = _check_splittable(raw), test
-    elif test is not None:
-        other = read(test)
-        raw = replace(raw, test=other.test or other.train, notes=[*raw.notes, *(n for n in other.notes if n not in raw.notes)])
-    splits, names = _splits(raw, size, classes, num_classes)
+    options = ReadOptions(
+        size=size, quiet=quiet, skip_unreadable=skip_unreadable, image_column=image_column, label_column=label_column
+    )
+    raw, fraction = _with_test(read_streamed(spec, options) if stream else read_source(spec, options), test, options, stream)
+    splits, names = _splits(raw, classes, num_classes)
+    warnings = [] if stream else pixels.dark_depths(_images(raw))
     if "test" not in splits:
-        kept, withheld = stratified_split(splits["train"].labels, fraction, seed=seed, purpose="split test")
-        some = f"{fraction:.0%} of the images split off as test images (seed {seed})"
-        raw.notes.append(some if len(withheld) else "no image split off for testing, as no class has two")
-        splits = {**splits, "train": splits["train"].take(kept), "test": splits["train"].take(withheld)}
+        splits = _split_off(raw, splits, names, fraction, seed, warnings)
+    if not stream:
+        images, labels = ({part: getattr(split, what) for part, split in splits.items()} for what in ("images", "labels"))
+        warnings += duplicates.warnings(images, labels, _namer(raw, splits))
+    called = name or raw.name
     data = ImageDataset(
         train=splits["train"],
         test=splits["test"],
         validation=splits.get("validation"),
         classes=names,
-        name=name or raw.name,
+        name=called,
         source=raw.source,
         licence=licence or raw.licence,
         transform=fit(normalisation, splits["train"].images),
+        mirrors=_mirrors(called, names, splits["train"], raw) if mirrors is None else mirrors,
         notes=tuple(raw.notes),
+        warnings=tuple(warnings),
     )
     if not quiet:
         announce(data)
@@ -113,98 +120,76 @@ def load_data(
 
 
 def announce(data: ImageDataset) -> None:
-    """Print ``data.describe()`` on standard error."""
-    Console(stderr=True).print(printable(data.describe()), markup=False, highlight=False, soft_wrap=True)
+    """Print ``data.describe()`` on standard error, and every warning on a line of its own."""
+    for line in (data.describe(), *(f"warning: {warning}" for warning in data.warnings)):
+        Console(stderr=True).print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
-def _read_streamed(spec: Any, size: int | None) -> Raw:
-    notes = ["read from the source whenever they are looked at"]
-    if isinstance(spec, str | Path) and spec not in BUILTIN and Path(spec).expanduser().is_dir():
-        path = Path(spec).expanduser()
-        raw = replace(read_folder(path, size, stream=True), name=path.resolve().name, source=str(spec))
-        return replace(raw, notes=[*raw.notes, *notes])
-    if not isinstance(spec, str | Path | Mapping) and not is_hugging_face(spec):
-        if _is_pair(spec):
-            return Raw(read_pair(spec[0], spec[1], size, notes=notes, stream=True), name="arrays", source="arrays", notes=notes)
-        if hasattr(spec, "__len__") and hasattr(spec, "__getitem__"):
-            kind = type(spec).__name__
-            part = read_dataset(spec, size, notes=notes, stream=True)
-            return Raw(part, name=kind.lower(), source=f"torch data set {kind}", notes=notes)
-    got = repr(spec) if isinstance(spec, str | Path) else type(spec).__name__
-    raise ConfigError(f"stream: expected a folder of pictures, (X, y) arrays or a torch Dataset, got {got}; leave stream out")
+def _with_test(raw: Raw, test: Any, options: ReadOptions, stream: bool) -> tuple[Raw, float]:
+    """Return the source with the test part that was asked for, and the share to split off where there is none."""
+    if isinstance(test, int | float) and not isinstance(test, bool):
+        if raw.test is not None:
+            raise ConfigError("test: expected no share, as the source has test images of its own, got one; leave test out")
+        return raw, float(test)
+    if test is not None:
+        other = read_streamed(test, options) if stream else read_source(test, options)
+        notes = [*raw.notes, *(note for note in other.notes if note not in raw.notes)]
+        return replace(raw, test=other.test or other.train, notes=notes), TEST_FRACTION
+    if raw.test is None and raw.validation is not None:
+        raw.notes.append("the validation images serve as the test images")
+        return replace(raw, test=raw.validation, validation=None), TEST_FRACTION
+    return raw, 0.0 if raw.is_distilled else TEST_FRACTION
 
 
-def _read(spec: Any, size: int | None, columns: tuple[str | None, str | None]) -> Raw:
-    image_column, label_column = columns
-    if isinstance(spec, str | Path):
-        raw = _read_path(spec, size)
-    elif is_hugging_face(spec):
-        raw = read_hugging_face(spec, size, image_column=image_column, label_column=label_column)
-        return replace(raw, source="Hugging Face data set")
-    elif isinstance(spec, Mapping):
-        raw = replace(read_mapping(spec, size, where="the dict"), name="arrays", source="arrays")
-    elif _is_pair(spec):
-        notes: list[str] = []
-        raw = Raw(read_pair(spec[0], spec[1], size, notes=notes), name="arrays", source="arrays", notes=notes)
-    elif hasattr(spec, "__len__") and hasattr(spec, "__getitem__"):
-        notes = []
-        kind = type(spec).__name__
-        raw = Raw(read_dataset(spec, size, notes=notes), name=kind.lower(), source=f"torch data set {kind}", notes=notes)
-    else:
-        raise unusable(
-            "a name, a path, (X, y) arrays or a data set with a length",
-            type(spec).__name__,
-            "see the documentation of load_data",
+def _split_off(
+    raw: Raw, splits: dict[str, Split], names: tuple[str, ...], fraction: float, seed: int, warnings: list[str]
+) -> dict[str, Split]:
+    """Return the splits with test images taken from the training images, or with none where ``fraction`` is 0."""
+    train = splits["train"]
+    if fraction == 0.0:
+        raw.notes.append("all of them for training, none for testing")
+        return {**splits, "test": train.take(torch.zeros(0, dtype=torch.int64))}
+    rest, chosen = stratified_split(train.labels, fraction, seed=seed, purpose="split test")
+    some = f"{fraction:.0%} of the images split off as test images (seed {seed})"
+    raw.notes.append(some if len(chosen) else "no image split off for testing, as no class has two")
+    counts = torch.bincount(train.labels, minlength=len(names))
+    smallest = int(counts.argmin())
+    if len(chosen) and int(counts[smallest]) < FEW:
+        warnings.append(
+            f"{len(chosen):,} of {len(train):,} images are held out for testing, and no more than {int(counts[smallest])} images "
+            f"of '{names[smallest]}' are there; name test images with test=, or take all for training with test=0"
         )
-    for option, value in (("image_column", image_column), ("label_column", label_column)):
-        if value is not None:
-            raise ConfigError(f"{option}: expected a Hugging Face data set, got {raw.source}; leave {option} out")
-    return raw
+    return {**splits, "train": train.take(rest), "test": train.take(chosen)}
 
 
-def _read_path(spec: str | Path, size: int | None) -> Raw:
-    if not str(spec).strip():
-        raise unusable("a name or a path", repr(str(spec)), "'.' is the current folder")
-    if spec in BUILTIN:
-        return _resized(read_builtin(str(spec)), size)
-    path = Path(spec).expanduser()
-    if not path.exists():
-        looks_like_path = isinstance(spec, Path) or path.suffix.lower() in READERS or any(c in spec for c in "/\\~.")
-        if looks_like_path:
-            raise unusable("an existing file or folder", spec, "check the path")
-        return read_builtin(str(spec))  # unknown: says so and suggests the nearest
-    if path.is_dir():
-        return replace(read_folder(path, size), name=path.resolve().name, source=str(spec))
-    return replace(read_file(path, size), name=path.stem, source=str(spec))
-
-
-def _is_pair(spec: Any) -> bool:
-    """Return whether ``spec`` is ``(X, y)``; a list of two could also be a data set of two items."""
-    if not isinstance(spec, tuple | list) or len(spec) != 2:
+def _mirrors(name: str, names: tuple[str, ...], train: Split, raw: Raw) -> bool:
+    """Guess whether a mirrored image belongs to the same class: not where the images look like digits or letters."""
+    are_digits = names == tuple("0123456789")
+    are_letters = len(names) > 1 and all(len(each) == 1 and each.isalpha() for each in names)
+    is_named = _GLYPHS.search(name) is not None and "fashion" not in name.lower()
+    if is_named or (train.images.shape[1] == 1 and (are_digits or are_letters)):
+        raw.notes.append("not mirrored, as these look like digits or letters (mirrors=True if they may be)")
         return False
-    images, labels = spec
-    return isinstance(spec, tuple) or (getattr(images, "ndim", 0) >= 3 and 1 <= getattr(labels, "ndim", 0) <= 2)
+    return True
 
 
-def _resized(raw: Raw, size: int | None) -> Raw:
-    if size is None:
-        return raw
-
-    def fitted(part: Part | None) -> Part | None:
-        return None if part is None else replace(part, images=pixels.square(part.images, size))
-
-    return replace(raw, train=fitted(raw.train), test=fitted(raw.test))
+def _images(raw: Raw) -> list[Tensor]:
+    return [part.images for part in (raw.train, raw.test, raw.validation) if part is not None]
 
 
-def _check_splittable(raw: Raw) -> Raw:
-    if raw.test is not None:
-        raise ConfigError("test: expected no share, as the source has test images of its own, got one; leave test out")
-    return raw
+def _namer(raw: Raw, splits: dict[str, Split]) -> Callable[[str, int], str]:
+    """Return what an image is called: its path where rows are still those of the source."""
+    parts = {"train": raw.train, "test": raw.test, "validation": raw.validation}
+
+    def name(part: str, row: int) -> str:
+        source = parts[part]
+        is_whole = source is not None and source.paths is not None and len(source.paths) == len(splits[part])
+        return source.paths[row] if is_whole and source is not None and source.paths is not None else f"{part} image {row}"
+
+    return name
 
 
-def _splits(
-    raw: Raw, size: int | None, classes: Sequence[str] | None, num_classes: int | None
-) -> tuple[dict[str, Split], tuple[str, ...]]:
+def _splits(raw: Raw, classes: Sequence[str] | None, num_classes: int | None) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Settle labels, channels and value range over all parts together."""
     parts = {"train": raw.train, "test": raw.test, "validation": raw.validation}
     present = {which: part for which, part in parts.items() if part is not None}

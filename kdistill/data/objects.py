@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from kdistill.data import pixels, streamed
+from kdistill.data import pictures, pixels, streamed
 from kdistill.data.raw import Part, Raw, label_values, unusable
 from kdistill.errors import ConfigError, did_you_mean
 
@@ -157,7 +157,7 @@ def _hugging_face_part(
 def _hugging_face_image(value: Any, name: str, notes: list[str]) -> Tensor:
     if isinstance(value, Mapping):  # Image(decode=False)
         source = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
-        return pixels.decode(source, value.get("path") or name, notes)
+        return pictures.decode(source, value.get("path") or name, notes)
     return pixels.single(value if isinstance(value, Image.Image | Tensor | np.ndarray) else np.asarray(value), name, notes)
 
 

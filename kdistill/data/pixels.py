@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from kdistill.data.raw import counted, unusable
@@ -32,39 +32,45 @@ def check_size(size: Any) -> None:
         raise ConfigError(f"size: expected a positive whole number of pixels or None, got {size!r}; 32 is usual")
 
 
-def decode(source: Any, name: str, notes: list[str]) -> Tensor:
-    """Read a picture from a path or a binary stream; ``name`` is what messages call it.
-
-    Returns:
-        ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or ``KNOWN`` for 16-bit grey.  Alpha lies over white.
-
-    Raises:
-        DataError: The file is no picture, truncated or damaged.
-    """
-    try:
-        with Image.open(source) as picture:
-            return from_pil(ImageOps.exif_transpose(picture), notes)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = str(error).split(" '")[0] or type(error).__name__  # Pillow's message ends in the path, quoted
-        raise unusable("a picture that Pillow can read", f"{name} ({reason})", "remove or replace it") from error
-
-
-def from_pil(picture: Image.Image, notes: list[str]) -> Tensor:
-    """Return a Pillow picture as ``[C, H, W]``; see ``decode``."""
+def from_pil(picture: Image.Image, notes: list[str], size: int | None = None) -> Tensor:
+    """Return a Pillow picture as ``[C, H, W]``, of ``size`` if that is given; see ``pictures.decode``."""
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
     if picture.mode.startswith("I"):
         values = np.asarray(picture).astype(np.float32)
         if values.size and (values.min() < 0 or values.max() > 65535):
             raise ValueError("32-bit grey values beyond 16 bits")
-        return torch.from_numpy(values / np.float32(65535))[None].to(KNOWN)
+        deep = torch.from_numpy(values / np.float32(65535))[None].to(KNOWN)
+        return deep if size is None else square(deep[None], size)[0]
     kind = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        _note(notes, ALPHA)
-    values = np.array(picture.convert(kind))
+        note(notes, ALPHA)
+    picture = picture.convert(kind)
+    values = np.array(picture if size is None else _square_picture(picture, size))
     return torch.from_numpy(values[None] if kind == "L" else values.transpose(2, 0, 1).copy())
+
+
+def _square_picture(picture: Image.Image, size: int) -> Image.Image:
+    """Do as ``square`` with Pillow, which lets other threads run."""
+    (width, height), (top, left), shape = picture.size, *_scaled(picture.height, picture.width, size)
+    if (height, width) == (size, size):
+        return picture
+    return picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+
+
+def scaled_size(whole: tuple[int, int], size: int) -> tuple[int, int]:
+    """Return width and height of a picture whose short side becomes ``size``."""
+    height, width = _scaled(whole[1], whole[0], size)[1]
+    return width, height
+
+
+def _scaled(height: int, width: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return top and left of the crop, and height and width of the scaled picture."""
+    scale = size / min(height, width)
+    shape = max(size, round(height * scale)), max(size, round(width * scale))
+    return ((shape[0] - size) // 2, (shape[1] - size) // 2), shape
 
 
 def single(image: Any, name: str, notes: list[str]) -> Tensor:
@@ -99,7 +105,7 @@ def collect(images: Iterable[Tensor], size: int | None, name: Name) -> Tensor:
     for row, image in enumerate(images):
         fitted = image if size is None else square(image[None], size)[0]
         if rows and fitted.shape[1:] != rows[0].shape[1:]:
-            raise size_error(f"images of one size, got {_size(rows[0])} ({name(0)}) and {_size(fitted)} ({name(row)})")
+            raise different_sizes(rows[0], name(0), fitted, name(row))
         rows.append(fitted)
     if not rows:
         raise unusable("images", "none", "add images")
@@ -120,9 +126,7 @@ def square(images: Tensor, size: int) -> Tensor:
         return images
     if images.dtype == KNOWN:
         return square(images.float(), size).to(KNOWN)
-    scale = size / min(height, width)
-    shape = [max(size, round(height * scale)), max(size, round(width * scale))]
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    (top, left), shape = _scaled(height, width, size)
     chunks = []
     for chunk in images.split(CHUNK):
         scaled = torch.nn.functional.interpolate(chunk, size=shape, mode="bicubic", antialias=True, align_corners=False)
@@ -226,7 +230,7 @@ def _channels_first(images: Tensor, name: str) -> Tensor:
 def _over_white(images: Tensor, notes: list[str]) -> Tensor:
     if images.shape[1] in (1, 3) or not images.numel():
         return images[:, : 1 if images.shape[1] < 3 else 3]
-    _note(notes, ALPHA)
+    note(notes, ALPHA)
     pixels, is_known = _unit(images), images.dtype != torch.float32
     white = 1.0 if is_known or float(pixels.max()) <= 1.0 + SLACK else 255.0
     colour, alpha = pixels[:, :-1], pixels[:, -1:] / white
@@ -244,7 +248,8 @@ def _byte_range(images: Tensor) -> Tensor:
     return images.float().mul_(255) if images.dtype == KNOWN else images.float()
 
 
-def _note(notes: list[str], text: str) -> None:
+def note(notes: list[str], text: str) -> None:
+    """Append a note that is not there yet."""
     if text not in notes:
         notes.append(text)
 
@@ -256,3 +261,21 @@ def _size(images: Tensor) -> str:
 def size_error(expected: str) -> DataError:
     """Return the error of images whose sizes cannot be used as they are."""
     return DataError(f"load_data: expected {expected}; pass size=32 (--size 32) to resize and centre-crop them")
+
+
+def different_sizes(first: Tensor, first_name: str, other: Tensor, other_name: str) -> DataError:
+    """Return the error of two images that differ in size."""
+    return size_error(f"images of one size, got {_size(first)} ({first_name}) and {_size(other)} ({other_name})")
+
+
+def dark_depths(parts: Sequence[Tensor]) -> list[str]:
+    """Return a warning if 16-bit images use less than a quarter of their range, as those of 10 to 14-bit cameras do."""
+    deep = [images for images in parts if images.dtype == KNOWN and images.numel()]
+    highest = round(max((float(images.max()) for images in deep), default=0.0) * 65535)
+    if not 255 < highest < 2**14:
+        return []
+    bits = highest.bit_length()
+    return [
+        f"16-bit images reach no more than {highest:,} of 65,535, as those of a {bits}-bit camera do, and are read as dark "
+        f"images; multiply them by {2 ** (16 - bits)} before, or give arrays divided by {2**bits - 1:,}"
+    ]

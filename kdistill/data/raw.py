@@ -18,6 +18,25 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How sources are read.
+
+    Attributes:
+        size: Side of the images, or None for that of the source.
+        quiet: Show no progress line.
+        skip_unreadable: Leave out picture files that cannot be read, and say so.
+        image_column: Column of a table or Hugging Face data set that holds the images, or None.
+        label_column: The same for the labels.
+    """
+
+    size: int | None = None
+    quiet: bool = True
+    skip_unreadable: bool = False
+    image_column: str | None = None
+    label_column: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """One split as its source has it.
@@ -39,7 +58,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """A source, read."""
+    """A source, read; of one that is itself a distilled set, no test images are split off."""
 
     train: Part
     test: Part | None = None
@@ -47,6 +66,7 @@ class Raw:
     name: str = "data"
     source: str = ""
     licence: str = "unknown"
+    is_distilled: bool = False
     notes: list[str] = field(default_factory=list)
 
 

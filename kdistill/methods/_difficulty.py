@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
 from kdistill.data import ImageDataset
-from kdistill.data.builtin import cache_folder
+from kdistill.data.cache import cache_folder
 from kdistill.data.dataset import fingerprint
 from kdistill.errors import ConfigError, DataError
 from kdistill.experts.spec import digest_of

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
 from kdistill.data import ImageDataset
-from kdistill.data.builtin import cache_folder
+from kdistill.data.cache import cache_folder
 from kdistill.engine import train
 from kdistill.engine.students import Student
 from kdistill.errors import DataError

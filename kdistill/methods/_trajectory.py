@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset
-from kdistill.data.builtin import cache_folder
+from kdistill.data.cache import cache_folder
 from kdistill.engine import Student, TrajectoryMatch, trajectory_match
 from kdistill.engine._inner_steps import Mask
 from kdistill.engine.unroll import GRAD_MODES, SMALLEST_LR

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdistill.data import BUILTIN, builtin, load_data, stratified_split
-from kdistill.data.builtin import cache_folder, photo_patches, read_builtin
+from kdistill.data import BUILTIN, builtin, cache, load_data, stratified_split
+from kdistill.data.builtin import photo_patches, read_builtin
+from kdistill.data.cache import cache_folder
 from kdistill.errors import ConfigError, DataError, MissingExtraError
 
 
@@ -113,13 +114,13 @@ def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.delenv("KDISTILL_CACHE")
-    monkeypatch.setattr(builtin.sys, "platform", "linux")
+    monkeypatch.setattr(cache.sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "kdistill"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "kdistill"
-    monkeypatch.setattr(builtin.sys, "platform", "darwin")
+    monkeypatch.setattr(cache.sys, "platform", "darwin")
     assert cache_folder() == tmp_path / "Library" / "Caches" / "kdistill"
 
 

@@ -113,7 +113,7 @@ def test_orientation_of_photographs_is_followed(tmp_path):
 
 def test_layout_with_val_only_and_with_all_three(tree):
     data = load(tree({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1}, name="two"))
-    assert len(data.test) == 2 and data.validation is None and "'val' serves as the test images" in data.describe()
+    assert len(data.test) == 2 and data.validation is None and "the validation images serve as the test images" in data.describe()
     data = load(tree({f"{s}/{c}": k for s, k in (("train", 3), ("valid", 2), ("test", 1)) for c in "ab"}, name="three"))
     assert (len(data.train), len(data.validation), len(data.test)) == (6, 4, 2)
 

@@ -243,5 +243,5 @@ def test_hugging_face_columns(colour):
         load({"test": hf(colour)})
     with pytest.raises(DataError, match="got a stream"):
         load(HuggingFace({"image": [0], "label": [0]}, {"image": HFImage(), "label": Value()}, streamed=True))
-    with pytest.raises(ConfigError, match="image_column: expected a Hugging Face data set, got arrays"):
+    with pytest.raises(ConfigError, match="image_column: expected a Hugging Face data set, a data frame or a CSV file, got arr"):
         load(colour, image_column="image")

@@ -1,0 +1,101 @@
+"""Picture files: which endings are read, and how one file becomes a small tensor.
+
+JPEG is decoded at an eighth, a quarter or half of its size where that leaves at least four times the side that is asked for, and
+Pillow resizes on the picture itself: both let other threads run, and neither depends on their number.
+"""
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import PIL
+from PIL import Image, ImageOps, features
+from torch import Tensor
+
+from kdistill.data import pixels
+from kdistill.data.raw import unusable
+from kdistill.errors import DataError
+
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+SUFFIXES = (
+    *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
+)
+DRAFT_FACTOR = 4  # a JPEG is decoded at no less than this many times the side that is asked for
+RECIPE = 1  # raised whenever decoding changes, so that cached pixels of an older version are not used
+
+
+def is_picture(name: str) -> bool:
+    """Return whether a file of this name is read; HEIC needs the package pillow-heif."""
+    suffix = Path(name).suffix.lower()
+    return suffix in SUFFIXES or (suffix in HEIF_SUFFIXES and can_read_heif())
+
+
+@cache
+def can_read_heif() -> bool:
+    """Return whether HEIC can be read, and make Pillow read it."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return False
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return True
+
+
+@cache
+def decoder_version() -> str:
+    """Return what decoded pixels depend on: this module's recipe, Pillow and the libraries that it was built with."""
+    libraries = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "webp", "avif", "libtiff", "jpg_2000", "zlib")}
+    if can_read_heif():
+        import pillow_heif
+
+        libraries["pillow_heif"] = pillow_heif.__version__
+    return f"recipe {RECIPE}, Pillow {PIL.__version__}, " + ", ".join(f"{name} {value}" for name, value in libraries.items())
+
+
+def decode(source: Any, name: str, notes: list[str], size: int | None = None) -> Tensor:
+    """Read a picture from a path or a binary stream.
+
+    Args:
+        source: Path, or binary stream.
+        name: What messages call it.
+        notes: What was changed is appended.
+        size: Scale the short side to this and crop the middle; None keeps the size of the file.
+
+    Returns:
+        ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or ``pixels.KNOWN`` for 16-bit grey.  Alpha lies over white.
+
+    Raises:
+        DataError: The file is no picture, truncated or damaged.
+    """
+    try:
+        with Image.open(source) as picture:
+            upright = ImageOps.exif_transpose(picture if size is None else _reduced(picture, size))
+            return pixels.from_pil(upright, notes, size)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise Unreadable(name, reason_of(error)) from error
+
+
+def _reduced(picture: Image.Image, size: int) -> Image.Image:
+    """Return a picture whose short side is ``size`` if its decoder can skip detail, else the picture itself."""
+    whole = picture.size
+    if picture.draft(None, (DRAFT_FACTOR * size, DRAFT_FACTOR * size)) is None or picture.size == whole:
+        return picture
+    # the last column and row of the reduced picture may stand for fewer pixels than the others
+    factor = max(round(full / part) for full, part in zip(whole, picture.size, strict=True))
+    box = (0.0, 0.0, whole[0] / factor, whole[1] / factor)
+    return picture.resize(pixels.scaled_size(whole, size), Image.Resampling.BICUBIC, box)
+
+
+class Unreadable(DataError):
+    """A picture file that cannot be read, and why."""
+
+    def __init__(self, name: str, reason: str):
+        self.name, self.reason = name, reason
+        super().__init__(str(unusable("a picture that Pillow can read", f"{name} ({reason})", "remove or replace it")))
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a picture cannot be read, without the path that Pillow's message ends in."""
+    return getattr(error, "strerror", None) or str(error).split(" '")[0] or type(error).__name__
