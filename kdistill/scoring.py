@@ -71,7 +71,7 @@ def score(
     with quietly(quiet), status_line("scoring", also=say) as show:
         scores = difficulty(spec, student, Seen(seen.train.images, seen.transform), seen.train.labels, say=show)
     about = {"data": data.name, "validation": validation, "settings": to_mapping(spec), "environment": _native.environment()}
-    table = ScoreTable(seen.train.labels.cpu(), scores, tuple(seen.classes), fingerprint(seen.train), about)
+    table = ScoreTable(seen.train.labels.cpu(), scores, tuple(seen.classes), fingerprint(seen.train), about, seen.train.files)
     if out is not None:
         _write(table, seen, Path(out))
     return table
@@ -90,7 +90,7 @@ def _write(table: ScoreTable, data: ImageDataset, folder: Path) -> None:
     first = next(iter(table.scores))
     table.save(folder / "scores.csv")
     write_atomic(folder / "histogram.png", png(histograms(dict(table.scores), f"{data.name}: scores of {len(table):,} images")))
-    sheet = extremes(
-        data.train.images, table.labels, table.of(first), table.classes, f"{data.name}: easiest and hardest by {first}"
-    )
+    heading = f"{data.name}: easiest and hardest by {first}"
+    captions = [f"{row}" for row in range(len(table))] if table.files is None else [Path(file).name for file in table.files]
+    sheet = extremes(data.train.images, table.labels, table.of(first), table.classes, heading, captions)
     write_atomic(folder / "extremes.png", png(sheet))

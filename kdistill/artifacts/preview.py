@@ -111,12 +111,12 @@ def _headline(small: "DistilledDataset") -> str:
     return "  ·  ".join(one_line(part, HEADING_CHARACTERS) for part in (name, method, images) if part)
 
 
-def shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Return ``name`` on one line, at most ``LABEL_WIDTH`` pixels wide."""
+def shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int = LABEL_WIDTH) -> str:
+    """Return ``name`` on one line, at most ``width`` pixels wide."""
     name = one_line(name, LABEL_CHARACTERS)  # measuring takes time in proportion to the length
-    if font.getlength(name) <= LABEL_WIDTH:
+    if font.getlength(name) <= width:
         return name
-    while name and font.getlength(name + "…") > LABEL_WIDTH:
+    while name and font.getlength(name + "…") > width:
         name = name[:-1]
     return name.rstrip() + "…"
 

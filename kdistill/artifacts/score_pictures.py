@@ -1,5 +1,6 @@
 """Pictures of scores: a histogram per metric, and the easiest and hardest images of every class."""
 
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
@@ -12,6 +13,7 @@ from kdistill.escape import one_line
 BAR, EASY, HARD = (88, 120, 176), (66, 140, 96), (186, 84, 72)
 PANEL, BINS, COLUMNS = (420, 220), 50, 2  # of the histograms
 MOST_CLASSES, MOST_WIDTH = 50, 1840
+CAPTION = 20  # pixels below an image, for the name of its file
 HEADING_CHARACTERS = 150
 
 
@@ -51,7 +53,15 @@ def _panel(draw: ImageDraw.ImageDraw, left: int, top: int, metric: str, values: 
         draw.text((left + PANEL[0], top), note, SOFT_INK, font, anchor="ra")
 
 
-def extremes(images: Tensor, labels: Tensor, score: Tensor, classes: tuple[str, ...], heading: str, each: int = 8) -> Image.Image:
+def extremes(
+    images: Tensor,
+    labels: Tensor,
+    score: Tensor,
+    classes: tuple[str, ...],
+    heading: str,
+    captions: Sequence[str],
+    each: int = 8,
+) -> Image.Image:
     """Return a sheet with the ``each`` easiest images of every class at the left and its hardest at the right, each sorted.
 
     Args:
@@ -60,32 +70,34 @@ def extremes(images: Tensor, labels: Tensor, score: Tensor, classes: tuple[str, 
         score: ``[N]``; larger is harder.
         classes: Names; of more than 50 classes the first are shown.
         heading: Text above.
+        captions: What stands below each of the N images, such as the name of its file.
         each: Images at each side, at most.
     """
-    side = max(24, min(64, (MOST_WIDTH - LABEL_WIDTH) // (2 * each) - GAP))
-    shown, half = classes[:MOST_CLASSES], each * (side + GAP)
-    left, top, font = MARGIN + LABEL_WIDTH, MARGIN + 60, ImageFont.load_default(14)
-    picture = Image.new("RGB", (left + 2 * half + 2 * MARGIN, top + len(shown) * (side + GAP) + MARGIN), PAPER)
+    cell = (MOST_WIDTH - LABEL_WIDTH - 3 * MARGIN) // (2 * each)
+    side, shown, half = max(24, min(64, cell - GAP)), classes[:MOST_CLASSES], each * cell
+    left, top, tall, font = MARGIN + LABEL_WIDTH, MARGIN + 60, side + CAPTION, ImageFont.load_default(14)
+    picture = Image.new("RGB", (left + 2 * half + 2 * MARGIN, top + len(shown) * tall + MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, MARGIN - 6), one_line(heading, HEADING_CHARACTERS), INK, ImageFont.load_default(20))
+    draw.text((MARGIN, MARGIN - 6), heading, INK, ImageFont.load_default(20))
     draw.text((left, top - 8), "easiest", EASY, font, anchor="ls")
     draw.text((left + half + MARGIN, top - 8), "hardest, the hardest last", HARD, font, anchor="ls")
     for row, name in enumerate(shown):
         members = (labels == row).nonzero()[:, 0]
         order = members[score[members].argsort(stable=True)]
-        y = top + row * (side + GAP)
+        y = top + row * tall
         draw.text((left - 10, y + side / 2), shortened(name, font), SOFT_INK, font, anchor="rm")
         for x, chosen in ((left, order[:each]), (left + half + MARGIN, order[-each:])):
-            _row(picture, images[chosen], x, y, side)
+            _row(picture, images[chosen], [captions[i] for i in chosen.tolist()], x, y, side, cell)
     return picture
 
 
-def _row(picture: Image.Image, images: Tensor, left: int, top: int, side: int) -> None:
-    shown = images.cpu()[:, : 3 if images.shape[1] >= 3 else 1]
-    for i, array in enumerate(to_uint8(shown)):
-        tile = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
+def _row(picture: Image.Image, images: Tensor, captions: Sequence[str], left: int, top: int, side: int, cell: int) -> None:
+    shown, draw, font = images.cpu()[:, : 3 if images.shape[1] >= 3 else 1], ImageDraw.Draw(picture), ImageFont.load_default(11)
+    for i, (array, caption) in enumerate(zip(to_uint8(shown), captions, strict=True)):
+        tile, x = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB"), left + i * cell
         way = Image.Resampling.NEAREST if side >= tile.width else Image.Resampling.LANCZOS
-        picture.paste(tile.resize((side, side), way), (left + i * (side + GAP), top))
+        picture.paste(tile.resize((side, side), way), (x, top))
+        draw.text((x, top + side + 1), shortened(caption, font, cell - 4 * GAP), SOFT_INK, font)
 
 
 def png(picture: Image.Image) -> bytes:

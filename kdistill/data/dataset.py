@@ -20,13 +20,15 @@ class Split:
     Attributes:
         images: ``[N, C, H, W]``, float32, pixel space, values in [0, 1]; a tensor, or ``StreamedImages``.
         labels: ``[N]``, int64.
+        files: Where each image was read from, N paths; None for images that are in no files of their own.
 
     Raises:
-        ShapeError: Not ``[N, C, H, W]`` floats with ``[N]`` int64 labels.
+        ShapeError: Not ``[N, C, H, W]`` floats with ``[N]`` int64 labels, or another number of files.
     """
 
     images: Tensor
     labels: Tensor
+    files: tuple[str, ...] | None = None
 
     def __post_init__(self):
         if self.images.ndim != 4 or not self.images.is_floating_point():
@@ -35,6 +37,8 @@ class Split:
             raise ShapeError(
                 f"Split: expected int64 labels [{len(self.images)}], got {_brief(self.labels)}; give one class number per image"
             )
+        if self.files is not None and len(self.files) != len(self.images):
+            raise ShapeError(f"Split: expected {len(self.images)} files, got {len(self.files)}; name one per image")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,11 +47,12 @@ class Split:
         """Return the split of the given row numbers, in that order."""
         streamed = isinstance(self.images, StreamedImages)
         images = self.images.take(rows) if streamed else self.images[rows.to(self.images.device)]
-        return Split(images, self.labels[rows.to(self.labels.device)])
+        files = None if self.files is None else tuple(self.files[row] for row in rows.tolist())
+        return Split(images, self.labels[rows.to(self.labels.device)], files)
 
     def to(self, device: torch.device | str) -> "Split":
         """Return the split on ``device``."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.images.to(device), self.labels.to(device), self.files)
 
 
 @dataclass(frozen=True, eq=False)

@@ -202,4 +202,4 @@ def _splits(raw: Raw, classes: Sequence[str] | None, num_classes: int | None) ->
     found = {which: part.images for which, part in present.items()}
     is_streamed = isinstance(raw.train.images, StreamedImages)
     images = same_channels(found) if is_streamed else pixels.to_unit_range(found, image_name, raw.notes)
-    return {which: Split(images[which], labels[which]) for which in present}, names
+    return {which: Split(images[which], labels[which], present[which].paths) for which in present}, names

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdistill.artifacts import write_atomic
+from kdistill.artifacts.tensors import utf8
 from kdistill.errors import ConfigError, DataError, did_you_mean
 
 FORMAT = 1
@@ -27,6 +28,7 @@ class ScoreTable:
         classes: Names.
         digest: ``kdistill.data.fingerprint`` of the images and labels that were scored.
         about: Whatever else should stand at the head of the file: settings, data, versions.
+        files: Where each image was read from, N paths; None for images that are in no files of their own.
     """
 
     labels: Tensor
@@ -34,6 +36,7 @@ class ScoreTable:
     classes: tuple[str, ...]
     digest: str
     about: Mapping[str, Any]
+    files: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,6 +64,8 @@ class ScoreTable:
     def save(self, path: str | Path) -> None:
         """Write the table: one line of JSON after ``#``, then comma-separated ``index,label,<metric>,<metric>_rank,...``.
 
+        A column ``file`` follows ``label`` where images have files of their own.
+
         Raises:
             DataError: The place cannot be written.
         """
@@ -68,8 +73,11 @@ class ScoreTable:
         text = io.StringIO()
         text.write("# " + json.dumps(head, sort_keys=True) + "\n")
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["index", "label", *(name for metric in self.scores for name in (metric, f"{metric}_rank"))])
-        columns = [range(len(self)), self.labels.tolist()]
+        files = [] if self.files is None else [list(map(utf8, self.files))]
+        writer.writerow(
+            ["index", "label", *["file"] * len(files), *(name for metric in self.scores for name in (metric, f"{metric}_rank"))]
+        )
+        columns = [range(len(self)), self.labels.tolist(), *files]
         for metric, values in self.scores.items():  # nine digits give a float32 back
             columns += [[f"{value:.9g}" for value in values.tolist()], self.ranks(metric).tolist()]
         writer.writerows(zip(*columns, strict=True))
@@ -120,10 +128,11 @@ def load_scores(
             f"scores: expected scores of images with digest {digest[:12]}, got {found[:12]} in {path}; score this data set"
         )
     order = _order(index, path)
+    files = tuple(table["file"][row] for row in order.tolist()) if "file" in table else None
     label, scores = label[order], {metric: values[order] for metric, values in scores.items()}
     _check_values(label, scores, len(classes) if labels is None else labels, path)
     known = ("format", "num_samples", "digest", "classes")
-    return ScoreTable(label, scores, classes, found, {key: value for key, value in head.items() if key not in known})
+    return ScoreTable(label, scores, classes, found, {key: value for key, value in head.items() if key not in known}, files)
 
 
 def _columns(text: str) -> dict[str, tuple[str, ...]]:

@@ -1,5 +1,7 @@
 """``kdistill.score`` end to end on a small set, its table, and what the reader refuses."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import kdistill
+from kdistill import scoring
+from kdistill.artifacts.score_pictures import extremes
 from kdistill.data import ImageDataset, Split
 from kdistill.engine import build_student, sample_scores, train
 from kdistill.errors import ConfigError, DataError
@@ -37,6 +41,30 @@ def test_a_table_and_two_pictures(tmp_path):
     again = load_scores_of(data, tmp_path / "scores.csv")
     assert all(torch.equal(again.of(metric), values) for metric, values in table.scores.items())
     assert torch.equal(again.labels, data.train.labels) and again.about["settings"]["runs"] == 2
+
+
+def test_images_of_files_are_named_in_the_table_and_on_the_sheet(tmp_path, monkeypatch):
+    data = drawn(18)
+    for row, (image, label) in enumerate(zip(data.train.images, data.train.labels, strict=True)):
+        path = tmp_path / f"photos/{'abc'[label]}/shot, {row:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((255 * image[0].clamp(0, 1)).byte().numpy()).save(path)
+    photos, sheets = kdistill.load_data(tmp_path / "photos", quiet=True), []
+    monkeypatch.setattr(scoring, "extremes", lambda *given: sheets.append(given) or extremes(*given))
+    table = kdistill.score(photos, options=SMALL | {"metrics": ("el2n",)}, out=tmp_path / "out")
+    held = photos.holdout(0.1, seed=0)[0].train
+    assert table.files == held.files and len(table.files) == len(table) < 18
+    for file, image, label in zip(table.files, held.images, table.labels, strict=True):  # the right name at the right image
+        assert "abc"[label] == Path(file).parent.name
+        assert np.array_equal(np.asarray(Image.open(file)) / np.float32(255), image[0].numpy())
+    assert load_scores(tmp_path / "out/scores.csv").files == table.files  # a comma in a name is no column
+    assert sheets[0][-1] == [Path(file).name for file in table.files]
+    kdistill.score(data, options=SMALL | {"metrics": ("el2n",)}, validation=0.0, out=tmp_path / "plain")
+    assert sheets[1][-1] == [str(row) for row in range(18)]
+    assert ",file," not in (tmp_path / "plain/scores.csv").read_text()
+    sheet = extremes(*sheets[0])
+    unnamed = extremes(*sheets[0][:-1], [""] * len(table))
+    assert sheet.size == unnamed.size and sheet.tobytes() != unnamed.tobytes()
 
 
 def test_a_second_run_writes_the_same_bytes(tmp_path):
