@@ -12,7 +12,6 @@ from torch import Tensor
 from benchmarks._measure import Call, Clock, Timing, clock_of, copy_call, interleaved, read_call
 from benchmarks._table import COPY, READ
 from kdistill import ops
-from kdistill.errors import KDistillError
 from kdistill.ops import _registry
 from kdistill.testing.cases import OpCase, Shape, as_tuple
 from kdistill.testing.tolerance import assert_close_enough, to_float64
@@ -91,15 +90,24 @@ def verdict(
     case: OpCase, shape: Shape, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...], known: Known
 ) -> str:
     """Return "ok", "wrong: ..." by the tolerance rule, or "cannot run: ..."."""
-    try:
+
+    def compare() -> str:
         got = outputs(case, contestant, inputs, wrt)
         for i, (ours, same, true) in enumerate(zip(got, *known(contestant.has_gradients), strict=True)):
             assert_close_enough(ours.cpu(), same, true, case.depth(shape), f"{contestant.name} output {i}")
+        return "ok"
+
+    return tried(compare)
+
+
+def tried(check: Callable[[], str]) -> str:
+    """Return what a check returns: a contestant that cannot run here is a row with its reason, not the end of the benchmark."""
+    try:
+        return check()
     except AssertionError as error:
         return f"wrong: {error}"
-    except (KDistillError, RuntimeError) as error:  # a peer that cannot run here is a row with its reason, not the end
-        return f"cannot run: {str(error).splitlines()[0]}"
-    return "ok"
+    except Exception as error:  # compilers and libraries raise of their own
+        return f"cannot run: {(str(error).splitlines() or [type(error).__name__])[0]}"
 
 
 def reference_results(case: OpCase, inputs: tuple[Any, ...], wrt: tuple[int, ...], of_ones: bool) -> list[tuple[Tensor, ...]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._measure import clock_of, interleaved
-from benchmarks._ops import Result
+from benchmarks._ops import Result, tried
 from benchmarks.generator_layers import bound, gradients
 from benchmarks.peers.alias_free_layers import PEERS, Layer, grouped
 from kdistill import ops
@@ -106,7 +106,7 @@ def run_stylegan3_layer(
         backends = [name for name in _registry.AUTOMATIC[device.type] if name != "reference"]
         layers: dict[str, Layer] = {name: partial(ours, name, sizes=sizes) for name in backends}
         layers |= {name: partial(layer, sizes=sizes) for name, layer in PEERS.items()}
-        statuses = {name: check(layer, given, sizes) for name, layer in layers.items()}
+        statuses = {name: tried(partial(check, layer, given, sizes)) for name, layer in layers.items()}
         for name, status in statuses.items():
             if status != "ok" or check_only:
                 yield Result("stylegan3_layer", name, *common, status)

@@ -7,12 +7,13 @@ anything is timed, value and gradients are checked against the grouped form in f
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks._measure import Call, clock_of, interleaved
-from benchmarks._ops import Result
+from benchmarks._ops import Result, tried
 from benchmarks.peers.generator_layers import PEERS, Layer, grouped
 from kdistill import ops
 from kdistill.ops import _registry
@@ -118,7 +119,7 @@ def run_stylegan2_layer(
         common = (str(sizes), str(dtype).removeprefix("torch."))
         names = [name for name in _registry.AUTOMATIC[device.type] if name != "reference"]
         layers = {name: ours_on(name, given[-1]) for name in names}
-        statuses = {name: check(layer, given, sizes) for name, layer in (layers | PEERS).items()}
+        statuses = {name: tried(partial(check, layer, given, sizes)) for name, layer in (layers | PEERS).items()}
         for metric, wrt in METRICS.items():
             for name, status in statuses.items():
                 if status != "ok" or check_only:

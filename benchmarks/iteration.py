@@ -6,12 +6,13 @@ equal transformations is checked against the published loop in float64.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks._measure import Call, clock_of, interleaved
-from benchmarks._ops import Result
+from benchmarks._ops import Result, tried
 from benchmarks.peers import distribution_matching as peer
 from kdistill import ops
 from kdistill.augment import Augment
@@ -116,7 +117,7 @@ def run_dm_iteration(device: torch.device, dtype: torch.dtype, seconds: float, q
     common = (f"k{CLASSES}_n{REAL}_ipc{IPC}_3x{SIZE}x{SIZE}_w{WIDTH}", str(dtype).removeprefix("torch."), "iteration")
     calls: dict[str, Call] = {}
     for backend in _registry.AUTOMATIC[device.type]:
-        status = check(backend, real, images, width=WIDTH)
+        status = tried(partial(check, backend, real, images, width=WIDTH))
         if status == "ok":
             calls[backend] = OurIteration(backend, real, images, width=WIDTH)
         if status != "ok" or check_only:

@@ -8,6 +8,7 @@ disk before the next is measured: a run that is cut off loses none.
 
 import argparse
 import sys
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from benchmarks.scores import run_grand
 from benchmarks.trajectory import run_large_batch, run_training_step, run_trajectory_match
 from kdistill.errors import did_you_mean
 from kdistill.testing.cases import every_case
+
+STOPPED = "stopped"  # status of a benchmark that raised
 
 END_TO_END = {
     "dm_iteration": run_dm_iteration,
@@ -75,10 +78,13 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
     seconds = min(options.seconds, 0.2) if options.quick else options.seconds
     cases = {case.name: case for case in every_case()}
     for name in options.op:
-        if name in cases:
-            yield from run_op(cases[name], device, dtype, seconds, options.quick, options.check)
-        else:
-            yield from END_TO_END[name](device, dtype, seconds, options.quick, options.check)
+        benchmark = partial(run_op, cases[name]) if name in cases else END_TO_END[name]
+        try:
+            yield from benchmark(device, dtype, seconds, options.quick, options.check)
+        except Exception as error:  # what ends one benchmark does not end the others
+            traceback.print_exc()
+            said = " ".join(str(error).split())[:160]
+            yield Result(name, options.device, "", options.dtype, "", f"{STOPPED}: {type(error).__name__}: {said}")
 
 
 def row_of(result: Result, device: torch.device, conditions: dict[str, str]) -> _table.Row:
@@ -137,8 +143,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"took {journal.recovered} rows of a run that was cut off into {target}", file=sys.stderr)
     for result in results(options):
         print(line(result), flush=True)
-        wrong += result.status.startswith("wrong")
-        if journal:
+        wrong += result.status.startswith(("wrong", STOPPED))
+        if journal and not result.status.startswith(STOPPED):
             journal.add(row_of(result, device, conditions))
     if journal:
         journal.finish()
@@ -146,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
             _table.write_readme()
             _table.write_fastest()
     if wrong:
-        print(f"{wrong} results are wrong", file=sys.stderr)
+        print(f"{wrong} results are wrong, or ended their benchmark", file=sys.stderr)
     return 1 if wrong else 0
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._measure import Call, clock_of, interleaved
-from benchmarks._ops import Result
+from benchmarks._ops import Result, tried
 from benchmarks.iteration import same_network
 from benchmarks.peers import sample_gradients as peer
 from kdistill import ops
@@ -47,7 +47,7 @@ def run_grand(device: torch.device, dtype: torch.dtype, seconds: float, quick: b
     calls: dict[str, Call] = {}
     for backend in _registry.AUTOMATIC[device.type]:
         call = partial(ours, backend, student, theta, images, labels)
-        status = check(call(), truth)
+        status = tried(lambda call=call: check(call(), truth))
         if status == "ok":
             calls[backend] = call
         if status != "ok" or check_only:

@@ -24,8 +24,17 @@ pytestmark = [
     # each says once per process what it will change later, or that torch could be told more; no result depends on it
     pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS, but there was no current CUDA context:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Plan failed with a:UserWarning"),  # cuDNN then takes its next algorithm
 ]
 HUGE_NBYTES = 18 << 30
+
+
+@pytest.fixture(autouse=True)
+def float32_is_float32():
+    """Keep cuDNN from rounding the convolutions of references to TF32: the tolerance would grow with their error."""
+    with use_precision("fp32", "cuda"):
+        yield
 
 
 MISSING = {

@@ -141,3 +141,35 @@ def test_a_wrong_argument_is_named(argv, message, capsys):
     with pytest.raises(SystemExit):
         run.main(argv)
     assert message in capsys.readouterr().err
+
+
+def test_a_benchmark_that_raises_does_not_end_the_others(tmp_path, monkeypatch, capsys):
+    def raises(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(run, "every_case", lambda: [SMALL])
+    monkeypatch.setitem(run.END_TO_END, "grand", raises)
+    target, threads = tmp_path / "rows.csv", str(torch.get_num_threads())
+    command = ["--op", "grand", "--op", "class_mean_sqdist", "--quick", "--seconds", "0", "--threads", threads]
+    assert run.main([*command, "--output", str(target)]) == 1
+    assert {row.op for row in read_rows(target)} == {"class_mean_sqdist"}
+    assert "stopped: RuntimeError: CUDA out of memory" in capsys.readouterr().out
+
+
+def test_a_kernel_that_its_compiler_refuses_is_a_row():
+    class CompilationError(Exception):
+        """As Triton's, no RuntimeError."""
+
+    def refuses(*inputs):
+        raise CompilationError("at 3:4: out of resources")
+
+    results = benchmark(replace(SMALL, peers={"refuses": refuses}), check_only=True)
+    assert {r.status for r in results if r.backend == "refuses"} == {"cannot run: at 3:4: out of resources"}
+
+
+def test_a_backend_that_is_not_there_is_a_row(monkeypatch):
+    # "cuda" without a GPU and without its emulation stands for a GPU without a build of the kernels
+    monkeypatch.setitem(_ops._registry.AUTOMATIC, "cpu", ("cuda",))
+    results = list(run.END_TO_END["dm_iteration"](CPU, torch.float32, 0.0, True, True))
+    (why,) = {r.status for r in results if r.backend == "cuda"}
+    assert why.startswith("cannot run: ") and "expected a backend that can run, got none" in why

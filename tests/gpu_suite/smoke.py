@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from kdistill import _native
+from kdistill.engine import use_precision
 from kdistill.ops import _registry
 from kdistill.testing.backends import has_kernel, runnable_backends, running_on
 from kdistill.testing.cases import OpCase, every_case
@@ -48,7 +49,7 @@ def shapes(case: OpCase, is_tiny: bool) -> Iterator[object]:
 def check(case: OpCase, backend: str, dtype: torch.dtype, device: torch.device, is_tiny: bool) -> None:
     if reason := why_not(backend, device):
         raise Skipped(reason)
-    with running_on(backend):
+    with running_on(backend), use_precision("fp32", device):
         for shape in shapes(case, is_tiny):
             case.check(case.inputs(shape, seed=0, dtype=dtype, device=str(device)), shape)
     if device.type == "cuda":

@@ -87,6 +87,32 @@ def test_triton_launches_on_the_gpu_of_its_tensors(gpus):
     assert gpus.device == 0
 
 
+@pytest.fixture
+def triton_driver(monkeypatch):
+    """Return a stand-in for Triton's driver, and forget what was said of the real one."""
+    runtime = pytest.importorskip("triton.runtime")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    made = type("Driver", (), {"active": type("Active", (), {"get_current_target": staticmethod(lambda: "cuda:90")})})
+    monkeypatch.setattr(runtime, "driver", made)
+    triton_backend.why_no_launch.cache_clear()
+    yield made
+    triton_backend.why_no_launch.cache_clear()
+
+
+def test_triton_is_asked_whether_it_can_launch(triton_driver, monkeypatch):
+    assert triton_backend.refusal(tensor_on("cuda:0")) is None
+
+    def no_compiler():
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    triton_driver.active.get_current_target = no_compiler
+    why = triton_backend.refusal(tensor_on("cuda:1"))
+    assert why == "Triton cannot use its driver: Failed to find C compiler. Please specify via CC environment variable."
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    why = triton_backend.refusal(tensor_on("cuda:2"))
+    assert why == "the GPU has compute capability 7.5; Triton needs 8.0 or newer"
+
+
 def test_the_registry_hands_out_prepared_launches(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OLDEST_CAPABILITY = (8, 0)
+
 
 def refusal(*args: Any) -> str | None:
     """Return why Triton cannot run these arguments, or None.  Being imported at all means that Triton is installed."""
@@ -16,8 +18,26 @@ def refusal(*args: Any) -> str | None:
         if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
             return f"dtype {tensor.dtype} is not supported; use float32 or float64"
     device = tensors[0].device.type if tensors else "cpu"
-    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    if device == "cuda":
+        return why_no_launch(tensors[0].device)
+    if os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device}; Triton needs cuda, or TRITON_INTERPRET=1 to run slowly on the CPU"
+    return None
+
+
+@functools.cache
+def why_no_launch(device: torch.device) -> str | None:
+    """Return why Triton cannot launch on a GPU (too old, no driver that it finds, no C compiler for its launcher), or None."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < OLDEST_CAPABILITY:
+        oldest = ".".join(map(str, OLDEST_CAPABILITY))
+        return f"the GPU has compute capability {major}.{minor}; Triton needs {oldest} or newer"
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()
+    except Exception as error:  # a missing compiler, driver or header comes as any kind
+        return f"Triton cannot use its driver: {' '.join(str(error).split())[:200] or type(error).__name__}"
     return None
 
 
