@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdistill.artifacts import DistilledDataset
+from kdistill.artifacts.conclusions import is_number
 from kdistill.comparison import Comparison, Entry
 from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import Evaluation, Row
@@ -61,13 +62,16 @@ class _Run:
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides the result but the seed."""
-        run = dict(self.small.config.get("run", {}))
+        run = dict(recorded(self.small.config, "run"))
         run.pop("seed", None)
         return run
 
     @property
     def seed(self) -> int:
-        return int(self.small.config.get("run", {}).get("seed", 0))
+        seed = recorded(self.small.config, "run").get("seed", 0)
+        if type(seed) is not int:
+            raise DataError(f"{self.folder}: expected a whole number as the run's seed, got {seed!r}; distill again")
+        return seed
 
 
 def _collect(folders: Sequence[Path]) -> tuple[list[_Run], list[str]]:
@@ -79,7 +83,11 @@ def _collect(folders: Sequence[Path]) -> tuple[list[_Run], list[str]]:
             raise DataError(f"compare: expected a folder, got nothing at {folder}; check the path")
         if not (folder / "config.json").exists():
             record = read_record(folder)
-            notes += [f"failed: {name}: {row['reason']}" for name, row in record.items() if row.get("status") == "failed"]
+            notes += [
+                f"failed: {name}: {row.get('reason', 'no reason given')}"
+                for name, row in record.items()
+                if row.get("status") == "failed"
+            ]
             listed = [folder / name for name in record]
             rest = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
             inside = list(dict.fromkeys([*listed, *rest]))
@@ -99,7 +107,17 @@ def _take(place: Path, runs: dict[Path, tuple[_Run, str | None]], notes: list[st
         notes.append(f"not evaluated: {place}")
         return
     variant = read_record(place.parent).get(place.name, {}).get("variant")
-    runs[place.resolve()] = _Run(place, "", small, Evaluation.from_dict(small.metrics["evaluation"])), variant
+    try:
+        found = Evaluation.from_dict(small.metrics["evaluation"])
+    except ConfigError as error:
+        raise DataError(f"{place / 'metrics.json'}: {error}") from error
+    runs[place.resolve()] = _Run(place, "", small, found), variant if isinstance(variant, str) else None
+
+
+def recorded(content: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """Return a table of a set's config or metrics, which may hold anything; empty where it is no table."""
+    value = content.get(part)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _named(runs: list[_Run], variants: list[str | None]) -> list[_Run]:
@@ -130,7 +148,7 @@ def _grouped(runs: Sequence[_Run]) -> dict[tuple[tuple[Any, ...], str], Entry]:
         for row in run.found.rows:
             if row.kind != "variant":
                 about = run.found.data
-                where = (about.get("name"), about.get("fingerprint"), about.get("transform"), run.small.ipc)
+                where = (*(str(about.get(key)) for key in ("name", "fingerprint", "transform")), run.small.ipc)
                 name = run.variant if row.kind == "distilled" else row.name
                 place = (*where, row.model, repr(run.found.protocol))
                 lines.setdefault((place, name, row.kind), []).append((run, row))
@@ -159,8 +177,8 @@ def _entry(name: str, kind: str, found: Sequence[tuple[_Run, Row]]) -> Entry:
             validation[seed] = mean_of(measured.validation)
         nets += measured.accuracies
         untrained += measured.untrained
-    cost = [other.small.metrics.get("distillation", {}) for other, _ in found] if kind == "distilled" else []
-    seconds, peaks = ([c[key] for c in cost if key in c] for key in ("seconds", "peak_bytes"))
+    cost = [recorded(other.small.metrics, "distillation") for other, _ in found] if kind == "distilled" else []
+    seconds, peaks = ([c[key] for c in cost if is_number(c.get(key))] for key in ("seconds", "peak_bytes"))
     return Entry(
         data=str(run.found.data.get("name", "data")),
         ipc=run.small.ipc,
@@ -221,13 +239,13 @@ def _conditions(runs: Sequence[_Run]) -> list[str]:
     """Say in what the runs differ that makes times or numbers hard to compare."""
     notes = []
     for part, places in (
-        ("environments", [run.small.config.get("environment", {}) for run in runs]),
+        ("environments", [recorded(run.small.config, "environment") for run in runs]),
         ("evaluation environments", [dict(run.found.environment) for run in runs]),
     ):
         keys = sorted({key for place in places for key in place if any(other.get(key) != place[key] for other in places)})
         if keys:
             notes.append(f"the runs have different {part} ({', '.join(keys)}): compare times with care")
-    short = [run.folder.name for run in runs if run.small.metrics.get("distillation", {}).get("finished") is False]
+    short = [run.folder.name for run in runs if recorded(run.small.metrics, "distillation").get("finished") is False]
     if short:
         notes.append(f"stopped by a time budget: {', '.join(short)}")
     return notes

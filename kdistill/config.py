@@ -25,6 +25,7 @@ T = TypeVar("T")
 _FLOAT_WORDS = ("inf", "-inf", "nan")  # JSON has no such numbers: they are written as these strings
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # ".5" and "5." are no TOML, but people write them
 _TABLES = (dict, Mapping)  # typing.Mapping[...] has this origin too
+MAX_DEPTH = 100  # of tables in tables: what is read is walked by functions that call themselves
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -94,12 +95,30 @@ def load_file(path: str | Path) -> dict[str, Any]:
         value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: expected valid {path.suffix[1:].upper()}, got: {error}; correct that line") from error
+    if is_too_deep(value):
+        raise ConfigError(f"{path}: expected at most {MAX_DEPTH} tables or lists in one another, got more; flatten them")
     if not isinstance(value, dict):
         raise ConfigError(f'{path}: expected a table at the top level, got {_shown(value)}; write {{"key": value}}')
     if "artifact" in value and isinstance(value.get("run"), dict):
         run: dict[str, Any] = value["run"]
         return run
     return value
+
+
+def is_too_deep(value: Any) -> bool:
+    """Return whether lists and tables lie in one another more than ``MAX_DEPTH`` times."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            entry
+            for each in level
+            if isinstance(each, (dict, list))
+            for entry in (each.values() if isinstance(each, dict) else each)
+            if isinstance(entry, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -114,7 +133,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     for text in overrides:
         key, equals, literal = text.partition("=")
         key = key.strip()
-        if not equals or not _BARE_KEY.fullmatch(key):
+        if not equals or not _BARE_KEY.fullmatch(key) or key.count(".") > MAX_DEPTH:
             raise ConfigError(f"--set: expected key=value, got '{text}'; write for example --set lr_img=1.0")
         *parents, last = key.split(".")
         table = merged
@@ -303,6 +322,8 @@ def _literal(text: str, override: str) -> Any:
     """Parse one TOML literal; words that are no literal are strings."""
     try:
         parsed = tomllib.loads(f"value = {text}")
+    except RecursionError as error:
+        raise ConfigError("--set: expected a value, got lists nested too deeply; flatten them") from error
     except tomllib.TOMLDecodeError as error:
         if _DECIMAL.fullmatch(text):
             return float(text)
@@ -310,5 +331,7 @@ def _literal(text: str, override: str) -> Any:
             raise ConfigError(f"--set: expected a complete value, got '{override}' ({error}); quote it for the shell") from error
         return text
     value = parsed.pop("value")
+    if is_too_deep(value):
+        raise ConfigError("--set: expected a value, got lists nested too deeply; flatten them")
     is_plain = isinstance(value, (bool, int, float, str, list, dict))  # not a date
     return value if is_plain and not parsed else text

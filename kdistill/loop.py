@@ -60,6 +60,14 @@ class Snapshot:
     velocity: State
     average: State  # running means of the tensors of the state that the problem names
 
+    def check_fits(self, problem: "Problem") -> None:
+        """Raise DataError unless the tensors have the names and shapes of the problem's."""
+        shapes = {name: x.shape for name, x in problem.state.items()}
+        wanted = (shapes, shapes, {name: shapes[name] for name in problem.average})
+        groups = (self.state, self.velocity, self.average)
+        if tuple({name: x.shape for name, x in group.items()} for group in groups) != wanted:
+            raise DataError("resume: expected a checkpoint with the tensors of this run, got others; start afresh")
+
     def like(self, state: State) -> "Snapshot":
         """Return the snapshot on the device of ``state``, new tensors on that of its first one."""
         first = next(iter(state.values())).device
@@ -152,6 +160,8 @@ def run(
     keeper = _Keeper(folder, identity or {})
     snapshot = keeper.load() if resume else None
     if snapshot is not None:
+        if problem.search is None:  # a search changes what the state consists of
+            snapshot.check_fits(problem)
         snapshot = snapshot.like(problem.state)
     if snapshot is None:
         zeros = {name: torch.zeros_like(x) for name, x in problem.state.items()}
@@ -301,7 +311,9 @@ class _Keeper:
             _log.warning("resume: no checkpoint in %s yet; starting from the beginning", self.path.parent)
             return None
         tensors, meta = load_checkpoint(self.path)
-        was = meta["identity"]
+        was, iteration = (meta.get(key) if isinstance(meta, dict) else None for key in ("identity", "iteration"))
+        if not isinstance(was, dict) or type(iteration) is not int or iteration < 0:
+            raise DataError(f"resume: expected the checkpoint of a run, got another in {self.path}; start afresh")
         difference = first_difference(self.identity, was)
         if difference:
             key, ours, theirs = difference
@@ -315,4 +327,4 @@ class _Keeper:
             if kind not in groups:
                 raise DataError(f"resume: expected a kdistill checkpoint, got a tensor '{name}' in {self.path}; start afresh")
             groups[kind][rest] = tensor
-        return Snapshot(int(meta["iteration"]), **groups)
+        return Snapshot(iteration, **groups)

@@ -19,7 +19,7 @@ from kdistill._native import reset_peak
 from kdistill.api import RunConfig, check_ranges, distill, is_unfinished, load_data, resolve, use
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.atomic import locked, write_atomic
-from kdistill.artifacts.tensors import to_json
+from kdistill.artifacts.tensors import parse_table, to_json
 from kdistill.config import from_mapping, merge, to_mapping
 from kdistill.data import ImageDataset
 from kdistill.engine.precision import check_precision
@@ -377,7 +377,8 @@ def read_record(out: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        rows = [dict(row) for row in json.loads(path.read_text())["runs"]]
+        content = parse_table(path.read_bytes(), "the file", "it was damaged")
+        rows = [dict(row) for row in content["runs"]]
         return {str(row.pop("folder")): row for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected the record of a sweep, got: {error}; delete it and sweep again") from error

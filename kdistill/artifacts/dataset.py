@@ -58,7 +58,7 @@ class DistilledDataset:
         images, labels, logits = self.images, self.labels, self.label_logits
         if images.ndim != 4 or not images.is_floating_point():
             raise ShapeError(f"images: expected float [N, C, H, W], got {images.dtype} {list(images.shape)}; divide bytes by 255")
-        if labels.shape != images.shape[:1] or labels.is_floating_point():
+        if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
             raise ShapeError(
                 f"labels: expected int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}; "
                 "one class per image, soft labels go to label_logits"
@@ -71,6 +71,9 @@ class DistilledDataset:
                 f"label_logits: expected float [{len(images)}, {len(classes)}], got {logits.dtype} {list(logits.shape)}; "
                 "one logit per image and class"
             )
+        # float8 and unsigned 16-bit tensors cannot be compared or searched as they are
+        images, labels = _own(images, torch.float32), _own(labels, torch.int64)
+        logits = None if logits is None else _own(logits, torch.float32)
         if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
             raise DataError(
                 f"labels: expected values in 0..{len(classes) - 1} for {len(classes)} classes, "
@@ -85,9 +88,9 @@ class DistilledDataset:
         if odd is not None:
             raise DataError(f"files: expected plain names that are not the artefact's own, got '{odd}'; rename it")
         settled = {
-            "images": _own(images, torch.float32),
-            "labels": _own(labels, torch.int64),
-            "label_logits": None if logits is None else _own(logits, torch.float32),
+            "images": images,
+            "labels": labels,
+            "label_logits": logits,
             "learned_lr": None if self.learned_lr is None else float(self.learned_lr),
             "classes": classes,
             "config": jsonable(self.config, "config"),
@@ -253,4 +256,4 @@ def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _width(labels: Tensor, logits: Tensor | None) -> int:
-    return logits.shape[1] if logits is not None and logits.ndim == 2 else max(1, int(labels.max()) + 1)
+    return logits.shape[1] if logits is not None and logits.ndim == 2 else max(1, int(labels.long().max()) + 1)

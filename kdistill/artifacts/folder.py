@@ -17,7 +17,7 @@ import torch
 from kdistill.artifacts.atomic import explained, new_folder, remove_leftovers, sync_folder, write_atomic
 from kdistill.artifacts.card import card
 from kdistill.artifacts.preview import png_bytes
-from kdistill.artifacts.tensors import decode, encode, to_json
+from kdistill.artifacts.tensors import decode, encode, one_number, parse_table, to_json
 from kdistill.errors import ConfigError, DataError, ShapeError
 from kdistill.transforms import from_state
 
@@ -71,19 +71,21 @@ def load(path: str | Path) -> "DistilledDataset":
         contents = {name: _checked(path, name, described) for name in described["artifact"]["files"]}
         tensors, metadata = decode(contents.pop("data.safetensors"), path / "data.safetensors")
         state = {name.removeprefix(_TRANSFORM): x for name, x in tensors.items() if name.startswith(_TRANSFORM)}
-        lr = tensors.get("learned_lr")
+        classes = metadata["classes"]
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise TypeError("classes that are no list of names")
         return DistilledDataset(
             images=tensors["images"],
             labels=tensors["labels"],
             label_logits=tensors.get("label_logits"),
-            learned_lr=None if lr is None else lr.item(),
-            classes=metadata["classes"],
+            learned_lr=one_number(tensors, "learned_lr", path / "data.safetensors"),
+            classes=classes,
             config={key: value for key, value in described.items() if key != "artifact"},
             metrics=_json(path, "metrics.json") if _place(path, "metrics.json").exists() else {},
             transform=from_state(metadata["transform"], state),
             files=contents,
         )
-    except (KeyError, TypeError, ConfigError, ShapeError) as error:
+    except (KeyError, TypeError, AttributeError, ConfigError, ShapeError) as error:
         raise DataError(
             f"{path}: expected images, labels and classes that fit together, got: {error}; save the set again"
         ) from error
@@ -206,14 +208,7 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
-    content = _read(path, name)  # outside: its DataError is a ValueError
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path / name}: expected valid JSON, got: {error}; the file was damaged: restore it") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path / name}: expected a table, got a {type(value).__name__}; the file was damaged: restore it")
-    return value
+    return parse_table(_read(path, name), path / name, "the file was damaged: restore it")
 
 
 def _settle(path: Path) -> None:

@@ -96,9 +96,11 @@ def evaluate(
         if snapshots:
             _snapshots.check(artefact, networks, step_size)
         small = DistilledDataset.from_pretrained(artefact) if artefact.is_dir() else None
-        run = small.config.get("run", {}) if small else {}
+        run = small.config.get("run") if small else {}
+        run = run if isinstance(run, dict) else {}
         how = {"quiet": quiet, "skip_unreadable": skip_unreadable}
-        seen = _seen(data or _source_of(run, artefact), size or run.get("size"), run.get("normalisation", "standard"), **how)
+        normalisation = str(run.get("normalisation", "standard"))
+        seen = _seen(data or _source_of(run, artefact), size or run.get("size"), normalisation, **how)
         if small is None:
             from kdistill.artifacts import import_published
 

@@ -89,8 +89,12 @@ class Row:
     def from_dict(cls, content: Mapping[str, Any]) -> "Row":
         """Return the row that ``to_dict`` (or ``dataclasses.asdict``) described, as it comes back from JSON."""
         known = {entry.name for entry in fields(cls)}
-        given: dict[str, Any] = {key: _tuples(value) for key, value in content.items() if key in known}
-        return cls(**given)
+        row = from_mapping(cls, {key: value for key, value in content.items() if key in known}, where="evaluation.rows")
+        if not row.accuracies or not 1 <= row.sets <= len(row.accuracies):
+            raise ConfigError(
+                f"evaluation.rows: expected accuracies of {row.sets} sets, got {len(row.accuracies)}; evaluate again"
+            )
+        return row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,19 +257,19 @@ class Evaluation:
             ConfigError: The description is not one that this version writes.
         """
         try:
-            given = {name: content[name] for name in ("data", "seconds", "peak_bytes", "environment")}
-            return cls(
-                rows=tuple(Row.from_dict(row) for row in content["rows"]),
-                protocol=from_mapping(Protocol, content["protocol"], where="evaluation.protocol"),
-                seeds=tuple(content["seeds"]),
-                notes=tuple(content["notes"]),
-                student=str(content.get("student", "")),
-                **given,
-            )
+            named = ("data", "seconds", "peak_bytes", "environment", "protocol", "seeds", "notes")
+            given = {name: content[name] for name in named} | {"student": str(content.get("student", ""))}
+            rows = tuple(Row.from_dict(row) for row in content["rows"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"evaluation: expected a record made by to_dict, got one without {error}; evaluate again"
             ) from error
+        found = from_mapping(cls, {**given, "rows": rows}, where="evaluation")
+        alone = [name for name in found.models if not any(row.kind == "distilled" and row.model == name for row in rows)]
+        if alone or not rows or not found.seeds:
+            lacking = f"no row of the small set for {alone[0]}" if alone else "no row or no seed"
+            raise ConfigError(f"evaluation: expected rows of the small set and a seed, got {lacking}; evaluate again")
+        return found
 
     def _derived(self, model: str) -> dict[str, Any]:
         found = {"gap_closed": self.gap_closed(model), "eight_bit_cost": self.eight_bit_cost(model)}
@@ -282,10 +286,6 @@ class Evaluation:
     def _distilled(self, model: str | None) -> Row:
         model = model or self.models[0]
         return next(row for row in self.rows if row.kind == "distilled" and row.model == model)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _count(number: int, what: str) -> str:

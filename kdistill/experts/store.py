@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdistill.artifacts.atomic import locked, write_atomic
-from kdistill.artifacts.tensors import encode, to_json
+from kdistill.artifacts.tensors import encode, parse_table, to_json
 from kdistill.errors import ConfigError, DataError
 
 _log = logging.getLogger("kdistill")
@@ -134,12 +134,16 @@ class TrajectoryStore:
         try:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
-            with safe_open(path, framework="pt"):
-                pass
+            with safe_open(path, framework="pt") as shard:
+                snapshots = shard.get_slice(TENSOR)
+                shape, dtype = snapshots.get_shape(), snapshots.get_dtype()
         except (OSError, SafetensorError) as error:
             raise DataError(f"experts: expected a whole {path}, got: {error}; {advice}") from error
         if found != self.index["shards"][path.name]:
             raise DataError(f"experts: expected {path} as it was written, got other bytes (checksum differs); {advice}")
+        wanted = [self.epochs + 1, int(self.index["num_params"])]
+        if shape != wanted or dtype != "F32":
+            raise DataError(f"experts: expected snapshots {wanted} of F32 in {path}, got {shape} of {dtype}; {advice}")
         self._checked.add(path.name)
 
     def forget_missing(self) -> None:
@@ -158,10 +162,10 @@ def _name(expert: int) -> str:
 
 def _read_index(path: Path) -> dict[str, Any]:
     try:
-        index = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        index = parse_table(path.read_bytes(), "the file", "it was damaged")
+    except (OSError, DataError) as error:
         raise _damaged(path, str(error)) from error
-    if not isinstance(index, dict) or index.get("version") != VERSION:
+    if index.get("version") != VERSION:
         raise _damaged(path, f"no index of version {VERSION}")
     kinds = {"identity": dict, "num_params": int, "epochs": int, "shards": dict}
     wrong = [key for key, kind in kinds.items() if type(index.get(key)) is not kind]  # type: True is no number here

@@ -80,7 +80,10 @@ class DifficultyConfig(MethodConfig):
         path = cache_folder() / "scores" / f"{data.name}-{digest_of(identity)}.safetensors"
         if path.exists():
             try:
-                return load_checkpoint(path)[0]["scores"]
+                scores = load_checkpoint(path)[0]["scores"]
+                if scores.shape == data.train.labels.shape and bool(scores.isfinite().all()):
+                    return scores
+                _log.warning("%s: expected a finite score for each image, got others; the images are scored again", path)
             except (DataError, KeyError) as error:
                 _log.warning("%s; the images are scored again", error)
         spec = ScoreSpec(metrics=(self.score_metric,), runs=self.score_nets, epochs=self.score_epochs)

@@ -58,7 +58,7 @@ class Measure:
         if path.exists():
             try:
                 return restored_distance(student, real, config.layers, load_checkpoint(path)[0])
-            except (DataError, KeyError) as error:
+            except (DataError, LookupError, TypeError, ValueError, RuntimeError) as error:
                 _log.warning("%s; the distance is made again", error)
         note(f"distance: {config.num_nets} networks, {config.nets}, and class means of {len(real)} images")
         found = class_relevant_distance(

@@ -54,6 +54,8 @@ def conv_grad_sqnorm(x: Tensor, grad: Tensor, padding: int = 1, *, form: str = "
     if form not in FORMS:
         raise ConfigError(f"conv_grad_sqnorm: expected a known form, got '{form}'; {did_you_mean(form, list(FORMS))}")
     check_same_dtype_and_device("conv_grad_sqnorm", x=x, grad=grad)
+    if not x.numel() or not grad.numel():  # no image, or no channel: no gradient
+        return x.new_zeros(len(x))
     gram = form == "gram" or (
         form == "auto" and is_gram_cheaper(x.shape[1], grad.shape[1], x.shape[2:].numel(), grad.shape[2:].numel())
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdistill.artifacts import write_atomic
-from kdistill.artifacts.tensors import utf8
+from kdistill.artifacts.tensors import parse_table, utf8
 from kdistill.errors import ConfigError, DataError, did_you_mean
 
 FORMAT = 1
@@ -106,13 +106,13 @@ def load_scores(
             f"scores: expected a file that can be read, got {path} ({error}); make one with kdistill score"
         ) from error
     try:
-        head = json.loads(first.removeprefix("#"))
+        head = parse_table(first.removeprefix("#"), "its first line", "make it again")
         count, found, classes = int(head["num_samples"]), str(head["digest"]), tuple(map(str, head["classes"]))
         table = _columns(rest)
         index, label = (torch.tensor([int(text) for text in table[name]], dtype=torch.int64) for name in ("index", "label"))
         metrics = [name.removesuffix("_rank") for name in table if name.endswith("_rank")]
         scores = {metric: torch.tensor([float(text) for text in table[metric]]) for metric in metrics}
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, csv.Error) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, RuntimeError, AttributeError, csv.Error) as error:
         raise _unusable("a table of kdistill score", f"{path} ({type(error).__name__}: {error})") from error
     if head.get("format", FORMAT) != FORMAT:
         raise _unusable(f"a table of format {FORMAT}", f"{head['format']!r} in {path}")

@@ -110,7 +110,6 @@ class Call:
     ("value", "got"),
     [
         (Call(bytearray, 10**10), r"it names __builtin__\.bytearray; pickled objects are not loaded"),
-        (Call(torch.zeros, 10**10), r"it names torch.*\.zeros; "),
         ({1 << 70: 1}, "a dictionary with keys that are neither text nor small whole numbers"),
         ({(1, 2): 1}, "a dictionary with keys that are neither text nor small whole numbers"),
         ({1, 2}, r"it names __builtin__\.set; "),

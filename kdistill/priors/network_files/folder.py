@@ -1,7 +1,6 @@
 """A generator in a folder: tensors in ``generator.safetensors``, the configuration in ``config.json``."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from kdistill.artifacts.atomic import explained, write_atomic
-from kdistill.artifacts.tensors import decode, encode, to_json
+from kdistill.artifacts.tensors import decode, encode, parse_table, to_json
 from kdistill.config import from_mapping, to_mapping
 from kdistill.errors import ConfigError, DataError
 from kdistill.priors.network_files.limits import excess
@@ -67,17 +66,15 @@ def load_generator(folder: str | Path, device: torch.device | str = "cpu") -> Ge
     if folder.is_file():
         raise DataError(f"prior: expected a folder, got the file {folder}; convert it: kdistill prior convert {folder} out/prior")
     try:
-        described = json.loads((folder / CONFIG).read_bytes())
+        described = parse_table((folder / CONFIG).read_bytes(), folder / CONFIG, "convert the network again")
         data = (folder / TENSORS).read_bytes()
     except OSError as error:
         raise DataError(
             f"prior: expected a generator in {folder}, got: {error.strerror} ({Path(str(error.filename)).name}); "
             "make one with kdistill prior train, or kdistill prior convert"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{folder / CONFIG}: expected valid JSON, got: {error}; convert the network again") from error
-    kind = described.get("kind") if isinstance(described, dict) else None
-    if kind not in KINDS or described.get("schema_version") != SCHEMA_VERSION:
+    kind = described.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS or described.get("schema_version") != SCHEMA_VERSION:
         raise DataError(f"{folder / CONFIG}: expected a generator of this version, got kind {kind!r}; convert the network again")
     if hashlib.sha256(data).hexdigest() != described.get("sha256"):
         raise DataError(f"{folder / TENSORS}: expected the contents that {CONFIG} names, got others; convert the network again")

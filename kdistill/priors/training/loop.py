@@ -162,6 +162,9 @@ class _Loop:
             _log.warning("resume: no checkpoint in %s yet; starting from the beginning", self.folder)
             return start
         tensors, meta = load_checkpoint(path)
+        numbers = start.numbers()
+        if not isinstance(meta, dict) or any(type(meta.get(name)) is not type(value) for name, value in numbers.items()):
+            raise DataError(f"resume: expected the checkpoint of a generator's training, got another in {path}; start afresh")
         if "identity" not in meta or set(tensors) != set(start.tensors()) or not set(meta) >= set(start.numbers()):
             raise DataError(f"resume: expected the checkpoint of a generator's training, got another in {path}; start afresh")
         if difference := first_difference(self.identity, meta["identity"]):
@@ -175,7 +178,10 @@ class _Loop:
                 f"resume: expected a checkpoint of at most {self.game.spec.iterations} iterations, got one of "
                 f"{meta['iteration']}; raise iterations, or use another folder"
             )
-        if wrong := next((name for name, x in start.tensors().items() if tensors[name].shape != x.shape), None):
+        if wrong := next(
+            (name for name, x in start.tensors().items() if (tensors[name].shape, tensors[name].dtype) != (x.shape, x.dtype)),
+            None,
+        ):
             raise DataError(f"resume: expected '{wrong}' of this version's networks, got another length in {path}; start afresh")
         return start.with_saved(tensors, meta)
 
