@@ -254,7 +254,7 @@ def test_every_field_of_a_score_table(tmp_path):
             path.write_text(f"{first}\n{rest.replace(cell, wrong, 1)}")
             refused_or_fine(load_scores, path)
     path.write_text(f"# {DEEP_JSON}\n{rest}")
-    with pytest.raises(DataError, match="scores: expected a table of kdistill score, got .*in one another"):
+    with pytest.raises(DataError, match=r"scores: expected a table of kdistill score, got .*in one another"):
         load_scores(path)
 
 
@@ -276,7 +276,7 @@ def test_every_field_of_the_record_of_a_sweep(artefact, tmp_path):
         (tmp_path / RECORD).write_text(json.dumps(changed))
         refused_or_fine(kdistill.compare, tmp_path)
     (tmp_path / RECORD).write_text(DEEP_JSON)
-    with pytest.raises(DataError, match="expected the record of a sweep, got: .*in one another.*; delete it and sweep again"):
+    with pytest.raises(DataError, match=r"expected the record of a sweep, got: .*in one another.*; delete it and sweep again"):
         read_record(tmp_path)
 
 
