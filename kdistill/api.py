@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from kdistill.experts import TrajectoryStore
 from kdistill.loop import Progress
 from kdistill.metrics_lines import JsonLines
 from kdistill.progress import describe
+from kdistill.scratch import scratch_folder
+from kdistill.signals import terminable
 from kdistill.status import quietly, status_line
 
 __all__ = ["RunConfig", "distill", "evaluate", "load_data", "resolve", "train_experts"]
@@ -100,8 +103,10 @@ def distill(
         options: The method's own options, on top of the preset; ``kdistill methods dm`` lists them.
         validation: Share of the training data withheld, so that settings can be chosen without the test set.
         init: An earlier set, or its folder, to start from.
-        out: Folder for the checkpoint, ``metrics.jsonl`` and the finished artefact; None keeps everything in memory.
-        resume: Continue the run in ``out``; the result is bit-identical to an uninterrupted one.
+        out: Folder for the checkpoint, ``metrics.jsonl`` and the finished artefact.  None returns the set alone; meanwhile the
+            checkpoint is kept in ``$KDISTILL_CACHE/runs``, in a folder that is named at the start and removed at the end.
+        resume: Continue the run in ``out``, or without it the interrupted run of the same settings, data and seed; the result is
+            bit-identical to an uninterrupted one.
         callbacks: Called with a ``Progress`` every ten iterations.
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
@@ -118,6 +123,8 @@ def distill(
         ConfigError: Unknown method, preset or option, or settings that do not fit together.
         DataError: Too few images, or data that cannot be used.
         NonFiniteError: The optimisation blew up; the last good state is in ``out``.
+        KeyboardInterrupt: After the state was saved; the message says where.  SIGTERM and SIGHUP save it too, before they end
+            the process.
 
     Cost: ``iterations`` outer steps; peak memory is that of one step.
     """
@@ -134,7 +141,8 @@ def distill(
     seen = kept(data, validation).to(device or data.train.images.device)
     check_sizes(seen, ipc)
     start = None if init is None else _start(init, seen, ipc)
-    with quietly(quiet), use_precision(config_of_method.precision, seen.train.images.device), status_line("distilling") as say:
+    precision = use_precision(config_of_method.precision, seen.train.images.device)
+    with terminable(), quietly(quiet), precision, status_line("distilling") as say:
         say(f"preparing {method} on {data.name}, {ipc} per class")
         watchers = (lambda progress: say(describe(progress)), *callbacks)
         limits = {"max_minutes": max_minutes, "checkpoint_minutes": checkpoint_minutes}
@@ -153,16 +161,21 @@ def _distilled(
     snapshot_every: int | None,
 ) -> DistilledDataset:
     """Build the run and take it to its end."""
-    problem = methods.get(run.method).build(resolve(run.method, run.preset, run.options), seen, run.ipc, run.seed, start)
-    if snapshot_every is not None:
-        snapshots.check_count(snapshot_every, problem.iterations)
-    config = {**_config(run, data, start), **problem.about}
-    folder = None if out is None else _prepared(Path(out), resume)
-    watchers = list(callbacks)
-    if folder is not None:
-        watchers.insert(0, JsonLines(folder / "metrics.jsonl", resume))
+    config = _config(run, data, start)
+    with scratch_folder(config, resume) if out is None else nullcontext() as scratch:
+        problem = methods.get(run.method).build(resolve(run.method, run.preset, run.options), seen, run.ipc, run.seed, start)
+        if snapshot_every is not None:
+            snapshots.check_count(snapshot_every, problem.iterations)
+        config |= problem.about
+        if scratch is not None:
+            how = {**limits, "is_scratch": True, "resume": scratch.resumes, "callbacks": callbacks}
+            outcome = loop.run(problem, folder=scratch.folder, identity=config, **how)
+            scratch.is_finished = outcome.finished
+            return _result(outcome, data, problem, config)
+    folder = _prepared(Path(out or ""), resume)
+    watchers: list[Callable[[Progress], None]] = [JsonLines(folder / "metrics.jsonl", resume), *callbacks]
     taken = None
-    if folder is not None and snapshot_every is not None:
+    if snapshot_every is not None:
 
         def take(outcome: loop.Outcome) -> None:
             snapshots.save_snapshot(folder, outcome.snapshot.iteration, _result(outcome, data, problem, config))
@@ -170,8 +183,6 @@ def _distilled(
         taken = loop.Snapshots(snapshot_every, take)
     outcome = loop.run(problem, folder=folder, identity=config, resume=resume, callbacks=watchers, snapshots=taken, **limits)
     small = _result(outcome, data, problem, config)
-    if folder is None:
-        return small
     if resume and (finished := _same_artefact(folder, small)) is not None:
         return finished
     small.save_pretrained(folder)

@@ -27,6 +27,7 @@ from kdistill.priors.training.loop import CHECKPOINT
 from kdistill.priors.training.quality import centred, draw
 from kdistill.priors.training.steps import Game, new_game
 from kdistill.progress import describe_prior
+from kdistill.signals import terminable
 from kdistill.status import quietly, status_line
 
 __all__ = ["TrainedPrior", "train_prior"]
@@ -110,7 +111,7 @@ def train_prior(
     settings = {name: value for name, value in to_mapping(spec).items() if name not in FREE}
     identity = {"settings": settings, "source": source, "environment": _native.environment()}
     log = JsonLines(folder / "metrics.jsonl", resume)
-    with quietly(quiet), status_line("training") as say:
+    with terminable(), quietly(quiet), status_line("training") as say:
         outcome = fit(
             game,
             folder,

@@ -21,6 +21,7 @@ from kdistill.methods import Problem
 from kdistill.priors import State
 
 _log = logging.getLogger("kdistill")
+CHECKPOINT = "checkpoint.safetensors"
 CHECK_EVERY = 10  # iterations between looks at the numbers: a look stops an accelerator's stream
 
 
@@ -139,6 +140,7 @@ def run(
     max_minutes: float | None = None,
     checkpoint_minutes: float = 1.0,
     snapshots: Snapshots | None = None,
+    is_scratch: bool = False,
 ) -> Outcome:
     """Optimise ``problem`` from its state, or from a checkpoint.
 
@@ -151,13 +153,14 @@ def run(
         max_minutes: Stop after this time, with a checkpoint.
         checkpoint_minutes: Between two checkpoints; a killed run loses at most this much.
         snapshots: Takes the result on the way; the run has the same bits with and without.
+        is_scratch: Nobody asked for ``folder``: it ends with the run, and a disk that is full does not end the run.
 
     Raises:
         NonFiniteError: Loss or gradient stopped being finite; the last good state is saved.
         ConfigError: The checkpoint belongs to another run.
         KeyboardInterrupt: After the state was saved.
     """
-    keeper = _Keeper(folder, identity or {})
+    keeper = _Keeper(folder, identity or {}, is_scratch)
     snapshot = keeper.load() if resume else None
     if snapshot is not None:
         if problem.search is None:  # a search changes what the state consists of
@@ -175,17 +178,23 @@ def run(
     try:
         with torch.no_grad():
             return loop.go()
-    except KeyboardInterrupt:
-        keeper.save(loop.snapshot)
+    except KeyboardInterrupt as error:
+        if where := keeper.save(loop.snapshot):
+            error.args = (_saved(loop.snapshot, problem, where),)
         raise
     except NonFiniteError as error:
-        where = keeper.save(loop.good)
+        where = keeper.save(loop.good) if keeper.has_saved or not is_scratch else None
         kept = f"iteration {loop.good.iteration} is saved in {where}" if where else "pass out= to keep the last good state"
         raise NonFiniteError(f"{error}; {kept}") from None
-    except Exception:  # a callback, or a disk that is full: the state must not be lost with it
+    except Exception as error:  # a callback, or a disk that is full: the state must not be lost with it
         with suppress(KDistillError):
-            keeper.save(loop.good)
+            if where := keeper.save(loop.good):
+                error.add_note(_saved(loop.good, problem, where))
         raise
+
+
+def _saved(snapshot: Snapshot, problem: Problem, where: Path) -> str:
+    return f"iteration {snapshot.iteration:,} of {problem.iterations:,} is saved in {where.parent}; continue with resume=True"
 
 
 class _Loop:
@@ -226,7 +235,8 @@ class _Loop:
                 saved = now
             if now - began >= self.max_seconds and not finished:
                 break
-        self.keeper.save(self.snapshot)
+        if not (finished and self.keeper.is_scratch):
+            self.keeper.save(self.snapshot)
         if self.skipped and self.skipped == self.snapshot.iteration - first:
             _log.warning(
                 "distill: every one of %d iterations was skipped, so nothing has changed; raise skip_above", self.skipped
@@ -291,9 +301,9 @@ class _Loop:
 class _Keeper:
     """Reads and writes the checkpoint of one run."""
 
-    def __init__(self, folder: Path | None, identity: dict[str, Any]):
-        self.path = None if folder is None else folder / "checkpoint.safetensors"
-        self.identity = identity
+    def __init__(self, folder: Path | None, identity: dict[str, Any], is_scratch: bool = False):
+        self.path = None if folder is None else folder / CHECKPOINT
+        self.identity, self.is_scratch, self.has_saved = identity, is_scratch, False
 
     def save(self, snapshot: Snapshot) -> Path | None:
         if self.path is None:
@@ -301,7 +311,14 @@ class _Keeper:
         tensors = {f"state.{name}": x for name, x in snapshot.state.items()}
         tensors |= {f"velocity.{name}": x for name, x in snapshot.velocity.items()}
         tensors |= {f"average.{name}": x for name, x in snapshot.average.items()}
-        save_checkpoint(self.path, tensors, {"iteration": snapshot.iteration, "identity": self.identity})
+        try:
+            save_checkpoint(self.path, tensors, {"iteration": snapshot.iteration, "identity": self.identity})
+        except DataError as error:
+            if not self.is_scratch:
+                raise
+            _log.warning("distill: no checkpoint of iteration %d (%s)", snapshot.iteration, error)
+            return None
+        self.has_saved = True
         return self.path
 
     def load(self) -> Snapshot | None:

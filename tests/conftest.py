@@ -66,17 +66,17 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def interrupted() -> Callable[..., tuple[int, str]]:
-    """Return ``run(command, once)``: start it, press Ctrl-C when the file ``once`` exists, give exit status and stderr."""
+    """Return ``run(command, once, number)``: start it, send a signal (Ctrl-C) when ``once`` exists, give status and stderr."""
 
     def hear_interrupts() -> None:  # a suite in the background of a shell hands on that they are ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    def run(command, once):
+    def run(command, once, number=signal.SIGINT):
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts) as process:
             deadline = time.monotonic() + 60
             while not once.exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             try:
                 _, said = process.communicate(timeout=60)
             finally:

@@ -1,17 +1,20 @@
 """The command line as a user types it."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 import kdistill
 from kdistill.cli import app
 from kdistill.cli._runs import _run_config
+from kdistill.cli._shared import FLAGS, as_flags
 
 TINY = ["--set", "iterations=20", "--set", "batch_real=12", "--set", "width=8"]
 
@@ -147,6 +150,27 @@ def test_bad_input_gets_one_sentence_and_status_2(arguments, message, tmp_path, 
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_hints_name_flags_on_the_command_line():
+    said = "lower ipc=10, withhold less with validation=, or continue with resume=True; /tmp/out=3/x, steps=2"
+    shown = "lower --ipc 10, withhold less with --validation, or continue with --resume; /tmp/out=3/x, steps=2"
+    assert as_flags(said) == shown
+    commands = typer.main.get_command(app).commands.values()
+    there = {name for command in commands for option in command.params for name in option.opts}
+    assert {f"--{name.replace('_', '-')}" for name in FLAGS} - there <= {"--force"}
+    assert "withhold less with --validation" in " ".join(invoke("distill", "digits", "--ipc", "5000").output.split())
+
+
+def test_a_time_limit_is_said_and_sigterm_saves(tmp_path, interrupted):
+    out = tmp_path / "run"
+    shown = invoke("distill", "digits", "--ipc", "1", "--out", str(out), "--max-minutes", "0", "--quiet", *TINY)
+    assert "of a run that --max-minutes stopped after 10 iterations (--resume goes on)" in " ".join(shown.output.split())
+    command = [sys.executable, "-m", "kdistill", "distill", "digits", "--ipc", "1", "--out", str(out / "b")]
+    command += ["--set", "iterations=1000000", "--set", "width=8"]
+    status, said = interrupted(command, out / "b/metrics.jsonl", signal.SIGTERM)
+    assert status == 143
+    assert "is saved in" in said and "continue with --resume" in said
 
 
 def test_doctor_names_every_op_and_backend():

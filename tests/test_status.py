@@ -100,7 +100,7 @@ def test_the_public_functions_show_progress_on_stderr_and_quiet_ends_it(digits, 
         else:
             for words in (
                 "distilling  20/20",
-                "evaluating  random (mlp): network 1 of 1",
+                "evaluating  dm (mlp): network 1 of 1",
                 "scoring  ",
                 "experts: 1 expert to train",
             ):

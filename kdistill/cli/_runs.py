@@ -16,9 +16,11 @@ from kdistill.cli._shared import (
     _examples,
     _one_sentence,
     _seen,
+    as_flags,
     echo,
     echo_wrapped,
 )
+from kdistill.signals import exit_status
 
 
 def add_to(app: typer.Typer) -> None:
@@ -90,14 +92,18 @@ def distill(
                 snapshot_every=snapshot_every,
                 quiet=quiet,
             )
-        except KeyboardInterrupt:
-            from kdistill.api import is_unfinished
-
-            saved = f"the state is saved in {out}, continue with --resume"
+        except KeyboardInterrupt as error:
             early = "before the first iteration; the same command starts again, finished experts are kept"
-            echo(f"\nkdistill: interrupted; {saved if is_unfinished(out) else early}", err=True)
-            raise typer.Exit(130) from None
-        echo(f"{len(small.images)} images in {out}; next: kdistill evaluate {out}")
+            echo(f"\nkdistill: interrupted; {as_flags(str(error)) or early}", err=True)
+            raise typer.Exit(exit_status(error)) from None
+        echo(f"{len(small.images)} images in {out}{_state(small)}; next: kdistill evaluate {out}")
+
+
+def _state(small: Any) -> str:
+    done = small.metrics["distillation"]
+    if done["finished"]:
+        return ""
+    return f", of a run that --max-minutes stopped after {done['iterations']:,} iterations (--resume goes on)"
 
 
 def _run_config(path: Path | None, given: dict[str, Any], options: dict[str, Any]) -> Any:

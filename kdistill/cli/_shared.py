@@ -1,5 +1,6 @@
 """What the commands share: options, examples, and how errors are shown."""
 
+import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from kdistill.escape import printable
+from kdistill.signals import exit_status, terminable
+
+_ARGUMENT = re.compile(r"(?<![\w./'\"=-])([a-z_]+)=([\w.-]*[\w]|)(?![\w/])")  # of a call, as messages write it
+# arguments of the Python functions that a command has by the same name
+FLAGS = ("method", "ipc", "preset", "out", "seed", "size", "normalisation", "init", "resume", "device", "threads", "max_minutes")
+FLAGS += ("validation", "checkpoint_minutes", "snapshot_every", "quiet", "protocol", "models", "baselines", "nets", "precision")
+FLAGS += ("stream", "force")
 
 Options = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set an option; may be repeated.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the run (default 0).")]
@@ -51,17 +59,34 @@ def _examples(*lines: str) -> str:
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
-    """Turn an error that the user caused into one sentence and exit status 2; Ctrl-C into 130."""
+    """Turn an error that the user caused into one sentence and exit status 2; Ctrl-C into 130, SIGTERM into 143."""
     from kdistill.errors import KDistillError
 
     try:
-        yield
+        with terminable(dies=False):
+            yield
     except KDistillError as error:
-        echo(f"kdistill: {error}", err=True)
+        echo(f"kdistill: {as_flags(str(error))}", err=True)
         raise typer.Exit(2) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         echo("\nkdistill: interrupted", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_status(error)) from None
+
+
+def as_flags(message: str) -> str:
+    """Return ``message`` with the arguments of Python that it names written as flags.
+
+    ``resume=True`` becomes ``--resume``, ``validation=0.1`` and ``validation=`` become ``--validation 0.1`` and ``--validation``.
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        if name not in FLAGS:
+            return found[0]
+        option = f"--{name.replace('_', '-')}"
+        return option if value in ("", "True") else f"{option} {value}"
+
+    return _ARGUMENT.sub(flag, message)
 
 
 def _step_size(text: str | None) -> float | str | None:
