@@ -44,6 +44,7 @@ class RunConfig:
         size: Side that images are resized to, or None.
         normalisation: ``"standard"``, ``"zca"`` or ``"none"``.
         validation: Share of the training data withheld from distillation, for choosing among settings.
+        mirrors: Whether the images may be mirrored; None guesses, as ``load_data`` does.
         options: The method's options.
     """
 
@@ -55,6 +56,7 @@ class RunConfig:
     size: int | None = None
     normalisation: str = "standard"
     validation: float = 0.1
+    mirrors: bool | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -136,7 +138,7 @@ def distill(
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     data.check_in_memory()
     about = {"data": str(spec) if spec is not None else data.source, "size": data.size, "normalisation": data.transform.kind}
-    given = {"method": method, "ipc": ipc, "seed": seed, "preset": preset, "validation": validation}
+    given = {"method": method, "ipc": ipc, "seed": seed, "preset": preset, "validation": validation, "mirrors": data.mirrors}
     run = from_mapping(RunConfig, {**about, **given, "options": to_mapping(config_of_method)}, where="distill")
     seen = kept(data, validation).to(device or data.train.images.device)
     check_sizes(seen, ipc)

@@ -21,7 +21,6 @@ from kdistill.ops import diff_augment
 from kdistill.ops.diff_augment import AFFINE, COLOR, CROP, CUTOUT, FLIP, ROW, diff_augment_transpose
 
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
-_DIGIT_SETS = ("mnist5k", "digits")  # a mirrored digit is another digit: the field leaves "flip" out for these
 
 Parameters = list[tuple[Tensor, Tensor]]  # one (params [S, 8], index [B]) per call of diff_augment, in order
 
@@ -64,11 +63,16 @@ class AugmentConstants:
                 raise ConfigError(f"AugmentConstants: expected {field.name} in {low:g}..{high:g}, got {value}; change it")
 
 
-def strategy_for(strategy: str, data_name: str) -> str:
-    """Return what ``strategy`` means for a data set: ``"auto"`` is every family, without flip for the built-in digit sets."""
+def strategy_for(strategy: str, mirrors: bool) -> str:
+    """Return what ``strategy`` means: ``"auto"`` is every family, without flip where a mirrored image is no image of its class.
+
+    Args:
+        strategy: Families joined by ``_``, ``"none"`` or ``"auto"``.
+        mirrors: Whether the data may be mirrored (``ImageDataset.mirrors``); a mirrored digit is no digit.
+    """
     if strategy != "auto":
         return strategy
-    return "_".join(family for family in FAMILIES if family != "flip" or data_name not in _DIGIT_SETS)
+    return "_".join(family for family in FAMILIES if family != "flip" or mirrors)
 
 
 class Augment:

@@ -142,7 +142,7 @@ def train_prior(
 
 def _strategy(spec: PriorSpec, data: ImageDataset) -> str:
     """Return the families of augmentations; grey images keep their brightness unless colour is asked for by name."""
-    families = strategy_for(spec.augment, data.name).split("_")
+    families = strategy_for(spec.augment, data.mirrors).split("_")
     if spec.augment == "auto" and data.channels == 1:
         families.remove("color")
     return "_".join(families)

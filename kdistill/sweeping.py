@@ -52,6 +52,7 @@ class Grid:
         preset: See there.
         size: See there.
         normalisation: See there.
+        mirrors: See there.
         validation: See there.
         options: Options of the method, or axes of them.
         variant: Named changes to all of the above, e.g. ``{"name": "+ mask", "options": {"grad_mode": "tesla"}}``; none is one
@@ -68,6 +69,7 @@ class Grid:
     preset: Any = "fast"
     size: Any = None
     normalisation: Any = "standard"
+    mirrors: Any = None
     validation: Any = 0.1
     options: Mapping[str, Any] = field(default_factory=dict)
     variant: tuple[Mapping[str, Any], ...] = ()
@@ -313,10 +315,13 @@ class _Worker:
             return "failed", reason
 
     def _data(self, config: RunConfig) -> ImageDataset:
-        key = (config.data, config.size, config.normalisation)
+        key = (config.data, config.size, config.normalisation, config.mirrors)
         if self.loaded is None or self.loaded[0] != key:
             self.loaded = None  # before the next one, so that two are never held at once
-            self.loaded = key, load_data(config.data, size=config.size, normalisation=config.normalisation, quiet=True)
+            self.loaded = (
+                key,
+                load_data(config.data, size=config.size, normalisation=config.normalisation, mirrors=config.mirrors, quiet=True),
+            )
         return self.loaded[1]
 
     def _complete(self, run: Run) -> None:

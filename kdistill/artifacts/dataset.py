@@ -134,6 +134,10 @@ class DistilledDataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        """Return image ``[C, H, W]`` in pixel space and label, as a torch ``Dataset`` does."""
+        return self.images[row], int(self.labels[row])
+
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.images.shape[1:]))
         labels = "hard labels" if self.label_logits is None else "soft labels"

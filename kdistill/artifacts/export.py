@@ -43,6 +43,7 @@ def _imagefolder(small: "DistilledDataset", path: Path) -> Path:
             (staging / folder).mkdir()
         for label, number, png in _pngs(small):
             (staging / folders[label] / f"{number:05d}.png").write_bytes(png)
+        (staging / ".kdistill.json").write_bytes(to_json({"distilled": True}))  # load_data splits no test images off it
     return path
 
 

@@ -98,7 +98,7 @@ def evaluate(
         small = DistilledDataset.from_pretrained(artefact) if artefact.is_dir() else None
         run = small.config.get("run") if small else {}
         run = run if isinstance(run, dict) else {}
-        how = {"quiet": quiet, "skip_unreadable": skip_unreadable}
+        how = {"mirrors": run.get("mirrors"), "quiet": quiet, "skip_unreadable": skip_unreadable}
         normalisation = str(run.get("normalisation", "standard"))
         seen = _seen(data or _source_of(run, artefact), size or run.get("size"), normalisation, **how)
         if small is None:

@@ -52,6 +52,7 @@ def distill(
     size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
     skip_unreadable: SkipUnreadable = False,
     normalisation: Annotated[str | None, typer.Option(help="standard, zca or none.")] = None,
+    mirrors: Annotated[bool | None, typer.Option(help="Whether images may be mirrored (default: not digits).")] = None,
     init: Annotated[Path | None, typer.Option(help="Start from an earlier artefact.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     device: Device = None,
@@ -68,9 +69,9 @@ def distill(
         from kdistill.config import parse_overrides
 
         given = {"data": data, "method": method, "ipc": ipc, "preset": preset, "seed": seed, "size": size}
-        given |= {"normalisation": normalisation, "validation": validation}
+        given |= {"normalisation": normalisation, "validation": validation, "mirrors": mirrors}
         run = _run_config(config, given, parse_overrides(options))
-        seen = _seen(run.data, run.size, run.normalisation, quiet=quiet, skip_unreadable=skip_unreadable)
+        seen = _seen(run.data, run.size, run.normalisation, mirrors=run.mirrors, quiet=quiet, skip_unreadable=skip_unreadable)
         if not quiet:
             echo_wrapped(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
         try:

@@ -87,6 +87,8 @@ def load_data(
         raise ConfigError(
             f"normalisation: expected a kind of transform, got '{normalisation}'; {did_you_mean(normalisation, list(KINDS))}"
         )
+    if mirrors is not None and not isinstance(mirrors, bool):
+        raise ConfigError(f"mirrors: expected True, False or None, got {mirrors!r}; leave it out to guess")
     if num_classes is not None and num_classes < 2:
         raise ConfigError(f"num_classes: expected at least 2, got {num_classes}; leave it out to count the labels")
     options = ReadOptions(

@@ -57,7 +57,7 @@ class Baselines:
         self.identity, self.chooser = {**identity, "device": seen.device.type}, chooser
         self.keeps = named if reuse else frozenset()
         self.teacher = teacher
-        self.strategy = strategy_for(protocol.strategy, data.name)
+        self.strategy = strategy_for(protocol.strategy, data.mirrors)
         self._features: Tensor | None = None
         self._full_theta: Tensor | None = None  # of the chooser's first network, once it is known
 

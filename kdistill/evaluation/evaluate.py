@@ -190,7 +190,7 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
     device = data.train.images.device
     images, hard = small.images.to(device), small.labels.to(device)
     labels = hard if small.label_logits is None else small.label_logits.to(device)
-    strategy = strategy_for(recipe.strategy, data.name)
+    strategy = strategy_for(recipe.strategy, data.mirrors)
     lr = protocols.step_sizes(recipe, small.learned_lr)
 
     def task(title: str, kind: str, pixels: Tensor, targets: Tensor, augmentation: str = strategy) -> Task:

@@ -29,7 +29,8 @@ class Protocol:
         schedule: Of the learning rate: ``"step"`` is a tenth after half of the epochs.
         momentum: Of SGD.
         weight_decay: Of SGD.
-        strategy: Augmentation (DSA): families joined by ``_``, ``"none"``, or ``"auto"``: all six, without flip for digits.
+        strategy: Augmentation (DSA): families joined by ``_``, ``"none"``, or ``"auto"``: all six,
+            without flip where the data must not be mirrored.
         align_corners: Of scale and rotate: False for the DC, DSA, DM family, True for the trajectory methods.
         validation: Share of the training images withheld for choosing settings; the share of the run, if it withheld one, wins.
         eight_bit: Also train on the small set rounded to 8 bits, and say what that costs.

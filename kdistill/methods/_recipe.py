@@ -57,7 +57,7 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        Augment(strategy_for(self.strategy, ""), siamese=True, key=0, align_corners=False)  # raises for an unknown family
+        Augment(strategy_for(self.strategy, True), siamese=True, key=0, align_corners=False)  # raises for an unknown family
 
     def network(self, data: ImageDataset) -> Student:
         """Return the network that a run uses on ``data``."""
@@ -279,5 +279,5 @@ def initial_images(data: ImageDataset, ipc: int, init: str, seed: int) -> Tensor
 
 
 def augmentation(strategy: str, data: ImageDataset, key: int, *, siamese: bool, align_corners: bool) -> Augment:
-    """Return the keyed DSA augmentation; ``"auto"`` is every family, without flip for the built-in digit sets."""
-    return Augment(strategy_for(strategy, data.name), siamese=siamese, key=key, align_corners=align_corners)
+    """Return the keyed DSA augmentation; ``"auto"`` is every family, without flip where the data must not be mirrored."""
+    return Augment(strategy_for(strategy, data.mirrors), siamese=siamese, key=key, align_corners=align_corners)

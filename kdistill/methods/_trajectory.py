@@ -90,7 +90,7 @@ class TrajectoryConfig(MethodConfig):
             epochs=self.max_start_epoch - 1 + self.expert_epochs,
             lr=self.expert_lr,
             batch_size=self.expert_batch,
-            strategy=strategy_for(self.strategy, data.name),
+            strategy=strategy_for(self.strategy, data.mirrors),
         )
 
     def expert_selection(self, data: ImageDataset) -> dict[str, Any] | None:

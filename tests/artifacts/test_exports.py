@@ -33,7 +33,7 @@ def read_pt(path):
 def test_imagefolder_holds_the_rounded_pixels(tmp_path, channels):
     small = a_set(channels=channels, classes=["cat", "dog", "owl"])
     small.to_imagefolder(tmp_path / "png")
-    assert sorted(os.listdir(tmp_path / "png")) == ["cat", "dog", "owl"]
+    assert sorted(os.listdir(tmp_path / "png")) == [".kdistill.json", "cat", "dog", "owl"]
     for label, name in enumerate(small.classes):
         wanted = to_uint8(small.images[small.labels == label])
         for i in range(2):
