@@ -49,21 +49,21 @@ class Stage:
 
 
 STAGES = (
-    Stage("environment", "AB", 30, "versions, the GPU, the backend of every op, missing packages"),
-    Stage("build", "AB", 120, "_cpu and _cuda for this GPU alone, with what ptxas says"),
-    Stage("smoke", "A", 70, "every op on every backend in both dtypes, outputs poisoned"),
+    Stage("environment", "AB", 20, "versions, the GPU, the backend of every op, missing packages"),
+    Stage("build", "AB", 110, "_cpu and _cuda for this GPU alone, with what ptxas says"),
+    Stage("smoke", "A", 90, "every op on every backend in both dtypes, outputs poisoned", arguments=("--parallel", "6")),
     Stage("gradient", "A", 30, "the exact trajectory gradient against autograd, every precision"),
     Stage("graphs", "A", 30, "recorded steps against plain ones, recovery, same bits twice"),
-    Stage("gpu_tests", "A", 120, "pytest -m gpu in parallel, 90 s per test"),
+    Stage("gpu_tests", "A", 110, "pytest -m gpu in parallel, 90 s per test"),
     Stage("sanitizer", "A", 50, "memcheck, racecheck and initcheck on tiny shapes"),
     Stage("ceilings", "A", 20, "copy bandwidth; products in fp32, tf32 and bf16"),
     Stage("headline", "A", 60, "benchmark rows of two ops and two whole calls", "benchmark_rows"),
-    Stage("replayed", "B", 40, "times of kernels by graph replay over rotated inputs"),
-    Stage("benchmarks", "B", 100, "benchmark rows of every op", "benchmark_rows", ("--part", "benchmarks")),
-    Stage("convolutions", "B", 70, "cuDNN by layout, precision and batch, with kernel names"),
-    Stage("end_to_end", "B", 80, "whole calls by batch, precision, plain or recorded; ConvNet-5 on 128 pixels"),
+    Stage("replayed", "B", 55, "times of kernels by graph replay over rotated inputs"),
+    Stage("benchmarks", "B", 120, "benchmark rows of every op", "benchmark_rows", ("--part", "benchmarks")),
+    Stage("convolutions", "B", 60, "cuDNN by layout, precision and batch, with kernel names"),
+    Stage("end_to_end", "B", 65, "whole calls by batch, precision, plain or recorded; ConvNet-5 on 128 pixels"),
     Stage("profiled", "B", 30, "one outer step: launches, share of GPU busy, transposes"),
-    Stage("counters", "B", 30, "hardware counters of four kernels"),
+    Stage("counters", "B", 35, "hardware counters of four kernels"),
     Stage("learning", "B", 30, "distill and evaluate on digits, its loss curve beside the CPU's"),
 )
 

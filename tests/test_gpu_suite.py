@@ -95,6 +95,30 @@ def test_smoke_names_a_wrong_kernel_and_goes_on_in_a_new_process_where_the_conte
     assert started[0][started[0].index("--first") + 1] == "1"
 
 
+def test_smoke_runs_its_backends_side_by_side_on_a_gpu(report, monkeypatch):
+    started = []
+
+    class Process:
+        def __init__(self, command, cwd):
+            started.append(command)
+
+        def wait(self):
+            return int(len(started) == 4 and started[-1] is started[3])  # one of them fails
+
+    monkeypatch.setattr(smoke.subprocess, "Popen", Process)
+    assert smoke.main(["--out", str(report.out), "--device", "cuda", "--parallel", "2"]) == 1
+    assert [command[-3:] for command in started] == [
+        ["reference", "--share", "0/1"], ["cuda", "--share", "0/1"], ["triton", "--share", "0/2"], ["triton", "--share", "1/2"],
+    ]  # fmt: skip
+
+
+def test_the_shares_of_smoke_are_all_of_it(report):
+    for part in range(3):
+        assert smoke.run(report, CPU, True, 0, "reference", f"{part}/3") is None
+    found = [row["what"] for row in read_rows(report.out)]
+    assert sorted(found) == sorted({f"{of.name} reference {dtype}" for of in every_case() for dtype in ("float32", "float64")})
+
+
 def test_the_gradient_is_that_of_autograd_and_a_wrong_one_is_told(report, monkeypatch):
     gradient.stage(report, CPU, True)
     assert statuses(report).pop("float32 in tf32").startswith("skipped")

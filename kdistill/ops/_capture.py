@@ -5,7 +5,9 @@ them.  What decides the kernels themselves (shapes, dtypes, options) is the key 
 """
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -115,17 +117,37 @@ def _record_cuda(function: Callable[[], Values], device: torch.device) -> tuple[
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # the default stream cannot be recorded
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
-            for _ in range(WARM_UPS):
+            for _ in range(WARM_UPS - 1):
+                function()
+            with _refusing_waits():  # a recording that meets one is lost, and torch before 2.12 does not recover from it whole
                 function()
         here.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         try:
             # on a stream of this device: torch's own choice belongs to the device of its first recording
-            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                 outputs = function()
+        except BaseException:
+            # torch before 2.12 leaves its allocator in the recording, and later ones fail; newer ones say that it has ended
+            with suppress(RuntimeError, AttributeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            raise
         finally:
             torch.cuda.set_stream(here)  # a recording that fails leaves its stream behind as the current one
     return graph, outputs
+
+
+@contextmanager
+def _refusing_waits() -> Iterator[None]:
+    """Let what waits for the device raise inside the block."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode says once that it is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
 
 RECORDERS: dict[str, Recorder] = {"cuda": _record_cuda}

@@ -23,6 +23,8 @@ def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
             what = f"outer step, batch {batch}, {'recorded' if graph else 'plain'}"
             with report.trying(what) as values, use_precision("fp32", device):
                 found = kernels_of(lambda p=problem, g=graph: p.ours(cuda_graph=g), device)
+                if not found:
+                    raise RuntimeError("expected kernels, got none; the profiler may not be allowed to look at this GPU")
                 launched = [k for k in found if not NO_KERNEL.match(k.name)]
                 span, busy = max(k.end for k in found) - found[0].start, busy_us(found)
                 values.update(kernels=len(launched), copies=len(found) - len(launched), per_step=len(launched) / steps)

@@ -15,6 +15,7 @@ class Gpus:
 
     def __init__(self):
         self.device, self.streams, self.recorded_on = 0, ["default"], []
+        self.watching, self.ended = "default", []
 
     @contextmanager
     def use(self, device):
@@ -31,8 +32,11 @@ class Gpus:
     def new_stream(self):
         return Stream(self.device)
 
-    def graph(self, graph, stream=None, capture_error_mode="global"):
+    def graph(self, graph, pool=None, stream=None, capture_error_mode="global"):
         return Recording(self, stream)
+
+    def watch(self, mode):
+        self.watching = mode
 
 
 class Stream:
@@ -65,10 +69,12 @@ def gpus(monkeypatch):
     replaced = {
         "device": made.use, "current_device": lambda: made.device, "stream": made.stream, "Stream": made.new_stream,
         "current_stream": lambda: made.streams[-1], "CUDAGraph": object, "graph": made.graph,
-        "set_stream": lambda stream: made.streams.append(stream),
+        "set_stream": lambda stream: made.streams.append(stream), "graph_pool_handle": lambda: (0, 7),
+        "get_sync_debug_mode": lambda: made.watching, "set_sync_debug_mode": made.watch,
     }  # fmt: skip
     for name, value in replaced.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: made.ended.append(pool), raising=False)
     default = Stream(0)
     made.streams = [default]
     return made
@@ -139,6 +145,18 @@ def test_the_stream_comes_back_after_a_recording_that_fails(gpus):
     with pytest.raises(RuntimeError):
         _capture._record_cuda(refuses_to_be_recorded, torch.device("cuda:0"))
     assert torch.cuda.current_stream() is before
+    assert gpus.ended == [(0, (0, 7))]  # what torch before 2.12 leaves open
+
+
+def test_what_waits_for_the_gpu_is_found_before_it_spoils_a_recording(gpus):
+    def waits():
+        if gpus.watching == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return ()
+
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        _capture._record_cuda(waits, torch.device("cuda:0"))
+    assert (gpus.recorded_on, gpus.watching) == ([], "default")
 
 
 def test_an_error_without_a_message_is_a_reason_too(monkeypatch):
