@@ -132,7 +132,8 @@ def test_the_first_state_is_what_the_experts_say(digits):
 @pytest.mark.parametrize("name", ["datm", "pad"])
 def test_the_first_labels_of_fast_are_right(digits, name):
     extra = {"score_nets": 1, "score_epochs": 1} if name == "pad" else {}
-    config = resolve(name, "fast", {"num_experts": 2, "width": 8, **extra})
+    given = {"num_experts": 1, "width": 8, "lr_init": 0.02, "lr_images": 1.0, **extra}
+    config = resolve(name, "fast", given)
     problem = methods.get(name).build(config, digits, 5, 0, None)
     assert torch.equal(problem.state["label_logits"].argmax(1), problem.labels)
 
