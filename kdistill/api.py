@@ -24,7 +24,7 @@ from kdistill.metrics_lines import JsonLines
 from kdistill.progress import describe
 from kdistill.scratch import scratch_folder
 from kdistill.signals import terminable
-from kdistill.status import quietly, status_line
+from kdistill.status import note, quietly, status_line
 
 __all__ = ["RunConfig", "distill", "evaluate", "load_data", "resolve", "train_experts"]
 
@@ -141,7 +141,8 @@ def distill(
     given = {"method": method, "ipc": ipc, "seed": seed, "preset": preset, "validation": validation, "mirrors": data.mirrors}
     run = from_mapping(RunConfig, {**about, **given, "options": to_mapping(config_of_method)}, where="distill")
     seen = kept(data, validation).to(device or data.train.images.device)
-    check_sizes(seen, ipc)
+    with quietly(quiet):
+        check_sizes(seen, ipc)
     start = None if init is None else _start(init, seen, ipc)
     precision = use_precision(config_of_method.precision, seen.train.images.device)
     with terminable(), quietly(quiet), precision, status_line("distilling") as say:
@@ -272,10 +273,14 @@ def check_ranges(ipc: int, validation: float, max_minutes: float | None = None, 
 
 
 def check_sizes(data: ImageDataset, ipc: int) -> None:
-    """Raise DataError for a class with fewer than ``ipc`` training images."""
+    """Say which classes have fewer than ``ipc`` training images; raise DataError if all have, or if one has none."""
     counts = torch.bincount(data.train.labels.cpu(), minlength=data.num_classes)
     smallest = int(counts.argmin())
-    if int(counts[smallest]) < ipc:
+    small = [f"'{data.classes[k]}' ({int(counts[k])})" for k in (counts < ipc).nonzero().squeeze(1).tolist()]
+    if small and int(counts.min()) > 0 and int(counts.max()) >= ipc:
+        named = ", ".join(small[:5]) + (f" and {len(small) - 5} more" if len(small) > 5 else "")
+        note(f"fewer than ipc={ipc} training images of {named}: their {ipc} synthetic images begin as copies of those")
+    elif small:
         raise DataError(
             f"distill: expected at least ipc={ipc} training images per class, got {int(counts[smallest])} of "
             f"'{data.classes[smallest]}'; lower ipc, withhold less with validation=, or add images"

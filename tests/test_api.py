@@ -119,6 +119,18 @@ def test_bad_settings_get_one_clear_sentence(digits, arguments, error, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_class_smaller_than_ipc_gets_what_it_has_and_is_said(digits, capsys):
+    rare = (digits.train.labels == 3).nonzero().squeeze(1)[:2]
+    rows = torch.cat([(digits.train.labels != 3).nonzero().squeeze(1), rare]).sort().values
+    data = replace(digits, train=digits.train.take(rows), fingerprint="rare")
+    small = kdistill.distill(data, ipc=4, options=TINY, validation=0.0)
+    assert small.counts == (4,) * 10
+    assert (
+        "fewer than ipc=4 training images of '3' (2): their 4 synthetic images begin as copies of those"
+        in capsys.readouterr().err
+    )
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_work_starts(digits, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="choose another"):

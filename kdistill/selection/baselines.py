@@ -55,13 +55,14 @@ def select(
         classes: Names for the error message.
 
     Returns:
-        int64 ``[K*ipc]`` row numbers on the device of ``labels``, class-major, without repetition.  Within a class in the order
-        of the choice, so for ``random``, ``herding`` and ``k_center`` a smaller ``ipc`` chooses a prefix.
+        int64 ``[K*ipc]`` row numbers on the device of ``labels``, class-major, without repetition; of a class of fewer than
+        ``ipc`` images all are taken in turn until there are ``ipc``.  Within a class in the order of the choice, so for
+        ``random``, ``herding`` and ``k_center`` a smaller ``ipc`` chooses a prefix.
 
     Raises:
         ConfigError: Unknown name, or ``ipc`` < 1.
         ShapeError: Not ``[N, F]`` and ``[N]`` int64.
-        DataError: A class has fewer than ``ipc`` images, a label is out of range, or features are not finite.
+        DataError: No class has ``ipc`` images, a class has none, a label is out of range, or features are not finite.
 
     Cost: herding and k-center ``2*N*F*ipc`` flops, k-means up to 50 times twice that (for classes of one size), and a float64
     copy of the features of a block of classes.
@@ -80,8 +81,7 @@ def select(
             f"select: expected features [N, F] and int64 labels [N], got {list(features.shape)} and {labels.dtype} "
             f"{list(labels.shape)}; flatten images with flatten(1)"
         )
-    order = torch.argsort(labels, stable=True)
-    counts = _counts(labels, ipc, num_classes, classes)
+    order, counts = _filled_up(torch.argsort(labels, stable=True), _counts(labels, ipc, num_classes, classes), ipc)
     with torch.no_grad():
         chosen = SELECTIONS[method](features, order, counts, ipc, key)  # [K, ipc], positions within the class
     starts = torch.tensor([0, *counts[:-1]], device=order.device).cumsum(0)
@@ -95,10 +95,19 @@ def _counts(labels: Tensor, ipc: int, num_classes: int | None, classes: Sequence
         raise DataError(f"select: expected labels in 0..{total - 1}, got {low}..{high}; number the classes from 0")
     counts = torch.bincount(labels, minlength=total).tolist()
     for label, count in enumerate(counts):
-        if count < ipc:
+        if count == 0 or (count < ipc and max(counts) < ipc):
             called = f"class {label} ('{classes[label]}')" if classes else f"class {label}"
             raise DataError(f"select: expected at least ipc={ipc} images of {called}, got {count}; lower ipc or add images")
     return counts
+
+
+def _filled_up(order: Tensor, counts: list[int], ipc: int) -> tuple[Tensor, list[int]]:
+    """Return rows class by class and their counts, with the images of a small class in turn until there are ``ipc``."""
+    filled = [
+        rows[torch.arange(max(count, ipc), device=rows.device) % count]
+        for rows, count in zip(order.split(counts), counts, strict=True)
+    ]
+    return torch.cat(filled), [max(count, ipc) for count in counts]
 
 
 def _random(features: Tensor, order: Tensor, counts: list[int], ipc: int, key: int) -> Tensor:

@@ -38,20 +38,22 @@ def select_correct(
         classes: Names for the error message.
 
     Returns:
-        int64 ``[K*ipc]`` row numbers, class-major, without repetition.
+        int64 ``[K*ipc]`` row numbers, class-major; the images of a class of fewer than ``ipc`` are taken in turn.
 
     Raises:
-        DataError: A class has fewer than ``ipc`` images.
+        DataError: No class has ``ipc`` images, or a class has none.
 
     Cost: a pass over the data for each network that is asked.
     """
     device, labels = labels.device, labels.cpu()
     shuffled = permutation(make_key(key, "select correct"), len(labels))
     pools = [shuffled[labels[shuffled] == label] for label in range(num_classes)]
+    largest = max(map(len, pools))
     for label, pool in enumerate(pools):
-        if len(pool) < ipc:
+        if len(pool) == 0 or (len(pool) < ipc and largest < ipc):
             called = f"class {label} ('{classes[label]}')" if classes else f"class {label}"
             raise DataError(f"select: expected at least ipc={ipc} images of {called}, got {len(pool)}; lower ipc or add images")
+    pools = [pool[torch.arange(max(len(pool), ipc)) % len(pool)] for pool in pools]
     chosen: list[list[Tensor]] = [[] for _ in pools]
     missing = [ipc] * num_classes
     for network in range(networks):

@@ -130,5 +130,11 @@ def test_a_class_that_no_network_gets_right_is_filled_all_the_same():
         select_correct(lambda network: labels, 1, labels, 6, key=0, num_classes=2)
 
 
+def test_a_small_class_gives_all_it_has_in_turn():
+    labels = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1])
+    rows = select_correct(lambda network: labels, 1, labels, 5, key=0, num_classes=2)
+    assert set(rows[:5].tolist()) == {0, 1} and len(set(rows[5:].tolist())) == 5
+
+
 def test_halves_go_up_whatever_the_rounding_of_the_share():
     assert [quota(5, 1.0 - 0.9), quota(5, 0.1), quota(15, 1.0 - 0.9), quota(7, 0.5)] == [1, 1, 2, 4]

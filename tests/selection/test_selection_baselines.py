@@ -112,8 +112,8 @@ def test_random_is_uniform():
     [
         ({"name": "hearding"}, ConfigError, "did you mean 'herding'"),
         ({"ipc": 0}, ConfigError, "at least 1"),
-        ({"ipc": 6}, DataError, r"ipc=6 images of class 0, got 5; lower ipc"),
-        ({"ipc": 6, "classes": ("cat", "dog")}, DataError, r"class 0 \('cat'\)"),
+        ({"ipc": 8}, DataError, r"ipc=8 images of class 0, got 5; lower ipc"),
+        ({"ipc": 8, "classes": ("cat", "dog")}, DataError, r"class 0 \('cat'\)"),
         ({"num_classes": 3}, DataError, "ipc=2 images of class 2, got 0"),
         ({"num_classes": 1}, DataError, r"labels in 0\.\.0, got 0\.\.1"),
         ({"labels": torch.full((12,), -1)}, DataError, "number the classes from 0"),
@@ -128,3 +128,12 @@ def test_refusals(change, error, says):
     call = {"name": "herding", "features": features, "labels": labels, "ipc": 2, "key": KEY, **change}
     with pytest.raises(error, match=says):
         select(**call)
+
+
+@pytest.mark.parametrize("name", ["random", "herding", "k_center", "k_means"])
+def test_a_small_class_gives_all_it_has_in_turn(name):
+    features, labels = problem((3, 9))
+    rows = select(name, features, labels, 7, KEY)
+    small, large = rows[:7].tolist(), rows[7:].tolist()
+    assert sorted(torch.bincount(labels[rows]).tolist()) == [7, 7] and len(set(large)) == 7
+    assert len(set(small)) == 3 and max(small.count(row) for row in set(small)) == 3
