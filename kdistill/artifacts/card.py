@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdistill.artifacts.conclusions import conclusions, is_number
+from kdistill.artifacts.conclusions import conclusions, is_below_random, is_number
 from kdistill.escape import code, json_text, markdown, one_line, yaml
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def card(small: "DistilledDataset", *, files: str = "artefact") -> str:
     config, metrics = _Record(small.config), _Record(small.metrics)
     sections = [
         _header(small, config),
-        f"# {markdown(_title(small, config))}\n\n{_opening(small, config)}\n\n![All images, one row per class](preview.png)",
+        f"# {markdown(_title(small, config))}\n\n{_opening(small, config, metrics)}",
+        "![All images, one row per class](preview.png)",
         "## What is in it\n\n" + _contents(small),
         "## How it was made\n\n" + _origin(config, metrics),
         "## How good it is\n\n" + _quality(config, metrics),
@@ -116,13 +117,22 @@ def _title(small: "DistilledDataset", config: _Record) -> str:
     return f"{name} distilled to {small.ipc} {'image' if small.ipc == 1 else 'images'} per class"
 
 
-def _opening(small: "DistilledDataset", config: _Record) -> str:
+def _opening(small: "DistilledDataset", config: _Record, metrics: _Record) -> str:
     name = config.raw("source", "name")
     stands_for = f" that stands in for the training images of {code(name)}" if name else ""
     return (
-        f"A synthetic training set of {len(small)} images{stands_for}, made so that networks trained on it do almost as well as "
-        "on the real data. The images were optimised, not photographed."
+        f"A synthetic training set of {len(small)} images{stands_for}, made so that networks can be trained on it instead. "
+        f"The images were optimised, not photographed.{_warning(metrics)}"
     )
+
+
+def _warning(metrics: _Record) -> str:
+    """Return a sentence for a set that stands below random images under a network, or nothing."""
+    scores = metrics.at("evaluation", "scores")
+    models = [str(model) for model, own in scores.items() if is_below_random(own)] if isinstance(scores, Mapping) else []
+    if not models:
+        return ""
+    return f" **As many real images chosen at random train better networks than this set ({markdown(', '.join(models))}).**"
 
 
 def _contents(small: "DistilledDataset") -> str:

@@ -37,6 +37,14 @@ def conclusions(scores: Any) -> list[str]:
     return lines
 
 
+def is_below_random(scores: Any) -> bool:
+    """Return whether the set of these scores stands below a row of random images beyond noise."""
+    against = scores.get("over_random") if isinstance(scores, Mapping) else None
+    found = against.values() if isinstance(against, Mapping) else ()
+    ends = [difference.get("high") for difference in found if isinstance(difference, Mapping)]
+    return any(is_number(high) and high < 0 for high in ends)
+
+
 def is_number(value: Any) -> bool:
     """Return whether ``value`` is a number that can be calculated with; a bool is none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

@@ -91,7 +91,13 @@ class Trainer:
         thetas, best = [], []
         for net in range(self.protocol.nets):
             self.say(f"{task.name} ({self.model}): network {net + 1} of {self.protocol.nets}")
-            theta, highest = self._network(task, net, lr)
+            try:
+                theta, highest = self._network(task, net, lr)
+            except NonFiniteError as error:
+                raise NonFiniteError(
+                    f"evaluate: expected a finite loss of {self.model} on '{task.name}', got none at lr {lr:g} ({error}); "
+                    "choose the learning rate on validation images with lr='auto' (--lr auto)"
+                ) from error
             thetas.append(theta)
             best.append(highest)
         kept = torch.stack(thetas)

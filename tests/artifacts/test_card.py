@@ -154,6 +154,7 @@ def test_the_cost_of_eight_bits(cost, said):
 def test_a_set_that_is_worse_than_random_images_is_not_praised(difference, said):
     text = card(a_set(metrics={"evaluation": evaluation(over_random={"random": difference})}))
     assert said in text if said else "chosen at random" not in text
+    assert ("better networks than this set (convnet).**" in text.split("![All")[0]) is bool(said and "BELOW" in said)
 
 
 def test_a_network_that_did_not_train_is_marked():

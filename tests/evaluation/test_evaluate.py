@@ -263,6 +263,11 @@ def test_robustness_of_soft_labels_is_that_over_a_teachers_labels(digits, small,
     assert found.scores()["ars"] == metrics.ars(found.small.mean, teacher, *plain)
 
 
+def test_a_loss_that_is_not_finite_names_the_row_and_the_network(digits, small, tiny):
+    with pytest.raises(NonFiniteError, match=r"finite loss of mlp on 'distilled', got none at lr 1e\+30 .*--lr auto"):
+        evaluate(small, digits, protocol=tiny, models="mlp", baselines=(), lr=1e30)
+
+
 def test_a_network_that_did_not_train_is_marked(digits, small, tiny):
     found = evaluate(small, digits, protocol=tiny, baselines=("random",), lr=1e-12)
     assert (found.small.untrained, found.row("random").untrained) == (2, 2)
