@@ -62,6 +62,7 @@ class _Image:
     size: str
     mode: str
     gradients: int | None = None
+    is_one_colour: bool = False
 
 
 def check_data(spec: Any, *, size: int | None = None, quiet: bool = False) -> DataCheck:
@@ -132,7 +133,11 @@ def _look(file: Picture, which: str, classes: tuple[str, ...], size: int | None)
         return f"{name} ({getattr(error, 'reason', error)})"
     plain = np.ascontiguousarray(image.numpy())
     digest = hashlib.blake2b(repr(plain.shape).encode() + plain.tobytes(), digest_size=16).digest()
-    return _Image(name, which, classes[file.label], digest, shape, mode, gradients(image))
+    return _Image(name, which, classes[file.label], digest, shape, mode, gradients(image), _is_plain(image))
+
+
+def _is_plain(image: Tensor) -> bool:
+    return bool(duplicates.is_one_colour(image[None])[0])
 
 
 def gradients(image: Tensor) -> int | None:
@@ -151,8 +156,9 @@ def _of_arrays(data: ImageDataset) -> Iterable[_Image]:
     for which in ("train", "test", "validation"):
         split = getattr(data, which)
         for row, digest in enumerate([] if split is None else duplicates.digests(split.images)):
-            label = data.classes[int(split.labels[row])]
-            yield _Image(f"{which} image {row}", which, label, digest, f"{data.size}×{data.size}", f"{data.channels} channels")
+            label, shape = data.classes[int(split.labels[row])], f"{data.size}×{data.size}"
+            mode, is_plain = "grey" if data.channels == 1 else "colour", _is_plain(split.images[row])
+            yield _Image(f"{which} image {row}", which, label, digest, shape, mode, is_one_colour=is_plain)
 
 
 def _count(report: DataCheck, images: list[_Image], classes: Iterable[str]) -> None:
@@ -172,7 +178,9 @@ def _count(report: DataCheck, images: list[_Image], classes: Iterable[str]) -> N
 def _find_duplicates(report: DataCheck, images: list[_Image]) -> None:
     by_digest: dict[bytes, list[_Image]] = defaultdict(list)
     for image in images:
-        by_digest[image.digest].append(image)
+        if not image.is_one_colour:
+            by_digest[image.digest].append(image)
+    _add(report, "images of one colour all over", [image.name for image in images if image.is_one_colour])
     _add_groups(report, "duplicates", [same for same in by_digest.values() if len(same) > 1])
     firsts = [same[0] for same in by_digest.values() if same[0].gradients is not None]
     _add_groups(report, "alike", [list(pair) for pair in _alike(firsts)])

@@ -70,6 +70,15 @@ def test_arrays_are_checked_too():
     assert wrong(report) == {"duplicates across splits"} and counts(report)["duplicates across splits"] == "2"
 
 
+def test_images_of_one_colour_are_no_leakage():
+    x = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
+    x[3] = x[11] = 0
+    arrays = {"x_train": x[:10], "y_train": np.arange(10) % 2, "x_test": x[10:], "y_test": [0, 1]}
+    assert not load(arrays).warnings
+    report = check_data(arrays)
+    assert report.is_sound and counts(report)["images of one colour all over"] == "2"
+
+
 def test_load_data_warns_of_leakage_in_one_line(tree, capsys):
     root = tree({"train/a": 3, "train/b": 3, "test/a": 1, "test/b": 1})
     shutil.copy(root / "train/a/000.png", root / "test/a/again.png")
