@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +15,21 @@ from kdistill.artifacts.atomic import write_atomic
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, load_data
 from kdistill.engine.precision import use_precision
-from kdistill.errors import ConfigError, DataError, did_you_mean
+from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import evaluate
 from kdistill.experts import TrajectoryStore
 from kdistill.loop import Progress
 from kdistill.metrics_lines import JsonLines
 from kdistill.progress import describe
 from kdistill.scratch import scratch_folder
+from kdistill.settings import RunConfig, check_run, resolve, use
 from kdistill.signals import terminable
 from kdistill.status import note, quietly, status_line
 
 __all__ = ["RunConfig", "distill", "evaluate", "load_data", "resolve", "train_experts"]
 
 _log = logging.getLogger("kdistill")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Everything that decides the result of a run; the ``run`` part of an artefact's ``config.json``.
-
-    Attributes:
-        data: What ``load_data`` was given, or the data set's name if that was not text.
-        method: Name of the method.
-        ipc: Images per class.
-        seed: Of the run.
-        preset: Named settings of the method, applied before ``options``.
-        size: Side that images are resized to, or None.
-        normalisation: ``"standard"``, ``"zca"`` or ``"none"``.
-        validation: Share of the training data withheld from distillation, for choosing among settings.
-        mirrors: Whether the images may be mirrored; None guesses, as ``load_data`` does.
-        options: The method's options.
-    """
-
-    data: str = ""
-    method: str = "dm"
-    ipc: int = 10
-    seed: int = 0
-    preset: str = "fast"
-    size: int | None = None
-    normalisation: str = "standard"
-    validation: float = 0.1
-    mirrors: bool | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def resolve(method: str, preset: str, options: Mapping[str, Any]) -> Any:
-    """Return the method's option dataclass: paper defaults, then the preset, then ``options``.
-
-    Raises:
-        ConfigError: Unknown method, preset or option (suggests the nearest), or a value of the wrong type.
-    """
-    found = methods.get(method)
-    if not isinstance(options, Mapping):
-        raise ConfigError(f"options: expected a table of names and values, got {options!r}; pass a dict")
-    if preset not in found.presets:
-        raise ConfigError(f"preset: expected one of {method}'s, got '{preset}'; {did_you_mean(preset, list(found.presets))}")
-    return from_mapping(found.config, {**found.presets[preset], **options}, where=f"options of {method}")
+LARGEST_PIXEL = 20.0  # synthetic images leave 0..1, but not by this much
 
 
 def distill(
@@ -86,7 +44,7 @@ def distill(
     init: DistilledDataset | str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    callbacks: Sequence[Callable[[Progress], None]] = (),
+    callbacks: Sequence[Callable[[Progress], None]] | Callable[[Progress], None] = (),
     device: str | torch.device | None = None,
     threads: int | None = None,
     max_minutes: float | None = None,
@@ -109,7 +67,7 @@ def distill(
             checkpoint is kept in ``$KDISTILL_CACHE/runs``, in a folder that is named at the start and removed at the end.
         resume: Continue the run in ``out``, or without it the interrupted run of the same settings, data and seed; the result is
             bit-identical to an uninterrupted one.
-        callbacks: Called with a ``Progress`` every ten iterations.
+        callbacks: A function or several, called with a ``Progress`` every ten iterations.
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
         max_minutes: Stop after this time and keep what is there.
@@ -130,9 +88,11 @@ def distill(
 
     Cost: ``iterations`` outer steps; peak memory is that of one step.
     """
-    config_of_method = resolve(method, preset, options or {})
+    given = {"method": method, "ipc": ipc, "seed": seed, "preset": preset, "validation": validation, "options": options or {}}
+    limits: dict[str, Any] = {"max_minutes": max_minutes, "checkpoint_minutes": checkpoint_minutes}
+    config_of_method = check_run(from_mapping(RunConfig, given, where="distill"), **limits, init=init, out=out)
+    watched = _functions(callbacks)
     use(threads, device)
-    check_ranges(ipc, validation, max_minutes, checkpoint_minutes)
     snapshots.check_every(snapshot_every, out)
     spec = data if isinstance(data, str | Path) else None
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
@@ -147,9 +107,20 @@ def distill(
     precision = use_precision(config_of_method.precision, seen.train.images.device)
     with terminable(), quietly(quiet), precision, status_line("distilling") as say:
         say(f"preparing {method} on {data.name}, {ipc} per class")
-        watchers = (lambda progress: say(describe(progress)), *callbacks)
-        limits = {"max_minutes": max_minutes, "checkpoint_minutes": checkpoint_minutes}
-        return _distilled(run, data, seen, start, out, resume, watchers, limits, snapshot_every)
+        watchers = (lambda progress: say(describe(progress)), *watched)
+        small = _distilled(run, data, seen, start, out, resume, watchers, limits, snapshot_every)
+    _warn_of_range(small.images)
+    return small
+
+
+def _warn_of_range(images: Tensor) -> None:
+    low, high = (float(x) for x in torch.aminmax(images))
+    if max(-low, high) > LARGEST_PIXEL:
+        _log.warning(
+            "distill: pixels reach from %.3g to %.3g where pictures have 0 to 1; lower lr_images if networks learn little",
+            low,
+            high,
+        )
 
 
 def _distilled(
@@ -192,22 +163,12 @@ def _distilled(
     return small
 
 
-def use(threads: int | None, device: str | torch.device | None = None) -> None:
-    """Set the number of CPU threads, and refuse a device that is not there.
-
-    Raises:
-        ConfigError: Fewer than one thread, or a device that this torch does not have.
-    """
-    if threads is not None:
-        if not isinstance(threads, int) or threads < 1:
-            raise ConfigError(f"threads: expected a whole number of at least 1, got {threads!r}; leave it out for all")
-        torch.set_num_threads(threads)
-    if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"device: expected one that this torch can use, got '{device}' ({reason}); try cpu") from error
+def _functions(callbacks: Any) -> tuple[Callable[[Progress], None], ...]:
+    given = (callbacks,) if callable(callbacks) else tuple(callbacks) if isinstance(callbacks, Sequence) else (callbacks,)
+    for callback in given:
+        if not callable(callback):
+            raise ConfigError(f"callbacks: expected functions of a Progress, got {callback!r}; pass one or a list of them")
+    return given
 
 
 def train_experts(
@@ -258,18 +219,6 @@ def train_experts(
 def kept(data: ImageDataset, validation: float) -> ImageDataset:
     """Return what a run may look at."""
     return data.holdout(validation, seed=0)[0] if validation else data
-
-
-def check_ranges(ipc: int, validation: float, max_minutes: float | None = None, checkpoint_minutes: float = 1.0) -> None:
-    """Raise ConfigError for a number of a run that is out of range."""
-    if max_minutes is not None and not max_minutes >= 0:
-        raise ConfigError(f"max_minutes: expected 0 or more, got {max_minutes}; leave it out for no limit")
-    if not checkpoint_minutes >= 0:
-        raise ConfigError(f"checkpoint_minutes: expected 0 or more, got {checkpoint_minutes}; 1 is usual")
-    if isinstance(ipc, bool) or not isinstance(ipc, int) or ipc < 1:
-        raise ConfigError(f"ipc: expected at least 1 image per class, got {ipc!r}; the field uses 1, 10 and 50")
-    if not 0.0 <= validation < 1.0:
-        raise ConfigError(f"validation: expected a share in [0, 1), got {validation}; 0.1 withholds a tenth")
 
 
 def check_sizes(data: ImageDataset, ipc: int) -> None:

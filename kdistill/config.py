@@ -134,7 +134,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, literal = text.partition("=")
         key = key.strip()
         if not equals or not _BARE_KEY.fullmatch(key) or key.count(".") > MAX_DEPTH:
-            raise ConfigError(f"--set: expected key=value, got '{text}'; write for example --set lr_img=1.0")
+            raise ConfigError(f"--set: expected key=value, got '{text}'; write for example --set lr_images=1.0")
         *parents, last = key.split(".")
         table = merged
         for parent in parents:

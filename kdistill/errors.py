@@ -53,6 +53,8 @@ def did_you_mean(word: str, known: list[str]) -> str:
     """Return ``"did you mean 'x'? known: a, b, c"`` for an unknown ``word``."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    by_lower = {name.lower(): name for name in known}
+    cutoff = 0.5 if len(word) < 4 else 0.6  # one letter of two may be wrong, not half of a long word
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=cutoff)
+    hint = f"did you mean '{by_lower[close[0]]}'? " if close else ""
     return f"{hint}known: {', '.join(sorted(known))}"

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from kdistill import _native
-from kdistill.api import check_ranges, use
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.atomic import explained, write_atomic
 from kdistill.artifacts.preview import png_bytes
@@ -27,6 +26,7 @@ from kdistill.priors.training.loop import CHECKPOINT
 from kdistill.priors.training.quality import centred, draw
 from kdistill.priors.training.steps import Game, new_game
 from kdistill.progress import describe_prior
+from kdistill.settings import check_ranges, use
 from kdistill.signals import terminable
 from kdistill.status import quietly, status_line
 

@@ -22,6 +22,7 @@ from kdistill.priors import State
 
 _log = logging.getLogger("kdistill")
 CHECKPOINT = "checkpoint.safetensors"
+LARGEST_VALUE = 1e4  # of images as networks see them, where real ones have about 3: beyond it an optimisation has blown up
 CHECK_EVERY = 10  # iterations between looks at the numbers: a look stops an accelerator's stream
 
 
@@ -280,18 +281,19 @@ class _Loop:
         iteration, value = self.snapshot.iteration, float(loss)
         finite = {"loss": loss, "gradient": grad, **self.snapshot.state}
         cause = next((name for name, tensor in finite.items() if not bool(torch.isfinite(tensor).all())), None)
-        if cause is not None:
+        images = self.problem.prior.render(self.snapshot.state, iteration)
+        largest = float(images.abs().max()) if cause is None else 0.0
+        if cause is not None or largest > LARGEST_VALUE:
             rates = ", ".join(f"{name} {rate:g}" for name, rate in self.problem.learning_rates.items())
-            raise NonFiniteError(
-                f"distill: expected a finite {cause} at iteration {before.iteration}, got {value}; "
-                f"{self.problem.advice} (now {rates})"
-            )
+            what = f"a finite {cause} at iteration {before.iteration}, got {value}"
+            if cause is None:
+                what = f"images that are still pictures at iteration {iteration}, got values of {largest:.1g}"
+            raise NonFiniteError(f"distill: expected {what}; {self.problem.advice} (now {rates})")
         self.good = self.snapshot
         self.losses.append((iteration, value))
         seconds = time.monotonic() - began
         rate = (iteration - first) / max(seconds, 1e-9)
         eta = (self.problem.iterations - iteration) / max(rate, 1e-9)
-        images = self.problem.prior.render(self.snapshot.state, iteration)
         total, skipped = self.problem.iterations, self.skipped
         progress = Progress(iteration, total, value, seconds, rate, eta, peak_bytes(), images, skipped)
         for callback in self.callbacks:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from kdistill import methods
 from kdistill._native import peak_bytes
-from kdistill.api import check_ranges, check_sizes, kept, resolve, use
+from kdistill.api import check_sizes, kept
 from kdistill.data import ImageDataset, load_data
+from kdistill.settings import check_ranges, resolve, use
 from kdistill.status import duration
 
 ROUNDS = 3  # iterations that are timed, after one that is not

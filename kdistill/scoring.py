@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from kdistill import _native
-from kdistill.api import check_ranges, check_writable, kept, use
+from kdistill.api import check_writable, kept
 from kdistill.artifacts import write_atomic
 from kdistill.artifacts.score_pictures import extremes, histograms, png
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, fingerprint, load_data
 from kdistill.engine import build_student
 from kdistill.selection import ScoreSpec, ScoreTable, Seen, difficulty, load_scores
+from kdistill.settings import check_ranges, use
 from kdistill.status import quietly, status_line
 
 __all__ = ["load_scores_of", "score"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdistill._native import reset_peak
-from kdistill.api import RunConfig, check_ranges, distill, is_unfinished, load_data, resolve, use
+from kdistill.api import distill, is_unfinished, load_data
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.atomic import locked, write_atomic
 from kdistill.artifacts.tensors import parse_table, to_json
@@ -28,6 +28,7 @@ from kdistill.errors import ConfigError, DataError, KDistillError, did_you_mean
 from kdistill.evaluation import Evaluation, Protocol, evaluate, protocols
 from kdistill.evaluation.baselines import check_names
 from kdistill.loop import Progress
+from kdistill.settings import RunConfig, check_ranges, resolve, use
 from kdistill.status import quietly, status_line
 
 __all__ = ["RECORD", "Grid", "Run", "Sweep", "sweep"]

@@ -238,3 +238,49 @@ def test_evaluate_takes_what_the_rest_takes(digits, tmp_path):
     protocol = Protocol(name="tiny", width=4, epochs=1, full_epochs=1, nets=1, eight_bit=False)
     found = kdistill.evaluate(tmp_path, digits, protocol=protocol, models="mlp", baselines="random")
     assert [row.model for row in found.rows] == ["mlp", "mlp"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "DM"}, "did you mean 'dm'"),
+        ({"method": None}, "method: expected a string, got None"),
+        ({"preset": None}, "preset: expected a string, got None"),
+        ({"ipc": "10"}, "ipc: expected an integer, got '10'"),
+        ({"validation": "0.1"}, "validation: expected a number, got '0.1'"),
+        ({"max_minutes": "5"}, "max_minutes: expected 0 or more, got '5'"),
+        ({"checkpoint_minutes": -1}, "checkpoint_minutes: expected 0 or more, got -1"),
+        ({"threads": 4000}, r"threads: expected at most \d+ on this machine, got 4000"),
+        ({"callbacks": 5}, "callbacks: expected functions of a Progress, got 5"),
+        ({"out": 5}, "out: expected the path of a folder, got 5"),
+        ({"init": "no/such/folder"}, "init: expected the folder of an earlier set, got nothing at no/such/folder"),
+        ({"options": {"iteratons": 5}}, "did you mean 'iterations'"),
+    ],
+)
+def test_settings_are_checked_before_the_images_are_read(monkeypatch, changes, words):
+    monkeypatch.setattr("kdistill.api.load_data", lambda *spec, **how: pytest.fail("images were read"))
+    with pytest.raises(ConfigError, match=words):
+        kdistill.distill("digits", **changes)
+
+
+def test_one_function_is_a_callback(digits):
+    seen = []
+    quick(digits, callbacks=seen.append)
+    assert [progress.iteration for progress in seen] == [10, 20]
+
+
+def test_evaluate_says_when_its_arguments_are_swapped(digits):
+    with pytest.raises(ConfigError, match=r"expected the small set and then the real data, got them the other way round"):
+        kdistill.evaluate(digits, quick(digits))
+    with pytest.raises(ConfigError, match=r"expected a small set or its folder first, got NoneType"):
+        kdistill.evaluate(None, digits)
+
+
+def test_images_that_leave_every_range_stop_the_run(digits, tmp_path, caplog):
+    with pytest.raises(NonFiniteError, match=r"expected images that are still pictures at iteration 10, got values of \d.*lower"):
+        quick(digits, options={"lr_images": 1e30})
+    quick(digits, options={"lr_images": 3e2, "iterations": 10})
+    assert "where pictures have 0 to 1; lower lr_images" in caplog.text
+    caplog.clear()
+    quick(digits)
+    assert not caplog.text

@@ -152,6 +152,43 @@ def test_bad_input_gets_one_sentence_and_status_2(arguments, message, tmp_path, 
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "foo"], "method: expected a known name, got 'foo'"),
+        (["--method", "DM"], "did you mean 'dm'"),
+        (["--ipc", "-1"], "ipc: expected at least 1 image per class, got -1"),
+        (["--threads", "0"], "threads: expected a whole number of at least 1, got 0"),
+        (["--threads", "4000"], "on this machine, got 4000"),
+        (["--size", "1"], "size: expected a side that convnet takes, got 1; 32 is usual"),
+        (["--set", "iteratons=3"], "did you mean 'iterations'"),
+        (["--set", "lr"], "write for example --set lr_images=1.0"),
+        (["--out", "file/run"], "out: expected a folder that can be written, got file/run"),
+        (["--validation", "2"], "validation: expected a share in [0, 1), got 2.0"),
+    ],
+)
+def test_what_a_run_cannot_do_is_said_before_its_images_are_read(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    result = invoke("distill", "no/such/folder", *arguments)  # which would be the next complaint
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_key_in_the_wrong_table_of_a_file_is_sent_to_the_right_one(tmp_path):
+    for line, words in (("iterations = 5", "write it below [options]"), ("iteratons = 5", "did you mean 'iterations'")):
+        (tmp_path / "run.toml").write_text(f'data = "digits"\n{line}\n')
+        result = invoke("distill", "--config", str(tmp_path / "run.toml"))
+        assert result.exit_code == 2 and words in " ".join(result.output.split())
+
+
+def test_bench_runs_from_anywhere(tmp_path):
+    result = subprocess.run([sys.executable, "-m", "kdistill", "bench", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "benchmarks.run" in result.stdout or "--op" in result.stdout
+
+
 def test_hints_name_flags_on_the_command_line():
     said = "lower ipc=10, withhold less with validation=, or continue with resume=True; /tmp/out=3/x, steps=2"
     shown = "lower --ipc 10, withhold less with --validation, or continue with --resume; /tmp/out=3/x, steps=2"

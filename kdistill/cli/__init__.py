@@ -83,10 +83,10 @@ def evaluate(
 ) -> None:
     """Train fresh networks on the small set and on baselines, and test them on real data."""
     with _one_sentence():
-        from kdistill.api import use
         from kdistill.artifacts import DistilledDataset
         from kdistill.errors import DataError
         from kdistill.evaluation import is_from_other_data
+        from kdistill.settings import use
 
         use(threads, device)
         step_size = _step_size(lr)
@@ -262,7 +262,8 @@ def bench(context: typer.Context) -> None:
         root = Path(__file__).parents[2]
         if not (root / "benchmarks" / "run.py").exists():
             raise ConfigError("bench: expected a checkout of the project, got an installed package; clone it first")
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.run", *context.args])
+        paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.run", *context.args], {**os.environ, "PYTHONPATH": paths})
 
 
 _runs.add_to(app)

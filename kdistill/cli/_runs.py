@@ -67,10 +67,13 @@ def distill(
     with _one_sentence():
         from kdistill.api import distill as distill_data
         from kdistill.config import parse_overrides
+        from kdistill.settings import check_run, use
 
         given = {"data": data, "method": method, "ipc": ipc, "preset": preset, "seed": seed, "size": size}
         given |= {"normalisation": normalisation, "validation": validation, "mirrors": mirrors}
         run = _run_config(config, given, parse_overrides(options))
+        check_run(run, max_minutes=max_minutes, checkpoint_minutes=checkpoint_minutes, init=init, out=out)
+        use(threads, device)
         seen = _seen(run.data, run.size, run.normalisation, mirrors=run.mirrors, quiet=quiet, skip_unreadable=skip_unreadable)
         if not quiet:
             echo_wrapped(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
@@ -108,9 +111,9 @@ def _state(small: Any) -> str:
 
 
 def _run_config(path: Path | None, given: dict[str, Any], options: dict[str, Any]) -> Any:
-    from kdistill.api import RunConfig
     from kdistill.config import from_mapping, load_file
     from kdistill.errors import ConfigError
+    from kdistill.settings import RunConfig
 
     loaded = load_file(path) if path else {}
     loaded = loaded.get("run", loaded)  # an artefact's config.json holds the run beside its source and environment
@@ -121,12 +124,31 @@ def _run_config(path: Path | None, given: dict[str, Any], options: dict[str, Any
     merged["options"] = {**_options_that_apply(path, loaded, given), **options}
     if not merged.get("data"):
         raise ConfigError("distill: expected data, got none; name a set, a folder or a file, or pass --config")
+    _check_keys(merged, str(path or "command line"))
     return from_mapping(RunConfig, merged, where=str(path or "command line"))
+
+
+def _check_keys(table: dict[str, Any], where: str) -> None:
+    """Raise ConfigError for a key that is no setting of a run; an option of the method is sent to its table."""
+    from dataclasses import fields
+
+    from kdistill import methods
+    from kdistill.errors import ConfigError, did_you_mean
+    from kdistill.settings import RunConfig
+
+    method = table.get("method", RunConfig().method)
+    settings, options = ([entry.name for entry in fields(cls)] for cls in (RunConfig, methods.get(method).config))
+    for key in table:
+        if key in options and key not in settings:
+            raise ConfigError(f"{where}: expected a setting of a run, got '{key}' of {method}; write it below [options]")
+        if key not in settings:
+            hint = did_you_mean(key, settings + options)
+            raise ConfigError(f"{where}: expected a setting of a run, got '{key}'; {hint}")
 
 
 def _options_that_apply(path: Path | None, loaded: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Return the file's options, or none if the command line asks for another method or preset: they are that one's values."""
-    from kdistill.api import RunConfig
+    from kdistill.settings import RunConfig
 
     options: dict[str, Any] = loaded.get("options", {})
     for key in ("method", "preset"):
@@ -138,8 +160,8 @@ def _options_that_apply(path: Path | None, loaded: dict[str, Any], given: dict[s
 
 
 def _effective(run: Any) -> str:
-    from kdistill.api import resolve
     from kdistill.methods._options import value_shown
+    from kdistill.settings import resolve
 
     config = resolve(run.method, run.preset, run.options)
     return ", ".join(f"{key}={value_shown(type(config), key, value)}" for key, value in vars(config).items())

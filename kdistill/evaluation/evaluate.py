@@ -85,6 +85,7 @@ def evaluate(
     Cost: per row and network ``epochs`` passes over the row's images and one over the test images.
     """
     began = time.monotonic()
+    _check_order(small, data)
     recipe = protocols.get(protocol, nets=nets, lr=lr, precision=precision)
     if width is not None:
         recipe = replace(recipe, width=width, other_widths=dict.fromkeys(STUDENTS, width))
@@ -140,6 +141,15 @@ def evaluate(
     if not provenance.is_from_other_data(small, data):
         small.record(evaluation=found.to_dict())
     return found
+
+
+def _check_order(small: Any, data: Any) -> None:
+    if isinstance(small, ImageDataset) and isinstance(data, DistilledDataset):
+        raise ConfigError("evaluate: expected the small set and then the real data, got them the other way round; swap them")
+    if not isinstance(small, DistilledDataset | str | Path):
+        raise ConfigError(
+            f"evaluate: expected a small set or its folder first, got {type(small).__name__}; call evaluate(small, data)"
+        )
 
 
 def _check_models(models: tuple[str | nn.Module, ...], recipe: Protocol) -> None:

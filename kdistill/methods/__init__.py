@@ -21,6 +21,6 @@ def get(name: str) -> Method:
         ConfigError: The name is unknown; suggests the nearest one.
     """
     if name not in names():
-        raise ConfigError(f"method: expected a known name, got '{name}'; {did_you_mean(name, names())}")
+        raise ConfigError(f"method: expected a known name, got {name!r}; {did_you_mean(str(name), names())}")
     method: Method = importlib.import_module(f"{__name__}.{name}").METHOD
     return method
