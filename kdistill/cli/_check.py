@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli._shared import _examples, _one_sentence
+from kdistill.cli._shared import _examples, _one_sentence, echo
 
 FEW_PLACES = 5  # places that a finding names without --all
 
@@ -51,7 +51,7 @@ def _show(report: Any, limit: int | None) -> None:
         table.add_row("wrong" if finding.is_wrong else "", text, Text(finding.count, justify="right"))
     console().print(table)
     verdict = "nothing wrong" if report.is_sound else "something is wrong: see the lines marked so"
-    typer.echo(verdict)
+    echo(verdict)
 
 
 def _printable(text: str) -> str:
@@ -70,9 +70,9 @@ def cache(
 
         folder: Path = stored.cache_folder()
         if empty:
-            typer.echo(f"freed {stored.empty_images() / 1e6:.1f} MB of decoded pictures in {stored.images_folder()}")
+            echo(f"freed {stored.empty_images() / 1e6:.1f} MB of decoded pictures in {stored.images_folder()}")
             return
-        typer.echo(f"{folder}")
+        echo(f"{folder}")
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             nbytes = stored.nbytes(path) if path.is_dir() else path.stat().st_size
-            typer.echo(f"  {path.name:<40} {nbytes / 1e6:>10.1f} MB")
+            echo(f"  {path.name:<40} {nbytes / 1e6:>10.1f} MB")
