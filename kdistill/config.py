@@ -26,6 +26,9 @@ _FLOAT_WORDS = ("inf", "-inf", "nan")  # JSON has no such numbers: they are writ
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # ".5" and "5." are no TOML, but people write them
 _TABLES = (dict, Mapping)  # typing.Mapping[...] has this origin too
 MAX_DEPTH = 100  # of tables in tables: what is read is walked by functions that call themselves
+_DEEP_KEY = re.compile(
+    rf"""(?<![\w"'-])(?:[\w"'-]+\s*\.\s*){{{MAX_DEPTH + 1}}}"""
+)  # tomllib takes n^2 time and memory for n parts
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -91,18 +94,24 @@ def load_file(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8"
         raise ConfigError(f"{path}: expected a readable configuration file, got: {reason}; check the path") from error
+    if path.suffix == ".toml" and _DEEP_KEY.search(text):
+        raise _too_deep(path)
     try:
         value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: expected valid {path.suffix[1:].upper()}, got: {error}; correct that line") from error
     if is_too_deep(value):
-        raise ConfigError(f"{path}: expected at most {MAX_DEPTH} tables or lists in one another, got more; flatten them")
+        raise _too_deep(path)
     if not isinstance(value, dict):
         raise ConfigError(f'{path}: expected a table at the top level, got {_shown(value)}; write {{"key": value}}')
     if "artifact" in value and isinstance(value.get("run"), dict):
         run: dict[str, Any] = value["run"]
         return run
     return value
+
+
+def _too_deep(path: Path) -> ConfigError:
+    return ConfigError(f"{path}: expected at most {MAX_DEPTH} tables or lists in one another, got more; flatten them")
 
 
 def is_too_deep(value: Any) -> bool:

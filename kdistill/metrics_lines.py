@@ -41,6 +41,6 @@ class JsonLines:
             try:
                 if json.loads(line)["iteration"] < iteration:
                     kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
         write_atomic(self.path, "".join(kept).encode())

@@ -60,7 +60,7 @@ def read_artefact(path: Path, size: int | None) -> Raw:
             classes = json.loads((stream.metadata() or {})["kdistill"])["classes"]
             arrays = {name: stream.get_tensor(name) for name in ("images", "labels")}
             arrays |= {"label_logits": arrays["labels"]} if "label_logits" in stream.keys() else {}  # noqa: SIM118 - no mapping
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
         raise unusable("a set that kdistill saved", f"{file} ({_first_line(error)})", "save it again") from error
     arrays = {**arrays, "x_train": arrays.pop("images"), "y_train": arrays.pop("labels"), "classes": np.array(classes, dtype=str)}
     return read_distilled(arrays, size, where=path.name)

@@ -5,6 +5,7 @@ Pillow resizes on the picture itself: both let other threads run, and neither de
 """
 
 import importlib.util
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,13 @@ SUFFIXES = (
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
 )
 DRAFT_FACTOR = 4  # a JPEG is decoded at no less than this many times the side that is asked for
+# pixels that any file may have, and for each of its bytes: a PNG of one colour has a thousand, photographs fewer than ten
+PIXELS, PIXELS_PER_BYTE = 1 << 25, 16
 RECIPE = 1  # raised whenever decoding changes, so that cached pixels of an older version are not used
+
+
+# what Pillow raises for a file that is no whole picture, and for one of far too many pixels
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def is_picture(name: str) -> bool:
@@ -67,20 +74,38 @@ def decode(source: Any, name: str, notes: list[str], size: int | None = None) ->
         ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or ``pixels.KNOWN`` for 16-bit grey.  Alpha lies over white.
 
     Raises:
-        DataError: The file is no picture, truncated or damaged.
+        DataError: The file is no picture, truncated or damaged, or has more pixels than a file of its size may have.
     """
     try:
         with Image.open(source) as picture:
-            upright = ImageOps.exif_transpose(picture if size is None else _reduced(picture, size))
+            upright = ImageOps.exif_transpose(_checked(picture, source) if size is None else _reduced(picture, source, size))
             return pixels.from_pil(upright, notes, size)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise Unreadable(name, reason_of(error)) from error
 
 
-def _reduced(picture: Image.Image, size: int) -> Image.Image:
+def _checked(picture: Image.Image, source: Any) -> Image.Image:
+    """Return the picture, whose pixels are not decoded yet, if they are few enough.
+
+    Raises:
+        ValueError: They are not.
+    """
+    nbytes = os.stat(source).st_size if isinstance(source, str | os.PathLike) else len(source.getbuffer())
+    most = min(PIXELS + PIXELS_PER_BYTE * nbytes, Image.MAX_IMAGE_PIXELS or 1 << 62)
+    width, height = picture.size
+    if width * height > most:
+        raise ValueError(f"{width:,}×{height:,} pixels, where a file of {nbytes:,} bytes may have {most:,}")
+    return picture
+
+
+def _reduced(picture: Image.Image, source: Any, size: int) -> Image.Image:
     """Return a picture whose short side is ``size`` if its decoder can skip detail, else the picture itself."""
     whole = picture.size
-    if picture.draft(None, (DRAFT_FACTOR * size, DRAFT_FACTOR * size)) is None or picture.size == whole:
+    if max(whole) > pixels.MAX_RATIO * min(whole):
+        raise ValueError(f"{whole[0]:,}×{whole[1]:,} pixels, more than {pixels.MAX_RATIO} times as long as wide")
+    drafted = picture.draft(None, (DRAFT_FACTOR * size, DRAFT_FACTOR * size))
+    _checked(picture, source)
+    if drafted is None or picture.size == whole:
         return picture
     # the last column and row of the reduced picture may stand for fewer pixels than the others
     factor = max(round(full / part) for full, part in zip(whole, picture.size, strict=True))

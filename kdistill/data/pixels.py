@@ -19,6 +19,7 @@ from kdistill.errors import ConfigError, DataError
 KNOWN = torch.float64  # the type says "in 0..1 already": such pixels have no part in settling the range of others
 ALPHA = "alpha laid over white"
 CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, colour, colour and alpha
+MAX_RATIO = 64  # of the sides of an image that is scaled: before it is cropped, its long side grows with the short one
 CHUNK = 256  # images that are resized at a time
 SLACK = 1.5 / 255  # how far interpolation may have left [0, 1]
 BRIGHT = 16.0  # floats that reach beyond this (and not beyond 255) are 0..255; between 1 and this, nobody knows
@@ -68,6 +69,8 @@ def scaled_size(whole: tuple[int, int], size: int) -> tuple[int, int]:
 
 def _scaled(height: int, width: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return top and left of the crop, and height and width of the scaled picture."""
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise unusable(f"images at most {MAX_RATIO} times as long as wide", f"{height}×{width}", "crop them or leave them out")
     scale = size / min(height, width)
     shape = max(size, round(height * scale)), max(size, round(width * scale))
     return ((shape[0] - size) // 2, (shape[1] - size) // 2), shape
