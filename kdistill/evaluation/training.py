@@ -105,6 +105,7 @@ class Trainer:
         counts = confusion(self.student, kept, self.test.images, self.test.labels).cpu()
         right, shown = counts.diagonal(dim1=-2, dim2=-1).double(), counts.sum(-1)  # [nets, K] each
         recognised = right / shown.clamp(min=1)
+        has_confusion = task.kind != "variant" and len(counts[0]) <= CONFUSION_CLASSES
         row = Row(
             name=task.name,
             model=self.model,
@@ -124,7 +125,7 @@ class Trainer:
             untrained=sum(self._is_untrained(theta, *task.sets[net % len(task.sets)]) for net, theta in enumerate(kept)),
             balanced=tuple((recognised.sum(-1) / (shown > 0).sum(-1)).tolist()),
             per_class=tuple(recognised.mean(0).tolist()),
-            confusion=tuple(map(tuple, counts.sum(0).tolist())) if len(counts[0]) <= CONFUSION_CLASSES else (),
+            confusion=tuple(map(tuple, counts.sum(0).tolist())) if has_confusion else (),
         )
         return row, kept
 
