@@ -49,20 +49,20 @@ class Stage:
 
 
 STAGES = (
-    Stage("environment", "AB", 20, "versions, the GPU, the backend of every op, missing packages"),
-    Stage("build", "AB", 110, "_cpu and _cuda for this GPU alone, with what ptxas says"),
-    Stage("smoke", "A", 90, "every op on every backend in both dtypes, outputs poisoned", arguments=("--parallel", "6")),
+    Stage("environment", "AB", 60, "versions, the GPU, the backend of every op, missing packages"),
+    Stage("build", "AB", 90, "_cpu and _cuda for this GPU alone, with what ptxas says"),
+    Stage("smoke", "A", 80, "every op on every backend in both dtypes, outputs poisoned", arguments=("--parallel", "6")),
     Stage("gradient", "A", 30, "the exact trajectory gradient against autograd, every precision"),
     Stage("graphs", "A", 30, "recorded steps against plain ones, recovery, same bits twice"),
-    Stage("gpu_tests", "A", 110, "pytest -m gpu in parallel, 90 s per test"),
-    Stage("sanitizer", "A", 50, "memcheck, racecheck and initcheck on tiny shapes"),
+    Stage("gpu_tests", "A", 100, "pytest -m gpu in parallel, 90 s per test"),
+    Stage("sanitizer", "A", 45, "memcheck, racecheck and initcheck on tiny shapes"),
     Stage("ceilings", "A", 20, "copy bandwidth; products in fp32, tf32 and bf16"),
-    Stage("headline", "A", 60, "benchmark rows of two ops and two whole calls", "benchmark_rows"),
-    Stage("replayed", "B", 55, "times of kernels by graph replay over rotated inputs"),
-    Stage("benchmarks", "B", 120, "benchmark rows of every op", "benchmark_rows", ("--part", "benchmarks")),
-    Stage("convolutions", "B", 60, "cuDNN by layout, precision and batch, with kernel names"),
-    Stage("end_to_end", "B", 65, "whole calls by batch, precision, plain or recorded; ConvNet-5 on 128 pixels"),
-    Stage("profiled", "B", 30, "one outer step: launches, share of GPU busy, transposes"),
+    Stage("headline", "A", 55, "benchmark rows of two ops and two whole calls", "benchmark_rows"),
+    Stage("replayed", "B", 50, "times of kernels by graph replay over rotated inputs"),
+    Stage("benchmarks", "B", 110, "benchmark rows of every op", "benchmark_rows", ("--part", "benchmarks")),
+    Stage("convolutions", "B", 55, "cuDNN by layout, precision and batch, with kernel names"),
+    Stage("end_to_end", "B", 60, "whole calls by batch, precision, plain or recorded; ConvNet-5 on 128 pixels"),
+    Stage("profiled", "B", 25, "one outer step: launches, share of GPU busy, transposes"),
     Stage("counters", "B", 35, "hardware counters of four kernels"),
     Stage("learning", "B", 30, "distill and evaluate on digits, its loss curve beside the CPU's"),
 )
@@ -114,8 +114,8 @@ def run(stage: Stage, seconds: float, options: argparse.Namespace, device: str) 
 
 
 def device_in(outcome: Outcome) -> str:
-    """Return the device that the stage ``environment`` reports; the CPU where it failed before that."""
-    return next((str(row["device"]) for row in outcome.rows if row["what"] == "device"), "cpu")
+    """Return the device that the stage ``environment`` reports; where it failed before that, every stage looks itself."""
+    return next((str(row["device"]) for row in outcome.rows if row["what"] == "device"), "auto")
 
 
 def described(outcome: Outcome) -> str:

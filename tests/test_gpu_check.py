@@ -90,6 +90,19 @@ def test_a_stage_runs_as_a_process_and_its_rows_are_read(tmp_path):
     assert "environment: device: ok" in (tmp_path / "log.txt").read_text()
 
 
+def test_an_environment_that_cannot_be_read_does_not_make_a_gpu_a_cpu(monkeypatch, tmp_path):
+    devices = []
+
+    def run(stage, seconds, options, device):
+        devices.append(device)
+        return outcome(stage.name, "failed: cut off after 60 s" if stage.name == "environment" else "ok")
+
+    monkeypatch.setattr(gpu_check, "STAGES", [Stage("environment", "A", 5, ""), Stage("smoke", "A", 5, "")])
+    monkeypatch.setattr(gpu_check, "run", run)
+    assert gpu_check.main(["--out", str(tmp_path), "--part", "A"]) == 1
+    assert devices == ["auto", "auto"]
+
+
 def test_an_unknown_stage_is_named(capsys):
     with pytest.raises(SystemExit):
         gpu_check.main(["--only", "smok"])
