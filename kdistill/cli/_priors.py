@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kdistill.cli._shared import Device, Options, Quiet, Threads, _examples, _one_sentence, echo, echo_wrapped
+from kdistill.cli._shared import Device, Options, Quiet, SkipUnreadable, Threads, _examples, _one_sentence, echo, echo_wrapped
 
 app = typer.Typer(help="Generators that images can be drawn from (see docs/priors.md).", no_args_is_help=True)
 
@@ -37,6 +37,7 @@ def train(
     options: Options = [],  # noqa: B006 - typer copies it
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     size: Annotated[int | None, typer.Option(help="Resize images to this side, a power of two.")] = None,
+    skip_unreadable: SkipUnreadable = False,
     validation: Annotated[float, typer.Option(help="Share of the training images withheld.")] = 0.1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the training in --out.")] = False,
     device: Device = None,
@@ -50,7 +51,7 @@ def train(
         from kdistill.config import parse_overrides
         from kdistill.generating import train_prior
 
-        seen = load_data(data, size=size, quiet=quiet)
+        seen = load_data(data, size=size, quiet=quiet, skip_unreadable=skip_unreadable)
         try:
             made = train_prior(
                 seen,

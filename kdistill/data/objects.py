@@ -131,7 +131,8 @@ def read_hugging_face(spec: Any, size: int | None, *, image_column: str | None =
 
     train = part("train")
     licence = getattr(getattr(splits["train"], "info", None), "license", "") or "unknown"
-    return Raw(train, part("test"), part("validation"), licence=str(licence), notes=notes)
+    is_distilled = "label_logits" in splits["train"].column_names  # only DistilledDataset.export writes that
+    return Raw(train, part("test"), part("validation"), licence=str(licence), is_distilled=is_distilled, notes=notes)
 
 
 def _hugging_face_part(

@@ -86,6 +86,13 @@ def test_a_distilled_set_that_is_loaded_again_keeps_all_its_images(small, tmp_pa
     assert len(load(small, test=0.5).test) == 2
 
 
+def test_an_exported_hugging_face_set_with_soft_labels_keeps_all_its_images(colour):
+    columns = {"image": [*colour[0][:6]], "class_id": colour[1][:6].tolist(), "label_logits": [[0.0] * 3] * 6}
+    features = {"image": HFImage(), "class_id": ClassLabel(["0", "1", "2"]), "label_logits": object()}
+    data = load(HuggingFace(columns, features))
+    assert len(data.train) == 6 and not data.warnings
+
+
 def test_a_distilled_set_gives_items_as_a_torch_data_set_does(small):
     image, label = small[2]
     assert torch.equal(image, small.images[2]) and label == 1 and len([*small]) == 4
