@@ -41,7 +41,8 @@ class Row:
         untrained: Networks that did not train: no better than chance on their own training images.
         balanced: Mean over classes of the share of its test images that is recognised, one per network.
         per_class: Share of each class's test images that is recognised, the mean over networks.
-        confusion: Test images of a true class (outer) taken for a class (inner), summed over networks; empty for variants and many classes.
+        confusion: Test images of a true class (outer) taken for a class (inner), summed over networks; empty for variants and
+            for many classes.
     """
 
     name: str
