@@ -49,5 +49,5 @@ clean:
 	touch $@
 
 .venv/.test: .venv/bin/python $(SOURCES)
-	$(PIP) -e '.[demo,report,test]'
+	KDISTILL_EMULATION=on $(PIP) -e '.[demo,report,test]'
 	touch $@

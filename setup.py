@@ -1,9 +1,10 @@
 """Build the native modules with CMake + ninja; everything else is in pyproject.toml.
 
-Environment: KDISTILL_CUDA=auto|on|off, KDISTILL_EMULATION=auto|on|off (auto: in editable installs), KDISTILL_NATIVE=auto|on|off.
+Environment (docs/environment.md): KDISTILL_NATIVE, KDISTILL_CUDA, KDISTILL_CUDA_ARCHITECTURES, KDISTILL_EMULATION.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,15 @@ class CMakeBuild(build_ext):
         if native == "off":
             failure.write_text("the native modules were switched off with KDISTILL_NATIVE=off\n")
             return
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         try:
-            self.run_cmake(package)
+            try:
+                run_cmake(build, package)
+            except subprocess.CalledProcessError:
+                if not build.exists():
+                    raise
+                shutil.rmtree(build)  # what an earlier install left may name compilers that are gone
+                run_cmake(build, package)
         except (OSError, subprocess.CalledProcessError) as error:
             if native == "on":
                 raise
@@ -37,25 +45,42 @@ class CMakeBuild(build_ext):
             failure.write_text(log[-4000:])
             print(f"kdistill: no native kernels: {error}\n{log[-4000:]}", file=sys.stderr)
 
-    def run_cmake(self, package: Path) -> None:
-        import pybind11
 
-        emulation = os.environ.get("KDISTILL_EMULATION", "auto")
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-        configure = [
-            *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"),
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DKDISTILL_CUDA={os.environ.get('KDISTILL_CUDA', 'auto')}",
-            f"-DKDISTILL_EMULATION={self.editable_mode if emulation == 'auto' else emulation == 'on'}",
-        ]
-        for command in (
-            [*configure, "--fresh"],  # an isolated build has new paths to pybind11 and ninja every time
-            ["cmake", "--build", str(build)],
-            ["cmake", "--install", str(build), "--prefix", str(package)],
-        ):
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            sys.stderr.write(done.stdout)
-            done.check_returncode()
+def run_cmake(build: Path, package: Path) -> None:
+    """Configure, compile what has changed since the last time, and put the modules into ``package``."""
+    architectures = os.environ.get("KDISTILL_CUDA_ARCHITECTURES") or "auto"
+    configure = [
+        *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}"),
+        *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_folder()}"),
+        f"-DKDISTILL_CUDA={os.environ.get('KDISTILL_CUDA') or 'auto'}",
+        f"-DKDISTILL_CUDA_ARCHITECTURES={';'.join(architectures.replace(',', ' ').replace(';', ' ').split())}",
+    ]
+    emulation = os.environ.get("KDISTILL_EMULATION") or "auto"
+    if emulation != "auto":  # else it stays as the last install wanted it, and is off at first
+        configure.append(f"-DKDISTILL_EMULATION={'ON' if emulation == 'on' else 'OFF'}")
+    for command in (
+        configure,
+        ["cmake", "--build", str(build)],
+        ["cmake", "--install", str(build), "--prefix", str(package)],
+    ):
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        sys.stderr.write(done.stdout)
+        done.check_returncode()
+
+
+def pybind11_folder() -> Path:
+    """Return where CMake finds pybind11: a copy, because an isolated build has it in a new place, and so newer, every time."""
+    import pybind11
+
+    copy = ROOT / "build" / f"pybind11-{pybind11.__version__}"
+    if not copy.exists():
+        partial = copy.with_name(f"{copy.name}.partial-{os.getpid()}")
+        shutil.copytree(Path(pybind11.__file__).parent, partial)
+        try:
+            partial.rename(copy)
+        except OSError:  # another install was faster
+            shutil.rmtree(partial)
+    return copy / "share" / "cmake" / "pybind11"
 
 
 setup(ext_modules=[Extension("kdistill._cpu", sources=[], optional=True)], cmdclass={"build_ext": CMakeBuild})

@@ -21,11 +21,17 @@ import torch
 from torch import Tensor
 
 from kdistill._version import __version__
-from kdistill.errors import NativeError
+from kdistill.errors import ConfigError, NativeError
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _emulating = os.environ.get("KDISTILL_CUDA_EMULATION", "") == "1"
 _MOST_GROWTH = 256 << 20
+# variables with which the libraries under torch choose other kernels, and so other bits; recorded where they are set
+_OTHER_BITS = (
+    *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_DYNAMIC", "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_THREADS"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE"),
+    *("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+)
 _resident_after = sys.maxsize  # bytes, when freed memory was last given back, or fewer later
 
 
@@ -39,8 +45,13 @@ def _load(module: str) -> ModuleType | ImportError:
 
 def _import(module: str) -> ModuleType | ImportError:
     folder = os.environ.get("KDISTILL_NATIVE_DIR")  # another build of the same modules, e.g. one with sanitizers
+    if folder and not Path(folder).is_absolute():
+        raise ConfigError(
+            f"KDISTILL_NATIVE_DIR: expected an absolute path, got '{folder}'; "
+            "code that is loaded must not depend on the current folder"
+        )
     try:
-        if folder is None:
+        if not folder:
             return importlib.import_module(f"kdistill.{module}")
         path = next(Path(folder).glob(f"{module}*.so"), None)
         if path is None:
@@ -98,7 +109,37 @@ def refusal(module: str, *args: Any) -> str | None:
     wanted = "cuda" if resolved == "_cuda" else "cpu"
     if device.type != wanted:
         return f"the tensors are on {device.type}, this backend runs on {wanted}"
-    return why_missing(resolved)
+    return why_missing(resolved) or (card_refusal(device) if wanted == "cuda" else None)
+
+
+@cache
+def card_refusal(device: torch.device) -> str | None:
+    """Return why the kernels of ``_cuda`` cannot run on a card (architecture, driver), or None."""
+    module = _load("_cuda")
+    compiled, toolkit, driver = (_member(module, name) for name in ("architectures", "toolkit", "driver"))
+    driver = driver()
+    major, minor = torch.cuda.get_device_capability(device)
+    codes = [(int(number), kind) for number, kind in (code.split("-") for code in compiled.split())]
+    runs = any(n // 10 == major and n % 10 <= minor for n, kind in codes if kind == "real")
+    from_ptx = any(n <= 10 * major + minor for n, kind in codes if kind == "virtual")
+    if not runs and not from_ptx:
+        return (
+            f"the card has compute capability {major}.{minor}, _cuda was compiled for {compiled}; "
+            f"install again with KDISTILL_CUDA_ARCHITECTURES={major}{minor} and an nvcc that knows it"
+        )
+    # code of a release runs on every driver of its major version, PTX only on one that is as new
+    too_old = driver // 1000 < toolkit // 1000
+    if too_old or (not runs and driver < toolkit):
+        other = "an older nvcc" if too_old else f"KDISTILL_CUDA_ARCHITECTURES={major}{minor}"
+        return (
+            f"the driver is of CUDA {_release(driver)}, _cuda was built with {_release(toolkit)}; "
+            f"update the driver, or install again with {other}"
+        )
+    return None
+
+
+def _release(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def kernel(module: str, op: str, dtype: torch.dtype, device: torch.device | None = None) -> Callable[..., None]:
@@ -115,8 +156,8 @@ def function(module: str, name: str) -> Callable[..., Any]:
     return _member(loaded, name)
 
 
-def _member(module: ModuleType | ImportError, name: str) -> Callable[..., Any]:
-    found: Callable[..., Any] | None = getattr(module, name, None)
+def _member(module: ModuleType | ImportError, name: str) -> Any:
+    found = getattr(module, name, None)
     if found is None:
         raise NativeError(
             f"{getattr(module, '__name__', module)}: expected '{name}', which the Python code calls, got an older build; "
@@ -147,6 +188,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "backend": os.environ.get("KDISTILL_BACKEND") or "auto",
         "convolution": os.environ.get("KDISTILL_CONVOLUTION") or "auto",
+        **{name: os.environ[name] for name in _OTHER_BITS if os.environ.get(name)},
     }
 
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CMAKE_ONLY = {"KDISTILL_SANITIZE", "KDISTILL_CUDA_ARCHITECTURES"}  # options of the build, not read from the environment
+CMAKE_ONLY = {"KDISTILL_SANITIZE"}  # options of the build, not read from the environment
 
 
 def used() -> set[str]:

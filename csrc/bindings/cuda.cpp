@@ -17,6 +17,14 @@ PYBIND11_MODULE(KD_MODULE, m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
 #if defined(KD_CUDA_EMULATION)
   m.def("last_seed", &kd::emulation::last_seed);  // of the thread order; KDISTILL_EMULATION_SEED repeats it
+#else
+  m.attr("architectures") = KD_ARCHITECTURES;  // as CMake writes them: "80-real 90-real 90-virtual"
+  m.attr("toolkit") = CUDART_VERSION;          // 1000 * major + 10 * minor, as the driver's
+  m.def("driver", [] {
+    int version = 0;
+    kd::check_cuda(cudaDriverGetVersion(&version), "cudaDriverGetVersion");
+    return version;
+  });
 #endif
 
   KD_BIND(class_mean_sqdist);

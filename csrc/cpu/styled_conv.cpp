@@ -35,17 +35,23 @@ void styled_conv(const T* x, const T* weight, const T* styles, const T* scale, c
   KD_CHECK(noise_rows == 0 || noise_rows == 1 || noise_rows == n, "styled_conv: expected noise for one image or for all");
   const Activation<T> act{T(slope), T(gain), T(limit)};
   const Modulated<T> read{x, styles, h, w, c};
-  const auto write = [&](int64_t, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) {
+  const auto write = [&](int64_t, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) KD_ONCE {
     const T* shifts = noise_rows ? noise + (noise_rows == 1 ? 0 : at.image) * h * w : nullptr;
     for_vectors<T>(channels, [&](auto zero, int64_t from) __attribute__((always_inline)) {
       using Vec = decltype(zero);
       const int64_t q = q0 + from;
       const Vec factor = load<Vec>(scale + at.image * k + q), shift = load<Vec>(bias + q);
+      // copies stay in registers, whatever the stores below may overlap
+      const int64_t rows = h - at.top, columns = w - at.left, across = k, next = w, pixel = at.top * w + at.left;
+      const int64_t first = (at.image * h * w + pixel) * k + q;
+      T *of_y = y ? y + first : nullptr, *of_out = out + first;
+      const T* of_shifts = shifts ? shifts + pixel : nullptr;
+      const Activation<T> activation = act;
       put_results<SameSize, T, Vec>(planes + from, stride, [&](int i, int j, Vec v) __attribute__((always_inline)) {
-        if (at.top + i >= h || at.left + j >= w) return;
-        const int64_t pixel = (at.top + i) * w + at.left + j, to = (at.image * h * w + pixel) * k + q;
-        if (y) store(y + to, v);
-        store(out + to, act(Vec(v * factor + (shifts ? shifts[pixel] : T(0)) + shift)));
+        if (i >= rows || j >= columns) return;
+        const int64_t at_pixel = i * next + j;
+        if (of_y) store(of_y + at_pixel * across, v);
+        store(of_out + at_pixel * across, activation(Vec(v * factor + (of_shifts ? of_shifts[at_pixel] : T(0)) + shift)));
       });
     });
   };
@@ -74,17 +80,20 @@ KD_INLINE void input_bwd(const Pass<Scheme>& pass, const T* dy, const T* x, cons
   const auto read = [&](auto zero, int64_t, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
     return load<decltype(zero)>(dy + ((image * pass.h + i) * pass.w + j) * pass.c + q);
   };
-  const auto write = [&](int64_t tile, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) {
+  const auto write = [&](int64_t tile, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) KD_ONCE {
     for_vectors<T>(channels, [&](auto zero, int64_t from) __attribute__((always_inline)) {
       using Vec = decltype(zero);
       const int64_t q = q0 + from;
       const Vec style = load<Vec>(styles + at.image * c + q);
       Vec sum = zero;
+      const int64_t rows = h - at.top, columns = w - at.left, across = c, down = w * c;
+      const int64_t first = (at.image * h + at.top) * down + at.left * across + q;
+      const T* of_x = x + first;
+      T* of_dx = dx + first;
       put_results<Scheme, T, Vec>(planes + from, stride, [&](int i, int j, Vec v) __attribute__((always_inline)) {
-        if (at.top + i >= h || at.left + j >= w) return;
-        const int64_t to = ((at.image * h + at.top + i) * w + at.left + j) * c + q;
-        store(dx + to, Vec(v * style));
-        sum += v * load<Vec>(x + to);
+        if (i >= rows || j >= columns) return;
+        store(of_dx + i * down + j * across, Vec(v * style));
+        sum += v * load<Vec>(of_x + i * down + j * across);
       });
       store(of_tiles + tile * c + q, sum);
     });
@@ -166,14 +175,16 @@ void styled_conv_doubled(const T* x, const T* weight, const T* styles, T* y, T* 
                          int64_t k, int64_t block, bool by_panels, int64_t shared, int64_t per_thread, int threads) {
   const Pass<Doubling> pass(n, h, w, c, k, 0);
   const Modulated<T> read{x, styles, h, w, c};
-  const auto write = [&](int64_t, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) {
+  const auto write = [&](int64_t, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) KD_ONCE {
     for_vectors<T>(channels, [&](auto zero, int64_t from) __attribute__((always_inline)) {
       using Vec = decltype(zero);
-      T* to = y + (at.image * pass.oh * pass.ow + at.top * pass.ow + at.left) * k + q0 + from;
+      const int64_t top = at.top, left = at.left, rows = pass.oh - top, columns = pass.ow - left;
+      const int64_t across = k, down = pass.ow * k;  // from a result to the next
+      T* to = y + (at.image * pass.oh + top) * down + left * across + q0 + from;
       put_results<Doubling, T, Vec>(planes + from, stride, [&](int i, int j, Vec v) __attribute__((always_inline)) {
-        if (at.top + i >= pass.oh || at.left + j >= pass.ow) return;
-        T* here = to + (i * pass.ow + j) * k;
-        const bool shared = (i == 0 && at.top > 0) || (j == 0 && at.left > 0);  // with tiles that were before
+        if (i >= rows || j >= columns) return;
+        T* here = to + i * down + j * across;
+        const bool shared = (i == 0 && top > 0) || (j == 0 && left > 0);  // with tiles that were before
         store(here, shared ? Vec(load<Vec>(here) + v) : v);
       });
     });

@@ -8,22 +8,37 @@
 #include "cpu/winograd_pass.hpp"
 
 namespace kd::KD_ISA {
+namespace {
+
+// The maps, as a pass reads them.
+template <typename T>
+struct Plain {
+  const T* maps[2];
+  int64_t h, w, c;
+
+  template <typename Vec>
+  KD_INLINE Vec operator()(Vec, int64_t map, int64_t image, int64_t i, int64_t j, int64_t q) const {
+    return load<Vec>(maps[map] + ((image * h + i) * w + j) * c + q);
+  }
+};
+
+}  // namespace
 
 template <typename T>
 void winograd_conv(const T* x0, const T* x1, const T* weight0, const T* weight1, T* y, T* scratch, int64_t n, int64_t h, int64_t w,
                    int64_t c, int64_t k, int64_t padding, bool turned, int64_t block, bool by_panels, int64_t shared,
                    int64_t per_thread, int threads) {
   const Pass<SameSize> pass(n, h, w, c, k, padding, x1 ? 2 : 1);
-  const T* maps[2] = {x0, x1};
-  const auto read = [&](auto zero, int64_t map, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
-    return load<decltype(zero)>(maps[map] + ((image * h + i) * w + j) * c + q);
-  };
-  const auto write = [&](int64_t, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) {
+  const Plain<T> read{{x0, x1}, h, w, c};
+  const auto write = [&](int64_t, const Place& at, int64_t q0, int64_t channels, const T* planes, int64_t stride) KD_ONCE {
     for_vectors<T>(channels, [&](auto zero, int64_t q) __attribute__((always_inline)) {
       using Vec = decltype(zero);
+      // copies stay in registers, whatever the stores below may overlap
+      const int64_t rows = pass.oh - at.top, columns = pass.ow - at.left, across = k, down = pass.ow * k;
+      T* to = y + (at.image * pass.oh + at.top) * down + at.left * across + q0 + q;
       put_results<SameSize, T, Vec>(planes + q, stride, [&](int i, int j, Vec v) __attribute__((always_inline)) {
-        if (at.top + i >= pass.oh || at.left + j >= pass.ow) return;
-        store(y + ((at.image * pass.oh + at.top + i) * pass.ow + at.left + j) * k + q0 + q, v);
+        if (i >= rows || j >= columns) return;
+        store(to + i * down + j * across, v);
       });
     });
   };
@@ -38,10 +53,8 @@ void winograd_conv_weight_grad(const T* x0, const T* x1, const T* scale, const T
                                int64_t of_tiles, int64_t of_inputs, int64_t of_outputs, int64_t per_thread, int threads) {
   const Pass<SameSize> pass(n, h, w, c, k, padding, x1 ? 2 : 1);
   const WeightPlan<T> plan{block, of_tiles, of_inputs, of_outputs, dweight, scratch, per_thread, threads};
-  const T *maps[2] = {x0, x1}, *const grads[2] = {dy0, dy1};
-  const auto read = [&](auto zero, int64_t map, int64_t image, int64_t i, int64_t j, int64_t q) __attribute__((always_inline)) {
-    return load<decltype(zero)>(maps[map] + ((image * h + i) * w + j) * c + q);
-  };
+  const T* const grads[2] = {dy0, dy1};
+  const Plain<T> read{{x0, x1}, h, w, c};
   const auto read_scaled = [&](auto zero, int64_t map, int64_t image, int64_t i, int64_t j, int64_t q)
       __attribute__((always_inline)) {
         using Vec = decltype(zero);

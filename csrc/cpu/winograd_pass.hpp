@@ -23,6 +23,9 @@ struct Widest {
   typedef typename VectorOf<T, lanes>::type Vec;
 };
 
+// What blocks and panels share is compiled once: in each of them it would double the time of the compiler and gain nothing.
+#define KD_ONCE __attribute__((noinline))
+
 constexpr int kRows = 6;
 constexpr int64_t kGap = 16;  // elements between two planes: else all would start in the same few lines of the cache
 
@@ -101,7 +104,7 @@ struct Filters {
   bool turned;
 
   // Those of one panel and input into `to`, planes `plane` apart.  Outputs beyond the last are zeros.
-  KD_INLINE void transform(int64_t first_output, int64_t input, T* to, int64_t plane) const {
+  KD_ONCE void transform(int64_t first_output, int64_t input, T* to, int64_t plane) const {
     typedef typename Widest<T>::Vec Vec;
     constexpr int64_t lanes = Widest<T>::lanes;
     const int64_t of_output = turned ? 9 : 9 * c, of_input = turned ? 9 * k : 9;
@@ -132,11 +135,11 @@ struct Place {
 // Tiles first .. first + count of a map that comes in, channels c0 .. c1, into the planes of V, whose tiles are `row` apart;
 // read(zero, map, image, row, column, channel) is a vector of it.
 template <typename Scheme, typename T, typename Read>
-KD_INLINE void transform_inputs(const Pass<Scheme>& p, int64_t map, int64_t first, int64_t count, int64_t c0, int64_t c1, T* V,
+KD_ONCE void transform_inputs(const Pass<Scheme>& p, int64_t map, int64_t first, int64_t count, int64_t c0, int64_t c1, T* V,
                                 int64_t row, int64_t stride, const Read& read) {
   for (int64_t t = 0; t < count; ++t) {
     const Place tile(p, first + t, Scheme::read_step);
-    const int64_t top = tile.top - p.padding, left = tile.left - p.padding;
+    const int64_t top = tile.top - p.padding, left = tile.left - p.padding, h = p.h, w = p.w;
     const auto transform = [&](auto is_inside) __attribute__((always_inline)) {
       for_vectors<T>(c1 - c0, [&](auto zero, int64_t q) __attribute__((always_inline)) {
         using Vec = decltype(zero);
@@ -144,13 +147,13 @@ KD_INLINE void transform_inputs(const Pass<Scheme>& p, int64_t map, int64_t firs
         both_sides<Scheme::reads, Scheme::planes, Vec>(
             KD_MAP(input),
             [&](int i, int j) __attribute__((always_inline)) {
-              if (!is_inside.value && (top + i < 0 || top + i >= p.h || left + j < 0 || left + j >= p.w)) return zero;
+              if (!is_inside.value && (top + i < 0 || top + i >= h || left + j < 0 || left + j >= w)) return zero;
               return Vec(read(zero, map, tile.image, top + i, left + j, c0 + q));
             },
             [&](int i, int j, Vec v) __attribute__((always_inline)) { store(to + (Scheme::planes * i + j) * stride, v); });
       });
     };
-    if (top >= 0 && left >= 0 && top + Scheme::reads <= p.h && left + Scheme::reads <= p.w) {
+    if (top >= 0 && left >= 0 && top + Scheme::reads <= h && left + Scheme::reads <= w) {
       transform(std::true_type{});
     } else {
       transform(std::false_type{});
@@ -256,7 +259,7 @@ KD_INLINE void put_results(const T* from, int64_t stride, const Put& put) {
 
 // Tiles first .. first + count of the gradient dy [n, oh, ow, k], `channels` of it from k0 on, into the planes of M.
 template <typename Scheme, typename T>
-KD_INLINE void transform_gradients(const Pass<Scheme>& p, const T* dy, int64_t first, int64_t count, int64_t k0, int64_t channels,
+KD_ONCE void transform_gradients(const Pass<Scheme>& p, const T* dy, int64_t first, int64_t count, int64_t k0, int64_t channels,
                                    T* M, int64_t row, int64_t stride) {
   for (int64_t t = 0; t < count; ++t) {
     const Place tile(p, first + t, Scheme::result_step);
@@ -274,6 +277,21 @@ KD_INLINE void transform_gradients(const Pass<Scheme>& p, const T* dy, int64_t f
           });
     });
   }
+}
+
+// The planes of one input's sums, `sums` apart, to its taps; those of the next output are `of_output` behind.
+template <typename Scheme, typename T>
+KD_ONCE void transform_weight_back(const T* W, int64_t sums, int64_t outputs, T* dweight, int64_t of_output) {
+  for_vectors<T>(outputs, [&](auto zero, int64_t q) __attribute__((always_inline)) {
+    using Vec = decltype(zero);
+    T* to = dweight + q * of_output;
+    both_sides<6, 3, Vec>(
+        KD_MAP(weight_back),
+        [&](int r, int s) __attribute__((always_inline)) { return load<Vec>(W + (6 * r + s) * sums + q); },
+        [&](int r, int s, Vec v) __attribute__((always_inline)) {
+          for (int lane = 0; lane < int(sizeof(Vec) / sizeof(T)); ++lane) to[lane * of_output + 3 * r + s] = v[lane];
+        });
+  });
 }
 
 // How a weight gradient goes: `block` tiles at a time, in units that have one of `of_tiles` parts of the tiles, one of `of_inputs`
@@ -310,16 +328,7 @@ KD_INLINE void run_weight_unit(const Pass<Scheme>& p, const T* const (&dy)[2], T
     }
   }
   for (int64_t c = 0; c < own; ++c) {
-    for_vectors<T>(outputs, [&](auto zero, int64_t q) __attribute__((always_inline)) {
-      using Vec = decltype(zero);
-      T* to = dweight + ((k0 + q) * p.c + c0 + c) * 9;
-      both_sides<6, 3, Vec>(
-          KD_MAP(weight_back),
-          [&](int r, int s) __attribute__((always_inline)) { return load<Vec>(W + (6 * r + s) * sums + c * width + q); },
-          [&](int r, int s, Vec v) __attribute__((always_inline)) {
-            for (int lane = 0; lane < int(sizeof(Vec) / sizeof(T)); ++lane) to[lane * p.c * 9 + 3 * r + s] = v[lane];
-          });
-    });
+    transform_weight_back<Scheme>(W + c * width, sums, outputs, dweight + (k0 * p.c + c0 + c) * 9, p.c * 9);
   }
 }
 

@@ -133,12 +133,17 @@ WRITERS: dict[str, Callable[["DistilledDataset", Path], Path]] = {
 }
 
 
+# names of devices on Windows, where no folder can be called so, whatever its ending
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³")}
+
+
 def class_folders(classes: Sequence[str]) -> list[str]:
     """Return one safe folder name per class whose alphabetical order is the order of the classes.
 
     Readers of this layout number the folders alphabetically; a number goes in front where names alone would change the labels.
     """
     names = [re.sub(r"[^\w.+-]+", "_", name).strip("._")[:60] or "class" for name in classes]
+    names = [f"class_{name}" if name.split(".")[0].upper() in _DEVICES else name for name in names]
     if names == sorted(names) and len({name.casefold() for name in names}) == len(names):
         return names
     digits = len(str(len(names) - 1))

@@ -54,6 +54,8 @@ def test_folder_names_keep_the_order_of_the_classes():
     assert class_folders(("dog", "cat")) == ["0_dog", "1_cat"]
     assert class_folders(("a/b", "../c")) == ["a_b", "c"]
     assert class_folders(("Cat", "cat")) == ["0_Cat", "1_cat"]  # one folder where the file system ignores case
+    assert class_folders(("CON", "nul.x", "person")) == ["class_CON", "class_nul.x", "person"]  # devices of Windows
+    assert class_folders(("COM3", "class_COM3")) == ["0_class_COM3", "1_class_COM3"]
 
 
 @given(st.lists(st.text(max_size=90), min_size=1, max_size=12))
