@@ -25,7 +25,7 @@ from kdistill.testing.backends import has_kernel
 from kdistill.testing.cases import OpCase, Shape, every_case
 from tests.triton_suite.second_order import second_gradients
 
-ARCHITECTURES = (80, 90, 100)  # KDISTILL_CUDA_ARCHITECTURES of CMakeLists.txt
+ARCHITECTURES = (80, 90, 100)  # those of the CUDA kernels in .ci/run
 TYPES = {
     torch.uint8: "*u8",
     torch.float32: "*fp32",
