@@ -98,7 +98,7 @@ class _Line:
         self.show(text)
 
     def show(self, text: str) -> None:
-        now, self.pending = time.monotonic(), f"{self.what}  {_flat(text)}"
+        now, self.pending = time.monotonic(), _flat(f"{self.what}  {text}")
         if now - self.last >= self.surface.every_s:
             self.surface.replace(self.pending)
             self.last, self.pending = now, ""

@@ -21,6 +21,7 @@ from kdistill.cli import app
 from kdistill.errors import DataError, did_you_mean
 from kdistill.evaluation.tables import markdown_table, plain_table, rich_table
 from kdistill.experts import TrajectoryStore
+from kdistill.status import status_line
 
 PACKAGE = Path(__file__).parents[1] / "kdistill"
 ACTING = "\x1b[2Jgone\x9b1A\r\u202eevil\u2066\u2028\ufeff\x00\x7f"
@@ -91,6 +92,13 @@ def test_commands_print_through_the_escape_only():
         )
 
 
+def test_a_status_line_says_names_without_what_acts(capsys):
+    with status_line(f"checking {ACTING}") as say:
+        say(f"{ACTING} a")
+    said = capsys.readouterr().err
+    assert "checking \\u001b[2J" in said and not acts(said)
+
+
 def test_tables_show_names_as_they_are():
     columns, rows, notes = ["set", "test %"], [[f"[bold]{ACTING}:smile:[/]\\", "1"], ["b", "2"]], [f"[red]{ACTING}"]
     stream = io.StringIO()
@@ -119,6 +127,9 @@ def hostile_set(name: str) -> DistilledDataset:
                 "rows": [{**row, "best_on_test": "abc"}, {**row, "name": "full", "best_on_test": [1, "x"]}],
                 "protocol": {"name": name, "epochs": name, "precision": name},
                 "data": {"name": name},
+                "scores": {
+                    name: {"over_random": {name: {"mean": -0.1, "low": -0.2, "high": -0.05}}, "ior": -0.1, "random_row": name}
+                },
             },
         },
     )
