@@ -22,7 +22,7 @@ from kdistill.loop import Progress
 from kdistill.metrics_lines import JsonLines
 from kdistill.progress import describe
 from kdistill.scratch import scratch_folder
-from kdistill.settings import RunConfig, check_run, resolve, use
+from kdistill.settings import RunConfig, check_ranges, check_run, resolve, use
 from kdistill.signals import terminable
 from kdistill.status import note, quietly, status_line
 
@@ -205,12 +205,13 @@ def train_experts(
 
     Cost: ``num_experts * (max_start_epoch - 1 + expert_epochs)`` passes over the data.
     """
-    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
-    data.check_in_memory()
     found, config = methods.get(method), resolve(method, preset, options or {})
     if found.experts is None:
         raise ConfigError(f"experts: expected a method with expert trajectories, got '{method}'; such as mtt, tesla or ftd")
+    check_ranges(1, validation)
     use(threads, device)
+    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
+    data.check_in_memory()
     seen = kept(data, validation).to(device or data.train.images.device)
     with quietly(quiet), use_precision(config.precision, seen.train.images.device):
         return found.experts(config, seen)
@@ -300,7 +301,7 @@ def _prepared(folder: Path, resume: bool) -> Path:
     check_writable(folder)
     if not resume and is_unfinished(folder):
         raise ConfigError(
-            f"out: expected a folder without an interrupted run, got {folder}; continue it with resume=True (--resume), delete "
+            f"out: expected a folder without an interrupted run, got {folder}; continue it with resume=True, delete "
             "its checkpoint.safetensors, or choose another folder"
         )
     for stale in () if resume else folder.glob("checkpoint.safetensors*"):

@@ -156,7 +156,7 @@ def _parts(data: ImageDataset, validation: float, device: str | torch.device | N
         near = min((2**k for k in range(least.bit_length() - 1, most.bit_length())), key=lambda side: abs(side - height))
         raise DataError(
             f"prior train: expected square images of a side that is a power of two from {least} to {most}, got "
-            f"{height}x{width}; load them with size={near} (--size {near}), glad then takes the generator with resize=true"
+            f"{height}x{width}; load them with size={near}, glad then takes the generator with resize=true"
         )
     if data.num_classes < 2:
         raise DataError(f"prior train: expected at least 2 classes, got {data.num_classes}; name the classes of the images")
@@ -181,8 +181,8 @@ def _prepared(folder: Path, resume: bool) -> Path:
         is_training = bool(names & {CHECKPOINT, CHECKPOINT + ".prev"})
         if names and not resume and is_training:
             raise ConfigError(
-                f"out: expected a new folder, got {folder}, where a generator was trained; continue it with resume=True "
-                "(--resume), or choose another folder"
+                f"out: expected a new folder, got {folder}, where a generator was trained; continue it with resume=True, "
+                "or choose another folder"
             )
         # metrics.jsonl alone: a training that was killed before its first checkpoint
         if not is_training and names - {"metrics.jsonl"}:

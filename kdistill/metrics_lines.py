@@ -28,7 +28,7 @@ class JsonLines:
         except OSError as error:
             raise DataError(
                 f"{self.path}: expected to append a line, got: {error.strerror}; free some space or move what is in the way, "
-                "then continue with resume=True (--resume)"
+                "then continue with resume=True"
             ) from error
 
     def _cut(self, iteration: int) -> None:

@@ -14,7 +14,7 @@ from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, fingerprint, load_data
 from kdistill.engine import build_student
 from kdistill.selection import ScoreSpec, ScoreTable, Seen, difficulty, load_scores
-from kdistill.settings import check_ranges, use
+from kdistill.settings import check_place, check_ranges, use
 from kdistill.status import quietly, status_line
 
 __all__ = ["load_scores_of", "score"]
@@ -58,12 +58,8 @@ def score(
     Cost: ``runs * epochs`` passes of training (and as many forward passes for forgetting), then one forward and backward pass for
         each run; a batch is normalised when it is looked at, so that memory is that of the data and of one batch.
     """
-    given = dict(options or {})
-    if isinstance(given.get("metrics"), str):
-        given["metrics"] = tuple(name.strip() for name in given["metrics"].split(","))
-    spec = from_mapping(ScoreSpec, {"seed": seed, **given}, where="options of score")
+    spec = check_score(options, seed, validation, out)
     use(threads, device)
-    check_ranges(1, validation)
     if out is not None:
         check_writable(Path(out))
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
@@ -76,6 +72,22 @@ def score(
     if out is not None:
         _write(table, seen, Path(out))
     return table
+
+
+def check_score(options: Mapping[str, Any] | None, seed: int, validation: float, out: str | Path | None) -> ScoreSpec:
+    """Return the settings of ``score``, after every check that is possible before images are read.
+
+    Raises:
+        ConfigError: An unknown option or metric, or a number out of range.
+        DataError: ``out`` cannot be written.
+    """
+    given = dict(options or {})
+    if isinstance(given.get("metrics"), str):
+        given["metrics"] = tuple(name.strip() for name in given["metrics"].split(","))
+    check_ranges(1, validation)
+    if out is not None:
+        check_place(out)
+    return from_mapping(ScoreSpec, {"seed": seed, **given}, where="options of score")
 
 
 def load_scores_of(data: ImageDataset, path: str | Path) -> ScoreTable:

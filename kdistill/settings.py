@@ -81,11 +81,11 @@ def check_run(
     if isinstance(init, str | Path) and not Path(init).exists():
         raise ConfigError(f"init: expected the folder of an earlier set, got nothing at {init}; check the path")
     if out is not None:
-        _check_place(out)
+        check_place(out)
     return config
 
 
-def _check_place(out: str | Path) -> None:
+def check_place(out: str | Path) -> None:
     """Raise for a folder that cannot be made or written; nothing is made yet."""
     if not isinstance(out, str | Path):
         raise ConfigError(f"out: expected the path of a folder, got {out!r}; leave it out to get the set alone")

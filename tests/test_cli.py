@@ -176,6 +176,34 @@ def test_what_a_run_cannot_do_is_said_before_its_images_are_read(arguments, mess
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["experts", "--method", "DATM"], "did you mean 'datm'"),
+        (["experts", "--threads", "4000"], "threads: expected at most"),
+        (["plan", "--ipc", "0"], "ipc: expected at least 1 image per class, got 0"),
+        (["plan", "--size", "1"], "size: expected a side that convnet takes, got 1"),
+        (["score", "--set", "epoch=1"], "did you mean 'epochs'"),
+        (["score", "--validation", "1"], "validation: expected a share in [0, 1), got 1.0"),
+    ],
+)
+def test_other_commands_check_their_settings_first_too(arguments, message):
+    result = invoke(arguments[0], "no/such/folder", *arguments[1:])
+    assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
+
+
+def test_evaluate_checks_its_settings_before_it_loads_data(tmp_path):
+    a_saved_set(tmp_path / "set", kdistill.load_data("digits", quiet=True), "digits")
+    for given, message in (
+        (["--models", "convnt"], "did you mean 'convnet'"),
+        (["--baselines", "randm"], "did you mean 'random'"),
+        (["--protocol", "benc"], "did you mean 'bench'"),
+        (["--nets", "0"], "nets"),
+    ):
+        result = invoke("evaluate", str(tmp_path / "set"), "--data", "no/such/folder", *given)
+        assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
+
+
 def test_a_key_in_the_wrong_table_of_a_file_is_sent_to_the_right_one(tmp_path):
     for line, words in (("iterations = 5", "write it below [options]"), ("iteratons = 5", "did you mean 'iterations'")):
         (tmp_path / "run.toml").write_text(f'data = "digits"\n{line}\n')
@@ -190,8 +218,8 @@ def test_bench_runs_from_anywhere(tmp_path):
 
 
 def test_hints_name_flags_on_the_command_line():
-    said = "lower ipc=10, withhold less with validation=, or continue with resume=True; /tmp/out=3/x, steps=2"
-    shown = "lower --ipc 10, withhold less with --validation, or continue with --resume; /tmp/out=3/x, steps=2"
+    said = "lower ipc=10, withhold less with validation=, or lr='auto' and resume=True; /tmp/out=3/x, steps=2"
+    shown = "lower --ipc 10, withhold less with --validation, or --lr auto and --resume; /tmp/out=3/x, steps=2"
     assert as_flags(said) == shown
     commands = typer.main.get_command(app).commands.values()
     there = {name for command in commands for option in command.params for name in option.opts}

@@ -86,6 +86,7 @@ def evaluate(
         from kdistill.artifacts import DistilledDataset
         from kdistill.errors import DataError
         from kdistill.evaluation import is_from_other_data
+        from kdistill.evaluation.evaluate import check_settings
         from kdistill.settings import use
 
         use(threads, device)
@@ -93,6 +94,8 @@ def evaluate(
         if not artefact.exists():
             raise DataError(f"evaluate: expected an artefact, got nothing at {artefact}; check the path")
         networks = tuple(name for name in models.split(",") if name)
+        wanted = tuple(b for b in baselines.split(",") if b)
+        check_settings(protocol, networks, wanted, nets=nets, lr=step_size, precision=precision)
         if snapshots:
             _snapshots.check(artefact, networks, step_size)
         small = DistilledDataset.from_pretrained(artefact) if artefact.is_dir() else None
@@ -107,7 +110,6 @@ def evaluate(
             small = import_published(artefact, transform=seen.transform, classes=seen.classes)
         other = is_from_other_data(small, seen)
         out = artefact if artefact.is_dir() and not other else None
-        wanted = tuple(b for b in baselines.split(",") if b)
         chosen = {"protocol": protocol, "nets": nets, "lr": step_size, "precision": precision, "seed": seed, "device": device}
         chosen["quiet"] = quiet
         if snapshots:
@@ -162,12 +164,14 @@ def score(
     """Score how hard every training image is (EL2N, GraNd, forgetting, ...): a table, a histogram and a sheet of images."""
     with _one_sentence():
         from kdistill.config import parse_overrides
+        from kdistill.scoring import check_score
         from kdistill.scoring import score as score_images
+        from kdistill.settings import use
 
-        seen, given = (
-            _seen(data, size, normalisation, stream=stream, quiet=quiet, skip_unreadable=skip_unreadable),
-            parse_overrides(options),
-        )
+        given = parse_overrides(options)
+        check_score(given, seed, validation, out)
+        use(threads, device)
+        seen = _seen(data, size, normalisation, stream=stream, quiet=quiet, skip_unreadable=skip_unreadable)
         table = score_images(
             seen, options=given, seed=seed, validation=validation, out=out, device=device, threads=threads, quiet=quiet
         )
@@ -192,9 +196,13 @@ def plan(
     with _one_sentence():
         from kdistill.config import parse_overrides
         from kdistill.planning import plan as predict
+        from kdistill.settings import RunConfig, check_run, use
 
+        given: dict[str, Any] = {"method": method, "ipc": ipc, "preset": preset, "options": parse_overrides(options)}
+        check_run(RunConfig(size=size, **given))
+        use(threads)
         seen = _seen(data, size, normalisation, skip_unreadable=skip_unreadable)
-        echo(predict(seen, method=method, ipc=ipc, preset=preset, options=parse_overrides(options), threads=threads))
+        echo(predict(seen, **given))
 
 
 @app.command("methods", epilog=_examples("kdistill methods", "kdistill methods dm", "kdistill methods mtt --presets"))

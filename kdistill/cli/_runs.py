@@ -184,8 +184,16 @@ def experts(
     with _one_sentence():
         from kdistill.api import train_experts
         from kdistill.config import parse_overrides
+        from kdistill.settings import RunConfig, check_run, use
 
+        given: dict[str, Any] = {
+            "method": method,
+            "preset": preset,
+            "options": parse_overrides(options),
+            "validation": validation,
+        }
+        check_run(RunConfig(size=size, **given))
+        use(threads, device)
         seen = _seen(data, size, normalisation, quiet=quiet, skip_unreadable=skip_unreadable)
-        given = {"method": method, "preset": preset, "options": parse_overrides(options), "validation": validation}
         store = train_experts(seen, **given, device=device, threads=threads, quiet=quiet)
         echo(f"{len(store)} experts of {store.epochs} epochs, {store.nbytes / 1e6:.1f} MB in {store.folder}")

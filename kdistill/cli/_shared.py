@@ -11,11 +11,11 @@ import typer
 from kdistill.escape import printable
 from kdistill.signals import exit_status, terminable
 
-_ARGUMENT = re.compile(r"(?<![\w./'\"=-])([a-z_]+)=([\w.-]*[\w]|)(?![\w/])")  # of a call, as messages write it
+_ARGUMENT = re.compile(r"(?<![\w./'\"=-])([a-z_]+)=([\w.-]*\w|'\w+'|)(?![\w/])")  # of a call, as messages write it
 # arguments of the Python functions that a command has by the same name
 FLAGS = ("method", "ipc", "preset", "out", "seed", "size", "normalisation", "init", "resume", "device", "threads", "max_minutes")
 FLAGS += ("validation", "checkpoint_minutes", "snapshot_every", "quiet", "protocol", "models", "baselines", "nets", "precision")
-FLAGS += ("stream", "force")
+FLAGS += ("stream", "force", "lr", "skip_unreadable")
 
 Options = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set an option; may be repeated.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the run (default 0).")]
@@ -84,7 +84,7 @@ def as_flags(message: str) -> str:
         if name not in FLAGS:
             return found[0]
         option = f"--{name.replace('_', '-')}"
-        return option if value in ("", "True") else f"{option} {value}"
+        return option if value in ("", "True") else f"{option} {value.strip(chr(39))}"
 
     return _ARGUMENT.sub(flag, message)
 

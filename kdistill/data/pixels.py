@@ -263,7 +263,7 @@ def _size(images: Tensor) -> str:
 
 def size_error(expected: str) -> DataError:
     """Return the error of images whose sizes cannot be used as they are."""
-    return DataError(f"load_data: expected {expected}; pass size=32 (--size 32) to resize and centre-crop them")
+    return DataError(f"load_data: expected {expected}; pass size=32 to resize and centre-crop them")
 
 
 def different_sizes(first: Tensor, first_name: str, other: Tensor, other_name: str) -> DataError:

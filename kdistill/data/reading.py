@@ -104,7 +104,7 @@ class PictureReader:
         listed = ", ".join(f"{failure.name} ({failure.reason})" for failure in self.failures[:MESSAGE_NAMES])
         if len(self.failures) > MESSAGE_NAMES:
             listed += f" and {len(self.failures) - MESSAGE_NAMES} more (kdistill check lists them all)"
-        fix = "remove or replace {}, or leave {} out with skip_unreadable=True (--skip-unreadable)"
+        fix = "remove or replace {}, or leave {} out with skip_unreadable=True"
         it = "it" if len(self.failures) == 1 else "them"
         if not self.options.skip_unreadable or len(self.failures) == total:
             got = listed if it == "it" else f"{len(self.failures)} that it cannot: {listed}"

@@ -17,7 +17,7 @@ from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset, Split, load_data
 from kdistill.engine.precision import use_precision
 from kdistill.engine.students import STUDENTS, Student, build_student
-from kdistill.errors import ConfigError, DataError
+from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import protocols, provenance
 from kdistill.evaluation.baselines import BASELINES, Baselines, check_names
 from kdistill.evaluation.protocols import Protocol
@@ -89,13 +89,13 @@ def evaluate(
     recipe = protocols.get(protocol, nets=nets, lr=lr, precision=precision)
     if width is not None:
         recipe = replace(recipe, width=width, other_widths=dict.fromkeys(STUDENTS, width))
-    small = small if isinstance(small, DistilledDataset) else DistilledDataset.from_pretrained(small)
-    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
-    data.check_in_memory()
     wanted = (baselines,) if isinstance(baselines, str) else tuple(baselines)
     named = (recipe.student,) if models is None else (models,) if isinstance(models, str | nn.Module) else tuple(models)
     check_names(wanted)
     _check_models(named, recipe)
+    small = small if isinstance(small, DistilledDataset) else DistilledDataset.from_pretrained(small)
+    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
+    data.check_in_memory()
     _check_fits(small, data)
     data = data.to(device if device is not None else data.train.images.device)
     share = provenance.held_out_share(small) or recipe.validation
@@ -141,6 +141,16 @@ def evaluate(
     if not provenance.is_from_other_data(small, data):
         small.record(evaluation=found.to_dict())
     return found
+
+
+def check_settings(protocol: str | Protocol, models: tuple[str, ...], baselines: tuple[str, ...], **changes: Any) -> None:
+    """Raise ConfigError for settings that ``evaluate`` would refuse; ``changes`` are those of the protocol."""
+    recipe = protocols.get(protocol, **changes)
+    check_names(baselines)
+    for model in models:
+        if model not in STUDENTS:
+            raise ConfigError(f"models: expected a network, got '{model}'; {did_you_mean(model, list(STUDENTS))}")
+    _check_models(models, recipe)
 
 
 def _check_order(small: Any, data: Any) -> None:

@@ -96,7 +96,7 @@ class Trainer:
             except NonFiniteError as error:
                 raise NonFiniteError(
                     f"evaluate: expected a finite loss of {self.model} on '{task.name}', got none at lr {lr:g} ({error}); "
-                    "choose the learning rate on validation images with lr='auto' (--lr auto)"
+                    "choose the learning rate on validation images with lr='auto'"
                 ) from error
             thetas.append(theta)
             best.append(highest)

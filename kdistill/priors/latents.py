@@ -172,7 +172,7 @@ def check_fit(
     if network.size != size and not resize:
         raise ConfigError(
             f"prior: expected a generator of the data's size {size}x{size}, got one of {network.size}x{network.size}; "
-            f"load the data with size={network.size} (--size), or set resize=true to scale what it draws"
+            f"load the data with size={network.size}, or set resize=true to scale what it draws"
         )
 
 

@@ -45,8 +45,8 @@ ARRAYS = {
     "flat rows": ((X.reshape(N, -1), Y), "reshape each row to [H, W]"),
     "five channels": ((np.zeros((N, 5, 6, 6), np.uint8), Y), "expected 1 or 3 channels"),
     "five dimensions": ((X[None], Y), "got [1, 12, 6, 6, 3]"),
-    "not square": ((X[:, :4], Y), "square images, got 4×6; pass size=32 (--size 32) to resize and centre-crop them"),
-    "two sizes": (([*X[:-1], X[0, :4]], Y), "6×6 (train image 0) and 4×6 (train image 11); pass size=32 (--size 32)"),
+    "not square": ((X[:, :4], Y), "square images, got 4×6; pass size=32 to resize and centre-crop them"),
+    "two sizes": (([*X[:-1], X[0, :4]], Y), "6×6 (train image 0) and 4×6 (train image 11); pass size=32"),
     "text for pixels": ((np.array([["a"]]), Y), "to be numbers"),
     "complex": ((torch.zeros(N, 1, 6, 6, dtype=torch.complex64), Y), "real numbers, got torch.complex64"),
     "fractions": ((X, Y + 0.5), "whole numbers or text in train, got 0.5"),
@@ -113,7 +113,7 @@ def test_folders(tree, tmp_path):
     refused("expected one folder per class", flat)
     root = tree({"cat": 2, "dog": 2}, name="sizes")
     tree({"dog": 1}, name="sizes", size=(9, 7))
-    refused(f"8×8 ({root / 'cat' / '000.png'}) and 7×9 ({root / 'dog' / '000.png'}); pass size=32 (--size 32)", root)
+    refused(f"8×8 ({root / 'cat' / '000.png'}) and 7×9 ({root / 'dog' / '000.png'}); pass size=32", root)
     refused("square images, got 9×5", tree({"cat": 2, "dog": 2}, name="tall", size=(5, 9)))
     root = tree({"train/a": 1, "train/b": 1, "test/a": 1, "test/c": 1}, name="classes")
     refused("one of the class names, got 'c'", root)

@@ -176,7 +176,7 @@ def test_all_unreadable_pictures_are_listed_at_once_or_left_out(tree):
     message = str(caught.value)
     assert message.startswith(f"load_data: expected pictures that Pillow can read, got 3 that it cannot: {root / 'a/001.png'} (")
     assert str(root / "b/002.png") in message and str(root / "c/000.png") in message
-    assert message.endswith("remove or replace them, or leave them out with skip_unreadable=True (--skip-unreadable)")
+    assert message.endswith("remove or replace them, or leave them out with skip_unreadable=True")
     data = load(root, skip_unreadable=True)
     assert len(data.train) + len(data.test) == 6 and data.classes == ("a", "b")
     assert "3 unreadable files left out" in data.describe()

@@ -264,7 +264,7 @@ def test_robustness_of_soft_labels_is_that_over_a_teachers_labels(digits, small,
 
 
 def test_a_loss_that_is_not_finite_names_the_row_and_the_network(digits, small, tiny):
-    with pytest.raises(NonFiniteError, match=r"finite loss of mlp on 'distilled', got none at lr 1e\+30 .*--lr auto"):
+    with pytest.raises(NonFiniteError, match=r"finite loss of mlp on 'distilled', got none at lr 1e\+30 .*lr='auto'"):
         evaluate(small, digits, protocol=tiny, models="mlp", baselines=(), lr=1e30)
 
 
