@@ -1,6 +1,7 @@
 """Snapshots of a run: they change nothing, survive interrupts, are bounded, and say which iteration was best on what."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -129,6 +130,11 @@ def test_a_damaged_or_foreign_snapshot_is_refused(digits, tmp_path):
     mine.write_bytes(encode(strange, {**about, "sha256": digest(strange, about)}))
     with pytest.raises(DataError, match="expected the tensors of a snapshot"):
         DistilledDataset.from_pretrained(tmp_path / "a", iteration=20)
+    for make in (lambda: mine.write_bytes(whole + bytes(1 << 17)), lambda: os.mkfifo(mine), lambda: mine.symlink_to(theirs)):
+        mine.unlink()
+        make()
+        with pytest.raises(DataError, match="expected a regular file of at most"):
+            DistilledDataset.from_pretrained(tmp_path / "a", iteration=20)
     mine.unlink()
     mine.parent.rmdir()
     mine.parent.symlink_to(tmp_path / "b" / "snapshots")

@@ -6,6 +6,7 @@ Files are written whole or not at all, and read only beside the artefact whose c
 
 import hashlib
 import re
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from kdistill.errors import ConfigError, DataError
 FOLDER = "snapshots"
 MOST = 100  # snapshots of a run
 _SCHEMA = 1
+_HEADER_BYTES = 1 << 16  # of a snapshot beside its tensors
 _NAME = re.compile(r"(\d{8})\.safetensors")
 
 
@@ -79,6 +81,11 @@ def load_snapshot(run: str | Path, iteration: int) -> DistilledDataset:
         )
     path = _folder(Path(run)) / f"{iteration:08d}.safetensors"
     try:
+        status = path.lstat()  # neither a link nor a pipe is opened, and nothing large is read
+        if not stat.S_ISREG(status.st_mode) or status.st_size > last.nbytes + _HEADER_BYTES:
+            raise DataError(
+                f"{path}: expected a regular file of at most {last.nbytes + _HEADER_BYTES} bytes, got another; remove it"
+            )
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: expected a snapshot, got: {error.strerror}; restore it or remove it") from error
