@@ -47,7 +47,7 @@ def terminable(*, dies: bool = True) -> Iterator[None]:
         _restore(before)
         if dies and error.number in before:
             if error.args and sys.stderr is not None:
-                sys.stderr.write(f"\ndistill: terminated; {error}\n")
+                sys.stderr.write(f"\nkdistill: terminated; {error}\n")
                 sys.stderr.flush()
             os.kill(os.getpid(), error.number)
         raise

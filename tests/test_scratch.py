@@ -65,7 +65,7 @@ def test_a_killed_script_goes_on_with_the_same_bits(tmp_path, cache, number):
     folder = next(cache.iterdir())
     assert f"checkpoints are kept in {folder}" in said and "resume=True goes on from there" in said
     if number == signal.SIGTERM:
-        words = rf"distill: terminated; iteration ([\d,]+) of {ITERATIONS:,} is saved in {folder}; continue with resume=True"
+        words = rf"kdistill: terminated; iteration ([\d,]+) of {ITERATIONS:,} is saved in {folder}; continue with resume=True"
         assert 0 < int(re.search(words, said)[1].replace(",", "")) < ITERATIONS
     resumed = subprocess.run(
         [sys.executable, "-c", RUN.replace("RESUME", "True")], cwd=tmp_path, check=True, capture_output=True, text=True

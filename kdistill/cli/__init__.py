@@ -22,6 +22,7 @@ from kdistill.cli._shared import (
     echo,
     show,
 )
+from kdistill.signals import exit_status
 
 app = typer.Typer(
     name="kdistill",
@@ -49,9 +50,9 @@ def demo(
         resume = is_unfinished(out)
         try:
             small = kdistill.distill(data, method="dm", ipc=10, seed=seed, out=out, threads=threads, resume=resume, quiet=quiet)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             echo(f"\nkdistill: interrupted; the state is saved in {out}, the same command goes on from there", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(exit_status(error)) from None
         _evaluate_and_save(small, data, out, protocol="quick", seed=seed, quiet=quiet)
         echo(f"\nThe {len(small.images)} images are in {out}: look at {out / 'preview.png'} and {out / 'README.md'}.")
 

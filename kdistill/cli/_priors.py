@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from kdistill.cli._shared import Device, Options, Quiet, SkipUnreadable, Threads, _examples, _one_sentence, echo, echo_wrapped
+from kdistill.signals import exit_status
 
 app = typer.Typer(help="Generators that images can be drawn from (see docs/priors.md).", no_args_is_help=True)
 
@@ -65,9 +66,9 @@ def train(
                 max_minutes=max_minutes,
                 quiet=quiet,
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             echo(f"\nkdistill: interrupted; the state is saved in {out}, continue with --resume", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(exit_status(error)) from None
         echo_wrapped(f"{made.generator.layers_listed()}\n{made.quality.described()}")
         state = "" if made.finished else f" (stopped by --max-minutes after {made.iterations:,} iterations; --resume goes on)"
         echo(f"generator in {out}{state}; look at {out / 'samples.png'}")

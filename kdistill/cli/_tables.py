@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from kdistill.cli._shared import Device, Quiet, Threads, _examples, _one_sentence, echo, show
+from kdistill.signals import exit_status
 
 _PARTS = re.compile(r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^,])+""")  # a comma inside quotes or a list divides nothing
 
@@ -62,9 +63,9 @@ def sweep(
             return
         try:
             done = run(grid, out=out, device=device, threads=threads, quiet=quiet)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             echo(f"\nkdistill: interrupted; what is done is kept in {out}, the same command goes on from there", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(exit_status(error)) from None
         echo(f"{done}\nnext: kdistill compare {out}")
         if done.failed:
             raise typer.Exit(1)

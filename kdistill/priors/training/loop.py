@@ -96,8 +96,9 @@ def fit(
     loop.state = loop.load() if resume else game.start()
     try:
         return loop.go(float("inf") if max_minutes is None else 60.0 * max_minutes, 60.0 * checkpoint_minutes)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         loop.save()
+        error.args = (f"iteration {loop.state.iteration:,} is saved in {folder}; continue with resume=True",)
         raise
     except NonFiniteError as error:
         loop.save()
