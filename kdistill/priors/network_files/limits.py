@@ -8,10 +8,12 @@ from kdistill.priors.stylegan import Generator, StyleGAN3
 
 MAX_SIDE = 4096  # pixels of a feature map
 MAX_LAYERS = 200  # StyleGAN-XL at 1024 pixels has about 40
-# elements of one layer's feature maps, and multiplications of one image, beside what the number of parameters allows: StyleGAN3
-# at 1024 pixels has 25 elements and 13,000 multiplications per parameter
+# elements of one layer's feature maps, and multiplications of one image, that every generator may have, and for each parameter
 ELEMENTS, ELEMENTS_PER_PARAMETER = 1 << 23, 64
 PRODUCTS, PRODUCTS_PER_PARAMETER = 1 << 32, 40_000
+# what a parameter beyond these allows on top, which no small file has: by the formulas of StyleGAN3, configuration T at 1024
+# pixels has 17 elements and 19,000 multiplications per parameter, R (filters that are no lines) 49 and 110,000
+SMALL, ELEMENTS_BEYOND, PRODUCTS_BEYOND = 1 << 20, 256, 1_000_000
 
 
 def excess(generator: Generator) -> str | None:
@@ -29,12 +31,15 @@ def excess(generator: Generator) -> str | None:
         return f"sizes of {max(widths)} with {parameters} parameters"
     if max(generator.num_layers, config.mapping.num_layers) > MAX_LAYERS:
         return f"more than {MAX_LAYERS} layers"
+    beyond = max(0, parameters - SMALL)
+    most_elements = ELEMENTS + ELEMENTS_PER_PARAMETER * parameters + ELEMENTS_BEYOND * beyond
+    most_products = PRODUCTS + PRODUCTS_PER_PARAMETER * parameters + PRODUCTS_BEYOND * beyond
     total = 0
     for elements, products in _stylegan3(generator) if isinstance(generator, StyleGAN3) else _stylegan2(generator):
         total += products
-        if elements > ELEMENTS + ELEMENTS_PER_PARAMETER * parameters:
+        if elements > most_elements:
             return f"feature maps of {elements:,} numbers with {parameters:,} parameters"
-        if total > PRODUCTS + PRODUCTS_PER_PARAMETER * parameters:
+        if total > most_products:
             return f"{total:,} multiplications per image with {parameters:,} parameters"
     return None
 
