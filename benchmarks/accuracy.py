@@ -25,9 +25,9 @@ import torch
 
 import kdistill
 from benchmarks import _table
-from kdistill.artifacts.atomic import write_atomic
 from kdistill.config import parse_overrides
 from kdistill.evaluation import Evaluation, Protocol, Row, evaluate, merge, protocols
+from kdistill.files import write_atomic
 from kdistill.progress import console
 from kdistill.status import status_line
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from kdistill import _native, loop, methods
 from kdistill.artifacts import DistilledDataset, check_output, snapshots
-from kdistill.artifacts.atomic import write_atomic
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, load_data
 from kdistill.engine.precision import use_precision
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import evaluate
 from kdistill.experts import TrajectoryStore
+from kdistill.files import write_atomic
 from kdistill.loop import Progress
 from kdistill.metrics_lines import JsonLines
 from kdistill.progress import describe

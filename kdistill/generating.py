@@ -9,13 +9,13 @@ import torch
 
 from kdistill import _native
 from kdistill.artifacts import DistilledDataset
-from kdistill.artifacts.atomic import explained, write_atomic
 from kdistill.artifacts.preview import png_bytes
 from kdistill.artifacts.tensors import to_json
 from kdistill.augment import strategy_for
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, Split, load_data
 from kdistill.errors import ConfigError, DataError
+from kdistill.files import explained, write_atomic
 from kdistill.keys import make_key
 from kdistill.metrics_lines import JsonLines
 from kdistill.priors.latents import View
@@ -134,9 +134,11 @@ def train_prior(
         say("training a network on generated images, and one on real ones")
         quality = measure(spec, network, seen, withheld)
     about |= {"quality": to_mapping(quality)}
-    save_generator(network, folder, about)
-    write_atomic(folder / "metrics.json", to_json(about["quality"] | {"iterations": outcome.state.iteration}))
-    write_atomic(folder / "README.md", card(folder.name, network, data.classes, about).encode())
+    files = {
+        "metrics.json": to_json(about["quality"] | {"iterations": outcome.state.iteration}),
+        "README.md": card(folder.name, network, data.classes, about).encode(),
+    }
+    save_generator(network, folder, about, files)
     return TrainedPrior(folder, network, quality, outcome.state.iteration, outcome.finished)
 
 

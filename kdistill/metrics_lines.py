@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdistill.artifacts.atomic import write_atomic
 from kdistill.errors import DataError
+from kdistill.files import write_atomic
 
 
 class JsonLines:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdistill.artifacts.atomic import locked
 from kdistill.artifacts.checkpoint import load_checkpoint
 from kdistill.data.cache import cache_folder
 from kdistill.errors import DataError
+from kdistill.files import locked
 from kdistill.loop import CHECKPOINT
 from kdistill.status import note
 

@@ -18,7 +18,6 @@ from typing import Any, Literal
 from kdistill._native import reset_peak
 from kdistill.api import distill, is_unfinished, load_data
 from kdistill.artifacts import DistilledDataset
-from kdistill.artifacts.atomic import locked, write_atomic
 from kdistill.artifacts.tensors import parse_table, to_json
 from kdistill.config import from_mapping, merge, to_mapping
 from kdistill.data import ImageDataset
@@ -27,6 +26,7 @@ from kdistill.engine.students import STUDENTS
 from kdistill.errors import ConfigError, DataError, KDistillError, did_you_mean
 from kdistill.evaluation import Evaluation, Protocol, evaluate, protocols
 from kdistill.evaluation.baselines import check_names
+from kdistill.files import locked, write_atomic
 from kdistill.loop import Progress
 from kdistill.settings import RunConfig, check_ranges, resolve, use
 from kdistill.status import quietly, status_line

@@ -1,11 +1,13 @@
 """Fixtures of every test: no leaked randomness, poisoned allocations, one hypothesis profile."""
 
 import os
+import resource
 import signal
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 
 # before torch is imported: else every cuBLAS call warns under the deterministic mode of these tests, and warnings are errors
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -15,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from kdistill import _native
+from kdistill.files import atomic
 from kdistill.testing.backends import isa_refusals
 
 settings.register_profile("kdistill", deadline=None, max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -82,5 +85,57 @@ def interrupted() -> Callable[..., tuple[int, str]]:
             finally:
                 process.kill()
         return process.returncode, said
+
+    return run
+
+
+@pytest.fixture
+def disk_with_room_for():
+    """A context in which every file is cut at so many bytes: the kernel refuses the rest, as it does on a full disk."""
+
+    @contextmanager
+    def limited(nbytes: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
+
+
+class Killed(BaseException):
+    """What ``killed_at`` raises in the place of a signal."""
+
+
+@pytest.fixture
+def killed_at(monkeypatch) -> Callable[[int, Callable[[], object]], bool]:
+    """Return ``killed_at(step, act)``: do ``act`` until just before step ``step`` on the disk, and say whether it was killed.
+
+    Nothing is tidied up afterwards, as after SIGKILL: from that step on, every further one fails as well.
+    """
+
+    def run(step, act) -> bool:
+        done = []
+
+        def counted(real):
+            def call(*args, **kwargs):
+                if len(done) >= step:
+                    raise Killed
+                done.append(real.__name__)
+                return real(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "fsync", "mkdir", "rmdir", "unlink"):
+                patch.setattr(os, name, counted(getattr(os, name)))
+            try:
+                act()
+            except Killed:
+                monkeypatch.setattr(atomic, "_is_running", lambda pid: False)  # this process stands for the dead one
+                return True
+        return False
 
     return run

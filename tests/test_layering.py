@@ -8,7 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "kdistill"
 
 # lowest first; names between two bars are equals, and equals never import each other
-LAYERS = "_version escape pickles | errors types status signals | config keys transforms bounded_files _native | backends | ops"
+LAYERS = (
+    "_version escape pickles | errors types status signals | config keys transforms bounded_files files _native | backends | ops"
+)
 LAYERS += " | augment labels data artifacts | engine | objectives priors selection experts | methods evaluation report"
 LAYERS += " | loop metrics_lines | progress scratch settings | api doctor"
 LAYERS += " | planning scoring sweeping comparison generating | comparing"

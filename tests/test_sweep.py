@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import kdistill
-from kdistill.artifacts.atomic import locked
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import Protocol
+from kdistill.files import locked
 from kdistill.sweeping import RECORD, Grid, plan_runs, read_record
 
 TINY = Protocol(name="tiny", width=4, epochs=2, full_epochs=1, nets=2, eight_bit=False)

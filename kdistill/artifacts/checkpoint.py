@@ -1,16 +1,20 @@
 """Checksummed checkpoints: one safetensors file, and the previous one until the new one is complete."""
 
+import json
 import logging
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from kdistill.artifacts.atomic import explained, remove_leftovers, sync_folder, temporary_name, write_atomic
-from kdistill.artifacts.tensors import decode, digest, encode, jsonable
+from kdistill.artifacts.tensors import METADATA_KEY, decode, digest, encode, jsonable
 from kdistill.errors import DataError
+from kdistill.files import explained, open_regular, read_regular, remove_leftovers, sync_folder
+from kdistill.files.atomic import temporary_name, write_new
+from kdistill.files.opener import JSON_LIMIT, check_replaceable
 
 _log = logging.getLogger("kdistill")
 _SCHEMA = 1
@@ -31,21 +35,41 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], meta: Mappi
 
     Cost: one copy of the tensors in memory, one pass of sha256 over them.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(path)
     meta = jsonable(meta)
     data = encode(tensors, {"schema_version": _SCHEMA, "meta": meta, "sha256": digest(tensors, meta)})
-    remove_leftovers(path)
-    fresh = temporary_name(path)
-    try:
-        with explained(path, len(data)):
-            write_atomic(fresh, data)
-            if path.exists():
+    with explained(path, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        check_replaceable(path)
+        fresh = temporary_name(path)
+        try:
+            write_new(fresh, data)
+            if os.path.lexists(path):
                 os.replace(path, _previous(path))
             os.replace(fresh, path)
-            sync_folder(path.parent)
-    finally:
-        if fresh.exists():
-            fresh.unlink()
+        finally:
+            fresh.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def checkpoint_meta(path: str | Path) -> dict[str, Any] | None:
+    """Return ``meta`` of a checkpoint from its first bytes, or of the previous one; None where neither can be read.
+
+    The tensors are neither read nor checked.
+    """
+    path = Path(path)
+    for place in (path, _previous(path)):
+        try:
+            with open_regular(place) as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(min(length, JSON_LIMIT)))
+            meta = json.loads(header["__metadata__"][METADATA_KEY])["meta"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error):
+            continue
+        if isinstance(meta, dict):
+            return meta
+    return None
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -57,7 +81,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     Raises:
         DataError: Neither of the two files is complete.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(path)
     try:
         return _read(path)
     except DataError as error:
@@ -88,7 +112,7 @@ def _previous(path: Path) -> Path:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise DataError(f"{path}: expected a checkpoint, got: {error.strerror}; start afresh or check the path") from error
     tensors, envelope = decode(data, path)

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdistill.artifacts.atomic import explained, new_folder, write_atomic
 from kdistill.artifacts.card import card
 from kdistill.artifacts.preview import png_bytes, to_uint8
 from kdistill.artifacts.tensors import to_json
 from kdistill.errors import ConfigError, DataError, MissingExtraError, did_you_mean
+from kdistill.files import explained, new_folder, write_atomic
 
 if TYPE_CHECKING:
     from kdistill.artifacts.dataset import DistilledDataset

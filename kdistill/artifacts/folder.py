@@ -1,24 +1,20 @@
-"""The artefact folder: written whole or not at all, and read with every checksum checked.
-
-The files are prepared under a temporary name, which then becomes ``.next`` in one rename: from then on the new artefact counts,
-and readers look there first.  Its files are moved to their places one by one; if that is interrupted, the next save completes it.
-"""
+"""The artefact folder: written whole or not at all, and read with every checksum checked."""
 
 import hashlib
 import json
-import os
-import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdistill.artifacts.atomic import explained, new_folder, remove_leftovers, sync_folder, write_atomic
 from kdistill.artifacts.card import card
 from kdistill.artifacts.preview import png_bytes
 from kdistill.artifacts.tensors import decode, encode, one_number, parse_table, to_json
 from kdistill.errors import ConfigError, DataError, ShapeError
+from kdistill.files import Layout, check_plain, explained
+from kdistill.files.opener import JSON_LIMIT
 from kdistill.transforms import from_state
 
 if TYPE_CHECKING:
@@ -29,6 +25,14 @@ FILES = ("data.safetensors", "config.json", "metrics.json", "README.md", "previe
 # a run leaves these before its artefact
 RUN_FILES = ("checkpoint.safetensors", "checkpoint.safetensors.prev", "metrics.jsonl", "snapshots")
 _TRANSFORM = "transform."
+
+
+def _other_files(config: bytes) -> Iterable[str]:
+    """Return the files of an artefact beside those that all have, as its config names them."""
+    return set(json.loads(config)["artifact"]["files"]) - set(RUN_FILES)
+
+
+LAYOUT = Layout(files=FILES, last="config.json", others=_other_files)
 
 
 def save(small: "DistilledDataset", path: str | Path) -> Path:
@@ -46,14 +50,7 @@ def save(small: "DistilledDataset", path: str | Path) -> Path:
         "preview.png": png_bytes(small),
         **small.files,
     }
-    with explained(path, sum(map(len, contents.values()))):
-        path.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path / ".next")
-        _settle(path)
-        with new_folder(path / ".next") as staging:
-            for name, content in contents.items():
-                write_atomic(staging / name, content)
-        _settle(path)
+    LAYOUT.write(path, contents)
     return path
 
 
@@ -81,7 +78,7 @@ def load(path: str | Path) -> "DistilledDataset":
             learned_lr=one_number(tensors, "learned_lr", path / "data.safetensors"),
             classes=classes,
             config={key: value for key, value in described.items() if key != "artifact"},
-            metrics=_json(path, "metrics.json") if _place(path, "metrics.json").exists() else {},
+            metrics=_json(path, "metrics.json") if LAYOUT.has(path, "metrics.json") else {},
             transform=from_state(metadata["transform"], state),
             files=contents,
         )
@@ -174,10 +171,13 @@ def _checked_config(path: Path) -> dict[str, Any]:
 
 def _checked(path: Path, name: str, described: dict[str, Any]) -> bytes:
     expected = described["artifact"]["files"][name]
-    where = path / name
-    data = _read(path, name)
-    if len(data) != expected["bytes"]:
-        raise DataError(f"{where}: expected {expected['bytes']} bytes, got {len(data)}; it was cut off or replaced: restore it")
+    where = path / check_plain(name, path / "config.json")
+    limit = expected["bytes"]
+    if type(limit) is not int:
+        raise DataError(f"{path / 'config.json'}: expected the size of {name} as a number, got another kind; save the set again")
+    data = _read(path, name, limit=limit)
+    if len(data) != limit:
+        raise DataError(f"{where}: expected {limit} bytes, got {len(data)}; it was cut off or replaced: restore it")
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
         raise DataError(
             f"{where}: expected the contents that config.json names, got others; it was damaged or changed: restore it"
@@ -185,22 +185,9 @@ def _checked(path: Path, name: str, described: dict[str, Any]) -> bytes:
     return data
 
 
-def _other_files(path: Path) -> set[str]:
-    """Return the files of an artefact beside those that all have, as its config names them; none where it has no config."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        named = json.loads((path / "config.json").read_bytes())["artifact"]["files"]
-        return {name for name in named if (path / name).parent == path} - set(FILES)
-    return set()
-
-
-def _place(path: Path, name: str) -> Path:
-    ahead = path / ".next" / name
-    return ahead if ahead.exists() else path / name
-
-
-def _read(path: Path, name: str) -> bytes:
+def _read(path: Path, name: str, *, limit: int = JSON_LIMIT) -> bytes:
     try:
-        return _place(path, name).read_bytes()
+        return LAYOUT.read(path, name, limit=limit)
     except OSError as error:
         raise DataError(
             f"{path / name}: expected a file of the artefact, got: {error.strerror}; restore it or check the path"
@@ -209,17 +196,3 @@ def _read(path: Path, name: str) -> bytes:
 
 def _json(path: Path, name: str) -> dict[str, Any]:
     return parse_table(_read(path, name), path / name, "the file was damaged: restore it")
-
-
-def _settle(path: Path) -> None:
-    """Move the files of a committed artefact to their places; also completes a save that was killed here."""
-    ahead = path / ".next"
-    if not ahead.is_dir():
-        return
-    if (ahead / "config.json").exists():  # it is moved last
-        for name in _other_files(path) - _other_files(ahead):
-            (path / name).unlink(missing_ok=True)
-    for prepared in sorted(ahead.iterdir(), key=lambda entry: entry.name == "config.json"):
-        os.replace(prepared, path / prepared.name)
-    sync_folder(path)
-    shutil.rmtree(ahead)

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdistill.artifacts.atomic import write_atomic
 from kdistill.artifacts.dataset import DistilledDataset
 from kdistill.artifacts.tensors import decode, digest, encode, to_json
 from kdistill.errors import ConfigError, DataError
+from kdistill.files import write_atomic
 
 FOLDER = "snapshots"
 MOST = 100  # snapshots of a run

@@ -16,11 +16,11 @@ from typing import Any
 from torch import Tensor
 
 from kdistill import _native
-from kdistill.artifacts.atomic import write_atomic
 from kdistill.artifacts.tensors import decode, encode, jsonable
 from kdistill.data.builtin import cache_folder
 from kdistill.engine.convolutions import asked_convolution
 from kdistill.errors import DataError
+from kdistill.files import write_atomic
 from kdistill.ops._registry import asked_backend
 
 _log = logging.getLogger("kdistill")

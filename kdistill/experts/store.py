@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdistill.artifacts.atomic import locked, write_atomic
 from kdistill.artifacts.tensors import encode, parse_table, to_json
 from kdistill.errors import ConfigError, DataError
+from kdistill.files import locked, write_atomic
 
 _log = logging.getLogger("kdistill")
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from kdistill.artifacts import DistilledDataset, check_output
+from kdistill.artifacts.tensors import to_json
 from kdistill.config import load_file as load_config
 from kdistill.errors import DataError, ShapeError
 from kdistill.transforms import Identity, Standardise, Zca
@@ -284,31 +285,58 @@ def test_a_full_disk_and_an_unwritable_place_change_nothing(tmp_path, disk_with_
         a_set().save_pretrained(folder / "README.md" / "below")
 
 
-@pytest.mark.parametrize("renames", range(13))
-def test_killed_at_any_rename_the_folder_holds_the_old_set_or_the_new_one(tmp_path, monkeypatch, renames):
-    folder = a_set(seed=1).save_pretrained(tmp_path / "set")
-    rename, done = os.replace, []
-
-    class Killed(BaseException):
-        pass
-
-    def replace(source, target):
-        if len(done) == renames:
-            raise Killed
-        done.append(target)
-        rename(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace)
-        try:
-            a_set(seed=2).save_pretrained(folder)
-        except Killed:
-            assert renames < 11  # five files, the commit, five moves
-    committed = renames > 5
-    assert_same(a_set(seed=2 if committed else 1), DistilledDataset.from_pretrained(folder))
+@pytest.mark.parametrize("step", range(0, 24, 2))  # tests/files/test_staged.py has every step of a smaller folder
+def test_killed_at_any_step_the_folder_holds_the_old_set_or_the_new_one(tmp_path, killed_at, step):
+    old, new = (a_set(seed=seed, files={f"{seed}.png": b"x"}) for seed in (1, 2))
+    folder = old.save_pretrained(tmp_path / "set")
+    was_killed = killed_at(step, lambda: new.save_pretrained(folder))
+    there = DistilledDataset.from_pretrained(folder)
+    is_new = torch.equal(there.images, new.images)
+    assert_same(new if is_new else old, there)
+    assert was_killed or is_new
     a_set(seed=3).save_pretrained(folder)
     assert_same(a_set(seed=3), DistilledDataset.from_pretrained(folder))
     assert set(os.listdir(folder)) == FILES
+
+
+def test_a_link_in_a_strangers_folder_moves_nothing(tmp_path):
+    victim, folder = a_set(seed=1).save_pretrained(tmp_path / "victim"), a_set(seed=2).save_pretrained(tmp_path / "set")
+    (folder / ".next").symlink_to(victim)
+    words = r"set/\.next: expected a folder that an interrupted save left, got a symbolic link; delete it"
+    for act in (DistilledDataset.from_pretrained, a_set(seed=3).save_pretrained):
+        with pytest.raises(DataError, match=words):
+            act(folder)
+    assert set(os.listdir(victim)) == FILES
+    assert_same(a_set(seed=1), DistilledDataset.from_pretrained(victim))
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../victim", ".hidden", "a/b"])
+def test_a_config_that_names_a_file_elsewhere_is_refused(tmp_path, name):
+    folder = a_set().save_pretrained(tmp_path / "set")
+    (tmp_path / "victim").write_bytes(b"12345")
+    described = json.loads((folder / "config.json").read_text())
+    described["artifact"]["files"][name] = {"bytes": 1, "sha256": ""}
+    del described["artifact"]["checksum"]
+    described["artifact"]["checksum"] = hashlib.sha256(to_json(described)).hexdigest()
+    (folder / "config.json").write_bytes(to_json(described))
+    with pytest.raises(
+        DataError, match=r"config\.json: expected plain names of files in the same folder, got .*restore it"
+    ) as caught:
+        DistilledDataset.from_pretrained(folder)
+    assert "5 bytes" not in str(caught.value)  # the size of a foreign file is nobody's business
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.safetensors", "metrics.json", "extra.png"])
+def test_a_pipe_or_a_link_in_the_place_of_a_file_is_refused(tmp_path, name):
+    folder = a_set(files={"extra.png": b"x"}).save_pretrained(tmp_path / "set")
+    (folder / name).rename(tmp_path / "moved")
+    (folder / name).symlink_to(tmp_path / "moved")
+    with pytest.raises(DataError, match=rf"{name}: expected a file of the artefact, got: a symbolic link, which is not followed"):
+        DistilledDataset.from_pretrained(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(DataError, match=rf"{name}: expected a file of the artefact, got: a named pipe; restore it"):
+        DistilledDataset.from_pretrained(folder)
 
 
 def test_nothing_in_a_folder_is_executed(tmp_path):

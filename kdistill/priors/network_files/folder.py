@@ -1,16 +1,19 @@
 """A generator in a folder: tensors in ``generator.safetensors``, the configuration in ``config.json``."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kdistill.artifacts.atomic import explained, write_atomic
 from kdistill.artifacts.tensors import decode, encode, parse_table, to_json
 from kdistill.config import from_mapping, to_mapping
 from kdistill.errors import ConfigError, DataError
+from kdistill.files import Layout, explained
+from kdistill.files.opener import JSON_LIMIT
 from kdistill.priors.network_files.limits import excess
 from kdistill.priors.stylegan import Generator, StyleGAN2, StyleGAN2Config, StyleGAN3, StyleGAN3Config
 
@@ -22,38 +25,64 @@ KINDS: dict[str, tuple[type[Generator], type]] = {
 }
 
 
-def save_generator(generator: Generator, folder: str | Path, about: Mapping[str, Any] | None = None) -> Path:
-    """Write a generator; the configuration comes last, so a folder that has one is whole.
+def _other_files(config: bytes) -> Iterable[str]:
+    """Return the files beside the two that all have, as the configuration names them."""
+    return json.loads(config)["files"]
+
+
+LAYOUT = Layout(files=(TENSORS, CONFIG), last=CONFIG, others=_other_files)
+
+
+def save_generator(
+    generator: Generator,
+    folder: str | Path,
+    about: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write a generator; an earlier one is replaced as a whole, even if the process is killed on the way.
 
     Args:
         generator: It.
-        folder: Made if it is missing; an earlier generator in it is replaced.
+        folder: Made if it is missing; files that are not the generator's stay.
         about: Where it comes from, for the reader.
+        files: Files that belong to it, by name, such as its card.
 
     Raises:
+        ConfigError: Another process works in the folder.
         DataError: The place cannot be written, or holds other files named like these.
     """
     folder = Path(folder)
     kind = next(name for name, (cls, _) in KINDS.items() if isinstance(generator, cls))
     data = encode(generator.tensors, {"schema_version": SCHEMA_VERSION, "kind": kind})
+    others = dict(files or {})
     described = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
         "generator": to_mapping(generator.config),
         "layers": dict(enumerate(("input", *generator.layer_names))),
         "about": dict(about or {}),
+        "files": sorted(others),
+        "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     with explained(folder, len(data)):
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / CONFIG).exists() and not (folder / TENSORS).exists():
+        if LAYOUT.has(folder, CONFIG) and not _is_generator(folder):
             raise DataError(
                 f"{folder}: expected a new folder or an earlier generator, got one with another {CONFIG}; choose another"
             )
-        (folder / CONFIG).unlink(missing_ok=True)
-        write_atomic(folder / TENSORS, data)
-        write_atomic(folder / CONFIG, to_json(described))
+        LAYOUT.write(folder, {TENSORS: data, CONFIG: to_json(described), **others})
     return folder
+
+
+def _is_generator(folder: Path) -> bool:
+    with suppress(OSError, ValueError, RecursionError):
+        return _kind(json.loads(LAYOUT.read(folder, CONFIG, limit=JSON_LIMIT))) is not None
+    return LAYOUT.has(folder, TENSORS)  # its configuration was damaged
+
+
+def _kind(described: Any) -> str | None:
+    kind = described.get("kind") if isinstance(described, dict) else None
+    return kind if isinstance(kind, str) and kind in KINDS else None
 
 
 def load_generator(folder: str | Path, device: torch.device | str = "cpu") -> Generator:
@@ -65,17 +94,15 @@ def load_generator(folder: str | Path, device: torch.device | str = "cpu") -> Ge
     folder = Path(folder).expanduser()
     if folder.is_file():
         raise DataError(f"prior: expected a folder, got the file {folder}; convert it: kdistill prior convert {folder} out/prior")
-    try:
-        described = parse_table((folder / CONFIG).read_bytes(), folder / CONFIG, "convert the network again")
-        data = (folder / TENSORS).read_bytes()
-    except OSError as error:
+    described = parse_table(_read(folder, CONFIG, JSON_LIMIT), folder / CONFIG, "convert the network again")
+    kind = _kind(described)
+    if kind is None or described.get("schema_version") != SCHEMA_VERSION:
         raise DataError(
-            f"prior: expected a generator in {folder}, got: {error.strerror} ({Path(str(error.filename)).name}); "
-            "make one with kdistill prior train, or kdistill prior convert"
-        ) from error
-    kind = described.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS or described.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(f"{folder / CONFIG}: expected a generator of this version, got kind {kind!r}; convert the network again")
+            f"{folder / CONFIG}: expected a generator of this version, got kind {described.get('kind')!r}; "
+            "convert the network again"
+        )
+    size = described.get("bytes")  # older ones have none
+    data = _read(folder, TENSORS, size if type(size) is int else None)
     if hashlib.sha256(data).hexdigest() != described.get("sha256"):
         raise DataError(f"{folder / TENSORS}: expected the contents that {CONFIG} names, got others; convert the network again")
     tensors, _ = decode(data, folder / TENSORS)
@@ -90,3 +117,13 @@ def load_generator(folder: str | Path, device: torch.device | str = "cpu") -> Ge
             f"{folder / CONFIG}: expected a generator in proportion to its tensors, got {too_much}; convert the network again"
         )
     return generator.to(device)
+
+
+def _read(folder: Path, name: str, limit: int | None) -> bytes:
+    try:
+        return LAYOUT.read(folder, name, limit=limit)
+    except OSError as error:
+        raise DataError(
+            f"prior: expected a generator in {folder}, got: {error.strerror} ({name}); "
+            "make one with kdistill prior train, or kdistill prior convert"
+        ) from error

@@ -5,47 +5,53 @@ interrupted or failed write leaves what was there before.
 """
 
 import errno
-import itertools
+import hashlib
 import math
 import os
 import re
+import secrets
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from kdistill.errors import DataError
-
-try:
-    import fcntl
-except ImportError:  # Windows: without locks, as on file systems that have none
-    fcntl = None  # type: ignore[assignment]
+from kdistill.files.opener import check_replaceable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_counter = itertools.count()
+_DAY = 86_400.0  # seconds
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+_TEMPORARY = re.compile(r"\.+(?s:.+)\.([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.tmp")
 
 
 class _Unwritten(DataError):
     """What ``explained`` raises: an enclosing ``explained``, which knows the place that the user named, says it again."""
 
 
-def write_atomic(path: str | Path, data: bytes) -> None:
+def write_atomic(path: str | Path, data: bytes, *, follow: bool = False) -> None:
     """Write ``data`` to ``path``; a reader sees the old file or the new one, never a part.
 
-    Missing parent folders are made; a symbolic link is followed, so the file it points to is replaced.
+    Missing parent folders are made.
+
+    Args:
+        path: File.
+        data: Its content.
+        follow: Where ``path`` is a symbolic link, replace the file that it points to instead of the link: for paths that the user
+            names.
 
     Raises:
         DataError: The place cannot be written, or the disk is full; a file that was there is unchanged.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(path)) if follow else Path(path)
     with explained(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, handle = _open_beside(path)
+        check_replaceable(path)
+        temporary = temporary_name(path)
         try:
-            with open(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_new(temporary, data)
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -54,16 +60,32 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that does not exist yet, through to the disk.
+
+    Raises:
+        OSError: There is something of that name (a symbolic link counts), or it cannot be written.
+    """
+    with open(os.open(path, _CREATE, 0o666), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
+def new_folder(path: str | Path, *, follow: bool = True) -> Iterator[Path]:
     """Give an empty folder to fill; when the block ends without an error, it becomes ``path``.
+
+    Args:
+        path: New, or an empty folder.
+        follow: Where ``path`` is a symbolic link, replace the empty folder that it points to.
 
     Raises:
         DataError: ``path`` exists and is no empty folder, cannot be written, or the disk is full; nothing is left behind.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(path)) if follow else Path(path)
     with explained(path):
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
             raise DataError(f"{path}: expected a new or empty folder, got one with contents; choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_name(path)
@@ -75,43 +97,6 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_folder(path.parent)
-
-
-@contextmanager
-def locked(path: str | Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of ``path`` against other processes and threads, so that reading, changing and writing it is one step.
-
-    The lock is that of a hidden file beside ``path``, which stays; a killed process lets go of it.  Where the file system has
-    no locks, nothing is held.
-
-    Args:
-        path: File or folder; it need not exist.
-        wait: Wait for the holder; else yield False while there is one.
-
-    Raises:
-        DataError: The place cannot be written.
-    """
-    path = Path(os.path.realpath(path))
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path.with_name(f".{path.name[:200]}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        yield _take_lock(handle, wait)
-    finally:
-        os.close(handle)
-
-
-def _take_lock(handle: int, wait: bool) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-    return True
 
 
 @contextmanager
@@ -144,19 +129,30 @@ def _amount(nbytes: int) -> str:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a hidden name beside ``path`` that no running process uses."""
-    return path.with_name(f".{path.name[:100]}.{os.getpid()}-{next(_counter)}.tmp")
+    """Return a hidden name beside ``path`` that nobody can guess; it says which process of which machine it belongs to."""
+    return path.with_name(f".{path.name[:100]}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of ``path`` that processes of this machine left when they were killed."""
-    pattern = re.compile(rf"\.+{re.escape(path.name[:100])}\.(\d+)-\d+\.tmp.*")  # also the temporary file of a temporary file
-    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
-        found = pattern.fullmatch(entry.name)
-        if found is None or _is_running(int(found[1])):
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files in ``folder`` that killed processes left.
+
+    A process of another machine cannot be asked whether it lives, and a number may be that of a new process: what such ones left
+    goes after a day.
+    """
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        temporary = _TEMPORARY.fullmatch(entry.name)
+        if temporary is None:
             continue
         with suppress(OSError):
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            is_dead = temporary[1] == _machine() and not _is_running(int(temporary[2]))
+            if not is_dead and time.time() - entry.lstat().st_mtime < _DAY:
+                continue
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+@cache
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def _is_running(pid: int) -> bool:
@@ -177,10 +173,3 @@ def sync_folder(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _open_beside(path: Path) -> tuple[Path, int]:
-    while True:  # a crashed process with our number may have left a file: take the next name
-        temporary = temporary_name(path)
-        with suppress(FileExistsError):
-            return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

@@ -1,15 +1,16 @@
 import errno
 import os
+import secrets
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from kdistill.artifacts import DistilledDataset, save_checkpoint, write_atomic
-from kdistill.artifacts.atomic import _amount, locked, new_folder, remove_leftovers
 from kdistill.errors import DataError
+from kdistill.files import new_folder, remove_leftovers
+from kdistill.files.atomic import _amount, _machine, temporary_name
 
 
 def test_writes_and_replaces(tmp_path):
@@ -23,12 +24,30 @@ def test_writes_and_replaces(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_a_link_is_followed(tmp_path):
-    (tmp_path / "target").write_bytes(b"old")
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    write_atomic(tmp_path / "link", b"new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "target").read_bytes() == b"new"
+def test_a_link_is_replaced_and_followed_only_where_the_user_named_it(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    write_atomic(link, b"one", follow=True)
+    assert link.is_symlink() and target.read_bytes() == b"one"
+    write_atomic(link, b"two")
+    assert not link.is_symlink() and link.read_bytes() == b"two" and target.read_bytes() == b"one"
+
+
+def test_a_pipe_or_a_folder_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe: expected a place that can be written, got: a named pipe; check the path"):
+        write_atomic(tmp_path / "pipe", b"x")
+
+
+def test_temporary_names_cannot_be_guessed_and_are_not_followed(tmp_path, monkeypatch):
+    assert temporary_name(tmp_path / "file") != temporary_name(tmp_path / "file")
+    (tmp_path / "victim").write_bytes(b"mine")
+    monkeypatch.setattr(secrets, "token_hex", lambda n: "0" * 2 * n)
+    temporary_name(tmp_path / "file").symlink_to(tmp_path / "victim")
+    with pytest.raises(DataError, match="got: File exists"):
+        write_atomic(tmp_path / "file", b"x")
+    assert (tmp_path / "victim").read_bytes() == b"mine"
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, disk_with_room_for):
@@ -89,28 +108,19 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_leftovers_of_dead_processes_go_and_others_stay(tmp_path):
-    code = "import os, sys; print(os.getpid())"
-    dead = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    names = [f".file.{dead}-0.tmp", f"..file.{dead}-0.tmp.{dead}-1.tmp", f".file.{os.getpid()}-0.tmp", f".other.{dead}-0.tmp"]
-    for name in names:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    machine, token = _machine(), "0123456789abcdef"
+    gone = [f".file.{machine}-{dead.pid}-{token}.tmp", f".other.{machine}-{dead.pid}-{token}.tmp"]
+    stay = [f".file.{machine}-{os.getpid()}-{token}.tmp", f".file.00000000-{dead.pid}-{token}.tmp", ".mine.tmp"]
+    for name in [*gone, *stay]:
         (tmp_path / name).write_bytes(b"")
-    (tmp_path / f".file.{dead}-2.tmp").mkdir()
-    remove_leftovers(tmp_path / "file")
-    assert sorted(os.listdir(tmp_path)) == sorted(names[2:])
-    remove_leftovers(Path(tmp_path / "missing" / "file"))
-
-
-def test_a_lock_is_held_by_one_and_let_go(tmp_path):
-    with locked(tmp_path / "new" / "file"), locked(tmp_path / "new" / "file", wait=False) as second:
-        assert not second
-    with pytest.raises(ZeroDivisionError), locked(tmp_path / "new" / "file"):
-        raise ZeroDivisionError
-    with locked(tmp_path / "new" / "file", wait=False) as again:
-        assert again
-    assert not (tmp_path / "new" / "file").exists()
-
-
-def test_a_lock_in_a_place_that_cannot_be_written_is_explained(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="expected a place that can be written"), locked(tmp_path / "file" / "x"):
-        pass
+    folder = tmp_path / f".folder.{machine}-{dead.pid}-{token}.tmp"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"")
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(stay)
+    os.utime(tmp_path / stay[1], (0, 0))  # of another machine, long ago
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([stay[0], stay[2]])
+    remove_leftovers(tmp_path / "missing")

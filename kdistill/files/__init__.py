@@ -1,0 +1,20 @@
+"""Files and folders on the disk: opened safely, written whole or not at all, used by one process at a time."""
+
+from kdistill.files.atomic import explained, new_folder, remove_leftovers, sync_folder, write_atomic
+from kdistill.files.lock import locked, sole_use
+from kdistill.files.opener import check_plain, open_regular, read_regular
+from kdistill.files.staged import Layout
+
+__all__ = [
+    "Layout",
+    "check_plain",
+    "explained",
+    "locked",
+    "new_folder",
+    "open_regular",
+    "read_regular",
+    "remove_leftovers",
+    "sole_use",
+    "sync_folder",
+    "write_atomic",
+]

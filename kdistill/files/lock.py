@@ -1,0 +1,112 @@
+"""Locks against other processes and threads; a killed process lets go of its own.
+
+A lock is held on a hidden file, which is removed when it is let go.  Where the file system has no locks, nothing is held.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kdistill.errors import ConfigError
+from kdistill.files.atomic import explained
+
+LOCK = ".lock"
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+_POLL = 0.1  # seconds
+
+
+class _Mine(threading.local):
+    """The lock files that this thread holds: it may enter again what it holds already."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+
+
+_mine = _Mine()
+
+
+@contextmanager
+def locked(path: str | Path, *, wait: bool | float = True) -> Iterator[bool]:
+    """Hold the lock of ``path``, so that reading, changing and writing it is one step.
+
+    The same thread may hold it several times over.
+
+    Args:
+        path: File or folder; it need not exist, its parent is made.  The lock is that of ``.<name>.lock`` beside it.
+        wait: Wait for the holder (for so many seconds, if it is a number); else yield False while there is one.
+
+    Raises:
+        DataError: The place cannot be written.
+    """
+    path = Path(path)
+    with _held(path.with_name(f".{path.name[:200]}.lock"), wait) as is_mine:
+        yield is_mine
+
+
+@contextmanager
+def sole_use(folder: str | Path, *, wait: float = 0.0) -> Iterator[None]:
+    """Work in ``folder`` alone: a run for as long as it takes, a save for a moment.
+
+    The same thread may enter several times over, so a run may save into its own folder.
+
+    Args:
+        folder: Made if it is missing.
+        wait: Seconds to wait for the other.
+
+    Raises:
+        ConfigError: Another process or thread works in the folder.
+        DataError: The place cannot be written.
+    """
+    folder = Path(folder)
+    with _held(folder / LOCK, wait) as is_mine:
+        if not is_mine:
+            raise ConfigError(
+                f"{folder}: expected a folder in which nothing else works, got one that another run is using; wait until it has "
+                "finished, or choose another folder"
+            )
+        yield
+
+
+@contextmanager
+def sole_use_if_free(folder: str | Path) -> Iterator[bool]:
+    """Work in ``folder`` alone, or yield False while another process or thread does."""
+    with _held(Path(folder) / LOCK, False) as is_mine:
+        yield is_mine
+
+
+@contextmanager
+def _held(file: Path, wait: bool | float) -> Iterator[bool]:
+    with ExitStack() as stack:
+        with explained(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            is_mine = _enter(stack, os.path.realpath(file.parent) + os.sep + file.name, wait)
+        yield is_mine
+
+
+def _enter(stack: ExitStack, file: str, wait: bool | float) -> bool:
+    if file in _mine.files:
+        return True
+    try:
+        stack.enter_context(FileLock(file).acquire(timeout=-1.0 if wait is True else float(wait), poll_interval=_POLL))
+    except Timeout:
+        return False
+    except NotImplementedError:
+        return True
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return True
+    _mine.files.add(file)
+    stack.callback(_let_go, file)  # before the lock itself: one who waits finds that the file is gone, and makes it anew
+    return True
+
+
+def _let_go(file: str) -> None:
+    _mine.files.discard(file)
+    with suppress(OSError):
+        os.unlink(file)
