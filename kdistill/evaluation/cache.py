@@ -1,7 +1,8 @@
 """Baselines that were trained before, so that the next evaluation on the same data does not train them again.
 
 An entry is named by everything that decides its numbers: data, recipe, seed, code, versions, thread count, instruction set.
-It is one safetensors file under ``$KDISTILL_CACHE``; a damaged or missing one is trained again.
+It is one safetensors file in a folder under ``$KDISTILL_CACHE`` that only its owner can write; a missing or damaged one is
+trained again.
 """
 
 import hashlib
@@ -16,11 +17,11 @@ from typing import Any
 from torch import Tensor
 
 from kdistill import _native
-from kdistill.artifacts.tensors import decode, encode, jsonable
+from kdistill.artifacts.tensors import decode, digest, encode, jsonable
 from kdistill.data.builtin import cache_folder
 from kdistill.engine.convolutions import asked_convolution
 from kdistill.errors import DataError
-from kdistill.files import write_atomic
+from kdistill.files import check_private, make_private, read_regular, remove_leftovers, write_atomic
 from kdistill.ops._registry import asked_backend
 
 _log = logging.getLogger("kdistill")
@@ -59,17 +60,27 @@ def path_of(name: str) -> Path | None:
 
 
 def load(name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return tensors and facts of an entry, or None if there is none that can be read."""
+    """Return tensors and facts of an entry, or None if there is none that can be read, with a warning that says why."""
     path = path_of(name)
-    if path is None:
+    if path is None or not os.path.lexists(path):
         return None
     try:
-        return decode(path.read_bytes(), path)
-    except FileNotFoundError:
-        return None
+        check_private(path.parent)
+        tensors, envelope = decode(read_regular(path), path)
+        if not isinstance(envelope, dict) or envelope.get("entry") != name or not isinstance(envelope.get("facts"), dict):
+            raise DataError(f"{path}: expected the baseline that its name says, got another")
+        if digest(tensors, envelope["facts"]) != envelope.get("sha256"):
+            raise DataError(f"{path}: expected the contents that its checksum names, got others")
     except (OSError, DataError) as error:
-        _log.warning("evaluate: a kept baseline cannot be read and is trained again (%s)", error)
+        refuse(error)
         return None
+    return tensors, envelope["facts"]
+
+
+def refuse(reason: Exception) -> None:
+    """Say that an entry is not used."""
+    text = reason.strerror or str(reason) if isinstance(reason, OSError) else str(reason)
+    _log.warning("evaluate: a kept baseline cannot be used and is trained again (%s)", text)
 
 
 def save(name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -77,7 +88,11 @@ def save(name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> 
     path = path_of(name)
     if path is None:
         return
+    facts = jsonable(facts)
     try:
-        write_atomic(path, encode(tensors, facts))
-    except DataError as error:
-        _log.warning("evaluate: the baseline is not kept for the next evaluation (%s)", error)
+        make_private(path.parent)
+        remove_leftovers(path.parent)
+        write_atomic(path, encode(tensors, {"entry": name, "facts": facts, "sha256": digest(tensors, facts)}), mode=0o600)
+    except (OSError, DataError) as error:
+        text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        _log.warning("evaluate: the baseline is not kept for the next evaluation (%s)", text)

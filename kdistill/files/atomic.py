@@ -31,7 +31,7 @@ class _Unwritten(DataError):
     """What ``explained`` raises: an enclosing ``explained``, which knows the place that the user named, says it again."""
 
 
-def write_atomic(path: str | Path, data: bytes, *, follow: bool = False) -> None:
+def write_atomic(path: str | Path, data: bytes, *, follow: bool = False, mode: int = 0o666) -> None:
     """Write ``data`` to ``path``; a reader sees the old file or the new one, never a part.
 
     Missing parent folders are made.
@@ -41,6 +41,7 @@ def write_atomic(path: str | Path, data: bytes, *, follow: bool = False) -> None
         data: Its content.
         follow: Where ``path`` is a symbolic link, replace the file that it points to instead of the link: for paths that the user
             names.
+        mode: Permissions of the file, less the umask.
 
     Raises:
         DataError: The place cannot be written, or the disk is full; a file that was there is unchanged.
@@ -51,7 +52,7 @@ def write_atomic(path: str | Path, data: bytes, *, follow: bool = False) -> None
         check_replaceable(path)
         temporary = temporary_name(path)
         try:
-            write_new(temporary, data)
+            write_new(temporary, data, mode)
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -60,13 +61,13 @@ def write_atomic(path: str | Path, data: bytes, *, follow: bool = False) -> None
         sync_folder(path.parent)
 
 
-def write_new(path: Path, data: bytes) -> None:
+def write_new(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file that does not exist yet, through to the disk.
 
     Raises:
         OSError: There is something of that name (a symbolic link counts), or it cannot be written.
     """
-    with open(os.open(path, _CREATE, 0o666), "wb") as file:
+    with open(os.open(path, _CREATE, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

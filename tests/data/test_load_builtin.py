@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_cache_is_used_and_rebuilt_when_damaged_or_outdated(tmp_path, monkeypatc
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "new" / "cache"))
     caplog.set_level(logging.INFO, logger="kdistill")
     first = load_data("digits", quiet=True).fingerprint
-    file = cache_folder() / "digits.npz"
+    file = cache_folder() / "datasets" / "digits.npz"
     assert [f.name for f in file.parent.iterdir()] == ["digits.npz"] and not caplog.records
     whole = file.read_bytes()
     with monkeypatch.context() as patch:
@@ -89,9 +90,29 @@ def test_cache_is_used_and_rebuilt_when_damaged_or_outdated(tmp_path, monkeypatc
         file.write_bytes(damaged)
         assert load_data("digits", quiet=True).fingerprint == first
         assert "rebuilding it" in caplog.text and file.read_bytes() == whole
-    np.savez(file, stamp=np.array([0, 0]), x_train=np.zeros((1797, 8, 8), np.uint8), y_train=np.zeros(1797))
+    monkeypatch.setitem(BUILTIN, "digits", replace(BUILTIN["digits"], recipe=2))
     caplog.clear()
     assert load_data("digits", quiet=True).fingerprint == first and "was made from other files" in caplog.text
+
+
+@pytest.mark.parametrize("by", ["shuffled pixels", "others can write the folder", "others can write the file", "a link"])
+def test_a_cached_copy_that_somebody_changed_is_not_used(by, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "cache"))
+    first = load_data("digits", quiet=True).fingerprint
+    file = cache_folder() / "datasets" / "digits.npz"
+    if by == "a link":
+        file.rename(tmp_path / "digits.npz")
+        file.symlink_to(tmp_path / "digits.npz")
+    elif by == "shuffled pixels":
+        with np.load(file) as arrays:
+            np.savez(file, **{**arrays, "x_train": arrays["x_train"][::-1]})
+    else:
+        (file.parent if "folder" in by else file).chmod(0o777)
+    assert load_data("digits", quiet=True).fingerprint == first
+    reason = {"shuffled pixels": "its checksum does not match", "a link": "a symbolic link"}.get(
+        by, "got one that others can write"
+    )
+    assert "cannot use the cached" in caplog.text and reason in caplog.text
 
 
 def test_cache_that_cannot_be_written_is_only_logged(tmp_path, monkeypatch, caplog):

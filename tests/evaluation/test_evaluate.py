@@ -10,6 +10,7 @@ from torch import nn
 
 from kdistill import _native
 from kdistill.artifacts import DistilledDataset
+from kdistill.artifacts.tensors import decode, digest, encode
 from kdistill.data import Split
 from kdistill.engine import use_precision
 from kdistill.engine.precision import asked_precision
@@ -154,15 +155,57 @@ def test_a_kept_baseline_does_not_serve_anything_else(digits, small, tiny, tasks
     assert "random" in [task.name for task in tasks]
 
 
-def test_a_damaged_kept_baseline_is_trained_again(digits, small, tiny, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("cut off", "damaged or cut off"),
+        ("edited accuracy", "expected the contents that its checksum names, got others"),
+        ("accuracy above 1", r"expected accuracies of full in [0, 1], one per network, got others"),
+        ("no row", "accuracies"),
+        ("another entry", "expected the baseline that its name says, got another"),
+        ("others can write", "expected a cache that only its owner can write, got one that others can write; chmod go-w it"),
+        ("a link", "a symbolic link, which is not followed"),
+    ],
+)
+def test_a_kept_baseline_that_is_damaged_or_edited_is_trained_again(digits, small, tiny, tmp_path, caplog, damage, reason):
     run = {"protocol": tiny, "baselines": ("full",), "nets": 1}
     first = evaluate(small, digits, **run)
-    (entry,) = (tmp_path / "cache/baselines").iterdir()
-    entry.write_bytes(entry.read_bytes()[:100])
+    (file,) = (tmp_path / "cache/baselines").iterdir()
+    tensors, kept = decode(file.read_bytes(), file)
+    facts = kept["facts"]
+    if damage == "cut off":
+        file.write_bytes(file.read_bytes()[:100])
+    elif damage == "others can write":
+        file.parent.chmod(0o777)
+    elif damage == "a link":
+        file.rename(tmp_path / "elsewhere")
+        file.symlink_to(tmp_path / "elsewhere")
+    elif damage == "another entry":
+        file.write_bytes(encode(tensors, {**kept, "entry": "other"}))
+    elif damage == "edited accuracy":
+        file.write_bytes(encode(tensors, {**kept, "facts": {**facts, "accuracies": [0.99]}}))
+    else:
+        facts = {"name": "full"} if damage == "no row" else {**facts, "accuracies": [1.5]}
+        file.write_bytes(encode(tensors, {**kept, "facts": facts, "sha256": digest(tensors, facts)}))
     with caplog.at_level(logging.WARNING, logger="kdistill"):
         again = evaluate(small, digits, **run)
-    assert "trained again" in caplog.text
+    assert "trained again" in caplog.text and reason in caplog.text
     assert numbers(first) == numbers(again)
+
+
+def test_kept_parameters_that_do_not_fit_are_trained_again(digits, small, tiny, tmp_path, caplog):
+    run = {"protocol": tiny, "baselines": ("herding",), "nets": 1}
+    first = evaluate(small, digits, **run)
+    for file in (tmp_path / "cache/baselines").iterdir():
+        tensors, kept = decode(file.read_bytes(), file)
+        if "theta" not in tensors:
+            file.unlink()
+            continue
+        tensors["theta"] = tensors["theta"][:-1]
+        file.write_bytes(encode(tensors, {**kept, "sha256": digest(tensors, kept["facts"])}))
+    with caplog.at_level(logging.WARNING, logger="kdistill"):
+        assert numbers(evaluate(small, digits, **run)) == numbers(first)
+    assert "finite parameters, got others" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_survived(digits, small, tiny, tmp_path, monkeypatch, caplog):
