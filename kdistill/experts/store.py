@@ -4,13 +4,18 @@
     expert-00000.safetensors  snapshots [epochs + 1, P] float32
 
 A shard is written whole or not at all and entered in the index afterwards, so a killed training loses one expert at most.
-Processes that share a folder enter their shards one after the other (a lock beside the index).
+Processes that share a folder enter their shards one after the other (a lock beside the index), and none trains an expert that
+another one is training (a lock beside the shard).
 Symbols: E epochs, P parameters.
 """
 
 import hashlib
 import json
 import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +25,16 @@ from torch import Tensor
 
 from kdistill.artifacts.tensors import encode, parse_table, to_json
 from kdistill.errors import ConfigError, DataError
-from kdistill.files import locked, write_atomic
+from kdistill.files import locked, open_regular, read_regular, remove_leftovers, write_atomic
+from kdistill.files.opener import JSON_LIMIT
 
 _log = logging.getLogger("kdistill")
 
 INDEX = "experts.json"
 TENSOR = "snapshots"
 VERSION = 1
+HEADER_LIMIT = 1 << 24  # bytes of a shard before its snapshots
+_SHARD = re.compile(r"expert-\d{5,9}\.safetensors")
 
 
 class TrajectoryStore:
@@ -48,7 +56,7 @@ class TrajectoryStore:
         self._checked: set[str] = set()
         self._forgotten: dict[str, str] = {}  # file to the checksum that it no longer has
         index = self.folder / INDEX
-        if not index.exists():
+        if not os.path.lexists(index):
             if identity is None:
                 raise DataError(f"experts: expected {INDEX} in {folder}, got none; train experts with `kdistill experts`")
             self.index: dict[str, Any] = {
@@ -93,14 +101,44 @@ class TrajectoryStore:
             raise DataError(f"experts: expected every epoch to change expert {expert}, got equal snapshots; store clones")
         data = encode({TENSOR: snapshots.float()}, {"expert": expert, "identity": self.index["identity"]})
         with locked(self.folder / INDEX):  # or another process's entry, made between our reading and writing, would be lost
+            remove_leftovers(self.folder)
             write_atomic(self.folder / _name(expert), data)
             self._take_over()
             self.index["shards"][_name(expert)] = hashlib.sha256(data).hexdigest()
             write_atomic(self.folder / INDEX, to_json(self.index))
 
+    @contextmanager
+    def claimed(self, expert: int, *, wait: bool) -> Iterator[bool]:
+        """Hold expert ``expert`` alone, and say whether it must be trained.
+
+        Args:
+            expert: Its number.
+            wait: Wait for another process that is training it, and take over what it stored; else yield False at once.
+
+        Raises:
+            DataError: The folder cannot be written.
+        """
+        with locked(self.folder / _name(expert), wait=wait) as is_mine:
+            yield is_mine and not self._is_entered(expert)
+
+    def _is_entered(self, expert: int) -> bool:
+        """Say whether the expert is stored by now, here or by another process."""
+        self._take_over()
+        name = _name(expert)
+        if self.has(expert) or name not in self._forgotten:
+            return self.has(expert)
+        self.index["shards"][name] = self._forgotten[name]  # trained again, it has the same bits
+        try:
+            self._check(self.folder / name)
+        except DataError:
+            del self.index["shards"][name]
+            return False
+        del self._forgotten[name]
+        return True
+
     def _take_over(self) -> None:
         """Add to the index what another process entered in the one on the disk."""
-        if not (self.folder / INDEX).exists():
+        if not os.path.lexists(self.folder / INDEX):
             return
         found = _read_index(self.folder / INDEX)
         _check_same(json.loads(json.dumps(self.index["identity"])), found["identity"], self.folder)
@@ -131,14 +169,19 @@ class TrajectoryStore:
         if path.name in self._checked:
             return
         advice = "delete the file and run `kdistill experts` again: only this expert is trained anew"
+        nbytes = (self.epochs + 1) * int(self.index["num_params"]) * 4
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
+                if not nbytes < size <= nbytes + HEADER_LIMIT:
+                    raise DataError(f"experts: expected a little more than {nbytes:,} bytes in {path}, got {size:,}; {advice}")
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             with safe_open(path, framework="pt") as shard:
                 snapshots = shard.get_slice(TENSOR)
                 shape, dtype = snapshots.get_shape(), snapshots.get_dtype()
         except (OSError, SafetensorError) as error:
-            raise DataError(f"experts: expected a whole {path}, got: {error}; {advice}") from error
+            got = error.strerror or error if isinstance(error, OSError) else error
+            raise DataError(f"experts: expected a whole {path}, got: {got}; {advice}") from error
         if found != self.index["shards"][path.name]:
             raise DataError(f"experts: expected {path} as it was written, got other bytes (checksum differs); {advice}")
         wanted = [self.epochs + 1, int(self.index["num_params"])]
@@ -162,8 +205,10 @@ def _name(expert: int) -> str:
 
 def _read_index(path: Path) -> dict[str, Any]:
     try:
-        index = parse_table(path.read_bytes(), "the file", "it was damaged")
-    except (OSError, DataError) as error:
+        index = parse_table(read_regular(path, limit=JSON_LIMIT), "the file", "it was damaged")
+    except OSError as error:
+        raise _damaged(path, error.strerror or str(error)) from error
+    except DataError as error:
         raise _damaged(path, str(error)) from error
     if index.get("version") != VERSION:
         raise _damaged(path, f"no index of version {VERSION}")
@@ -173,6 +218,11 @@ def _read_index(path: Path) -> dict[str, Any]:
         wrong = ["shards"]
     if wrong:
         raise _damaged(path, f"no usable '{wrong[0]}'")
+    if min(index["num_params"], index["epochs"]) < 0:
+        raise _damaged(path, "sizes below 0")
+    odd = next((name for name in index["shards"] if not _SHARD.fullmatch(name)), None)
+    if odd is not None:
+        raise _damaged(path, f"a shard named {odd[:60]!r}")
     return index
 
 

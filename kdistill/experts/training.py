@@ -111,6 +111,7 @@ def train_experts(
 ) -> TrajectoryStore:
     """Train the experts that ``store`` lacks, one file after the other; a killed training goes on where it was.
 
+    Processes that share a folder share the work: what another one is training is left to it, and waited for at the end.
     Size and time are shown before it starts (``kdistill.status``).
 
     Args:
@@ -130,8 +131,15 @@ def train_experts(
     with status_line("experts") as say:
         for done, number in enumerate(missing):
             left = (time.monotonic() - began) / done * (len(missing) - done) if done else None
-            say(f"training {done + 1} of {len(missing)}" + ("" if left is None else f"  {duration(left)} left"))
-            store.add(number, train_expert(spec, student, images, labels, number, rows_of))
+            with store.claimed(number, wait=False) as is_missing:
+                if is_missing:
+                    say(f"training {done + 1} of {len(missing)}" + ("" if left is None else f"  {duration(left)} left"))
+                    store.add(number, train_expert(spec, student, images, labels, number, rows_of))
+        for number in (number for number in missing if not store.has(number)):
+            say(f"waiting for expert {number}, which another process is training")
+            with store.claimed(number, wait=True) as is_missing:
+                if is_missing:  # the other one was stopped
+                    store.add(number, train_expert(spec, student, images, labels, number, rows_of))
     return store
 
 

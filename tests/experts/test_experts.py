@@ -1,6 +1,7 @@
 """Expert training and the trajectory store."""
 
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ import torch
 
 from kdistill.engine import build_student, loss_and_grad
 from kdistill.errors import ConfigError, DataError
-from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert, train_experts
+from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert, train_experts, training
 from kdistill.experts import store as store_module
 from kdistill.experts.store import INDEX
 from kdistill.experts.training import gradient_of
@@ -161,6 +162,68 @@ def test_writers_at_the_same_time_lose_no_entry(tmp_path, monkeypatch):
     monkeypatch.undo()
     store = TrajectoryStore(tmp_path, IDENTITY)
     assert [float(store.snapshot(expert, 1)[1]) for expert in range(12)] == [float(expert) for expert in range(12)]
+
+
+def test_processes_at_the_same_time_train_every_expert_once(images, tmp_path, monkeypatch):
+    trained, real = [], training.train_expert
+
+    def counted(spec, student, x, y, number, rows_of=None):
+        trained.append(number)
+        time.sleep(0.1)
+        return real(spec, student, x, y, number, rows_of)
+
+    monkeypatch.setattr(training, "train_expert", counted)
+    stores = [store_in(tmp_path) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda store: train_experts(SPEC, STUDENT, *images, store), stores))
+    assert sorted(trained) == [0, 1, 2]
+    for store in stores:
+        assert len(store) == 3 and bool(store.snapshot(2, 1).isfinite().all())
+    assert not [*tmp_path.glob(".*")]  # neither locks nor temporary files
+
+
+def test_an_expert_that_another_process_trained_again_is_taken_over(images, tmp_path):
+    train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
+    shard = tmp_path / "expert-00001.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(b"")
+    store = store_in(tmp_path)
+    store.forget_missing()
+    with store.claimed(1, wait=True) as is_missing:
+        assert is_missing
+    shard.write_bytes(whole)
+    with store.claimed(1, wait=True) as is_missing:
+        assert not is_missing and store.has(1)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../expert-00000.safetensors", "expert-0.safetensors", "notes.txt"])
+def test_an_index_that_names_files_elsewhere_is_refused(images, tmp_path, name):
+    train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
+    index = json.loads((tmp_path / INDEX).read_text())
+    index["shards"][name] = "0" * 64
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"expected a trajectory index in .*, got: a shard named '.*'; delete the folder"):
+        store_in(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["a symbolic link, which is not followed", "a named pipe"])
+@pytest.mark.parametrize("name", ["expert-00001.safetensors", INDEX])
+def test_a_link_or_a_pipe_in_the_place_of_a_file_is_refused(images, tmp_path, name, what):
+    store = train_experts(SPEC, STUDENT, *images, store_in(tmp_path / "experts"))
+    path = tmp_path / "experts" / name
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved") if "link" in what else os.mkfifo(path)
+    with pytest.raises(DataError, match=f"got: {what}; delete the f"):
+        store_in(tmp_path / "experts").snapshot(1, 2)
+    assert torch.equal(store.snapshot(0, 2), store.snapshot(0, 2))
+
+
+def test_a_shard_of_another_size_is_not_read(images, tmp_path):
+    train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
+    with (tmp_path / "expert-00001.safetensors").open("r+b") as file:
+        file.truncate(1 << 40)  # a terabyte that no disk holds
+    with pytest.raises(DataError, match=r"expected a little more than [\d,]+ bytes in .*, got 1,099,511,627,776; delete"):
+        store_in(tmp_path).snapshot(1, 2)
 
 
 def test_a_forgotten_expert_does_not_come_back_from_the_disk(images, tmp_path):
