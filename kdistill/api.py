@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,18 @@ import torch
 from torch import Tensor
 
 from kdistill import _native, loop, methods
-from kdistill.artifacts import DistilledDataset, check_output, snapshots
+from kdistill.artifacts import DistilledDataset, snapshots
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, load_data
 from kdistill.engine.precision import use_precision
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import evaluate
 from kdistill.experts import TrajectoryStore
-from kdistill.files import write_atomic
+from kdistill.files import sole_use
 from kdistill.loop import Progress
 from kdistill.metrics_lines import JsonLines
 from kdistill.progress import describe
+from kdistill.run_folder import check_folder, prepare, same_artefact
 from kdistill.scratch import scratch_folder
 from kdistill.settings import RunConfig, check_ranges, check_run, resolve, use
 from kdistill.signals import terminable
@@ -44,6 +44,7 @@ def distill(
     init: DistilledDataset | str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    force: bool = False,
     callbacks: Sequence[Callable[[Progress], None]] | Callable[[Progress], None] = (),
     device: str | torch.device | None = None,
     threads: int | None = None,
@@ -67,6 +68,7 @@ def distill(
             checkpoint is kept in ``$KDISTILL_CACHE/runs``, in a folder that is named at the start and removed at the end.
         resume: Continue the run in ``out``, or without it the interrupted run of the same settings, data and seed; the result is
             bit-identical to an uninterrupted one.
+        force: Replace the finished set or the interrupted run in ``out``.
         callbacks: A function or several, called with a ``Progress`` every ten iterations.
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
@@ -94,6 +96,8 @@ def distill(
     watched = _functions(callbacks)
     use(threads, device)
     snapshots.check_every(snapshot_every, out)
+    if out is not None:
+        check_folder(out, resume=resume, force=force)
     spec = data if isinstance(data, str | Path) else None
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     data.check_in_memory()
@@ -108,7 +112,7 @@ def distill(
     with terminable(), quietly(quiet), precision, status_line("distilling") as say:
         say(f"preparing {method} on {data.name}, {ipc} per class")
         watchers = (lambda progress: say(describe(progress)), *watched)
-        small = _distilled(run, data, seen, start, out, resume, watchers, limits, snapshot_every)
+        small = _distilled(run, data, seen, start, out, resume, force, watchers, limits, snapshot_every)
     _warn_of_range(small.images)
     return small
 
@@ -130,37 +134,44 @@ def _distilled(
     start: Tensor | None,
     out: str | Path | None,
     resume: bool,
+    force: bool,
     callbacks: Sequence[Callable[[Progress], None]],
     limits: Mapping[str, Any],
     snapshot_every: int | None,
 ) -> DistilledDataset:
-    """Build the run and take it to its end."""
+    """Build the run and take it to its end, in a folder that no other run uses meanwhile."""
     config = _config(run, data, start)
-    with scratch_folder(config, resume) if out is None else nullcontext() as scratch:
+
+    def build() -> methods.Problem:
         problem = methods.get(run.method).build(resolve(run.method, run.preset, run.options), seen, run.ipc, run.seed, start)
         if snapshot_every is not None:
             snapshots.check_count(snapshot_every, problem.iterations)
-        config |= problem.about
-        if scratch is not None:
+        config.update(problem.about)
+        return problem
+
+    if out is None:
+        with scratch_folder(config, resume) as scratch:
+            problem = build()
             how = {**limits, "is_scratch": True, "resume": scratch.resumes, "callbacks": callbacks}
             outcome = loop.run(problem, folder=scratch.folder, identity=config, **how)
             scratch.is_finished = outcome.finished
             return _result(outcome, data, problem, config)
-    folder = _prepared(Path(out or ""), resume)
-    watchers: list[Callable[[Progress], None]] = [JsonLines(folder / "metrics.jsonl", resume), *callbacks]
-    taken = None
-    if snapshot_every is not None:
+    folder = Path(out)
+    with sole_use(folder):
+        problem = build()
+        prepare(folder, resume=resume, force=force)
 
         def take(outcome: loop.Outcome) -> None:
             snapshots.save_snapshot(folder, outcome.snapshot.iteration, _result(outcome, data, problem, config))
 
-        taken = loop.Snapshots(snapshot_every, take)
-    outcome = loop.run(problem, folder=folder, identity=config, resume=resume, callbacks=watchers, snapshots=taken, **limits)
-    small = _result(outcome, data, problem, config)
-    if resume and (finished := _same_artefact(folder, small)) is not None:
-        return finished
-    small.save_pretrained(folder)
-    return small
+        how = {**limits, "snapshots": None if snapshot_every is None else loop.Snapshots(snapshot_every, take)}
+        watchers: list[Callable[[Progress], None]] = [JsonLines(folder / "metrics.jsonl", resume), *callbacks]
+        outcome = loop.run(problem, folder=folder, identity=config, resume=resume, callbacks=watchers, **how)
+        small = _result(outcome, data, problem, config)
+        if resume and (finished := same_artefact(folder, small)) is not None:
+            return finished
+        small.save_pretrained(folder)
+        return small
 
 
 def _functions(callbacks: Any) -> tuple[Callable[[Progress], None], ...]:
@@ -254,22 +265,6 @@ def _start(init: DistilledDataset | str | Path, data: ImageDataset, ipc: int) ->
     return data.transform.apply(earlier.images[order].to(data.train.images.device))
 
 
-def _same_artefact(folder: Path, small: DistilledDataset) -> DistilledDataset | None:
-    """Return the artefact in ``folder`` if it holds these images already: a finished run keeps its evaluation."""
-    if not (folder / "data.safetensors").exists():
-        return None
-    there = DistilledDataset.from_pretrained(folder)
-    return there if there.images.shape == small.images.shape and torch.equal(there.images, small.images) else None
-
-
-def is_unfinished(folder: Path) -> bool:
-    """Say whether ``folder`` holds a run that was interrupted: a checkpoint that is newer than the artefact."""
-    checkpoint, data = folder / "checkpoint.safetensors", folder / "data.safetensors"
-    if not checkpoint.exists():
-        return False
-    return not data.exists() or data.stat().st_mtime_ns < checkpoint.stat().st_mtime_ns
-
-
 def _config(run: RunConfig, data: ImageDataset, start: Tensor | None) -> dict[str, Any]:
     method = methods.get(run.method)
     return {
@@ -284,31 +279,6 @@ def _config(run: RunConfig, data: ImageDataset, start: Tensor | None) -> dict[st
         },
         "environment": _native.environment(),
     }
-
-
-def check_writable(folder: Path) -> None:
-    """Make a folder, and raise DataError if it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise DataError(f"out: expected a folder that can be written, got {folder} ({error.strerror}); choose another") from error
-
-
-def _prepared(folder: Path, resume: bool) -> Path:
-    check_output(folder)
-    check_writable(folder)
-    if not resume and is_unfinished(folder):
-        raise ConfigError(
-            f"out: expected a folder without an interrupted run, got {folder}; continue it with resume=True, delete "
-            "its checkpoint.safetensors, or choose another folder"
-        )
-    for stale in () if resume else folder.glob("checkpoint.safetensors*"):
-        stale.unlink()
-    if not resume:
-        snapshots.remove_snapshots(folder)
-    return folder
 
 
 def _result(outcome: loop.Outcome, data: ImageDataset, problem: methods.Problem, config: dict[str, Any]) -> DistilledDataset:

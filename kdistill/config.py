@@ -81,8 +81,6 @@ def to_mapping(config: object) -> dict[str, Any]:
 def load_file(path: str | Path) -> dict[str, Any]:
     """Read a ``.toml`` or ``.json`` file into a plain mapping.
 
-    The ``config.json`` of a saved artefact is understood too: its ``run`` table, which re-runs the run, is returned.
-
     Raises:
         ConfigError: Missing or unreadable file, another ending, a syntax error (with its line), or a top level that is no table.
     """
@@ -104,9 +102,6 @@ def load_file(path: str | Path) -> dict[str, Any]:
         raise _too_deep(path)
     if not isinstance(value, dict):
         raise ConfigError(f'{path}: expected a table at the top level, got {_shown(value)}; write {{"key": value}}')
-    if "artifact" in value and isinstance(value.get("run"), dict):
-        run: dict[str, Any] = value["run"]
-        return run
     return value
 
 

@@ -15,7 +15,7 @@ from kdistill.augment import strategy_for
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, Split, load_data
 from kdistill.errors import ConfigError, DataError
-from kdistill.files import explained, write_atomic
+from kdistill.files import explained, sole_use, write_atomic
 from kdistill.keys import make_key
 from kdistill.metrics_lines import JsonLines
 from kdistill.priors.latents import View
@@ -111,7 +111,7 @@ def train_prior(
     settings = {name: value for name, value in to_mapping(spec).items() if name not in FREE}
     identity = {"settings": settings, "source": source, "environment": _native.environment()}
     log = JsonLines(folder / "metrics.jsonl", resume)
-    with terminable(), quietly(quiet), status_line("training") as say:
+    with sole_use(folder), terminable(), quietly(quiet), status_line("training") as say:
         outcome = fit(
             game,
             folder,

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from kdistill import _native
-from kdistill.api import check_writable, kept
+from kdistill.api import kept
 from kdistill.artifacts import write_atomic
 from kdistill.artifacts.score_pictures import extremes, histograms, png
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, fingerprint, load_data
 from kdistill.engine import build_student
+from kdistill.run_folder import check_writable
 from kdistill.selection import ScoreSpec, ScoreTable, Seen, difficulty, load_scores
 from kdistill.settings import check_place, check_ranges, use
 from kdistill.status import quietly, status_line

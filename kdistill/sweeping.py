@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdistill._native import reset_peak
-from kdistill.api import distill, is_unfinished, load_data
+from kdistill.api import distill, load_data
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import parse_table, to_json
 from kdistill.config import from_mapping, merge, to_mapping
@@ -28,6 +28,7 @@ from kdistill.evaluation import Evaluation, Protocol, evaluate, protocols
 from kdistill.evaluation.baselines import check_names
 from kdistill.files import locked, write_atomic
 from kdistill.loop import Progress
+from kdistill.run_folder import is_unfinished
 from kdistill.settings import RunConfig, check_ranges, resolve, use
 from kdistill.status import quietly, status_line
 

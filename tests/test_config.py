@@ -187,8 +187,6 @@ def test_files(tmp_path):
     (tmp_path / "run.json").write_text('\ufeff{"ipc": 3}', encoding="utf-8")
     assert from_mapping(Run, load_file(tmp_path / "run.toml")) == Run(method="dc", inner=Inner(size=8))
     assert load_file(tmp_path / "run.json") == {"ipc": 3}
-    (tmp_path / "config.json").write_text(json.dumps({"artifact": {}, "run": {"ipc": 4}, "source": {}}))
-    assert load_file(tmp_path / "config.json") == {"ipc": 4}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ LAYERS = (
     "_version escape pickles | errors types status signals | config keys transforms bounded_files files _native | backends | ops"
 )
 LAYERS += " | augment labels data artifacts | engine | objectives priors selection experts | methods evaluation report"
-LAYERS += " | loop metrics_lines | progress scratch settings | api doctor"
+LAYERS += " | loop metrics_lines | progress run_folder scratch settings | api doctor"
 LAYERS += " | planning scoring sweeping comparison generating | comparing"
 LAYERS += " | cli __init__ testing | __main__"
 RANK = {name: rank for rank, names in enumerate(LAYERS.split(" | ")) for name in names.split()}

@@ -77,7 +77,7 @@ def test_a_resumed_run_keeps_its_snapshots_and_makes_the_rest(digits, finished, 
 def test_a_new_run_removes_the_snapshots_of_the_old_one(digits, tmp_path):
     run(digits, tmp_path, snapshot_every=7)
     (tmp_path / "snapshots" / "mine.txt").write_text("stays")
-    run(digits, tmp_path, snapshot_every=20, seed=1)
+    run(digits, tmp_path, snapshot_every=20, seed=1, force=True)
     assert snapshot_iterations(tmp_path) == [20]
     assert (tmp_path / "snapshots" / "mine.txt").exists()
 
@@ -139,7 +139,7 @@ def test_a_damaged_or_foreign_snapshot_is_refused(digits, tmp_path):
     mine.parent.rmdir()
     mine.parent.symlink_to(tmp_path / "b" / "snapshots")
     with pytest.raises(DataError, match="got a link to another place"):
-        run(digits, tmp_path / "a", snapshot_every=20)
+        run(digits, tmp_path / "a", snapshot_every=20, force=True)
     assert theirs.exists()
 
 

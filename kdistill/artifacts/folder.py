@@ -111,6 +111,25 @@ def check_output(path: str | Path) -> None:
         )
 
 
+def recorded(path: Path) -> tuple[dict[str, Any], int] | None:
+    """Return the configuration of the artefact in ``path`` and how many iterations its run had done; None where there is none.
+
+    Neither the images nor checksums are read; an artefact without a record of its iterations counts as 0.
+    """
+    try:
+        described = _json(path, "config.json")
+        if "artifact" not in described:
+            return None
+    except DataError:
+        return None
+    try:
+        done = _json(path, "metrics.json")["distillation"]["iterations"]
+    except (DataError, KeyError, TypeError):
+        done = 0
+    config = {key: value for key, value in described.items() if key != "artifact"}
+    return config, done if isinstance(done, int) else 0
+
+
 def _is_artefact(path: Path) -> bool:
     with suppress(DataError):
         return "artifact" in _json(path, "config.json")

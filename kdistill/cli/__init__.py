@@ -33,10 +33,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+DEMO = Path("out/demo")
+
 
 @app.command(epilog=_examples("kdistill demo", "kdistill demo --out out/demo --seed 1"))
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the artefact.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(help="Folder of the artefact.")] = DEMO,
     seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -44,12 +46,15 @@ def demo(
     """Distill real handwritten digits to 10 images per class and compare with the baselines (a few minutes, no download)."""
     with _one_sentence():
         import kdistill
-        from kdistill.api import is_unfinished
+        from kdistill.run_folder import is_unfinished
 
         data = kdistill.load_data("mnist5k", quiet=quiet)
         resume = is_unfinished(out)
+        force = out == DEMO and not resume  # what an earlier demo left; a folder that the user names is not replaced
         try:
-            small = kdistill.distill(data, method="dm", ipc=10, seed=seed, out=out, threads=threads, resume=resume, quiet=quiet)
+            small = kdistill.distill(
+                data, method="dm", ipc=10, seed=seed, out=out, threads=threads, resume=resume, force=force, quiet=quiet
+            )
         except KeyboardInterrupt as error:
             echo(f"\nkdistill: interrupted; the state is saved in {out}, the same command goes on from there", err=True)
             raise typer.Exit(exit_status(error)) from None

@@ -55,6 +55,7 @@ def distill(
     mirrors: Annotated[bool | None, typer.Option(help="Whether images may be mirrored (default: not digits).")] = None,
     init: Annotated[Path | None, typer.Option(help="Start from an earlier artefact.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the set or the interrupted run in --out.")] = False,
     device: Device = None,
     threads: Threads = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this time and keep what is there.")] = None,
@@ -67,12 +68,14 @@ def distill(
     with _one_sentence():
         from kdistill.api import distill as distill_data
         from kdistill.config import parse_overrides
+        from kdistill.run_folder import check_folder
         from kdistill.settings import check_run, use
 
         given = {"data": data, "method": method, "ipc": ipc, "preset": preset, "seed": seed, "size": size}
         given |= {"normalisation": normalisation, "validation": validation, "mirrors": mirrors}
         run = _run_config(config, given, parse_overrides(options))
         check_run(run, max_minutes=max_minutes, checkpoint_minutes=checkpoint_minutes, init=init, out=out)
+        check_folder(out, resume=resume, force=force)
         use(threads, device)
         seen = _seen(run.data, run.size, run.normalisation, mirrors=run.mirrors, quiet=quiet, skip_unreadable=skip_unreadable)
         if not quiet:
@@ -89,6 +92,7 @@ def distill(
                 init=init,
                 out=out,
                 resume=resume,
+                force=force,
                 device=device,
                 threads=threads,
                 max_minutes=max_minutes,
@@ -116,16 +120,33 @@ def _run_config(path: Path | None, given: dict[str, Any], options: dict[str, Any
     from kdistill.settings import RunConfig
 
     loaded = load_file(path) if path else {}
+    is_artefact = "artifact" in loaded
     loaded = loaded.get("run", loaded)  # an artefact's config.json holds the run beside its source and environment
     for key, table in (("run", loaded), ("options", loaded.get("options", {}) if isinstance(loaded, dict) else {})):
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: expected '{key}' to be a table, got {table!r}; write its keys below [{key}]")
     merged = {**loaded, **{key: value for key, value in given.items() if value is not None}}
+    if is_artefact:
+        _check_no_folders(loaded.get("options", {}), options, path)
     merged["options"] = {**_options_that_apply(path, loaded, given), **options}
     if not merged.get("data"):
         raise ConfigError("distill: expected data, got none; name a set, a folder or a file, or pass --config")
     _check_keys(merged, str(path or "command line"))
     return from_mapping(RunConfig, merged, where=str(path or "command line"))
+
+
+def _check_no_folders(options: dict[str, Any], named: dict[str, Any], path: Path | None) -> None:
+    """Raise ConfigError if an artefact, which may be a stranger's, names a folder that the run would write to."""
+    from kdistill.errors import ConfigError
+
+    inner, inner_named = (table.get("settings") or {} for table in (options, named))
+    for where, table, ours in (("", options, named), ("settings.", inner, inner_named)):
+        folder = table.get("experts") if isinstance(table, dict) else None
+        if folder is not None and "experts" not in ours:
+            raise ConfigError(
+                f"{path}: expected no folder to write experts to in the record of a set, got {where}experts={folder!r}; "
+                f"name it yourself if you trust it (--set {where}experts={folder}), or take the cache (--set {where}experts=none)"
+            )
 
 
 def _check_keys(table: dict[str, Any], where: str) -> None:

@@ -34,11 +34,12 @@ _mine = _Mine()
 def locked(path: str | Path, *, wait: bool | float = True) -> Iterator[bool]:
     """Hold the lock of ``path``, so that reading, changing and writing it is one step.
 
-    The same thread may hold it several times over.
+    The same thread may hold it several times over, unless it says that it does not wait.
 
     Args:
         path: File or folder; it need not exist, its parent is made.  The lock is that of ``.<name>.lock`` beside it.
-        wait: Wait for the holder (for so many seconds, if it is a number); else yield False while there is one.
+        wait: Wait for the holder (for so many seconds, if it is a number); else yield False while there is one, even if it is
+            this thread.
 
     Raises:
         DataError: The place cannot be written.
@@ -73,13 +74,6 @@ def sole_use(folder: str | Path, *, wait: float = 0.0) -> Iterator[None]:
 
 
 @contextmanager
-def sole_use_if_free(folder: str | Path) -> Iterator[bool]:
-    """Work in ``folder`` alone, or yield False while another process or thread does."""
-    with _held(Path(folder) / LOCK, False) as is_mine:
-        yield is_mine
-
-
-@contextmanager
 def _held(file: Path, wait: bool | float) -> Iterator[bool]:
     with ExitStack() as stack:
         with explained(file.parent):
@@ -90,7 +84,7 @@ def _held(file: Path, wait: bool | float) -> Iterator[bool]:
 
 def _enter(stack: ExitStack, file: str, wait: bool | float) -> bool:
     if file in _mine.files:
-        return True
+        return wait is not False
     try:
         stack.enter_context(FileLock(file).acquire(timeout=-1.0 if wait is True else float(wait), poll_interval=_POLL))
     except Timeout:

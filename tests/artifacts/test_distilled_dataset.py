@@ -173,7 +173,7 @@ def test_what_the_files_say(tmp_path):
     assert config["artifact"]["schema_version"] == 1
     assert config["artifact"]["files"]["data.safetensors"]["sha256"] == hashlib.sha256(data).hexdigest()
     assert {**config, "artifact": None} == {**CONFIG, "artifact": None}
-    assert load_config(tmp_path / "config.json") == CONFIG["run"]
+    assert load_config(tmp_path / "config.json")["run"] == CONFIG["run"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"nan": "nan"}
     with Image.open(tmp_path / "preview.png") as picture:
         assert picture.format == "PNG" and picture.size == small.preview().size
