@@ -5,7 +5,7 @@ Every random draw is keyed by the iteration, so the state and the iteration numb
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,11 +63,16 @@ class Snapshot:
     average: State  # running means of the tensors of the state that the problem names
 
     def check_fits(self, problem: "Problem") -> None:
-        """Raise DataError unless the tensors have the names and shapes of the problem's."""
+        """Raise DataError unless the tensors have the names and shapes of the problem's.
+
+        After a step only tensors that have a gradient have a velocity.
+        """
         shapes = {name: x.shape for name, x in problem.state.items()}
-        wanted = (shapes, shapes, {name: shapes[name] for name in problem.average})
-        groups = (self.state, self.velocity, self.average)
-        if tuple({name: x.shape for name, x in group.items()} for group in groups) != wanted:
+
+        def fits(group: State, names: Iterable[str]) -> bool:
+            return {name: x.shape for name, x in group.items()} == {name: shapes.get(name) for name in names}
+
+        if not (fits(self.state, shapes) and fits(self.velocity, self.velocity) and fits(self.average, problem.average)):
             raise DataError("resume: expected a checkpoint with the tensors of this run, got others; start afresh")
 
     def like(self, state: State) -> "Snapshot":

@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_named_with_the_option_that_maps_it():
     check_fit(generator, **{**two, "mapped": True})
     with pytest.raises(ConfigError, match="data's 1 channels, got one of 3; set channels='convert'"):
         check_fit(generator, **{**FITS, "channels": 1})
-    with pytest.raises(ConfigError, match=r"data's size 28x28, got one of 16x16; load the data with size=16 .* resize=true"):
+    with pytest.raises(ConfigError, match=r"data's size 28x28, got one of 16x16; load the data with size=16, or set resize=true"):
         check_fit(generator, **{**FITS, "size": 28})
 
 
