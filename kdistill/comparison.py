@@ -131,9 +131,9 @@ class Comparison:
         if path.suffix not in FORMATS:
             raise ConfigError(f"compare: expected a file that ends in {', '.join(FORMATS)}, got {path.name}; name one of these")
         if path.suffix == ".json":
-            write_atomic(path, to_json(self.to_dict()))
+            write_atomic(path, to_json(self.to_dict()), follow=True)
         else:
-            write_atomic(path, (self.to_markdown() if path.suffix == ".md" else self.to_csv()).encode())
+            write_atomic(path, (self.to_markdown() if path.suffix == ".md" else self.to_csv()).encode(), follow=True)
         return path
 
     def _plain(self, entry: Entry) -> dict[str, Any]:

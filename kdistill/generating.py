@@ -1,6 +1,7 @@
 """``kdistill.train_prior``: a generator of one's own images, in a folder that ``glad`` takes.  No tensor arithmetic here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from kdistill.augment import strategy_for
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, Split, load_data
 from kdistill.errors import ConfigError, DataError
-from kdistill.files import explained, sole_use, write_atomic
+from kdistill.files import explained, remove_leftovers, sole_use, write_atomic
 from kdistill.keys import make_key
 from kdistill.metrics_lines import JsonLines
 from kdistill.priors.latents import View
 from kdistill.priors.network_files import save_generator
+from kdistill.priors.network_files.folder import holds
 from kdistill.priors.stylegan import Generator
 from kdistill.priors.training import PriorProgress, PriorSpec, Quality, card, fit, measure
-from kdistill.priors.training.loop import CHECKPOINT
+from kdistill.priors.training.loop import CHECKPOINT, PriorOutcome
 from kdistill.priors.training.quality import centred, draw
 from kdistill.priors.training.steps import Game, new_game
 from kdistill.progress import describe_prior
@@ -92,7 +94,8 @@ def train_prior(
         Folder, generator and quality.
 
     Raises:
-        ConfigError: An unknown option, a number out of range, or a folder with an unfinished training and no ``resume``.
+        ConfigError: An unknown option, a number out of range, a folder with an unfinished training and no ``resume``, or one in
+            which another process works.
         DataError: A size that does not fit, too few images, or a folder with other contents.
         NonFiniteError: The training blew up; the last good state is in ``out``.
 
@@ -106,40 +109,45 @@ def train_prior(
     seen, withheld = _parts(data, validation, device)
     strategy = _strategy(spec, data)
     game = new_game(spec, seen, strategy)
-    folder = _prepared(Path(out).expanduser(), resume)
     source = {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes), "validation": validation}
     settings = {name: value for name, value in to_mapping(spec).items() if name not in FREE}
     identity = {"settings": settings, "source": source, "environment": _native.environment()}
-    log = JsonLines(folder / "metrics.jsonl", resume)
-    with sole_use(folder), terminable(), quietly(quiet), status_line("training") as say:
-        outcome = fit(
-            game,
-            folder,
-            identity=identity,
-            resume=resume,
-            callbacks=[log, lambda progress: say(describe_prior(progress)), *callbacks],
-            on_checkpoint=lambda state: _picture(game, seen, folder, state.average, state.iteration),
-            max_minutes=max_minutes,
-        )
-    network = centred(game.generator_of(outcome.state.average), spec.seed)
-    about = {
-        "made by": "kdistill prior train",
-        "settings": to_mapping(spec),
-        "source": source,
-        "environment": _native.environment(),
-    }
-    about |= {"iterations": outcome.state.iteration, "augment_p": outcome.state.augment_p, "augment": strategy}
-    save_generator(network, folder, about)  # before what may fail
-    with quietly(quiet), status_line("measuring") as say:
+    folder = Path(out).expanduser()
+    with _occupied(folder, resume), quietly(quiet):
+        log = JsonLines(folder / "metrics.jsonl", resume)
+        with terminable(), status_line("training") as say:
+            outcome = fit(
+                game,
+                folder,
+                identity=identity,
+                resume=resume,
+                callbacks=[log, lambda progress: say(describe_prior(progress)), *callbacks],
+                on_checkpoint=lambda state: _picture(game, seen, folder, state.average, state.iteration),
+                max_minutes=max_minutes,
+            )
+        about = {"settings": to_mapping(spec), "source": source, "environment": _native.environment(), "augment": strategy}
+        return _finished(game, seen, withheld, folder, outcome, about)
+
+
+def _finished(
+    game: Game, seen: ImageDataset, withheld: Split, folder: Path, outcome: PriorOutcome, about: dict[str, Any]
+) -> TrainedPrior:
+    """Save the generator, measure it, and save it again with what was measured."""
+    spec, state = game.spec, outcome.state
+    network = centred(game.generator_of(state.average), spec.seed)
+    about |= {"made by": "kdistill prior train", "iterations": state.iteration, "augment_p": state.augment_p}
+    if not holds(folder, network):  # else what was measured of it stays until it is measured again
+        save_generator(network, folder, about)  # before what may fail
+    with status_line("measuring") as say:
         say("training a network on generated images, and one on real ones")
         quality = measure(spec, network, seen, withheld)
     about |= {"quality": to_mapping(quality)}
     files = {
-        "metrics.json": to_json(about["quality"] | {"iterations": outcome.state.iteration}),
-        "README.md": card(folder.name, network, data.classes, about).encode(),
+        "metrics.json": to_json(about["quality"] | {"iterations": state.iteration}),
+        "README.md": card(folder.name, network, seen.classes, about).encode(),
     }
     save_generator(network, folder, about, files)
-    return TrainedPrior(folder, network, quality, outcome.state.iteration, outcome.finished)
+    return TrainedPrior(folder, network, quality, state.iteration, outcome.finished)
 
 
 def _strategy(spec: PriorSpec, data: ImageDataset) -> str:
@@ -174,12 +182,20 @@ def _parts(data: ImageDataset, validation: float, device: str | torch.device | N
     return seen.to(target), withheld.to(target)
 
 
-def _prepared(folder: Path, resume: bool) -> Path:
-    """Return the folder, which is new, empty, or that of the training to resume."""
+@contextmanager
+def _occupied(folder: Path, resume: bool) -> Iterator[None]:
+    """Hold the folder, which is new, empty, or that of the training to resume, against other processes."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"out: expected a folder, got the file {folder}; choose another place")
+    with sole_use(folder):
+        _check_contents(folder, resume)
+        remove_leftovers(folder)
+        yield
+
+
+def _check_contents(folder: Path, resume: bool) -> None:
     with explained(folder):
-        if folder.exists() and not folder.is_dir():
-            raise DataError(f"out: expected a folder, got the file {folder}; choose another place")
-        names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} if folder.is_dir() else set()
+        names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
         is_training = bool(names & {CHECKPOINT, CHECKPOINT + ".prev"})
         if names and not resume and is_training:
             raise ConfigError(
@@ -190,8 +206,6 @@ def _prepared(folder: Path, resume: bool) -> Path:
         if not is_training and names - {"metrics.jsonl"}:
             seen = ", ".join(sorted(names)[:3])
             raise DataError(f"out: expected a new or empty folder, got {folder} with {seen}; choose another place")
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _picture(game: Game, data: ImageDataset, folder: Path, average: torch.Tensor, iteration: int) -> None:

@@ -1,12 +1,13 @@
 """``metrics.jsonl``: one line per look at a run or a training."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from kdistill.errors import DataError
-from kdistill.files import write_atomic
+from kdistill.files import append_regular, read_regular, write_atomic
 
 
 class JsonLines:
@@ -23,8 +24,7 @@ class JsonLines:
         try:
             if self.is_first:
                 self._cut(progress.iteration)
-            with self.path.open("a") as file:
-                file.write(json.dumps({**row, "time": time.time()}) + "\n")
+            append_regular(self.path, json.dumps({**row, "time": time.time()}) + "\n")
         except OSError as error:
             raise DataError(
                 f"{self.path}: expected to append a line, got: {error.strerror}; free some space or move what is in the way, "
@@ -34,10 +34,10 @@ class JsonLines:
     def _cut(self, iteration: int) -> None:
         """Drop the lines from ``iteration`` on, and a line that a kill cut short."""
         self.is_first = False
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return
         kept = []
-        for line in self.path.read_text().splitlines():
+        for line in read_regular(self.path).decode(errors="replace").splitlines():
             try:
                 if json.loads(line)["iteration"] < iteration:
                     kept.append(line + "\n")

@@ -8,13 +8,13 @@ import torch
 
 from kdistill import _native
 from kdistill.api import kept
-from kdistill.artifacts import write_atomic
 from kdistill.artifacts.score_pictures import extremes, histograms, png
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, fingerprint, load_data
 from kdistill.engine import build_student
 from kdistill.run_folder import check_writable
 from kdistill.selection import ScoreSpec, ScoreTable, Seen, difficulty, load_scores
+from kdistill.selection.score_table import LAYOUT, TABLE
 from kdistill.settings import check_place, check_ranges, use
 from kdistill.status import quietly, status_line
 
@@ -102,9 +102,8 @@ def load_scores_of(data: ImageDataset, path: str | Path) -> ScoreTable:
 
 def _write(table: ScoreTable, data: ImageDataset, folder: Path) -> None:
     first = next(iter(table.scores))
-    table.save(folder / "scores.csv")
-    write_atomic(folder / "histogram.png", png(histograms(dict(table.scores), f"{data.name}: scores of {len(table):,} images")))
     heading = f"{data.name}: easiest and hardest by {first}"
     captions = [f"{row}" for row in range(len(table))] if table.files is None else [Path(file).name for file in table.files]
     sheet = extremes(data.train.images, table.labels, table.of(first), table.classes, heading, captions)
-    write_atomic(folder / "extremes.png", png(sheet))
+    panels = histograms(dict(table.scores), f"{data.name}: scores of {len(table):,} images")
+    LAYOUT.write(folder, {TABLE: table.encoded(), "histogram.png": png(panels), "extremes.png": png(sheet)})

@@ -204,7 +204,7 @@ def _write_new(path: Path, data: bytes) -> None:
         if path.exists() and (path.is_dir() or path.stat().st_size):
             found = "a folder" if path.is_dir() else "one with contents"
             raise DataError(f"{path}: expected a new or empty file, got {found}; choose another place")
-    write_atomic(path, data)
+    write_atomic(path, data, follow=True)
 
 
 def _pt_bytes(tensor: Tensor) -> bytes:

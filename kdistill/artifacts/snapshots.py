@@ -6,7 +6,6 @@ Files are written whole or not at all, and read only beside the artefact whose c
 
 import hashlib
 import re
-import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from kdistill.artifacts.dataset import DistilledDataset
 from kdistill.artifacts.tensors import decode, digest, encode, to_json
 from kdistill.errors import ConfigError, DataError
-from kdistill.files import write_atomic
+from kdistill.files import read_regular, write_atomic
 
 FOLDER = "snapshots"
 MOST = 100  # snapshots of a run
@@ -81,12 +80,7 @@ def load_snapshot(run: str | Path, iteration: int) -> DistilledDataset:
         )
     path = _folder(Path(run)) / f"{iteration:08d}.safetensors"
     try:
-        status = path.lstat()  # neither a link nor a pipe is opened, and nothing large is read
-        if not stat.S_ISREG(status.st_mode) or status.st_size > last.nbytes + _HEADER_BYTES:
-            raise DataError(
-                f"{path}: expected a regular file of at most {last.nbytes + _HEADER_BYTES} bytes, got another; remove it"
-            )
-        data = path.read_bytes()
+        data = read_regular(path, limit=last.nbytes + _HEADER_BYTES)
     except OSError as error:
         raise DataError(f"{path}: expected a snapshot, got: {error.strerror}; restore it or remove it") from error
     tensors, about = decode(data, path)

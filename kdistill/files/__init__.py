@@ -2,12 +2,13 @@
 
 from kdistill.files.atomic import explained, new_folder, remove_leftovers, sync_folder, write_atomic
 from kdistill.files.lock import locked, sole_use
-from kdistill.files.opener import check_plain, open_regular, read_regular
+from kdistill.files.opener import append_regular, check_plain, open_regular, read_regular
 from kdistill.files.private import check_private, make_private
 from kdistill.files.staged import Layout
 
 __all__ = [
     "Layout",
+    "append_regular",
     "check_plain",
     "check_private",
     "explained",

@@ -16,6 +16,7 @@ from kdistill.errors import DataError
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 JSON_LIMIT = 1 << 26  # bytes of a description, an index or a table of metrics
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"))
+_APPEND = _FLAGS & ~os.O_RDONLY | os.O_WRONLY | os.O_APPEND | os.O_CREAT
 _NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 _KINDS = {
     stat.S_IFLNK: "a symbolic link, which is not followed",
@@ -73,15 +74,18 @@ def read_regular(path: str | Path, *, limit: int | None = None, follow: bool = F
         return file.read()
 
 
-def regular_size(path: str | Path) -> int:
-    """Return the size of a regular file in bytes.
+def append_regular(path: Path, text: str) -> None:
+    """Append to a regular file, which is made if it is missing.
 
     Raises:
-        OSError: There is none, or it is no regular file.
+        OSError: It is no regular file (a symbolic link counts), or it cannot be written.
     """
-    status = os.lstat(path)
-    _check_kind(status, path)
-    return status.st_size
+    check_replaceable(path)
+    if path.is_symlink():
+        raise OSError(errno.EINVAL, _KINDS[stat.S_IFLNK], str(path))
+    with open(os.open(path, _APPEND | _NO_FOLLOW, 0o666), "a", encoding="utf-8") as file:
+        _check_kind(os.fstat(file.fileno()), path)
+        file.write(text)
 
 
 def check_replaceable(path: Path) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdistill.artifacts import write_atomic
 from kdistill.artifacts.tensors import parse_table, utf8
 from kdistill.errors import ConfigError, DataError, did_you_mean
+from kdistill.files import Layout, read_regular, write_atomic
 
 FORMAT = 1
+TABLE = "scores.csv"
+LAYOUT = Layout(files=("histogram.png", "extremes.png", TABLE), last=TABLE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,10 @@ class ScoreTable:
         Raises:
             DataError: The place cannot be written.
         """
+        write_atomic(path, self.encoded(), follow=True)
+
+    def encoded(self) -> bytes:
+        """Return what ``save`` writes."""
         head = {"format": FORMAT, "num_samples": len(self), "digest": self.digest, "classes": list(self.classes), **self.about}
         text = io.StringIO()
         text.write("# " + json.dumps(head, sort_keys=True) + "\n")
@@ -81,7 +87,7 @@ class ScoreTable:
         for metric, values in self.scores.items():  # nine digits give a float32 back
             columns += [[f"{value:.9g}" for value in values.tolist()], self.ranks(metric).tolist()]
         writer.writerows(zip(*columns, strict=True))
-        write_atomic(path, text.getvalue().encode())
+        return text.getvalue().encode()
 
 
 def load_scores(
@@ -100,11 +106,12 @@ def load_scores(
     """
     path = Path(path)
     try:
-        first, _, rest = path.read_text(encoding="utf-8-sig").partition("\n")
+        is_ours = path.name == TABLE and not path.is_symlink()  # in the folder of kdistill score, which is replaced as a whole
+        content = LAYOUT.read(path.parent, path.name) if is_ours else read_regular(path, follow=True)
+        first, _, rest = content.decode("utf-8-sig").partition("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"scores: expected a file that can be read, got {path} ({error}); make one with kdistill score"
-        ) from error
+        got = error.strerror or error if isinstance(error, OSError) else error
+        raise DataError(f"scores: expected a file that can be read, got {path} ({got}); make one with kdistill score") from error
     try:
         head = parse_table(first.removeprefix("#"), "its first line", "make it again")
         count, found, classes = int(head["num_samples"]), str(head["digest"]), tuple(map(str, head["classes"]))

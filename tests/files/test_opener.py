@@ -4,7 +4,7 @@ import socket
 import pytest
 
 from kdistill.errors import DataError
-from kdistill.files import check_plain, read_regular
+from kdistill.files import append_regular, check_plain, read_regular
 
 
 def refused(path, **options):
@@ -45,3 +45,16 @@ def test_names_that_lead_elsewhere_are_refused(name):
     with pytest.raises(DataError, match=r"^index: expected plain names of files in the same folder, got .*restore it$"):
         check_plain(name, "index")
     assert check_plain("expert-00001.safetensors", "index")
+
+
+def test_lines_are_appended_to_a_regular_file_only(tmp_path):
+    for line in ("1\n", "2\n"):
+        append_regular(tmp_path / "lines", line)
+    assert (tmp_path / "lines").read_text() == "1\n2\n"
+    (tmp_path / "link").symlink_to("lines")
+    os.mkfifo(tmp_path / "pipe")
+    for name, what in (("link", "a symbolic link, which is not followed"), ("pipe", "a named pipe")):
+        with pytest.raises(OSError) as caught:
+            append_regular(tmp_path / name, "3\n")
+        assert caught.value.strerror == what
+    assert (tmp_path / "lines").read_text() == "1\n2\n"

@@ -20,6 +20,7 @@ from kdistill.priors.training.discriminator import Discriminator, _spread, group
 from kdistill.priors.training.loop import CHECKPOINT
 from kdistill.priors.training.state import Trained
 from kdistill.priors.training.steps import new_game
+from tests.files.test_lock import elsewhere
 
 TINY = {
     "iterations": 12, "batch_size": 4, "channel_base": 64, "channel_max": 8, "z_dim": 4, "w_dim": 4, "r1_every": 3,
@@ -279,6 +280,17 @@ def test_folders_that_do_not_fit_are_refused(digits, colours, tmp_path):
     (tmp_path / "early/metrics.jsonl").write_text("")  # killed before the first checkpoint
     made = kdistill.train_prior(digits, out=tmp_path / "early", options={**TINY, "iterations": 1}, resume=True)
     assert made.finished
+
+
+def test_a_folder_serves_one_training_at_a_time(digits, tmp_path):
+    def refused():
+        with pytest.raises(ConfigError, match="expected a folder in which nothing else works, got one that another run is using"):
+            kdistill.train_prior(digits, out=tmp_path, options=TINY, quiet=True)
+        return True
+
+    told = []
+    kdistill.train_prior(digits, out=tmp_path, options=TINY, callbacks=[lambda progress: told.append(elsewhere(refused))])
+    assert told == [True, True]
 
 
 def test_the_checkpoint_of_something_else_is_refused(digits, tmp_path):

@@ -1,5 +1,6 @@
 """``kdistill.score`` end to end on a small set, its table, and what the reader refuses."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +229,24 @@ def test_wrong_options_are_named(options, message):
 def test_a_recipe_out_of_range_is_refused(change):
     with pytest.raises(ConfigError, match=f"expected .*{next(iter(change))}"):
         ScoreSpec(**change)
+
+
+@pytest.mark.parametrize("step", range(0, 22, 3))
+def test_killed_at_any_step_the_old_scores_or_the_new_ones_are_there(tmp_path, killed_at, step):
+    tables = [ScoreTable(torch.arange(6) % 2, {"loss": torch.rand(6) + seed}, ("a", "b"), "d", {}, None) for seed in (0, 1)]
+    data = drawn(6)
+    scoring._write(tables[0], data, tmp_path)
+    was_killed = killed_at(step, lambda: scoring._write(tables[1], data, tmp_path))
+    left = load_scores(tmp_path / "scores.csv").of("loss")
+    assert torch.equal(left, tables[1].of("loss")) or (was_killed and torch.equal(left, tables[0].of("loss")))
+    scoring._write(tables[1], data, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.csv", "histogram.png", "extremes.png"}
+
+
+def test_a_pipe_is_no_table_and_a_link_that_the_user_names_is_followed(tmp_path):
+    ScoreTable(torch.arange(6) % 2, {"loss": torch.rand(6)}, ("a", "b"), "d", {}, None).save(tmp_path / "table.csv")
+    (tmp_path / "scores.csv").symlink_to("table.csv")
+    assert len(load_scores(tmp_path / "scores.csv")) == 6
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(DataError, match=r"scores: expected a file that can be read, got .*pipe\.csv \(a named pipe\)"):
+        load_scores(tmp_path / "pipe.csv")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kdistill.errors import ConfigError, DataError
+from kdistill.files import read_regular
 from kdistill.pickles import Name, NotReadable, parse
 from kdistill.priors.network_files._values import Module, Reader, table
 from kdistill.priors.network_files.folder import save_generator
@@ -57,7 +58,7 @@ def read_network(path: str | Path) -> Generator:
     """
     path = Path(path).expanduser()
     try:
-        data = path.read_bytes()
+        data = read_regular(path, follow=True)
     except OSError as error:
         raise DataError(f"{path}: expected a network file, got: {error.strerror}; check the path") from error
     try:
@@ -94,7 +95,7 @@ def convert_network(path: str | Path, folder: str | Path) -> Generator:
     """
     path = Path(path).expanduser()
     generator = read_network(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_regular(path, follow=True)).hexdigest()
     save_generator(generator, folder, {"source": path.name, "source_sha256": digest})
     return generator
 

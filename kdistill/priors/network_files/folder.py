@@ -74,6 +74,16 @@ def save_generator(
     return folder
 
 
+def holds(folder: str | Path, generator: Generator) -> bool:
+    """Say whether ``folder`` holds a generator with the same tensors."""
+    try:
+        tensors = load_generator(folder).tensors
+    except DataError:
+        return False
+    ours = generator.tensors
+    return tensors.keys() == ours.keys() and all(torch.equal(x, ours[name].cpu()) for name, x in tensors.items())
+
+
 def _is_generator(folder: Path) -> bool:
     with suppress(OSError, ValueError, RecursionError):
         return _kind(json.loads(LAYOUT.read(folder, CONFIG, limit=JSON_LIMIT))) is not None
