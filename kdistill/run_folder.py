@@ -19,7 +19,7 @@ def is_unfinished(folder: Path) -> bool:
     An artefact of the same run that records fewer iterations counts as none.  Times of files have no part in it: a copy of a
     finished run is finished.
     """
-    if not any((folder / name).exists() for name in (CHECKPOINT, f"{CHECKPOINT}.prev")):
+    if not has_checkpoint(folder):
         return False
     artefact = recorded(folder)
     if artefact is None:
@@ -32,25 +32,33 @@ def is_unfinished(folder: Path) -> bool:
     return meta.get("identity") != config or not isinstance(done, int) or done > iterations
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Say whether ``folder`` holds a checkpoint."""
+    return any((folder / name).exists() for name in (CHECKPOINT, f"{CHECKPOINT}.prev"))
+
+
 def check_folder(folder: str | Path, *, resume: bool, force: bool) -> None:
     """Refuse a folder whose contents a run would lose or mix; nothing is changed.
 
     Raises:
         DataError: A file, or a folder with contents that no kdistill run left there.
-        ConfigError: It holds an interrupted run or a finished set, and neither ``resume`` nor ``force`` is asked for.
+        ConfigError: It holds an interrupted run or a finished set, and neither ``resume`` nor ``force`` is asked for; or a
+            finished set without a checkpoint that ``resume`` could go on from.
     """
     folder = Path(folder)
     check_output(folder)
-    if resume or force:
+    artefact = recorded(folder)
+    if force or (resume and (artefact is None or has_checkpoint(folder))):
         return
     if is_unfinished(folder):
         raise ConfigError(
             f"out: expected a folder without an interrupted run, got {folder}; continue it with resume=True, replace it with "
             "force=True, or choose another folder"
         )
-    if (artefact := recorded(folder)) is not None:
+    if artefact is not None:
+        wanted = "a checkpoint to go on from" if resume else "a new folder"
         raise ConfigError(
-            f"out: expected a new folder, got {folder} with a finished set{_described(artefact[0])}; replace it with force=True, "
+            f"out: expected {wanted}, got {folder} with a finished set{_described(artefact[0])}; replace it with force=True, "
             "or choose another folder"
         )
 

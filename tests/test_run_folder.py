@@ -50,6 +50,16 @@ def test_a_finished_set_is_replaced_on_request_alone(digits, tmp_path):
     assert torch.equal(kdistill.DistilledDataset.from_pretrained(tmp_path / "out").images, other.images)
 
 
+def test_resume_without_a_checkpoint_does_not_replace_a_finished_set(digits, tmp_path):
+    run(digits, tmp_path)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    before = (tmp_path / "data.safetensors").read_bytes()
+    words = r"out: expected a checkpoint to go on from, got .* with a finished set \(dm, 1 per class, seed 0\); replace it"
+    with pytest.raises(ConfigError, match=words):
+        run(digits, tmp_path, seed=1, resume=True)
+    assert (tmp_path / "data.safetensors").read_bytes() == before
+
+
 def test_an_interrupted_run_is_replaced_on_request_alone(digits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(digits, tmp_path / "out", callbacks=interrupt)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kdistill.errors import ConfigError
+from kdistill.errors import ConfigError, DataError
 from kdistill.files.atomic import explained
 
 LOCK = ".lock"
@@ -85,6 +85,8 @@ def _held(file: Path, wait: bool | float) -> Iterator[bool]:
 def _enter(stack: ExitStack, file: str, wait: bool | float) -> bool:
     if file in _mine.files:
         return wait is not False
+    if os.path.islink(file):  # never opened: what it points to is not ours
+        raise DataError(f"{file}: expected no lock or a regular file, got a symbolic link; delete it")
     try:
         stack.enter_context(FileLock(file).acquire(timeout=-1.0 if wait is True else float(wait), poll_interval=_POLL))
     except Timeout:
