@@ -26,7 +26,8 @@ from kdistill.engine.students import STUDENTS
 from kdistill.errors import ConfigError, DataError, KDistillError, did_you_mean
 from kdistill.evaluation import Evaluation, Protocol, evaluate, protocols
 from kdistill.evaluation.baselines import check_names
-from kdistill.files import locked, write_atomic
+from kdistill.files import locked, read_regular, remove_leftovers, write_atomic
+from kdistill.files.opener import JSON_LIMIT
 from kdistill.loop import Progress
 from kdistill.run_folder import is_unfinished
 from kdistill.settings import RunConfig, check_ranges, resolve, use
@@ -371,6 +372,7 @@ def _write_record(out: Path, runs: Sequence[Run]) -> None:
         listed = [
             {"folder": name, **row} for name, row in {**rows, **{k: v for k, v in earlier.items() if k not in rows}}.items()
         ]
+        remove_leftovers(out)
         write_atomic(out / RECORD, to_json({"runs": listed}))
 
 
@@ -384,7 +386,7 @@ def read_record(out: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        content = parse_table(path.read_bytes(), "the file", "it was damaged")
+        content = parse_table(read_regular(path, limit=JSON_LIMIT), "the file", "it was damaged")
         rows = [dict(row) for row in content["runs"]]
         return {str(row.pop("folder")): row for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -22,7 +22,7 @@ from kdistill.bounded_files import read_npz
 from kdistill.data.cache import cache_folder
 from kdistill.data.raw import Part, Raw, unusable
 from kdistill.errors import ConfigError, DataError, MissingExtraError, did_you_mean
-from kdistill.files import check_private, make_private, open_regular, write_atomic
+from kdistill.files import check_private, make_private, open_regular, remove_leftovers, write_atomic
 
 _log = logging.getLogger("kdistill")
 
@@ -115,6 +115,7 @@ def _cached(name: str, entry: Builtin, paths: list[Path]) -> Arrays:
     arrays = _parsed(name, entry, paths)
     try:
         make_private(file.parent)
+        remove_leftovers(file.parent)
         content = io.BytesIO()
         np.savez(content, **arrays, stamp=stamp, digest=np.array(_digest(arrays)))
         write_atomic(file, content.getvalue(), mode=0o600)

@@ -49,6 +49,8 @@ def write_atomic(path: str | Path, data: bytes, *, follow: bool = False, mode: i
     path = Path(os.path.realpath(path)) if follow else Path(path)
     with explained(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if follow:  # elsewhere the owner of the folder does it
+            remove_leftovers(path.parent)
         check_replaceable(path)
         temporary = temporary_name(path)
         try:
@@ -89,6 +91,8 @@ def new_folder(path: str | Path, *, follow: bool = True) -> Iterator[Path]:
         if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
             raise DataError(f"{path}: expected a new or empty folder, got one with contents; choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
+        if follow:
+            remove_leftovers(path.parent)
         temporary = temporary_name(path)
         temporary.mkdir()
         try:

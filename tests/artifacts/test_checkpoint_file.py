@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdistill.artifacts import load_checkpoint, save_checkpoint
+from kdistill.artifacts.checkpoint import checkpoint_meta
 from kdistill.artifacts.tensors import encode
 from kdistill.errors import DataError
 
@@ -109,6 +110,27 @@ def test_the_previous_checkpoint_serves_and_says_so(saved, caplog):
     assert "damaged or cut off" in caplog.text and "using the previous checkpoint" in caplog.text
     saved.unlink()
     assert load_checkpoint(saved)[1] == {"step": 1}
+
+
+def test_a_link_is_neither_read_nor_written_through(saved, tmp_path):
+    victim = tmp_path / "victim"
+    saved.rename(victim)
+    before = victim.read_bytes()
+    saved.symlink_to(victim)
+    (tmp_path / "checkpoint.safetensors.prev").unlink()
+    with pytest.raises(DataError, match="expected a checkpoint, got: a symbolic link, which is not followed; start afresh"):
+        load_checkpoint(saved)
+    for step in (3, 4):
+        save_checkpoint(saved, {"x": torch.zeros(1)}, {"step": step})
+    assert victim.read_bytes() == before and not saved.is_symlink() and load_checkpoint(saved)[1] == {"step": 4}
+
+
+def test_what_is_recorded_is_read_from_the_head_of_the_file(saved):
+    assert checkpoint_meta(saved) == {"step": 2}
+    saved.write_bytes(saved.read_bytes()[:50])
+    assert checkpoint_meta(saved) == {"step": 1}  # of the one before
+    saved.with_name(saved.name + ".prev").write_bytes(b"junk")
+    assert checkpoint_meta(saved) is None
 
 
 def test_both_damaged_or_missing_is_one_clear_error(saved, tmp_path):

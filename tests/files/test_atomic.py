@@ -94,6 +94,19 @@ def test_an_unwritable_place_is_refused(tmp_path):
         write_atomic(tmp_path, b"x")
 
 
+def test_files_that_the_user_names_leave_nothing_of_killed_writers(tmp_path, killed_at):
+    def fill():
+        with new_folder(tmp_path / "folder") as staging:
+            (staging / "x").write_text("1")
+
+    for step, act in ((1, lambda: write_atomic(tmp_path / "file", b"x", follow=True)), (2, fill)):
+        assert killed_at(step, act)
+        assert [name.endswith(".tmp") for name in os.listdir(tmp_path)] == [True]
+        write_atomic(tmp_path / "other", b"y", follow=True)
+        assert os.listdir(tmp_path) == ["other"]
+        (tmp_path / "other").unlink()
+
+
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "a") as staging:
         (staging / "x").write_text("1")
