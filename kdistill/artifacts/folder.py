@@ -56,13 +56,17 @@ def save(small: "DistilledDataset", path: str | Path) -> Path:
 
 def load(path: str | Path) -> "DistilledDataset":
     """Read an artefact folder; see ``DistilledDataset.from_pretrained``."""
-    from kdistill.artifacts.dataset import DistilledDataset
-
     path = Path(path)
     if not path.is_dir():
         raise DataError(
             f"{path}: expected an artefact folder, got {'a file' if path.exists() else 'nothing there'}; check the path"
         )
+    return LAYOUT.read_together(path, lambda: _loaded(path))
+
+
+def _loaded(path: Path) -> "DistilledDataset":
+    from kdistill.artifacts.dataset import DistilledDataset
+
     described = _checked_config(path)
     try:
         contents = {name: _checked(path, name, described) for name in described["artifact"]["files"]}

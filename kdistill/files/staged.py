@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from kdistill.errors import DataError
 from kdistill.files.atomic import explained, new_folder, remove_leftovers, sync_folder, write_new
@@ -18,6 +19,7 @@ from kdistill.files.lock import sole_use
 from kdistill.files.opener import JSON_LIMIT, PLAIN_NAME, read_regular
 
 NEXT = ".next"
+T = TypeVar("T")
 PATIENCE = 10.0  # seconds that a write waits for another one
 
 
@@ -70,6 +72,21 @@ class Layout:
             with suppress(FileNotFoundError):  # moved already, maybe just now
                 return read_regular(ahead / name, limit=limit)
         return read_regular(Path(folder) / name, limit=limit)
+
+    def read_together(self, folder: str | Path, act: Callable[[], T]) -> T:
+        """Return what ``act`` makes of several files; done again if a write came between its reads."""
+        while True:
+            before = self._content_of_last(Path(folder))
+            try:
+                return act()
+            except DataError:
+                if self._content_of_last(Path(folder)) == before:
+                    raise
+
+    def _content_of_last(self, folder: Path) -> bytes | None:
+        with suppress(OSError, DataError):
+            return self.read(folder, self.last, limit=JSON_LIMIT)
+        return None
 
     def has(self, folder: str | Path, name: str) -> bool:
         """Say whether there is a file of that name."""

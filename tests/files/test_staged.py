@@ -29,6 +29,25 @@ def test_killed_at_any_step_the_old_files_or_the_new_ones_are_there(tmp_path, ki
     assert was_killed or step > 12
 
 
+def test_a_write_between_two_reads_is_not_taken_for_damage(tmp_path):
+    LAYOUT.write(tmp_path, OLD)
+    writes = [NEW]
+
+    def act():
+        index = LAYOUT.read(tmp_path, "index")
+        if writes:
+            LAYOUT.write(tmp_path, writes.pop())
+        a = LAYOUT.read(tmp_path, "a")
+        if a.decode() not in index.decode():
+            raise DataError("they do not belong together")
+        return index, a
+
+    assert LAYOUT.read_together(tmp_path, act) == (NEW["index"], NEW["a"])
+    (tmp_path / "a").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="do not belong together"):
+        LAYOUT.read_together(tmp_path, act)
+
+
 def test_a_link_in_the_place_of_prepared_files_moves_nothing(tmp_path):
     victim, folder = tmp_path / "victim", tmp_path / "set"
     LAYOUT.write(victim, OLD)

@@ -104,6 +104,10 @@ def load_generator(folder: str | Path, device: torch.device | str = "cpu") -> Ge
     folder = Path(folder).expanduser()
     if folder.is_file():
         raise DataError(f"prior: expected a folder, got the file {folder}; convert it: kdistill prior convert {folder} out/prior")
+    return LAYOUT.read_together(folder, lambda: _loaded(folder)).to(device)
+
+
+def _loaded(folder: Path) -> Generator:
     described = parse_table(_read(folder, CONFIG, JSON_LIMIT), folder / CONFIG, "convert the network again")
     kind = _kind(described)
     if kind is None or described.get("schema_version") != SCHEMA_VERSION:
@@ -126,7 +130,7 @@ def load_generator(folder: str | Path, device: torch.device | str = "cpu") -> Ge
         raise DataError(
             f"{folder / CONFIG}: expected a generator in proportion to its tensors, got {too_much}; convert the network again"
         )
-    return generator.to(device)
+    return generator
 
 
 def _read(folder: Path, name: str, limit: int | None) -> bytes:
