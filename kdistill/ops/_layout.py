@@ -73,6 +73,8 @@ def checker(where: str, hint: str, layouts: Layouts) -> Callable[[tuple[Any, ...
 
 
 def _check(name: str, x: Tensor, layout: Layout, first: Tensor) -> None:
+    if x.layout != torch.strided or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise ShapeError(f"expected {name} to be a dense tensor with memory of its own, got {type(x).__name__} ({x.layout})")
     dtype = layout.dtype or first.dtype
     if tuple(x.shape) != layout.sizes or x.dtype != dtype or x.device != first.device:
         raise ShapeError(

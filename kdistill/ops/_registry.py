@@ -171,7 +171,7 @@ def _checking(name: str, layouts: Layouts, hint: str) -> Callable[..., Any]:
 
 def _metadata(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
+        return type(value), value.shape, value.stride(), value.dtype, value.device
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -202,9 +202,18 @@ def register(name: str, schema: str, *, fake: Callable[..., Any], layouts: Layou
         fake: The same arguments to outputs of the right shape, dtype and device, without touching data.
         layouts: The same arguments to the layouts of the tensors among them; anything else raises ShapeError.
     """
+    hint = f"call kdistill.ops.{module_of(name)}, which converts what it is given"
+
+    def on_one_device(*args: Any) -> Any:
+        # torch comes here with one meta tensor among others too, and would return memory that nothing has written
+        devices = {a.device for a in args if isinstance(a, Tensor)}
+        if len(devices) > 1:
+            raise ShapeError(f"{name}: expected tensors on one device, got {', '.join(sorted(map(str, devices)))}; {hint}")
+        return fake(*args)
+
     _LIB.define(name + schema)
-    torch.library.register_fake(f"kdistill::{name}", fake, lib=_LIB)
-    run = _checking(name, layouts, f"call kdistill.ops.{module_of(name)}, which converts what it is given")
+    torch.library.register_fake(f"kdistill::{name}", on_one_device, lib=_LIB)
+    run = _checking(name, layouts, hint)
     for key in ("CPU", "CUDA"):
         _LIB.impl(name, run, key)
     return cast("Callable[..., Any]", getattr(torch.ops.kdistill, name).default)

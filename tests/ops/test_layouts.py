@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdistill.errors import KDistillError, ShapeError
 from kdistill.ops import _registry
@@ -62,7 +63,7 @@ def wrong_values(value) -> list:
 
 
 def call(name: str, args: tuple):
-    if hasattr(torch.ops.kdistill, name) and all(a.device.type == "cpu" for a in args if isinstance(a, Tensor)):
+    if hasattr(torch.ops.kdistill, name):
         return getattr(torch.ops.kdistill, name)(*args)
     return _registry.guarded[name](*args)
 
@@ -95,6 +96,19 @@ def test_a_map_in_another_order_is_refused_with_what_to_call(backend):
     )
     with running_on(backend), pytest.raises(ShapeError, match=expected):
         torch.ops.kdistill.norm_act_pool(x, row, row, 1e-5)
+
+
+def test_a_meta_tensor_among_others_is_refused():
+    x, row = torch.randn(2, 3, 4, 6).contiguous(memory_format=torch.channels_last), torch.ones(1, 3)
+    with pytest.raises(ShapeError, match=r"^norm_act_pool: expected tensors on one device, got cpu, meta; call "):
+        torch.ops.kdistill.norm_act_pool(x, row.to("meta"), row, 1e-5)  # else memory that nothing has written comes back
+
+
+def test_a_tensor_without_memory_is_refused_even_after_an_equal_one_with_memory():
+    x, row = torch.randn(2, 3, 4, 6), torch.ones(3)
+    norm_act_pool_fwd(x, row, row)
+    with FakeTensorMode() as mode, pytest.raises(ShapeError, match="memory of its own, got FakeTensor"):
+        norm_act_pool_fwd(*map(mode.from_tensor, (x, row, row)))
 
 
 def test_a_gradient_of_another_size_is_refused_where_the_engine_calls():
