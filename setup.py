@@ -4,68 +4,118 @@ Environment (docs/environment.md): KDISTILL_NATIVE, KDISTILL_CUDA, KDISTILL_CUDA
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-FAILURE = "_build_failure.txt"  # kdistill doctor reads it: pip hides what a build prints
+MODULES = ("_cpu", "_cuda", "_cuda_emulated")
+# kdistill doctor reads them: pip hides what a build prints
+FAILURE, CUDA_FAILURE = "_build_failure.txt", "_cuda_build_failure.txt"
+TOOL_VARIABLES = (
+    *("CXX", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CUDACXX", "CUDAFLAGS", "CUDAHOSTCXX"),
+    *("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"),
+)
 
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         # an editable install would copy _cpu alone from its build folder: everything is put where it is imported from
         built = Path(self.get_ext_fullpath("kdistill._cpu")).resolve().parent
-        package = ROOT / "kdistill" if self.editable_mode else built
-        package.mkdir(parents=True, exist_ok=True)
-        failure = package / FAILURE
-        failure.unlink(missing_ok=True)
-        native = os.environ.get("KDISTILL_NATIVE", "auto")
-        if native == "off":
-            failure.write_text("the native modules were switched off with KDISTILL_NATIVE=off\n")
-            return
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        build_native(ROOT / "kdistill" if self.editable_mode else built)
+
+
+def build_native(package: Path) -> None:
+    """Put the modules into ``package``, and nothing else: no module of an earlier install stays beside newer ones."""
+    package.mkdir(parents=True, exist_ok=True)
+    for name in (FAILURE, CUDA_FAILURE):
+        (package / name).unlink(missing_ok=True)
+    native, cuda = setting("KDISTILL_NATIVE", "auto", "on", "off"), setting("KDISTILL_CUDA", "auto", "on", "off")
+    if native == "off":
+        remove_modules(package)
+        (package / FAILURE).write_text("the native modules were switched off with KDISTILL_NATIVE=off\n")
+        return
+    build = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
+    try:
         try:
-            try:
-                run_cmake(build, package)
-            except subprocess.CalledProcessError:
-                if not build.exists():
-                    raise
-                shutil.rmtree(build)  # what an earlier install left may name compilers that are gone
-                run_cmake(build, package)
-        except (OSError, subprocess.CalledProcessError) as error:
-            if native == "on":
+            run_cmake(build, package, cuda)
+        except subprocess.CalledProcessError as error:
+            if cuda != "auto":
                 raise
-            # the reference backend serves without a compiler, so installing goes on
-            log = getattr(error, "output", None) or str(error)
-            failure.write_text(log[-4000:])
-            print(f"kdistill: no native kernels: {error}\n{log[-4000:]}", file=sys.stderr)
+            run_cmake(build, package, "off")  # an nvcc that fails does not take the CPU kernels with it
+            (package / CUDA_FAILURE).write_text(reason(error))
+            print(f"kdistill: no CUDA kernels: {reason(error)}", file=sys.stderr)
+    except (OSError, subprocess.CalledProcessError) as error:
+        if native == "on":
+            raise
+        # the reference backend serves without a compiler, so installing goes on
+        remove_modules(package)
+        (package / FAILURE).write_text(reason(error))
+        print(f"kdistill: no native kernels: {reason(error)}", file=sys.stderr)
 
 
-def run_cmake(build: Path, package: Path) -> None:
+def run_cmake(build: Path, package: Path, cuda: str) -> None:
     """Configure, compile what has changed since the last time, and put the modules into ``package``."""
+    stamp = build / "toolchain.txt"
+    if build.exists() and not (stamp.exists() and stamp.read_text() == toolchain()):
+        shutil.rmtree(build)  # CMake would go on with the compilers and flags that it saw first
     architectures = os.environ.get("KDISTILL_CUDA_ARCHITECTURES") or "auto"
     configure = [
         *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}"),
-        *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_folder()}"),
-        f"-DKDISTILL_CUDA={os.environ.get('KDISTILL_CUDA') or 'auto'}",
+        *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_folder()}", f"-DKDISTILL_CUDA={cuda}"),
         f"-DKDISTILL_CUDA_ARCHITECTURES={';'.join(architectures.replace(',', ' ').replace(';', ' ').split())}",
     ]
-    emulation = os.environ.get("KDISTILL_EMULATION") or "auto"
+    emulation = setting("KDISTILL_EMULATION", "auto", "on", "off")
     if emulation != "auto":  # else it stays as the last install wanted it, and is off at first
-        configure.append(f"-DKDISTILL_EMULATION={'ON' if emulation == 'on' else 'OFF'}")
-    for command in (
-        configure,
-        ["cmake", "--build", str(build)],
-        ["cmake", "--install", str(build), "--prefix", str(package)],
-    ):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        sys.stderr.write(done.stdout)
-        done.check_returncode()
+        configure.append(f"-DKDISTILL_EMULATION={emulation.upper()}")
+    build.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(toolchain())
+    run(configure)
+    run(["cmake", "--build", str(build)])
+    remove_modules(package)
+    run(["cmake", "--install", str(build), "--prefix", str(package)])
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    sys.stderr.write(done.stdout)
+    done.check_returncode()
+
+
+def setting(name: str, *values: str) -> str:
+    """Return the value of an environment variable that has these, the first where it is not set."""
+    value = os.environ.get(name) or values[0]
+    if value not in values:
+        raise SystemExit(f"{name}: expected one of {', '.join(values)}, got '{value}'; docs/environment.md says what they do")
+    return value
+
+
+def toolchain() -> str:
+    """Return what compiled files depend on beside sources and CMake's options: folder, Python, compilers, variables."""
+    programs = (os.environ.get("CXX") or "c++", os.environ.get("CUDACXX") or "nvcc")
+    files = [Path(path).resolve() for name in programs if (path := shutil.which(name.split()[0]))]
+    variables = [f"{name}={os.environ.get(name, '')}" for name in TOOL_VARIABLES]
+    return "\n".join(
+        [str(ROOT), sys.base_prefix, sys.version, *(f"{file} {file.stat().st_mtime_ns}" for file in files), *variables]
+    )
+
+
+def remove_modules(package: Path) -> None:
+    for name in MODULES:
+        (package / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}").unlink(missing_ok=True)
+
+
+def reason(error: Exception) -> str:
+    """Return the end of a build's output, and as its last line the first error in it."""
+    log = str(getattr(error, "output", None) or error)
+    first = re.search(r"CMake Error[^\n]*\n(?:[ \t]*\n)*([^\n]+)|^([^\n]*\b(?:error|fatal)\s*:[^\n]*)", log, re.MULTILINE)
+    return f"{log[-4000:]}\n{(first[1] or first[2] or log).strip() if first else error}\n"
 
 
 def pybind11_folder() -> Path:

@@ -85,12 +85,15 @@ def why_missing(module: str) -> str | None:
     loaded = _load(module)
     if isinstance(loaded, ModuleType):
         return None
-    failure = Path(__file__).parent / "_build_failure.txt"
-    if failure.exists():
-        lines = [line for line in failure.read_text().splitlines() if line.strip()]
-        return f"{module} is not built; the build said: {lines[-1] if lines else 'nothing'}"
+    for failure in ("_build_failure.txt", *(["_cuda_build_failure.txt"] if module == "_cuda" else [])):
+        path = Path(__file__).parent / failure
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if line.strip()]
+            return f"{module} is not built; the build said: {lines[-1] if lines else 'nothing'}"
     if module == "_cuda":
         return "_cuda is not built; install with nvcc on PATH (KDISTILL_CUDA=on says why it fails)"
+    if module == "_cuda_emulated":
+        return "_cuda_emulated is not built; install with KDISTILL_EMULATION=on (Linux, g++ 11 or newer)"
     return f"{module} is not built ({loaded}); reinstall with a C++ compiler on PATH"
 
 
