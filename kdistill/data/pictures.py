@@ -91,7 +91,7 @@ def _checked(picture: Image.Image, source: Any) -> Image.Image:
         ValueError: They are not.
     """
     nbytes = os.stat(source).st_size if isinstance(source, str | os.PathLike) else len(source.getbuffer())
-    most = min(PIXELS + PIXELS_PER_BYTE * nbytes, Image.MAX_IMAGE_PIXELS or 1 << 62)
+    most = PIXELS + PIXELS_PER_BYTE * nbytes
     width, height = picture.size
     if width * height > most:
         raise ValueError(f"{width:,}×{height:,} pixels, where a file of {nbytes:,} bytes may have {most:,}")

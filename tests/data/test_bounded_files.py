@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kdistill.artifacts import import_published
 from kdistill.bounded_files import allowed_nbytes, load_tensors, read_npz
@@ -135,3 +136,12 @@ def test_what_people_save_is_read(tmp_path):
         back = load_tensors(tmp_path / "a.pt")
         assert list(back) == list(content) and back["y"] == content["y"] and torch.equal(back["x"], content["x"])
     assert allowed_nbytes(10**9) > 10**10
+
+
+def test_a_large_photograph_is_read_where_its_file_is_large_enough(tmp_path, monkeypatch):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        Image.effect_noise((35, 35), 50).save(tmp_path / label / "noise.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow warns beyond, and refuses beyond twice as many
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert len(load_data(tmp_path, test=0, quiet=True).train) == 2
