@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdistill.artifacts.conclusions import conclusions, is_below_random, is_number
+from kdistill.artifacts.conclusions import conclusions, is_number, random_images, rows_above
 from kdistill.escape import code, json_text, markdown, one_line, yaml
 
 if TYPE_CHECKING:
@@ -129,10 +129,12 @@ def _opening(small: "DistilledDataset", config: _Record, metrics: _Record) -> st
 def _warning(metrics: _Record) -> str:
     """Return a sentence for a set that stands below random images under a network, or nothing."""
     scores = metrics.at("evaluation", "scores")
-    models = [str(model) for model, own in scores.items() if is_below_random(own)] if isinstance(scores, Mapping) else []
-    if not models:
-        return ""
-    return f" **As many real images chosen at random train better networks than this set ({markdown(', '.join(models))}).**"
+    below: dict[str, list[str]] = {}
+    for model, own in scores.items() if isinstance(scores, Mapping) else ():
+        for name in rows_above(own):
+            below.setdefault(random_images(name), []).append(str(model))
+    said = (f"{images} train better networks than this set ({markdown(', '.join(who))})" for images, who in below.items())
+    return "".join(f" **{line[0].upper()}{line[1:]}.**" for line in said)
 
 
 def _contents(small: "DistilledDataset") -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+TEACHER = "random, teacher labels"  # the row of random real images with the labels of a network
 WARN_POINTS = 0.5  # accuracy lost by an 8-bit export above which the reader is warned
 
 _GLOSSES = {
@@ -37,12 +38,21 @@ def conclusions(scores: Any) -> list[str]:
     return lines
 
 
-def is_below_random(scores: Any) -> bool:
-    """Return whether the set of these scores stands below a row of random images beyond noise."""
+def rows_above(scores: Any) -> list[str]:
+    """Return the names of the rows of random images that the set of these scores stands below, beyond noise."""
     against = scores.get("over_random") if isinstance(scores, Mapping) else None
-    found = against.values() if isinstance(against, Mapping) else ()
-    ends = [difference.get("high") for difference in found if isinstance(difference, Mapping)]
-    return any(is_number(high) and high < 0 for high in ends)
+    ends = {
+        str(name): difference.get("high")
+        for name, difference in (against.items() if isinstance(against, Mapping) else ())
+        if isinstance(difference, Mapping)
+    }
+    return [name for name, high in ends.items() if is_number(high) and high < 0]
+
+
+def random_images(name: str) -> str:
+    """Return what stands behind a row of random images, in words."""
+    images = "as many real images chosen at random"
+    return f"{images} and labelled by a network that was trained on all the data" if name == TEACHER else images
 
 
 def is_number(value: Any) -> bool:
@@ -57,11 +67,11 @@ def _over_random(name: str, difference: Any) -> str | None:
     low, high = difference.get("low"), difference.get("high")
     points = f"{100 * mean:+.2f} points"
     if not (is_number(low) and is_number(high)):
-        return f"not better than '{name}', as many real images chosen at random ({points}; too few networks for an interval)"
+        return f"not better than '{name}', {random_images(name)} ({points}; too few networks for an interval)"
     interval = f"{points}, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}"
     if high < 0:
-        return f"BELOW '{name}': as many real images chosen at random train better networks than this set ({interval})"
-    return f"not better than '{name}', as many real images chosen at random ({interval})"
+        return f"BELOW '{name}': {random_images(name)} train better networks than this set ({interval})"
+    return f"not better than '{name}', {random_images(name)} ({interval})"
 
 
 def _gap(gap: float) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdistill.artifacts.conclusions import TEACHER
 from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import cache
 from kdistill.evaluation.protocols import Protocol, step_sizes
 from kdistill.evaluation.result import Row
-from kdistill.evaluation.scores import TEACHER
 from kdistill.evaluation.training import Task, Trainer
 from kdistill.keys import make_key
 from kdistill.selection import select

@@ -204,11 +204,12 @@ class Evaluation:
         cells = architectures.cells(self.rows, self.student)
         return None if cells is None else rich_table(*cells, architectures.TEXT_COLUMNS, width=width)
 
-    def per_class(self, model: str | None = None) -> str:
+    def per_class(self, model: str | None = None, width: int | None = 80) -> str:
         """Return two tables as plain text: the accuracy of every class in every row, and which class is taken for which.
 
         Args:
             model: Name of the network; None is the first.
+            width: Characters of a line, into which wide tables are divided; None divides none.
 
         Raises:
             ConfigError: The record has no accuracy per class: it was made by an older version.
@@ -217,13 +218,14 @@ class Evaluation:
         cells = columns.class_cells(self, model)
         if cells is None:
             raise ConfigError("per_class: expected accuracies per class, got a record without them; evaluate again")
-        text = plain_table(
-            *cells, [f"test images of each class that are recognised, %; mean over networks ({model})"], ("class",)
-        )
+        note = f"test images of each class that are recognised, %; mean over networks ({model})"
+        text = plain_table(*cells, [note], ("class",), width=width)
         taken = columns.confusion_cells(self, self._distilled(model))
         if taken is None:
             return text
-        return f"{text}\n\n{plain_table(*taken, ['% of the test images of the true class (. is none)'], taken[0][:1])}"
+        return (
+            f"{text}\n\n{plain_table(*taken, ['% of the test images of the true class (. is none)'], taken[0][:1], width=width)}"
+        )
 
     def __str__(self) -> str:
         """Return the tables as plain text of 80 columns."""

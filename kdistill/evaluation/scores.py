@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kdistill.artifacts.conclusions import TEACHER
 from kdistill.evaluation import metrics
 from kdistill.evaluation.significance import Difference, difference, mean_of, or_none
 
 if TYPE_CHECKING:
     from kdistill.evaluation.result import Row
 
-RANDOM, TEACHER = "random", "random, teacher labels"  # the rows of random real images, with hard and with a teacher's labels
+RANDOM = "random"  # the row of random real images with their own labels; TEACHER has those of a network
 
 
 def scores(small: "Row", rows: Mapping[str, "Row"]) -> dict[str, float]:

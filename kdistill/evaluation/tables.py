@@ -6,7 +6,7 @@ Cells and notes may hold names out of files: they are escaped here (``kdistill.e
 from collections.abc import Collection, Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -39,10 +39,10 @@ def rich_table(
         width: Characters of a line that the table must keep to; None shows all columns.
         optional: Columns that may be left out where the width is too small, the least important first.
     """
-    parts, notes = _fitted(columns, rows, notes, width, optional)
+    parts, notes = _fitted(columns, rows, notes, left, width, optional)
     tables = []
     for headers, lines in parts:
-        table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+        table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
         for header in headers:
             table.add_column(Text(header), justify="left" if header in left else "right")
         for number, line in enumerate(lines):
@@ -61,10 +61,10 @@ def plain_table(
     optional: Sequence[str] = (),
 ) -> str:
     """Return the same as plain text."""
-    parts, notes = _fitted(columns, rows, notes, width, optional)
+    parts, notes = _fitted(columns, rows, notes, left, width, optional)
     text = []
     for headers, lines in parts:
-        widths = _widths(headers, lines)
+        widths = _widths([headers, *lines])
         plain = [
             (" " * GAP).join(_padded(c, w, h in left) for c, w, h in zip(line, widths, headers, strict=True)).rstrip()
             for line in (headers, *lines)
@@ -75,35 +75,68 @@ def plain_table(
 
 
 def _fitted(
-    columns: Sequence[str], rows: Cells, notes: Sequence[str], width: int | None, optional: Sequence[str]
+    columns: Sequence[str],
+    rows: Cells,
+    notes: Sequence[str],
+    left: Collection[str],
+    width: int | None,
+    optional: Sequence[str],
 ) -> tuple[list[tuple[list[str], list[list[str]]]], list[str]]:
     """Return the table in parts that keep to the width, and the notes; everything harmless to print.
 
-    Optional columns are left out first, and a note says which; what is still too wide is divided, the first column repeated.
+    Optional columns are left out first, and a note says which; what is still too wide is divided.  Every part begins with the
+    columns of words that name a line; a cell that does not fit keeps its beginning and its end.
     """
     lines = [[one_line(cell) for cell in line] for line in (columns, *rows)]
     said = [one_line(note) for note in notes]
-    widths = _widths(lines[0], lines[1:])
+    if width is None:
+        return [(lines[0], lines[1:])], said
     shown, missing = list(range(len(columns))), []
-    for name in optional if width is not None else ():
-        if _total(widths, shown) <= width:
+    for name in optional:
+        if _total(_widths(lines), shown) <= width:
             break
         if name in columns:
             shown.remove(list(columns).index(name))
             missing.append(name)
     if missing:
         said.append(f"left out for lack of width: {', '.join(missing)}")
-    first, rest = shown[:1], shown[1:]
+    names = max(1, next((i for i, column in enumerate(columns) if column not in left), len(columns)))
+    if _total(_widths(lines), shown) > width:
+        lines = _shortened(lines, names, [i for i in shown if i >= names], width)
+    widths, first = _widths(lines), [i for i in shown if i < names]
     groups = [list(first)]
-    for column in rest:
-        if width is not None and len(groups[-1]) > 1 and _total(widths, [*groups[-1], column]) > width:
+    for column in shown[len(first) :]:
+        if len(groups[-1]) > len(first) and _total(widths, [*groups[-1], column]) > width:
             groups.append(list(first))
         groups[-1].append(column)
     return [([lines[0][i] for i in group], [[line[i] for i in group] for line in lines[1:]]) for group in groups], said
 
 
-def _widths(columns: Sequence[str], rows: Cells) -> list[int]:
-    return [max(cell_len(line[i]) for line in (columns, *rows)) for i in range(len(columns))]
+def _shortened(lines: list[list[str]], names: int, others: Sequence[int], width: int) -> list[list[str]]:
+    """Return the lines with cells cut so that the columns of names and any one of the other columns fit in the width."""
+    widths, limits = _widths(lines), {}
+    for i in others:  # at least half of the line is for the names
+        limits[i] = min(widths[i], max(1, width // 2 - GAP))
+    left_over = width - max((limits[i] + GAP for i in others), default=0) - GAP * (names - 1)
+    for done, i in enumerate(sorted(range(names), key=lambda i: widths[i])):  # what short columns leave goes to the long ones
+        limits[i] = min(widths[i], max(1, left_over // (names - done)))
+        left_over -= limits[i]
+    return [[_cut(cell, limits.get(i, widths[i])) for i, cell in enumerate(line)] for line in lines]
+
+
+def _cut(cell: str, width: int) -> str:
+    """Return the beginning and the end of a cell that is wider than ``width``."""
+    if cell_len(cell) <= width:
+        return cell
+    end = (width - 1) // 2
+    start, ending = width - 1 - end, cell[len(cell) - end :]
+    while cell_len(ending) > end:  # characters of two columns
+        ending = ending[1:]
+    return f"{set_cell_size(cell, start)}…{ending}"
+
+
+def _widths(lines: Cells) -> list[int]:
+    return [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
 
 
 def _total(widths: Sequence[int], shown: Sequence[int]) -> int:

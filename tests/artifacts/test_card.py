@@ -157,6 +157,20 @@ def test_a_set_that_is_worse_than_random_images_is_not_praised(difference, said)
     assert ("better networks than this set (convnet).**" in text.split("![All")[0]) is bool(said and "BELOW" in said)
 
 
+def test_a_set_that_is_worse_than_random_images_with_labels_of_a_teacher_alone_is_told_so():
+    against = {
+        "random": {"mean": 0.1, "low": 0.05, "high": 0.15},
+        "random, teacher labels": {"mean": -0.1, "low": -0.15, "high": -0.05},
+    }
+    text = card(a_set(metrics={"evaluation": evaluation(over_random=against)}))
+    images = (
+        "s many real images chosen at random and labelled by a network that was trained on all the data train better networks"
+    )
+    assert f"**A{images} than this set (convnet).**" in text.split("![All")[0]
+    assert f"BELOW 'random, teacher labels': a{images} than this set (-10.00 points" in text
+    assert "chosen at random train better" not in text
+
+
 def test_a_network_that_did_not_train_is_marked():
     rows = (row("dm", "distilled", 0.9), row("random", "baseline", 0.1, model="vgg11", untrained=5))
     text = card(a_set(metrics={"evaluation": evaluation(*rows)}))

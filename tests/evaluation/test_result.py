@@ -120,6 +120,45 @@ def test_counts_per_class_are_pooled_over_seeds_and_come_back_from_json():
         evaluation().per_class()
 
 
+LONG = "my-method-with-a-long-name-and-many-words-in-it"
+MODELS = ("convnet", "resnet18", "NetworkOfAUserWithALongName")
+
+
+def long_evaluation(name: str):
+    counts = {"balanced": (0.5,) * 20, "per_class": (0.5,) * 12, "confusion": ((3,) * 12,) * 12, "best_on_test": (0.6,) * 20}
+    rows = [
+        row(title, kind, tuple(0.5 + 0.01 * n for n in range(20)), source=title, model=model, lr=(0.003, 0.01), **counts)
+        for model in MODELS
+        for title, kind in ((name, "distilled"), (f"{name}, 8 bits", "variant"), ("random, teacher labels", "baseline"))
+    ]
+    data = {
+        "name": "d",
+        "classes": [f"a class with a long name {n}" for n in range(12)],
+        "test_per_class": [1, 2] * 6,
+        "test": 18,
+    }
+    return evaluation(*rows, data=data, seeds=tuple(range(10, 22)))
+
+
+@pytest.mark.parametrize("name", ["dm", LONG])
+@pytest.mark.parametrize("width", [60, 80])
+def test_tables_keep_to_the_width_with_long_names_many_networks_and_classes(name, width):
+    found, stream = long_evaluation(name), StringIO()
+    Console(file=stream, width=width).print(found.table(width))
+    tables = [line for text in (found.to_text(width), found.per_class(width=width)) for line in text.splitlines() if "  " in line]
+    assert max(map(len, [*tables, *stream.getvalue().splitlines()])) <= width
+    assert not [line for line in stream.getvalue().splitlines() if line.strip() in ("8 bits", "labels")]  # no cell is folded
+    assert [line for line in found.to_text(None).splitlines() if line.startswith(f"{name}, 8 bits  ")]
+
+
+def test_every_part_of_a_divided_table_names_set_and_network():
+    parts = [line for line in str(long_evaluation("dm")).splitlines() if line.startswith("set  ")]
+    rows = [line for line in str(long_evaluation("dm")).splitlines() if line.startswith("dm, 8 bits")]
+    own = [line for line in parts if "network" in line]
+    assert len(own) > 1 and all("%" in line or "lr" in line for line in own)
+    assert len(rows) == len(MODELS) * len(own) and all(any(model in line for model in MODELS) for line in rows)
+
+
 def test_print_shows_every_row_and_what_follows():
     text = str(evaluation(row(), row("dm, 8 bits", "variant", (0.9, 0.9)), *BASELINES))
     for part in (
