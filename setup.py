@@ -50,14 +50,14 @@ def build_native(package: Path) -> None:
                 raise
             run_cmake(build, package, "off")  # an nvcc that fails does not take the CPU kernels with it
             (package / CUDA_FAILURE).write_text(reason(error))
-            print(f"kdistill: no CUDA kernels: {reason(error)}", file=sys.stderr)
+            print(f"kdistill: no CUDA kernels: {reason(error).splitlines()[-1]}", file=sys.stderr)
     except (OSError, subprocess.CalledProcessError) as error:
         if native == "on":
             raise
         # the reference backend serves without a compiler, so installing goes on
         remove_modules(package)
         (package / FAILURE).write_text(reason(error))
-        print(f"kdistill: no native kernels: {reason(error)}", file=sys.stderr)
+        print(f"kdistill: no native kernels: {reason(error).splitlines()[-1]}", file=sys.stderr)
 
 
 def run_cmake(build: Path, package: Path, cuda: str) -> None:
@@ -114,8 +114,11 @@ def remove_modules(package: Path) -> None:
 def reason(error: Exception) -> str:
     """Return the end of a build's output, and as its last line the first error in it."""
     log = str(getattr(error, "output", None) or error)
-    first = re.search(r"CMake Error[^\n]*\n(?:[ \t]*\n)*([^\n]+)|^([^\n]*\b(?:error|fatal)\s*:[^\n]*)", log, re.MULTILINE)
-    return f"{log[-4000:]}\n{(first[1] or first[2] or log).strip() if first else error}\n"
+    first = re.search(
+        r"CMake Error[^\n]*:\s*\n\s*((?:[^\n]*\S[^\n]*(?:\n|$))+)|^([^\n]*\b(?:error|fatal)\s*:[^\n]*)", log, re.MULTILINE
+    )
+    sentence = " ".join((first[1] or first[2]).split()) if first else str(error)  # CMake breaks its lines
+    return f"{log[-4000:]}\n{sentence}\n"
 
 
 def pybind11_folder() -> Path:
