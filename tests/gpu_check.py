@@ -23,6 +23,7 @@ from typing import TextIO
 from tests.gpu_suite.report import ROOT, ROWS, read_rows
 
 NATIVE = ROOT / "build" / "gpu-check" / "native"  # what the stage ``build`` makes
+TOOLKIT = "/usr/local/cuda/bin"
 PART_SECONDS = 530  # of the nine minutes that a part may take
 NO_GPU = 3
 
@@ -55,7 +56,7 @@ STAGES = (
     Stage("gradient", "A", 30, "the exact trajectory gradient against autograd, every precision"),
     Stage("graphs", "A", 30, "recorded steps against plain ones, recovery, same bits twice"),
     Stage("gpu_tests", "A", 100, "pytest -m gpu in parallel, 90 s per test"),
-    Stage("sanitizer", "A", 45, "memcheck, racecheck and initcheck on tiny shapes"),
+    Stage("sanitizer", "A", 60, "memcheck, racecheck and initcheck on tiny shapes"),
     Stage("ceilings", "A", 20, "copy bandwidth; products in fp32, tf32 and bf16"),
     Stage("headline", "A", 55, "benchmark rows of two ops and two whole calls", "benchmark_rows"),
     Stage("replayed", "B", 50, "times of kernels by graph replay over rotated inputs"),
@@ -94,7 +95,9 @@ def run(stage: Stage, seconds: float, options: argparse.Namespace, device: str) 
     """Run one stage, and read the rows that it wrote."""
     rows_file = options.out / ROWS
     offset = rows_file.stat().st_size if rows_file.exists() else 0
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), TOOLKIT])  # where its installer puts nvcc, ncu and the sanitizer
+    environment = {**os.environ, "PATH": path}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     if NATIVE.exists() and stage.name != "build" and list(NATIVE.glob("_cpu.*")):
         environment["KDISTILL_NATIVE_DIR"] = str(NATIVE)
     tiny = ["--tiny"] if device == "cpu" else []

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -88,6 +89,13 @@ def test_a_stage_runs_as_a_process_and_its_rows_are_read(tmp_path):
     assert gpu_check.device_in(found) == "cpu"
     assert {row["stage"] for row in found.rows} == {"environment"}
     assert "environment: device: ok" in (tmp_path / "log.txt").read_text()
+
+
+def test_stages_look_for_programs_of_cuda_where_its_installer_puts_them(monkeypatch, tmp_path):
+    environments = []
+    monkeypatch.setattr(gpu_check, "limited", lambda command, seconds, log, environment: environments.append(environment) or "ok")
+    gpu_check.run(gpu_check.STAGES[0], 100, type("Options", (), {"out": tmp_path}), "cpu")
+    assert environments[0]["PATH"].split(os.pathsep)[-1] == "/usr/local/cuda/bin"
 
 
 def test_an_environment_that_cannot_be_read_does_not_make_a_gpu_a_cpu(monkeypatch, tmp_path):

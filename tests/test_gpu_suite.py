@@ -285,6 +285,25 @@ def test_counters_are_read_from_the_profiler(report, tools):
     counters.run_ops(CPU, True)  # what the profiler would look at
 
 
+def test_counters_that_the_driver_keeps_to_itself_are_skipped(report, tools):
+    program(tools, "ncu", 'print("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access the counters")')
+    counters.stage(report, CPU, True)
+    assert statuses(report) == {"ncu": "skipped: the driver lets administrators alone read counters"}
+
+
+def test_packages_that_are_missing_are_named(report, tools, monkeypatch):
+    for name in ("nvcc", "cmake", "ninja"):
+        program(tools, name, "")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("pybind11", "hypothesis") else name)
+    build.stage(report, CPU, True, report.out / "built")
+    gpu_tests.stage(report, torch.device("cuda"), True)
+    expected = {
+        "_cuda": "skipped: no pybind11; stages use what is installed",
+        "pytest -m gpu": "skipped: hypothesis not installed",
+    }
+    assert statuses(report) == expected
+
+
 CMAKE = """
 import pathlib, sys
 if "--build" not in sys.argv:

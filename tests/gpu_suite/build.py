@@ -1,5 +1,6 @@
 """`_cpu` and `_cuda` built for this GPU alone, into build/gpu-check, and what ptxas says of every kernel."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -53,9 +54,10 @@ def demangled(names: list[str]) -> list[str]:
 
 
 def stage(report: Report, device: torch.device, is_tiny: bool, folder: Path = FOLDER) -> None:
-    missing = [tool for tool in ("nvcc", "cmake", "ninja") if shutil.which(tool) is None]
+    missing = [f"no {tool} on PATH" for tool in ("nvcc", "cmake", "ninja") if shutil.which(tool) is None]
+    missing += ["no pybind11"] if importlib.util.find_spec("pybind11") is None else []
     if missing:
-        report.row("_cuda", f"skipped: no {' and no '.join(missing)} on PATH; stages use what is installed")
+        report.row("_cuda", f"skipped: {' and '.join(missing)}; stages use what is installed")
         return
     major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
     targets = ("_cuda",) if device.type == "cpu" else ("_cpu", "_cuda")

@@ -1,5 +1,6 @@
 """`pytest -m gpu` in several processes, each test with a time limit; a test that ends its process does not end the others."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -46,6 +47,9 @@ def run(report: Report, processes: int, arguments: list[str], seconds: float = S
 def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
     if device.type != "cuda":
         report.row("pytest -m gpu", "skipped: no GPU that torch can use")
+        return
+    if missing := [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]:
+        report.row("pytest -m gpu", f"skipped: {' and '.join(missing)} not installed")
         return
     # only files that have such tests: another that cannot be imported here would end the collection
     files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
