@@ -19,7 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from kdistill.data import duplicates, pictures, pixels
+from kdistill.data.builtin import BUILTIN
 from kdistill.data.dataset import ImageDataset
+from kdistill.data.files import is_artefact
 from kdistill.data.load import load_data
 from kdistill.data.reading import in_parallel
 from kdistill.data.tree import Listing, Picture, list_parts
@@ -77,9 +79,9 @@ def check_data(spec: Any, *, size: int | None = None, quiet: bool = False) -> Da
         DataError: There is no picture at all, or (for anything but a folder) data that cannot be loaded.
     """
     pixels.check_size(size)
-    is_folder = isinstance(spec, str | Path) and Path(spec).expanduser().is_dir()
-    if is_folder and not (Path(spec).expanduser() / "config.json").exists():
-        return _check_folder(Path(spec).expanduser(), size, quiet)
+    folder = Path(spec).expanduser() if isinstance(spec, str | Path) and spec not in BUILTIN else None
+    if folder is not None and folder.is_dir() and not is_artefact(folder):
+        return _check_folder(folder, size, quiet)
     data = load_data(spec, size=size, quiet=True, test=None)
     report = DataCheck(data.name)
     images = list(_of_arrays(data))
@@ -98,6 +100,8 @@ def _check_folder(root: Path, size: int | None, quiet: bool) -> DataCheck:
         for result in _looked_at(listing, which, size, quiet):
             unreadable.append(result) if isinstance(result, str) else images.append(result)
     _count(report, images, sorted({name for listing in parts.values() for name in listing.classes}))
+    if size is None and len({image.size for image in images}) > 1:
+        report.findings.append(Finding("pictures of different sizes: load them with --size", ""))
     _add(report, "unreadable files", unreadable, is_wrong=True)
     _find_duplicates(report, images)
     _add(report, "class folders without a picture", [str(p.root / name) for p in parts.values() for name in p.empty], True)
@@ -169,10 +173,11 @@ def _count(report: DataCheck, images: list[_Image], classes: Iterable[str]) -> N
         count = in_training[name]
         report.findings.append(Finding(f"training images of '{name}'", f"{count:,}", is_wrong=count == 0))
     for what, values in (("size", Counter(i.size for i in images)), ("mode", Counter(i.mode for i in images))):
+        shown = sum(count for _, count in values.most_common(5))
         for value, count in values.most_common(5):
             report.findings.append(Finding(f"{what} {value}", f"{count:,}"))
         if len(values) > 5:
-            report.findings.append(Finding(f"{len(values) - 5} other {what}s", f"{sum(values.values()):,}"))
+            report.findings.append(Finding(f"{len(values) - 5:,} other {what}s", f"{sum(values.values()) - shown:,}"))
 
 
 def _find_duplicates(report: DataCheck, images: list[_Image]) -> None:
@@ -181,20 +186,26 @@ def _find_duplicates(report: DataCheck, images: list[_Image]) -> None:
         if not image.is_one_colour:
             by_digest[image.digest].append(image)
     _add(report, "images of one colour all over", [image.name for image in images if image.is_one_colour])
-    _add_groups(report, "duplicates", [same for same in by_digest.values() if len(same) > 1])
+    is_split_at_random = {image.part for image in images} == {"train"}
+    same_pixels = [same for same in by_digest.values() if len(same) > 1]
+    _add_groups(report, "duplicates", same_pixels, is_split_at_random)
     firsts = [same[0] for same in by_digest.values() if same[0].gradients is not None]
-    _add_groups(report, "alike", [list(pair) for pair in _alike(firsts)])
+    _add_groups(report, "alike", [list(pair) for pair in _alike(firsts)], is_split_at_random)
 
 
-def _add_groups(report: DataCheck, what: str, found: list[list[_Image]]) -> None:
-    """Enter every group under the worst that it is: across splits, across classes, or within one class."""
+def _add_groups(report: DataCheck, what: str, found: list[list[_Image]], is_split_at_random: bool) -> None:
+    """Enter every group under the worst that it is: across splits, across classes, or within one class.
+
+    Duplicates within a class do harm where test images are split off at random: one of them may be trained on.
+    """
     kinds: dict[str, list[str]] = {"across splits": [], "across classes": [], "within a class": []}
     for same in found:
         kind = "across splits" if len({image.part for image in same}) > 1 else "within a class"
         kind = "across classes" if len({image.label for image in same}) > 1 and kind != "across splits" else kind
         kinds[kind].append(" = ".join(image.name for image in same) if what == "duplicates" else " ~ ".join(i.name for i in same))
     for kind, places in kinds.items():
-        _add(report, f"{what} {kind}", places, is_wrong=what == "duplicates" and kind != "within a class")
+        is_wrong = what == "duplicates" and (kind != "within a class" or is_split_at_random)
+        _add(report, f"{what} {kind}", places, is_wrong=is_wrong)
 
 
 def _alike(images: list[_Image]) -> list[tuple[_Image, _Image]]:

@@ -1,8 +1,9 @@
 """``load_data``: any labelled image set to an ``ImageDataset``."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ def load_data(
         splits = _split_off(raw, splits, names, fraction, seed, warnings)
     if not stream:
         images, labels = ({part: getattr(split, what) for part, split in splits.items()} for what in ("images", "labels"))
-        warnings += duplicates.warnings(images, labels, _namer(raw, splits))
+        warnings += duplicates.warnings(images, labels, partial(_called, splits))
     called = name or raw.name
     data = ImageDataset(
         train=splits["train"],
@@ -179,16 +180,10 @@ def _images(raw: Raw) -> list[Tensor]:
     return [part.images for part in (raw.train, raw.test, raw.validation) if part is not None]
 
 
-def _namer(raw: Raw, splits: dict[str, Split]) -> Callable[[str, int], str]:
-    """Return what an image is called: its path where rows are still those of the source."""
-    parts = {"train": raw.train, "test": raw.test, "validation": raw.validation}
-
-    def name(part: str, row: int) -> str:
-        source = parts[part]
-        is_whole = source is not None and source.paths is not None and len(source.paths) == len(splits[part])
-        return source.paths[row] if is_whole and source is not None and source.paths is not None else f"{part} image {row}"
-
-    return name
+def _called(splits: dict[str, Split], part: str, row: int) -> str:
+    """Return what messages call an image: its path where it has one."""
+    files = splits[part].files
+    return files[row] if files is not None else f"{part} image {row}"
 
 
 def _splits(raw: Raw, classes: Sequence[str] | None, num_classes: int | None) -> tuple[dict[str, Split], tuple[str, ...]]:

@@ -92,6 +92,8 @@ def _read_path(spec: str | os.PathLike[str], options: ReadOptions) -> Raw:
         if is_pathlike:
             raise unusable("an existing file or folder", spec, "check the path")
         return read_builtin(str(spec))  # unknown: says so and suggests the nearest
+    if not path.is_dir() and not path.is_file():  # a named pipe would wait for ever
+        raise unusable("a regular file or a folder", spec, "check the path")
     if is_artefact(path):
         raw = read_artefact(path, options.size)
     elif path.is_dir():

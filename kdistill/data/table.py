@@ -1,8 +1,10 @@
 """Lists of picture files with their labels: a pandas frame, a CSV file, a list of paths."""
 
 import csv
+import io
 import os
 import stat
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,17 +47,29 @@ def read_csv(path: Path, options: ReadOptions) -> Raw:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [row for row in csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",") if row]
-    except (UnicodeDecodeError, csv.Error) as error:
+            rows, lines = _lines(stream.read(), path.suffix.lower())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise unusable("a table in UTF-8", f"{path} ({error})", "save it as CSV again") from error
-    if not rows or any(len(row) != len(rows[0]) for row in rows):
-        line = next((k for k, row in enumerate(rows, 1) if len(row) != len(rows[0])), 1)
-        raise unusable(f"lines with as many values as the first in {path}", f"another number in line {line}", "correct it")
+    if not rows:
+        raise unusable(f"a line for every picture in {path}", "an empty file", "write path,label on each")
+    if odd := [line for row, line in zip(rows, lines, strict=True) if len(row) != len(rows[0])]:
+        raise unusable(f"lines with as many values as the first in {path}", f"another number in line {odd[0]}", "correct it")
     has_header = not any(map(is_path, rows[0]))
     names = rows[0] if has_header else (["path", "label"] if len(rows[0]) == 2 else [str(k) for k in range(len(rows[0]))])
     body = rows[1:] if has_header else rows
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise unusable(f"columns of different names in {path}", f"'{twice[0]}' more than once", "rename one of them")
     columns = {name: [row[k] for row in body] for k, name in enumerate(names)}
     return _read_columns(columns, options, path.parent, where=path.name)
+
+
+def _lines(text: str, suffix: str) -> tuple[list[list[str]], list[int]]:
+    """Return the values of every line that has some, and its number; spreadsheets write semicolons in half of the world."""
+    first = text.split("\n", 1)[0]
+    delimiter = "\t" if suffix == ".tsv" else ";" if ";" in first and "," not in first else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    numbered = [(row, reader.line_num) for row in reader if row]
+    return [row for row, _ in numbered], [line for _, line in numbered]
 
 
 def read_paths(paths: Sequence[Any], labels: Any, options: ReadOptions) -> Raw:
@@ -128,7 +142,7 @@ def _part(paths: list[Any], labels: Any, options: ReadOptions, base: Path, where
 
 def _file(value: Any, base: Path, where: str, row: int) -> Picture:
     if not isinstance(value, str | os.PathLike):
-        raise unusable(f"paths of picture files in {where}", f"{value!r} at row {row}", "give one path per row")
+        raise unusable(f"paths of picture files in {where}", f"{value!r:.60} at row {row}", "give one path per row")
     path = (base / Path(value).expanduser()).absolute()
     try:
         status = path.stat()

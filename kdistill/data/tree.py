@@ -107,9 +107,8 @@ def _list(root: Path, visited: Visited) -> Listing:
 
 
 def _walk(folder: Path, label: int, listing: Listing, visited: Visited) -> Iterator[Picture]:
-    with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in visible:
+    visible = (entry for entry in _scanned(folder) if not entry.name.startswith("."))
+    for entry in sorted(visible, key=lambda entry: entry.name):
         path = Path(entry.path)
         status = _status(path)
         if status is None or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
@@ -138,10 +137,19 @@ def ending(name: str) -> str:
 
 def _entries(root: Path) -> tuple[list[Path], list[Path]]:
     """Return the folders in ``root`` and everything else, sorted, without hidden ones and those that archives leave behind."""
-    with os.scandir(root) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith((".", "__"))]
-    folders = {entry.path for entry in visible if entry.is_dir()}
+    visible = [entry for entry in _scanned(root) if not entry.name.startswith((".", "__"))]
+    # not entry.is_dir(), which raises for a link to itself
+    folders = {entry.path for entry in visible if os.path.isdir(entry.path)}
     return sorted(map(Path, folders)), sorted(Path(entry.path) for entry in visible if entry.path not in folders)
+
+
+def _scanned(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        reason = f"{folder} ({error.strerror})"
+        raise unusable("folders that can be listed", reason, "change its permissions, or move it elsewhere") from error
 
 
 def _sort_out(beside: list[Path], listing: Listing) -> None:

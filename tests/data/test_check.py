@@ -126,3 +126,21 @@ def test_dark_sixteen_bit_pictures_are_said(bits):
     (warning,) = load((x, np.arange(24) % 2)).warnings
     assert f"as those of a {bits}-bit camera do" in warning and f"multiply them by {2 ** (16 - bits)}" in warning
     assert not load((x << (16 - bits), np.arange(24) % 2)).warnings
+
+
+def test_duplicates_in_a_class_are_wrong_where_test_images_are_split_off_at_random(tree):
+    root = tree({"a": 6, "b": 6})
+    for k in range(3):
+        shutil.copy(root / f"a/00{k}.png", root / f"a/copy{k}.png")
+    assert wrong(check_data(root, quiet=True)) == {"duplicates within a class"}
+    (warning,) = [line for seed in range(9) for line in load(root, seed=seed).warnings if "among the training images" in line][:1]
+    assert f"(first {root}/a/" in warning  # the files, not row numbers of a split that nobody has
+
+
+def test_sizes_are_counted_and_a_config_json_makes_no_artefact(tmp_path):
+    (tmp_path / "a").mkdir()
+    for k in range(8):
+        Image.new("RGB", (8 + k, 8), (k, k, k)).save(tmp_path / f"a/{k}.png")
+    (tmp_path / "config.json").write_text("{}")
+    report = check_data(tmp_path, quiet=True)
+    assert counts(report)["3 other sizes"] == "3" and "pictures of different sizes: load them with --size" in counts(report)

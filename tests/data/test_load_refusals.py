@@ -1,6 +1,10 @@
 """Bad input: one clear sentence each, naming what is wrong and what to do."""
 
+import errno
+import os
 import pickle
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from kdistill.errors import ConfigError, DataError, KDistillError
 N = 12
 X = np.random.default_rng(0).integers(0, 256, (N, 6, 6, 3), dtype=np.uint8)
 Y = np.arange(N) % 3
+load = partial(load_data, quiet=True)
 F = X.transpose(0, 3, 1, 2).astype(np.float32) / 255
 
 
@@ -163,3 +168,28 @@ def test_pickles_are_never_executed(tmp_path):
     refused("pickled objects are never executed", tmp_path / "old.pt")
     np.savez(tmp_path / "set.npz", x=np.array([Trap(), None]), y=np.zeros(2))
     refused("pickled objects are never executed", tmp_path / "set.npz")
+
+
+def test_named_pipes_and_links_to_themselves_end_in_a_sentence(tree, tmp_path):
+    for name in ("pipe.csv", "pipe.npz", "pipe"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match=r"expected a regular file or a folder, got .*pipe.*; check the path"):
+            load(tmp_path / name)
+    root = tree({"a": 3, "b": 3})
+    (root / "round").symlink_to("round")
+    (root / "a" / "round").symlink_to("round")
+    notes = load(root, test=0).describe()
+    assert notes.count("a link that leads nowhere") == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tree, monkeypatch):
+    root, scandir = tree({"a": 3, "b": 3}), os.scandir
+
+    def refuses(folder):
+        if Path(folder).name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    with pytest.raises(DataError, match=r"expected folders that can be listed, got .*/b \(Permission denied\); change its"):
+        load(root)

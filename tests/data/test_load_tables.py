@@ -146,3 +146,26 @@ def test_augmentation_follows_the_data_not_its_name(colour):
 
     assert "flip" in families(load(colour, name="digits", mirrors=True))
     assert "flip" not in families(load(colour, name="cats", mirrors=False))
+
+
+def test_a_table_of_a_spreadsheet_and_what_is_wrong_with_a_table(files, tmp_path):
+    root, paths, labels = files
+    table = tmp_path / "table.csv"
+    rows = "".join(f"{path.relative_to(tmp_path)};{label}\n" for path, label in zip(paths, labels, strict=True))
+    table.write_text(f"filename;class\n{rows}")
+    assert load(table, test=0).fingerprint == load(root, test=0).fingerprint
+    for content, message in (
+        ("", "a line for every picture in .*table.csv, got an empty file; write path,label on each"),
+        (f"path,label\n\n{paths[0]},a\n{paths[1]}\n", "got another number in line 4; correct it"),
+        (f"path,label,label\n{paths[0]},a,b\n", "columns of different names in .*table.csv, got 'label' more than once"),
+    ):
+        table.write_text(content)
+        with pytest.raises(DataError, match=message):
+            load(table)
+
+
+def test_a_cell_that_holds_a_picture_is_quoted_in_part(files):
+    frame = pandas.DataFrame({"image": [{"bytes": b"x" * 10_000}], "label": ["a"]})
+    with pytest.raises(DataError, match=r"paths of picture files in train, got .* at row 0; give one path per row") as caught:
+        load(frame)
+    assert len(str(caught.value)) < 250
