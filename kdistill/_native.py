@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -53,8 +54,8 @@ def _import(module: str) -> ModuleType | ImportError:
     try:
         if not folder:
             return importlib.import_module(f"kdistill.{module}")
-        path = next(Path(folder).glob(f"{module}*.so"), None)
-        if path is None:
+        path = Path(folder) / f"{module}{sysconfig.get_config_var('EXT_SUFFIX')}"
+        if not path.exists():
             return ImportError(f"no {module} in KDISTILL_NATIVE_DIR={folder}")
         spec = importlib.util.spec_from_file_location(f"kdistill.{module}", path)
         loaded = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Which compiled modules are loaded, on which cards they run, and what of the environment a run records."""
 
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +31,14 @@ def test_a_relative_folder_of_native_modules_is_refused(monkeypatch, folder):
     )
     with pytest.raises(ConfigError, match=expected):
         _native._import("_cpu")
+
+
+def test_a_module_is_taken_by_its_whole_name(tmp_path, monkeypatch):
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    for name in (f"_cuda_emulated{suffix}", "_cuda.cpython-27-other.so"):
+        (tmp_path / name).write_bytes(b"another module, or that of another Python")
+    monkeypatch.setenv("KDISTILL_NATIVE_DIR", str(tmp_path))
+    assert str(_native._import("_cuda")) == f"no _cuda in KDISTILL_NATIVE_DIR={tmp_path}"
 
 
 def test_variables_that_change_bits_are_recorded_where_they_are_set(monkeypatch):
