@@ -89,7 +89,7 @@ class Comparison:
 
     def table(self, width: int | None = None) -> Group:
         """Return the table for a terminal of that many characters; columns that do not fit are left out and named."""
-        return rich_table(*self._cells(), self.notes, TEXT_COLUMNS, width=width, optional=OPTIONAL)
+        return rich_table(*self._cells(), self.notes, TEXT_COLUMNS, width=width, optional=OPTIONAL, naming=("ipc",))
 
     def __str__(self) -> str:
         """Return the table as plain text of 80 columns."""
@@ -97,7 +97,7 @@ class Comparison:
 
     def to_text(self, width: int | None = None) -> str:
         """Return the same table as plain text; None leaves no column out, for files and pipes."""
-        return plain_table(*self._cells(), self.notes, TEXT_COLUMNS, width=width, optional=OPTIONAL)
+        return plain_table(*self._cells(), self.notes, TEXT_COLUMNS, width=width, optional=OPTIONAL, naming=("ipc",))
 
     def to_markdown(self) -> str:
         """Return the table and its notes as Markdown."""

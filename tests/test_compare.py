@@ -83,6 +83,18 @@ def test_networks_and_images_per_class_are_compared_apart(tmp_path):
     assert "ipc" in str(found).splitlines()[0] and "network" in str(found).splitlines()[0]
 
 
+def test_every_part_of_a_divided_table_names_the_line(tmp_path):
+    networks = ("convnet", "a-network-of-my-own-with-a-long-name")
+    for n, (ipc, seed) in enumerate([(1, 10), (1, 11), (10, 10), (10, 12)]):
+        for width in (64, 128):
+            options = {"width": width, "strategy": "color_crop_cutout_scale_rotate"[: width // 4]}
+            a_run(tmp_path / f"{n} {width}", accuracy=0.5, seed=seed, ipc=ipc, options=options, models=networks)
+    text = str(kdistill.compare(tmp_path))
+    heads = [line for line in text.splitlines() if line.startswith("ipc  ")]
+    assert len(heads) > 1 and all("network" in line and "set" in line for line in heads)
+    assert max(len(line) for line in text.splitlines() if "  " in line) <= 80
+
+
 def test_one_seed_gets_no_test(tmp_path):
     found = kdistill.compare([a_run(tmp_path / "a", accuracy=0.5), a_run(tmp_path / "b", accuracy=0.6, method="mtt")])
     assert found.entries[1].against.test == "none"

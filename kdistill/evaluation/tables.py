@@ -27,6 +27,7 @@ def rich_table(
     *,
     width: int | None = None,
     optional: Sequence[str] = (),
+    naming: Collection[str] = (),
 ) -> Group:
     """Return a table for a terminal with the notes below.
 
@@ -38,8 +39,9 @@ def rich_table(
         bold: Numbers of the rows that are to stand out.
         width: Characters of a line that the table must keep to; None shows all columns.
         optional: Columns that may be left out where the width is too small, the least important first.
+        naming: Columns of numbers that belong to the name of a line, which is repeated where a table is divided.
     """
-    parts, notes = _fitted(columns, rows, notes, left, width, optional)
+    parts, notes = _fitted(columns, rows, notes, {*left, *naming}, width, optional)
     tables = []
     for headers, lines in parts:
         table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
@@ -59,9 +61,10 @@ def plain_table(
     *,
     width: int | None = None,
     optional: Sequence[str] = (),
+    naming: Collection[str] = (),
 ) -> str:
     """Return the same as plain text."""
-    parts, notes = _fitted(columns, rows, notes, left, width, optional)
+    parts, notes = _fitted(columns, rows, notes, {*left, *naming}, width, optional)
     text = []
     for headers, lines in parts:
         widths = _widths([headers, *lines])
@@ -78,14 +81,14 @@ def _fitted(
     columns: Sequence[str],
     rows: Cells,
     notes: Sequence[str],
-    left: Collection[str],
+    naming: Collection[str],
     width: int | None,
     optional: Sequence[str],
 ) -> tuple[list[tuple[list[str], list[list[str]]]], list[str]]:
     """Return the table in parts that keep to the width, and the notes; everything harmless to print.
 
     Optional columns are left out first, and a note says which; what is still too wide is divided.  Every part begins with the
-    columns of words that name a line; a cell that does not fit keeps its beginning and its end.
+    first columns, those that name a line; a cell that does not fit keeps its beginning and its end.
     """
     lines = [[one_line(cell) for cell in line] for line in (columns, *rows)]
     said = [one_line(note) for note in notes]
@@ -100,7 +103,7 @@ def _fitted(
             missing.append(name)
     if missing:
         said.append(f"left out for lack of width: {', '.join(missing)}")
-    names = max(1, next((i for i, column in enumerate(columns) if column not in left), len(columns)))
+    names = max(1, next((i for i, column in enumerate(columns) if column not in naming), len(columns)))
     if _total(_widths(lines), shown) > width:
         lines = _shortened(lines, names, [i for i in shown if i >= names], width)
     widths, first = _widths(lines), [i for i in shown if i < names]
