@@ -20,7 +20,7 @@ from typing import Any
 from kdistill.artifacts.checkpoint import load_checkpoint
 from kdistill.data.cache import cache_folder
 from kdistill.errors import DataError
-from kdistill.files import locked
+from kdistill.files import locked, make_private
 from kdistill.loop import CHECKPOINT
 from kdistill.status import note
 
@@ -62,6 +62,7 @@ def scratch_folder(config: Mapping[str, Any], resume: bool) -> Iterator[Scratch]
     with ExitStack() as held:
         try:
             root = cache_folder() / "runs"
+            make_private(root)  # a checkpoint in it is believed
             _drop_old(root)
             scratch = _claimed(root, base, resume, held)
         except (OSError, RuntimeError, DataError) as error:

@@ -388,6 +388,10 @@ def read_record(out: Path) -> dict[str, dict[str, Any]]:
     try:
         content = parse_table(read_regular(path, limit=JSON_LIMIT), "the file", "it was damaged")
         rows = [dict(row) for row in content["runs"]]
-        return {str(row.pop("folder")): row for row in rows}
+        record = {str(row.pop("folder")): row for row in rows}
+        for name in record:
+            if Path(name).name != name or name in ("", ".."):
+                raise ValueError(f"a folder named {name[:60]!r}, which is not in {out}")
+        return record
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected the record of a sweep, got: {error}; delete it and sweep again") from error

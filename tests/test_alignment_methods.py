@@ -11,6 +11,7 @@ from kdistill.api import resolve
 from kdistill.data.dataset import fingerprint
 from kdistill.engine import build_student
 from kdistill.errors import ConfigError, DataError
+from kdistill.methods._trajectory import open_store
 from kdistill.methods.datm import DatmConfig, first_logits
 from kdistill.objectives.masks import deepest, depth_mask, loss_mask
 from kdistill.selection import ScoreTable
@@ -326,6 +327,18 @@ def test_scores_are_kept_and_a_damaged_file_is_made_again(digits, tmp_path, monk
     assert all(torch.equal(a, b) for a, b in zip(first.rows, config.ranking(digits).rows, strict=True))
     assert "scored again" in caplog.text
     assert path.read_bytes() == data
+
+
+def test_scores_and_experts_that_others_could_have_written_are_not_used(digits, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path))
+    for name in ("scores", "experts"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o777)
+    config = resolve("pad", "fast", {**SMALL, **FIEX})
+    config.ranking(digits)
+    assert caplog.text.count("got one that others can write; chmod go-w it") == 1 and not [*(tmp_path / "scores").iterdir()]
+    with pytest.raises(DataError, match="experts: expected a cache that only its owner can write"):
+        open_store(config, digits)
 
 
 def test_a_plan_of_pad_scores_nothing(digits, monkeypatch):

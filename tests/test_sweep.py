@@ -165,6 +165,13 @@ def test_a_damaged_record_is_named(tmp_path):
         kdistill.sweep(grid(seed=0), out=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["/etc", "../elsewhere", "..", ""])
+def test_a_record_that_names_folders_elsewhere_is_refused(tmp_path, name):
+    (tmp_path / RECORD).write_text(json.dumps({"runs": [{"folder": name, "status": "done"}]}))
+    with pytest.raises(DataError, match=r"expected the record of a sweep, got: a folder named '.*', which is not in"):
+        read_record(tmp_path)
+
+
 def command(out: Path, *more: str) -> list[str]:
     return [
         sys.executable, "-m", "kdistill", "sweep", "digits", "--out", str(out), "--protocol", "quick", "--nets", "1",

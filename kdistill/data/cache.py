@@ -23,7 +23,7 @@ from torch import Tensor
 from kdistill.data import pictures, pixels
 from kdistill.data.tree import Picture
 from kdistill.errors import DataError
-from kdistill.files import check_private, make_private, open_regular, remove_leftovers, write_atomic
+from kdistill.files import make_private, read_private, remove_leftovers, write_atomic
 
 if TYPE_CHECKING:
     from kdistill.data.reading import Decoded
@@ -129,10 +129,7 @@ def open_pack(place: Path, size: int | None, files: Sequence[Picture]) -> Pack:
 
 
 def _read(file: Path, keys: Tensor, size: int | None) -> dict[int, "Decoded"]:
-    check_private(file.parent)
-    with open_regular(file) as stream:
-        check_private(file, os.fstat(stream.fileno()))
-        content = stream.read(MAX_BYTES + 1)
+    content = read_private(file, limit=MAX_BYTES)
     digest, payload = content[:32], content[32:]
     if hashlib.sha256(payload).digest() != digest:
         raise ValueError("its checksum does not match")

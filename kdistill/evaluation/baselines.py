@@ -13,6 +13,7 @@ from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import cache
+from kdistill.evaluation.kept import impossible
 from kdistill.evaluation.protocols import Protocol, step_sizes
 from kdistill.evaluation.result import Row
 from kdistill.evaluation.training import Task, Trainer
@@ -80,7 +81,7 @@ class Baselines:
     def _row(self, name: str, title: str, strategy: str, trainer: Trainer) -> Row:
         entry = self._entry(name, title, strategy, trainer)
         kept = self._load(entry, trainer)
-        row = None if kept is None else self._kept_row(kept[1], title, trainer)
+        row = None if kept is None else self._kept_row(kept[1], entry, title, trainer)
         if row is not None:
             return row
         row, thetas = trainer.row(self._task(name, title, entry, strategy))
@@ -93,17 +94,19 @@ class Baselines:
     def _load(self, entry: str, trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return cache.load(entry) if trainer.model in self.keeps else None
 
-    def _kept_row(self, facts: Mapping[str, Any], title: str, trainer: Trainer) -> Row | None:
+    def _kept_row(self, facts: Mapping[str, Any], entry: str, title: str, trainer: Trainer) -> Row | None:
         """Return the row of an entry, or None if its numbers cannot be those of this baseline."""
         try:
             row = Row.from_dict(facts)
         except ConfigError as error:
             cache.refuse(error)
             return None
-        shares = (*row.accuracies, *row.validation, *row.balanced, *row.per_class, *(row.best_on_test or ()))
-        is_sound = (row.name, row.model, len(row.accuracies)) == (title, trainer.model, self.protocol.nets)
-        if not is_sound or not all(0.0 <= share <= 1.0 for share in shares):
-            cache.refuse(DataError(f"expected accuracies of {title} in [0, 1], one per network, got others"))
+        tests = trainer.test.labels.bincount(minlength=self.data.num_classes).tolist()
+        wrong = impossible(row, self.protocol.nets, self.data.num_classes, tests, len(trainer.validation) > 0)
+        if (row.name, row.model, row.sources) != (title, trainer.model, (entry,)):
+            wrong = "the row of another baseline"
+        if wrong is not None:
+            cache.refuse(DataError(f"expected what an evaluation measures of {title}, got {wrong}"))
             return None
         return row
 

@@ -21,7 +21,7 @@ from kdistill.artifacts.tensors import decode, digest, encode, jsonable
 from kdistill.data.builtin import cache_folder
 from kdistill.engine.convolutions import asked_convolution
 from kdistill.errors import DataError
-from kdistill.files import check_private, make_private, read_regular, remove_leftovers, write_atomic
+from kdistill.files import is_trusted, make_private, read_private, remove_leftovers, write_atomic
 from kdistill.ops._registry import asked_backend
 
 _log = logging.getLogger("kdistill")
@@ -62,11 +62,10 @@ def path_of(name: str) -> Path | None:
 def load(name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return tensors and facts of an entry, or None if there is none that can be read, with a warning that says why."""
     path = path_of(name)
-    if path is None or not os.path.lexists(path):
+    if path is None or not os.path.lexists(path) or not is_trusted(path.parent):
         return None
     try:
-        check_private(path.parent)
-        tensors, envelope = decode(read_regular(path), path)
+        tensors, envelope = decode(read_private(path), path)
         if not isinstance(envelope, dict) or envelope.get("entry") != name or not isinstance(envelope.get("facts"), dict):
             raise DataError(f"{path}: expected the baseline that its name says, got another")
         if digest(tensors, envelope["facts"]) != envelope.get("sha256"):
@@ -86,7 +85,7 @@ def refuse(reason: Exception) -> None:
 def save(name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Keep an entry; a place that cannot be written only costs the next evaluation its time, so it is said and not raised."""
     path = path_of(name)
-    if path is None:
+    if path is None or not is_trusted(path.parent):
         return
     facts = jsonable(facts)
     try:

@@ -1,10 +1,16 @@
 """Caches that only their owner can write: what is read from them is believed, so nobody else may have put it there."""
 
+import errno
+import logging
 import os
 import stat
 from pathlib import Path
 
 from kdistill.errors import DataError
+from kdistill.files.opener import open_regular
+
+_log = logging.getLogger("kdistill")
+_refused: set[str] = set()
 
 
 def make_private(folder: Path) -> None:
@@ -37,3 +43,40 @@ def check_private(path: Path, status: os.stat_result | None = None) -> None:
         raise DataError(
             f"{path}: expected a cache that only its owner can write, got one that others can write; chmod go-w it, or delete it"
         )
+
+
+def read_private(path: Path, *, limit: int | None = None) -> bytes:
+    """Return the bytes of a file of a cache, of at most ``limit`` bytes.
+
+    Raises:
+        OSError: There is none, it is no regular file, or it is larger.
+        DataError: Somebody else could have written it, or another file in its place.
+    """
+    check_private(path.parent)
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
+        check_private(path, status)
+        if limit is not None and status.st_size > limit:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, more than the {limit:,} that it may have", str(path))
+        return file.read()
+
+
+def is_trusted(folder: Path) -> bool:
+    """Say whether what lies in a folder of the cache may be believed; one warning per process and folder says why it is not.
+
+    A folder that is missing is trusted: ``make_private`` makes it.
+    """
+    try:
+        check_private(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError as error:
+        reason = f"{folder}: {error.strerror or error}"
+    except DataError as error:
+        reason = str(error)
+    else:
+        return True
+    if str(folder) not in _refused:
+        _refused.add(str(folder))
+        _log.warning("%s; what it holds is not used but made again", reason)
+    return False

@@ -17,6 +17,7 @@ from kdistill.data.cache import cache_folder
 from kdistill.data.dataset import fingerprint
 from kdistill.errors import ConfigError, DataError
 from kdistill.experts.spec import digest_of
+from kdistill.files import is_trusted, make_private
 from kdistill.methods._options import COUNT, Unset, Words
 from kdistill.methods._recipe import MethodConfig
 from kdistill.selection import Ranking, ScoreSpec, difficulty, load_scores, rank
@@ -78,7 +79,8 @@ class DifficultyConfig(MethodConfig):
         network = f"{self.network(data)!r}, width {self.width}, norm {self.norm}"
         identity = {**self.scores_identity(data), "training": data.training_digest(), "student": network}
         path = cache_folder() / "scores" / f"{data.name}-{digest_of(identity)}.safetensors"
-        if path.exists():
+        is_usable = is_trusted(path.parent)
+        if is_usable and path.exists():
             try:
                 scores = load_checkpoint(path)[0]["scores"]
                 if scores.shape == data.train.labels.shape and bool(scores.isfinite().all()):
@@ -90,8 +92,12 @@ class DifficultyConfig(MethodConfig):
         seen = data.transform.apply(data.train.images)
         with status_line("scores") as say:
             found = difficulty(spec, self.network(data), seen, data.train.labels, say=say)[self.score_metric]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, {"scores": found}, identity)
+        if is_usable:
+            try:
+                make_private(path.parent)
+                save_checkpoint(path, {"scores": found}, identity)
+            except (DataError, OSError) as error:
+                _log.warning("the scores are not kept for later runs (%s)", error)
         return found
 
 

@@ -16,6 +16,7 @@ from kdistill.engine import train
 from kdistill.engine.students import Student
 from kdistill.errors import DataError
 from kdistill.experts.spec import digest_of
+from kdistill.files import is_trusted, make_private
 from kdistill.keys import generator, make_key
 from kdistill.objectives.class_relevance import ClassRelevantDistance, class_relevant_distance, restored_distance
 from kdistill.status import note
@@ -55,7 +56,8 @@ class Measure:
         config, student = self.config, self.config.network(self.data)
         real = self.data.transform.apply(self.data.train.images)
         path = self._path(student)
-        if path.exists():
+        is_usable = is_trusted(path.parent)
+        if is_usable and path.exists():
             try:
                 return restored_distance(student, real, config.layers, load_checkpoint(path)[0])
             except (DataError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -65,9 +67,9 @@ class Measure:
             student, self._thetas(student, real), real, self.data.train.labels, layers=config.layers, weighting=config.weighting
         )
         tensors = found.tensors()
-        if sum(x.nbytes for x in tensors.values()) <= KEEP_BYTES:
+        if is_usable and sum(x.nbytes for x in tensors.values()) <= KEEP_BYTES:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_private(path.parent)
                 save_checkpoint(path, tensors, {})
             except (DataError, OSError) as error:
                 _log.warning("the distance is not kept for later runs (%s)", error)

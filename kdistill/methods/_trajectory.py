@@ -5,6 +5,7 @@ compare with its snapshot t + M.  Paper: Cazenavette et al., CVPR 2022, algorith
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -22,6 +23,7 @@ from kdistill.errors import NonFiniteError
 from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_experts
 from kdistill.experts.spec import digest_of
 from kdistill.experts.training import Rows
+from kdistill.files import check_private, explained, make_private
 from kdistill.keys import generator, make_key, permutation, uniforms
 from kdistill.methods._calibrate import calibrated
 from kdistill.methods._options import COUNT, FOUND, NOT_NEGATIVE, POSITIVE, Unset, Words
@@ -156,7 +158,7 @@ def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
 
     Raises:
         ConfigError: The folder holds trajectories of other data, another network or another recipe.
-        DataError: The folder is damaged.
+        DataError: The folder is damaged, or others can write that of the cache.
     """
     student, spec = config.network(data), config.expert_spec(data)
     seen = {
@@ -169,7 +171,12 @@ def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
         seen["precision"] = config.precision
     selection = config.expert_selection(data)
     identity = spec.identity(seen, f"{student!r}, width {config.width}, norm {config.norm}", selection)
-    folder = Path(config.experts) if config.experts else cache_folder() / "experts" / f"{data.name}-{digest_of(identity)}"
+    if config.experts:
+        folder = Path(config.experts)
+    else:
+        folder = cache_folder() / "experts" / f"{data.name}-{digest_of(identity)}"
+        with suppress(FileNotFoundError, NotADirectoryError):
+            check_private(folder.parent)
     return TrajectoryStore(folder, identity, num_params=student.num_params, epochs=spec.epochs)
 
 
@@ -181,6 +188,9 @@ def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStor
     """
     images, labels = data.transform.apply(data.train.images), data.train.labels
     store, rows_of = open_store(config, data), config.expert_rows(data)
+    if not config.experts:
+        with explained(store.folder):
+            make_private(store.folder.parent)
     return train_experts(config.expert_spec(data), config.network(data), images, labels, store, rows_of=rows_of)
 
 

@@ -115,6 +115,14 @@ def test_a_cached_copy_that_somebody_changed_is_not_used(by, tmp_path, monkeypat
     assert "cannot use the cached" in caplog.text and reason in caplog.text
 
 
+def test_a_copy_with_a_checksum_of_its_own_is_not_used_and_other_versions_are_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(BUILTIN, "digits", replace(BUILTIN["digits"], digest="0" * 64))
+    load_data("digits", quiet=True)
+    assert "expected the images that kdistill was measured with, got others from this version of sklearn" in caplog.text
+    assert not [*tmp_path.rglob("*.npz")]
+
+
 def test_cache_that_cannot_be_written_is_only_logged(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="kdistill")
     (tmp_path / "file").write_text("in the way")

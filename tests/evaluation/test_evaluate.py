@@ -160,7 +160,11 @@ def test_a_kept_baseline_does_not_serve_anything_else(digits, small, tiny, tasks
     [
         ("cut off", "damaged or cut off"),
         ("edited accuracy", "expected the contents that its checksum names, got others"),
-        ("accuracy above 1", r"expected accuracies of full in [0, 1], one per network, got others"),
+        ("accuracy above 1", "expected what an evaluation measures of full, got accuracies above 1"),
+        ("more accuracies", "got accuracies of 2 numbers"),
+        ("other accuracy", "got accuracies that disagree with the confusion matrix"),
+        ("other confusion", "got a confusion matrix of other test images"),
+        ("other source", "got the row of another baseline"),
         ("no row", "accuracies"),
         ("another entry", "expected the baseline that its name says, got another"),
         ("others can write", "expected a cache that only its owner can write, got one that others can write; chmod go-w it"),
@@ -185,11 +189,16 @@ def test_a_kept_baseline_that_is_damaged_or_edited_is_trained_again(digits, smal
     elif damage == "edited accuracy":
         file.write_bytes(encode(tensors, {**kept, "facts": {**facts, "accuracies": [0.99]}}))
     else:
-        facts = {"name": "full"} if damage == "no row" else {**facts, "accuracies": [1.5]}
+        right = facts["accuracies"][0]
+        changed = {"accuracy above 1": [1.5], "more accuracies": [right] * 2, "other accuracy": [0.5 * right]}
+        facts = {**facts, "accuracies": changed.get(damage, [right])}
+        facts["confusion"] = facts["confusion"][::-1] if damage == "other confusion" else facts["confusion"]
+        facts["sources"] = ["0" * 32] if damage == "other source" else facts["sources"]
+        facts = {"name": "full"} if damage == "no row" else facts
         file.write_bytes(encode(tensors, {**kept, "facts": facts, "sha256": digest(tensors, facts)}))
     with caplog.at_level(logging.WARNING, logger="kdistill"):
         again = evaluate(small, digits, **run)
-    assert "trained again" in caplog.text and reason in caplog.text
+    assert reason in caplog.text and "again" in caplog.text and len(caplog.records) == 1
     assert numbers(first) == numbers(again)
 
 

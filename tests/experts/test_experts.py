@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +16,7 @@ from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert
 from kdistill.experts import store as store_module
 from kdistill.experts.store import INDEX
 from kdistill.experts.training import gradient_of
+from kdistill.files.atomic import temporary_name, write_new
 from kdistill.keys import generator
 
 SPEC = ExpertSpec(count=3, epochs=2, batch_size=8, strategy="color_crop")
@@ -180,6 +183,43 @@ def test_processes_at_the_same_time_train_every_expert_once(images, tmp_path, mo
     for store in stores:
         assert len(store) == 3 and bool(store.snapshot(2, 1).isfinite().all())
     assert not [*tmp_path.glob(".*")]  # neither locks nor temporary files
+
+
+def test_a_killed_process_leaves_its_expert_to_the_others(images, tmp_path, monkeypatch):
+    real = training.train_expert
+    reader, writer = os.pipe()
+
+    def stuck(*args):
+        write_new(temporary_name(tmp_path / "expert-00000.safetensors"), b"a part")
+        os.write(writer, b"x")
+        time.sleep(60)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the child uses none of them
+        child = os.fork()
+    if child == 0:
+        training.train_expert = stuck
+        train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
+        os._exit(0)
+    trained = []
+    try:
+        assert os.read(reader, 1) == b"x"  # the child holds expert 0
+
+        def counted(spec, student, x, y, number, rows_of=None):
+            trained.append(number)
+            if len(trained) == 2:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            return real(spec, student, x, y, number, rows_of)
+
+        monkeypatch.setattr(training, "train_expert", counted)
+        store = train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
+    finally:
+        if len(trained) < 2:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert trained == [1, 2, 0] and len(store) == 3
+    assert not [*tmp_path.glob(".*")]  # neither locks nor what the killed one was writing
 
 
 def test_an_expert_that_another_process_trained_again_is_taken_over(images, tmp_path):
