@@ -240,7 +240,10 @@ def check_sizes(data: ImageDataset, ipc: int) -> None:
     small = [f"'{data.classes[k]}' ({int(counts[k])})" for k in (counts < ipc).nonzero().squeeze(1).tolist()]
     if small and int(counts.min()) > 0 and int(counts.max()) >= ipc:
         named = ", ".join(small[:5]) + (f" and {len(small) - 5} more" if len(small) > 5 else "")
-        note(f"fewer than ipc={ipc} training images of {named}: their {ipc} synthetic images begin as copies of those")
+        note(
+            f"fewer than ipc={ipc} training images of {named}: their {ipc} synthetic images begin as copies of those, "
+            "with a little noise"
+        )
     elif small:
         raise DataError(
             f"distill: expected at least ipc={ipc} training images per class, got {int(counts[smallest])} of "

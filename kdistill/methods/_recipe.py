@@ -22,6 +22,7 @@ from kdistill.priors import Prior, State
 from kdistill.selection import select
 
 MOVE = 0.03  # what a first step moves the images by, as a share of their norm, where a method finds its step sizes
+COPY_NOISE = 0.1  # of the images' standard deviation, on copies of images of a class that has too few
 INITS = ("real", "herding", "k_means", "k_center", "noise")
 
 
@@ -265,7 +266,8 @@ def initial_images(data: ImageDataset, ipc: int, init: str, seed: int) -> Tensor
     """Return the first images ``[K*ipc, C, H, W]`` as networks see them.
 
     ``init`` is ``"real"`` (random real images of each class), ``"herding"``, ``"k_means"`` or ``"k_center"`` (real images chosen
-    by their pixels, see ``kdistill.selection.select``) or ``"noise"`` (standard normal).
+    by their pixels, see ``kdistill.selection.select``) or ``"noise"`` (standard normal).  Copies of an image, where a class has
+    fewer than ``ipc``, get some noise.
     """
     if init == "noise":
         shape = (data.num_classes * ipc, data.channels, data.size, data.size)
@@ -275,7 +277,20 @@ def initial_images(data: ImageDataset, ipc: int, init: str, seed: int) -> Tensor
     rows = select(
         "random" if init == "real" else init, data.train.images.flatten(1), data.train.labels, ipc, make_key(seed, "init")
     )
-    return data.transform.apply(data.train.images[rows])
+    return told_apart(data.transform.apply(data.train.images[rows]), rows, seed)
+
+
+def told_apart(images: Tensor, rows: Tensor, seed: int) -> Tensor:
+    """Return ``images [M, C, H, W]``, which stand in ``rows`` of a data set, with noise on those whose row occurred before.
+
+    Equal images have equal gradients, so copies would stay copies to the end of the run.
+    """
+    first = {row: i for i, row in reversed(list(enumerate(rows.tolist())))}
+    is_copy = torch.tensor([first[row] != i for i, row in enumerate(rows.tolist())], device=images.device)
+    if not bool(is_copy.any()):
+        return images
+    noise = torch.randn(images.shape, generator=generator(make_key(seed, "copies"))).to(images)
+    return images + COPY_NOISE * images.std() * noise * is_copy[:, None, None, None]
 
 
 def augmentation(strategy: str, data: ImageDataset, key: int, *, siamese: bool, align_corners: bool) -> Augment:

@@ -24,7 +24,7 @@ from kdistill.errors import ConfigError
 from kdistill.experts import ExpertSpec, TrajectoryStore
 from kdistill.keys import make_key
 from kdistill.methods._options import COUNT, MOMENTUM, NOT_NEGATIVE, POSITIVE, Unset, Words
-from kdistill.methods._recipe import INITS, Method, Problem, balanced_labels, initial_images
+from kdistill.methods._recipe import INITS, Method, Problem, balanced_labels, initial_images, told_apart
 from kdistill.methods._trajectory import FlatExpertsConfig, SoftLabels, build_trajectory, expert_store, rehearse_trajectory
 from kdistill.methods.mtt import FAST as MTT_FAST
 from kdistill.selection import select_correct
@@ -158,7 +158,8 @@ def _first_images(config: DatmConfig, data: ImageDataset, ipc: int, seed: int, s
 
     key, classes = make_key(seed, "init"), data.classes
     labels, count = data.train.labels, config.num_experts
-    return seen[select_correct(predictions, count, labels, ipc, key, num_classes=len(classes), classes=classes)]
+    rows = select_correct(predictions, count, labels, ipc, key, num_classes=len(classes), classes=classes)
+    return told_apart(seen[rows], rows, seed)
 
 
 def build(config: DatmConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
