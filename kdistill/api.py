@@ -175,7 +175,15 @@ def _distilled(
 
 
 def _functions(callbacks: Any) -> tuple[Callable[[Progress], None], ...]:
-    given = (callbacks,) if callable(callbacks) else tuple(callbacks) if isinstance(callbacks, Sequence) else (callbacks,)
+    given = (
+        ()
+        if callbacks is None
+        else (callbacks,)
+        if callable(callbacks)
+        else tuple(callbacks)
+        if isinstance(callbacks, Sequence)
+        else (callbacks,)
+    )
     for callback in given:
         if not callable(callback):
             raise ConfigError(f"callbacks: expected functions of a Progress, got {callback!r}; pass one or a list of them")

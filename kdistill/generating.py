@@ -28,7 +28,7 @@ from kdistill.priors.training.loop import CHECKPOINT, PriorOutcome
 from kdistill.priors.training.quality import centred, draw
 from kdistill.priors.training.steps import Game, new_game
 from kdistill.progress import describe_prior
-from kdistill.settings import check_ranges, use
+from kdistill.settings import check_place, check_ranges, use
 from kdistill.signals import terminable
 from kdistill.status import quietly, status_line
 
@@ -102,9 +102,8 @@ def train_prior(
     Cost: per iteration a pass of the generator forward and backward, and three of the discriminator (of which one needs no
         gradient of its weights); every ``r1_every`` iterations a second-order pass.
     """
-    spec = from_mapping(PriorSpec, {"seed": seed, **(options or {})}, where="options of prior train")
-    check_ranges(1, validation, max_minutes)
-    use(threads, device)
+    given: dict[str, Any] = {"options": options, "seed": seed, "validation": validation, "max_minutes": max_minutes}
+    spec = check_training(out, **given, resume=resume, threads=threads, device=device)
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     seen, withheld = _parts(data, validation, device)
     strategy = _strategy(spec, data)
@@ -150,6 +149,38 @@ def _finished(
     return TrainedPrior(folder, network, quality, state.iteration, outcome.finished)
 
 
+def check_training(
+    out: str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    validation: float = 0.1,
+    size: int | None = None,
+    resume: bool = False,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    max_minutes: float | None = None,
+) -> PriorSpec:
+    """Return the settings of a training, after every check that is possible before its images are read.
+
+    Args: as for ``train_prior``; ``size`` is the side that the images will be resized to.
+
+    Raises:
+        ConfigError: As ``train_prior``.
+        DataError: A side that a generator does not have, or a folder with other contents.
+    """
+    spec = from_mapping(PriorSpec, {"seed": seed, **(options or {})}, where="options of prior train")
+    check_ranges(1, validation, max_minutes)
+    use(threads, device)
+    if size is not None:
+        _check_side(size, size)
+    folder = Path(out).expanduser()
+    check_place(folder)
+    if folder.is_dir():
+        _check_contents(folder, resume)
+    return spec
+
+
 def _strategy(spec: PriorSpec, data: ImageDataset) -> str:
     """Return the families of augmentations; grey images keep their brightness unless colour is asked for by name."""
     families = strategy_for(spec.augment, data.mirrors).split("_")
@@ -158,9 +189,7 @@ def _strategy(spec: PriorSpec, data: ImageDataset) -> str:
     return "_".join(families)
 
 
-def _parts(data: ImageDataset, validation: float, device: str | torch.device | None) -> tuple[ImageDataset, Split]:
-    """Return what may be looked at and what is withheld, after checks, on the device."""
-    height, width = data.train.images.shape[2:]
+def _check_side(height: int, width: int) -> None:
     least, most = SIZES
     if height != width or not least <= height <= most or height & (height - 1):
         near = min((2**k for k in range(least.bit_length() - 1, most.bit_length())), key=lambda side: abs(side - height))
@@ -168,6 +197,11 @@ def _parts(data: ImageDataset, validation: float, device: str | torch.device | N
             f"prior train: expected square images of a side that is a power of two from {least} to {most}, got "
             f"{height}x{width}; load them with size={near}, glad then takes the generator with resize=true"
         )
+
+
+def _parts(data: ImageDataset, validation: float, device: str | torch.device | None) -> tuple[ImageDataset, Split]:
+    """Return what may be looked at and what is withheld, after checks, on the device."""
+    _check_side(*data.train.images.shape[2:])
     if data.num_classes < 2:
         raise DataError(f"prior train: expected at least 2 classes, got {data.num_classes}; name the classes of the images")
     seen, withheld = data.holdout(validation, seed=0) if validation else (data, data.test.take(torch.arange(0)))
@@ -185,8 +219,6 @@ def _parts(data: ImageDataset, validation: float, device: str | torch.device | N
 @contextmanager
 def _occupied(folder: Path, resume: bool) -> Iterator[None]:
     """Hold the folder, which is new, empty, or that of the training to resume, against other processes."""
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"out: expected a folder, got the file {folder}; choose another place")
     with sole_use(folder):
         _check_contents(folder, resume)
         remove_leftovers(folder)

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from kdistill import methods
+from kdistill.artifacts import DistilledDataset
 from kdistill.config import from_mapping
 from kdistill.errors import ConfigError, DataError, ShapeError, did_you_mean
+from kdistill.files import explained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,8 @@ def check_run(
             config.network(SimpleNamespace(channels=3, size=run.size, num_classes=2))
         except ShapeError as error:
             raise ConfigError(f"size: expected a side that {config.student} takes, got {run.size}; 32 is usual") from error
+    if init is not None and not isinstance(init, str | Path | DistilledDataset):
+        raise ConfigError(f"init: expected an earlier set or its folder, got {init!r}; leave it out to begin with real images")
     if isinstance(init, str | Path) and not Path(init).exists():
         raise ConfigError(f"init: expected the folder of an earlier set, got nothing at {init}; check the path")
     if out is not None:
@@ -90,7 +94,8 @@ def check_place(out: str | Path) -> None:
     if not isinstance(out, str | Path):
         raise ConfigError(f"out: expected the path of a folder, got {out!r}; leave it out to get the set alone")
     folder = Path(out).absolute()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    with explained(folder):  # a name may be too long to be looked up
+        there = next(place for place in (folder, *folder.parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         reason = "no permission" if there.is_dir() else f"{there} is no folder"
         raise DataError(f"out: expected a folder that can be written, got {out} ({reason}); choose another")
@@ -111,7 +116,7 @@ def use(threads: int | None, device: str | torch.device | None = None) -> None:
     if device is not None:
         try:
             torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"device: expected one that this torch can use, got '{device}' ({reason}); try cpu") from error
 

@@ -132,6 +132,21 @@ def test_a_class_smaller_than_ipc_gets_what_it_has_and_is_said(digits, capsys):
     )
 
 
+def test_no_real_image_beyond_the_first_ones_is_said(digits):
+    one = digits.train.take(torch.cat([(digits.train.labels == k).nonzero()[:1, 0] for k in range(10)]))
+    with pytest.raises(ConfigError, match=r"got zeros in 3 iterations, as where the first images are all the real ones"):
+        options = {**TINY, "strategy": "none", "lr_images": None}
+        kdistill.distill(replace(digits, train=one, fingerprint="one"), ipc=1, options=options, validation=0.0)
+
+
+def test_arguments_of_other_types_end_in_a_sentence(digits):
+    with pytest.raises(ConfigError, match="init: expected an earlier set or its folder, got 5"):
+        kdistill.distill(digits, ipc=1, init=5)
+    with pytest.raises(ConfigError, match=r"device: expected one that this torch can use, got '3.5'"):
+        kdistill.distill(digits, ipc=1, device=3.5)
+    assert len(kdistill.distill(digits, ipc=1, options=TINY, callbacks=None).images) == 10
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_work_starts(digits, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="choose another"):

@@ -164,6 +164,8 @@ def test_bad_input_gets_one_sentence_and_status_2(arguments, message, tmp_path, 
         (["--set", "iteratons=3"], "did you mean 'iterations'"),
         (["--set", "lr"], "write for example --set lr_images=1.0"),
         (["--out", "file/run"], "out: expected a folder that can be written, got file/run"),
+        (["--out", "x" * 300], "got: File name too long"),
+        (["--device", "3.5"], "device: expected one that this torch can use, got '3.5'"),
         (["--validation", "2"], "validation: expected a share in [0, 1), got 2.0"),
     ],
 )
@@ -189,6 +191,23 @@ def test_what_a_run_cannot_do_is_said_before_its_images_are_read(arguments, mess
 )
 def test_other_commands_check_their_settings_first_too(arguments, message):
     result = invoke(arguments[0], "no/such/folder", *arguments[1:])
+    assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "foo=1"], "options of prior train"),
+        (["--size", "33"], "expected square images of a side that is a power of two from 8 to 256, got 33x33"),
+        (["--threads", "0"], "threads: expected a whole number of at least 1, got 0"),
+        (["--out", "full"], "expected a new or empty folder, got full with notes.txt"),
+    ],
+)
+def test_prior_train_checks_its_settings_before_it_reads_images(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("")
+    result = invoke("prior", "train", "no/such/folder", *arguments)
     assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
 
 

@@ -1,7 +1,7 @@
 """The commands of generators: ``prior convert`` and ``prior train``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,22 +50,21 @@ def train(
     with _one_sentence():
         from kdistill.api import load_data
         from kdistill.config import parse_overrides
-        from kdistill.generating import train_prior
+        from kdistill.generating import check_training, train_prior
 
+        settings: dict[str, Any] = {
+            "options": parse_overrides(options),
+            "seed": seed,
+            "validation": validation,
+            "resume": resume,
+            "device": device,
+            "threads": threads,
+            "max_minutes": max_minutes,
+        }
+        check_training(out, size=size, **settings)
         seen = load_data(data, size=size, quiet=quiet, skip_unreadable=skip_unreadable)
         try:
-            made = train_prior(
-                seen,
-                out=out,
-                options=parse_overrides(options),
-                seed=seed,
-                validation=validation,
-                resume=resume,
-                device=device,
-                threads=threads,
-                max_minutes=max_minutes,
-                quiet=quiet,
-            )
+            made = train_prior(seen, out=out, quiet=quiet, **settings)
         except KeyboardInterrupt as error:
             echo(f"\nkdistill: interrupted; the state is saved in {out}, continue with --resume", err=True)
             raise typer.Exit(exit_status(error)) from None

@@ -130,10 +130,15 @@ class FirstGradients:
 
 def _moving(images: Tensor, norm: float, move: float = MOVE) -> float:
     length = float(torch.linalg.vector_norm(images))
+    if norm == 0.0 < length:
+        raise ConfigError(
+            f"lr_images: expected gradients to find the learning rate from, got zeros in {DRAWS} iterations, as where the first "
+            "images are all the real ones that there are; lower ipc, withhold less with validation=, or set init=noise"
+        )
     if not (0.0 < norm < math.inf and 0.0 < length < math.inf):
         raise ConfigError(
             f"lr_images: expected gradients and images to find it from, got mean norms of {norm:g} and {length:g} in {DRAWS} "
-            "iterations; name a step size"
+            "iterations; name a learning rate"
         )
     return move * length / norm
 
