@@ -72,12 +72,14 @@ def test_the_first_step_of_the_images_has_the_same_length_on_all_data():
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
 def test_without_a_gradient_a_step_size_has_to_be_named(value):
-    with pytest.raises(ConfigError, match="lr_images: expected gradients and images to find it from"):
+    with pytest.raises(
+        ConfigError, match=r"lr_images: expected gradients (and images to find it|to find the learning rate) from"
+    ):
         calibrated_images(lambda _: Step(torch.zeros(()), torch.full_like(IMAGES, value)), IMAGES)
 
 
 def test_images_of_nothing_have_no_step_size():
-    with pytest.raises(ConfigError, match="and 0 in 3 iterations; name a step size"):
+    with pytest.raises(ConfigError, match="and 0 in 3 iterations; name a learning rate"):
         calibrated_images(lambda _: Step(torch.zeros(()), torch.ones_like(IMAGES)), torch.zeros_like(IMAGES))
 
 
