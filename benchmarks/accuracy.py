@@ -124,7 +124,7 @@ def one(plan: Plan, data: Any, method: str, ipc: int, seed: int, number: int) ->
         with status_line(f"{method}, {data.name}, ipc {ipc}, seed {seed}"):
             small = kdistill.distill(
                 data, method=method, ipc=ipc, seed=seed, preset=plan.preset, options=plan.options, out=folder,
-                resume=can_reuse and (folder / "checkpoint.safetensors").exists(),
+                resume=can_reuse and (folder / "checkpoint.safetensors").exists(), force=not can_reuse,
             )  # fmt: skip
     if "evaluation" in small.metrics:
         found = Evaluation.from_dict(small.metrics["evaluation"])

@@ -72,8 +72,14 @@ def checker(where: str, hint: str, layouts: Layouts) -> Callable[[tuple[Any, ...
     return check
 
 
+def _has_memory(x: Tensor) -> bool:
+    """Return whether ``x`` has an address for kernels: torch's own wrappers (fake, functional, distributed) have none."""
+    kind = type(x)
+    return kind.__torch_dispatch__ is Tensor.__torch_dispatch__ or not kind.__module__.startswith("torch.")
+
+
 def _check(name: str, x: Tensor, layout: Layout, first: Tensor) -> None:
-    if x.layout != torch.strided or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    if x.layout != torch.strided or not _has_memory(x):
         raise ShapeError(f"expected {name} to be a dense tensor with memory of its own, got {type(x).__name__} ({x.layout})")
     dtype = layout.dtype or first.dtype
     if tuple(x.shape) != layout.sizes or x.dtype != dtype or x.device != first.device:
