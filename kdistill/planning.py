@@ -75,12 +75,12 @@ def plan(
 
     Args:
         data: As for ``distill``, and so are the others.
-        method: See there.
-        ipc: See there.
-        preset: See there.
-        options: See there.
-        validation: See there.
-        threads: See there.
+        method: As for ``distill``.
+        ipc: As for ``distill``.
+        preset: As for ``distill``.
+        options: As for ``distill``.
+        validation: As for ``distill``.
+        threads: As for ``distill``.
 
     Returns:
         The prediction, for this machine and its present load.  Evaluation is not part of it.

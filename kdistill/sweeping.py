@@ -50,13 +50,13 @@ class Grid:
     Attributes:
         data: What ``load_data`` takes, as text.
         method: As for ``distill``; so are the others.
-        ipc: See there.
-        seed: See there.
-        preset: See there.
-        size: See there.
-        normalisation: See there.
-        mirrors: See there.
-        validation: See there.
+        ipc: As in ``RunConfig``.
+        seed: As in ``RunConfig``.
+        preset: As in ``RunConfig``.
+        size: As in ``RunConfig``.
+        normalisation: As in ``RunConfig``.
+        mirrors: As in ``RunConfig``.
+        validation: As in ``RunConfig``.
         options: Options of the method, or axes of them.
         variant: Named changes to all of the above, e.g. ``{"name": "+ mask", "options": {"grad_mode": "tesla"}}``; none is one
             variant without changes.

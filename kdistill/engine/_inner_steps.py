@@ -74,7 +74,7 @@ class InnerSteps:
     Attributes:
         student: The network.
         images: The synthetic images.
-        labels: Theirs.
+        labels: Labels of the synthetic images.
         lr: The student's step size.
         batches: Indices of every step.
         tables: Parameters of the augmentation of every step; None where it is not keyed.

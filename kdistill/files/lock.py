@@ -4,10 +4,12 @@ A lock is held on a hidden file, which is removed when it is let go.  Where the 
 """
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,6 +17,7 @@ from filelock import FileLock, Timeout
 from kdistill.errors import ConfigError, DataError
 from kdistill.files.atomic import explained
 
+_log = logging.getLogger("kdistill")
 LOCK = ".lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 _POLL = 0.1  # seconds
@@ -91,14 +94,21 @@ def _enter(stack: ExitStack, file: str, wait: bool | float) -> bool:
         stack.enter_context(FileLock(file).acquire(timeout=-1.0 if wait is True else float(wait), poll_interval=_POLL))
     except Timeout:
         return False
-    except NotImplementedError:
-        return True
+    except NotImplementedError:  # what filelock makes of ENOSYS: the file system has no locks
+        return _unlocked(file)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        return True
+        return _unlocked(file)
     _mine.files.add(file)
     stack.callback(_let_go, file)  # before the lock itself: one who waits finds that the file is gone, and makes it anew
+    return True
+
+
+@cache
+def _unlocked(file: str) -> bool:
+    """Say, once per place, that nothing keeps other processes away there."""
+    _log.warning("%s: this file system has no locks; let no two processes work there at the same time", os.path.dirname(file))
     return True
 
 

@@ -38,7 +38,7 @@ class Measure:
         config: Options of the run.
         data: Its real images.
         labels: Of the synthetic images.
-        seed: Of the run.
+        seed: Seed of the run.
     """
 
     config: "HGladConfig"

@@ -33,7 +33,7 @@ class ProgressiveSearch:
     """W+, then F_n from shallow to deep, then pixels; a stage goes on from the best state of the one before.
 
     Attributes:
-        prior: Of the run.
+        prior: The prior of the run.
         stages: In order.
         ends: The iteration at which each is over.
         check_every: Iterations of a stage between two looks at the distance; there is one at its end too.

@@ -236,7 +236,7 @@ def build_trajectory(
         config: Its options.
         data: The real data.
         ipc: Images per class.
-        seed: Of the run.
+        seed: Seed of the run.
         start: Images to begin with, or None.
         store: The experts, or None: they are opened, and those that are missing are trained.
         labels_of: ``(student, target, images, labels) -> labels`` of the inner steps, constants of an iteration; None keeps

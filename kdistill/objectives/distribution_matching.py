@@ -73,13 +73,13 @@ def layered_distribution_match(
     Args:
         student: The embedding network; the maps are those of every block after its activation and before its pooling.
         theta: As for ``distribution_match``, and so are the others.
-        real: See there.
-        real_labels: See there.
-        images: See there.
-        labels: See there.
+        real: As for ``distribution_match``.
+        real_labels: As for ``distribution_match``.
+        images: As for ``distribution_match``.
+        labels: As for ``distribution_match``.
         mask_ratio: Share of the blocks, shallow ones first, that is not compared (``kdistill.objectives.masks.deepest``).
-        augment: See there.
-        step: See there.
+        augment: As for ``distribution_match``.
+        step: As for ``distribution_match``.
 
     Returns:
         The loss and ``dL/dimages [M, C, H, W]``.

@@ -232,14 +232,14 @@ def norm_act_pool_bwd_tangent(
         grad: The gradient of ``out``, ``[N, C, H // 2, W // 2]``.
         grad_dot: Its derivative in the same direction.
         x: As in ``norm_act_pool_tangent``, and so are ``x_dot``, ``weight``, ``weight_dot`` and ``bias``.
-        x_dot: See there.
-        weight: See there.
-        weight_dot: See there.
-        bias: See there.
+        x_dot: As in ``norm_act_pool_tangent``.
+        weight: As in ``norm_act_pool_tangent``.
+        weight_dot: As in ``norm_act_pool_tangent``.
+        bias: As in ``norm_act_pool_tangent``.
         mean: From ``norm_act_pool_tangent`` on the same inputs, ``[N, C]``, as the three that follow.
-        rstd: See there.
-        x_dot_mean: See there.
-        x_dot_proj: See there.
+        rstd: As in ``norm_act_pool_tangent``.
+        x_dot_mean: As in ``norm_act_pool_tangent``.
+        x_dot_proj: As in ``norm_act_pool_tangent``.
 
     Returns:
         ``(dx, dx_dot, dweight, dweight_dot, dbias, dbias_dot)``: the gradients in ``x [N, C, H, W]`` and in ``weight`` and ``bias

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -5,6 +6,7 @@ import textwrap
 import threading
 
 import pytest
+from filelock import FileLock
 
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import locked, sole_use
@@ -87,3 +89,15 @@ def test_a_lock_in_a_place_that_cannot_be_written_is_explained(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="expected a place that can be written"), locked(tmp_path / "file" / "x"):
         pass
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), OSError(errno.ENOLCK, "No locks available")])
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog, error):
+    def refuses(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", refuses)
+    for _ in range(2):
+        with locked(tmp_path / "file") as is_mine:
+            assert is_mine
+    assert [f"{tmp_path}: this file system has no locks" in line for line in caplog.messages] == [True]  # once, not twice

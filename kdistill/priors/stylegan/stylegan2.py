@@ -151,7 +151,7 @@ def new_stylegan2(
         w_dim: Length of w.
         mapping_layers: Hidden layers of the mapping.
         channel_base: A layer of side s has ``min(channel_base // s, channel_max)`` features.
-        channel_max: See there.
+        channel_max: The largest number of features of a layer.
         clamp: Largest magnitude after a layer, or None.
     """
     mapping = MappingConfig(

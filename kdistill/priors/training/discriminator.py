@@ -45,7 +45,7 @@ class Discriminator:
         channels: C.
         classes: K.
         channel_base: A layer of side s has ``min(channel_base // s, channel_max)`` features.
-        channel_max: See there.
+        channel_max: The largest number of features of a layer.
     """
 
     size: int

@@ -37,7 +37,7 @@ class PriorSpec:
         w_dim: Length of w.
         mapping_layers: Hidden layers from z to w.
         channel_base: A layer of side s has ``min(channel_base // s, channel_max)`` features, in both networks.
-        channel_max: See there.
+        channel_max: The largest number of features of a layer.
         quality_images: Generated images that the measured network is trained on, at most; never more than real ones.
         quality_steps: Its steps.
         quality_width: Its width.
