@@ -24,7 +24,7 @@ class RunConfig:
         data: What ``load_data`` was given, or the data set's name if that was not text.
         method: Name of the method.
         ipc: Images per class.
-        seed: Of the run.
+        seed: Seed of the run.
         preset: Named settings of the method, applied before ``options``.
         size: Side that images are resized to, or None.
         normalisation: ``"standard"``, ``"zca"`` or ``"none"``.

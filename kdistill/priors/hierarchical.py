@@ -24,7 +24,7 @@ class HierarchicalPrior:
     """The images of a frozen generator from wherever a state stands, and the way one or more layers down.
 
     Attributes:
-        generator: It.
+        generator: The generator.
         view: From its images to what networks see; pixels are in that space already.
         chunk: Images that have a graph at one time.
         key: Of the draws.

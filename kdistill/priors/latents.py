@@ -57,7 +57,7 @@ class LatentPrior(RenderedPrior):
     each.  Latents of layers that ``f`` stands for have no influence, and a gradient of zero.
 
     Attributes:
-        generator: It.
+        generator: The generator.
         layer: n of F_n, 0 to L; None optimises W+ alone.
         view: From its images to what networks see.
         chunk: Images that have a graph at one time.

@@ -42,7 +42,7 @@ def save_generator(
     """Write a generator; an earlier one is replaced as a whole, even if the process is killed on the way.
 
     Args:
-        generator: It.
+        generator: The generator to write.
         folder: Made if it is missing; files that are not the generator's stay.
         about: Where it comes from, for the reader.
         files: Files that belong to it, by name, such as its card.
