@@ -18,7 +18,7 @@ from benchmarks.generator_layers import bound, gradients
 from benchmarks.peers.alias_free_layers import PEERS, Layer, grouped
 from kdistill import ops
 from kdistill.ops import _registry
-from kdistill.priors.stylegan._operators import SLOPE, filtered_lrelu, modulated_conv
+from kdistill.priors.stylegan.operators import SLOPE, filtered_lrelu, modulated_conv
 from kdistill.testing.tolerance import ToleranceError, assert_close_enough
 
 BATCH = 4

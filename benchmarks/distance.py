@@ -29,9 +29,9 @@ from kdistill.data import ImageDataset
 from kdistill.engine import build_student, train
 from kdistill.evaluation import Protocol, evaluate
 from kdistill.keys import generator, make_key
-from kdistill.loop import Progress
 from kdistill.objectives.class_relevance import ClassRelevantDistance, class_relevant_distance
 from kdistill.progress import console
+from kdistill.runner import Progress
 from kdistill.selection import select
 from kdistill.status import status_line
 

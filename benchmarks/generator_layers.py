@@ -17,7 +17,7 @@ from benchmarks._ops import Result, tried
 from benchmarks.peers.generator_layers import PEERS, Layer, grouped
 from kdistill import ops
 from kdistill.ops import _registry
-from kdistill.priors.stylegan._operators import line_of, styled_conv
+from kdistill.priors.stylegan.operators import line_of, styled_conv
 from kdistill.testing.tolerance import ToleranceError, assert_close_enough
 
 BATCH = 10

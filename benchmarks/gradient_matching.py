@@ -22,7 +22,7 @@ from benchmarks.peers import gradient_matching as peer
 from kdistill.augment import Augment
 from kdistill.engine import build_student, loss_and_grad
 from kdistill.keys import generator, make_key
-from kdistill.objectives.gradient_matching import class_gradient_match
+from kdistill.objectives.class_gradient_match import class_gradient_match
 
 WIDTH, CHECK_WIDTH = 128, 16
 SCRIPT = """

@@ -18,16 +18,16 @@ from kdistill.escape import clean_record
 logging.getLogger("kdistill").addFilter(clean_record)  # before anything logs the name of a file
 
 _HOMES = {
-    "compare": "kdistill.comparing",
-    "distill": "kdistill.api",
-    "evaluate": "kdistill.api",
+    "compare": "kdistill.api.compare",
+    "distill": "kdistill.api.distill",
+    "evaluate": "kdistill.evaluation",
     "evaluate_snapshots": "kdistill.evaluation",
-    "load_data": "kdistill.api",
-    "plan": "kdistill.planning",
-    "sweep": "kdistill.sweeping",
-    "score": "kdistill.scoring",
-    "train_experts": "kdistill.api",
-    "train_prior": "kdistill.generating",
+    "load_data": "kdistill.data",
+    "plan": "kdistill.api.plan",
+    "sweep": "kdistill.api.sweep",
+    "score": "kdistill.api.score",
+    "train_experts": "kdistill.api.distill",
+    "train_prior": "kdistill.api.prior",
     "DistilledDataset": "kdistill.artifacts",
 }
 _MODULES = ("augment", "engine", "errors", "ops")

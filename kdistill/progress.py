@@ -7,8 +7,8 @@ from rich.console import Console
 from kdistill.status import duration
 
 if TYPE_CHECKING:
-    from kdistill.loop import Progress
-    from kdistill.priors.training import PriorProgress
+    from kdistill.priors.gan_training import PriorProgress
+    from kdistill.runner import Progress
 
 
 def console() -> Console:

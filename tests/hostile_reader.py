@@ -13,7 +13,7 @@ from typing import Any
 import kdistill
 from kdistill._native import peak_bytes, reset_peak
 from kdistill.artifacts import DistilledDataset, import_published, load_checkpoint
-from kdistill.artifacts.card import card
+from kdistill.artifacts.dataset_card import card
 from kdistill.config import load_file
 from kdistill.data import load_data
 from kdistill.experts import TrajectoryStore

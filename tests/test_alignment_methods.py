@@ -7,12 +7,12 @@ import torch
 
 import kdistill
 from kdistill import methods
-from kdistill.api import resolve
+from kdistill.api.distill import resolve
 from kdistill.data.dataset import fingerprint
 from kdistill.engine import build_student
 from kdistill.errors import ConfigError, DataError
-from kdistill.methods._trajectory import open_store
-from kdistill.methods.datm import DatmConfig, first_logits
+from kdistill.methods.trajectory.base import open_store
+from kdistill.methods.trajectory.datm import DatmConfig, first_logits
 from kdistill.objectives.masks import deepest, depth_mask, loss_mask
 from kdistill.selection import ScoreTable
 
@@ -223,7 +223,7 @@ def test_experts_of_another_selection_or_normalisation_are_refused(digits, tmp_p
 
 
 def test_a_curriculum_that_empties_a_class_is_refused_before_anything_is_trained(digits, monkeypatch):
-    monkeypatch.setattr("kdistill.methods._difficulty.difficulty", None)
+    monkeypatch.setattr("kdistill.methods.difficulty.difficulty", None)
     with pytest.raises(DataError, match=r"between the shares 0 and 0.001 .* got 0 of 1"):
         run(digits, "pad", initial_ratio=0.001)
 
@@ -250,7 +250,7 @@ def test_bad_options_are_refused(change):
     ids=str,
 )
 def test_bad_options_are_refused_before_experts_are_trained(digits, monkeypatch, change, message):
-    monkeypatch.setattr("kdistill.experts.training.train", None)
+    monkeypatch.setattr("kdistill.experts.expert_training.train", None)
     with pytest.raises(ConfigError, match=message):
         run(digits, "pad", **change)
 
@@ -262,7 +262,7 @@ def table(path, split, scores, metric="el2n"):
 
 
 def test_a_table_of_scores_takes_the_place_of_training(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdistill.methods._difficulty.difficulty", None)
+    monkeypatch.setattr("kdistill.methods.difficulty.difficulty", None)
     seen, _ = digits.holdout(0.1, seed=0)
     path = table(tmp_path / "scores.csv", seen.train, torch.arange(len(seen.train)))
     run(digits, "pad", iterations=1, scores=path)
@@ -342,7 +342,7 @@ def test_scores_and_experts_that_others_could_have_written_are_not_used(digits, 
 
 
 def test_a_plan_of_pad_scores_nothing(digits, monkeypatch):
-    monkeypatch.setattr("kdistill.methods._difficulty.difficulty", None)
+    monkeypatch.setattr("kdistill.methods.difficulty.difficulty", None)
     found = kdistill.plan(digits, method="pad", ipc=1, options={**SMALL, **FIEX, "num_experts": 7, "width": 6})
     assert found.expert_bytes == 7 * 4 * found.num_params * 4  # experts, snapshots of three epochs and the first, float32
     assert found.seconds == pytest.approx(20 * found.iteration_seconds)

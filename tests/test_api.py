@@ -12,7 +12,7 @@ import kdistill
 from kdistill import methods
 from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.evaluation import Protocol
-from kdistill.methods._recipe import MethodConfig
+from kdistill.methods.base import MethodConfig
 
 TINY = {"iterations": 40, "batch_real": 12, "width": 8}
 
@@ -274,7 +274,7 @@ def test_evaluate_takes_what_the_rest_takes(digits, tmp_path):
     ],
 )
 def test_settings_are_checked_before_the_images_are_read(monkeypatch, changes, words):
-    monkeypatch.setattr("kdistill.api.load_data", lambda *spec, **how: pytest.fail("images were read"))
+    monkeypatch.setattr("kdistill.api.distill.load_data", lambda *spec, **how: pytest.fail("images were read"))
     with pytest.raises(ConfigError, match=words):
         kdistill.distill("digits", **changes)
 

@@ -7,8 +7,8 @@ import torch
 
 import kdistill
 from kdistill.errors import ConfigError, NonFiniteError
-from kdistill.methods._calibrate import DRAWS, MOVE, calibrated, calibrated_images
-from kdistill.methods._recipe import Step
+from kdistill.methods.base import Step
+from kdistill.methods.calibration import DRAWS, MOVE, calibrated, calibrated_images
 
 IMAGES = torch.full((4, 1, 2, 2), 3.0)
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import kdistill
 from kdistill.cli import app
-from kdistill.cli._runs import _run_config
-from kdistill.cli._shared import FLAGS, as_flags
+from kdistill.cli.run_commands import _run_config
+from kdistill.cli.shared import FLAGS, as_flags
 
 TINY = ["--set", "iterations=20", "--set", "batch_real=12", "--set", "width=8"]
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from kdistill import escape
 from kdistill.artifacts import DistilledDataset
-from kdistill.artifacts.card import card
+from kdistill.artifacts.dataset_card import card
 from kdistill.artifacts.preview import png_bytes, shortened
 from kdistill.cli import app
 from kdistill.errors import DataError, did_you_mean
@@ -88,7 +88,7 @@ def test_commands_print_through_the_escape_only():
         names = [ast.unparse(call.func) for call in calls]
         allowed = 1 if path.name == "_shared.py" else 0
         assert names.count("typer.echo") == allowed and not {"print", "typer.secho"} & set(names), (
-            f"{path}: print with echo of kdistill.cli._shared"
+            f"{path}: print with echo of kdistill.cli.shared"
         )
 
 

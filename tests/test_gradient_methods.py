@@ -5,14 +5,14 @@ import torch
 
 import kdistill
 from kdistill import methods
-from kdistill.api import resolve
+from kdistill.api.distill import resolve
 from kdistill.augment import Augment
 from kdistill.engine import build_student, class_gradients, gradient_match
 from kdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from kdistill.keys import generator
-from kdistill.methods._gradient import GradientConfig
-from kdistill.objectives import gradient_matching
-from kdistill.objectives.gradient_matching import class_gradient_match
+from kdistill.methods.matching.base import GradientConfig
+from kdistill.objectives import class_gradient_match as gradient_matching
+from kdistill.objectives.class_gradient_match import class_gradient_match
 
 SMALL = {"iterations": 3, "outer_steps": 4, "inner_epochs": 2, "batch_real": 8, "width": 4}
 NAMES = ("dc", "dsa")

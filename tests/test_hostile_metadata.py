@@ -13,19 +13,19 @@ import torch
 from safetensors.torch import save
 
 import kdistill
+from kdistill.api.sweep import RECORD, read_record
 from kdistill.artifacts import DistilledDataset, load_checkpoint, save_checkpoint
-from kdistill.artifacts.card import card
+from kdistill.artifacts.dataset_card import card
 from kdistill.artifacts.tensors import decode, encode, jsonable, to_json
 from kdistill.config import load_file, parse_overrides
 from kdistill.errors import ConfigError, DataError, KDistillError, ShapeError
 from kdistill.evaluation import Evaluation, protocols
 from kdistill.evaluation.result import Row
 from kdistill.experts import TrajectoryStore
-from kdistill.loop import _Keeper
 from kdistill.ops import conv_grad_sqnorm
 from kdistill.priors.network_files import load_generator, save_generator
+from kdistill.runner import _Keeper
 from kdistill.selection.score_table import ScoreTable, load_scores
-from kdistill.sweeping import RECORD, read_record
 from kdistill.transforms import Standardise
 from tests.priors.original_files import tiny_stylegan2
 

@@ -6,15 +6,15 @@ from torch.nn import functional
 
 import kdistill
 from kdistill import methods
-from kdistill.api import resolve
+from kdistill.api.distill import resolve
 from kdistill.augment import Augment
 from kdistill.data.sampler import ClassSampler
 from kdistill.engine import build_student
 from kdistill.errors import ConfigError, DataError
 from kdistill.keys import generator, make_key
 from kdistill.objectives import distribution_matching
+from kdistill.objectives.class_gradient_match import class_gradient_match
 from kdistill.objectives.distribution_matching import distribution_match, layered_distribution_match
-from kdistill.objectives.gradient_matching import class_gradient_match
 
 STUDENT = build_student("convnet", channels=1, size=16, classes=3, width=4, depth=2)
 SMALL = {"iterations": 2, "batch_real": 8, "width": 4, "depth": 2, "score_nets": 1, "score_epochs": 1}
@@ -111,7 +111,7 @@ def test_bad_options_are_refused(options, words):
 
 
 def test_a_ratio_that_empties_a_class_is_refused_before_anything_is_trained(digits, monkeypatch):
-    monkeypatch.setattr("kdistill.methods._difficulty.difficulty", None)
+    monkeypatch.setattr("kdistill.methods.difficulty.difficulty", None)
     with pytest.raises(DataError, match=r"at least 1 images of class 0 .* got 0 of 1"):
         run(digits, drop_hardest=0.9999)
 

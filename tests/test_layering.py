@@ -9,12 +9,10 @@ PACKAGE = Path(__file__).parents[1] / "kdistill"
 
 # lowest first; names between two bars are equals, and equals never import each other
 LAYERS = (
-    "_version escape pickles | errors types status signals | config keys transforms bounded_files files _native | backends | ops"
+    "_version escape | errors types status signals | config keys transforms files _native | backends | ops"
+    " | augment labels data artifacts | engine | objectives priors selection experts"
+    " | methods evaluation | runner | progress | api doctor | cli __init__ testing | __main__"
 )
-LAYERS += " | augment labels data artifacts | engine | objectives priors selection experts | methods evaluation report"
-LAYERS += " | loop metrics_lines | progress run_folder scratch settings | api doctor"
-LAYERS += " | planning scoring sweeping comparison generating | comparing"
-LAYERS += " | cli __init__ testing | __main__"
 RANK = {name: rank for rank, names in enumerate(LAYERS.split(" | ")) for name in names.split()}
 
 

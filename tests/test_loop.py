@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdistill import loop
+from kdistill import runner as loop
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.methods import Problem, Step
 from kdistill.priors import PixelPrior

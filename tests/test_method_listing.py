@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from kdistill import doctor, methods
-from kdistill.api import resolve
+from kdistill.api.distill import resolve
 from kdistill.cli import app
 from kdistill.errors import ConfigError
-from kdistill.methods._options import COUNT, Words, check_options, options, value_shown
+from kdistill.methods.options import COUNT, Words, check_options, options, value_shown
 
 NAMES = methods.names()
 

@@ -10,10 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 import kdistill
+from kdistill.api.run_folder import is_unfinished
 from kdistill.cli import app
 from kdistill.errors import ConfigError
 from kdistill.files import sole_use
-from kdistill.run_folder import is_unfinished
 
 OPTIONS = {"iterations": 20, "width": 4, "batch_real": 8}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import kdistill
+from kdistill.api.sweep import RECORD, Grid, plan_runs, read_record
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import Protocol
 from kdistill.files import locked
-from kdistill.sweeping import RECORD, Grid, plan_runs, read_record
 
 TINY = Protocol(name="tiny", width=4, epochs=2, full_epochs=1, nets=2, eight_bit=False)
 GRID = {
@@ -112,7 +112,7 @@ def test_another_evaluation_keeps_the_sets(tmp_path):
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch):
-    from kdistill import sweeping
+    from kdistill.api import sweep as sweeping
 
     right = sweeping.distill
 

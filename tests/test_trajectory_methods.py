@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import kdistill
-from kdistill import loop, methods
-from kdistill.api import resolve
+from kdistill import methods
+from kdistill import runner as loop
+from kdistill.api.distill import resolve
 from kdistill.engine.unroll import SMALLEST_LR
 from kdistill.errors import ConfigError, NonFiniteError
-from kdistill.methods._trajectory import _batches, _drawn
-from kdistill.methods.mtt import FAST
+from kdistill.methods.trajectory.base import _batches, _drawn
+from kdistill.methods.trajectory.mtt import FAST
 from kdistill.priors import PixelPrior
 from kdistill.transforms import Standardise
 

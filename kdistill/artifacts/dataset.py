@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from kdistill.artifacts.folder import FILES, RUN_FILES
+from kdistill.artifacts.artifact_folder import FILES, RUN_FILES
 from kdistill.artifacts.tensors import jsonable, utf8
 from kdistill.errors import DataError, ShapeError
 from kdistill.transforms import Identity, Transform
@@ -178,7 +178,7 @@ class DistilledDataset:
         Raises:
             DataError: The folder holds something else than a kdistill run, cannot be written, or the disk is full.
         """
-        from kdistill.artifacts.folder import save
+        from kdistill.artifacts.artifact_folder import save
 
         return save(self, path)
 
@@ -194,8 +194,8 @@ class DistilledDataset:
             ConfigError: There is no snapshot of that iteration.
             DataError: The folder or a file is missing, truncated, changed since it was saved, or of another schema version.
         """
-        from kdistill.artifacts.folder import load
-        from kdistill.artifacts.snapshots import load_snapshot
+        from kdistill.artifacts.artifact_folder import load
+        from kdistill.artifacts.snapshot_folder import load_snapshot
 
         return load(path) if iteration is None else load_snapshot(path, iteration)
 

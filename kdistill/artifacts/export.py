@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdistill.artifacts.card import card
+from kdistill.artifacts.dataset_card import card
 from kdistill.artifacts.preview import png_bytes, to_uint8
 from kdistill.artifacts.tensors import to_json
 from kdistill.errors import ConfigError, DataError, MissingExtraError, did_you_mean

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from kdistill.artifacts.dataset import DistilledDataset
-from kdistill.bounded_files import TooLarge, load_tensors
 from kdistill.errors import DataError
+from kdistill.files.bounded import TooLarge, load_tensors
 from kdistill.transforms import Transform
 
 _log = logging.getLogger("kdistill")

@@ -7,8 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli import _check, _priors, _runs, _snapshots, _tables
-from kdistill.cli._shared import (
+from kdistill.cli import data_commands as _check
+from kdistill.cli import prior_commands as _priors
+from kdistill.cli import run_commands as _runs
+from kdistill.cli import snapshot_rows as _snapshots
+from kdistill.cli import sweep_commands as _tables
+from kdistill.cli.shared import (
     Device,
     Options,
     Protocol,
@@ -46,7 +50,7 @@ def demo(
     """Distill real handwritten digits to 10 images per class and compare with the baselines (a few minutes, no download)."""
     with _one_sentence():
         import kdistill
-        from kdistill.run_folder import is_unfinished
+        from kdistill.api.run_folder import is_unfinished
 
         data = kdistill.load_data("mnist5k", quiet=quiet)
         resume = is_unfinished(out)
@@ -89,11 +93,11 @@ def evaluate(
 ) -> None:
     """Train fresh networks on the small set and on baselines, and test them on real data."""
     with _one_sentence():
+        from kdistill.api.run import use
         from kdistill.artifacts import DistilledDataset
         from kdistill.errors import DataError
         from kdistill.evaluation import is_from_other_data
         from kdistill.evaluation.evaluate import check_settings
-        from kdistill.settings import use
 
         use(threads, device)
         step_size = _step_size(lr)
@@ -169,10 +173,10 @@ def score(
 ) -> None:
     """Score how hard every training image is (EL2N, GraNd, forgetting, ...): a table, a histogram and a sheet of images."""
     with _one_sentence():
+        from kdistill.api.run import use
+        from kdistill.api.score import check_score
+        from kdistill.api.score import score as score_images
         from kdistill.config import parse_overrides
-        from kdistill.scoring import check_score
-        from kdistill.scoring import score as score_images
-        from kdistill.settings import use
 
         given = parse_overrides(options)
         check_score(given, seed, validation, out)
@@ -200,9 +204,9 @@ def plan(
 ) -> None:
     """Predict memory, disk and time of a run from a rehearsal of a few iterations."""
     with _one_sentence():
+        from kdistill.api.plan import plan as predict
+        from kdistill.api.run import RunConfig, check_run, use
         from kdistill.config import parse_overrides
-        from kdistill.planning import plan as predict
-        from kdistill.settings import RunConfig, check_run, use
 
         given: dict[str, Any] = {"method": method, "ipc": ipc, "preset": preset, "options": parse_overrides(options)}
         check_run(RunConfig(size=size, **given))
@@ -220,7 +224,7 @@ def list_methods(
     """List the methods, or the options of one with their explanations."""
     with _one_sentence():
         from kdistill import methods
-        from kdistill.cli import _methods
+        from kdistill.cli import method_listing as _methods
         from kdistill.errors import ConfigError
 
         if name is None and presets:

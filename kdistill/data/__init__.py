@@ -1,7 +1,7 @@
 """Labelled image sets: built-in, from disk, from arrays and other libraries; always float32 ``[N, C, H, W]`` in pixel space."""
 
 from kdistill.data.builtin import BUILTIN
-from kdistill.data.check import DataCheck, check_data
+from kdistill.data.data_check import DataCheck, check_data
 from kdistill.data.dataset import ImageDataset, Split, fingerprint
 from kdistill.data.load import announce, load_data
 from kdistill.data.splits import stratified_split

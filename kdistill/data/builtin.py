@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kdistill.bounded_files import read_npz
-from kdistill.data.cache import cache_folder
+from kdistill.data.picture_cache import cache_folder
 from kdistill.data.raw import Part, Raw, unusable
 from kdistill.errors import ConfigError, DataError, MissingExtraError, did_you_mean
 from kdistill.files import check_private, make_private, open_regular, remove_leftovers, write_atomic
+from kdistill.files.bounded import read_npz
 
 _log = logging.getLogger("kdistill")
 

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from kdistill.data import cache, pictures, pixels
+from kdistill.data import picture_cache as cache
+from kdistill.data import pictures, pixels
 from kdistill.data.raw import ReadOptions, counted, unusable
 from kdistill.data.tree import Picture
 from kdistill.status import status_line

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kdistill.data import pixels, table
+from kdistill.data.array_files import READERS, is_artefact, read_artefact, read_distilled, read_file
 from kdistill.data.builtin import BUILTIN, read_builtin
-from kdistill.data.files import READERS, is_artefact, read_artefact, read_distilled, read_file
-from kdistill.data.folder import read_folder
+from kdistill.data.image_folder import read_folder
 from kdistill.data.objects import is_hugging_face, read_dataset, read_hugging_face, read_mapping, read_pair
 from kdistill.data.raw import Part, Raw, ReadOptions, unusable
 from kdistill.errors import ConfigError

@@ -2,8 +2,8 @@
 
 from kdistill.engine.features import embed, embed_with_pullback
 from kdistill.engine.gradient_matching import class_gradients, gradient_match
+from kdistill.engine.per_sample_scores import sample_scores
 from kdistill.engine.precision import use_precision
-from kdistill.engine.scoring import sample_scores
 from kdistill.engine.second_order import grad_jvp
 from kdistill.engine.students import STUDENTS, GradJvp, Student, build_student
 from kdistill.engine.training import accuracy, loss_and_grad, train

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kdistill.engine.students import GradJvp, Student
-from kdistill.engine.students._student import JVPS
+from kdistill.engine.students.base import JVPS
 
 
 def grad_jvp(

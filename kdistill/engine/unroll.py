@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdistill.engine._inner_steps import InnerSteps, KeyedAugment, Mask, draw
+from kdistill.engine.inner_steps import InnerSteps, KeyedAugment, Mask, draw
 from kdistill.engine.layers import check_labels
 from kdistill.engine.precision import asked_precision
 from kdistill.engine.second_order import grad_jvp

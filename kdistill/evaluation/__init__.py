@@ -5,7 +5,7 @@ from kdistill.evaluation.merging import merge
 from kdistill.evaluation.protocols import PROTOCOLS, Protocol
 from kdistill.evaluation.provenance import is_from_other_data
 from kdistill.evaluation.result import Evaluation, Row
-from kdistill.evaluation.snapshots import SnapshotEvaluation, evaluate_snapshots
+from kdistill.evaluation.snapshot_evaluation import SnapshotEvaluation, evaluate_snapshots
 
 __all__ = [
     "PROTOCOLS",

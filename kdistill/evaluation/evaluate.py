@@ -19,10 +19,10 @@ from kdistill.engine.precision import use_precision
 from kdistill.engine.students import STUDENTS, Student, build_student
 from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import protocols, provenance
-from kdistill.evaluation.baselines import BASELINES, Baselines, check_names
+from kdistill.evaluation.baseline_rows import BASELINES, Baselines, check_names
 from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.result import Evaluation, Row
-from kdistill.evaluation.training import Task, Trainer
+from kdistill.evaluation.set_training import Task, Trainer
 from kdistill.status import quietly, status_line
 
 HOLDOUT_SEED = 0  # that of ``distill``: what it withheld is what settings are chosen on here

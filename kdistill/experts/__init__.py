@@ -1,7 +1,7 @@
 """Expert trajectories: networks trained on the real data, with their parameters after every epoch."""
 
-from kdistill.experts.spec import ExpertSpec
+from kdistill.experts.expert_spec import ExpertSpec
+from kdistill.experts.expert_training import Estimate, estimate, train_expert, train_experts
 from kdistill.experts.store import TrajectoryStore
-from kdistill.experts.training import Estimate, estimate, train_expert, train_experts
 
 __all__ = ["Estimate", "ExpertSpec", "TrajectoryStore", "estimate", "train_expert", "train_experts"]

@@ -1,17 +1,30 @@
-"""One published method per file; ``get`` finds it by name."""
+"""The methods, in an explicit table; ``get`` returns one by its name."""
 
 import importlib
-import pkgutil
 
 from kdistill.errors import ConfigError, did_you_mean
-from kdistill.methods._recipe import FAMILIES, Findings, Method, Problem, Rehearsal, Search, Step
+from kdistill.methods.base import FAMILIES, Findings, Method, Problem, Rehearsal, Search, Step
 
 __all__ = ["FAMILIES", "Findings", "Method", "Problem", "Rehearsal", "Search", "Step", "get", "names"]
+
+# name -> module below ``kdistill.methods``, imported when the method is asked for
+_MODULES = {
+    "datm": "trajectory.datm",
+    "dc": "matching.dc",
+    "dm": "matching.dm",
+    "dsa": "matching.dsa",
+    "ftd": "trajectory.ftd",
+    "glad": "latent.glad",
+    "hglad": "latent.hglad",
+    "mtt": "trajectory.mtt",
+    "pad": "trajectory.pad",
+    "tesla": "trajectory.tesla",
+}
 
 
 def names() -> list[str]:
     """Return the names of all methods."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return sorted(_MODULES)
 
 
 def get(name: str) -> Method:
@@ -20,7 +33,7 @@ def get(name: str) -> Method:
     Raises:
         ConfigError: The name is unknown; suggests the nearest one.
     """
-    if name not in names():
+    if name not in _MODULES:
         raise ConfigError(f"method: expected a known name, got {name!r}; {did_you_mean(str(name), names())}")
-    method: Method = importlib.import_module(f"{__name__}.{name}").METHOD
+    method: Method = importlib.import_module(f"{__name__}.{_MODULES[name]}").METHOD
     return method

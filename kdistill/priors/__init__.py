@@ -1,6 +1,6 @@
 """How images are parameterised: a state of named tensors, rendered to images, and the way back for a gradient."""
 
-from kdistill.priors._prior import Noise, Prior, RenderedPrior, State
+from kdistill.priors.base import Noise, Prior, RenderedPrior, State
 from kdistill.priors.hierarchical import PIXELS, HierarchicalPrior, Stage
 from kdistill.priors.latents import LatentPrior, View
 from kdistill.priors.pixels import PixelPrior

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdistill.errors import ConfigError
-from kdistill.priors._prior import Noise, State
+from kdistill.priors.base import Noise, State
 from kdistill.priors.latents import LatentPrior, View, clean
 from kdistill.priors.stylegan import Generator
 

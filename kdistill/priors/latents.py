@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.keys import generator, make_key
-from kdistill.priors._prior import Noise, RenderedPrior, State
+from kdistill.priors.base import Noise, RenderedPrior, State
 from kdistill.priors.stylegan import Generator
 from kdistill.transforms import Identity, Transform
 

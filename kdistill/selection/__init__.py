@@ -1,8 +1,8 @@
 """Which real images stand for a class, how hard each of them is, and in which order they are learnt."""
 
-from kdistill.selection.baselines import SELECTIONS, select
+from kdistill.selection.coresets import SELECTIONS, select
 from kdistill.selection.correct import select_correct
-from kdistill.selection.difficulty import ScoreSpec, Seen, difficulty
+from kdistill.selection.difficulty_scores import ScoreSpec, Seen, difficulty
 from kdistill.selection.ranking import Curriculum, Ranking, quota, rank
 from kdistill.selection.score_table import ScoreTable, load_scores
 

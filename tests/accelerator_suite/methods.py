@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import kdistill
-from kdistill import loop, ops
+from kdistill import ops
+from kdistill import runner as loop
 from kdistill.ops import _capture
 from tests.accelerator_suite.device import DEVICE, Device
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdistill.artifacts import DistilledDataset
-from kdistill.artifacts.card import card
+from kdistill.artifacts.dataset_card import card
 from kdistill.transforms import Standardise
 
 CONFIG = {

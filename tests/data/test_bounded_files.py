@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from kdistill.artifacts import import_published
-from kdistill.bounded_files import allowed_nbytes, load_tensors, read_npz
 from kdistill.data import load_data
 from kdistill.errors import DataError
+from kdistill.files.bounded import allowed_nbytes, load_tensors, read_npz
 from kdistill.transforms import Identity
 
 

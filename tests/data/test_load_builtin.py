@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdistill.data import BUILTIN, builtin, cache, load_data, stratified_split
+from kdistill.data import BUILTIN, builtin, load_data, stratified_split
+from kdistill.data import picture_cache as cache
 from kdistill.data.builtin import photo_patches, read_builtin
-from kdistill.data.cache import cache_folder
+from kdistill.data.picture_cache import cache_folder
 from kdistill.errors import ConfigError, DataError, MissingExtraError
 
 

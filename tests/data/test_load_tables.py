@@ -139,7 +139,7 @@ def test_mirroring_is_guessed_from_what_the_images_are_and_said(name, channels, 
 
 
 def test_augmentation_follows_the_data_not_its_name(colour):
-    from kdistill.methods._recipe import augmentation
+    from kdistill.methods.base import augmentation
 
     def families(data: ImageDataset):
         return augmentation("auto", data, 0, siamese=True, align_corners=False).families

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image, features
 
-from kdistill.data import cache, pictures, reading, tree
+from kdistill.data import picture_cache as cache
+from kdistill.data import pictures, reading, tree
 from kdistill.errors import DataError
 from tests.data._sources import load
 

@@ -15,9 +15,10 @@ from kdistill.data import Split
 from kdistill.engine import use_precision
 from kdistill.engine.precision import asked_precision
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
-from kdistill.evaluation import Evaluation, cache, evaluate, metrics
+from kdistill.evaluation import Evaluation, evaluate, metrics
+from kdistill.evaluation import baseline_cache as cache
 from kdistill.evaluation.evaluate import _student as student_of
-from kdistill.evaluation.training import Trainer
+from kdistill.evaluation.set_training import Trainer
 from kdistill.selection import select
 from kdistill.transforms import Zca
 

@@ -12,10 +12,11 @@ import torch
 
 from kdistill.engine import build_student, loss_and_grad
 from kdistill.errors import ConfigError, DataError
-from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert, train_experts, training
+from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert, train_experts
+from kdistill.experts import expert_training as training
 from kdistill.experts import store as store_module
+from kdistill.experts.expert_training import gradient_of
 from kdistill.experts.store import INDEX
-from kdistill.experts.training import gradient_of
 from kdistill.files.atomic import temporary_name, write_new
 from kdistill.keys import generator
 

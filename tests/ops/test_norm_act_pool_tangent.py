@@ -9,12 +9,7 @@ from hypothesis import strategies as st
 
 from kdistill.backends.reference import norm_act_pool as reference
 from kdistill.errors import NotDifferentiableError
-from kdistill.ops.norm_act_pool import (
-    norm_act_pool_bwd,
-    norm_act_pool_bwd_tangent,
-    norm_act_pool_fwd,
-    norm_act_pool_tangent,
-)
+from kdistill.ops.norm_act_pool import norm_act_pool_bwd, norm_act_pool_bwd_tangent, norm_act_pool_fwd, norm_act_pool_tangent
 from kdistill.testing.backends import instruction_set, isas, runnable_backends, running_on
 from kdistill.testing.cases import Shape, case
 from kdistill.testing.cases.norm_act_pool import forward_over_reverse

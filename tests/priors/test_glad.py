@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import kdistill
-from kdistill import loop, methods
-from kdistill.api import resolve
+from kdistill import methods
+from kdistill import runner as loop
+from kdistill.api.distill import resolve
+from kdistill.api.plan import plan
 from kdistill.cli import app
 from kdistill.errors import ConfigError, NonFiniteError
-from kdistill.methods import dm
-from kdistill.methods.glad import GladConfig, prior_for
-from kdistill.planning import plan
+from kdistill.methods.latent.glad import GladConfig, prior_for
+from kdistill.methods.matching import dm
 from kdistill.priors.network_files import load_generator, save_generator
 from kdistill.priors.stylegan import new_stylegan2
 from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3, write

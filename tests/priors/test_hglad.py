@@ -11,13 +11,14 @@ from safetensors.torch import load
 from typer.testing import CliRunner
 
 import kdistill
-from kdistill import loop, methods
-from kdistill.api import resolve
-from kdistill.artifacts.snapshots import snapshot_iterations
+from kdistill import methods
+from kdistill import runner as loop
+from kdistill.api.distill import resolve
+from kdistill.api.plan import plan
+from kdistill.artifacts.snapshot_folder import snapshot_iterations
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError, NonFiniteError
-from kdistill.methods._search import ProgressiveSearch, stage_ends
-from kdistill.planning import plan
+from kdistill.methods.latent.layer_search import ProgressiveSearch, stage_ends
 from kdistill.priors import PIXELS, HierarchicalPrior, View
 from kdistill.priors.network_files import save_generator
 from kdistill.priors.stylegan import new_stylegan2
@@ -306,7 +307,7 @@ def test_the_networks_of_the_distance_are_made_once(digits, prior, tmp_path, mon
     assert measure.distance is measure.distance
     (kept,) = (tmp_path / "distances").iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr("kdistill.methods._measure.train", None)
+        patch.setattr("kdistill.methods.latent.cached_distance.train", None)
         again = build(digits, prior, weighting=weighting, objective="dc", lr_f=2.0, settings={}).search.distance
         assert again(images) == measure(images)
     kept.write_bytes(b"cut off")

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from kdistill.errors import DataError
-from kdistill.pickles import Made, Name, NotReadable, parse
-from kdistill.priors.network_files import _values, convert_network, load_generator, read_network, save_generator
-from kdistill.priors.network_files._values import Reader
+from kdistill.files.pickles import Made, Name, NotReadable, parse
+from kdistill.priors.network_files import convert_network, load_generator, read_network, save_generator
+from kdistill.priors.network_files import pickle_values as _values
 from kdistill.priors.network_files.limits import excess
+from kdistill.priors.network_files.pickle_values import Reader
 from kdistill.priors.stylegan import InputConfig, LayerConfig, StyleGAN3
 from tests.priors import original_files
 from tests.priors.original_files import tiny_stylegan2, tiny_stylegan3, write

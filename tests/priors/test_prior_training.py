@@ -10,16 +10,16 @@ import torch
 from typer.testing import CliRunner
 
 import kdistill
+from kdistill.api.prior import _strategy
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError, NonFiniteError
-from kdistill.generating import _strategy
 from kdistill.keys import generator as keyed
+from kdistill.priors.gan_training import PriorSpec, fit
+from kdistill.priors.gan_training.discriminator import Discriminator, _spread, group_of
+from kdistill.priors.gan_training.fit import CHECKPOINT
+from kdistill.priors.gan_training.state import Trained
+from kdistill.priors.gan_training.steps import new_game
 from kdistill.priors.network_files import load_generator
-from kdistill.priors.training import PriorSpec, fit
-from kdistill.priors.training.discriminator import Discriminator, _spread, group_of
-from kdistill.priors.training.loop import CHECKPOINT
-from kdistill.priors.training.state import Trained
-from kdistill.priors.training.steps import new_game
 from tests.files.test_lock import elsewhere
 
 TINY = {

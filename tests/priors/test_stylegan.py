@@ -11,14 +11,7 @@ from kdistill import ops
 from kdistill.errors import ConfigError, ShapeError
 from kdistill.priors import Noise
 from kdistill.priors.stylegan import new_stylegan2
-from kdistill.priors.stylegan._operators import (
-    filtered_lrelu,
-    line_of,
-    modulated_conv,
-    modulated_conv_up,
-    styled_conv,
-    upfirdn,
-)
+from kdistill.priors.stylegan.operators import filtered_lrelu, line_of, modulated_conv, modulated_conv_up, styled_conv, upfirdn
 from kdistill.testing.backends import runnable_backends, running_on
 from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3
 

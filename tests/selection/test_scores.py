@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 import kdistill
-from kdistill import scoring
+from kdistill.api import score as scoring
+from kdistill.api.score import load_scores_of
 from kdistill.artifacts.score_pictures import extremes
 from kdistill.data import ImageDataset, Split
 from kdistill.engine import build_student, sample_scores, train
 from kdistill.errors import ConfigError, DataError
 from kdistill.keys import make_key
-from kdistill.scoring import load_scores_of
 from kdistill.selection import ScoreSpec, ScoreTable, difficulty, load_scores
 
 SMALL = {"runs": 2, "epochs": 3, "width": 4, "batch_size": 8, "lr": 0.05}

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kdistill.errors import ConfigError, DataError, ShapeError
-from kdistill.selection import SELECTIONS, baselines, select
+from kdistill.selection import SELECTIONS, select
+from kdistill.selection import coresets as baselines
 
 KEY = 1234
 

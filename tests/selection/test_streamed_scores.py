@@ -6,11 +6,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 import kdistill
-from kdistill.api import train_experts
+from kdistill.api.distill import train_experts
+from kdistill.api.plan import plan
+from kdistill.api.score import load_scores_of
 from kdistill.data import fingerprint
 from kdistill.errors import ConfigError, DataError
-from kdistill.planning import plan
-from kdistill.scoring import load_scores_of
 
 SMALL = {"runs": 1, "epochs": 2, "width": 4, "batch_size": 8, "lr": 0.05, "metrics": "el2n, grand,forgetting"}
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_streamed_is_named(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdistill.scoring.difficulty", None)
+    monkeypatch.setattr("kdistill.api.score.difficulty", None)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="expected a folder that can be written"):
         kdistill.score(drawn(side=8), options=SMALL, out=tmp_path / "file" / "scores")

@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdistill.engine.students._results import GradJvp, Trace
-from kdistill.engine.students._student import Slot, Student
-from kdistill.engine.students._zoo import NORMS, ZooModule, refuse
-from kdistill.engine.students.alexnet import AlexNet
-from kdistill.engine.students.convnet import ConvNet
-from kdistill.engine.students.lenet import LeNet
-from kdistill.engine.students.mlp import Mlp
+from kdistill.engine.students.base import Slot, Student
+from kdistill.engine.students.convnet.network import ConvNet
 from kdistill.engine.students.module import ModuleStudent
-from kdistill.engine.students.resnet import ResNet18
-from kdistill.engine.students.vgg import Vgg11
-from kdistill.engine.students.vit import Vit
+from kdistill.engine.students.results import GradJvp, Trace
+from kdistill.engine.students.zoo.alexnet import AlexNet
+from kdistill.engine.students.zoo.base import NORMS, ZooModule, refuse
+from kdistill.engine.students.zoo.lenet import LeNet
+from kdistill.engine.students.zoo.mlp import Mlp
+from kdistill.engine.students.zoo.resnet import ResNet18
+from kdistill.engine.students.zoo.vgg import Vgg11
+from kdistill.engine.students.zoo.vit import Vit
 from kdistill.errors import ConfigError, ShapeError, did_you_mean
 
 __all__ = ["STUDENTS", "ConvNet", "GradJvp", "ModuleStudent", "Slot", "Student", "Trace", "build_student"]

@@ -13,8 +13,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdistill.engine.precision import asked_precision
-from kdistill.engine.students._results import Trace
-from kdistill.engine.students._student import Slot, Student
+from kdistill.engine.students.base import Slot, Student
+from kdistill.engine.students.results import Trace
 from kdistill.errors import ConfigError, ShapeError
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Hardswish, nn.Mish, nn.PReLU, nn.Tanh, nn.Sigmoid)

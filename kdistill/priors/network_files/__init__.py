@@ -1,6 +1,6 @@
 """Network files of StyleGAN2-ADA, StyleGAN3 and StyleGAN-XL: read without running anything, kept as safetensors."""
 
 from kdistill.priors.network_files.convert import convert_network, read_network
-from kdistill.priors.network_files.folder import load_generator, save_generator
+from kdistill.priors.network_files.generator_folder import load_generator, save_generator
 
 __all__ = ["convert_network", "load_generator", "read_network", "save_generator"]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from kdistill.errors import ConfigError
-from kdistill.priors._prior import Noise
-from kdistill.priors.stylegan._generator import MAPPING_LR, Generator, MappingConfig
-from kdistill.priors.stylegan._operators import (
+from kdistill.priors.base import Noise
+from kdistill.priors.stylegan.base import MAPPING_LR, Generator, MappingConfig
+from kdistill.priors.stylegan.operators import (
     dense,
     limited,
     line_of,

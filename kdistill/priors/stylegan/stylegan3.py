@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdistill.priors._prior import Noise
-from kdistill.priors.stylegan._generator import Generator, MappingConfig
-from kdistill.priors.stylegan._operators import EPS, SLOPE, dense, filtered_lrelu, modulated_conv
+from kdistill.priors.base import Noise
+from kdistill.priors.stylegan.base import Generator, MappingConfig
+from kdistill.priors.stylegan.operators import EPS, SLOPE, dense, filtered_lrelu, modulated_conv
 
 
 @dataclass(frozen=True, kw_only=True)

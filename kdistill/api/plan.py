@@ -1,0 +1,133 @@
+"""``plan``: what a run will need, before it starts.
+
+The run is rehearsed: built as it would be, with an inner trajectory of two steps where the method has one, and taken through a
+few outer iterations.  What grows with the number of steps is then added from its formula: time is linear in outer and inner
+steps, and a trajectory keeps one parameter vector per inner step.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdistill import methods
+from kdistill._native import peak_bytes
+from kdistill.api.distill import check_sizes, kept
+from kdistill.api.run import check_ranges, resolve, use
+from kdistill.data import ImageDataset, load_data
+from kdistill.status import duration
+
+ROUNDS = 3  # iterations that are timed, after one that is not
+PAGE_BYTES = 36_000  # card, configuration and metrics of an artefact
+PREVIEW = 0.35  # bytes of preview.png for a byte of float32 images
+LOOK_BYTES = 230  # a line of metrics.jsonl, one every ten iterations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need.
+
+    Attributes:
+        memory_bytes: Peak resident memory of the process.
+        disk_bytes: Of the finished run's folder: artefact and checkpoints.
+        seconds: Of the outer loop.
+        expert_bytes: Of the expert trajectories that are missing.
+        expert_seconds: To train them.
+        iteration_seconds: Of one outer iteration.
+        num_params: P of the network, 0 where the method has no trajectories.
+    """
+
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+    expert_bytes: int
+    expert_seconds: float
+    iteration_seconds: float
+    num_params: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"memory   {self.memory_bytes / 2**30:.2f} GiB peak",
+            f"disk     {self.disk_bytes / 1e6:.1f} MB for the run",
+            f"time     {duration(self.seconds)} ({1e3 * self.iteration_seconds:.0f} ms an iteration)",
+        ]
+        if self.expert_seconds:
+            lines.append(f"experts  {duration(self.expert_seconds)} and {self.expert_bytes / 1e6:.1f} MB, once")
+        return "\n".join(lines)
+
+
+def plan(
+    data: ImageDataset | Any,
+    *,
+    method: str = "dm",
+    ipc: int = 10,
+    preset: str = "fast",
+    options: Mapping[str, Any] | None = None,
+    validation: float = 0.1,
+    threads: int | None = None,
+) -> Plan:
+    """Predict memory, disk and time of a run from a rehearsal of a few iterations.
+
+    Args:
+        data: As for ``distill``, and so are the others.
+        method: As for ``distill``.
+        ipc: As for ``distill``.
+        preset: As for ``distill``.
+        options: As for ``distill``.
+        validation: As for ``distill``.
+        threads: As for ``distill``.
+
+    Returns:
+        The prediction, for this machine and its present load.  Evaluation is not part of it.
+
+    Raises:
+        ConfigError: What ``distill`` would refuse.
+
+    Cost: a few outer iterations with two inner steps, and two steps of an expert.
+    """
+    found, config = methods.get(method), resolve(method, preset, options or {})
+    use(threads)
+    check_ranges(ipc, validation)
+    data = data if isinstance(data, ImageDataset) else load_data(data)
+    data.check_in_memory()
+    seen = kept(data, validation)
+    check_sizes(seen, ipc)
+    with tempfile.TemporaryDirectory() as folder:
+        rehearsal = methods.Rehearsal(config) if found.rehearse is None else found.rehearse(config, seen, Path(folder))
+        problem = found.build(rehearsal.config, seen, ipc, 0, None)
+        seconds = _iteration_seconds(problem) * rehearsal.steps_ratio
+    states = 3 if problem.average else 2
+    state_bytes = sum(_nbytes(x) for x in problem.state.values())
+    checkpoints = 2 if seconds * problem.iterations > 60 else 1
+    return Plan(
+        memory_bytes=peak_bytes() + rehearsal.more_bytes + state_bytes * states,
+        disk_bytes=int(state_bytes * (1 + states * checkpoints + PREVIEW)) + PAGE_BYTES + LOOK_BYTES * problem.iterations // 10,
+        seconds=seconds * problem.iterations,
+        expert_bytes=rehearsal.expert_bytes,
+        expert_seconds=rehearsal.expert_seconds,
+        iteration_seconds=seconds,
+        num_params=rehearsal.num_params,
+    )
+
+
+def _iteration_seconds(problem: methods.Problem) -> float:
+    """Return the median time of an iteration, the first one left out."""
+    times = []
+    with torch.no_grad():
+        for iteration in range(1 + ROUNDS):
+            began = time.perf_counter()
+            images = problem.prior.render(problem.state, iteration)
+            step = problem.objective(iteration, images, problem.state)
+            problem.prior.pull_back(problem.state, step.grad_images, iteration)
+            float(step.loss)
+            times.append(time.perf_counter() - began)
+    return sorted(times[1:])[ROUNDS // 2]
+
+
+def _nbytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()

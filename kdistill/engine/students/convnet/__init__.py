@@ -1,0 +1,1 @@
+"""The ConvNet of the field."""

@@ -1,0 +1,1 @@
+"""The students other than the ConvNet."""

@@ -1,0 +1,204 @@
+"""``evaluate_snapshots``: how good the set of a run was on its way, and which iteration was best.
+
+Papers report the best accuracy on the test images over the iterations of the distillation (not over the epochs of a network that
+is trained on the set).  Here that number has its name, "best on test", and stands beside two that do not look at the test images:
+the iteration that is best on images which the run held out, and the last one.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from rich.console import Group
+from torch import nn
+
+from kdistill.artifacts.dataset import DistilledDataset
+from kdistill.artifacts.snapshot_folder import load_snapshot, snapshot_iterations
+from kdistill.data import ImageDataset, load_data
+from kdistill.errors import ConfigError
+from kdistill.evaluation import protocols
+from kdistill.evaluation.evaluate import evaluate
+from kdistill.evaluation.protocols import Protocol
+from kdistill.evaluation.provenance import held_out_share
+from kdistill.evaluation.tables import plain_table, rich_table
+from kdistill.status import quietly, status_line
+
+COLUMNS = ("iteration", "validation %", "test %", "")
+LEFT = ("",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotRow:
+    """One state of the set.
+
+    Attributes:
+        iteration: Iterations of the distillation that made it.
+        validation: Accuracy of every network on images that the run held out; empty where it held none out.
+        accuracies: Accuracy of every network on the test images.
+    """
+
+    iteration: int
+    validation: tuple[float, ...]
+    accuracies: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotEvaluation:
+    """The states of a run's set, rising by iteration; the last one is the artefact itself.
+
+    Attributes:
+        rows: One per state.
+        protocol: How the networks were trained.
+        model: The network.
+        data: Name of the data.
+        seed: Seed of the evaluation.
+    """
+
+    rows: tuple[SnapshotRow, ...]
+    protocol: Protocol
+    model: str
+    data: str
+    seed: int
+
+    @property
+    def best_on_validation(self) -> int | None:
+        """The iteration with the best mean validation accuracy, the first of several; None where nothing was held out."""
+        held_out = [row for row in self.rows if row.validation]
+        return max(held_out, key=lambda row: mean(row.validation)).iteration if held_out else None
+
+    @property
+    def best_on_test(self) -> int:
+        """The iteration with the best mean test accuracy: chosen on the test images, for comparison with papers alone."""
+        return max(self.rows, key=lambda row: mean(row.accuracies)).iteration
+
+    def table(self, width: int | None = None) -> Group:
+        """Return the table for a terminal of that many characters."""
+        return rich_table(COLUMNS, self._cells(), self._notes(), LEFT, width=width)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self) -> str:
+        """Return the same table as plain text."""
+        return plain_table(COLUMNS, self._cells(), self._notes(), LEFT)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``metrics.json`` holds under ``"snapshots"``."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "best_on_validation": self.best_on_validation,
+            "best_on_test": self.best_on_test,
+            "protocol": asdict(self.protocol),
+            "model": self.model,
+            "data": self.data,
+            "seed": self.seed,
+        }
+
+    def _cells(self) -> list[list[str]]:
+        return [
+            [f"{row.iteration:,}", _percent(row.validation), _percent(row.accuracies), ", ".join(self._names(row))]
+            for row in self.rows
+        ]
+
+    def _names(self, row: SnapshotRow) -> list[str]:
+        names = {
+            "best on validation": self.best_on_validation,
+            "best on test": self.best_on_test,
+            "last": self.rows[-1].iteration,
+        }
+        return [name for name, iteration in names.items() if iteration == row.iteration]
+
+    def _notes(self) -> list[str]:
+        recipe = self.protocol
+        notes = [
+            f"{self.data}, {recipe.title} protocol, {recipe.epochs} epochs, {recipe.nets} networks ({self.model})",
+            "best on test: over the iterations of the distillation, chosen",
+            "on the test images as papers do: compare it with papers only",
+        ]
+        if self.best_on_validation is None:
+            return [*notes, "the run held no images out: nothing is best on validation"]
+        return [*notes, "best on validation: chosen on images that the run held out"]
+
+
+def evaluate_snapshots(
+    run: str | Path,
+    data: ImageDataset | Any,
+    *,
+    protocol: str | Protocol = "bench",
+    model: str | nn.Module | None = None,
+    nets: int | None = None,
+    lr: float | None = None,
+    precision: str | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: Callable[[str], None] | None = None,
+    quiet: bool = False,
+) -> SnapshotEvaluation:
+    """Train fresh networks on every snapshot of a run and on its last set, and test them as ``evaluate`` does.
+
+    Args:
+        run: Folder of a finished run that was started with ``snapshot_every``.
+        data: The real data, or anything that ``load_data`` takes.
+        protocol: As for ``evaluate``; the set is trained on as it is, without the variants of ``evaluate``.
+        model: One network; None is the protocol's student.
+        nets: Networks per snapshot; None is the protocol's number.
+        lr: Learning rate where the set has not learned its own; None is the protocol's.
+        precision: As for ``evaluate``.
+        seed: As for ``evaluate``; network ``i`` of every snapshot begins with the same weights.
+        device: As for ``evaluate``.
+        progress: Called with one line about what is being done, beside what is shown.
+        quiet: Do not show the progress.
+
+    Returns:
+        One row per snapshot, and which iteration was best on validation and on test images.  The set of an iteration is
+        ``DistilledDataset.from_pretrained(run, iteration=...)``.
+
+    Raises:
+        ConfigError: The folder has no snapshots, or what ``evaluate`` refuses.
+        DataError: A snapshot is damaged or of another run, or the data does not fit.
+
+    Cost: that of ``evaluate`` without baselines, for every snapshot.
+    """
+    iterations = snapshot_iterations(run)
+    if not iterations:
+        raise ConfigError(
+            f"evaluate: expected snapshots in {run}, got none; distill with --snapshot-every 100 (snapshot_every=100) first"
+        )
+    recipe = protocols.get(protocol, nets=nets, lr=lr, precision=precision)
+    recipe = replace(recipe, eight_bit=False, hard_labels=False, robustness=False, best_on_test=False)
+    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
+    last = DistilledDataset.from_pretrained(run)
+    end = _iterations_of(last, iterations)
+    rows = []
+    with quietly(quiet), status_line("snapshots") as show:
+        for iteration in [*(at for at in iterations if at < end), end]:
+            small = last if iteration == end else load_snapshot(run, iteration)
+            show(f"iteration {iteration:,} of {end:,}")
+            say = None if progress is None else _prefixed(progress, f"iteration {iteration:,}: ")
+            result = evaluate(small, data, protocol=recipe, models=model, baselines=(), seed=seed, device=device, progress=say)
+            row = result.rows[0]
+            is_held_out = data.validation is not None or held_out_share(small) is not None
+            validation = row.validation if is_held_out else ()
+            rows.append(SnapshotRow(iteration=iteration, validation=validation, accuracies=row.accuracies))
+    return SnapshotEvaluation(rows=tuple(rows), protocol=recipe, model=row.model, data=data.name, seed=seed)
+
+
+def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:
+    return lambda text: progress(prefix + text)
+
+
+def _iterations_of(last: DistilledDataset, iterations: list[int]) -> int:
+    """Return how many iterations made the artefact, as its record says; one more than its snapshots where it says nothing."""
+    record = last.metrics.get("distillation")
+    done = record.get("iterations") if isinstance(record, dict) else None
+    return done if isinstance(done, int) and done > 0 else iterations[-1] + 1
+
+
+def _percent(accuracies: tuple[float, ...]) -> str:
+    if not accuracies:
+        return "-"
+    spread = f" ± {100 * stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    return f"{100 * mean(accuracies):.2f}{spread}"

@@ -1,0 +1,159 @@
+"""Training of experts: SGD with DSA (MTT), or GSAM around it (FTD: flat trajectories).
+
+GSAM, one step, with g the gradient at theta:
+
+    e  = rho * |theta|^2 g / ||  |theta| g ||         (adaptive perturbation)
+    g' = gradient at theta + e on the same batch
+    d  = g' - a * (g - (<g, g'> / |g'|^2) g')         (what of g is orthogonal to g', subtracted)
+
+Papers: Cazenavette et al., MTT, CVPR 2022; Du et al., FTD, CVPR 2023; Zhuang et al., GSAM, ICLR 2022.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdistill.augment import Augment
+from kdistill.engine import Student, loss_and_grad, train
+from kdistill.experts.expert_spec import ExpertSpec
+from kdistill.experts.store import TrajectoryStore
+from kdistill.keys import generator, make_key
+from kdistill.status import duration, note, status_line
+
+Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Rows = Callable[[int], Tensor]  # epoch (0 is the first) to the rows that it sees
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What training the missing experts will take.
+
+    Attributes:
+        nbytes: On the disk.
+        seconds: From one timed step.
+        experts: How many are missing.
+    """
+
+    nbytes: int
+    seconds: float
+    experts: int
+
+    def __str__(self) -> str:
+        minutes = f"{self.seconds / 60:.1f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s"
+        return f"{self.experts} expert{'s' * (self.experts != 1)} to train: about {minutes} and {self.nbytes / 1e6:.1f} MB"
+
+
+def estimate(
+    spec: ExpertSpec, student: Student, images: Tensor, labels: Tensor, missing: int, rows_of: Rows | None = None
+) -> Estimate:
+    """Return size and time of ``missing`` experts, from one timed step after one that is not timed."""
+    batch = min(spec.batch_size, len(images))
+    gradient, theta = gradient_of(spec, student), student.init(generator(0)).to(images)
+    for _ in range(2):
+        began = time.perf_counter()
+        gradient(theta, images[:batch], labels[:batch])
+        seconds = time.perf_counter() - began
+    counts = [len(images) if rows_of is None else len(rows_of(epoch)) for epoch in range(spec.epochs)]
+    steps = missing * sum(-(-count // spec.batch_size) for count in counts)
+    return Estimate(missing * (spec.epochs + 1) * student.num_params * 4, steps * seconds, missing)
+
+
+def train_expert(
+    spec: ExpertSpec, student: Student, images: Tensor, labels: Tensor, number: int, rows_of: Rows | None = None
+) -> Tensor:
+    """Return the snapshots ``[epochs + 1, P]`` of expert ``number``, float32 on the CPU.
+
+    Args:
+        spec: The recipe.
+        student: The network.
+        images: Real images as the network sees them, ``[N, C, S, S]``.
+        labels: int64 ``[N]``.
+        number: Decides weights, order and augmentation, together with the seed.
+        rows_of: Which images an epoch sees (a curriculum); None is all of them.
+
+    Cost: ``epochs`` passes over the images, two gradients per step with GSAM.
+    """
+    key = make_key(spec.seed, "expert", number)
+    snapshots = [student.init(generator(make_key(key, "init", 0))).to(images).cpu()]
+    augment = None
+    if spec.strategy != "none":
+        augment = Augment(spec.strategy, siamese=False, key=make_key(key, "augment"), align_corners=True)
+    train(
+        student,
+        images,
+        labels,
+        epochs=spec.epochs,
+        lr=spec.lr,
+        key=key,
+        batch_size=spec.batch_size,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+        schedule="constant",
+        augment=augment,
+        gradient=gradient_of(spec, student),
+        rows_of=rows_of,
+        on_epoch=lambda epoch, thetas: snapshots.append(thetas[0].to("cpu", copy=True)),
+    )
+    return torch.stack(snapshots)
+
+
+def train_experts(
+    spec: ExpertSpec,
+    student: Student,
+    images: Tensor,
+    labels: Tensor,
+    store: TrajectoryStore,
+    *,
+    rows_of: Rows | None = None,
+) -> TrajectoryStore:
+    """Train the experts that ``store`` lacks, one file after the other; a killed training goes on where it was.
+
+    Processes that share a folder share the work: what another one is training is left to it, and waited for at the end.
+    Size and time are shown before it starts (``kdistill.status``).
+
+    Args:
+        spec: The recipe.
+        student: The network.
+        images: ``[N, C, S, S]``.
+        labels: int64 ``[N]``.
+        store: Where they go; its identity names the selection behind ``rows_of``.
+        rows_of: Which images an epoch sees; None is all of them.
+    """
+    store.forget_missing()
+    missing = [i for i in range(spec.count) if not store.has(i)]
+    if not missing:
+        return store
+    note(f"experts: {estimate(spec, student, images, labels, len(missing), rows_of)}, in {store.folder}")
+    began = time.monotonic()
+    with status_line("experts") as say:
+        for done, number in enumerate(missing):
+            left = (time.monotonic() - began) / done * (len(missing) - done) if done else None
+            with store.claimed(number, wait=False) as is_missing:
+                if is_missing:
+                    say(f"training {done + 1} of {len(missing)}" + ("" if left is None else f"  {duration(left)} left"))
+                    store.add(number, train_expert(spec, student, images, labels, number, rows_of))
+        for number in (number for number in missing if not store.has(number)):
+            say(f"waiting for expert {number}, which another process is training")
+            with store.claimed(number, wait=True) as is_missing:
+                if is_missing:  # the other one was stopped
+                    store.add(number, train_expert(spec, student, images, labels, number, rows_of))
+    return store
+
+
+def gradient_of(spec: ExpertSpec, student: Student) -> Gradient:
+    """Return the direction of a step: ``(theta, images, labels) -> (loss, direction)``."""
+    if spec.optimiser == "sgd":
+        return lambda theta, images, labels: loss_and_grad(student, theta, images, labels)
+
+    def gsam(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, grad = loss_and_grad(student, theta, images, labels)
+        scaled = theta.abs() * grad
+        perturbed = theta + spec.rho * theta.abs() * scaled / (scaled.norm() + 1e-12)
+        _, ahead = loss_and_grad(student, perturbed, images, labels)
+        along = (grad @ ahead) / ahead.square().sum().clamp(min=1e-30)
+        return loss, ahead - spec.surrogate * (grad - along * ahead)
+
+    return gsam

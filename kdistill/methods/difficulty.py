@@ -1,0 +1,147 @@
+"""Methods that look at a part of the real images, chosen by difficulty: PAD's FIEX.
+
+Scores come from a table that the user names, or from networks that are trained on the real images for a few epochs; those are
+kept under the cache folder.  Symbols: N images, R networks.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from torch import Tensor
+
+from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from kdistill.data import ImageDataset
+from kdistill.data.dataset import fingerprint
+from kdistill.data.picture_cache import cache_folder
+from kdistill.errors import ConfigError, DataError
+from kdistill.experts.expert_spec import digest_of
+from kdistill.files import is_trusted, make_private
+from kdistill.methods.base import MethodConfig
+from kdistill.methods.options import COUNT, Unset, Words
+from kdistill.selection import Ranking, ScoreSpec, difficulty, load_scores, rank
+from kdistill.selection.difficulty_scores import METRICS
+from kdistill.status import status_line
+
+_log = logging.getLogger("kdistill")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifficultyConfig(MethodConfig):
+    """Options of methods that choose real images by difficulty, beside those that every method has.
+
+    Attributes:
+        scores: Table made by ``kdistill score`` from the images that the run sees.
+        score_metric: What counts as difficulty, a metric of ``kdistill score``.
+        score_nets: Networks whose scores are averaged, where there is no table.
+        score_epochs: Epochs that each of them is trained for.
+    """
+
+    scores: Annotated[str | None, Unset("networks are trained to score the images")] = None
+    score_metric: Annotated[str, Words(tuple(METRICS))] = "el2n"
+    score_nets: Annotated[int, COUNT] = 10
+    score_epochs: Annotated[int, COUNT] = 10
+
+    def scores_identity(self, data: ImageDataset) -> dict[str, Any]:
+        """Return what decides the scores: the table's numbers, or how networks are trained.
+
+        Raises:
+            DataError: The table does not fit the data.
+        """
+        if self.scores is not None:
+            return {"table": hashlib.sha256(self._table(data).numpy().tobytes()).hexdigest()}
+        return {"metric": self.score_metric, "nets": self.score_nets, "epochs": self.score_epochs}
+
+    def table_identity(self, data: ImageDataset) -> dict[str, Any]:
+        """Return what a run's record says of a table that it looks at, so that it is not resumed with another one."""
+        return {} if self.scores is None or not self.looks_at_scores else {"scores": self.scores_identity(data)}
+
+    @property
+    def looks_at_scores(self) -> bool:
+        """Whether these options make a choice by difficulty."""
+        return True
+
+    def ranking(self, data: ImageDataset) -> Ranking:
+        """Return the images of every class from easy to hard; trains networks where there are no scores yet.
+
+        Cost: ``score_nets * (score_epochs + 1)`` passes over the data, once.
+        """
+        found = self._scores(data) if self.scores is None else self._table(data)
+        return rank(found, data.train.labels, num_classes=data.num_classes, classes=data.classes)
+
+    def _table(self, data: ImageDataset) -> Tensor:
+        train = data.train
+        found = load_scores(str(self.scores), digest=fingerprint(train), num_samples=len(train), labels=train.labels)
+        return found.of(self.score_metric)
+
+    def _scores(self, data: ImageDataset) -> Tensor:
+        network = f"{self.network(data)!r}, width {self.width}, norm {self.norm}"
+        identity = {**self.scores_identity(data), "training": data.training_digest(), "student": network}
+        path = cache_folder() / "scores" / f"{data.name}-{digest_of(identity)}.safetensors"
+        is_usable = is_trusted(path.parent)
+        if is_usable and path.exists():
+            try:
+                scores = load_checkpoint(path)[0]["scores"]
+                if scores.shape == data.train.labels.shape and bool(scores.isfinite().all()):
+                    return scores
+                _log.warning("%s: expected a finite score for each image, got others; the images are scored again", path)
+            except (DataError, KeyError) as error:
+                _log.warning("%s; the images are scored again", error)
+        spec = ScoreSpec(metrics=(self.score_metric,), runs=self.score_nets, epochs=self.score_epochs)
+        seen = data.transform.apply(data.train.images)
+        with status_line("scores") as say:
+            found = difficulty(spec, self.network(data), seen, data.train.labels, say=say)[self.score_metric]
+        if is_usable:
+            try:
+                make_private(path.parent)
+                save_checkpoint(path, {"scores": found}, identity)
+            except (DataError, OSError) as error:
+                _log.warning("the scores are not kept for later runs (%s)", error)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilteredConfig(DifficultyConfig):
+    """Options of methods that match batches of real images, beside those of scores (PAD, appendix A.1).
+
+    Attributes:
+        drop_hardest: Share of the hardest images of each class that is left out; helps for few images per class.
+        drop_easiest: Share of the easiest images of each class that is left out; helps for many images per class.
+    """
+
+    drop_hardest: Annotated[float, "0 or more, below 1 together"] = 0.0
+    drop_easiest: Annotated[float, "0 or more, below 1 together"] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        hard, easy = self.drop_hardest, self.drop_easiest
+        if not (min(hard, easy) >= 0.0 and hard + easy < 1.0):
+            raise ConfigError(
+                f"drop_hardest, drop_easiest: expected shares of 0 or more that leave images, got {hard:g} and {easy:g}; 0.2 "
+                "leaves a fifth out"
+            )
+
+    @property
+    def looks_at_scores(self) -> bool:
+        """Whether a share is left out."""
+        return self.drop_hardest > 0.0 or self.drop_easiest > 0.0
+
+    def kept(self, data: ImageDataset) -> ImageDataset:
+        """Return the data without what is dropped, as it is where nothing is.
+
+        Raises:
+            DataError: A class would be empty; known before anything is scored.
+        """
+        if not self.looks_at_scores:
+            return data
+        low, high = self.drop_easiest, 1.0 - self.drop_hardest
+        by_count(data).keep(low, high)
+        rows = self.ranking(data).keep(low, high)
+        return replace(data, train=data.train.take(rows))
+
+
+def by_count(data: ImageDataset) -> Ranking:
+    """Return a ranking with classes of the right sizes, to check shares without scores."""
+    labels = data.train.labels
+    return rank(labels.new_zeros(len(labels)).float(), labels, num_classes=data.num_classes, classes=data.classes)

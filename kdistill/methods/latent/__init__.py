@@ -1,0 +1,1 @@
+"""Latents of a generator under the objective of another method."""

@@ -1,0 +1,94 @@
+"""The class-relevant feature distance of a run: its networks and the real statistics, made once and kept."""
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from kdistill.data import ImageDataset
+from kdistill.data.picture_cache import cache_folder
+from kdistill.engine import train
+from kdistill.engine.students import Student
+from kdistill.errors import DataError
+from kdistill.experts.expert_spec import digest_of
+from kdistill.files import is_trusted, make_private
+from kdistill.keys import generator, make_key
+from kdistill.objectives.class_relevance import ClassRelevantDistance, class_relevant_distance, restored_distance
+from kdistill.status import note
+
+if TYPE_CHECKING:
+    from kdistill.methods.latent.hglad import HGladConfig
+
+NETS = ("trained", "random")
+KEEP_BYTES = 2**28  # larger statistics are not written: 5 networks of width 128 at 128 px have half a gigabyte
+
+_log = logging.getLogger("kdistill")
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """The distance of a run, made at the first call; runs with equal data, networks and seed share it (``$KDISTILL_CACHE``).
+
+    Attributes:
+        config: Options of the run.
+        data: Its real images.
+        labels: Of the synthetic images.
+        seed: Seed of the run.
+    """
+
+    config: "HGladConfig"
+    data: ImageDataset
+    labels: Tensor
+    seed: int
+
+    def __call__(self, images: Tensor) -> float:
+        """Return the distance of images as networks see them."""
+        return float(self.distance(images, self.labels))
+
+    @cached_property
+    def distance(self) -> ClassRelevantDistance:
+        """The distance to the run's real images; read if it was kept, made and kept otherwise."""
+        config, student = self.config, self.config.network(self.data)
+        real = self.data.transform.apply(self.data.train.images)
+        path = self._path(student)
+        is_usable = is_trusted(path.parent)
+        if is_usable and path.exists():
+            try:
+                return restored_distance(student, real, config.layers, load_checkpoint(path)[0])
+            except (DataError, LookupError, TypeError, ValueError, RuntimeError) as error:
+                _log.warning("%s; the distance is made again", error)
+        note(f"distance: {config.num_nets} networks, {config.nets}, and class means of {len(real)} images")
+        found = class_relevant_distance(
+            student, self._thetas(student, real), real, self.data.train.labels, layers=config.layers, weighting=config.weighting
+        )
+        tensors = found.tensors()
+        if is_usable and sum(x.nbytes for x in tensors.values()) <= KEEP_BYTES:
+            try:
+                make_private(path.parent)
+                save_checkpoint(path, tensors, {})
+            except (DataError, OSError) as error:
+                _log.warning("the distance is not kept for later runs (%s)", error)
+        return found
+
+    def _thetas(self, student: Student, real: Tensor) -> Tensor:
+        config, key = self.config, make_key(self.seed, "distance")
+        if config.nets == "trained":
+            return train(
+                student, real, self.data.train.labels, epochs=config.net_epochs, lr=config.net_lr, key=key,
+                nets=config.num_nets, schedule="constant",
+            )  # fmt: skip
+        nets = [student.init(generator(make_key(key, "init", net))) for net in range(config.num_nets)]
+        return torch.stack(nets).to(real)
+
+    def _path(self, student: Student) -> Path:
+        config = self.config
+        names = ["nets", "num_nets", "layers", "weighting"] + ["net_epochs", "net_lr"] * (config.nets == "trained")
+        network = f"{student!r}, width {config.width}, depth {config.depth}, norm {config.norm}"
+        identity = {name: getattr(config, name) for name in names}
+        identity |= {"training": self.data.training_digest(), "student": network, "seed": self.seed}
+        return cache_folder() / "distances" / f"{self.data.name}-{digest_of(identity)}.safetensors"

@@ -1,0 +1,328 @@
+"""What the trajectory methods share: options, expert store, inner batches and the objective.
+
+In every outer iteration: take an expert and a start epoch t, train from its snapshot t on the synthetic images for N steps, and
+compare with its snapshot t + M.  Paper: Cazenavette et al., CVPR 2022, algorithm 1.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import torch
+from torch import Tensor
+
+from kdistill.augment import strategy_for
+from kdistill.data import ImageDataset
+from kdistill.data.picture_cache import cache_folder
+from kdistill.engine import Student, TrajectoryMatch, trajectory_match
+from kdistill.engine.inner_steps import Mask
+from kdistill.engine.unroll import GRAD_MODES, SMALLEST_LR
+from kdistill.errors import NonFiniteError
+from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_experts
+from kdistill.experts.expert_spec import digest_of
+from kdistill.experts.expert_training import Rows
+from kdistill.files import check_private, explained, make_private
+from kdistill.keys import generator, make_key, permutation, uniforms
+from kdistill.methods.base import MethodConfig, Problem, Rehearsal, Step, augmentation, balanced_labels, initial_images
+from kdistill.methods.calibration import calibrated
+from kdistill.methods.options import COUNT, FOUND, NOT_NEGATIVE, POSITIVE, Unset, Words
+from kdistill.priors import PixelPrior, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryConfig(MethodConfig):
+    """Options of the trajectory methods beside those that every method has; defaults: MTT's for CIFAR-10, 10 images per class.
+
+    The network and the augmentation are those of experts and students alike; ``momentum`` and ``schedule`` hold for the images
+    and for the student's step size.
+
+    Attributes:
+        iterations: Outer steps; every one takes an expert and a start epoch.
+        syn_steps: N, steps of the student on the synthetic images.
+        expert_epochs: M, epochs of the expert between start and target.
+        max_start_epoch: T+; start epochs are drawn from 0 to T+ - 1.
+        lr_images: Learning rate of the images (normalised pixels); where it is found, the first step moves them by 3 % of
+            their norm.
+        lr_lr: Learning rate of the student's learning rate.
+        lr_init: The student's learning rate at the start; it is learned, and kept above 1e-6.
+        batch_syn: Synthetic images per step of the student.
+        grad_mode: ``"adjoint"`` (exact), ``"unroll"`` (the same by autograd) or ``"tesla"`` (truncated).
+        checkpoint_every: Of a student's trajectory one parameter vector in this many is stored and the others are computed
+            again: less memory, more time.
+        cuda_graph: On a GPU, replay the kernels of an outer step from one recorded graph; it changes no kernel.
+        skip_move: Where ``lr_images`` is found: an iteration whose gradient alone would move the images by more than this share
+            of their norm changes nothing.
+        num_experts: Number of expert trajectories.
+        expert_lr: Learning rate of the experts.
+        expert_batch: Batch size of the experts.
+        experts: Folder of the expert trajectories.
+    """
+
+    iterations: int = 5000
+    syn_steps: Annotated[int, COUNT] = 30
+    expert_epochs: Annotated[int, COUNT] = 2
+    max_start_epoch: Annotated[int, COUNT] = 20
+    lr_images: Annotated[float | None, NOT_NEGATIVE, FOUND] = 100.0
+    lr_lr: Annotated[float, NOT_NEGATIVE] = 1e-5
+    lr_init: Annotated[float | None, POSITIVE, FOUND] = 0.001
+    batch_syn: Annotated[int | None, COUNT, Unset("all")] = None
+    grad_mode: Annotated[str, Words(tuple(GRAD_MODES))] = "adjoint"
+    checkpoint_every: Annotated[int, COUNT] = 1
+    cuda_graph: bool = False
+    skip_move: Annotated[float | None, POSITIVE, Unset("no iteration is skipped")] = None
+    num_experts: Annotated[int, COUNT] = 100
+    expert_lr: Annotated[float, POSITIVE] = 0.01
+    expert_batch: Annotated[int, COUNT] = 256
+    experts: Annotated[str | None, Unset("under the cache folder, named by the settings")] = None
+
+    def expert_spec(self, data: ImageDataset) -> ExpertSpec:
+        """Return how the experts are trained; no longer than a start epoch and M reach."""
+        return ExpertSpec(
+            count=self.num_experts,
+            epochs=self.max_start_epoch - 1 + self.expert_epochs,
+            lr=self.expert_lr,
+            batch_size=self.expert_batch,
+            strategy=strategy_for(self.strategy, data.mirrors),
+        )
+
+    def expert_selection(self, data: ImageDataset) -> dict[str, Any] | None:
+        """Return what decides which images the experts see in every epoch; None where they see all."""
+        return None
+
+    def expert_rows(self, data: ImageDataset) -> Rows | None:
+        """Return ``epoch -> rows`` of that selection."""
+        return None
+
+    def window(self, iteration: int) -> tuple[int, int]:
+        """Return the first start epoch of an iteration, and the one after the last."""
+        return 0, self.max_start_epoch
+
+    def rehearsed(self, folder: Path) -> Self:
+        """Return these options for a rehearsal: two inner steps, one expert of one epoch in ``folder``."""
+        short = replace(self, syn_steps=2, num_experts=1, max_start_epoch=1, expert_epochs=1, experts=str(folder))
+        return replace(short, lr_init=self.lr_init or 0.01, lr_images=self.lr_images or 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatExpertsConfig(TrajectoryConfig):
+    """Options of the methods whose experts are FTD's, trained by GSAM on flat trajectories.
+
+    Attributes:
+        rho: Radius of the perturbation by which the experts look for flat minima.
+        surrogate: Weight of the orthogonal part of the gradient that the experts subtract.
+    """
+
+    rho: Annotated[float, NOT_NEGATIVE] = 0.01
+    surrogate: Annotated[float, NOT_NEGATIVE] = 0.3
+
+    def expert_spec(self, data: ImageDataset) -> ExpertSpec:
+        """Return the recipe of MTT's experts with GSAM around SGD."""
+        return replace(super().expert_spec(data), optimiser="gsam", rho=self.rho, surrogate=self.surrogate)
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Labels that are learned beside the images (DATM).
+
+    Attributes:
+        logits: To begin with, ``[M, K]``.
+        lr: Their step size.
+        momentum: Of their SGD.
+    """
+
+    logits: Tensor
+    lr: float
+    momentum: float
+
+
+def published(
+    rows: Mapping[str, tuple[int, int, int, float, float, float, int | None]], **common: Any
+) -> dict[str, dict[str, Any]]:
+    """Return presets from a table of (N, M, T+, lr_images, lr_lr, lr_init, batch_syn)."""
+    names = ("syn_steps", "expert_epochs", "max_start_epoch", "lr_images", "lr_lr", "lr_init", "batch_syn")
+    return {preset: {**dict(zip(names, row, strict=True)), **common} for preset, row in rows.items()}
+
+
+def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
+    """Return the trajectories for these settings as far as they are there.
+
+    Raises:
+        ConfigError: The folder holds trajectories of other data, another network or another recipe.
+        DataError: The folder is damaged, or others can write that of the cache.
+    """
+    student, spec = config.network(data), config.expert_spec(data)
+    seen = {
+        "training": data.training_digest(),
+        "normalisation": data.transform.kind,
+        "images": len(data.train),
+        "size": data.size,
+    }
+    if config.precision != "fp32":
+        seen["precision"] = config.precision
+    selection = config.expert_selection(data)
+    identity = spec.identity(seen, f"{student!r}, width {config.width}, norm {config.norm}", selection)
+    if config.experts:
+        folder = Path(config.experts)
+    else:
+        folder = cache_folder() / "experts" / f"{data.name}-{digest_of(identity)}"
+        with suppress(FileNotFoundError, NotADirectoryError):
+            check_private(folder.parent)
+    return TrajectoryStore(folder, identity, num_params=student.num_params, epochs=spec.epochs)
+
+
+def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
+    """Return ``open_store`` with all experts; those that are missing are trained first, with size and time said before.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+    images, labels = data.transform.apply(data.train.images), data.train.labels
+    store, rows_of = open_store(config, data), config.expert_rows(data)
+    if not config.experts:
+        with explained(store.folder):
+            make_private(store.folder.parent)
+    return train_experts(config.expert_spec(data), config.network(data), images, labels, store, rows_of=rows_of)
+
+
+def rehearse_trajectory(config: TrajectoryConfig, data: ImageDataset, folder: Path) -> Rehearsal:
+    """Return the run with two inner steps and one made-up expert in ``folder``, and what the real one needs beyond it."""
+    student, spec = config.network(data), config.expert_spec(data)
+    store = open_store(config, data)
+    missing = sum(not store.has(i) for i in range(spec.count))
+    ahead = estimate(spec, student, data.transform.apply(data.train.images), data.train.labels, missing)
+    short = config.rehearsed(folder)
+    start = student.init(generator(0))
+    open_store(short, data).add(0, torch.stack([start, 1.01 * start + 1e-3]))
+    kept_vectors = -(-config.syn_steps // config.checkpoint_every) + (
+        config.checkpoint_every if config.checkpoint_every > 1 else 0
+    )
+    return Rehearsal(
+        config=short,
+        steps_ratio=config.syn_steps / short.syn_steps,
+        more_bytes=max(kept_vectors - short.syn_steps, 0) * student.num_params * 4,
+        expert_bytes=ahead.nbytes,
+        expert_seconds=ahead.seconds,
+        num_params=student.num_params,
+    )
+
+
+def build_trajectory(
+    config: TrajectoryConfig,
+    data: ImageDataset,
+    ipc: int,
+    seed: int,
+    start: Tensor | None,
+    *,
+    store: TrajectoryStore | None = None,
+    labels_of: Callable[[Student, Tensor, Tensor, Tensor], Tensor] | None = None,
+    soft: SoftLabels | None = None,
+    mask: Mask | None = None,
+    skip_above: float | None = None,
+    average: Mapping[str, float] | None = None,
+) -> Problem:
+    """Return the run of a trajectory method.
+
+    Args:
+        config: Its options.
+        data: The real data.
+        ipc: Images per class.
+        seed: Seed of the run.
+        start: Images to begin with, or None.
+        store: The experts, or None: they are opened, and those that are missing are trained.
+        labels_of: ``(student, target, images, labels) -> labels`` of the inner steps, constants of an iteration; None keeps
+            the hard ones.
+        soft: Labels that are learned; None keeps the hard ones.
+        mask: Of the parameters that are compared (PAD), see ``trajectory_match``.
+        skip_above: An iteration with a larger loss changes nothing.
+        average: Decay of the running mean of tensors of the state, or None (see ``Problem``).
+    """
+    student, experts = config.network(data), expert_store(config, data) if store is None else store
+    labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
+    augment = augmentation(config.strategy, data, make_key(seed, "augment"), siamese=False, align_corners=True)
+
+    def objective(iteration: int, images: Tensor, state: State) -> Step:
+        expert, epoch = _drawn(iteration, config.num_experts, config.window(iteration), seed)
+        target = experts.snapshot(expert, epoch + config.expert_epochs).to(images, non_blocking=True)
+        given = state.get("label_logits", labels)
+        found = trajectory_match(
+            student,
+            experts.snapshot(expert, epoch).to(images, non_blocking=True),
+            target,
+            images,
+            given if labels_of is None else labels_of(student, target, images, labels),
+            state["lr"],
+            batches=_batches(len(images), config.batch_syn or len(images), config.syn_steps, make_key(seed, "batch", iteration)),
+            augment=augment if augment.families else None,
+            first_step=iteration * config.syn_steps,
+            mask=mask,
+            grad_mode=config.grad_mode,
+            checkpoint_every=config.checkpoint_every,
+            cuda_graph=config.cuda_graph,
+        )
+        _check_finite(found, state["lr"], epoch, iteration)
+        grads = {"lr": found.grad_lr.to(images)}
+        if soft is not None and found.grad_labels is not None:
+            grads["label_logits"] = found.grad_labels
+        is_skipped = skip_above is not None and bool(found.loss > skip_above)
+        return Step(found.loss, found.grad_images, grads, is_skipped=is_skipped or too_long(found.grad_images, images))
+
+    def too_long(grad: Tensor, images: Tensor) -> bool:
+        if found_lr is None or config.skip_move is None:
+            return False
+        return bool(found_lr * torch.linalg.vector_norm(grad) > config.skip_move * torch.linalg.vector_norm(images))
+
+    images = initial_images(data, ipc, config.init, seed) if start is None else start
+    learned = {} if soft is None else {"label_logits": soft.logits.clone()}
+
+    def measure(iteration: int, alpha: Tensor) -> Step:
+        return objective(iteration, images, {"images": images, "lr": alpha, **learned})
+
+    found_lr: float | None = None
+    lr, lr_images = calibrated(measure, images, config.lr_init, config.lr_images)
+    found_lr = lr_images if config.lr_images is None else None
+    rates = {"images": lr_images, "lr": config.lr_lr}
+    return Problem(
+        prior=PixelPrior(),
+        state={"images": images.clone(), "lr": images.new_full((), lr), **learned},
+        labels=labels,
+        objective=objective,
+        learning_rates=rates if soft is None else {**rates, "label_logits": soft.lr},
+        momentum=config.momentum if soft is None else {**dict.fromkeys(rates, config.momentum), "label_logits": soft.momentum},
+        iterations=config.iterations,
+        schedule=config.schedule,
+        lower={"lr": SMALLEST_LR},
+        average=average or {},
+        advice="lower lr_images, or lr_lr and lr_init" + ("" if soft is None else ", or lr_labels"),
+    )
+
+
+def _drawn(iteration: int, experts: int, window: tuple[int, int], seed: int) -> tuple[int, int]:
+    """Return expert and start epoch in the window: every expert once in a random order, then all again in another."""
+    order = permutation(make_key(seed, "experts", iteration // experts), experts)
+    low, high = window
+    epoch = low + int(uniforms(make_key(seed, "start epoch", iteration), 1)[0] * (high - low))
+    return int(order[iteration % experts]), epoch
+
+
+def _batches(count: int, size: int, steps: int, key: int) -> list[Tensor]:
+    """Return the images of every step: shuffled passes in chunks, taken from the end, so the short chunk comes first."""
+    batches: list[Tensor] = []
+    while len(batches) < steps:
+        chunks = permutation(make_key(key, "pass", len(batches)), count).split(size)
+        batches += reversed(chunks)
+    return batches[:steps]
+
+
+def _check_finite(found: TrajectoryMatch, lr: Tensor, epoch: int, iteration: int) -> None:
+    """Name the cause where the student itself diverged; the loop finds the rest."""
+    norms = found.grad_norms
+    if norms.device.type != "cpu" or bool(torch.isfinite(norms).all()):
+        return
+    step = int((~torch.isfinite(norms)).nonzero()[0])
+    raise NonFiniteError(
+        f"distill: expected the student of iteration {iteration} to train, got a gradient that is not finite at step {step} "
+        f"(step size {float(lr):g}, start epoch {epoch}); lower lr_lr or lr_init if the step size has grown, else that of the "
+        "images or latents"
+    )
