@@ -1,7 +1,7 @@
 """Build the native modules with CMake + ninja; everything else is in pyproject.toml.
 
-Environment (docs/environment.md): KDISTILL_NATIVE, KDISTILL_CUDA, KDISTILL_CUDA_ARCHITECTURES, KDISTILL_EMULATION.
-"""
+Environment (docs/environment.md): KDISTILL_NATIVE, KDISTILL_CUDA, KDISTILL_CUDA_ARCHITECTURES,
+KDISTILL_EMULATION."""
 
 import os
 import re
@@ -26,7 +26,8 @@ TOOL_VARIABLES = (
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        # an editable install would copy _cpu alone from its build folder: everything is put where it is imported from
+        # an editable install would copy _cpu alone from its build folder: everything is put where
+        # it is imported from
         built = Path(self.get_ext_fullpath("kdistill._cpu")).resolve().parent
         build_native(ROOT / "kdistill" if self.editable_mode else built)
 
@@ -36,10 +37,15 @@ def build_native(package: Path) -> None:
     package.mkdir(parents=True, exist_ok=True)
     for name in (FAILURE, CUDA_FAILURE):
         (package / name).unlink(missing_ok=True)
-    native, cuda = setting("KDISTILL_NATIVE", "auto", "on", "off"), setting("KDISTILL_CUDA", "auto", "on", "off")
+    native, cuda = (
+        setting("KDISTILL_NATIVE", "auto", "on", "off"),
+        setting("KDISTILL_CUDA", "auto", "on", "off"),
+    )
     if native == "off":
         remove_modules(package)
-        (package / FAILURE).write_text("the native modules were switched off with KDISTILL_NATIVE=off\n")
+        (package / FAILURE).write_text(
+            "the native modules were switched off with KDISTILL_NATIVE=off\n"
+        )
         return
     build = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
     try:
@@ -48,7 +54,9 @@ def build_native(package: Path) -> None:
         except subprocess.CalledProcessError as error:
             if cuda != "auto":
                 raise
-            run_cmake(build, package, "off")  # an nvcc that fails does not take the CPU kernels with it
+            run_cmake(
+                build, package, "off"
+            )  # an nvcc that fails does not take the CPU kernels with it
             (package / CUDA_FAILURE).write_text(reason(error))
             print(f"kdistill: no CUDA kernels: {reason(error).splitlines()[-1]}", file=sys.stderr)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -67,8 +75,21 @@ def run_cmake(build: Path, package: Path, cuda: str) -> None:
         shutil.rmtree(build)  # CMake would go on with the compilers and flags that it saw first
     architectures = os.environ.get("KDISTILL_CUDA_ARCHITECTURES") or "auto"
     configure = [
-        *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}"),
-        *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_folder()}", f"-DKDISTILL_CUDA={cuda}"),
+        *(
+            "cmake",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            "-G",
+            "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
+        ),
+        *(
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11_folder()}",
+            f"-DKDISTILL_CUDA={cuda}",
+        ),
         f"-DKDISTILL_CUDA_ARCHITECTURES={';'.join(architectures.replace(',', ' ').replace(';', ' ').split())}",
     ]
     emulation = setting("KDISTILL_EMULATION", "auto", "on", "off")
@@ -92,7 +113,10 @@ def setting(name: str, *values: str) -> str:
     """Return the value of an environment variable that has these, the first where it is not set."""
     value = os.environ.get(name) or values[0]
     if value not in values:
-        raise SystemExit(f"{name}: expected one of {', '.join(values)}, got '{value}'; docs/environment.md says what they do")
+        raise SystemExit(
+            f"{name}: expected one of {', '.join(values)}, got '{value}'; docs/environment.md says "
+            "what they do"
+        )
     return value
 
 
@@ -102,7 +126,13 @@ def toolchain() -> str:
     files = [Path(path).resolve() for name in programs if (path := shutil.which(name.split()[0]))]
     variables = [f"{name}={os.environ.get(name, '')}" for name in TOOL_VARIABLES]
     return "\n".join(
-        [str(ROOT), sys.base_prefix, sys.version, *(f"{file} {file.stat().st_mtime_ns}" for file in files), *variables]
+        [
+            str(ROOT),
+            sys.base_prefix,
+            sys.version,
+            *(f"{file} {file.stat().st_mtime_ns}" for file in files),
+            *variables,
+        ]
     )
 
 
@@ -115,9 +145,13 @@ def reason(error: Exception) -> str:
     """Return the end of a build's output, and as its last line the first error in it."""
     log = str(getattr(error, "output", None) or error)
     first = re.search(
-        r"CMake Error[^\n]*:\s*\n\s*((?:[^\n]*\S[^\n]*(?:\n|$))+)|^([^\n]*\b(?:error|fatal)\s*:[^\n]*)", log, re.MULTILINE
+        r"CMake Error[^\n]*:\s*\n\s*((?:[^\n]*\S[^\n]*(?:\n|$))+)|^([^\n]*\b(?:error|fatal)\s*:[^\n]*)",
+        log,
+        re.MULTILINE,
     )
-    sentence = " ".join((first[1] or first[2]).split()) if first else str(error)  # CMake breaks its lines
+    sentence = (
+        " ".join((first[1] or first[2]).split()) if first else str(error)
+    )  # CMake breaks its lines
     return f"{log[-4000:]}\n{sentence}\n"
 
 
@@ -136,4 +170,7 @@ def pybind11_folder() -> Path:
     return copy / "share" / "cmake" / "pybind11"
 
 
-setup(ext_modules=[Extension("kdistill._cpu", sources=[], optional=True)], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("kdistill._cpu", sources=[], optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)

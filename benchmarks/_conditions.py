@@ -17,7 +17,10 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+            model,
+        )
     except OSError:
         pass  # not Linux: what platform says stands
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -35,17 +38,31 @@ def device_name(device: torch.device) -> str:
 def why_busy() -> str | None:
     """Return a sentence if other processes keep the cores busy: times are then not worth keeping."""
     cores, load = os.cpu_count() or 1, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return f"the machine is busy (load {load:.1f} on {cores} cores): do not commit these times" if load > 0.5 * cores else None
+    return (
+        f"the machine is busy (load {load:.1f} on {cores} cores): do not commit these times"
+        if load > 0.5 * cores
+        else None
+    )
 
 
 def commit() -> str:
     """Return the short commit, with ``+`` where the sources of kernels, package or benchmarks differ from it."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "kdistill", "benchmarks/*.py")
+        changed = git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            "csrc",
+            "kdistill",
+            "benchmarks/*.py",
+        )
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

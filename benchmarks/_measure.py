@@ -13,7 +13,10 @@ SAMPLE_MS = 2.0  # a sample of a faster call is the mean of as many calls as fil
 WARM_BELOW_MS = 50.0  # slower calls are their own warm-up
 MIN_ROUNDS, MAX_ROUNDS = 7, 400
 L2_FLUSH_NBYTES = 256 << 20  # more than the cache of any GPU of today
-HOLD_MS, LONGEST_HOLD_MS = 1.0, 50.0  # for which a GPU is held up, so that a call is launched before its first kernel runs
+HOLD_MS, LONGEST_HOLD_MS = (
+    1.0,
+    50.0,
+)  # for which a GPU is held up, so that a call is launched before its first kernel runs
 CYCLES = 1_000_000  # of the hold-up that is timed once
 
 Call = Callable[[], object]
@@ -41,11 +44,14 @@ class Timing:
         return Timing(at(0.5), at(0.2), at(0.8), len(ordered))
 
 
-def interleaved(calls: dict[str, Call], seconds: float, clock: "Clock") -> dict[str, dict[str, Timing]]:
+def interleaved(
+    calls: dict[str, Call], seconds: float, clock: "Clock"
+) -> dict[str, dict[str, Timing]]:
     """Time every call in every round, the order turned by one each round, for about ``seconds`` per call.
 
     Returns:
-        By name of the call, by what the clock reads (``""`` for the time itself, ``"launch"`` for the CPU's part on a GPU).
+        By name of the call, by what the clock reads (``""`` for the time itself, ``"launch"`` for
+        the CPU's part on a GPU).
     """
     repeats = {name: clock.repeats(call) for name, call in calls.items()}
     names, samples = list(calls), {name: {} for name in calls}
@@ -61,7 +67,10 @@ def interleaved(calls: dict[str, Call], seconds: float, clock: "Clock") -> dict[
             rounds += 1
     finally:
         gc.enable()
-    return {name: {what: Timing.of(values) for what, values in of.items()} for name, of in samples.items()}
+    return {
+        name: {what: Timing.of(values) for what, values in of.items()}
+        for name, of in samples.items()
+    }
 
 
 class Clock:
@@ -87,10 +96,10 @@ class Clock:
 class CudaClock(Clock):
     """Events on the current stream, around kernels that are all launched before the first of them runs.
 
-    Before every call the L2 cache is overwritten and the stream is held up for longer than the CPU takes to launch the call, so
-    the events see the kernels; ``launch`` is the CPU's part.  A call that waits for the GPU, or takes longer to launch than the
-    longest hold-up, is timed as it runs, without one.
-    """
+    Before every call the L2 cache is overwritten and the stream is held up for longer than the CPU
+    takes to launch the call, so the events see the kernels; ``launch`` is the CPU's part.  A call
+    that waits for the GPU, or takes longer to launch than the longest hold-up, is timed as it runs,
+    without one."""
 
     def __init__(self, device: torch.device, gpu: Any = torch.cuda):
         self.gpu = gpu
@@ -119,7 +128,9 @@ class CudaClock(Clock):
 
     def sample(self, call: Call, repeats: int) -> dict[str, float]:
         ms, launch, was_late = self._timed(call, self.holds[call])
-        if was_late and self.holds[call]:  # the GPU's clock has risen since, or the CPU was disturbed
+        if (
+            was_late and self.holds[call]
+        ):  # the GPU's clock has risen since, or the CPU was disturbed
             self.holds[call] = min(2 * self.holds[call], LONGEST_HOLD_MS)
             ms, launch, _ = self._timed(call, self.holds[call])
         return {"": ms, "launch": launch}
@@ -165,4 +176,6 @@ def read_call(nbytes: int, device: torch.device) -> Call:
         return torch.dot(array, array)
 
     timed = interleaved({f.__name__: f for f in (total, largest, squares)}, 0.2, clock_of(device))
-    return {f.__name__: f for f in (total, largest, squares)}[min(timed, key=lambda name: timed[name][""].median)]
+    return {f.__name__: f for f in (total, largest, squares)}[
+        min(timed, key=lambda name: timed[name][""].median)
+    ]

@@ -68,15 +68,21 @@ def metrics(case: OpCase, device: torch.device) -> dict[str, Metric]:
     for name, bench in case.benches.items():
         entry = bench.without_graph
         ours = [b for b in _registry.AUTOMATIC[device.type] if b != "reference" and entry]
-        extra = tuple(Contestant(f"{b} without graph", entry, b, has_gradients=True) for b in ours if entry)
+        extra = tuple(
+            Contestant(f"{b} without graph", entry, b, has_gradients=True) for b in ours if entry
+        )
         found[name] = Metric(bench.differentiable, bench.bytes, extra)
     return found
 
 
-Known = Callable[[bool], list[tuple[Tensor, ...]]]  # whether for a cotangent of ones -> [eager, truth]
+Known = Callable[
+    [bool], list[tuple[Tensor, ...]]
+]  # whether for a cotangent of ones -> [eager, truth]
 
 
-def outputs(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...]) -> tuple[Tensor, ...]:
+def outputs(
+    case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...]
+) -> tuple[Tensor, ...]:
     """Return value and gradients; for a random cotangent, but of ones where the function returns gradients itself."""
     with contestant.scope():
         if contestant.has_gradients:
@@ -87,14 +93,23 @@ def outputs(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: 
 
 
 def verdict(
-    case: OpCase, shape: Shape, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...], known: Known
+    case: OpCase,
+    shape: Shape,
+    contestant: Contestant,
+    inputs: tuple[Any, ...],
+    wrt: tuple[int, ...],
+    known: Known,
 ) -> str:
     """Return "ok", "wrong: ..." by the tolerance rule, or "cannot run: ..."."""
 
     def compare() -> str:
         got = outputs(case, contestant, inputs, wrt)
-        for i, (ours, same, true) in enumerate(zip(got, *known(contestant.has_gradients), strict=True)):
-            assert_close_enough(ours.cpu(), same, true, case.depth(shape), f"{contestant.name} output {i}")
+        for i, (ours, same, true) in enumerate(
+            zip(got, *known(contestant.has_gradients), strict=True)
+        ):
+            assert_close_enough(
+                ours.cpu(), same, true, case.depth(shape), f"{contestant.name} output {i}"
+            )
         return "ok"
 
     return tried(compare)
@@ -110,7 +125,9 @@ def tried(check: Callable[[], str]) -> str:
         return f"cannot run: {(str(error).splitlines() or [type(error).__name__])[0]}"
 
 
-def reference_results(case: OpCase, inputs: tuple[Any, ...], wrt: tuple[int, ...], of_ones: bool) -> list[tuple[Tensor, ...]]:
+def reference_results(
+    case: OpCase, inputs: tuple[Any, ...], wrt: tuple[int, ...], of_ones: bool
+) -> list[tuple[Tensor, ...]]:
     """Return value and gradients of the reference on the CPU, in the dtype of the inputs (eager) and in float64 (truth)."""
     here = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
     found = []
@@ -125,10 +142,16 @@ def reference_results(case: OpCase, inputs: tuple[Any, ...], wrt: tuple[int, ...
     return found
 
 
-def bound(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...]) -> Call:
+def bound(
+    case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...]
+) -> Call:
     """Return the call to time: forward, or forward and the gradients in the inputs ``wrt``."""
     device = next(x.device for x in inputs if isinstance(x, Tensor))
-    automatic = _registry.automatic_order(case.name, device)[0] if _registry.asked_backend() is None else None
+    automatic = (
+        _registry.automatic_order(case.name, device)[0]
+        if _registry.asked_backend() is None
+        else None
+    )
     scope = partial(contestant.scope, automatic=automatic)
     if not wrt or contestant.has_gradients:
 
@@ -150,7 +173,12 @@ def bound(case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: tu
 
 
 def run_op(
-    case: OpCase, device: torch.device, dtype: torch.dtype, seconds: float, quick: bool, check_only: bool
+    case: OpCase,
+    device: torch.device,
+    dtype: torch.dtype,
+    seconds: float,
+    quick: bool,
+    check_only: bool,
 ) -> Iterator[Result]:
     """Yield a result per shape, metric and contestant, the bandwidth floors among them."""
     clock = clock_of(device)
@@ -178,7 +206,11 @@ def _timed(
     op: str, common: tuple[str, str, str], calls: dict[str, Call], nbytes: float | None, device: torch.device, seconds: float,
     clock: Clock,
 ) -> Iterator[Result]:  # fmt: skip
-    floors = {} if not nbytes else {COPY: copy_call(int(nbytes), device), READ: read_call(int(nbytes), device)}
+    floors = (
+        {}
+        if not nbytes
+        else {COPY: copy_call(int(nbytes), device), READ: read_call(int(nbytes), device)}
+    )
     timed = interleaved(calls | floors, seconds, clock)
     copy = timed[COPY][""].median if floors else None
     shape, dtype, metric = common

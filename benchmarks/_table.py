@@ -14,10 +14,17 @@ from kdistill.ops._registry import FASTEST, module_of
 RESULTS = Path(__file__).parent / "results"
 ACCURACY = "accuracy.csv"
 README = Path(__file__).parent / "README.md"
-BEGIN, END = "<!-- generated from results/*.csv by python -m benchmarks.run -->", "<!-- end of the generated part -->"
+BEGIN, END = (
+    "<!-- generated from results/*.csv by python -m benchmarks.run -->",
+    "<!-- end of the generated part -->",
+)
 COPY, READ = "copy of the same bytes", "read of the same bytes"
 GPU_KERNELS = ("cuda", "triton")
-OURS = ("cpu", "cuda", "triton")  # first words of contestants that are kernels of this project; all others are peers
+OURS = (
+    "cpu",
+    "cuda",
+    "triton",
+)  # first words of contestants that are kernels of this project; all others are peers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +74,9 @@ def read_rows(path: Path) -> list[Row]:
         for record in csv.DictReader(file):
             if None in record.values():
                 break  # the last line of a run that was killed while it wrote
-            values = {k: (float(v) if v else None) if k in NUMBERS else v for k, v in record.items()}
+            values = {
+                k: (float(v) if v else None) if k in NUMBERS else v for k, v in record.items()
+            }
             rows.append(Row(**{**values, "n": int(record["n"])}))
         return rows
 
@@ -86,14 +95,16 @@ def _write_row(file: TextIO, row: Row | None) -> None:
         writer.writeheader()
     else:
         values = asdict(row).items()
-        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for k, v in values})
+        writer.writerow(
+            {k: f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for k, v in values}
+        )
 
 
 class Journal:
     """The rows of a run in progress, in a file beside their target: each is on disk before the next is measured.
 
-    ``finish`` moves them into the target.  Those of a run that was cut off are moved when the next one begins.
-    """
+    ``finish`` moves them into the target.  Those of a run that was cut off are moved when the next
+    one begins."""
 
     def __init__(self, target: Path):
         self.target, self.path = target, target.with_suffix(".partial.csv")
@@ -147,7 +158,10 @@ def adopt(source: Path, results: Path = RESULTS) -> list[Path]:
     for row in read_rows(source):
         by_file.setdefault(results / results_file(row.machine, row.device).name, []).append(row)
     if not by_file:
-        raise SystemExit(f"--adopt: expected rows of benchmarks.run, got none in {source}; pass the file of --output")
+        raise SystemExit(
+            f"--adopt: expected rows of benchmarks.run, got none in {source}; pass the file of "
+            "--output"
+        )
     for target, rows in by_file.items():
         write_rows(target, merge(read_rows(target), rows))
     return list(by_file)
@@ -160,9 +174,12 @@ def table(rows: list[Row]) -> str:
         chosen = [r for r in rows if (r.op, r.device, r.machine) == (op, device, machine)]
         last = chosen[-1]
         sections.append(
-            f"### {op} on {device if device.startswith('cpu') else device + ' beside'} ({machine})\n\n"
-            f"torch {last.torch}, triton {last.triton}, commit {', '.join(dict.fromkeys(r.commit for r in chosen))}; "
-            f"{', '.join(f'`{c}`' for c in dict.fromkeys(r.command for r in chosen))}\n\n" + _op_table(chosen)
+            f"### {op} on {device if device.startswith('cpu') else device + ' beside'} "
+            f"({machine})\n\n"
+            f"torch {last.torch}, triton {last.triton}, commit "
+            f"{', '.join(dict.fromkeys(r.commit for r in chosen))}; "
+            f"{', '.join(f'`{c}`' for c in dict.fromkeys(r.command for r in chosen))}\n\n"
+            + _op_table(chosen)
         )
     return "\n".join(sections)
 
@@ -180,7 +197,10 @@ def _op_table(rows: list[Row]) -> str:
         ours = min((r.median for r in group if r.is_ours and r.median), default=None)
         for row in group:
             where = f"| {shape} {dtype} | {metric} |" if row is group[0] else "| | |"
-            lines.append(f"{where} {_contestant(row)} | {_time(row)} | {_bandwidths(row, read)} | {_ratio(row, ours)} |")
+            lines.append(
+                f"{where} {_contestant(row)} | {_time(row)} | {_bandwidths(row, read)} | "
+                f"{_ratio(row, ours)} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -219,7 +239,10 @@ def losses(rows: list[Row]) -> list[str]:
         peers = [r for r in group if not r.is_ours and not r.is_floor and r.median]
         best = min(peers, key=lambda r: r.median, default=None)
         if ours and best and best.median < ours:
-            found.append(f"- {op} {metric} at {shape} {dtype} ({device}): {best.backend} is {ours / best.median:.2f}x faster.")
+            found.append(
+                f"- {op} {metric} at {shape} {dtype} ({device}): {best.backend} is "
+                f"{ours / best.median:.2f}x faster."
+            )
     return found
 
 
@@ -228,11 +251,18 @@ def fastest(rows: list[Row]) -> dict[str, dict[str, str]]:
     logs: dict[tuple[str, str], list[float]] = {}
     groups: dict[tuple[str, ...], dict[str, float]] = {}
     for row in rows:
-        if row.backend in GPU_KERNELS and row.median and row.dtype == "float32" and not row.metric.endswith("_launch"):
+        if (
+            row.backend in GPU_KERNELS
+            and row.median
+            and row.dtype == "float32"
+            and not row.metric.endswith("_launch")
+        ):
             groups.setdefault(row.group(), {})[row.backend] = row.median
     for (op, _, _, _, device, _), times in groups.items():
         if len(times) == len(GPU_KERNELS):
-            logs.setdefault((device, module_of(op)), []).append(math.log(times["triton"] / times["cuda"]))
+            logs.setdefault((device, module_of(op)), []).append(
+                math.log(times["triton"] / times["cuda"])
+            )
     found: dict[str, dict[str, str]] = {}
     for (device, op), ratios in sorted(logs.items()):
         found.setdefault(device, {})[op] = "triton" if sum(ratios) < 0 else "cuda"
@@ -241,7 +271,12 @@ def fastest(rows: list[Row]) -> dict[str, dict[str, str]]:
 
 def write_fastest(target: Path = FASTEST, results: Path = RESULTS) -> None:
     """Write what ``kdistill.ops`` chooses GPU kernels by."""
-    rows = [row for path in sorted(results.glob("*.csv")) if path.name != ACCURACY for row in read_rows(path)]
+    rows = [
+        row
+        for path in sorted(results.glob("*.csv"))
+        if path.name != ACCURACY
+        for row in read_rows(path)
+    ]
     target.write_text(json.dumps(fastest(rows), indent=2, sort_keys=True) + "\n")
 
 
@@ -253,10 +288,13 @@ def accuracy_table(path: Path) -> str:
         rows = list(csv.DictReader(file))
     lines = [
         "### Accuracy\n",
-        "Test accuracy in percent, mean ± standard deviation over distillation seeds and networks; settings are chosen on",
-        'withheld training images; every row is trained by the same recipe. "Gap closed" is the share of the way from random',
+        "Test accuracy in percent, mean ± standard deviation over distillation seeds and networks; "
+        "settings are chosen on",
+        'held out training images; every row is trained by the same recipe. "Gap closed" is the '
+        "share of the way from random",
         "selection to the full data.\n",
-        "| data | images per class | set | preset | network, protocol | test % | validation % | gap closed % | 8 bits | over |",
+        "| data | images per class | set | preset | network, protocol | test % | validation % | "
+        "gap closed % | 8 bits | over |",
         "|" + " --- |" * 5 + " ---: |" * 4 + " --- |",
     ]
     for row in rows:
@@ -270,7 +308,11 @@ def accuracy_table(path: Path) -> str:
             *(row[name] for name in ("validation", "gap_closed", "eight_bit_cost", "seeds")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    made = ", ".join(dict.fromkeys(f"commit {row['commit']}, {row['machine']}, `{row['command']}`" for row in rows))
+    made = ", ".join(
+        dict.fromkeys(
+            f"commit {row['commit']}, {row['machine']}, `{row['command']}`" for row in rows
+        )
+    )
     return "\n".join([*lines, "", made, ""])
 
 
@@ -279,9 +321,13 @@ def write_readme(readme: Path = README, results: Path = RESULTS) -> None:
     from benchmarks import _growth  # which reads rows
 
     accuracy = results / ACCURACY
-    rows = [row for path in sorted(results.glob("*.csv")) if path != accuracy for row in read_rows(path)]
+    rows = [
+        row for path in sorted(results.glob("*.csv")) if path != accuracy for row in read_rows(path)
+    ]
     rest_of_rows = [row for row in rows if not row.op.endswith(_growth.SUFFIX)]
-    lost = "\n".join(losses(rows)) or ("- nowhere in the rows below." if rows else "- not known: no rows are committed yet.")
+    lost = "\n".join(losses(rows)) or (
+        "- nowhere in the rows below." if rows else "- not known: no rows are committed yet."
+    )
     text = readme.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -1,13 +1,14 @@
 """Accuracy of every method beside the baselines, as committed rows.
 
-    python -m benchmarks.accuracy                                   # the table of benchmarks/results/accuracy.csv
-    python -m benchmarks.accuracy --data mnist5k --ipc 10 --seeds 0 1 2
-    python -m benchmarks.accuracy --data digits --ipc 1 --methods dm --protocol quick --set iterations=100
+    python -m benchmarks.accuracy                                   # the table of
+    benchmarks/results/accuracy.csv python -m benchmarks.accuracy --data mnist5k --ipc 10 --seeds 0
+    1 2 python -m benchmarks.accuracy --data digits --ipc 1 --methods dm --protocol quick --set
+    iterations=100
 
-Data set × images per class × method; several distillation seeds, and several networks for each, are pooled into one row.
-What is finished for the commit is skipped (``--force`` runs it again): sets and their evaluations are kept under
-``out/accuracy``, so a killed run loses one set at most.  A rerun replaces rows of the same experiment on the same machine.
-"""
+Data set × images per class × method; several distillation seeds, and several networks for each, are
+pooled into one row. What is finished for the commit is skipped (``--force`` runs it again): sets
+and their evaluations are kept under ``out/accuracy``, so a killed run loses one set at most.  A
+rerun replaces rows of the same experiment on the same machine."""
 
 import argparse
 import csv
@@ -65,7 +66,17 @@ class Record:
     command: str
 
 
-EXPERIMENT = ("method", "data", "ipc", "preset", "options", "protocol", "model", "machine", "threads")
+EXPERIMENT = (
+    "method",
+    "data",
+    "ipc",
+    "preset",
+    "options",
+    "protocol",
+    "model",
+    "machine",
+    "threads",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +111,16 @@ def run(plan: Plan) -> list[Record]:
         for ipc in plan.ipc:
             for method in plan.methods:
                 if not plan.force and is_done(plan, method, name, ipc):
-                    console().print(f"{method}, {name}, ipc {ipc}: there for commit {plan.commit}, skipped")
+                    console().print(
+                        f"{method}, {name}, ipc {ipc}: there for commit {plan.commit}, skipped"
+                    )
                     continue
-                merged = merge([one(plan, data, method, ipc, seed, number) for number, seed in enumerate(plan.seeds_for(ipc))])
+                merged = merge(
+                    [
+                        one(plan, data, method, ipc, seed, number)
+                        for number, seed in enumerate(plan.seeds_for(ipc))
+                    ]
+                )
                 console().print(merged.table())
                 lines = records(plan, merged, method, name, ipc)
                 write(plan.results, lines)
@@ -115,11 +133,19 @@ def run(plan: Plan) -> list[Record]:
 def one(plan: Plan, data: Any, method: str, ipc: int, seed: int, number: int) -> Evaluation:
     """Return the evaluation of one distillation seed; random selection is drawn anew for each, the other baselines once."""
     changes = "".join(f"-{key}={value}" for key, value in sorted(plan.options.items()))
-    folder = plan.runs / (plan.commit or "uncommitted") / f"{data.name}-{method}-{plan.preset}{changes}-ipc{ipc}-seed{seed}"
+    folder = (
+        plan.runs
+        / (plan.commit or "uncommitted")
+        / f"{data.name}-{method}-{plan.preset}{changes}-ipc{ipc}-seed{seed}"
+    )
     recipe = protocols.get(plan.protocol, nets=plan.nets)
     baselines = ("random", "herding", "k-center", "full") if number == 0 else ("random",)
     can_reuse = is_clean(plan.commit) and not plan.force
-    small = kdistill.DistilledDataset.from_pretrained(folder) if can_reuse and (folder / "data.safetensors").exists() else None
+    small = (
+        kdistill.DistilledDataset.from_pretrained(folder)
+        if can_reuse and (folder / "data.safetensors").exists()
+        else None
+    )
     if small is None:
         with status_line(f"{method}, {data.name}, ipc {ipc}, seed {seed}"):
             small = kdistill.distill(
@@ -139,7 +165,11 @@ def one(plan: Plan, data: Any, method: str, ipc: int, seed: int, number: int) ->
 def records(plan: Plan, merged: Evaluation, method: str, data: str, ipc: int) -> list[Record]:
     """Return one line for the method and one for each baseline; variants of the small set are columns of its line."""
     environment = merged.environment
-    versions = ", ".join(f"{name} {environment[name]}" for name in ("kdistill", "torch", "python") if name in environment)
+    versions = ", ".join(
+        f"{name} {environment[name]}"
+        for name in ("kdistill", "torch", "python")
+        if name in environment
+    )
     options = " ".join(f"{key}={value}" for key, value in sorted(plan.options.items()))
 
     def line(row: Row) -> Record:
@@ -154,7 +184,9 @@ def records(plan: Plan, merged: Evaluation, method: str, data: str, ipc: int) ->
             model=row.model,
             mean=f"{100 * row.mean:.2f}",
             std=f"{100 * row.std:.2f}",
-            validation=f"{100 * sum(row.validation) / len(row.validation):.2f}" if row.validation else "",
+            validation=f"{100 * sum(row.validation) / len(row.validation):.2f}"
+            if row.validation
+            else "",
             gap_closed=points(merged.gap_closed(row.model)) if own else "",
             eight_bit_cost=points(merged.eight_bit_cost(row.model)) if own else "",
             seeds=row.seeds,
@@ -181,14 +213,24 @@ def read(path: Path) -> list[Record]:
         rows = list(csv.DictReader(file))
     known = [entry.name for entry in fields(Record)]
     whole = [{name: row[name] for name in known} for row in rows if set(row) >= set(known)]
-    return [Record(**{**row, "nets": int(row["nets"]), "threads": int(row["threads"])}) for row in whole]
+    return [
+        Record(**{**row, "nets": int(row["nets"]), "threads": int(row["threads"])}) for row in whole
+    ]
 
 
 def write(path: Path, lines: Sequence[Record]) -> None:
     """Put ``lines`` into the file in the place of earlier ones of the same experiment; sorted, so that diffs are small."""
     rows = {experiment(line): line for line in [*read(path), *lines]}
     order = sorted(
-        rows.values(), key=lambda r: (r.machine, r.data, r.protocol, r.model, int(r.ipc) if r.ipc.isdigit() else 10**9, r.method)
+        rows.values(),
+        key=lambda r: (
+            r.machine,
+            r.data,
+            r.protocol,
+            r.model,
+            int(r.ipc) if r.ipc.isdigit() else 10**9,
+            r.method,
+        ),
     )
     text = io.StringIO()
     writer = csv.DictWriter(text, [entry.name for entry in fields(Record)], lineterminator="\n")
@@ -219,7 +261,19 @@ def is_done(plan: Plan, method: str, data: str, ipc: int) -> bool:
         plan.commit,
     )
     return is_clean(plan.commit) and any(
-        wanted == (r.method, r.data, r.ipc, r.preset, r.options, r.protocol, r.model, r.threads, r.nets, r.commit)
+        wanted
+        == (
+            r.method,
+            r.data,
+            r.ipc,
+            r.preset,
+            r.options,
+            r.protocol,
+            r.model,
+            r.threads,
+            r.nets,
+            r.commit,
+        )
         for r in read(plan.results)
     )
 
@@ -243,7 +297,11 @@ def machine() -> str:
     """Return the name of the processor."""
     info = Path("/proc/cpuinfo")
     names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         if info.exists()
         else []
     )
@@ -252,16 +310,28 @@ def machine() -> str:
 
 def parsed(arguments: Sequence[str]) -> Plan:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.accuracy", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m benchmarks.accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--data", nargs="+", default=DATA, help="built-in sets, folders or files")
     parser.add_argument("--ipc", nargs="+", type=int, default=(1, 10, 50))
     parser.add_argument("--methods", nargs="+", default=("dm",))
     parser.add_argument(
-        "--seeds", nargs="+", type=int, help=f"distillation seeds (default: {SEEDS}, one of them from IPC {MANY} on)"
+        "--seeds",
+        nargs="+",
+        type=int,
+        help=f"distillation seeds (default: {SEEDS}, one of them from IPC {MANY} on)",
     )
     parser.add_argument("--preset", default="fast")
-    parser.add_argument("--set", dest="options", action="append", default=[], metavar="KEY=VALUE", help="option of the method")
+    parser.add_argument(
+        "--set",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the method",
+    )
     parser.add_argument("--protocol", default="bench")
     parser.add_argument("--nets", type=int, help="networks per set (default: the protocol's)")
     parser.add_argument("--threads", type=int)
@@ -269,9 +339,13 @@ def parsed(arguments: Sequence[str]) -> Plan:
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    options = {name: value for name, value in vars(given).items() if name not in ("threads", "options")}
+    options = {
+        name: value for name, value in vars(given).items() if name not in ("threads", "options")
+    }
     command = shlex.join(["python", "-m", "benchmarks.accuracy", *arguments])
-    return Plan(**options, options=parse_overrides(given.options), commit=current_commit(), command=command)
+    return Plan(
+        **options, options=parse_overrides(given.options), commit=current_commit(), command=command
+    )
 
 
 if __name__ == "__main__":

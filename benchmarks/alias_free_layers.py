@@ -1,7 +1,9 @@
 """`stylegan3_layer`: a whole layer of StyleGAN3 forward and backward, ours beside both published forms.
 
-Modulated 3x3 convolution with full padding, bias, raise by an FIR, leaky ReLU, clamp, lowering by an FIR.  Gradients of features
-and styles: what distilling into them needs.  Before anything is timed, the value is checked against the grouped form in float64,
+Modulated 3x3 convolution with full padding, bias, raise by an FIR, leaky ReLU, clamp, lowering by
+an FIR.  Gradients of features
+and styles: what distilling into them needs.  Before anything is timed, the value is checked against
+    the grouped form in float64,
 and value and gradients once more with everything in float64, where no rounding flips a mask.
 """
 
@@ -56,10 +58,25 @@ class Sizes:
 SIZES = (Sizes(128, 128, 36, 36, 2), Sizes(128, 128, 36, 52, 4), Sizes(128, 128, 36, 16, 2))
 
 
-def ours(backend: str, x: Tensor, styles: Tensor, weight: Tensor, bias: Tensor, up: Tensor, down: Tensor, sizes: Sizes) -> Tensor:
+def ours(
+    backend: str,
+    x: Tensor,
+    styles: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    up: Tensor,
+    down: Tensor,
+    sizes: Sizes,
+) -> Tensor:
     with ops.use_backend(backend):
         y = modulated_conv(x, weight, styles, demodulate=True, padding=2)
-        filters = {"up_taps": up, "down_taps": down, "up": sizes.up, "down": 2, "padding": sizes.padding}
+        filters = {
+            "up_taps": up,
+            "down_taps": down,
+            "up": sizes.up,
+            "down": 2,
+            "padding": sizes.padding,
+        }
         return filtered_lrelu(y, bias, **filters, slope=SLOPE, gain=2.0**0.5, clamp=256.0)
 
 
@@ -72,11 +89,23 @@ def inputs(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Tens
 
     def low_pass(factor: int) -> Tensor:
         at = torch.arange(6 * factor, dtype=torch.float64) - (6 * factor - 1) / 2
-        line = torch.sinc(at / factor) * torch.kaiser_window(6 * factor, periodic=False, beta=4.0, dtype=torch.float64)
+        line = torch.sinc(at / factor) * torch.kaiser_window(
+            6 * factor, periodic=False, beta=4.0, dtype=torch.float64
+        )
         return line / line.sum()
 
-    x, styles = randn(BATCH, sizes.inward, sizes.side, sizes.side), 1.0 + 0.3 * randn(BATCH, sizes.inward)
-    made = x, styles, randn(sizes.outward, sizes.inward, 3, 3), randn(sizes.outward), low_pass(sizes.up), low_pass(2)
+    x, styles = (
+        randn(BATCH, sizes.inward, sizes.side, sizes.side),
+        1.0 + 0.3 * randn(BATCH, sizes.inward),
+    )
+    made = (
+        x,
+        styles,
+        randn(sizes.outward, sizes.inward, 3, 3),
+        randn(sizes.outward),
+        low_pass(sizes.up),
+        low_pass(2),
+    )
     return tuple(t.to(device, dtype) for t in made)
 
 
@@ -86,8 +115,14 @@ def check(layer: Layer, given: tuple[Tensor, ...], sizes: Sizes) -> str:
     truth = gradients(partial(grouped, sizes=sizes), exact, WRT)
     with torch.no_grad():
         pairs = [("value", layer(*given), grouped(*given, sizes=sizes), truth[0])]
-    ours_, eager = gradients(layer, exact, WRT), gradients(partial(PEERS["scale before and after"], sizes=sizes), exact, WRT)
-    pairs += [(f"{name} in float64", *found) for name, *found in zip(NAMES, ours_, eager, truth, strict=True)]
+    ours_, eager = (
+        gradients(layer, exact, WRT),
+        gradients(partial(PEERS["scale before and after"], sizes=sizes), exact, WRT),
+    )
+    pairs += [
+        (f"{name} in float64", *found)
+        for name, *found in zip(NAMES, ours_, eager, truth, strict=True)
+    ]
     try:
         for what, got, same, true in pairs:
             assert_close_enough(got, same, true, sizes.depth, f"stylegan3_layer {sizes}: {what}")
@@ -106,7 +141,9 @@ def run_stylegan3_layer(
         backends = [name for name in _registry.AUTOMATIC[device.type] if name != "reference"]
         layers: dict[str, Layer] = {name: partial(ours, name, sizes=sizes) for name in backends}
         layers |= {name: partial(layer, sizes=sizes) for name, layer in PEERS.items()}
-        statuses = {name: tried(partial(check, layer, given, sizes)) for name, layer in layers.items()}
+        statuses = {
+            name: tried(partial(check, layer, given, sizes)) for name, layer in layers.items()
+        }
         for name, status in statuses.items():
             if status != "ok" or check_only:
                 yield Result("stylegan3_layer", name, *common, status)
@@ -115,7 +152,10 @@ def run_stylegan3_layer(
         # ours begins where our layer before it ended, in channels-last memory
         own = (given[0].contiguous(memory_format=torch.channels_last), *given[1:])
         fit = {name: layer for name, layer in layers.items() if statuses[name] == "ok"}
-        calls = {name: bound(layer, own if name in backends else given, WRT) for name, layer in fit.items()}
+        calls = {
+            name: bound(layer, own if name in backends else given, WRT)
+            for name, layer in fit.items()
+        }
         for name, readings in interleaved(calls, seconds, clock_of(device)).items():
             for what, timing in readings.items():
                 metric = f"latents_{what}" if what else "latents"

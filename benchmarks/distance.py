@@ -1,16 +1,19 @@
 """Does the class-relevant feature distance do its job?  Rank correlation with the error of networks trained on the same set.
 
-    python -m benchmarks.distance                              # mnist5k and photo-patches; a quarter of an hour on one core each
-    python -m benchmarks.distance --data digits --ipc 1 2 --nets 1
-    python -m benchmarks.distance --sets out/hierarchy-mnist5k --data mnist5k       # and finished runs, with the stages of hglad
+    python -m benchmarks.distance                              # mnist5k and photo-patches; a
+    quarter of an hour on one core each python -m benchmarks.distance --data digits --ipc 1 2 --nets
+    1 python -m benchmarks.distance --sets out/hierarchy-mnist5k --data mnist5k       # and finished
+    runs, with the stages of hglad
 
-Snapshots: random, herded, k-means and k-center images, images under noise, with wrong labels, means of images, pure noise, and DM
-from real images and from noise at several iterations, for several numbers of images per class.  Each gets every form of the
-distance to the training images (networks trained, random, or unlike on either side; CAM weights or none; all levels or the last),
-and the mean test error of networks trained on it.  Spearman's correlation over all snapshots has a 95 % percentile interval from
-a bootstrap over snapshots; a number of images per class alone is a harder question: more images come nearer and train better.
-Writes ``distance-<data>.csv`` (a snapshot a line), which ``--table`` reads again.
-"""
+Snapshots: random, herded, k-means and k-center images, images under noise, with wrong labels, means
+    of images, pure noise, and DM
+from real images and from noise at several iterations, for several numbers of images per class.
+Each gets every form of the distance to the training images (networks trained, random, or unlike on
+either side; CAM weights or none; all levels or the last), and the mean test error of networks
+trained on it.  Spearman's correlation over all snapshots has a 95 % percentile interval from a
+bootstrap over snapshots; a number of images per class alone is a harder question: more images come
+nearer and train better. Writes ``distance-<data>.csv`` (a snapshot a line), which ``--table`` reads
+again."""
 
 import argparse
 import csv
@@ -38,8 +41,12 @@ from kdistill.status import status_line
 OUT = Path(__file__).parents[1] / "out" / "distance"
 DM_LOOKS = (10, 30, 60)  # iterations of DM that are looked at
 FACTS = ("data", "ipc", "kind", "seed", "error")
-# the last is that of the released code of H-GLaD: other random networks for synthetic images than for real ones
-FORMS = (*itertools.product(("trained", "random"), ("cam", "none"), ("all", "last")), ("unlike", "none", "all"))
+# the last is that of the released code of H-GLaD: other random networks for synthetic images than
+# for real ones
+FORMS = (
+    *itertools.product(("trained", "random"), ("cam", "none"), ("all", "last")),
+    ("unlike", "none", "all"),
+)
 
 
 @dataclass(frozen=True)
@@ -74,30 +81,57 @@ def measured(data: ImageDataset, plan: Plan) -> list[dict[str, str | float]]:
     with status_line(f"distance on {data.name}") as say:
         forms = distances(data, plan)
         for number, one in enumerate(itertools.chain(snapshots(data, plan), finished(data, plan))):
-            say(f"snapshot {number + 1}: {one.kind}, ipc {one.ipc}; {time.monotonic() - began:.0f} s")
-            line: dict[str, str | float] = {"data": data.name, "ipc": one.ipc, "kind": one.kind, "seed": one.seed}
+            say(
+                f"snapshot {number + 1}: {one.kind}, ipc {one.ipc}; {time.monotonic() - began:.0f} "
+                "s"
+            )
+            line: dict[str, str | float] = {
+                "data": data.name,
+                "ipc": one.ipc,
+                "kind": one.kind,
+                "seed": one.seed,
+            }
             line["error"] = error_of(one, data, plan)
-            lines.append(line | {name: float(form(one.images, one.labels)) for name, form in forms.items()})
+            lines.append(
+                line | {name: float(form(one.images, one.labels)) for name, form in forms.items()}
+            )
     return lines
 
 
 def distances(data: ImageDataset, plan: Plan) -> dict[str, ClassRelevantDistance]:
     """Return every form of the distance to the training images."""
     real, labels = data.transform.apply(data.train.images), data.train.labels
-    student = build_student("convnet", channels=data.channels, size=data.size, classes=data.num_classes, width=plan.width)
+    student = build_student(
+        "convnet",
+        channels=data.channels,
+        size=data.size,
+        classes=data.num_classes,
+        width=plan.width,
+    )
     key = make_key(0, "distance study")
     fresh, others = (
-        torch.stack([student.init(generator(make_key(key, kind, net))) for net in range(plan.num_nets)]).to(real)
+        torch.stack(
+            [student.init(generator(make_key(key, kind, net))) for net in range(plan.num_nets)]
+        ).to(real)
         for kind in ("random", "unlike")
     )
     nets = {
         "trained": train(
-            student, real, labels, epochs=plan.net_epochs, lr=0.01, key=key, nets=plan.num_nets, schedule="constant"
+            student,
+            real,
+            labels,
+            epochs=plan.net_epochs,
+            lr=0.01,
+            key=key,
+            nets=plan.num_nets,
+            schedule="constant",
         ),
         "random": fresh,
     }
     found = {
-        " ".join(form): class_relevant_distance(student, nets[form[0]], real, labels, weighting=form[1], layers=form[2])
+        " ".join(form): class_relevant_distance(
+            student, nets[form[0]], real, labels, weighting=form[1], layers=form[2]
+        )
         for form in FORMS[:-1]
     }
     return {**found, " ".join(FORMS[-1]): replace(found["random none all"], thetas=others)}
@@ -105,9 +139,18 @@ def distances(data: ImageDataset, plan: Plan) -> dict[str, ClassRelevantDistance
 
 def error_of(one: Set, data: ImageDataset, plan: Plan) -> float:
     """Return the mean test error of networks trained on a snapshot; the same initial weights for all snapshots."""
-    recipe = Protocol(name="distance study", width=plan.width, epochs=plan.epochs, nets=plan.nets, lr=0.03, eight_bit=False)
+    recipe = Protocol(
+        name="distance study",
+        width=plan.width,
+        epochs=plan.epochs,
+        nets=plan.nets,
+        lr=0.03,
+        eight_bit=False,
+    )
     images = data.transform.invert(one.images)
-    small = kdistill.DistilledDataset(images=images, labels=one.labels, classes=data.classes, transform=data.transform)
+    small = kdistill.DistilledDataset(
+        images=images, labels=one.labels, classes=data.classes, transform=data.transform
+    )
     return 1.0 - evaluate(small, data, protocol=recipe, baselines=()).rows[0].mean
 
 
@@ -119,15 +162,25 @@ def snapshots(data: ImageDataset, plan: Plan) -> Iterator[Set]:
 
         def chosen(way: str, seed: int, per_class: int) -> Tensor:
             key = make_key(seed, f"distance study {way}", per_class)
-            return real[select(way, data.train.images.flatten(1), data.train.labels, per_class, key)]
+            return real[
+                select(way, data.train.images.flatten(1), data.train.labels, per_class, key)
+            ]
 
         draws = [chosen("random", seed, ipc) for seed in range(4)]
         noise = torch.randn(draws[0].shape, generator=generator(make_key(0, "noise", ipc)))
         yield from (Set("random", seed, ipc, draw, labels) for seed, draw in enumerate(draws))
-        yield from (Set(way.replace("_", "-"), 0, ipc, chosen(way, 0, ipc), labels) for way in ("herding", "k_means", "k_center"))
-        yield from (Set(f"random + {level} noise", 0, ipc, draws[0] + level * noise, labels) for level in (0.5, 1.0, 2.0))
+        yield from (
+            Set(way.replace("_", "-"), 0, ipc, chosen(way, 0, ipc), labels)
+            for way in ("herding", "k_means", "k_center")
+        )
+        yield from (
+            Set(f"random + {level} noise", 0, ipc, draws[0] + level * noise, labels)
+            for level in (0.5, 1.0, 2.0)
+        )
         for share in (0.3, 0.6):
-            rows = (torch.arange(classes) < share * classes).repeat_interleave(ipc)  # images of some classes trade places
+            rows = (torch.arange(classes) < share * classes).repeat_interleave(
+                ipc
+            )  # images of some classes trade places
             images = draws[1].clone()
             images[rows] = images[rows].roll(ipc, 0)
             yield Set(f"{share:.0%} in wrong classes", 0, ipc, images, labels)
@@ -138,7 +191,9 @@ def snapshots(data: ImageDataset, plan: Plan) -> Iterator[Set]:
             yield from distilled(data, plan, ipc, start, labels)
 
 
-def distilled(data: ImageDataset, plan: Plan, ipc: int, start: str, labels: Tensor) -> Iterator[Set]:
+def distilled(
+    data: ImageDataset, plan: Plan, ipc: int, start: str, labels: Tensor
+) -> Iterator[Set]:
     """Yield DM's images at several iterations."""
     found: dict[int, Tensor] = {}
 
@@ -164,9 +219,15 @@ def finished(data: ImageDataset, plan: Plan) -> Iterator[Set]:
         if "path.safetensors" in small.files:
             stages = ["start", *(row["stage"] for row in small.metrics["search"]["best"])]
             images = load(small.files["path.safetensors"])["images"]
-            states = {f"{name} {stage}": x for name in states for stage, x in zip(stages, images, strict=True)}
+            states = {
+                f"{name} {stage}": x
+                for name in states
+                for stage, x in zip(stages, images, strict=True)
+            }
         for name, images in states.items():
-            yield Set(name, int(run["seed"]), int(run["ipc"]), data.transform.apply(images), small.labels)
+            yield Set(
+                name, int(run["seed"]), int(run["ipc"]), data.transform.apply(images), small.labels
+            )
 
 
 def spearman(x: Tensor, y: Tensor) -> Tensor:
@@ -196,20 +257,40 @@ def interval(x: Tensor, y: Tensor, draws: int = 2000) -> tuple[float, float]:
 def table(lines: Sequence[Mapping[str, str | float]]) -> str:
     """Return the correlations of every form as Markdown: over all snapshots of a data set, and for each number of images."""
     counts = sorted({int(line["ipc"]) for line in lines})
-    heads = ["data", "networks", "weights", "levels", "n", "Spearman (95 %)", *(f"ipc {count}" for count in counts)]
+    heads = [
+        "data",
+        "networks",
+        "weights",
+        "levels",
+        "n",
+        "Spearman (95 %)",
+        *(f"ipc {count}" for count in counts),
+    ]
     rows = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
     for name in dict.fromkeys(str(line["data"]) for line in lines):
         of_data = [line for line in lines if line["data"] == name]
         for form in FORMS:
 
-            def pair(chosen: Sequence[Mapping[str, str | float]], key: str = " ".join(form)) -> tuple[Tensor, Tensor]:
-                found = torch.tensor([[float(line[key]), float(line["error"])] for line in chosen], dtype=torch.float64)
+            def pair(
+                chosen: Sequence[Mapping[str, str | float]], key: str = " ".join(form)
+            ) -> tuple[Tensor, Tensor]:
+                found = torch.tensor(
+                    [[float(line[key]), float(line["error"])] for line in chosen],
+                    dtype=torch.float64,
+                )
                 return found[:, 0], found[:, 1]
 
             low, high = interval(*pair(of_data))
             each = [[line for line in of_data if int(line["ipc"]) == count] for count in counts]
-            cells = [name, *form, str(len(of_data)), f"{float(spearman(*pair(of_data))):.2f} ({low:.2f} to {high:.2f})"]
-            cells += [f"{float(spearman(*pair(part))):.2f}" if len(part) > 2 else "" for part in each]
+            cells = [
+                name,
+                *form,
+                str(len(of_data)),
+                f"{float(spearman(*pair(of_data))):.2f} ({low:.2f} to {high:.2f})",
+            ]
+            cells += [
+                f"{float(spearman(*pair(part))):.2f}" if len(part) > 2 else "" for part in each
+            ]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -218,9 +299,14 @@ def write(path: Path, lines: Sequence[Mapping[str, str | float]]) -> None:
     """Write a line for every snapshot, distances with six digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*FACTS, *(" ".join(form) for form in FORMS)], lineterminator="\n")
+        writer = csv.DictWriter(
+            file, [*FACTS, *(" ".join(form) for form in FORMS)], lineterminator="\n"
+        )
         writer.writeheader()
-        writer.writerows({key: f"{x:.6g}" if isinstance(x, float) else x for key, x in line.items()} for line in lines)
+        writer.writerows(
+            {key: f"{x:.6g}" if isinstance(x, float) else x for key, x in line.items()}
+            for line in lines
+        )
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -231,17 +317,36 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Rank correlation between the distance and the test error.")
+    parser = argparse.ArgumentParser(
+        description="Rank correlation between the distance and the test error."
+    )
     parser.add_argument("--data", nargs="+", default=["mnist5k", "photo-patches"])
-    parser.add_argument("--ipc", nargs="+", type=int, default=list(Plan.ipc), help="images per class")
-    parser.add_argument("--nets", type=int, default=Plan.nets, help="networks trained on every snapshot")
+    parser.add_argument(
+        "--ipc", nargs="+", type=int, default=list(Plan.ipc), help="images per class"
+    )
+    parser.add_argument(
+        "--nets", type=int, default=Plan.nets, help="networks trained on every snapshot"
+    )
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="of their training")
     parser.add_argument("--width", type=int, default=Plan.width, help="of all networks")
-    parser.add_argument("--num-nets", type=int, default=Plan.num_nets, help="networks of the distance")
-    parser.add_argument("--net-epochs", type=int, default=Plan.net_epochs, help="of the trained ones")
-    parser.add_argument("--sets", nargs="*", type=Path, default=[], help="folders with finished runs")
+    parser.add_argument(
+        "--num-nets", type=int, default=Plan.num_nets, help="networks of the distance"
+    )
+    parser.add_argument(
+        "--net-epochs", type=int, default=Plan.net_epochs, help="of the trained ones"
+    )
+    parser.add_argument(
+        "--sets", nargs="*", type=Path, default=[], help="folders with finished runs"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--table", nargs="+", type=Path, default=[], metavar="CSV", help="only print the table of these files")
+    parser.add_argument(
+        "--table",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="CSV",
+        help="only print the table of these files",
+    )
     chosen = parser.parse_args(arguments)
     lines: list[Mapping[str, str | float]] = [line for path in chosen.table for line in read(path)]
     plan = Plan(

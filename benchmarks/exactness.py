@@ -3,10 +3,9 @@
     python -m benchmarks.exactness                # 20 seeds, 10 steps; a few minutes
     python -m benchmarks.exactness --seeds 3 --steps 30
 
-ConvNet-3 of width 128 on 10 images of 3x32x32.  Truth is the published unroll in float64.  At this width masks of the ReLU flip
-between two roundings, so errors of both vary over orders of magnitude: median and 90th percentile over seeds, and the smallest
-cosine.
-"""
+ConvNet-3 of width 128 on 10 images of 3x32x32.  Truth is the published unroll in float64.  At this
+width masks of the ReLU flip between two roundings, so errors of both vary over orders of magnitude:
+median and 90th percentile over seeds, and the smallest cosine."""
 
 import argparse
 
@@ -44,11 +43,15 @@ def summary(seeds: int, steps: int, width: int) -> dict[str, tuple[float, float,
         truth = found["truth"]
         for name, kept in errors.items():
             relative = float((found[name] - truth).norm() / truth.norm())
-            kept.append((relative, float(F.cosine_similarity(found[name].flatten(), truth.flatten(), 0))))
+            kept.append(
+                (relative, float(F.cosine_similarity(found[name].flatten(), truth.flatten(), 0)))
+            )
     quantiles = torch.tensor([0.5, 0.9], dtype=torch.float64)
     rows = {}
     for name, kept in errors.items():
-        median, high = torch.tensor([e for e, _ in kept], dtype=torch.float64).quantile(quantiles).tolist()
+        median, high = (
+            torch.tensor([e for e, _ in kept], dtype=torch.float64).quantile(quantiles).tolist()
+        )
         rows[name] = (median, high, min(cosine for _, cosine in kept))
     return rows
 
@@ -59,6 +62,9 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--width", type=int, default=WIDTH)
     given = parser.parse_args()
-    print(f"width {given.width}, {given.steps} steps, {given.seeds} seeds: relative error of the image gradient")
+    print(
+        f"width {given.width}, {given.steps} steps, {given.seeds} seeds: relative error of the "
+        "image gradient"
+    )
     for name, (median, high, cosine) in summary(given.seeds, given.steps, given.width).items():
         print(f"{name:<6} median {median:.1e}  p90 {high:.1e}  smallest cosine {cosine:.6f}")

@@ -1,9 +1,9 @@
 """How time and memory grow: the trajectory gradient over steps and batch, distribution matching over classes and images.
 
-`trajectory_growth` varies N at a batch of 10 and the batch at N = 5; `dm_growth` varies classes at 10 images per class and images
-per class at 10 classes (64 real images of each).  ConvNet-3 of width 128 on 3x32x32 throughout.  What is timed here was checked
-by `trajectory_match` and `dm_iteration`; memory is that of a fresh process, over what it had before.
-"""
+`trajectory_growth` varies N at a batch of 10 and the batch at N = 5; `dm_growth` varies classes at
+10 images per class and images per class at 10 classes (64 real images of each).  ConvNet-3 of width
+128 on 3x32x32 throughout.  What is timed here was checked by `trajectory_match` and `dm_iteration`;
+memory is that of a fresh process, over what it had before."""
 
 import subprocess
 import sys
@@ -39,7 +39,8 @@ class Axis:
         op: Benchmark that it belongs to.
         shape: Name of a row, with the value in it.
         values: Of the quantity.
-        call: ``(device, dtype, value, warm) -> call``: the whole call, or with ``warm`` one that brings libraries and code in.
+        call: ``(device, dtype, value, warm) -> call``: the whole call, or with ``warm`` one that
+            brings libraries and code in.
     """
 
     op: str
@@ -48,20 +49,48 @@ class Axis:
     call: Callable[[torch.device, torch.dtype, int, bool], Call]
 
 
-def _trajectory(device: torch.device, dtype: torch.dtype, steps: int, batch: int, warm: bool) -> Call:
-    return trajectory.Problem(device, dtype, steps, WIDTH, batch).call("training" if warm else "ours")
+def _trajectory(
+    device: torch.device, dtype: torch.dtype, steps: int, batch: int, warm: bool
+) -> Call:
+    return trajectory.Problem(device, dtype, steps, WIDTH, batch).call(
+        "training" if warm else "ours"
+    )
 
 
 def _matching(device: torch.device, dtype: torch.dtype, classes: int, ipc: int, warm: bool) -> Call:
-    real, images = iteration.inputs(device, dtype, (2 if warm else classes, 2 if warm else 64, 1 if warm else ipc, 32))
-    return iteration.OurIteration("cpu" if device.type == "cpu" else "cuda", real, images, width=WIDTH)
+    real, images = iteration.inputs(
+        device, dtype, (2 if warm else classes, 2 if warm else 64, 1 if warm else ipc, 32)
+    )
+    return iteration.OurIteration(
+        "cpu" if device.type == "cpu" else "cuda", real, images, width=WIDTH
+    )
 
 
 AXES = {
-    "steps": Axis("trajectory_growth", "n{}_b10", (5, 10, 20, 50), lambda d, t, n, warm: _trajectory(d, t, n, 10, warm)),
-    "batch": Axis("trajectory_growth", "b{}_n5", (10, 20, 50, 100), lambda d, t, b, warm: _trajectory(d, t, 5, b, warm)),
-    "classes": Axis("dm_growth", "k{}_ipc10", (5, 10, 20, 40), lambda d, t, k, warm: _matching(d, t, k, 10, warm)),
-    "ipc": Axis("dm_growth", "ipc{}_k10", (1, 10, 20, 50), lambda d, t, i, warm: _matching(d, t, 10, i, warm)),
+    "steps": Axis(
+        "trajectory_growth",
+        "n{}_b10",
+        (5, 10, 20, 50),
+        lambda d, t, n, warm: _trajectory(d, t, n, 10, warm),
+    ),
+    "batch": Axis(
+        "trajectory_growth",
+        "b{}_n5",
+        (10, 20, 50, 100),
+        lambda d, t, b, warm: _trajectory(d, t, 5, b, warm),
+    ),
+    "classes": Axis(
+        "dm_growth",
+        "k{}_ipc10",
+        (5, 10, 20, 40),
+        lambda d, t, k, warm: _matching(d, t, k, 10, warm),
+    ),
+    "ipc": Axis(
+        "dm_growth",
+        "ipc{}_k10",
+        (1, 10, 20, 50),
+        lambda d, t, i, warm: _matching(d, t, 10, i, warm),
+    ),
 }
 
 
@@ -74,7 +103,9 @@ def run_growth(
         if axis.op != op or check_only:
             continue
         values: Sequence[int] = axis.values[:2] if quick else axis.values
-        calls = {axis.shape.format(value): axis.call(device, dtype, value, False) for value in values}
+        calls = {
+            axis.shape.format(value): axis.call(device, dtype, value, False) for value in values
+        }
         for shape, readings in interleaved(calls, seconds, clock_of(device)).items():
             yield Result(op, device.type, shape, kind, f"{name}: time", "ok", readings[""])
         if quick or device.type != "cpu" or dtype != torch.float32:
@@ -82,7 +113,14 @@ def run_growth(
         for value in values:
             used = megabytes(name, value)
             yield Result(
-                op, device.type, axis.shape.format(value), kind, f"{name}: memory", "ok", Timing(used, used, used, 1), unit="MB"
+                op,
+                device.type,
+                axis.shape.format(value),
+                kind,
+                f"{name}: memory",
+                "ok",
+                Timing(used, used, used, 1),
+                unit="MB",
             )
 
 

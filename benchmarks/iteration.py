@@ -1,9 +1,9 @@
 """`dm_iteration`: one whole iteration of distribution matching, ours beside the published loop.
 
-ConvNet-3 of width 128 on 3x32x32, 10 classes with 64 real and 10 synthetic images each, DSA on: a new network, its
-transformations, loss and image gradient, a step of SGD.  Before anything is timed, the image gradient at equal parameters and
-equal transformations is checked against the published loop in float64.
-"""
+ConvNet-3 of width 128 on 3x32x32, 10 classes with 64 real and 10 synthetic images each, DSA on: a
+new network, its transformations, loss and image gradient, a step of SGD.  Before anything is timed,
+the image gradient at equal parameters and equal transformations is checked against the published
+loop in float64."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +25,10 @@ from kdistill.testing.tolerance import ToleranceError, assert_close_enough
 
 CLASSES, REAL, IPC, SIZE, WIDTH = 10, 64, 10, 32, 128
 CODES = {COLOR: "color", CROP: "crop", CUTOUT: "cutout", FLIP: "flip", AFFINE: "affine"}
-PEERS: dict[str, peer.Gradient] = {"per-class loop": peer.per_class_gradient, "batched PyTorch": peer.batched_gradient}
+PEERS: dict[str, peer.Gradient] = {
+    "per-class loop": peer.per_class_gradient,
+    "batched PyTorch": peer.batched_gradient,
+}
 
 
 class OurIteration:
@@ -34,7 +37,9 @@ class OurIteration:
     def __init__(self, backend: str, real: Tensor, images: Tensor, *, width: int):
         k, _, channels, size, _ = real.shape
         self.backend = backend
-        self.student = build_student("convnet", channels=channels, size=size, classes=k, width=width, depth=3)
+        self.student = build_student(
+            "convnet", channels=channels, size=size, classes=k, width=width, depth=3
+        )
         self.augment = Augment(DSA, siamese=True, key=make_key(0, "benchmark"), align_corners=False)
         self.real, self.real_labels = flat(real)
         self.images, self.labels = flat(images.clone())
@@ -46,7 +51,14 @@ class OurIteration:
         theta = self.student.init(generator(make_key(0, "student", self.step))).to(self.real)
         with ops.use_backend(self.backend):
             loss, self.images.grad = distribution_match(
-                self.student, theta, self.real, self.real_labels, self.images, self.labels, augment=self.augment, step=self.step
+                self.student,
+                theta,
+                self.real,
+                self.real_labels,
+                self.images,
+                self.labels,
+                augment=self.augment,
+                step=self.step,
             )
         self.optimiser.step()
         return loss
@@ -67,7 +79,9 @@ def same_network(student: Student, theta: Tensor, width: int) -> peer.ConvNet:
     return net.requires_grad_(False)
 
 
-def same_transformations(augment: Augment, step: int, like: Tensor, classes: int) -> list[peer.Transformation]:
+def same_transformations(
+    augment: Augment, step: int, like: Tensor, classes: int
+) -> list[peer.Transformation]:
     drawn = []
     for label in range(classes):
         groups = torch.full(like.shape[:1], label)
@@ -76,10 +90,15 @@ def same_transformations(augment: Augment, step: int, like: Tensor, classes: int
     return drawn
 
 
-def inputs(device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+def inputs(
+    device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int, int]
+) -> tuple[Tensor, Tensor]:
     classes, num_real, ipc, size = sizes
     drawn = torch.Generator().manual_seed(0)
-    real, images = (torch.randn(classes, n, 3, size, size, generator=drawn, dtype=torch.float64) for n in (num_real, ipc))
+    real, images = (
+        torch.randn(classes, n, 3, size, size, generator=drawn, dtype=torch.float64)
+        for n in (num_real, ipc)
+    )
     return real.to(device, dtype), images.to(device, dtype)
 
 
@@ -97,24 +116,41 @@ def check(backend: str, real: Tensor, images: Tensor, *, width: int, step: int =
     drawn = same_transformations(ours.augment, step, ours.images, len(real))
     with ops.use_backend(backend):
         got = distribution_match(
-            ours.student, theta, ours.real, ours.real_labels, ours.images, ours.labels, augment=ours.augment, step=step
+            ours.student,
+            theta,
+            ours.real,
+            ours.real_labels,
+            ours.images,
+            ours.labels,
+            augment=ours.augment,
+            step=step,
         )
     eager = peer.per_class_gradient(same_network(ours.student, theta, width), real, images, drawn)
-    truth = peer.per_class_gradient(same_network(ours.student, theta.double(), width), real.double(), images.double(), drawn)
+    truth = peer.per_class_gradient(
+        same_network(ours.student, theta.double(), width), real.double(), images.double(), drawn
+    )
     depth = additions(width, ours.student.size)
     try:
-        for what, mine, same, true in zip(("loss", "image gradient"), got, eager, truth, strict=True):
+        for what, mine, same, true in zip(
+            ("loss", "image gradient"), got, eager, truth, strict=True
+        ):
             assert_close_enough(mine.reshape(true.shape), same, true, depth, f"dm_iteration {what}")
     except ToleranceError as error:
         return f"wrong: {error}"
     return "ok"
 
 
-def run_dm_iteration(device: torch.device, dtype: torch.dtype, seconds: float, quick: bool, check_only: bool) -> Iterator[Result]:
+def run_dm_iteration(
+    device: torch.device, dtype: torch.dtype, seconds: float, quick: bool, check_only: bool
+) -> Iterator[Result]:
     """Yield one result per backend and peer."""
     sizes = (CLASSES, REAL, IPC, SIZE)
     real, images = inputs(device, dtype, sizes)
-    common = (f"k{CLASSES}_n{REAL}_ipc{IPC}_3x{SIZE}x{SIZE}_w{WIDTH}", str(dtype).removeprefix("torch."), "iteration")
+    common = (
+        f"k{CLASSES}_n{REAL}_ipc{IPC}_3x{SIZE}x{SIZE}_w{WIDTH}",
+        str(dtype).removeprefix("torch."),
+        "iteration",
+    )
     calls: dict[str, Call] = {}
     for backend in _registry.AUTOMATIC[device.type]:
         status = tried(partial(check, backend, real, images, width=WIDTH))
@@ -124,7 +160,10 @@ def run_dm_iteration(device: torch.device, dtype: torch.dtype, seconds: float, q
             yield Result("dm_iteration", backend, *common, status)
     if check_only:
         return
-    calls |= {name: peer.Iteration(gradient, real, images, width=WIDTH) for name, gradient in PEERS.items()}
+    calls |= {
+        name: peer.Iteration(gradient, real, images, width=WIDTH)
+        for name, gradient in PEERS.items()
+    }
     for name, readings in interleaved(calls, 5 * seconds, clock_of(device)).items():
         for what, timing in readings.items():
             metric = f"iteration_{what}" if what else "iteration"

@@ -1,8 +1,9 @@
 """Check, then time: `python -m benchmarks.run`.
 
-Every backend and every peer first has to agree with the float64 reference; one that does not gets the status "wrong" and no
-time.  The others are timed in turns in one process, beside a copy and a read of the bytes that the op has to move.  Rows go to
-benchmarks/results/<machine>.csv, where a rerun replaces its own, and benchmarks/README.md is made from them.  Every row is on
+Every backend and every peer first has to agree with the float64 reference; one that does not gets
+the status "wrong" and no time.  The others are timed in turns in one process, beside a copy and a
+read of the bytes that the op has to move.  Rows go to benchmarks/results/<machine>.csv, where a
+rerun replaces its own, and benchmarks/README.md is made from them.  Every row is on
 disk before the next is measured: a run that is cut off loses none.
 """
 
@@ -44,7 +45,9 @@ END_TO_END = {
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").split("\n\n")[1])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description=(__doc__ or "").split("\n\n")[1]
+    )
     parser.add_argument(
         "--op",
         action="append",
@@ -53,13 +56,33 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of all contestants")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="CPU threads of all contestants",
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each contestant")
-    parser.add_argument("--quick", action="store_true", help="first shape, 0.2 s per contestant, nothing is written")
-    parser.add_argument("--check", action="store_true", help="only check, time nothing, write nothing")
-    parser.add_argument("--output", type=Path, help="CSV file to write in place of results/<machine>.csv")
-    parser.add_argument("--adopt", type=Path, metavar="CSV", help="only merge the rows that --output wrote, then --tables")
-    parser.add_argument("--tables", action="store_true", help="only make benchmarks/README.md from the committed rows")
+    parser.add_argument(
+        "--quick", action="store_true", help="first shape, 0.2 s per contestant, nothing is written"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only check, time nothing, write nothing"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="CSV file to write in place of results/<machine>.csv"
+    )
+    parser.add_argument(
+        "--adopt",
+        type=Path,
+        metavar="CSV",
+        help="only merge the rows that --output wrote, then --tables",
+    )
+    parser.add_argument(
+        "--tables",
+        action="store_true",
+        help="only make benchmarks/README.md from the committed rows",
+    )
     options = parser.parse_args(argv)
     known = [case.name for case in every_case()] + list(END_TO_END)
     for name in options.op or ():
@@ -69,7 +92,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--threads: expected 1 or more, got {options.threads}; leave it out for all")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: expected a device that is there, got cuda; this torch sees no GPU")
-    options.op = options.op or [name for name in known if not name.endswith("_growth")]  # minutes of their own
+    options.op = options.op or [
+        name for name in known if not name.endswith("_growth")
+    ]  # minutes of their own
     return options
 
 
@@ -84,7 +109,14 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
         except Exception as error:  # what ends one benchmark does not end the others
             traceback.print_exc()
             said = " ".join(str(error).split())[:160]
-            yield Result(name, options.device, "", options.dtype, "", f"{STOPPED}: {type(error).__name__}: {said}")
+            yield Result(
+                name,
+                options.device,
+                "",
+                options.dtype,
+                "",
+                f"{STOPPED}: {type(error).__name__}: {said}",
+            )
 
 
 def row_of(result: Result, device: torch.device, conditions: dict[str, str]) -> _table.Row:
@@ -137,10 +169,17 @@ def main(argv: list[str] | None = None) -> int:
     if (busy := _conditions.why_busy()) and not options.check:
         print(f"warning: {busy}", file=sys.stderr)
     device, wrong = torch.device(options.device), 0
-    target = options.output or _table.results_file(conditions["machine"], _conditions.device_name(device))
-    journal = None if options.check or (options.quick and not options.output) else _table.Journal(target)
+    target = options.output or _table.results_file(
+        conditions["machine"], _conditions.device_name(device)
+    )
+    journal = (
+        None if options.check or (options.quick and not options.output) else _table.Journal(target)
+    )
     if journal and journal.recovered:
-        print(f"took {journal.recovered} rows of a run that was cut off into {target}", file=sys.stderr)
+        print(
+            f"took {journal.recovered} rows of a run that was cut off into {target}",
+            file=sys.stderr,
+        )
     for result in results(options):
         print(line(result), flush=True)
         wrong += result.status.startswith(("wrong", STOPPED))

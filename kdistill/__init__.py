@@ -5,7 +5,8 @@
     print(kdistill.evaluate(small, data))
     small.save_pretrained("out")
 
-Importing the package loads neither torch, Triton nor native code; every name below is fetched at first use.
+Importing the package loads neither torch, Triton nor native code; every name below is fetched at
+first use.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """The only file that imports the compiled modules, and the rule of addresses.
 
-A kernel gets addresses and sizes.  The public op has checked dtype, device, shape and contiguity, and the tensors keep a name
-until the call returns.
+A kernel gets addresses and sizes.  The public op has checked dtype, device, shape and contiguity,
+and the tensors keep a name until the call returns.
 """
 
 import importlib
@@ -27,10 +27,23 @@ from kdistill.errors import ConfigError, NativeError
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _emulating = os.environ.get("KDISTILL_CUDA_EMULATION", "") == "1"
 _MOST_GROWTH = 256 << 20
-# variables with which the libraries under torch choose other kernels, and so other bits; recorded where they are set
+# variables with which the libraries under torch choose other kernels, and so other bits; recorded
+# where they are set
 _OTHER_BITS = (
-    *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_DYNAMIC", "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_THREADS"),
-    *("ONEDNN_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE"),
+    *(
+        "ATEN_CPU_CAPABILITY",
+        "MKL_CBWR",
+        "MKL_DYNAMIC",
+        "MKL_ENABLE_INSTRUCTIONS",
+        "MKL_NUM_THREADS",
+    ),
+    *(
+        "ONEDNN_DEFAULT_FPMATH_MODE",
+        "ONEDNN_MAX_CPU_ISA",
+        "DNNL_DEFAULT_FPMATH_MODE",
+        "DNNL_MAX_CPU_ISA",
+        "OPENBLAS_CORETYPE",
+    ),
     *("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
 )
 _resident_after = sys.maxsize  # bytes, when freed memory was last given back, or fewer later
@@ -39,13 +52,19 @@ _resident_after = sys.maxsize  # bytes, when freed memory was last given back, o
 @cache
 def _load(module: str) -> ModuleType | ImportError:
     loaded = _import(module)
-    if isinstance(loaded, ModuleType) and module == "_cpu" and os.environ.get("KDISTILL_MALLOC") != "system":
+    if (
+        isinstance(loaded, ModuleType)
+        and module == "_cpu"
+        and os.environ.get("KDISTILL_MALLOC") != "system"
+    ):
         loaded.keep_freed_memory()
     return loaded
 
 
 def _import(module: str) -> ModuleType | ImportError:
-    folder = os.environ.get("KDISTILL_NATIVE_DIR")  # another build of the same modules, e.g. one with sanitizers
+    folder = os.environ.get(
+        "KDISTILL_NATIVE_DIR"
+    )  # another build of the same modules, e.g. one with sanitizers
     if folder and not Path(folder).is_absolute():
         raise ConfigError(
             f"KDISTILL_NATIVE_DIR: expected an absolute path, got '{folder}'; "
@@ -86,7 +105,10 @@ def why_missing(module: str) -> str | None:
     loaded = _load(module)
     if isinstance(loaded, ModuleType):
         return None
-    for failure in ("_build_failure.txt", *(["_cuda_build_failure.txt"] if module == "_cuda" else [])):
+    for failure in (
+        "_build_failure.txt",
+        *(["_cuda_build_failure.txt"] if module == "_cuda" else []),
+    ):
         path = Path(__file__).parent / failure
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if line.strip()]
@@ -120,7 +142,9 @@ def refusal(module: str, *args: Any) -> str | None:
 def card_refusal(device: torch.device) -> str | None:
     """Return why the kernels of ``_cuda`` cannot run on a card (architecture, driver), or None."""
     module = _load("_cuda")
-    compiled, toolkit, driver = (_member(module, name) for name in ("architectures", "toolkit", "driver"))
+    compiled, toolkit, driver = (
+        _member(module, name) for name in ("architectures", "toolkit", "driver")
+    )
     driver = driver()
     major, minor = torch.cuda.get_device_capability(device)
     codes = [(int(number), kind) for number, kind in (code.split("-") for code in compiled.split())]
@@ -129,7 +153,8 @@ def card_refusal(device: torch.device) -> str | None:
     if not runs and not from_ptx:
         return (
             f"the card has compute capability {major}.{minor}, _cuda was compiled for {compiled}; "
-            f"install again with KDISTILL_CUDA_ARCHITECTURES={major}{minor} and an nvcc that knows it"
+            f"install again with KDISTILL_CUDA_ARCHITECTURES={major}{minor} and an nvcc that knows "
+            "it"
         )
     # code of a release runs on every driver of its major version, PTX only on one that is as new
     too_old = driver // 1000 < toolkit // 1000
@@ -146,7 +171,9 @@ def _release(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def kernel(module: str, op: str, dtype: torch.dtype, device: torch.device | None = None) -> Callable[..., None]:
+def kernel(
+    module: str, op: str, dtype: torch.dtype, device: torch.device | None = None
+) -> Callable[..., None]:
     """Return the bound function of ``op`` for ``dtype`` on ``device`` (default: the CPU); call ``refusal`` first."""
     loaded = _load(_resolve(module, device or torch.device("cpu")))
     return _member(loaded, f"{op}_{_SUFFIX[dtype]}")
@@ -164,7 +191,8 @@ def _member(module: ModuleType | ImportError, name: str) -> Any:
     found = getattr(module, name, None)
     if found is None:
         raise NativeError(
-            f"{getattr(module, '__name__', module)}: expected '{name}', which the Python code calls, got an older build; "
+            f"{getattr(module, '__name__', module)}: expected '{name}', which the Python code "
+            "calls, got an older build; "
             "run `pip install -e .` again"
         )
     return found
@@ -199,7 +227,8 @@ def environment() -> dict[str, Any]:
 def peak_bytes() -> int:
     """Return the peak resident memory of this process.
 
-    Linux says it in /proc: the resource usage of a process begins with the peak of the one that started it.
+    Linux says it in /proc: the resource usage of a process begins with the peak of the one that
+        started it.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -213,13 +242,18 @@ def peak_bytes() -> int:
 def return_freed_memory() -> None:
     """Give free memory back to the system where the process has grown by 256 MB since it was smallest or gave back.
 
-    glibc (2.36 here) seldom puts an aligned block in the place of a freed one of its size: where blocks change in size the heap
-    grows with every turn of a loop, by 8 MB in ``dsa``.  For loops to call now and then; has an effect on Linux alone.
+    glibc (2.36 here) seldom puts an aligned block in the place of a freed one of its size: where
+    blocks change in size the heap grows with every turn of a loop, by 8 MB in ``dsa``.  For loops
+    to call now and then; has an effect on Linux alone.
     """
     global _resident_after
     native = _load("_cpu")
     resident = _resident_bytes()
-    if resident is None or not isinstance(native, ModuleType) or os.environ.get("KDISTILL_MALLOC") == "system":
+    if (
+        resident is None
+        or not isinstance(native, ModuleType)
+        or os.environ.get("KDISTILL_MALLOC") == "system"
+    ):
         return
     _resident_after = min(_resident_after, resident)
     if resident < _resident_after + _MOST_GROWTH:

@@ -1,10 +1,13 @@
 """DSA: differentiable augmentation as a pure function of a key.
 
-Symbols: B images (or any leading dimensions, such as G groups of B), C channels, H x W pixels, S parameter sets, N images that
+Symbols: B images (or any leading dimensions, such as G groups of B), C channels, H x W pixels, S
+    parameter sets, N images that
 share a draw of the family.
 
-The draws are the published ones (docs/ops/diff_augment.md); the published code seeds the global generator with the clock, this
-one never touches it: the same key, step and group give the same transformation in every process, for any batch.
+The draws are the published ones (docs/ops/diff_augment.md); the published code seeds the global
+generator with the clock, this
+one never touches it: the same key, step and group give the same transformation in every process,
+    for any batch.
 """
 
 import math
@@ -22,7 +25,9 @@ from kdistill.ops.diff_augment import AFFINE, COLOR, CROP, CUTOUT, FLIP, ROW, di
 
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
-Parameters = list[tuple[Tensor, Tensor]]  # one (params [S, 8], index [B]) per call of diff_augment, in order
+Parameters = list[
+    tuple[Tensor, Tensor]
+]  # one (params [S, 8], index [B]) per call of diff_augment, in order
 
 _DRAWS = 3  # uniforms behind one row: the most that a family needs
 
@@ -34,11 +39,13 @@ class AugmentConstants:
     Attributes:
         brightness: Width of the additive offset, U(-brightness/2, brightness/2).
         saturation: Largest factor of the distance to the mean over channels, U(0, saturation).
-        contrast: Smallest factor of the distance to the mean over the image, U(contrast, contrast + 1).
+        contrast: Smallest factor of the distance to the mean over the image, U(contrast, contrast +
+            1).
         crop: Largest shift as a fraction of the side.
         cutout: Side of the square set to zero as a fraction of the side of the image.
         flip: Probability of mirroring.
-        scale: Largest factor of either axis of the sampling grid, U(1/scale, scale); above 1 shrinks the content.
+        scale: Largest factor of either axis of the sampling grid, U(1/scale, scale); above 1
+            shrinks the content.
         rotate: Largest angle in degrees, U(-rotate, rotate).
 
     Raises:
@@ -55,12 +62,20 @@ class AugmentConstants:
     rotate: float = 15.0
 
     def __post_init__(self) -> None:
-        ranges = {"crop": (0.0, 1.0), "cutout": (0.0, 1.0), "flip": (0.0, 1.0), "scale": (1.0, math.inf)}
+        ranges = {
+            "crop": (0.0, 1.0),
+            "cutout": (0.0, 1.0),
+            "flip": (0.0, 1.0),
+            "scale": (1.0, math.inf),
+        }
         for field in fields(self):
             low, high = ranges.get(field.name, (0.0, math.inf))
             value = getattr(self, field.name)
             if not (low <= value <= high and math.isfinite(value)):
-                raise ConfigError(f"AugmentConstants: expected {field.name} in {low:g}..{high:g}, got {value}; change it")
+                raise ConfigError(
+                    f"AugmentConstants: expected {field.name} in {low:g}..{high:g}, got {value}; "
+                    "change it"
+                )
 
 
 def strategy_for(strategy: str, mirrors: bool) -> str:
@@ -68,7 +83,8 @@ def strategy_for(strategy: str, mirrors: bool) -> str:
 
     Args:
         strategy: Families joined by ``_``, ``"none"`` or ``"auto"``.
-        mirrors: Whether the data may be mirrored (``ImageDataset.mirrors``); a mirrored digit is no digit.
+        mirrors: Whether the data may be mirrored (``ImageDataset.mirrors``); a mirrored digit is no
+            digit.
     """
     if strategy != "auto":
         return strategy
@@ -79,25 +95,28 @@ class Augment:
     """A strategy of differentiable augmentations, drawn from a key.
 
     Args:
-        strategy: Families joined by ``_``, such as ``"color_crop_cutout_flip_scale_rotate"`` (digits: without flip); ``"none"``
-            or ``""`` changes nothing.
-        mode: ``"S"`` applies one of the families, each with the same probability; ``"M"`` applies every one, in that order.
-        siamese: True: the images of a group share their parameters (DC, DSA, DM).  False: they share the family, and each
-            image has parameters of its own (student training, trajectory methods, evaluation).
+        strategy: Families joined by ``_``, such as ``"color_crop_cutout_flip_scale_rotate"``
+            (digits: without flip); ``"none"`` or ``""`` changes nothing.
+        mode: ``"S"`` applies one of the families, each with the same probability; ``"M"`` applies
+            every one, in that order.
+        siamese: True: the images of a group share their parameters (DC, DSA, DM).  False: they
+            share the family, and each image has parameters of its own (student training, trajectory
+            methods, evaluation).
         key: The stream of draws, from ``kdistill.keys.make_key``.
-        align_corners: Of the affine families: False for DC, DSA and DM, True for the trajectory methods.  It makes a difference
-            on images that are not square.
+        align_corners: Of the affine families: False for DC, DSA and DM, True for the trajectory
+            methods.  It makes a difference on images that are not square.
         constants: The ranges of the parameters.
 
     Raises:
         ConfigError: Unknown family or mode.
 
     Example:
-        >>> augment = Augment("color_crop_flip", siamese=True, key=7, align_corners=False)
-        >>> real, synthetic = torch.rand(64, 3, 8, 8), torch.rand(10, 3, 8, 8)
-        >>> pair = augment(real, step=3), augment(synthetic, step=3)  # the same transformation for both
+        >>> augment = Augment("color_crop_flip", siamese=True, key=7, align_corners=False) >>> real,
+        synthetic = torch.rand(64, 3, 8, 8), torch.rand(10, 3, 8, 8) >>> pair = augment(real,
+        step=3), augment(synthetic, step=3)  # the same transformation for both
 
-    References: Zhao and Bilen, Dataset Condensation with Differentiable Siamese Augmentation, ICML 2021.
+    References: Zhao and Bilen, Dataset Condensation with Differentiable Siamese Augmentation, ICML
+        2021.
     """
 
     def __init__(
@@ -115,10 +134,14 @@ class Augment:
         for family in self.families:
             if family not in FAMILIES:
                 raise ConfigError(
-                    f"Augment: expected families joined by '_', got '{family}'; {did_you_mean(family, list(FAMILIES))}"
+                    f"Augment: expected families joined by '_', got '{family}'; "
+                    f"{did_you_mean(family, list(FAMILIES))}"
                 )
         if mode not in ("S", "M"):
-            raise ConfigError(f"Augment: expected mode 'S' (one family per draw) or 'M' (every family), got '{mode}'; choose one")
+            raise ConfigError(
+                "Augment: expected mode 'S' (one family per draw) or 'M' (every family), got "
+                f"'{mode}'; choose one"
+            )
         self.mode = mode
         self.siamese = bool(siamese)
         self.key = int(key)
@@ -127,7 +150,8 @@ class Augment:
 
     def __repr__(self) -> str:
         return (
-            f"Augment({self.strategy!r}, mode={self.mode!r}, siamese={self.siamese}, key={self.key}, "
+            f"Augment({self.strategy!r}, mode={self.mode!r}, siamese={self.siamese}, "
+            f"key={self.key}, "
             f"align_corners={self.align_corners}, constants={self.constants})"
         )
 
@@ -135,28 +159,36 @@ class Augment:
         """Augment a batch.
 
         Args:
-            images: ``[B, C, H, W]`` or with more leading dimensions, float32 or float64, in the space the network sees.
+            images: ``[B, C, H, W]`` or with more leading dimensions, float32 or float64, in the
+                space the network sees.
             step: The draw: the same step gives the same transformation.
-            groups: int64, one per image (the leading shape of ``images``).  Images of one group share a draw (siamese: all of it,
-                else the family), and a group's draw depends on nothing but key, step and its number: with class labels as
-                groups, the real and the synthetic images of a class are transformed alike.  None: all are group 0.  Groups on
-                a GPU are copied to the host; keep them on the CPU to avoid waiting.
+            groups: int64, one per image (the leading shape of ``images``).  Images of one group
+                share a draw (siamese: all of it, else the family), and a group's draw depends on
+                nothing but key, step and its number: with class labels as groups, the real and the
+                synthetic images of a class are transformed alike.  None: all are group 0.  Groups
+                on a GPU are copied to the host; keep them on the CPU to avoid waiting.
 
         Returns:
-            A tensor like ``images``, differentiable twice in ``images``; ``images`` itself where there is no family.
+            A tensor like ``images``, differentiable twice in ``images``; ``images`` itself where
+            there is no family.
 
         Raises:
             ShapeError: A shape or dtype does not fit.
 
-        Cost: one ``kdistill.ops.diff_augment`` (mode M: one per family) and about 50 us per group to draw, once per step
-            where parameters are siamese.
+        Cost: one ``kdistill.ops.diff_augment`` (mode M: one per family) and about 50 us per group
+            to draw, once per step where parameters are siamese.
         """
-        return self.apply(images, self.parameters(step, shape=images.shape, groups=groups, device=images.device))
+        return self.apply(
+            images, self.parameters(step, shape=images.shape, groups=groups, device=images.device)
+        )
 
-    def pull_back(self, grad_images: Tensor, step: int = 0, groups: Tensor | None = None) -> Tensor:
+    def vjp(self, grad_images: Tensor, step: int = 0, groups: Tensor | None = None) -> Tensor:
         """Return dL/dimages from dL/d(augmented images) of the call with the same step and groups; runs no forward."""
         return self.transpose(
-            grad_images, self.parameters(step, shape=grad_images.shape, groups=groups, device=grad_images.device)
+            grad_images,
+            self.parameters(
+                step, shape=grad_images.shape, groups=groups, device=grad_images.device
+            ),
         )
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
@@ -190,31 +222,57 @@ class Augment:
             device: Where the tensors are wanted.
 
         Returns:
-            One ``(params [S, 8] float64, index [B] int64)`` per call of ``kdistill.ops.diff_augment``, in order: one in mode S,
-            one per family in mode M, none without families.
+            One ``(params [S, 8] float64, index [B] int64)`` per call of
+            ``kdistill.ops.diff_augment``, in order: one in mode S, one per family in mode M, none
+            without families.
 
         Raises:
             ShapeError: A shape or dtype does not fit.
         """
         if len(shape) < 4:
-            raise ShapeError(f"Augment: expected images [..., B, C, H, W], got {list(shape)}; add a dimension with x[None]")
+            raise ShapeError(
+                f"Augment: expected images [..., B, C, H, W], got {list(shape)}; add a dimension "
+                "with x[None]"
+            )
         leading, (h, w) = shape[:-3], shape[-2:]
         if groups is not None and (groups.shape != leading or groups.dtype != torch.int64):
             raise ShapeError(
-                f"Augment: expected groups int64 {list(leading)}, got {groups.dtype} {list(groups.shape)}; pass one per image"
+                f"Augment: expected groups int64 {list(leading)}, got {groups.dtype} "
+                f"{list(groups.shape)}; pass one per image"
             )
         count = math.prod(leading)
-        numbers = np.zeros(count, dtype=np.int64) if groups is None else groups.detach().cpu().numpy().reshape(-1)
+        numbers = (
+            np.zeros(count, dtype=np.int64)
+            if groups is None
+            else groups.detach().cpu().numpy().reshape(-1)
+        )
         drawn, member = np.unique(numbers, return_inverse=True)
-        families = range(len(self.families)) if self.mode == "M" else range(min(1, len(self.families)))
+        families = (
+            range(len(self.families)) if self.mode == "M" else range(min(1, len(self.families)))
+        )
         tables = [self._table(step, drawn, member, place, h, w) for place in families]
-        return [(params.to(device, non_blocking=True), index.to(device, non_blocking=True)) for params, index in tables]
+        return [
+            (params.to(device, non_blocking=True), index.to(device, non_blocking=True))
+            for params, index in tables
+        ]
 
-    def _table(self, step: int, drawn: np.ndarray, member: np.ndarray, place: int, h: int, w: int) -> tuple[Tensor, Tensor]:
+    def _table(
+        self, step: int, drawn: np.ndarray, member: np.ndarray, place: int, h: int, w: int
+    ) -> tuple[Tensor, Tensor]:
         """Return params and index of one call: a row per group if siamese, else a row per image."""
         choice = self.families if self.mode == "S" else self.families[place : place + 1]
         if self.siamese:
-            rows = [_rows(choice, make_key(self.key, "augment", step, int(g), place), 1, h, w, self.constants) for g in drawn]
+            rows = [
+                _rows(
+                    choice,
+                    make_key(self.key, "augment", step, int(g), place),
+                    1,
+                    h,
+                    w,
+                    self.constants,
+                )
+                for g in drawn
+            ]
             params = np.concatenate(rows) if rows else np.zeros((0, ROW))
             return torch.from_numpy(params), torch.from_numpy(member.astype(np.int64))
         params = np.zeros((len(member), ROW))
@@ -225,21 +283,29 @@ class Augment:
         return torch.from_numpy(params), torch.arange(len(member))
 
 
-def _rows(families: tuple[str, ...], key: int, n: int, h: int, w: int, constants: AugmentConstants) -> np.ndarray:
+def _rows(
+    families: tuple[str, ...], key: int, n: int, h: int, w: int, constants: AugmentConstants
+) -> np.ndarray:
     """Return ``[N, 8]``: one family for all, drawn uniformly, and the parameters of each; image i has the same ones for any N."""
     if n == 1:
-        return _one_row(families, key, h, w, constants)  # drawn again for the synthetic half and for the pull-back
+        return _one_row(
+            families, key, h, w, constants
+        )  # drawn again for the synthetic half and for the pull-back
     return _draw(families, key, n, h, w, constants)
 
 
 @lru_cache(maxsize=4096)
-def _one_row(families: tuple[str, ...], key: int, h: int, w: int, constants: AugmentConstants) -> np.ndarray:
+def _one_row(
+    families: tuple[str, ...], key: int, h: int, w: int, constants: AugmentConstants
+) -> np.ndarray:
     row = _draw(families, key, 1, h, w, constants)
     row.flags.writeable = False
     return row
 
 
-def _draw(families: tuple[str, ...], key: int, n: int, h: int, w: int, constants: AugmentConstants) -> np.ndarray:
+def _draw(
+    families: tuple[str, ...], key: int, n: int, h: int, w: int, constants: AugmentConstants
+) -> np.ndarray:
     stream = uniforms(key, 1 + n * _DRAWS)
     family = families[int(stream[0] * len(families))]
     columns = _parameters_of(family, stream[1:].reshape(n, _DRAWS).T, h, w, constants)
@@ -249,20 +315,43 @@ def _draw(families: tuple[str, ...], key: int, n: int, h: int, w: int, constants
     return rows
 
 
-def _parameters_of(family: str, u: np.ndarray, h: int, w: int, constants: AugmentConstants) -> list[np.ndarray | float]:
+def _parameters_of(
+    family: str, u: np.ndarray, h: int, w: int, constants: AugmentConstants
+) -> list[np.ndarray | float]:
     """Return the columns of rows of ``family`` from uniforms ``[3, N]``."""
     if family == "color":
-        return [COLOR, (u[0] - 0.5) * constants.brightness, u[1] * constants.saturation, u[2] + constants.contrast]
+        return [
+            COLOR,
+            (u[0] - 0.5) * constants.brightness,
+            u[1] * constants.saturation,
+            u[2] + constants.contrast,
+        ]
     if family == "crop":
         most_h, most_w = (math.floor(constants.crop * size + 0.5) for size in (h, w))
-        return [CROP, np.floor(u[0] * (2 * most_h + 1)) - most_h, np.floor(u[1] * (2 * most_w + 1)) - most_w]
+        return [
+            CROP,
+            np.floor(u[0] * (2 * most_h + 1)) - most_h,
+            np.floor(u[1] * (2 * most_w + 1)) - most_w,
+        ]
     if family == "cutout":
         side_h, side_w = (math.floor(constants.cutout * size + 0.5) for size in (h, w))
-        return [CUTOUT, np.floor(u[0] * (h + 1 - side_h % 2)), np.floor(u[1] * (w + 1 - side_w % 2)), side_h, side_w]
+        return [
+            CUTOUT,
+            np.floor(u[0] * (h + 1 - side_h % 2)),
+            np.floor(u[1] * (w + 1 - side_w % 2)),
+            side_h,
+            side_w,
+        ]
     if family == "flip":
         return [FLIP, (u[0] < constants.flip).astype(np.float64)]
     if family == "scale":
         low = 1.0 / constants.scale
-        return [AFFINE, low + u[0] * (constants.scale - low), 0.0, 0.0, low + u[1] * (constants.scale - low)]
+        return [
+            AFFINE,
+            low + u[0] * (constants.scale - low),
+            0.0,
+            0.0,
+            low + u[1] * (constants.scale - low),
+        ]
     angle = (2.0 * u[0] - 1.0) * math.radians(constants.rotate)
     return [AFFINE, np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)]

@@ -1,10 +1,11 @@
 """Strict loading of frozen keyword-only dataclasses from TOML, JSON and ``key=value`` overrides.
 
-A configuration is a frozen dataclass.  Files and command lines become plain mappings, mappings become dataclasses, and every
-step refuses what it does not know, with the place and a suggestion.  Standard library only: the command line imports this
-module without paying for torch.
+A configuration is a frozen dataclass.  Files and command lines become plain mappings, mappings
+become dataclasses, and every step refuses what it does not know, with the place and a suggestion.
+Standard library only: the command line imports this module without paying for torch.
 
-Understood field types: ``bool int float str``, ``pathlib.Path``, ``Literal``, ``X | None`` and other unions, ``tuple``, ``list``,
+Understood field types: ``bool int float str``, ``pathlib.Path``, ``Literal``, ``X | None`` and
+    other unions, ``tuple``, ``list``,
 ``dict[str, X]``, ``Mapping[str, X]``, ``Any``, and nested dataclasses.
 """
 
@@ -23,7 +24,9 @@ from kdistill.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 _FLOAT_WORDS = ("inf", "-inf", "nan")  # JSON has no such numbers: they are written as these strings
-_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # ".5" and "5." are no TOML, but people write them
+_DECIMAL = re.compile(
+    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+)  # ".5" and "5." are no TOML, but people write them
 _TABLES = (dict, Mapping)  # typing.Mapping[...] has this origin too
 MAX_DEPTH = 100  # of tables in tables: what is read is walked by functions that call themselves
 _DEEP_KEY = re.compile(
@@ -37,76 +40,111 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, where: str = "conf
 
     Args:
         cls: A dataclass; nested dataclass fields are built from nested mappings.
-        mapping: Keys are field names.  An int is accepted for a float, a list for a tuple, the word ``"none"`` for ``None`` where
-            no string is allowed, and ``"inf"``, ``"-inf"``, ``"nan"`` for a float; nothing else is converted.
+        mapping: Keys are field names.  An int is accepted for a float, a list for a tuple, the word
+            ``"none"`` for ``None`` where no string is allowed, and ``"inf"``, ``"-inf"``, ``"nan"``
+            for a float; nothing else is converted.
         where: Names the source in messages, e.g. ``"run.toml"``.
 
     Returns:
         An instance of ``cls``; fields that are not in ``mapping`` keep their defaults.
 
     Raises:
-        ConfigError: Unknown key (with a suggestion), missing key, or wrong type; the message carries the dotted path.
+        ConfigError: Unknown key (with a suggestion), missing key, or wrong type; the message
+            carries the dotted path.
     """
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise ConfigError(f"{where}: expected a dataclass to build, got {cls!r}; pass the configuration class itself")
+        raise ConfigError(
+            f"{where}: expected a dataclass to build, got {cls!r}; pass the configuration class "
+            "itself"
+        )
     if not isinstance(mapping, Mapping):
         raise ConfigError(
-            f"{where}: expected a table of keys and values, got {_shown(mapping)}; write one 'key = value' per line"
+            f"{where}: expected a table of keys and values, got {_shown(mapping)}; write one 'key "
+            "= value' per line"
         )
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in mapping:
         if key not in fields:
             hint = did_you_mean(str(key), list(fields)) if fields else "it has no options"
             raise ConfigError(f"{where}: expected a known option, got '{key}'; {hint}")
-    missing = [name for name, field in fields.items() if name not in mapping and not _has_default(field)]
+    missing = [
+        name for name, field in fields.items() if name not in mapping and not _has_default(field)
+    ]
     if missing:
-        raise ConfigError(f"{where}: expected a value for {', '.join(map(repr, missing))}, got none; add it")
+        raise ConfigError(
+            f"{where}: expected a value for {', '.join(map(repr, missing))}, got none; add it"
+        )
     hints = _type_hints(cls)
-    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in mapping.items()})
+    return cls(
+        **{name: _convert(hints[name], value, f"{where}.{name}") for name, value in mapping.items()}
+    )
 
 
 def to_mapping(config: object) -> dict[str, Any]:
     """Return the plain mapping of a dataclass instance; :func:`from_mapping` turns it back into an equal instance.
 
-    Nested dataclasses become dicts, tuples become lists, paths become strings: what JSON can hold, and infinities.
+    Nested dataclasses become dicts, tuples become lists, paths become strings: what JSON can hold,
+    and infinities.
 
     Raises:
-        ConfigError: ``config`` is no dataclass instance, or holds a value of a type that has no plain form.
+        ConfigError: ``config`` is no dataclass instance, or holds a value of a type that has no
+            plain form.
     """
     if isinstance(config, type) or not dataclasses.is_dataclass(config):
-        raise ConfigError(f"to_mapping: expected a dataclass instance, got {_shown(config)}; pass a configuration object")
-    return {field.name: _plain(getattr(config, field.name), field.name) for field in dataclasses.fields(config) if field.init}
+        raise ConfigError(
+            f"to_mapping: expected a dataclass instance, got {_shown(config)}; pass a "
+            "configuration object"
+        )
+    return {
+        field.name: _plain(getattr(config, field.name), field.name)
+        for field in dataclasses.fields(config)
+        if field.init
+    }
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
     """Read a ``.toml`` or ``.json`` file into a plain mapping.
 
     Raises:
-        ConfigError: Missing or unreadable file, another ending, a syntax error (with its line), or a top level that is no table.
+        ConfigError: Missing or unreadable file, another ending, a syntax error (with its line), or
+            a top level that is no table.
     """
     path = Path(path)
     if path.suffix not in (".toml", ".json"):
-        raise ConfigError(f"{path}: expected a .toml or .json file, got '{path.suffix or path.name}'; rename or convert it")
+        raise ConfigError(
+            f"{path}: expected a .toml or .json file, got '{path.suffix or path.name}'; rename or "
+            "convert it"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8"
-        raise ConfigError(f"{path}: expected a readable configuration file, got: {reason}; check the path") from error
+        raise ConfigError(
+            f"{path}: expected a readable configuration file, got: {reason}; check the path"
+        ) from error
     if path.suffix == ".toml" and _DEEP_KEY.search(text):
         raise _too_deep(path)
     try:
         value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: expected valid {path.suffix[1:].upper()}, got: {error}; correct that line") from error
+        raise ConfigError(
+            f"{path}: expected valid {path.suffix[1:].upper()}, got: {error}; correct that line"
+        ) from error
     if is_too_deep(value):
         raise _too_deep(path)
     if not isinstance(value, dict):
-        raise ConfigError(f'{path}: expected a table at the top level, got {_shown(value)}; write {{"key": value}}')
+        raise ConfigError(
+            f'{path}: expected a table at the top level, got {_shown(value)}; write {{"key": '
+            f"value}}"
+        )
     return value
 
 
 def _too_deep(path: Path) -> ConfigError:
-    return ConfigError(f"{path}: expected at most {MAX_DEPTH} tables or lists in one another, got more; flatten them")
+    return ConfigError(
+        f"{path}: expected at most {MAX_DEPTH} tables or lists in one another, got more; flatten "
+        "them"
+    )
 
 
 def is_too_deep(value: Any) -> bool:
@@ -128,25 +166,35 @@ def is_too_deep(value: Any) -> bool:
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """Turn ``["lr=0.1", "data.size=32", "strategy=flip"]`` into a nested mapping.
 
-    Values are TOML literals; a bare word is a string, as are dates.  Dots in keys nest; a later override wins.
+    Values are TOML literals; a bare word is a string, as are dates.  Dots in keys nest; a later
+    override wins.
 
     Raises:
-        ConfigError: No ``=``, a malformed key, an unfinished literal, or a key that is used both as a value and as a table.
+        ConfigError: No ``=``, a malformed key, an unfinished literal, or a key that is used both as
+            a value and as a table.
     """
     merged: dict[str, Any] = {}
     for text in overrides:
         key, equals, literal = text.partition("=")
         key = key.strip()
         if not equals or not _BARE_KEY.fullmatch(key) or key.count(".") > MAX_DEPTH:
-            raise ConfigError(f"--set: expected key=value, got '{text}'; write for example --set lr_images=1.0")
+            raise ConfigError(
+                f"--set: expected key=value, got '{text}'; write for example --set lr_images=1.0"
+            )
         *parents, last = key.split(".")
         table = merged
         for parent in parents:
             table = table.setdefault(parent, {})
             if not isinstance(table, dict):
-                raise ConfigError(f"--set: expected one use of '{parent}', got a value and a table in '{text}'; remove one")
+                raise ConfigError(
+                    f"--set: expected one use of '{parent}', got a value and a table in '{text}'; "
+                    "remove one"
+                )
         if isinstance(table.get(last), dict):
-            raise ConfigError(f"--set: expected one use of '{last}', got a table and a value in '{text}'; remove one")
+            raise ConfigError(
+                f"--set: expected one use of '{last}', got a table and a value in '{text}'; remove "
+                "one"
+            )
         table[last] = _literal(literal.strip(), text)
     return merged
 
@@ -165,7 +213,9 @@ def merge(*mappings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_default(field: "dataclasses.Field[Any]") -> bool:
-    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    return (
+        field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    )
 
 
 @cache
@@ -179,7 +229,9 @@ def _shown(value: object) -> str:
 
 
 def _wrong(where: str, annotation: Any, value: object) -> ConfigError:
-    return ConfigError(f"{where}: expected {_describe(annotation)}, got {_shown(value)}; change the value")
+    return ConfigError(
+        f"{where}: expected {_describe(annotation)}, got {_shown(value)}; change the value"
+    )
 
 
 def _describe(annotation: Any) -> str:
@@ -197,7 +249,13 @@ def _describe(annotation: Any) -> str:
         return f"a list of {_describe(args[0])}" if args else "a list"
     if origin in _TABLES or annotation in _TABLES or dataclasses.is_dataclass(annotation):
         return "a table"
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path"}
+    names = {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        Path: "a path",
+    }
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
@@ -237,7 +295,9 @@ def _convert_scalar(annotation: Any, value: Any, where: str) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     elif annotation is float:
-        if (isinstance(value, (int, float)) and not isinstance(value, bool)) or value in _FLOAT_WORDS:
+        if (
+            isinstance(value, (int, float)) and not isinstance(value, bool)
+        ) or value in _FLOAT_WORDS:
             return _float(value, where)
     elif annotation is str:
         if isinstance(value, str):
@@ -246,7 +306,10 @@ def _convert_scalar(annotation: Any, value: Any, where: str) -> Any:
         if isinstance(value, (str, Path)):
             return Path(value)
     else:
-        raise ConfigError(f"{where}: expected a field type that can be read from a file, got {annotation}; use plain types")
+        raise ConfigError(
+            f"{where}: expected a field type that can be read from a file, got {annotation}; use "
+            "plain types"
+        )
     raise _wrong(where, annotation, value)
 
 
@@ -254,7 +317,10 @@ def _float(value: Any, where: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ConfigError(f"{where}: expected a number, got an integer beyond the range of a float; write it smaller") from None
+        raise ConfigError(
+            f"{where}: expected a number, got an integer beyond the range of a float; write it "
+            "smaller"
+        ) from None
 
 
 def _convert_union(annotation: Any, value: Any, where: str) -> Any:
@@ -279,7 +345,11 @@ def _convert_union(annotation: Any, value: Any, where: str) -> Any:
 
 def _takes_container(annotation: Any) -> bool:
     kinds = (tuple, list, *_TABLES)
-    return annotation in kinds or get_origin(annotation) in kinds or dataclasses.is_dataclass(annotation)
+    return (
+        annotation in kinds
+        or get_origin(annotation) in kinds
+        or dataclasses.is_dataclass(annotation)
+    )
 
 
 def _convert_literal(annotation: Any, value: Any, where: str) -> Any:
@@ -289,7 +359,10 @@ def _convert_literal(annotation: Any, value: Any, where: str) -> Any:
             return choice
     words = [choice for choice in choices if isinstance(choice, str)]
     if isinstance(value, str) and words:
-        raise ConfigError(f"{where}: expected {_describe(annotation)}, got '{value}'; {did_you_mean(value, words)}")
+        raise ConfigError(
+            f"{where}: expected {_describe(annotation)}, got '{value}'; "
+            f"{did_you_mean(value, words)}"
+        )
     raise _wrong(where, annotation, value)
 
 
@@ -303,7 +376,10 @@ def _convert_sequence(annotation: Any, value: Any, where: str) -> Any:
     items = () if args == ((),) else args
     if len(value) != len(items):
         raise _wrong(where, annotation, value)
-    return tuple(_convert(item, entry, f"{where}[{i}]") for i, (item, entry) in enumerate(zip(items, value, strict=True)))
+    return tuple(
+        _convert(item, entry, f"{where}[{i}]")
+        for i, (item, entry) in enumerate(zip(items, value, strict=True))
+    )
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -318,7 +394,8 @@ def _plain(value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_mapping(value)
     raise ConfigError(
-        f"{where}: expected a value that a file can hold, got {_shown(value)}; use numbers, strings, lists or tables"
+        f"{where}: expected a value that a file can hold, got {_shown(value)}; use numbers, "
+        "strings, lists or tables"
     )
 
 
@@ -327,12 +404,17 @@ def _literal(text: str, override: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
     except RecursionError as error:
-        raise ConfigError("--set: expected a value, got lists nested too deeply; flatten them") from error
+        raise ConfigError(
+            "--set: expected a value, got lists nested too deeply; flatten them"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         if _DECIMAL.fullmatch(text):
             return float(text)
         if text[:1] in ("[", "{", '"', "'") or "\n" in text:
-            raise ConfigError(f"--set: expected a complete value, got '{override}' ({error}); quote it for the shell") from error
+            raise ConfigError(
+                f"--set: expected a complete value, got '{override}' ({error}); quote it for the "
+                "shell"
+            ) from error
         return text
     value = parsed.pop("value")
     if is_too_deep(value):

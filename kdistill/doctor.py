@@ -39,21 +39,37 @@ def facts() -> Iterator[tuple[str, str]]:
         yield package, version(package) or "not installed"
     for extra, packages in EXTRAS.items():
         absent = [p for p in packages if version(p) is None]
-        yield f"extra {extra}", f'missing {", ".join(absent)}: pip install "kdistill[{extra}]"' if absent else "installed"
+        yield (
+            f"extra {extra}",
+            f'missing {", ".join(absent)}: pip install "kdistill[{extra}]"'
+            if absent
+            else "installed",
+        )
     yield "threads", str(torch.get_num_threads())
     for module in ("_cpu", "_cuda", "_cuda_emulated"):
         why = _native.why_missing(module)
-        detail = f"loaded, instruction set {_native.function('_cpu', 'isa')()}" if module == "_cpu" and why is None else "loaded"
+        detail = (
+            f"loaded, instruction set {_native.function('_cpu', 'isa')()}"
+            if module == "_cpu" and why is None
+            else "loaded"
+        )
         yield module, why or detail
     yield "nvcc", shutil.which("nvcc") or "not found (needed only to build _cuda)"
-    yield "GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
+    yield (
+        "GPU",
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use",
+    )
     yield "KDISTILL_BACKEND", os.environ.get("KDISTILL_BACKEND") or "not set (automatic)"
 
 
 def op_names() -> list[str]:
     """Return the name of every op."""
     folder = importlib.resources.files("kdistill.ops")
-    return sorted(f.name.removesuffix(".py") for f in folder.iterdir() if f.name.endswith(".py") and f.name[0] != "_")
+    return sorted(
+        f.name.removesuffix(".py")
+        for f in folder.iterdir()
+        if f.name.endswith(".py") and f.name[0] != "_"
+    )
 
 
 def backends(op: str, device: str) -> dict[str, str]:
@@ -114,5 +130,10 @@ def _by_cause(device: str) -> Iterator[str]:
 
 def _line(head: str, text: str, indent: int) -> list[str]:
     return textwrap.wrap(
-        text, 80, initial_indent=f"{head} ", subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+        text,
+        80,
+        initial_indent=f"{head} ",
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )

@@ -54,7 +54,9 @@ def did_you_mean(word: str, known: list[str]) -> str:
     import difflib
 
     by_lower = {name.lower(): name for name in known}
-    cutoff = 0.5 if len(word) < 4 else 0.6  # one letter of two may be wrong, not half of a long word
+    cutoff = (
+        0.5 if len(word) < 4 else 0.6
+    )  # one letter of two may be wrong, not half of a long word
     close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=cutoff)
     hint = f"did you mean '{by_lower[close[0]]}'? " if close else ""
     return f"{hint}known: {', '.join(sorted(known))}"

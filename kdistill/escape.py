@@ -1,7 +1,8 @@
 """Text of other people, made harmless for the place where it is shown: a terminal, Markdown, YAML, JSON.
 
-File names, class names and whatever a file says may hold control characters that move the cursor or hide a line, marks that
-reverse the direction of reading, and markup.  Everything that kdistill prints or writes for people passes through here.
+File names, class names and whatever a file says may hold control characters that move the cursor or
+hide a line, marks that reverse the direction of reading, and markup.  Everything that kdistill
+prints or writes for people passes through here.
 """
 
 import json
@@ -10,12 +11,17 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-MESSAGE_CHARACTERS = 20_000  # of an error; a longer one keeps its beginning and its end, where the advice stands
+MESSAGE_CHARACTERS = (
+    20_000  # of an error; a longer one keeps its beginning and its end, where the advice stands
+)
 
-# categories of characters that act on a terminal instead of being shown: control, format, lone surrogates, separators of lines
+# categories of characters that act on a terminal instead of being shown: control, format, lone
+# surrogates, separators of lines
 _ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")
-_JOINERS = "\u200c\u200d"  # invisible, but Persian, the scripts of India and emoji are misspelt without them
-# what begins markup: code, tables, mathematics; emphasis (an end without a beginning is none); links, addresses; blocks
+# invisible, but Persian, the scripts of India and emoji are misspelt without them
+_JOINERS = "\u200c\u200d"
+# what begins markup: code, tables, mathematics; emphasis (an end without a beginning is none);
+# links, addresses; blocks
 _MARKUP = re.compile(
     r"[\\`|$@]|[*~](?=\S)|(?<![^\W_])_(?=\S)|\](?=[(\[:])|(?<=:)//|(?i:(?<=www)\.)|^[-+*#](?=[ #-])|(?<=^\d)[.)](?= )"
 )
@@ -87,7 +93,9 @@ def _written_out(text: str, allowed: str, write: Callable[[str], str] | None = N
     write = write or _code_point
     return "".join(
         character
-        if character in allowed or character in _JOINERS or unicodedata.category(character) not in _ACTING
+        if character in allowed
+        or character in _JOINERS
+        or unicodedata.category(character) not in _ACTING
         else write(character)
         for character in text
     )

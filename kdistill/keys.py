@@ -1,7 +1,8 @@
 """Keyed randomness: every random draw is a pure function of a key.
 
-A key is a 64-bit integer made from (run seed, purpose, indices...).  Nothing in kdistill reads or seeds a global generator,
-so the same seed gives the same bits whatever else ran before, and a resumed run continues as if it had never stopped.
+A key is a 64-bit integer made from (run seed, purpose, indices...).  Nothing in kdistill reads or
+seeds a global generator, so the same seed gives the same bits whatever else ran before, and a
+resumed run continues as if it had never stopped.
 """
 
 import hashlib
@@ -16,7 +17,8 @@ def make_key(seed: int, purpose: str, *indices: int) -> int:
 
     Args:
         seed: The run's seed, any integer.
-        purpose: What the draw is for, e.g. ``"augment"``; different purposes give unrelated streams.
+        purpose: What the draw is for, e.g. ``"augment"``; different purposes give unrelated
+            streams.
         indices: Iteration, class, image, ... in an order fixed by the purpose.
     """
     text = ":".join([str(int(seed)), purpose, *(str(int(i)) for i in indices)])
@@ -31,7 +33,8 @@ def generator(key: int, device: torch.device | str = "cpu") -> torch.Generator:
 def uniforms(key: int, count: int) -> np.ndarray:
     """Return ``count`` float64 draws from U[0, 1), bit-identical on every machine.
 
-    Counter-based (Philox4x64-10, Salmon et al. 2011, through NumPy's bit generator, whose stream is frozen by its stream policy).
+    Counter-based (Philox4x64-10, Salmon et al. 2011, through NumPy's bit generator, whose stream is
+    frozen by its stream policy).
     """
     raw = np.random.Philox(key=key).random_raw(count)
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53

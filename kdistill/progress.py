@@ -20,7 +20,8 @@ def describe(progress: "Progress") -> str:
     """Return the line: iteration, loss, rate, time left, peak memory."""
     width = len(str(progress.iterations))
     return (
-        f"{progress.iteration:>{width}}/{progress.iterations}  loss {progress.loss:.4g}  {progress.rate:.2f} it/s  "
+        f"{progress.iteration:>{width}}/{progress.iterations}  loss {progress.loss:.4g}  "
+        f"{progress.rate:.2f} it/s  "
         f"{duration(progress.eta_seconds)} left  {progress.peak_bytes / 2**30:.2f} GiB peak"
     )
 
@@ -29,7 +30,9 @@ def describe_prior(progress: "PriorProgress") -> str:
     """Return the line of a generator's training: iteration, losses, augmentation, rate, time left, peak memory."""
     width = len(str(progress.iterations))
     return (
-        f"{progress.iteration:>{width}}/{progress.iterations}  losses {progress.loss_discriminator:.3f} "
-        f"{progress.loss_generator:.3f}  augmented {progress.augment_p:.2f}  {progress.rate:.2f} it/s  "
+        f"{progress.iteration:>{width}}/{progress.iterations}  losses "
+        f"{progress.loss_discriminator:.3f} "
+        f"{progress.loss_generator:.3f}  augmented {progress.augment_p:.2f}  {progress.rate:.2f} "
+        "it/s  "
         f"{duration(progress.eta_seconds)} left  {progress.peak_bytes / 2**30:.2f} GiB peak"
     )

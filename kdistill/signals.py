@@ -25,12 +25,13 @@ class Terminated(KeyboardInterrupt):
 def terminable(*, dies: bool = True) -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise ``Terminated`` within the block; afterwards they do what they did before.
 
-    Signals that the program around handles or ignores (nohup) are left to it, and so are those of other threads' work: Python
-    hears signals in the main thread alone.
+    Signals that the program around handles or ignores (nohup) are left to it, and so are those of
+    other threads' work: Python hears signals in the main thread alone.
 
     Args:
-        dies: When the block has ended, say on standard error where the state is and end the process by the signal, so that its
-            parent sees what it expects; else ``Terminated`` goes on to the caller.
+        dies: When the block has ended, say on standard error where the state is and end the process
+            by the signal, so that its parent sees what it expects; else ``Terminated`` goes on to
+            the caller.
     """
     before = {number: signal.getsignal(number) for number in _signals()}
 
@@ -64,7 +65,11 @@ def _signals() -> list[signal.Signals]:
     if threading.current_thread() is not threading.main_thread():
         return []
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    return [signal.Signals[name] for name in names if signal.getsignal(signal.Signals[name]) is signal.SIG_DFL]
+    return [
+        signal.Signals[name]
+        for name in names
+        if signal.getsignal(signal.Signals[name]) is signal.SIG_DFL
+    ]
 
 
 def _restore(before: dict[signal.Signals, "signal._HANDLER"]) -> None:

@@ -1,7 +1,8 @@
 """One line of status while something long is done, on standard error or in a notebook; and one way to end all of it.
 
-On a terminal the line replaces itself, in a Jupyter notebook (or any other IPython kernel) the output of the cell does, and
-elsewhere a plain line is printed now and then.  A line that is opened inside another one is shown within that one.
+On a terminal the line replaces itself, in a Jupyter notebook (or any other IPython kernel) the
+output of the cell does, and elsewhere a plain line is printed now and then.  A line that is opened
+inside another one is shown within that one.
 """
 
 import os
@@ -39,7 +40,9 @@ def quietly(quiet: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def status_line(what: str, also: Callable[[str], None] | None = None) -> Iterator[Callable[[str], None]]:
+def status_line(
+    what: str, also: Callable[[str], None] | None = None
+) -> Iterator[Callable[[str], None]]:
     """Yield ``say(text)``, which shows ``text`` in a line that begins with ``what``.
 
     Args:
@@ -194,6 +197,8 @@ def _flat(text: str) -> str:
 
 
 def _write(text: str) -> None:
-    with suppress(OSError, ValueError, AttributeError):  # a closed or missing standard error must not end what is being done
+    with suppress(
+        OSError, ValueError, AttributeError
+    ):  # a closed or missing standard error must not end what is being done
         sys.stderr.write(text)
         sys.stderr.flush()

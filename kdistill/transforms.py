@@ -1,10 +1,13 @@
 """Normalisation and ZCA as recorded, invertible transforms between pixel space and what networks see.
 
-Images are stored in pixel space, [0, 1]; networks see ``transform.apply(images)``.  The transform travels with every data set and
-artefact as ``kind`` and ``state()``, so nobody has to guess in which space a tensor lives.
+Images are stored in pixel space, [0, 1]; networks see ``transform.apply(images)``.  The transform
+travels with every data set and artefact as ``kind`` and ``state()``, so nobody has to guess in
+which space a tensor lives.
 
-Symbols: N images, C channels, H × W pixels, D = C·H·W.  All maps are affine, act on the last dimensions of ``[..., C, H, W]``,
-work in the dtype and on the device of the images, and can be differentiated as often as wanted in the images.
+Symbols: N images, C channels, H × W pixels, D = C·H·W.  All maps are affine, act on the last
+    dimensions of ``[..., C, H, W]``,
+work in the dtype and on the device of the images, and can be differentiated as often as wanted in
+the images.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +21,8 @@ from torch import Tensor
 from kdistill.errors import ConfigError, DataError, ShapeError, did_you_mean
 
 ZCA_EPS = 0.1  # the field's value (MTT, DATM, PAD), for pixels in [0, 1]
-CONSTANT_STD = 1e-4  # far below one 8-bit step (0.0039): such a channel is constant, and is shifted but not scaled
+# far below one 8-bit step (0.0039): such a channel is constant, and is shifted but not scaled
+CONSTANT_STD = 1e-4
 CHUNK = 1024  # images that are widened to float64 at a time while fitting
 
 
@@ -83,12 +87,16 @@ class Standardise(Transform):
     def __post_init__(self):
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
             raise ShapeError(
-                f"Standardise: expected mean [C] and std [C], got {list(self.mean.shape)} and {list(self.std.shape)}; "
+                f"Standardise: expected mean [C] and std [C], got {list(self.mean.shape)} and "
+                f"{list(self.std.shape)}; "
                 "give one number per channel"
             )
         _check_finite("Standardise", mean=self.mean, std=self.std)
         if not (self.std > 0).all():
-            raise DataError(f"Standardise: expected std > 0, got {self.std.tolist()}; use 1 for a constant channel")
+            raise DataError(
+                f"Standardise: expected std > 0, got {self.std.tolist()}; use 1 for a constant "
+                "channel"
+            )
 
     def apply(self, images: Tensor) -> Tensor:
         """Return ``(images - mean) / std``."""
@@ -107,7 +115,9 @@ class Standardise(Transform):
     def _per_channel(self, images: Tensor) -> tuple[Tensor, Tensor]:
         channels = len(self.mean)
         _check_images(
-            images, images.ndim >= 3 and images.shape[-3] == channels, f"Standardise: expected images [..., {channels}, H, W]"
+            images,
+            images.ndim >= 3 and images.shape[-3] == channels,
+            f"Standardise: expected images [..., {channels}, H, W]",
         )
         return self.mean.to(images).view(-1, 1, 1), self.std.to(images).view(-1, 1, 1)
 
@@ -121,7 +131,8 @@ class Zca(Transform):
         matrix: ``[D, D]``, symmetric, ``U diag(1/sqrt(s + eps)) U^T``.
         inverse: ``[D, D]``, symmetric, ``U diag(sqrt(s + eps)) U^T``.
 
-    Cost: ``2·N·D²`` flops for N images; the two matrices take ``8·D²`` bytes in float32 (75 MB at 3×32×32).
+    Cost: ``2·N·D²`` flops for N images; the two matrices take ``8·D²`` bytes in float32 (75 MB at
+        3×32×32).
     """
 
     mean: Tensor
@@ -137,7 +148,8 @@ class Zca(Transform):
         if self.mean.ndim != 1 or self.matrix.shape != (d, d) or self.inverse.shape != (d, d):
             raise ShapeError(
                 "Zca: expected mean [D], matrix [D, D] and inverse [D, D], got "
-                f"{list(self.mean.shape)}, {list(self.matrix.shape)} and {list(self.inverse.shape)}; use fit('zca', images)"
+                f"{list(self.mean.shape)}, {list(self.matrix.shape)} and "
+                f"{list(self.inverse.shape)}; use fit('zca', images)"
             )
         _check_finite("Zca", **self.state())
 
@@ -158,7 +170,9 @@ class Zca(Transform):
     def _like(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         d = self.mean.numel()
         _check_images(
-            images, images.ndim >= 3 and images.shape[-3:].numel() == d, f"Zca: expected images [..., C, H, W], C·H·W = {d}"
+            images,
+            images.ndim >= 3 and images.shape[-3:].numel() == d,
+            f"Zca: expected images [..., C, H, W], C·H·W = {d}",
         )
         key = (images.dtype, images.device)
         if key not in self._cast:
@@ -172,31 +186,40 @@ KINDS: dict[str, type[Transform]] = {cls.kind: cls for cls in (Standardise, Zca,
 def fit(kind: str, images: Tensor) -> Transform:
     """Fit a transform on training images.
 
-    Sums run in float64 over chunks of the images, in two passes, so the result does not depend on how many images there are.
+    Sums run in float64 over chunks of the images, in two passes, so the result does not depend on
+    how many images there are.
 
     Args:
         kind: ``"standard"``, ``"zca"`` or ``"none"``.
         images: Pixel space, ``[N, C, H, W]``, float32 or float64, finite.
 
     Returns:
-        ``Standardise`` in float64 (a channel whose std is below 1e-4 is constant: it is shifted, not scaled), ``Zca`` with
-        eps = 0.1 computed in float64 and kept in float32, or ``Identity``.
+        ``Standardise`` in float64 (a channel whose std is below 1e-4 is constant: it is shifted,
+        not scaled), ``Zca`` with eps = 0.1 computed in float64 and kept in float32, or
+        ``Identity``.
 
     Raises:
         ConfigError: Unknown kind.
         ShapeError: Not ``[N, C, H, W]``, or no image.
         DataError: ZCA of fewer than two images.
 
-    Cost: two passes over the images; ZCA ``2·N·D²`` flops in float64 and one symmetric eigenproblem of size D.
+    Cost: two passes over the images; ZCA ``2·N·D²`` flops in float64 and one symmetric eigenproblem
+        of size D.
 
     References:
-        ZCA on pixels in [0, 1] with the n - 1 divisor and eps 0.1: Cazenavette et al., "Dataset Distillation by Matching Training
-        Trajectories", CVPR 2022.
+        ZCA on pixels in [0, 1] with the n - 1 divisor and eps 0.1: Cazenavette et al., "Dataset
+        Distillation by Matching Training Trajectories", CVPR 2022.
     """
     if kind not in KINDS:
-        raise ConfigError(f"normalisation: expected a kind of transform, got '{kind}'; {did_you_mean(kind, list(KINDS))}")
+        raise ConfigError(
+            f"normalisation: expected a kind of transform, got '{kind}'; "
+            f"{did_you_mean(kind, list(KINDS))}"
+        )
     if images.ndim != 4 or images.numel() == 0:
-        raise ShapeError(f"fit: expected images [N, C, H, W] with at least one image, got {list(images.shape)}; add images")
+        raise ShapeError(
+            f"fit: expected images [N, C, H, W] with at least one image, got {list(images.shape)}; "
+            "add images"
+        )
     if kind == "none":
         return Identity()
     return _fit_standard(images) if kind == "standard" else _fit_zca(images)
@@ -211,10 +234,16 @@ def from_state(kind: str, state: Mapping[str, Tensor]) -> Transform:
         ShapeError: The tensors do not fit together.
     """
     if kind not in KINDS:
-        raise ConfigError(f"transform: expected a kind of transform, got '{kind}'; {did_you_mean(kind, list(KINDS))}")
+        raise ConfigError(
+            f"transform: expected a kind of transform, got '{kind}'; "
+            f"{did_you_mean(kind, list(KINDS))}"
+        )
     wanted = {"standard": ("mean", "std"), "zca": ("mean", "matrix", "inverse"), "none": ()}[kind]
     if set(state) != set(wanted):
-        raise DataError(f"transform: expected the tensors {list(wanted)} of '{kind}', got {sorted(state)}; the record is damaged")
+        raise DataError(
+            f"transform: expected the tensors {list(wanted)} of '{kind}', got {sorted(state)}; the "
+            "record is damaged"
+        )
     return KINDS[kind](**{name: state[name] for name in wanted})
 
 
@@ -222,7 +251,10 @@ def _fit_standard(images: Tensor) -> Standardise:
     count = images.numel() / images.shape[1]
     mean = sum(chunk.double().sum((0, 2, 3)) for chunk in images.split(CHUNK)) / count
     centre = mean.view(-1, 1, 1)
-    variance = sum((chunk.double() - centre).square().sum((0, 2, 3)) for chunk in images.split(CHUNK)) / count
+    variance = (
+        sum((chunk.double() - centre).square().sum((0, 2, 3)) for chunk in images.split(CHUNK))
+        / count
+    )
     std = variance.sqrt()
     return Standardise(mean, torch.where(std < CONSTANT_STD, torch.ones_like(std), std))
 
@@ -230,24 +262,37 @@ def _fit_standard(images: Tensor) -> Standardise:
 def _fit_zca(images: Tensor) -> Zca:
     n = len(images)
     if n < 2:
-        raise DataError(f"zca: expected at least 2 images to fit on, got {n}; add images or use normalisation='standard'")
+        raise DataError(
+            f"zca: expected at least 2 images to fit on, got {n}; add images or use "
+            "normalisation='standard'"
+        )
     mean = sum(chunk.double().flatten(1).sum(0) for chunk in images.split(CHUNK)) / n
-    covariance = torch.zeros((images.shape[1:].numel(),) * 2, dtype=torch.float64, device=images.device)
+    covariance = torch.zeros(
+        (images.shape[1:].numel(),) * 2, dtype=torch.float64, device=images.device
+    )
     for chunk in images.split(CHUNK):
         centred = chunk.double().flatten(1) - mean
         covariance.addmm_(centred.T, centred)
     spectrum, vectors = torch.linalg.eigh(covariance / (n - 1))
-    scale = (spectrum.clamp(min=0.0) + ZCA_EPS).sqrt()  # rounding makes a zero of the spectrum slightly negative
+    scale = (
+        spectrum.clamp(min=0.0) + ZCA_EPS
+    ).sqrt()  # rounding makes a zero of the spectrum slightly negative
     matrix, inverse = (vectors / scale) @ vectors.T, (vectors * scale) @ vectors.T
     return Zca(mean.float(), matrix.float(), inverse.float())
 
 
 def _check_images(images: Tensor, fits: bool, expected: str) -> None:
     if not fits or not images.is_floating_point():
-        raise ShapeError(f"{expected}, float, got {list(images.shape)}, {images.dtype}; use the transform fitted on such images")
+        raise ShapeError(
+            f"{expected}, float, got {list(images.shape)}, {images.dtype}; use the transform "
+            "fitted on such images"
+        )
 
 
 def _check_finite(where: str, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise DataError(f"{where}: expected finite numbers in {name}, got NaN or infinity; the record is damaged")
+            raise DataError(
+                f"{where}: expected finite numbers in {name}, got NaN or infinity; the record is "
+                "damaged"
+            )

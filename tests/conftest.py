@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 
-# before torch is imported: else every cuBLAS call warns under the deterministic mode of these tests, and warnings are errors
+# before torch is imported: else every cuBLAS call warns under the deterministic mode of these
+# tests, and warnings are errors
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
@@ -20,7 +21,13 @@ from kdistill import _native
 from kdistill.files import atomic
 from kdistill.testing.backends import isa_refusals
 
-settings.register_profile("kdistill", deadline=None, max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "kdistill",
+    deadline=None,
+    max_examples=25,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 settings.load_profile("kdistill")
 
 
@@ -35,7 +42,10 @@ def one_seed_per_test():
 @pytest.fixture(autouse=True)
 def poisoned_empty():
     """Let ``torch.empty`` and its relatives return NaN, so that an element nobody writes is seen."""
-    before = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    before = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.are_deterministic_algorithms_enabled(),
+    )
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
@@ -51,31 +61,45 @@ def pytest_runtest_makereport(item, call):
         report.user_properties.append(("isa", item.callspec.params["isa"]))
     if report.failed and _native.why_missing("_cuda_emulated") is None:
         seed = _native.function("_cuda_emulated", "last_seed")()
-        report.sections.append(("emulated CUDA", f"KDISTILL_EMULATION_SEED={seed} repeats the last thread order"))
+        report.sections.append(
+            ("emulated CUDA", f"KDISTILL_EMULATION_SEED={seed} repeats the last thread order")
+        )
 
 
 def pytest_terminal_summary(terminalreporter):
     """Say which instruction sets of the CPU kernels ran, and why the others did not."""
-    ran = Counter(value for report in terminalreporter.stats.get("passed", []) for _, value in report.user_properties)
-    if not ran and terminalreporter.config.option.file_or_dir:  # a part of the suite that has none of these tests
+    ran = Counter(
+        value
+        for report in terminalreporter.stats.get("passed", [])
+        for _, value in report.user_properties
+    )
+    if (
+        not ran and terminalreporter.config.option.file_or_dir
+    ):  # a part of the suite that has none of these tests
         return
     terminalreporter.section("instruction sets of the CPU kernels")
     refusals = isa_refusals()
     best = [name for name, refusal in refusals.items() if refusal is None][-1:]
     for name, refusal in refusals.items():
         every = ", and every other test" if name in best else ""
-        terminalreporter.line(f"{name}: not run: {refusal}" if refusal else f"{name}: {ran[name]} tests passed{every}")
+        terminalreporter.line(
+            f"{name}: not run: {refusal}" if refusal else f"{name}: {ran[name]} tests passed{every}"
+        )
 
 
 @pytest.fixture
 def interrupted() -> Callable[..., tuple[int, str]]:
     """Return ``run(command, once, number)``: start it, send a signal (Ctrl-C) when ``once`` exists, give status and stderr."""
 
-    def hear_interrupts() -> None:  # a suite in the background of a shell hands on that they are ignored
+    def hear_interrupts() -> (
+        None
+    ):  # a suite in the background of a shell hands on that they are ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def run(command, once, number=signal.SIGINT):
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts) as process:
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+        ) as process:
             deadline = time.monotonic() + 60
             while not once.exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
@@ -113,8 +137,8 @@ class Killed(BaseException):
 def killed_at(monkeypatch) -> Callable[[int, Callable[[], object]], bool]:
     """Return ``killed_at(step, act)``: do ``act`` until just before step ``step`` on the disk, and say whether it was killed.
 
-    Nothing is tidied up afterwards, as after SIGKILL: from that step on, every further one fails as well.
-    """
+    Nothing is tidied up afterwards, as after SIGKILL: from that step on, every further one fails as
+    well."""
 
     def run(step, act) -> bool:
         done = []
@@ -134,7 +158,9 @@ def killed_at(monkeypatch) -> Callable[[int, Callable[[], object]], bool]:
             try:
                 act()
             except Killed:
-                monkeypatch.setattr(atomic, "_is_running", lambda pid: False)  # this process stands for the dead one
+                monkeypatch.setattr(
+                    atomic, "_is_running", lambda pid: False
+                )  # this process stands for the dead one
                 return True
         return False
 

@@ -1,11 +1,13 @@
 """Everything that wants a GPU, as one script: `python -m tests.gpu_check --out DIR [--part A|B] [--dry-run]`.
 
-Stages are processes with a time limit each; one that fails or is cut off does not stop the next.  ``DIR/rows.jsonl`` has a line
-per result, on disk before the next is tried; ``log.txt`` what the stages said, ``ptxas.txt`` registers and spills of the
-kernels, ``benchmarks.csv`` rows that can be committed, ``summary.txt`` the end of this output.  docs/gpu.md says what to do with
-them.  Needs no pip and no network.
+Stages are processes with a time limit each; one that fails or is cut off does not stop the next.
+``DIR/rows.jsonl`` has a line per result, on disk before the next is tried; ``log.txt`` what the
+stages said, ``ptxas.txt`` registers and spills of the kernels, ``benchmarks.csv`` rows that can be
+committed, ``summary.txt`` the end of this output.  docs/gpu.md says what to do with them.  Needs no
+pip and no network.
 
-Exit status: 0 where everything was checked on a GPU, 1 where something failed, 3 where nothing failed but there is no GPU.
+Exit status: 0 where everything was checked on a GPU, 1 where something failed, 3 where nothing
+    failed but there is no GPU.
 """
 
 import argparse
@@ -52,7 +54,13 @@ class Stage:
 STAGES = (
     Stage("environment", "AB", 60, "versions, the GPU, the backend of every op, missing packages"),
     Stage("build", "AB", 90, "_cpu and _cuda for this GPU alone, with what ptxas says"),
-    Stage("smoke", "A", 80, "every op on every backend in both dtypes, outputs poisoned", arguments=("--parallel", "6")),
+    Stage(
+        "smoke",
+        "A",
+        80,
+        "every op on every backend in both dtypes, outputs poisoned",
+        arguments=("--parallel", "6"),
+    ),
     Stage("gradient", "A", 30, "the exact trajectory gradient against autograd, every precision"),
     Stage("graphs", "A", 30, "recorded steps against plain ones, recovery, same bits twice"),
     Stage("gpu_tests", "A", 100, "pytest -m gpu in parallel, 90 s per test"),
@@ -60,9 +68,21 @@ STAGES = (
     Stage("ceilings", "A", 20, "copy bandwidth; products in fp32, tf32 and bf16"),
     Stage("headline", "A", 55, "benchmark rows of two ops and two whole calls", "benchmark_rows"),
     Stage("replayed", "B", 50, "times of kernels by graph replay over rotated inputs"),
-    Stage("benchmarks", "B", 110, "benchmark rows of every op", "benchmark_rows", ("--part", "benchmarks")),
+    Stage(
+        "benchmarks",
+        "B",
+        110,
+        "benchmark rows of every op",
+        "benchmark_rows",
+        ("--part", "benchmarks"),
+    ),
     Stage("convolutions", "B", 55, "cuDNN by layout, precision and batch, with kernel names"),
-    Stage("end_to_end", "B", 60, "whole calls by batch, precision, plain or recorded; ConvNet-5 on 128 pixels"),
+    Stage(
+        "end_to_end",
+        "B",
+        60,
+        "whole calls by batch, precision, plain or recorded; ConvNet-5 on 128 pixels",
+    ),
     Stage("profiled", "B", 25, "one outer step: launches, share of GPU busy, transposes"),
     Stage("counters", "B", 35, "hardware counters of four kernels"),
     Stage("learning", "B", 30, "distill and evaluate on digits, its loss curve beside the CPU's"),
@@ -79,7 +99,14 @@ class Outcome:
 
 def limited(command: list[str], seconds: float, log: TextIO, environment: dict[str, str]) -> str:
     """Run a command with all that it starts for so long at most; return "ok" or how it ended."""
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
         status = process.wait(seconds)
         return "ok" if status == 0 else f"failed: exit status {status}"
@@ -87,7 +114,9 @@ def limited(command: list[str], seconds: float, log: TextIO, environment: dict[s
         return f"failed: cut off after {seconds:.0f} s"
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the processes of the stage are a group of their own
+            os.killpg(
+                process.pid, signal.SIGKILL
+            )  # the processes of the stage are a group of their own
         process.wait()
 
 
@@ -95,18 +124,30 @@ def run(stage: Stage, seconds: float, options: argparse.Namespace, device: str) 
     """Run one stage, and read the rows that it wrote."""
     rows_file = options.out / ROWS
     offset = rows_file.stat().st_size if rows_file.exists() else 0
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), TOOLKIT])  # where its installer puts nvcc, ncu and the sanitizer
+    path = os.pathsep.join(
+        [os.environ.get("PATH", os.defpath), TOOLKIT]
+    )  # where its installer puts nvcc, ncu and the sanitizer
     environment = {**os.environ, "PATH": path}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    ).rstrip(os.pathsep)
     if NATIVE.exists() and stage.name != "build" and list(NATIVE.glob("_cpu.*")):
         environment["KDISTILL_NATIVE_DIR"] = str(NATIVE)
     tiny = ["--tiny"] if device == "cpu" else []
-    command = [sys.executable, "-m", f"tests.gpu_suite.{stage.module or stage.name}", "--out", str(options.out)]
+    command = [
+        sys.executable,
+        "-m",
+        f"tests.gpu_suite.{stage.module or stage.name}",
+        "--out",
+        str(options.out),
+    ]
     began = time.monotonic()
     with (options.out / "log.txt").open("a") as log:
         log.write(f"\n==== {stage.name}\n")
         log.flush()
-        status = limited([*command, "--device", device, *tiny, *stage.arguments], seconds, log, environment)
+        status = limited(
+            [*command, "--device", device, *tiny, *stage.arguments], seconds, log, environment
+        )
     rows = read_rows(options.out, offset)
     results = [str(row["status"]) for row in rows if row["what"] != "the whole stage"]
     if status == "ok" and any(result.startswith("failed") for result in results):
@@ -123,12 +164,22 @@ def device_in(outcome: Outcome) -> str:
 
 def described(outcome: Outcome) -> str:
     """Return a line for a stage, and one for each of its first failures."""
-    counts = Counter(str(row["status"]).split(":")[0] for row in outcome.rows if row["what"] != "the whole stage")
+    counts = Counter(
+        str(row["status"]).split(":")[0] for row in outcome.rows if row["what"] != "the whole stage"
+    )
     counted = ", ".join(f"{number} {status}" for status, number in counts.items())
-    lines = [f"{outcome.stage.name:<14}{outcome.seconds:6.0f} s  {outcome.status}" + (f" ({counted})" if counted else "")]
+    lines = [
+        f"{outcome.stage.name:<14}{outcome.seconds:6.0f} s  {outcome.status}"
+        + (f" ({counted})" if counted else "")
+    ]
     failures = [row for row in outcome.rows if str(row["status"]).startswith("failed")]
     lines += [f"    {str(row['what'])[:60]}: {str(row['status'])[:160]}" for row in failures[:5]]
-    return "\n".join([*lines, *([f"    and {len(failures) - 5} more in rows.jsonl"] if len(failures) > 5 else [])])
+    return "\n".join(
+        [
+            *lines,
+            *([f"    and {len(failures) - 5} more in rows.jsonl"] if len(failures) > 5 else []),
+        ]
+    )
 
 
 def check(options: argparse.Namespace, stages: list[Stage]) -> int:
@@ -143,11 +194,18 @@ def check(options: argparse.Namespace, stages: list[Stage]) -> int:
         if stage.name == "environment" and device == "auto":
             device = device_in(outcomes[-1])
             if device == "cpu":
-                print("no GPU that torch can use: what can run without one runs, at its smallest sizes", flush=True)
+                print(
+                    "no GPU that torch can use: what can run without one runs, at its smallest "
+                    "sizes",
+                    flush=True,
+                )
         print(described(outcomes[-1]), flush=True)
     failed = [o.stage.name for o in outcomes if o.status.startswith("failed")]
     skipped = [o.stage.name for o in outcomes if o.status.startswith("skipped")]
-    ends = [f"{len(outcomes)} stages on {device}, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else "")]
+    ends = [
+        f"{len(outcomes)} stages on {device}, {len(failed)} failed"
+        + (f": {', '.join(failed)}" if failed else "")
+    ]
     if skipped:
         ends.append(f"skipped: {', '.join(skipped)}")
     if device == "cpu":
@@ -159,20 +217,40 @@ def check(options: argparse.Namespace, stages: list[Stage]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.gpu_check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path("out/gpu-check"), help="folder for rows, logs and the summary")
-    parser.add_argument("--part", choices=("A", "B", "AB"), default="AB", help="each takes less than nine minutes")
-    parser.add_argument("--only", action="append", metavar="STAGE", help="this stage, and `environment`; may be repeated")
-    parser.add_argument("--device", default="auto", help="auto: cuda where torch can use one, else cpu")
-    parser.add_argument("--dry-run", action="store_true", help="list the stages and their time limits")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/gpu-check"),
+        help="folder for rows, logs and the summary",
+    )
+    parser.add_argument(
+        "--part", choices=("A", "B", "AB"), default="AB", help="each takes less than nine minutes"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="STAGE",
+        help="this stage, and `environment`; may be repeated",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto: cuda where torch can use one, else cpu"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the stages and their time limits"
+    )
     options = parser.parse_args(argv)
     names = [stage.name for stage in STAGES]
     for name in options.only or ():
         if name not in names:
             parser.error(f"--only: expected a stage, got '{name}'; one of {', '.join(names)}")
     wanted = {"environment", *(options.only or names)}
-    stages = [s for s in STAGES if s.name in wanted and (options.only or set(s.parts) & set(options.part))]
+    stages = [
+        s for s in STAGES if s.name in wanted and (options.only or set(s.parts) & set(options.part))
+    ]
     if options.dry_run:
         for stage in stages:
             print(f"{stage.parts:<3}{stage.name:<14}{stage.seconds:4} s  {stage.what}")

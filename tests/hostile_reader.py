@@ -1,8 +1,7 @@
 """Test-only: read files in a process of their own and say what each cost.  ``python -m tests.hostile_reader JOBS``.
 
-JOBS is a JSON list of [reader, path]; for each a line of JSON is printed: the kind of error (or "") and its text, the seconds of
-the processor, and the bytes by which the memory grew at its peak.
-"""
+JOBS is a JSON list of [reader, path]; for each a line of JSON is printed: the kind of error (or "")
+and its text, the seconds of the processor, and the bytes by which the memory grew at its peak."""
 
 import json
 import sys
@@ -54,7 +53,9 @@ def main() -> None:
             ours = isinstance(error, kdistill.errors.KDistillError)
             kind = kind if ours else f"not ours: {kind}"
         seconds, grown = time.process_time() - started, peak_bytes() - before
-        print(json.dumps({"kind": kind, "text": text, "seconds": seconds, "bytes": grown}), flush=True)
+        print(
+            json.dumps({"kind": kind, "text": text, "seconds": seconds, "bytes": grown}), flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -17,13 +17,29 @@ print("1 passed, 0 failed: the wheel made", len(small.images), "images")
 
 
 def main(folder: Path) -> int:
-    subprocess.run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     (wheel,) = folder.glob("*.whl")
     site = folder / "site"
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        str(site),
+        str(wheel),
+    ]
     subprocess.run(install, check=True)
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    return subprocess.run([sys.executable, "-c", USE, str(site)], cwd=folder, env=environment).returncode
+    return subprocess.run(
+        [sys.executable, "-c", USE, str(site)], cwd=folder, env=environment
+    ).returncode
 
 
 if __name__ == "__main__":

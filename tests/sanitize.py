@@ -14,7 +14,16 @@ TESTS = ["tests/ops", "tests/test_second_order.py"]
 
 def build(folder: Path) -> Path:
     configure = [
-        *("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"),
+        *(
+            "cmake",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(folder),
+            "-G",
+            "Ninja",
+            f"-DPython_EXECUTABLE={sys.executable}",
+        ),
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         *("-DKDISTILL_CUDA=off", "-DKDISTILL_EMULATION=ON", "-DKDISTILL_SANITIZE=ON"),
     ]
@@ -25,14 +34,17 @@ def build(folder: Path) -> Path:
 
 def run_tests(folder: Path) -> int:
     runtime = [
-        subprocess.run(["g++", f"-print-file-name={lib}"], check=True, capture_output=True, text=True).stdout.strip()
+        subprocess.run(
+            ["g++", f"-print-file-name={lib}"], check=True, capture_output=True, text=True
+        ).stdout.strip()
         for lib in ("libasan.so", "libubsan.so", "libstdc++.so")
     ]
     environment = {
         **os.environ,
         "KDISTILL_NATIVE_DIR": str(folder),
         "LD_PRELOAD": " ".join(runtime),
-        # Python and torch never free what lives as long as the process, so leaks cannot be told apart
+        # Python and torch never free what lives as long as the process, so leaks cannot be told
+        # apart
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }

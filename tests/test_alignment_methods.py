@@ -38,7 +38,9 @@ def own_cache(tmp_path_factory):
 
 def run(digits, name, given=None, **options):
     extra = FIEX if name == "pad" else {}
-    return kdistill.distill(digits, method=name, ipc=1, options={**SMALL, **extra, **options}, **(given or {}))
+    return kdistill.distill(
+        digits, method=name, ipc=1, options={**SMALL, **extra, **options}, **(given or {})
+    )
 
 
 # ---- masks
@@ -59,7 +61,9 @@ def test_the_loss_mask_leaves_out_the_smallest_errors():
     assert loss_mask(0.5)(torch.zeros(4), torch.zeros(4)).tolist() == [0, 0, 1, 1]
 
 
-@pytest.mark.parametrize(("ratio", "left"), [(0.0, [0, 1, 2]), (0.25, [1, 2]), (0.5, [2]), (0.75, [2]), (0.95, [2])])
+@pytest.mark.parametrize(
+    ("ratio", "left"), [(0.0, [0, 1, 2]), (0.25, [1, 2]), (0.5, [2]), (0.75, [2]), (0.95, [2])]
+)
 def test_the_deepest_layers_are_left(ratio, left):
     assert list(deepest(3, ratio)) == left
 
@@ -89,17 +93,30 @@ def test_the_window_of_start_epochs_is_the_published_one(preset, iteration, wind
 
 def test_the_interval_of_the_paper_raises_the_bound_by_one():
     config = resolve("pad", "pad_paper_tiny_ipc1", {})  # T 15, T+ 30, interval 400
-    assert [config.window(i)[1] for i in (0, 399, 400, 800, 5999, 6000, 9999)] == [15, 15, 16, 17, 29, 30, 30]
+    assert [config.window(i)[1] for i in (0, 399, 400, 800, 5999, 6000, 9999)] == [
+        15,
+        15,
+        16,
+        17,
+        29,
+        30,
+        30,
+    ]
 
 
-@pytest.mark.parametrize("options", [{"min_start_epoch": 10}, {"first_max_start_epoch": 21}, {"min_start_epoch": -1}])
+@pytest.mark.parametrize(
+    "options", [{"min_start_epoch": 10}, {"first_max_start_epoch": 21}, {"min_start_epoch": -1}]
+)
 def test_a_window_that_is_empty_is_refused(options):
     with pytest.raises(ConfigError, match=r"set all three"):
         resolve("datm", "paper", options)
 
 
 def test_a_window_beyond_the_experts_is_refused_with_the_numbers():
-    with pytest.raises(ConfigError, match=r"start epoch 19 and 2 epochs more .* the 15 epochs of the experts, got epoch 21"):
+    with pytest.raises(
+        ConfigError,
+        match=r"start epoch 19 and 2 epochs more .* the 15 epochs of the experts, got epoch 21",
+    ):
         resolve("datm", "paper", {"expert_length": 15})
     resolve("datm", "paper", {"expert_length": 21})
 
@@ -109,9 +126,13 @@ def test_a_window_beyond_the_experts_is_refused_with_the_numbers():
 
 def test_first_labels_are_the_mean_of_the_experts_that_are_right():
     labels = torch.tensor([0, 1, 1])
-    one, two = torch.tensor([[2.0, 0.0], [3.0, 1.0], [0.0, 1.0]]), torch.tensor([[4.0, 1.0], [5.0, 2.0], [6.0, 2.0]])
+    one, two = (
+        torch.tensor([[2.0, 0.0], [3.0, 1.0], [0.0, 1.0]]),
+        torch.tensor([[4.0, 1.0], [5.0, 2.0], [6.0, 2.0]]),
+    )
     found = first_logits(iter([one, two]), labels)
-    assert found.tolist() == [[3.0, 0.5], [4.0, 1.5], [0.0, 1.0]]  # both right; none right: all of them; only the first right
+    # both right; none right: all of them; only the first right
+    assert found.tolist() == [[3.0, 0.5], [4.0, 1.5], [0.0, 1.0]]
     assert bool(torch.isfinite(found).all())
     with pytest.raises(ConfigError, match="at least one expert"):
         first_logits(iter([]), labels)
@@ -123,7 +144,9 @@ def test_the_first_state_is_what_the_experts_say(digits):
     problem = methods.get("datm").build(config, digits, 2, 0, None)
     student, store = config.network(digits), methods.get("datm").experts(config, digits)
     assert store.epochs == 5
-    logits = torch.stack([student.infer(store.snapshot(e, 5), problem.state["images"]) for e in range(2)])
+    logits = torch.stack(
+        [student.infer(store.snapshot(e, 5), problem.state["images"]) for e in range(2)]
+    )
     right = (logits.argmax(2) == problem.labels).float()
     assert bool((right.sum(0) > 0).any())
     torch.testing.assert_close(problem.state["label_logits"], first_logits(logits, problem.labels))
@@ -145,8 +168,15 @@ def test_the_first_labels_of_fast_are_right(digits, name):
 @pytest.mark.parametrize("name", ["datm", "pad"])
 def test_the_loss_falls_and_labels_are_learned(digits, name):
     losses = []
-    options = {"iterations": 120, "max_start_epoch": 1, "first_max_start_epoch": None, "num_experts": 1}
-    small = run(digits, name, {"callbacks": [lambda p: losses.append(p.loss)]}, **options, strategy="none")
+    options = {
+        "iterations": 120,
+        "max_start_epoch": 1,
+        "first_max_start_epoch": None,
+        "num_experts": 1,
+    }
+    small = run(
+        digits, name, {"callbacks": [lambda p: losses.append(p.loss)]}, **options, strategy="none"
+    )
     assert losses[-1] < 0.8 * losses[0]
     assert small.label_logits.shape == (10, 10)
     assert small.learned_lr != 0.05
@@ -174,12 +204,22 @@ def test_pad_without_its_parts_is_datm(digits):
     bare = run(digits, "pad", iterations=3, fiex=False, fiem=False)
     assert torch.equal(plain.images, bare.images)
     assert torch.equal(plain.label_logits, bare.label_logits)
-    rows = [run(digits, "pad", iterations=3, fiex=a, fiem=b).images for a, b in ((True, False), (False, True), (True, True))]
-    assert all(not torch.equal(row, other) for i, row in enumerate(rows) for other in [plain.images, *rows[:i]])
+    rows = [
+        run(digits, "pad", iterations=3, fiex=a, fiem=b).images
+        for a, b in ((True, False), (False, True), (True, True))
+    ]
+    assert all(
+        not torch.equal(row, other)
+        for i, row in enumerate(rows)
+        for other in [plain.images, *rows[:i]]
+    )
 
 
 def test_the_two_masks_differ_and_a_mask_of_nothing_is_none(digits):
-    by_depth, by_loss = (run(digits, "pad", iterations=2, fiex=False, fiem_mask=kind).images for kind in ("depth", "loss"))
+    by_depth, by_loss = (
+        run(digits, "pad", iterations=2, fiex=False, fiem_mask=kind).images
+        for kind in ("depth", "loss")
+    )
     assert not torch.equal(by_depth, by_loss)
     nothing = run(digits, "pad", iterations=2, fiex=False, mask_ratio=0.0)
     assert torch.equal(nothing.images, run(digits, "datm", iterations=2).images)
@@ -187,7 +227,10 @@ def test_the_two_masks_differ_and_a_mask_of_nothing_is_none(digits):
 
 def test_an_iteration_above_the_threshold_changes_nothing(digits, caplog):
     frozen = run(digits, "datm", skip_above=1e-9)
-    assert "every one of 20 iterations was skipped, so nothing has changed; raise skip_above" in caplog.text
+    assert (
+        "every one of 20 iterations was skipped, so nothing has changed; raise skip_above"
+        in caplog.text
+    )
     assert frozen.metrics["distillation"]["skipped"] == 20
     assert torch.equal(frozen.images, run(digits, "datm", iterations=0).images)
     assert run(digits, "datm", skip_above=None).metrics["distillation"]["skipped"] == 0
@@ -197,7 +240,11 @@ def test_experts_follow_the_curriculum(digits):
     config = resolve("pad", "fast", {**SMALL, **FIEX})
     rows = config.expert_rows(digits)
     counts = torch.bincount(digits.train.labels)
-    assert [round(len(rows(epoch)) / len(digits.train), 2) for epoch in range(3)] == [0.5, 0.75, 1.0]
+    assert [round(len(rows(epoch)) / len(digits.train), 2) for epoch in range(3)] == [
+        0.5,
+        0.75,
+        1.0,
+    ]
     kept = torch.bincount(digits.train.labels[rows(0)])
     assert bool((kept >= counts // 2).all()) and bool((kept <= counts // 2 + 1).all())
 
@@ -222,13 +269,18 @@ def test_experts_of_another_selection_or_normalisation_are_refused(digits, tmp_p
         run(digits, "pad", **experts, max_start_epoch=3)
 
 
-def test_a_curriculum_that_empties_a_class_is_refused_before_anything_is_trained(digits, monkeypatch):
+def test_a_curriculum_that_empties_a_class_is_refused_before_anything_is_trained(
+    digits, monkeypatch
+):
     monkeypatch.setattr("kdistill.methods.difficulty.difficulty", None)
     with pytest.raises(DataError, match=r"between the shares 0 and 0.001 .* got 0 of 1"):
         run(digits, "pad", initial_ratio=0.001)
 
 
-@pytest.mark.parametrize("change", [{"fiem_mask": "dept"}, {"score_metric": "el2"}, {"initial_ratio": 0.0}, {"score_nets": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [{"fiem_mask": "dept"}, {"score_metric": "el2"}, {"initial_ratio": 0.0}, {"score_nets": 0}],
+)
 def test_bad_options_are_refused(change):
     with pytest.raises(ConfigError):
         resolve("pad", "fast", change)
@@ -273,26 +325,42 @@ def test_a_table_of_scores_takes_the_place_of_training(digits, tmp_path, monkeyp
 def test_a_run_is_not_resumed_with_another_table(digits, tmp_path):
     seen, _ = digits.holdout(0.1, seed=0)
     out = {"out": tmp_path / "run", "max_minutes": 0.0}
-    options = {"method": "dm", "ipc": 1, "options": {"iterations": 20, "width": 4, "batch_real": 4, "drop_hardest": 0.5}}
-    options["options"]["scores"] = table(tmp_path / "scores.csv", seen.train, torch.arange(len(seen.train)))
+    options = {
+        "method": "dm",
+        "ipc": 1,
+        "options": {"iterations": 20, "width": 4, "batch_real": 4, "drop_hardest": 0.5},
+    }
+    options["options"]["scores"] = table(
+        tmp_path / "scores.csv", seen.train, torch.arange(len(seen.train))
+    )
     kdistill.distill(digits, **options, **out)
     table(tmp_path / "scores.csv", seen.train, -torch.arange(len(seen.train)))
-    with pytest.raises(ConfigError, match=r"expected the run that the checkpoint belongs to, got another scores\.table"):
+    with pytest.raises(
+        ConfigError,
+        match=r"expected the run that the checkpoint belongs to, got another scores\.table",
+    ):
         kdistill.distill(digits, **options, **out, resume=True)
 
 
 def test_a_table_that_does_not_fit_is_refused_with_the_numbers(digits, tmp_path):
     count = len(digits.train)
     path = table(tmp_path / "scores.csv", digits.train, torch.zeros(count))
-    withheld = len(digits.holdout(0.1, seed=0)[1])
-    with pytest.raises(DataError, match=rf"the {count - withheld} training images, got {count} in .*same share withheld"):
+    held_out = len(digits.holdout(0.1, seed=0)[1])
+    with pytest.raises(
+        DataError,
+        match=rf"the {count - held_out} training images, got {count} in .*same share held out",
+    ):
         run(digits, "pad", scores=path)
     seen, _ = digits.holdout(0.1, seed=0)
     other = replace(seen.train, images=seen.train.images.flip(3))
     with pytest.raises(DataError, match=r"scores of images with digest \w+, got \w+ in"):
         run(digits, "pad", scores=table(tmp_path / "other.csv", other, torch.zeros(len(other))))
     with pytest.raises(ConfigError, match="a metric of this table, got 'el2n'"):
-        run(digits, "pad", scores=table(tmp_path / "loss.csv", seen.train, torch.zeros(len(other)), "loss"))
+        run(
+            digits,
+            "pad",
+            scores=table(tmp_path / "loss.csv", seen.train, torch.zeros(len(other)), "loss"),
+        )
     with pytest.raises(DataError, match="make one with kdistill score"):
         run(digits, "pad", scores=str(tmp_path / "nowhere.csv"))
 
@@ -308,7 +376,10 @@ def test_presets_resolve_and_their_windows_lie_within_the_experts(name):
 
 def test_both_variants_of_pad_are_published_for_the_same_settings():
     found = methods.get("pad").presets
-    paper, repo = ({p.removeprefix(f"{v}_") for p in found if p.startswith(v)} for v in ("pad_paper", "pad_repo"))
+    paper, repo = (
+        {p.removeprefix(f"{v}_") for p in found if p.startswith(v)}
+        for v in ("pad_paper", "pad_repo")
+    )
     assert paper == repo
     assert len(paper) == 12
     for preset in found:
@@ -324,25 +395,34 @@ def test_scores_are_kept_and_a_damaged_file_is_made_again(digits, tmp_path, monk
     (path,) = (tmp_path / "scores").glob("digits-*.safetensors")
     data = path.read_bytes()
     path.write_bytes(data[:-4])
-    assert all(torch.equal(a, b) for a, b in zip(first.rows, config.ranking(digits).rows, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.rows, config.ranking(digits).rows, strict=True)
+    )
     assert "scored again" in caplog.text
     assert path.read_bytes() == data
 
 
-def test_scores_and_experts_that_others_could_have_written_are_not_used(digits, tmp_path, monkeypatch, caplog):
+def test_scores_and_experts_that_others_could_have_written_are_not_used(
+    digits, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path))
     for name in ("scores", "experts"):
         (tmp_path / name).mkdir()
         (tmp_path / name).chmod(0o777)
     config = resolve("pad", "fast", {**SMALL, **FIEX})
     config.ranking(digits)
-    assert caplog.text.count("got one that others can write; chmod go-w it") == 1 and not [*(tmp_path / "scores").iterdir()]
+    assert caplog.text.count("got one that others can write; chmod go-w it") == 1 and not [
+        *(tmp_path / "scores").iterdir()
+    ]
     with pytest.raises(DataError, match="experts: expected a cache that only its owner can write"):
         open_store(config, digits)
 
 
 def test_a_plan_of_pad_scores_nothing(digits, monkeypatch):
     monkeypatch.setattr("kdistill.methods.difficulty.difficulty", None)
-    found = kdistill.plan(digits, method="pad", ipc=1, options={**SMALL, **FIEX, "num_experts": 7, "width": 6})
-    assert found.expert_bytes == 7 * 4 * found.num_params * 4  # experts, snapshots of three epochs and the first, float32
+    found = kdistill.plan(
+        digits, method="pad", ipc=1, options={**SMALL, **FIEX, "num_experts": 7, "width": 6}
+    )
+    # experts, snapshots of three epochs and the first, float32
+    assert found.expert_bytes == 7 * 4 * found.num_params * 4
     assert found.seconds == pytest.approx(20 * found.iteration_seconds)

@@ -46,7 +46,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(digits, tmp
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(digits, tmp_path, error):
     kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path / "whole")
     with pytest.raises(error):
-        kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path / "cut", callbacks=[stop_at(30, error)], checkpoint_minutes=0)
+        kdistill.distill(
+            digits,
+            ipc=1,
+            options=TINY,
+            out=tmp_path / "cut",
+            callbacks=[stop_at(30, error)],
+            checkpoint_minutes=0,
+        )
     assert not (tmp_path / "cut/data.safetensors").exists()
     kdistill.distill(digits, ipc=1, options=TINY, out=tmp_path / "cut", resume=True)
     assert files(tmp_path / "whole") == files(tmp_path / "cut")
@@ -72,7 +79,9 @@ def test_resume_refuses_another_run(digits, tmp_path):
 
 
 def test_a_time_budget_keeps_what_is_there(digits, tmp_path):
-    small = kdistill.distill(digits, ipc=1, options={**TINY, "iterations": 100_000}, out=tmp_path, max_minutes=0.01)
+    small = kdistill.distill(
+        digits, ipc=1, options={**TINY, "iterations": 100_000}, out=tmp_path, max_minutes=0.01
+    )
     assert not small.metrics["distillation"]["finished"]
     assert 0 < small.metrics["distillation"]["iterations"] < 100_000
     assert (tmp_path / "preview.png").exists()
@@ -95,8 +104,10 @@ def test_an_earlier_set_is_a_start(digits, tmp_path):
 
 
 def test_an_explosion_is_named_and_the_last_good_state_kept(digits, tmp_path):
-    with pytest.raises(NonFiniteError, match=r"lower the step size .* is saved in"):
-        kdistill.distill(digits, ipc=1, options={**TINY, "lr_images": 1e30, "norm": "none"}, out=tmp_path)
+    with pytest.raises(NonFiniteError, match=r"lower the learning rate .* is saved in"):
+        kdistill.distill(
+            digits, ipc=1, options={**TINY, "lr_images": 1e30, "norm": "none"}, out=tmp_path
+        )
     assert (tmp_path / "checkpoint.safetensors").exists()
 
 
@@ -109,7 +120,7 @@ def test_an_explosion_is_named_and_the_last_good_state_kept(digits, tmp_path):
         ({"options": {"iterations": "many"}}, ConfigError, "iterations"),
         ({"options": {"init": "zeros"}}, ConfigError, "known: herding"),
         ({"ipc": 0}, ConfigError, "at least 1 image per class"),
-        ({"ipc": 5000}, DataError, "lower ipc, withhold less"),
+        ({"ipc": 5000}, DataError, "lower ipc, hold out less"),
         ({"validation": 1.5}, ConfigError, "a share in"),
     ],
 )
@@ -125,24 +136,35 @@ def test_a_class_smaller_than_ipc_gets_what_it_has_and_is_said(digits, capsys):
     data = replace(digits, train=digits.train.take(rows), fingerprint="rare")
     small = kdistill.distill(data, ipc=4, options=TINY, validation=0.0)
     assert small.counts == (4,) * 10
-    assert len(small.images[small.labels == 3].unique(dim=0)) == 4  # equal images would have equal gradients and stay equal
     assert (
-        "fewer than ipc=4 training images of '3' (2): their 4 synthetic images begin as copies of those, with a little noise"
-        in capsys.readouterr().err
+        len(small.images[small.labels == 3].unique(dim=0)) == 4
+    )  # equal images would have equal gradients and stay equal
+    assert (
+        "fewer than ipc=4 training images of '3' (2): their 4 synthetic images begin as copies of "
+        "those, with a little noise" in capsys.readouterr().err
     )
 
 
 def test_no_real_image_beyond_the_first_ones_is_said(digits):
-    one = digits.train.take(torch.cat([(digits.train.labels == k).nonzero()[:1, 0] for k in range(10)]))
-    with pytest.raises(ConfigError, match=r"got zeros in 3 iterations, as where the first images are all the real ones"):
+    one = digits.train.take(
+        torch.cat([(digits.train.labels == k).nonzero()[:1, 0] for k in range(10)])
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"got zeros in 3 iterations, as where the first images are all the real ones",
+    ):
         options = {**TINY, "strategy": "none", "lr_images": None}
-        kdistill.distill(replace(digits, train=one, fingerprint="one"), ipc=1, options=options, validation=0.0)
+        kdistill.distill(
+            replace(digits, train=one, fingerprint="one"), ipc=1, options=options, validation=0.0
+        )
 
 
 def test_arguments_of_other_types_end_in_a_sentence(digits):
     with pytest.raises(ConfigError, match="init: expected an earlier set or its folder, got 5"):
         kdistill.distill(digits, ipc=1, init=5)
-    with pytest.raises(ConfigError, match=r"device: expected one that this torch can use, got '3.5'"):
+    with pytest.raises(
+        ConfigError, match=r"device: expected one that this torch can use, got '3.5'"
+    ):
         kdistill.distill(digits, ipc=1, device=3.5)
     assert len(kdistill.distill(digits, ipc=1, options=TINY, callbacks=None).images) == 10
 
@@ -155,7 +177,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_work_starts(digits, t
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(digits, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="kdistill"):
-        kdistill.distill(digits, ipc=1, options={**TINY, "iterations": 2}, out=tmp_path, resume=True)
+        kdistill.distill(
+            digits, ipc=1, options={**TINY, "iterations": 2}, out=tmp_path, resume=True
+        )
     assert "starting from the beginning" in caplog.text
 
 
@@ -175,12 +199,16 @@ def test_the_options_of_every_method_are_stated_once():
         assert issubclass(config, MethodConfig)
         own = {entry.name: entry.default for entry in fields(config)}
         for cls in config.__mro__[: config.__mro__.index(MethodConfig)]:
-            assert not {key for key in cls.__annotations__ if key in shared and own[key] == shared[key]}, cls
+            assert not {
+                key for key in cls.__annotations__ if key in shared and own[key] == shared[key]
+            }, cls
 
 
 @pytest.mark.parametrize("init", ["herding", "k_means", "k_center"])
 def test_chosen_images_to_begin_with(digits, init):
-    small = kdistill.distill(digits, ipc=2, options={"iterations": 1, "lr_images": 1e-9, "width": 4, "init": init})
+    small = kdistill.distill(
+        digits, ipc=2, options={"iterations": 1, "lr_images": 1e-9, "width": 4, "init": init}
+    )
     real = digits.holdout(0.1, seed=0)[0].train
     for image, label in zip(small.images, small.labels, strict=True):
         of_class = real.images[real.labels == label]
@@ -217,7 +245,10 @@ def test_an_interrupted_run_is_not_thrown_away(digits, tmp_path):
     with pytest.raises(ConfigError, match="continue it with resume=True"):
         quick(digits, out=tmp_path)
     assert torch.equal(quick(digits, out=tmp_path, resume=True).images, quick(digits).images)
-    lines = [json.loads(line)["iteration"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)["iteration"]
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines == [10, 20]
 
 
@@ -235,14 +266,18 @@ def test_a_callback_that_fails_loses_nothing(digits, tmp_path):
 def test_another_convolution_is_another_run(digits, tmp_path, monkeypatch):
     quick(digits, out=tmp_path, max_minutes=0)
     monkeypatch.setenv("KDISTILL_CONVOLUTION", "direct")
-    with pytest.raises(ConfigError, match=r"another environment.convolution \('direct', was 'auto'\)"):
+    with pytest.raises(
+        ConfigError, match=r"another environment.convolution \('direct', was 'auto'\)"
+    ):
         quick(digits, out=tmp_path, resume=True)
 
 
 def test_a_start_of_other_classes_is_refused(digits):
     small = quick(digits)
     with pytest.raises(ConfigError, match="made from the same classes"):
-        quick(digits, init=replace(small, classes=tuple(f"class {name}" for name in digits.classes)))
+        quick(
+            digits, init=replace(small, classes=tuple(f"class {name}" for name in digits.classes))
+        )
     labels = small.labels.clone()
     labels[1] = 0
     with pytest.raises(ConfigError, match="init"):
@@ -269,12 +304,17 @@ def test_evaluate_takes_what_the_rest_takes(digits, tmp_path):
         ({"threads": 4000}, r"threads: expected at most \d+ on this machine, got 4000"),
         ({"callbacks": 5}, "callbacks: expected functions of a Progress, got 5"),
         ({"out": 5}, "out: expected the path of a folder, got 5"),
-        ({"init": "no/such/folder"}, "init: expected the folder of an earlier set, got nothing at no/such/folder"),
+        (
+            {"init": "no/such/folder"},
+            "init: expected the folder of an earlier set, got nothing at no/such/folder",
+        ),
         ({"options": {"iteratons": 5}}, "did you mean 'iterations'"),
     ],
 )
 def test_settings_are_checked_before_the_images_are_read(monkeypatch, changes, words):
-    monkeypatch.setattr("kdistill.api.distill.load_data", lambda *spec, **how: pytest.fail("images were read"))
+    monkeypatch.setattr(
+        "kdistill.api.distill.load_data", lambda *spec, **how: pytest.fail("images were read")
+    )
     with pytest.raises(ConfigError, match=words):
         kdistill.distill("digits", **changes)
 
@@ -286,14 +326,22 @@ def test_one_function_is_a_callback(digits):
 
 
 def test_evaluate_says_when_its_arguments_are_swapped(digits):
-    with pytest.raises(ConfigError, match=r"expected the small set and then the real data, got them the other way round"):
+    with pytest.raises(
+        ConfigError,
+        match=r"expected the small set and then the real data, got them the other way round",
+    ):
         kdistill.evaluate(digits, quick(digits))
-    with pytest.raises(ConfigError, match=r"expected a small set or its folder first, got NoneType"):
+    with pytest.raises(
+        ConfigError, match=r"expected a small set or its folder first, got NoneType"
+    ):
         kdistill.evaluate(None, digits)
 
 
 def test_images_that_leave_every_range_stop_the_run(digits, tmp_path, caplog):
-    with pytest.raises(NonFiniteError, match=r"expected images that are still pictures at iteration 10, got values of \d.*lower"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"expected images that are still pictures at iteration 10, got values of \d.*lower",
+    ):
         quick(digits, options={"lr_images": 1e30})
     quick(digits, options={"lr_images": 3e2, "iterations": 10})
     assert "where pictures have 0 to 1; lower lr_images" in caplog.text

@@ -29,14 +29,17 @@ def test_no_global_generator_is_touched():
     for mode in "SM":
         for siamese in (True, False):
             a = augment(mode=mode, siamese=siamese)
-            a.pull_back(a(torch.zeros(3, 3, 8, 8), step=2), step=2)
+            a.vjp(a(torch.zeros(3, 3, 8, 8), step=2), step=2)
     assert states() == before
 
 
 def test_the_same_key_gives_the_same_bits_and_another_does_not():
     x = torch.randn(6, 3, 9, 9)
     for siamese in (True, False):
-        results = [augment("color", siamese=siamese, key=key)(x, step) for key, step in ((1, 0), (1, 0), (2, 0), (1, 1))]
+        results = [
+            augment("color", siamese=siamese, key=key)(x, step)
+            for key, step in ((1, 0), (1, 0), (2, 0), (1, 1))
+        ]
         assert torch.equal(results[0], results[1])
         assert not torch.equal(results[0], results[2])
         assert not torch.equal(results[0], results[3])
@@ -45,7 +48,9 @@ def test_the_same_key_gives_the_same_bits_and_another_does_not():
 def test_the_stream_of_draws_is_fixed():
     ((params, index),) = augment("color", key=1).parameters(3, shape=(2, 3, 8, 8))
     expected = [[COLOR, -0.48993508411621933, 0.29071994436689064, 1.3171675429496696, 0, 0, 0, 0]]
-    torch.testing.assert_close(params, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        params, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15
+    )
     assert index.tolist() == [0, 0]
 
 
@@ -85,7 +90,9 @@ def test_not_siamese_shares_the_family_and_nothing_else():
 
 
 def test_each_family_is_as_likely():
-    codes = torch.stack([augment(key=1).parameters(step, shape=(1, 3, 8, 8))[0][0][0] for step in range(3000)])
+    codes = torch.stack(
+        [augment(key=1).parameters(step, shape=(1, 3, 8, 8))[0][0][0] for step in range(3000)]
+    )
     counts = [(codes[:, 0] == code).sum().item() for code in (COLOR, CROP, CUTOUT, FLIP)]
     scaled = ((codes[:, 0] == AFFINE) & (codes[:, 2] == 0)).sum().item()
     counts += [scaled, 3000 - sum(counts) - scaled]
@@ -167,7 +174,7 @@ def test_pull_back_is_the_gradient(mode):
     a = augment(mode=mode)
     for step in range(8):
         (grad,) = torch.autograd.grad(a(x, step, groups), x, cotangent)
-        torch.testing.assert_close(a.pull_back(cotangent, step, groups), grad)
+        torch.testing.assert_close(a.vjp(cotangent, step, groups), grad)
 
 
 def test_drawn_parameters_can_be_used_again():
@@ -175,7 +182,7 @@ def test_drawn_parameters_can_be_used_again():
     a = augment(siamese=False)
     parameters = a.parameters(7, shape=x.shape)
     assert torch.equal(a.apply(x, parameters), a(x, 7))
-    assert torch.equal(a.transpose(x, parameters), a.pull_back(x, 7))
+    assert torch.equal(a.transpose(x, parameters), a.vjp(x, 7))
 
 
 def test_leading_dimensions_are_one_batch():
@@ -190,7 +197,7 @@ def test_no_family_changes_nothing(strategy):
     x = torch.randn(2, 3, 8, 8)
     a = augment(strategy)
     assert torch.equal(a(x, 3), x)
-    assert torch.equal(a.pull_back(x, 3), x)
+    assert torch.equal(a.vjp(x, 3), x)
     assert a.parameters(3, shape=x.shape) == []
 
 

@@ -41,10 +41,17 @@ def png(width: int, height: int, mode: int, depth: int = 8) -> bytes:
     """Return a picture of zeros, deflated: a thousandth of its pixels."""
     channels = {0: 1, 2: 3, 6: 4}[mode]
     squeeze = zlib.compressobj(1)
-    data = squeeze.compress(bytes(height * (1 + -(-width * channels * depth // 8)))) + squeeze.flush()
+    data = (
+        squeeze.compress(bytes(height * (1 + -(-width * channels * depth // 8)))) + squeeze.flush()
+    )
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, depth, mode, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
@@ -61,7 +68,10 @@ def jpeg(side: int) -> bytes:
 
 def packed_pt(path: Path) -> None:
     torch.save((torch.zeros(45, 1, 500, 500), torch.arange(45) % 2), path.with_suffix(".whole"))
-    with zipfile.ZipFile(path.with_suffix(".whole")) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(path.with_suffix(".whole")) as whole,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for info in whole.infolist():
             packed.writestr(info.filename, whole.read(info))
 
@@ -86,7 +96,9 @@ def same_storage_many_times() -> bytes:
     raw = stream.getvalue()
     storage = b"ctorch.storage\n_load_from_bytes\nh\x00\x85R"
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00K\x01\x85K\x01\x85\x89NtR"
-    parameters = b"}(" + b"".join(b"X\x05\x00\x00\x00" + b"%05d" % n + tensor for n in range(5000)) + b"u"
+    parameters = (
+        b"}(" + b"".join(b"X\x05\x00\x00\x00" + b"%05d" % n + tensor for n in range(5000)) + b"u"
+    )
     state = b"}X\x0b\x00\x00\x00_parameters" + parameters + b"s"
     return b"\x80\x02B" + struct.pack("<I", len(raw)) + raw + b"q\x000cm\nM\n)R" + state + b"b."
 
@@ -113,19 +125,29 @@ def networks(root: Path) -> list[tuple[str, Path]]:
     write(root / "large input.pkl", type(small)(replace(small.config, input=source), small.tensors))
     mapping = replace(tiny_stylegan2().config.mapping, z_dim=10**9)
     save_generator(
-        type(tiny_stylegan2())(replace(tiny_stylegan2().config, mapping=mapping), tiny_stylegan2().tensors), root / "z"
+        type(tiny_stylegan2())(
+            replace(tiny_stylegan2().config, mapping=mapping), tiny_stylegan2().tensors
+        ),
+        root / "z",
     )
     return [*(("network", path) for path in sorted(root.glob("*.pkl"))), ("generator", root / "z")]
 
 
 def arrays(root: Path) -> list[tuple[str, Path]]:
     archive(root / "declared.npz", x_train=header((4, 10**6, 1000)), y_train=LABELS)
-    archive(root / "packed.npz", x_train=header((40, 1000, 1000)) + bytes(4 * 10**7), y_train=LABELS)
     archive(
-        root / "beside.npz", x_train=header((4, 8, 8)) + bytes(256), y_train=LABELS, other=header((5 * 10**7,)) + bytes(5 * 10**7)
+        root / "packed.npz", x_train=header((40, 1000, 1000)) + bytes(4 * 10**7), y_train=LABELS
+    )
+    archive(
+        root / "beside.npz",
+        x_train=header((4, 8, 8)) + bytes(256),
+        y_train=LABELS,
+        other=header((5 * 10**7,)) + bytes(5 * 10**7),
     )
     (root / "single.npy").write_bytes(header((10**9, 8, 8)))
-    torch.save((torch.zeros(1).expand(1000, 3, 1000, 1000), torch.arange(1000) % 2), root / "stride.pt")
+    torch.save(
+        (torch.zeros(1).expand(1000, 3, 1000, 1000), torch.arange(1000) % 2), root / "stride.pt"
+    )
     torch.save(([torch.zeros(3, 128, 128)] * 50_000, list(range(50_000))), root / "repeated.pt")
     torch.save((Call(bytearray, 4 * 10**9), 1), root / "call.pt")
     packed_pt(root / "packed.pt")
@@ -135,7 +157,9 @@ def arrays(root: Path) -> list[tuple[str, Path]]:
     (root / "plain.pt").write_bytes(pickle.dumps([0] * 300_000))
     (root / "length.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
     (root / "deep.safetensors").write_bytes(struct.pack("<Q", len(DEEP)) + DEEP)
-    shape = json.dumps({"x": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 2**62]}}).encode()
+    shape = json.dumps(
+        {"x": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 2**62]}}
+    ).encode()
     (root / "shape.safetensors").write_bytes(struct.pack("<Q", len(shape)) + shape)
     jobs = [("data", path) for path in sorted(root.iterdir()) if path.suffix != ".whole"]
     return [*jobs, *(("published", root / name) for name in ("stride.pt", "call.pt", "hash.pt"))]
@@ -147,7 +171,9 @@ def pictures(root: Path) -> list[tuple[str, Path]]:
         "grey.png": grey,
         "alpha.png": png(7000, 7000, mode=6),
         "within.png": png(5500, 5500, mode=6),
-        "huge.png": grey.replace(struct.pack(">II", 12_000, 12_000), struct.pack(">II", 10**6, 10**6)),
+        "huge.png": grey.replace(
+            struct.pack(">II", 12_000, 12_000), struct.pack(">II", 10**6, 10**6)
+        ),
         "line.png": png(1, 200_000, mode=2),
         "huge.jpg": jpeg(65_500),
         "large.jpg": jpeg(9000),
@@ -168,9 +194,13 @@ def records(root: Path) -> list[tuple[str, Path]]:
         "source": {"name": names[0], "licence": names[0]}, "run": {"method": names[1]}})  # fmt: skip
     small.save_pretrained(root / "names")
     for name in ("config.json", "metrics.json"):
-        (shutil.copytree(root / "names", root / f"deep {name}") / name).write_bytes(b'{"a": ' + DEEP + b"}")
+        (shutil.copytree(root / "names", root / f"deep {name}") / name).write_bytes(
+            b'{"a": ' + DEEP + b"}"
+        )
     (root / "deep.ckpt").write_bytes(save({"a": torch.zeros(1)}, {"kdistill": DEEP.decode()}))
-    (root / "wide.ckpt").write_bytes(encode({"a": torch.zeros(1)}, {"meta": [[]] * 240_000, "schema_version": 1, "sha256": ""}))
+    (root / "wide.ckpt").write_bytes(
+        encode({"a": torch.zeros(1)}, {"meta": [[]] * 240_000, "schema_version": 1, "sha256": ""})
+    )
     for name, content in (
         ("experts", DEEP),
         ("wide experts", b'{"version": 1, "shards": {' + b'"a":"b",' * 90_000 + b'"a":"b"}}'),
@@ -194,7 +224,10 @@ def records(root: Path) -> list[tuple[str, Path]]:
         *(("experts", root / name) for name in ("experts", "wide experts")),
         ("compare", root / "sweep"),
         *(("scores", root / name) for name in ("deep.csv", "wide.csv", "quoted.csv")),
-        *(("config", root / name) for name in ("deep.toml", "dotted.toml", "words.toml", "deep.json")),
+        *(
+            ("config", root / name)
+            for name in ("deep.toml", "dotted.toml", "words.toml", "deep.json")
+        ),
     ]
 
 
@@ -218,7 +251,11 @@ def results(tmp_path_factory) -> list[tuple[str, str, dict]]:
     listed = root / "jobs"
     listed.write_text(json.dumps([[reader, str(path)] for reader, path in jobs]))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.hostile_reader", str(listed)], capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-m", "tests.hostile_reader", str(listed)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == len(jobs), f"{jobs[len(lines)]} ended the process: {done.stderr[-1000:]}"

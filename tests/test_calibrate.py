@@ -1,4 +1,4 @@
-"""Step sizes of the trajectory methods that are found from the first gradients."""
+"""Learning rates of the trajectory methods that are found from the first gradients."""
 
 import math
 
@@ -73,20 +73,25 @@ def test_the_first_step_of_the_images_has_the_same_length_on_all_data():
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
 def test_without_a_gradient_a_step_size_has_to_be_named(value):
     with pytest.raises(
-        ConfigError, match=r"lr_images: expected gradients (and images to find it|to find the learning rate) from"
+        ConfigError,
+        match=r"lr_images: expected gradients (and images to find it|to find the learning rate) from",
     ):
         calibrated_images(lambda _: Step(torch.zeros(()), torch.full_like(IMAGES, value)), IMAGES)
 
 
 def test_images_of_nothing_have_no_step_size():
     with pytest.raises(ConfigError, match="and 0 in 3 iterations; name a learning rate"):
-        calibrated_images(lambda _: Step(torch.zeros(()), torch.ones_like(IMAGES)), torch.zeros_like(IMAGES))
+        calibrated_images(
+            lambda _: Step(torch.zeros(()), torch.ones_like(IMAGES)), torch.zeros_like(IMAGES)
+        )
 
 
 @pytest.mark.parametrize("name", ["dm", "dsa"])
 def test_the_same_run_comes_from_the_step_size_that_was_found(name):
     data = kdistill.load_data("digits", quiet=True)
-    options = {"iterations": 2, "width": 8, "batch_real": 8} | ({} if name == "dm" else {"outer_steps": 2, "inner_epochs": 1})
+    options = {"iterations": 2, "width": 8, "batch_real": 8} | (
+        {} if name == "dm" else {"outer_steps": 2, "inner_epochs": 1}
+    )
     found = kdistill.distill(data, method=name, ipc=1, options=options | {"lr_images": None})
     rate = found.metrics["distillation"]["learning_rates"]["images"]
     again = kdistill.distill(data, method=name, ipc=1, options=options | {"lr_images": rate})

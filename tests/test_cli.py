@@ -24,14 +24,21 @@ def invoke(*arguments: str):
 
 
 def test_help_does_not_import_torch():
-    code = "import sys, kdistill.cli as c, typer.testing as t; t.CliRunner().invoke(c.app, ['--help'])"
+    code = (
+        "import sys, kdistill.cli as c, typer.testing as t; t.CliRunner().invoke(c.app, ['--help'])"
+    )
     command = [sys.executable, "-c", code + "; print('torch' in sys.modules)"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
 
 
 def test_help_takes_under_half_a_second():
     best = min(_seconds([sys.executable, "-m", "kdistill", "--help"]) for _ in range(4))
-    assert best < 0.5 * max(1.0, _seconds([sys.executable, "-c", "pass"]) / 0.05)  # a slow machine starts Python slowly too
+    assert best < 0.5 * max(
+        1.0, _seconds([sys.executable, "-c", "pass"]) / 0.05
+    )  # a slow machine starts Python slowly too
 
 
 def _seconds(command: list[str]) -> float:
@@ -41,7 +48,20 @@ def _seconds(command: list[str]) -> float:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "distill", "evaluate", "experts", "plan", "sweep", "compare", "methods", "export", "doctor", "bench"]
+    "command",
+    [
+        "demo",
+        "distill",
+        "evaluate",
+        "experts",
+        "plan",
+        "sweep",
+        "compare",
+        "methods",
+        "export",
+        "doctor",
+        "bench",
+    ],
 )
 def test_every_command_has_two_examples(command):
     result = invoke(command, "--help")
@@ -59,21 +79,44 @@ def test_distill_evaluate_export(tmp_path):
     assert "evaluation" in json.loads((tmp_path / "run/metrics.json").read_text())
     assert invoke("export", out, str(tmp_path / "png")).exit_code == 0
     assert len(list((tmp_path / "png").rglob("*.png"))) == 10
-    assert f"wrote {tmp_path / 'd.npz'}\n" in invoke("export", out, str(tmp_path / "d"), "--to", "npz").output
+    assert (
+        f"wrote {tmp_path / 'd.npz'}\n"
+        in invoke("export", out, str(tmp_path / "d"), "--to", "npz").output
+    )
 
 
 def test_the_config_of_an_artefact_runs_it_again(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
-    assert invoke("distill", "digits", "--ipc", "1", "--seed", "5", "--out", str(first), *TINY).exit_code == 0
-    assert invoke("distill", "--config", str(first / "config.json"), "--out", str(second)).exit_code == 0
+    assert (
+        invoke(
+            "distill", "digits", "--ipc", "1", "--seed", "5", "--out", str(first), *TINY
+        ).exit_code
+        == 0
+    )
+    assert (
+        invoke("distill", "--config", str(first / "config.json"), "--out", str(second)).exit_code
+        == 0
+    )
     assert (first / "data.safetensors").read_bytes() == (second / "data.safetensors").read_bytes()
 
 
 def test_a_toml_file_and_an_override(tmp_path):
-    (tmp_path / "run.toml").write_text('data = "digits"\nipc = 1\n[options]\niterations = 900\nbatch_real = 12\nwidth = 8\n')
-    result = invoke("distill", "--config", str(tmp_path / "run.toml"), "--set", "iterations=10", "--out", str(tmp_path / "o"))
+    (tmp_path / "run.toml").write_text(
+        'data = "digits"\nipc = 1\n[options]\niterations = 900\nbatch_real = 12\nwidth = 8\n'
+    )
+    result = invoke(
+        "distill",
+        "--config",
+        str(tmp_path / "run.toml"),
+        "--set",
+        "iterations=10",
+        "--out",
+        str(tmp_path / "o"),
+    )
     assert result.exit_code == 0
-    assert json.loads((tmp_path / "o/config.json").read_text())["run"]["options"]["iterations"] == 10
+    assert (
+        json.loads((tmp_path / "o/config.json").read_text())["run"]["options"]["iterations"] == 10
+    )
 
 
 @pytest.mark.parametrize("line", ["run = 3", "options = 3", "[run]\noptions = 3"])
@@ -86,15 +129,22 @@ def test_a_file_without_tables_is_refused(tmp_path, line):
 
 def test_another_method_or_preset_leaves_the_files_options_out(tmp_path, capsys):
     options = {"iterations": 900, "batch_real": 12}
-    (tmp_path / "run.json").write_text(json.dumps({"data": "digits", "method": "dm", "options": options}))
+    (tmp_path / "run.json").write_text(
+        json.dumps({"data": "digits", "method": "dm", "options": options})
+    )
 
     def run(**given):
         empty = dict.fromkeys(("data", "method", "ipc", "preset", "seed", "size", "normalisation"))
-        return _run_config(tmp_path / "run.json", {**empty, **given}, {"width": 8}).options, capsys.readouterr().err
+        return _run_config(
+            tmp_path / "run.json", {**empty, **given}, {"width": 8}
+        ).options, capsys.readouterr().err
 
     assert run(seed=1) == ({**options, "width": 8}, "")
     assert run(method="dm", preset="fast") == ({**options, "width": 8}, "")
-    for given, words in (({"method": "dc"}, "for method dm, not dc"), ({"preset": "paper"}, "for preset fast, not paper")):
+    for given, words in (
+        ({"method": "dc"}, "for method dm, not dc"),
+        ({"preset": "paper"}, "for preset fast, not paper"),
+    ):
         found, said = run(**given)
         assert found == {"width": 8}
         assert words in said and said.count("\n") == 1
@@ -112,7 +162,18 @@ def test_an_evaluation_on_other_data_is_shown_and_not_saved(tmp_path):
     a_saved_set(tmp_path / "set", kdistill.load_data("digits", quiet=True), "digits")
     half = kdistill.load_data("digits", quiet=True)
     torch.save((half.train.images[::2], half.train.labels[::2]), tmp_path / "half.pt")
-    brief = ["evaluate", str(tmp_path / "set"), "--protocol", "quick", "--nets", "1", "--baselines", "random", "--models", "mlp"]
+    brief = [
+        "evaluate",
+        str(tmp_path / "set"),
+        "--protocol",
+        "quick",
+        "--nets",
+        "1",
+        "--baselines",
+        "random",
+        "--models",
+        "mlp",
+    ]
     shown = invoke(*brief, "--data", str(tmp_path / "half.pt"))
     assert shown.exit_code == 0, shown.output
     assert "random" in shown.output and "not saved in" in shown.output
@@ -126,7 +187,9 @@ def test_a_set_made_from_arrays_asks_for_its_data(tmp_path, monkeypatch):
     a_saved_set(tmp_path / "set", kdistill.load_data("digits", quiet=True), "arrays")
     result = invoke("evaluate", "set")
     assert result.exit_code == 2
-    assert "expected data that can be loaded again, got 'arrays' in set; pass --data" in result.output
+    assert (
+        "expected data that can be loaded again, got 'arrays' in set; pass --data" in result.output
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +201,10 @@ def test_a_set_made_from_arrays_asks_for_its_data(tmp_path, monkeypatch):
         (["distill", "digits", "--method", "dmm"], "did you mean 'dm'"),
         (["distill", "digits", "--set", "iteration=3"], "did you mean 'iterations'"),
         (["distill", "digits", "--set", "iterations"], "iterations"),
-        (["evaluate", ".", "--data", "digits", "--lr", "small"], "lr: expected a number or auto, got 'small'"),
+        (
+            ["evaluate", ".", "--data", "digits", "--lr", "small"],
+            "lr: expected a number or auto, got 'small'",
+        ),
         (["evaluate", "no/such/artefact"], "expected an artefact, got nothing at no/such/artefact"),
         (["export", "no/such/artefact", "x"], "no/such/artefact"),
         (["methods", "dn"], "did you mean 'dm'"),
@@ -169,7 +235,9 @@ def test_bad_input_gets_one_sentence_and_status_2(arguments, message, tmp_path, 
         (["--validation", "2"], "validation: expected a share in [0, 1), got 2.0"),
     ],
 )
-def test_what_a_run_cannot_do_is_said_before_its_images_are_read(arguments, message, tmp_path, monkeypatch):
+def test_what_a_run_cannot_do_is_said_before_its_images_are_read(
+    arguments, message, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     result = invoke("distill", "no/such/folder", *arguments)  # which would be the next complaint
@@ -198,12 +266,17 @@ def test_other_commands_check_their_settings_first_too(arguments, message):
     ("arguments", "message"),
     [
         (["--set", "foo=1"], "options of prior train"),
-        (["--size", "33"], "expected square images of a side that is a power of two from 8 to 256, got 33x33"),
+        (
+            ["--size", "33"],
+            "expected square images of a side that is a power of two from 8 to 256, got 33x33",
+        ),
         (["--threads", "0"], "threads: expected a whole number of at least 1, got 0"),
         (["--out", "full"], "expected a new or empty folder, got full with notes.txt"),
     ],
 )
-def test_prior_train_checks_its_settings_before_it_reads_images(arguments, message, tmp_path, monkeypatch):
+def test_prior_train_checks_its_settings_before_it_reads_images(
+    arguments, message, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("")
@@ -224,33 +297,57 @@ def test_evaluate_checks_its_settings_before_it_loads_data(tmp_path):
 
 
 def test_a_key_in_the_wrong_table_of_a_file_is_sent_to_the_right_one(tmp_path):
-    for line, words in (("iterations = 5", "write it below [options]"), ("iteratons = 5", "did you mean 'iterations'")):
+    for line, words in (
+        ("iterations = 5", "write it below [options]"),
+        ("iteratons = 5", "did you mean 'iterations'"),
+    ):
         (tmp_path / "run.toml").write_text(f'data = "digits"\n{line}\n')
         result = invoke("distill", "--config", str(tmp_path / "run.toml"))
         assert result.exit_code == 2 and words in " ".join(result.output.split())
 
 
 def test_bench_runs_from_anywhere(tmp_path):
-    result = subprocess.run([sys.executable, "-m", "kdistill", "bench", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "kdistill", "bench", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
     assert "benchmarks.run" in result.stdout or "--op" in result.stdout
 
 
 def test_hints_name_flags_on_the_command_line():
-    said = "lower ipc=10, withhold less with validation=, or lr='auto' and resume=True; /tmp/out=3/x, steps=2"
-    shown = "lower --ipc 10, withhold less with --validation, or --lr auto and --resume; /tmp/out=3/x, steps=2"
+    said = "lower ipc=10, hold out less with validation=, or lr='auto' and resume=True; /tmp/out=3/x, steps=2"
+    shown = "lower --ipc 10, hold out less with --validation, or --lr auto and --resume; /tmp/out=3/x, steps=2"
     assert as_flags(said) == shown
     commands = typer.main.get_command(app).commands.values()
     there = {name for command in commands for option in command.params for name in option.opts}
     assert {f"--{name.replace('_', '-')}" for name in FLAGS} - there <= {"--force"}
-    assert "withhold less with --validation" in " ".join(invoke("distill", "digits", "--ipc", "5000").output.split())
+    assert "hold out less with --validation" in " ".join(
+        invoke("distill", "digits", "--ipc", "5000").output.split()
+    )
 
 
 def test_a_time_limit_is_said_and_sigterm_saves(tmp_path, interrupted):
     out = tmp_path / "run"
-    shown = invoke("distill", "digits", "--ipc", "1", "--out", str(out), "--max-minutes", "0", "--quiet", *TINY)
-    assert "of a run that --max-minutes stopped after 10 iterations (--resume goes on)" in " ".join(shown.output.split())
-    command = [sys.executable, "-m", "kdistill", "distill", "digits", "--ipc", "1", "--out", str(out / "b")]
+    shown = invoke(
+        "distill", "digits", "--ipc", "1", "--out", str(out), "--max-minutes", "0", "--quiet", *TINY
+    )
+    assert "of a run that --max-minutes stopped after 10 iterations (--resume goes on)" in " ".join(
+        shown.output.split()
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "kdistill",
+        "distill",
+        "digits",
+        "--ipc",
+        "1",
+        "--out",
+        str(out / "b"),
+    ]
     command += ["--set", "iterations=1000000", "--set", "width=8"]
     status, said = interrupted(command, out / "b/metrics.jsonl", signal.SIGTERM)
     assert status == 143
@@ -260,13 +357,31 @@ def test_a_time_limit_is_said_and_sigterm_saves(tmp_path, interrupted):
 def test_doctor_names_every_op_and_backend():
     result = invoke("doctor", "--verbose")
     assert result.exit_code == 0
-    for word in ("torch", "class_mean_sqdist", "diff_augment", "norm_act_pool", "reference", "triton", "cuda"):
+    for word in (
+        "torch",
+        "class_mean_sqdist",
+        "diff_augment",
+        "norm_act_pool",
+        "reference",
+        "triton",
+        "cuda",
+    ):
         assert word in result.output
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, interrupted):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "kdistill", "distill", "digits", "--ipc", "1", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "kdistill",
+        "distill",
+        "digits",
+        "--ipc",
+        "1",
+        "--out",
+        str(out),
+    ]
     command += ["--set", "iterations=1000000", "--set", "width=8"]
     status, said = interrupted(command, out / "metrics.jsonl")
     assert status == 130

@@ -45,10 +45,17 @@ class Needy:
 
 
 def test_defaults_and_conversions():
-    run = from_mapping(Run, {"lr": 2, "betas": [1, 0.5], "inner": {"mean": [1, 2]}, "folder": "x", "extra": {"a": 1}})
-    assert run == Run(lr=2.0, betas=(1.0, 0.5), inner=Inner(mean=(1.0, 2.0)), folder=Path("x"), extra={"a": 1.0})
+    run = from_mapping(
+        Run,
+        {"lr": 2, "betas": [1, 0.5], "inner": {"mean": [1, 2]}, "folder": "x", "extra": {"a": 1}},
+    )
+    assert run == Run(
+        lr=2.0, betas=(1.0, 0.5), inner=Inner(mean=(1.0, 2.0)), folder=Path("x"), extra={"a": 1.0}
+    )
     assert type(run.lr) is float and type(run.inner.mean[0]) is float
-    assert from_mapping(Run, {"source": "none"}).source == "none"  # a string is allowed there, so the word stays
+    assert (
+        from_mapping(Run, {"source": "none"}).source == "none"
+    )  # a string is allowed there, so the word stays
     assert from_mapping(Run, {"width": "none"}).width is None
     assert from_mapping(Run, {"inner": Inner(size=3)}).inner.size == 3
 
@@ -56,10 +63,19 @@ def test_defaults_and_conversions():
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"methd": "dm"}, r"run\.toml: expected a known option, got 'methd'; did you mean 'method'\?"),
-        ({"inner": {"sise": 3}}, r"run\.toml\.inner: expected a known option, got 'sise'; did you mean 'size'\?"),
+        (
+            {"methd": "dm"},
+            r"run\.toml: expected a known option, got 'methd'; did you mean 'method'\?",
+        ),
+        (
+            {"inner": {"sise": 3}},
+            r"run\.toml\.inner: expected a known option, got 'sise'; did you mean 'size'\?",
+        ),
         ({"optional_inner": {"sise": 3}}, r"optional_inner: .* did you mean 'size'\?"),
-        ({"method": "dmm"}, r"run\.toml\.method: expected one of 'dm', 'dc', 'mtt', got 'dmm'; did you mean 'dm'\?"),
+        (
+            {"method": "dmm"},
+            r"run\.toml\.method: expected one of 'dm', 'dc', 'mtt', got 'dmm'; did you mean 'dm'\?",
+        ),
         ({"method": 3}, r"method: expected one of 'dm', 'dc', 'mtt', got 3 \(int\)"),
         ({"lr": "fast"}, r"lr: expected a number, got 'fast' \(str\)"),
         ({"lr": True}, r"lr: expected a number, got True"),
@@ -156,7 +172,9 @@ def test_overrides():
     }
 
 
-@pytest.mark.parametrize("text", ["lr", "=3", "a..b=1", "a b=1", "x=[1, 2", "x={a=1", 'x="open', "x='open"])
+@pytest.mark.parametrize(
+    "text", ["lr", "=3", "a..b=1", "a b=1", "x=[1, 2", "x={a=1", 'x="open', "x='open"]
+)
 def test_malformed_overrides_are_refused(text):
     with pytest.raises(ConfigError, match="--set: expected"):
         parse_overrides([text])
@@ -185,7 +203,9 @@ def test_merge_is_deep_and_leaves_its_inputs_alone():
 def test_files(tmp_path):
     (tmp_path / "run.toml").write_text('method = "dc"\n[inner]\nsize = 8\n')
     (tmp_path / "run.json").write_text('\ufeff{"ipc": 3}', encoding="utf-8")
-    assert from_mapping(Run, load_file(tmp_path / "run.toml")) == Run(method="dc", inner=Inner(size=8))
+    assert from_mapping(Run, load_file(tmp_path / "run.toml")) == Run(
+        method="dc", inner=Inner(size=8)
+    )
     assert load_file(tmp_path / "run.json") == {"ipc": 3}
 
 
@@ -197,7 +217,11 @@ def test_files(tmp_path):
         ("a.json", b"{", r"a\.json: expected valid JSON, got: .*line 1"),
         ("a.json", b"[1]", r"a\.json: expected a table at the top level"),
         ("a.json", b"[" * 100_000, r"a\.json: expected valid JSON"),
-        ("a.toml", b"\xff", r"a\.toml: expected a readable configuration file, got: bytes that are not UTF-8"),
+        (
+            "a.toml",
+            b"\xff",
+            r"a\.toml: expected a readable configuration file, got: bytes that are not UTF-8",
+        ),
         ("a.toml", None, r"a\.toml: expected a readable configuration file, got: No such file"),
     ],
 )

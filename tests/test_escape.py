@@ -26,12 +26,15 @@ from kdistill.status import status_line
 PACKAGE = Path(__file__).parents[1] / "kdistill"
 ACTING = "\x1b[2Jgone\x9b1A\r\u202eevil\u2066\u2028\ufeff\x00\x7f"
 MARKUP = (
-    "<!-- <script>alert(1)</script> [a](http://evil.example) ![p](x) `code` **bold** | cell | <b> &amp; www.evil.example a@b.c"
+    "<!-- <script>alert(1)</script> [a](http://evil.example) ![p](x) "
+    "`code` **bold** | cell | <b> &amp; www.evil.example a@b.c"
 )
 
 
 def acts(text: str) -> bool:
-    return bool(re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff]", text))
+    return bool(
+        re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff]", text)
+    )
 
 
 def test_what_acts_on_a_terminal_is_written_out():
@@ -45,13 +48,27 @@ def test_what_acts_on_a_terminal_is_written_out():
 
 def test_text_in_markdown_is_no_markup():
     shown = escape.markdown(MARKUP)
-    assert "<" not in shown and "http\\:" not in shown and "http:\\/\\/" in shown and "www\\." in shown
-    kinds = {token.type for block in MarkdownIt().parse(f"- {shown}") for token in (block, *(block.children or ()))}
-    blocks = {f"{kind}_{end}" for kind in ("bullet_list", "list_item", "paragraph") for end in ("open", "close")}
+    assert (
+        "<" not in shown and "http\\:" not in shown and "http:\\/\\/" in shown and "www\\." in shown
+    )
+    kinds = {
+        token.type
+        for block in MarkdownIt().parse(f"- {shown}")
+        for token in (block, *(block.children or ()))
+    }
+    blocks = {
+        f"{kind}_{end}"
+        for kind in ("bullet_list", "list_item", "paragraph")
+        for end in ("open", "close")
+    }
     assert kinds == {*blocks, "inline", "text"}
     for block in ("- a", "# a", "1. a", "---", "* a", "> a", "~~~", "_a_", "**a**", "+ a"):
         tokens = MarkdownIt().parse(escape.markdown(block))
-        assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"], block
+        assert [token.type for token in tokens] == [
+            "paragraph_open",
+            "inline",
+            "paragraph_close",
+        ], block
         assert "".join(token.content for token in tokens[1].children) == block
     plain = "photo_patches, 0.1.0, +1 [-2, 3]* (50 %)"
     assert escape.markdown(plain) == plain
@@ -84,7 +101,9 @@ def test_commands_say_names_without_what_acts(tmp_path):
 
 def test_commands_print_through_the_escape_only():
     for path in (PACKAGE / "cli").glob("*.py"):
-        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        calls = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        ]
         names = [ast.unparse(call.func) for call in calls]
         allowed = 1 if path.name == "_shared.py" else 0
         assert names.count("typer.echo") == allowed and not {"print", "typer.secho"} & set(names), (
@@ -100,9 +119,15 @@ def test_a_status_line_says_names_without_what_acts(capsys):
 
 
 def test_tables_show_names_as_they_are():
-    columns, rows, notes = ["set", "test %"], [[f"[bold]{ACTING}:smile:[/]\\", "1"], ["b", "2"]], [f"[red]{ACTING}"]
+    columns, rows, notes = (
+        ["set", "test %"],
+        [[f"[bold]{ACTING}:smile:[/]\\", "1"], ["b", "2"]],
+        [f"[red]{ACTING}"],
+    )
     stream = io.StringIO()
-    Console(file=stream, width=300, force_terminal=False).print(rich_table(columns, rows, notes, ["set"]))
+    Console(file=stream, width=300, force_terminal=False).print(
+        rich_table(columns, rows, notes, ["set"])
+    )
     for text in (stream.getvalue(), plain_table(columns, rows, notes, ["set"])):
         assert not acts(text) and "[bold]" in text and ":smile:[/]\\" in text and "[red]" in text
     text = markdown_table(columns, [[MARKUP, "1"]], [MARKUP], ["set"])
@@ -110,7 +135,15 @@ def test_tables_show_names_as_they_are():
 
 
 def hostile_set(name: str) -> DistilledDataset:
-    row = {"name": name, "model": name, "kind": "distilled", "mean": 0.5, "std": "abc", "seeds": name, "images": 10**400}
+    row = {
+        "name": name,
+        "model": name,
+        "kind": "distilled",
+        "mean": 0.5,
+        "std": "abc",
+        "seeds": name,
+        "images": 10**400,
+    }
     return DistilledDataset(
         images=torch.rand(2, 1, 4, 4),
         labels=torch.tensor([0, 1]),
@@ -124,25 +157,40 @@ def hostile_set(name: str) -> DistilledDataset:
         metrics={
             "distillation": {"iterations": name},
             "evaluation": {
-                "rows": [{**row, "best_on_test": "abc"}, {**row, "name": "full", "best_on_test": [1, "x"]}],
+                "rows": [
+                    {**row, "best_on_test": "abc"},
+                    {**row, "name": "full", "best_on_test": [1, "x"]},
+                ],
                 "protocol": {"name": name, "epochs": name, "precision": name},
                 "data": {"name": name},
                 "scores": {
-                    name: {"over_random": {name: {"mean": -0.1, "low": -0.2, "high": -0.05}}, "ior": -0.1, "random_row": name}
+                    name: {
+                        "over_random": {name: {"mean": -0.1, "low": -0.2, "high": -0.05}},
+                        "ior": -0.1,
+                        "random_row": name,
+                    }
                 },
             },
         },
     )
 
 
-@pytest.mark.parametrize("name", [ACTING, MARKUP, "```\n# heading\n---\n- x"], ids=["control", "markup", "blocks"])
+@pytest.mark.parametrize(
+    "name", [ACTING, MARKUP, "```\n# heading\n---\n- x"], ids=["control", "markup", "blocks"]
+)
 def test_the_card_shows_names_as_they_are(name):
     text = card(hostile_set(name))
     _, head, body = text.split("---\n", 2)
     assert not acts(text)
-    kinds = [token.type for block in MarkdownIt().enable("table").parse(body) for token in (block, *(block.children or ()))]
+    kinds = [
+        token.type
+        for block in MarkdownIt().enable("table").parse(body)
+        for token in (block, *(block.children or ()))
+    ]
     assert not {"html_block", "html_inline", "link_open", "hr"} & set(kinds)
-    assert kinds.count("image") == 1 and kinds.count("heading_open") == 6 and kinds.count("fence") == 2
+    assert (
+        kinds.count("image") == 1 and kinds.count("heading_open") == 6 and kinds.count("fence") == 2
+    )
     assert kinds.count("th_open") == 7 and kinds.count("td_open") == 14  # no cell more
     assert "\n- x" not in head
     shown = body.split("```json\n")[1].split("\n```\n")[0]
@@ -162,6 +210,11 @@ def test_long_names_cost_nothing(monkeypatch):
     assert len(measured) <= 202 and max(measured) <= 202
     name = "m" * 100_000
     set_with_long_names = DistilledDataset(
-        images=torch.rand(2, 1, 4, 4), labels=torch.tensor([0, 1]), classes=["a", "b"], config={"source": {"name": name}}
+        images=torch.rand(2, 1, 4, 4),
+        labels=torch.tensor([0, 1]),
+        classes=["a", "b"],
+        config={"source": {"name": name}},
     )
-    assert len(png_bytes(set_with_long_names)) < 100_000  # the heading does not set the width of the picture
+    assert (
+        len(png_bytes(set_with_long_names)) < 100_000
+    )  # the heading does not set the width of the picture

@@ -21,11 +21,16 @@ WHY_NOT = None if torch.cuda.is_available() else f"no CUDA device (torch {torch.
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
-    # each says once per process what it will change later, or that torch could be told more; no result depends on it
+    # each says once per process what it will change later, or that torch could be told more; no
+    # result depends on it
     pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS, but there was no current CUDA context:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Plan failed with a:UserWarning"),  # cuDNN then takes its next algorithm
+    pytest.mark.filterwarnings(
+        "ignore:Attempting to run cuBLAS, but there was no current CUDA context:UserWarning"
+    ),
+    pytest.mark.filterwarnings(
+        "ignore:Plan failed with a:UserWarning"
+    ),  # cuDNN then takes its next algorithm
 ]
 HUGE_NBYTES = 18 << 30
 
@@ -50,9 +55,17 @@ def on_every_backend(cases: list[OpCase], *extra: str) -> pytest.MarkDecorator:
         skip = pytest.mark.skipif(MISSING[backend] is not None, reason=str(MISSING[backend]))
         for shape in dict.fromkeys(map(str, [*of.shapes, *of.bench_shapes])) if extra else [""]:
             values = (of, backend, shape) if extra else (of, backend)
-            yield pytest.param(*values, marks=skip, id="-".join([of.name, backend, *([shape] if extra else [])]))
+            yield pytest.param(
+                *values, marks=skip, id="-".join([of.name, backend, *([shape] if extra else [])])
+            )
 
-    found = [p for of in cases for backend in MISSING if has_kernel(of.name, backend) for p in parameters(of, backend)]
+    found = [
+        p
+        for of in cases
+        for backend in MISSING
+        if has_kernel(of.name, backend)
+        for p in parameters(of, backend)
+    ]
     return pytest.mark.parametrize(("of", "backend", *extra), found)
 
 
@@ -67,7 +80,9 @@ def test_matches_the_float64_reference(of, shape, backend, dtype):
 @on_every_backend([of for of in all_cases() if of.grad_order == 2])
 def test_second_derivatives_match_too(of, backend):
     with running_on(backend):
-        check_second_order(of, of.inputs(of.shapes[1], seed=0, dtype=torch.float64, device="cuda"), of.shapes[1])
+        check_second_order(
+            of, of.inputs(of.shapes[1], seed=0, dtype=torch.float64, device="cuda"), of.shapes[1]
+        )
 
 
 @on_every_backend(every_case())
@@ -86,7 +101,9 @@ def test_the_stream_in_use_is_the_current_one(of, backend):
         expected = of.op(*inputs)
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
-            torch.cuda._sleep(int(1e7))  # what follows on the wrong stream would read inputs too early
+            torch.cuda._sleep(
+                int(1e7)
+            )  # what follows on the wrong stream would read inputs too early
             later = [x + 0 if isinstance(x, torch.Tensor) else x for x in inputs]
             got = of.op(*later)
     stream.synchronize()
@@ -107,11 +124,17 @@ STUDENTS = {}  # graphs belong to a student, and are recorded anew for another a
 
 def match(dtype, step=0, **options):
     if not STUDENTS:
-        STUDENTS["convnet"] = build_student("convnet", channels=3, size=16, classes=4, width=16, depth=2)
+        STUDENTS["convnet"] = build_student(
+            "convnet", channels=3, size=16, classes=4, width=16, depth=2
+        )
         STUDENTS["dsa"] = Augment("color_crop_cutout", siamese=False, key=1, align_corners=True)
     student, augment = STUDENTS["convnet"], STUDENTS["dsa"]
-    start, target = (student.init(generator(seed)).to("cuda", dtype, non_blocking=True) for seed in (0, 1))
-    images = torch.randn(8, 3, 16, 16, generator=generator(2 + step)).to("cuda", dtype, non_blocking=True)
+    start, target = (
+        student.init(generator(seed)).to("cuda", dtype, non_blocking=True) for seed in (0, 1)
+    )
+    images = torch.randn(8, 3, 16, 16, generator=generator(2 + step)).to(
+        "cuda", dtype, non_blocking=True
+    )
     return trajectory_match(
         student, start, target, images, torch.arange(8, device="cuda") % 4, torch.full((), 0.01, dtype=dtype, device="cuda"),
         batches=[torch.arange(3), torch.arange(3, 8)] * 5, augment=augment, first_step=10 * step, **options,
@@ -135,7 +158,9 @@ def test_one_graph_per_outer_step_gives_what_plain_launches_give(grad_mode, capl
             graphed = match(torch.float32, step, grad_mode=grad_mode, cuda_graph=True)
             for name, value in vars(plain).items():
                 if value is not None:
-                    assert (getattr(graphed, name) - value).double().norm() <= 1e-4 * value.double().norm(), name
+                    assert (
+                        getattr(graphed, name) - value
+                    ).double().norm() <= 1e-4 * value.double().norm(), name
     assert "cuda_graph" not in caplog.text
 
 
@@ -154,7 +179,11 @@ def test_convolutions_stay_channels_last():
     conv = convolution_for(32, 32, 1, 8, x)
     operand, weight = conv.input(x), conv.weight(w)
     y = conv.output(4, (operand, weight))
-    for found in (y, conv.input_grad(4, (conv.grad(y), weight)), conv.weight_grad(None, (operand, conv.grad(y)))):
+    for found in (
+        y,
+        conv.input_grad(4, (conv.grad(y), weight)),
+        conv.weight_grad(None, (operand, conv.grad(y))),
+    ):
         assert found.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -164,7 +193,11 @@ def test_convolutions_stay_channels_last():
     reason=f"needs {HUGE_NBYTES >> 30} GiB of GPU memory",
 )
 @pytest.mark.parametrize(
-    "backend", [pytest.param(b, marks=pytest.mark.skipif(why is not None, reason=str(why))) for b, why in MISSING.items()]
+    "backend",
+    [
+        pytest.param(b, marks=pytest.mark.skipif(why is not None, reason=str(why)))
+        for b, why in MISSING.items()
+    ],
 )
 def test_offsets_beyond_31_bits(backend):
     # more than 2^31 elements: the last rows lie where a 32-bit offset would wrap around
@@ -179,5 +212,10 @@ def test_offsets_beyond_31_bits(backend):
     small, small_labels = torch.cat([real[:1], real[-3:]]).cpu(), torch.tensor([0, 1, 1, 1])
     arguments = (small, small_labels, syn.cpu(), syn_labels.cpu(), 2)
     of = case("class_mean_sqdist")
-    truth = of.reference(*(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in arguments))
+    truth = of.reference(
+        *(
+            x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+            for x in arguments
+        )
+    )
     assert_close_enough(got.cpu(), of.reference(*arguments), truth, 2.0 * f, "class_mean_sqdist")

@@ -24,7 +24,9 @@ def test_the_warning_of_the_debug_mode_that_finds_waits_is_no_error():
             warnings.filterwarnings(action, message, getattr(builtins, category))
         # what torch says when the mode is switched on, once per process
         warnings.warn(
-            "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations", stacklevel=1
+            "Synchronization debug mode is a prototype feature and does not yet detect all "
+            "synchronizing operations",
+            stacklevel=1,
         )
 
 

@@ -66,8 +66,14 @@ def test_a_stage_is_a_command_with_an_exit_status(tmp_path):
         assert (device, is_tiny) == (CPU, True)
         raise RuntimeError("no kernel image is available")
 
-    assert stage.main("some/stage.py", lambda *_: None, ["--out", str(tmp_path), "--device", "cpu"]) == 0
-    assert stage.main("some/broken.py", fails, ["--out", str(tmp_path), "--device", "cpu", "--tiny"]) == 1
+    assert (
+        stage.main("some/stage.py", lambda *_: None, ["--out", str(tmp_path), "--device", "cpu"])
+        == 0
+    )
+    assert (
+        stage.main("some/broken.py", fails, ["--out", str(tmp_path), "--device", "cpu", "--tiny"])
+        == 1
+    )
     assert read_rows(tmp_path)[-1]["status"] == "failed: RuntimeError: no kernel image is available"
     assert stage.device_of("auto").type in ("cpu", "cuda")
 
@@ -80,12 +86,19 @@ def test_smoke_runs_every_op_on_every_backend(report):
         assert {f"{of.name} reference float32", f"{of.name} reference float64"} <= set(found)
 
 
-def test_smoke_names_a_wrong_kernel_and_goes_on_in_a_new_process_where_the_context_broke(report, monkeypatch):
-    wrong = replace(case("step_with_dots"), op=lambda *inputs: [x + 1 for x in case("step_with_dots").op(*inputs)])
+def test_smoke_names_a_wrong_kernel_and_goes_on_in_a_new_process_where_the_context_broke(
+    report, monkeypatch
+):
+    wrong = replace(
+        case("step_with_dots"),
+        op=lambda *inputs: [x + 1 for x in case("step_with_dots").op(*inputs)],
+    )
     monkeypatch.setattr(smoke, "every_case", lambda: [wrong, case("trajectory_loss")])
     assert smoke.run(report, CPU, True, 0, "reference") is None
     found = statuses(report)
-    assert found["step_with_dots reference float32"].startswith("failed: ToleranceError: step_with_dots")
+    assert found["step_with_dots reference float32"].startswith(
+        "failed: ToleranceError: step_with_dots"
+    )
     assert found["trajectory_loss reference float64"] == "ok"
     monkeypatch.setattr(smoke, "is_broken", lambda device: True)
     assert smoke.run(report, CPU, True, 0, "reference") == 1
@@ -116,7 +129,9 @@ def test_the_shares_of_smoke_are_all_of_it(report):
     for part in range(3):
         assert smoke.run(report, CPU, True, 0, "reference", f"{part}/3") is None
     found = [row["what"] for row in read_rows(report.out)]
-    assert sorted(found) == sorted({f"{of.name} reference {dtype}" for of in every_case() for dtype in ("float32", "float64")})
+    assert sorted(found) == sorted(
+        {f"{of.name} reference {dtype}" for of in every_case() for dtype in ("float32", "float64")}
+    )
 
 
 def test_the_gradient_is_that_of_autograd_and_a_wrong_one_is_told(report, monkeypatch):
@@ -127,11 +142,17 @@ def test_the_gradient_is_that_of_autograd_and_a_wrong_one_is_told(report, monkey
 
     def wrong(*arguments, grad_mode="adjoint", **options):
         found = right(*arguments, grad_mode=grad_mode, **options)
-        return found if grad_mode == "unroll" else replace(found, grad_images=found.grad_images * (1 + 1e-6))
+        return (
+            found
+            if grad_mode == "unroll"
+            else replace(found, grad_images=found.grad_images * (1 + 1e-6))
+        )
 
     monkeypatch.setattr(gradient, "trajectory_match", wrong)
     gradient.stage(report, CPU, True)
-    assert "expected the gradient of autograd within 1e-09" in statuses(report)["float64, hard labels"]
+    assert (
+        "expected the gradient of autograd within 1e-09" in statuses(report)["float64, hard labels"]
+    )
 
 
 class NoReads(TorchDispatchMode):
@@ -204,7 +225,11 @@ def test_times_and_profiles(report, monkeypatch):
 
 
 def test_busy_time_counts_overlapping_kernels_once():
-    kernels = [timing.Kernel("a", 0.0, 2.0), timing.Kernel("b", 1.0, 3.0), timing.Kernel("a", 5.0, 6.0)]
+    kernels = [
+        timing.Kernel("a", 0.0, 2.0),
+        timing.Kernel("b", 1.0, 3.0),
+        timing.Kernel("a", 5.0, 6.0),
+    ]
     assert timing.busy_us(kernels) == 4.0
     assert list(timing.by_name(kernels, 1)) == [("a", 2, 3.0)]
 
@@ -233,13 +258,21 @@ def test_comes_last(): pass
 
 def test_a_test_that_crashes_or_hangs_does_not_end_the_others(report):
     (report.out / "test_made_up.py").write_text(GPU_TESTS)
-    gpu_tests.run(report, 1, ["--rootdir", str(report.out), str(report.out / "test_made_up.py")], seconds=0.5)
+    gpu_tests.run(
+        report, 1, ["--rootdir", str(report.out), str(report.out / "test_made_up.py")], seconds=0.5
+    )
     found = {what.split("::")[1]: status for what, status in statuses(report).items()}
     assert found.pop("test_passes") == found.pop("test_comes_last") == "ok"
     assert found.pop("test_is_skipped") == "skipped: Skipped: for a reason"
     assert "assert 1 == 2" in found.pop("test_fails")
-    assert found.pop("test_ends_its_process") == "failed: it ended its process with status 7, or took more than 0.5 s"
-    assert found.pop("test_takes_too_long") == "failed: it ended its process with status 1, or took more than 0.5 s"
+    assert (
+        found.pop("test_ends_its_process")
+        == "failed: it ended its process with status 7, or took more than 0.5 s"
+    )
+    assert (
+        found.pop("test_takes_too_long")
+        == "failed: it ended its process with status 1, or took more than 0.5 s"
+    )
     assert not found
 
 
@@ -266,7 +299,9 @@ def test_the_sanitizers_run_side_by_side_and_their_summary_counts(report, tools)
     sanitizer.stage(report, CPU, True)
     found = statuses(report)
     assert found["memcheck"] == found["initcheck"] == "ok"
-    assert found["racecheck"].startswith("failed: AssertionError: Error: Race reported between Write access")
+    assert found["racecheck"].startswith(
+        "failed: AssertionError: Error: Race reported between Write access"
+    )
 
 
 NCU = """
@@ -281,20 +316,34 @@ def test_counters_are_read_from_the_profiler(report, tools):
     program(tools, "ncu", NCU)
     counters.stage(report, CPU, True)
     row = read_rows(report.out)[-1]
-    assert (row["what"], row["ns"], row["registers"]) == ("norm_act_pool_fwd_kernel<float>", "5120", "40")
+    assert (row["what"], row["ns"], row["registers"]) == (
+        "norm_act_pool_fwd_kernel<float>",
+        "5120",
+        "40",
+    )
     counters.run_ops(CPU, True)  # what the profiler would look at
 
 
 def test_counters_that_the_driver_keeps_to_itself_are_skipped(report, tools):
-    program(tools, "ncu", 'print("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access the counters")')
+    program(
+        tools,
+        "ncu",
+        'print("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access the '
+        'counters")',
+    )
     counters.stage(report, CPU, True)
-    assert statuses(report) == {"ncu": "skipped: the driver lets administrators alone read counters"}
+    assert statuses(report) == {
+        "ncu": "skipped: the driver lets administrators alone read counters"
+    }
 
 
 def test_packages_that_are_missing_are_named(report, tools, monkeypatch):
     for name in ("nvcc", "cmake", "ninja"):
         program(tools, name, "")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("pybind11", "hypothesis") else name)
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name: None if name in ("pybind11", "hypothesis") else name,
+    )
     build.stage(report, CPU, True, report.out / "built")
     gpu_tests.stage(report, torch.device("cuda"), True)
     expected = {
@@ -327,7 +376,11 @@ def test_the_build_says_which_kernels_spill(report, tools):
     build.stage(report, CPU, True, report.out / "built")
     (row,) = read_rows(report.out)
     assert (row["status"], row["kernels"], row["spilling"]) == ("ok", 2, 1)
-    assert (report.out / "ptxas.txt").read_text().startswith("255 registers, 96 bytes of stack, 96 spilled: ")
+    assert (
+        (report.out / "ptxas.txt")
+        .read_text()
+        .startswith("255 registers, 96 bytes of stack, 96 spilled: ")
+    )
     assert (report.out / "built/native/_cuda.cpython.so").exists()
 
 

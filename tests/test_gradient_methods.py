@@ -31,7 +31,13 @@ def run(digits, name="dsa", **options):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_falls(digits, name):
     losses = []
-    options = {"iterations": 30, "outer_steps": 1, "strategy": "none", "lr_images": 10.0, "batch_real": 32}
+    options = {
+        "iterations": 30,
+        "outer_steps": 1,
+        "strategy": "none",
+        "lr_images": 10.0,
+        "batch_real": 32,
+    }
     small = run(digits, name, **options, given={"callbacks": [lambda p: losses.append(p.loss)]})
     assert losses[-1] < 0.95 * losses[0]
     assert small.images.shape == (20, 1, 8, 8)
@@ -52,19 +58,31 @@ def test_a_resumed_run_has_the_same_bits(digits, tmp_path):
 
 def test_options_change_the_run(digits):
     usual = run(digits, iterations=1, outer_steps=2).images
-    for change in ({"distance": "mse"}, {"strategy": "none"}, {"inner_epochs": 3}, {"lr_net": 0.02}, {"batch_train": 7}):
+    for change in (
+        {"distance": "mse"},
+        {"strategy": "none"},
+        {"inner_epochs": 3},
+        {"lr_net": 0.02},
+        {"batch_train": 7},
+    ):
         assert not torch.equal(usual, run(digits, iterations=1, outer_steps=2, **change).images)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # forward mode of another norm scripts its formulas
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit:DeprecationWarning"
+)  # forward mode of another norm scripts its formulas
 def test_batch_norm_is_frozen_on_real_images(digits):
     assert bool(torch.isfinite(run(digits, iterations=1, norm="batch").images).all())
-    with pytest.raises(ConfigError, match="gradients of single classes need frozen statistics, use norm 'instance'"):
+    with pytest.raises(
+        ConfigError, match="gradients of single classes need frozen statistics, use norm 'instance'"
+    ):
         run(digits, norm="batch", student="resnet18")
 
 
 @pytest.mark.parametrize(
-    ("ipc", "loops"), [(1, (1, 1)), (10, (10, 50)), (50, (50, 10)), (2, (2, 250)), (7, (7, 72)), (100, (50, 10))], ids=str
+    ("ipc", "loops"),
+    [(1, (1, 1)), (10, (10, 50)), (50, (50, 10)), (2, (2, 250)), (7, (7, 72)), (100, (50, 10))],
+    ids=str,
 )
 def test_loops_follow_the_images_per_class(ipc, loops):
     assert GradientConfig().loops(ipc) == loops
@@ -73,7 +91,8 @@ def test_loops_follow_the_images_per_class(ipc, loops):
 
 def test_a_network_that_diverges_is_named(digits, tmp_path):
     with pytest.raises(
-        NonFiniteError, match=r"network of matching step \d+ to train .* lower lr_net \(now 1e\+38\) .* is saved in"
+        NonFiniteError,
+        match=r"network of matching step \d+ to train .* lower lr_net \(now 1e\+38\) .* is saved in",
     ):
         run(digits, lr_net=1e38, given={"out": tmp_path})
 
@@ -107,7 +126,8 @@ def test_bad_options_are_refused(digits, change):
 
 def test_a_mask_that_leaves_biases_alone_is_refused(digits):
     with pytest.raises(
-        ConfigError, match=r"expected weights to be left to compare, got 0.9999, which leaves out \d+ of \d+ para"
+        ConfigError,
+        match=r"expected weights to be left to compare, got 0.9999, which leaves out \d+ of \d+ para",
     ):
         run(digits, mask_ratio=0.9999)
     run(digits, mask_ratio=0.9999, distance="cosine", iterations=1)  # compares biases too
@@ -117,8 +137,18 @@ def problem(num_real=(4, 3, 5)):
     g = torch.Generator().manual_seed(0)
     student = build_student("convnet", channels=1, size=8, classes=3, width=4, depth=1)
     real_labels = torch.arange(3).repeat_interleave(torch.tensor(num_real))
-    real, images = torch.randn(len(real_labels), 1, 8, 8, generator=g), torch.randn(6, 1, 8, 8, generator=g)
-    return student, student.init(generator(0)), real, real_labels, images, torch.tensor([0, 0, 1, 1, 2, 2])
+    real, images = (
+        torch.randn(len(real_labels), 1, 8, 8, generator=g),
+        torch.randn(6, 1, 8, 8, generator=g),
+    )
+    return (
+        student,
+        student.init(generator(0)),
+        real,
+        real_labels,
+        images,
+        torch.tensor([0, 0, 1, 1, 2, 2]),
+    )
 
 
 def test_parts_of_the_classes_do_not_change_the_objective(monkeypatch):
@@ -132,11 +162,15 @@ def test_parts_of_the_classes_do_not_change_the_objective(monkeypatch):
 def test_augmentation_is_siamese_and_pulled_back():
     student, theta, real, real_labels, images, labels = problem()
     augment = Augment("color_crop_scale", siamese=True, key=1, align_corners=False)
-    loss, grad = class_gradient_match(student, theta, real, real_labels, images, labels, augment=augment, step=3)
+    loss, grad = class_gradient_match(
+        student, theta, real, real_labels, images, labels, augment=augment, step=3
+    )
     leaf = images.clone().requires_grad_()
     seen_real, seen = augment(real, 3, real_labels), augment(leaf, 3, labels)
     real_grad = class_gradients(student, theta, seen_real, real_labels, [4, 3, 5])
-    losses, inner = gradient_match(student, theta, seen.detach().unflatten(0, (3, 2)), labels.view(3, 2), real_grad)
+    losses, inner = gradient_match(
+        student, theta, seen.detach().unflatten(0, (3, 2)), labels.view(3, 2), real_grad
+    )
     torch.testing.assert_close(loss, losses.sum())
     torch.testing.assert_close(grad, torch.autograd.grad(seen, leaf, inner.flatten(0, 1))[0])
 
@@ -146,6 +180,10 @@ def test_an_objective_that_does_not_fit_is_refused():
     with pytest.raises(ShapeError, match="sort images by label"):
         class_gradient_match(student, theta, real, real_labels, images, labels.flip(0))
     with pytest.raises(ShapeError, match="equally many synthetic images"):
-        class_gradient_match(student, theta, real, real_labels, images, torch.tensor([0, 0, 0, 1, 2, 2]))
+        class_gradient_match(
+            student, theta, real, real_labels, images, torch.tensor([0, 0, 0, 1, 2, 2])
+        )
     with pytest.raises(DataError, match="got class 1 on one side only"):
-        class_gradient_match(student, theta, real, real_labels.clone().fill_(0), images[:4], labels[:4])
+        class_gradient_match(
+            student, theta, real, real_labels.clone().fill_(0), images[:4], labels[:4]
+        )

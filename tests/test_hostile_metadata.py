@@ -38,7 +38,13 @@ DEEP_JSON = "[" * 100_000 + "]" * 100_000
 
 def mutants(value: Any, path: tuple[Any, ...] = ()) -> Iterator[Any]:
     """Yield ``value`` with each of its parts replaced by some wrong values, and with each of them left out."""
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    entries = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, entry in entries:
         for place in range(2):  # every value meets many places, and no place all values
             changed = copy.copy(value)
@@ -75,7 +81,12 @@ def row(kind: str, name: str) -> Row:
 
 def small_set() -> DistilledDataset:
     rows = (row("distilled", "dm"), row("baseline", "random"), row("baseline", "full"))
-    found = Evaluation(rows=rows, protocol=protocols.get("quick"), data={"name": "d", "fingerprint": "f"}, environment={"t": "1"})
+    found = Evaluation(
+        rows=rows,
+        protocol=protocols.get("quick"),
+        data={"name": "d", "fingerprint": "f"},
+        environment={"t": "1"},
+    )
     return DistilledDataset(
         images=torch.rand(4, 1, 4, 4),
         labels=torch.tensor([0, 0, 1, 1]),
@@ -84,7 +95,14 @@ def small_set() -> DistilledDataset:
         classes=["a", "b"],
         transform=Standardise(torch.tensor([0.5]), torch.tensor([0.2])),
         config={
-            "run": {"data": "d", "method": "dm", "ipc": 2, "seed": 3, "options": {"lr": 1.0}, "validation": 0.1},
+            "run": {
+                "data": "d",
+                "method": "dm",
+                "ipc": 2,
+                "seed": 3,
+                "options": {"lr": 1.0},
+                "validation": 0.1,
+            },
             "source": {"name": "d", "licence": "mit", "fingerprint": "f"},
             "environment": {"torch": "2"},
             "method": {"title": "t", "paper": "p"},
@@ -119,8 +137,12 @@ def test_every_field_of_the_config(artefact, tmp_path):
     for changed in mutants(json.loads((folder / "config.json").read_text())):
         about = changed.get("artifact")
         if isinstance(about, dict):  # a stranger can compute the checksum as well as we
-            about = changed["artifact"] = {key: value for key, value in about.items() if key != "checksum"}
-            about["checksum"] = hashlib.sha256(json.dumps(changed, sort_keys=True, indent=2).encode() + b"\n").hexdigest()
+            about = changed["artifact"] = {
+                key: value for key, value in about.items() if key != "checksum"
+            }
+            about["checksum"] = hashlib.sha256(
+                json.dumps(changed, sort_keys=True, indent=2).encode() + b"\n"
+            ).hexdigest()
         (folder / "config.json").write_text(json.dumps(changed, sort_keys=True, indent=2) + "\n")
         count += refused_or_fine(use, folder)
     assert count > 20
@@ -136,14 +158,17 @@ def test_every_field_of_the_metrics(artefact, tmp_path, monkeypatch):
             monkeypatch.setattr(DistilledDataset, "from_pretrained", read)
         else:
             monkeypatch.setattr(
-                DistilledDataset, "from_pretrained", lambda path, text=text: replace(small, metrics=json.loads(text))
+                DistilledDataset,
+                "from_pretrained",
+                lambda path, text=text: replace(small, metrics=json.loads(text)),
             )
         count += refused_or_fine(use, folder, False)
     monkeypatch.undo()
     assert count > 20
     (folder / "metrics.json").write_text(f'{{"a": {DEEP_JSON}}}')
     with pytest.raises(
-        DataError, match=r"metrics\.json: expected at most 100 tables or lists in one another, got more; the file"
+        DataError,
+        match=r"metrics\.json: expected at most 100 tables or lists in one another, got more; the file",
     ):
         use(folder)
 
@@ -153,7 +178,10 @@ def with_data(folder, tensors, metadata) -> None:
     data = encode(tensors, metadata)
     (folder / "data.safetensors").write_bytes(data)
     config = json.loads((folder / "config.json").read_text())
-    config["artifact"]["files"]["data.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    config["artifact"]["files"]["data.safetensors"] = {
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
     config["artifact"].pop("checksum")
     config["artifact"]["checksum"] = hashlib.sha256(to_json(config)).hexdigest()
     (folder / "config.json").write_bytes(to_json(config))
@@ -183,19 +211,31 @@ def test_every_tensor_and_its_metadata(artefact, tmp_path):
             with_data(folder, {**tensors, name: wrong}, metadata)
             refused_or_fine(use, folder)
     with_data(folder, {**tensors, "learned_lr": torch.rand(3)}, metadata)
-    with pytest.raises(DataError, match=r"data\.safetensors: expected one number as learned_lr, got \[3\]; write the file again"):
+    with pytest.raises(
+        DataError,
+        match=r"data\.safetensors: expected one number as learned_lr, got \[3\]; write the file again",
+    ):
         use(folder)
     with_data(folder, {**tensors, "images": TENSORS["float8"]}, metadata)
-    with pytest.raises(DataError, match=r"expected tensors of plain numbers, got 'images' of torch\.float8_e4m3fn; write"):
+    with pytest.raises(
+        DataError,
+        match=r"expected tensors of plain numbers, got 'images' of torch\.float8_e4m3fn; write",
+    ):
         use(folder)
 
 
 def test_tensors_of_other_dtypes_in_memory():
     images, labels = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 0, 1])
-    assert DistilledDataset(images=images.to(torch.float8_e4m3fn), labels=labels.to(torch.uint16)).ipc == 2
+    assert (
+        DistilledDataset(images=images.to(torch.float8_e4m3fn), labels=labels.to(torch.uint16)).ipc
+        == 2
+    )
     with pytest.raises(ShapeError, match=r"labels: expected int64 \[4\], got torch\.complex64"):
         DistilledDataset(images=images, labels=labels.to(torch.complex64))
-    with pytest.raises(DataError, match=r"expected at most 100 tables or lists in one another, got more; flatten them"):
+    with pytest.raises(
+        DataError,
+        match=r"expected at most 100 tables or lists in one another, got more; flatten them",
+    ):
         DistilledDataset(images=images, labels=labels, config={"a": DEEP})
 
 
@@ -207,7 +247,12 @@ def test_an_evaluation_of_other_types_is_refused():
 
 
 def test_every_field_of_an_expert_store(tmp_path):
-    store = TrajectoryStore(tmp_path / "e", {"settings": {"epochs": 2}, "data": {}, "student": "s"}, num_params=3, epochs=2)
+    store = TrajectoryStore(
+        tmp_path / "e",
+        {"settings": {"epochs": 2}, "data": {}, "student": "s"},
+        num_params=3,
+        epochs=2,
+    )
     snapshots = torch.rand(3, 3)
     store.add(0, snapshots)
     index = tmp_path / "e" / "experts.json"
@@ -219,15 +264,34 @@ def test_every_field_of_an_expert_store(tmp_path):
         opened.snapshot(0, 1)
 
     assert not refused_or_fine(read)
-    assert sum(refused_or_fine(read) for changed in mutants(whole) if index.write_text(json.dumps(changed))) > 5
+    assert (
+        sum(
+            refused_or_fine(read)
+            for changed in mutants(whole)
+            if index.write_text(json.dumps(changed))
+        )
+        > 5
+    )
     index.write_text(DEEP_JSON)
     with pytest.raises(DataError, match=r"expected a trajectory index in .* in one another"):
         read()
-    for tensors in ({"other": snapshots}, {"snapshots": snapshots[:2]}, {"snapshots": snapshots.double()}, {}):
+    for tensors in (
+        {"other": snapshots},
+        {"snapshots": snapshots[:2]},
+        {"snapshots": snapshots.double()},
+        {},
+    ):
         shard = tmp_path / "e" / "expert-00000.safetensors"
         shard.write_bytes(encode(tensors, {}))
-        index.write_text(json.dumps({**whole, "shards": {shard.name: hashlib.sha256(shard.read_bytes()).hexdigest()}}))
-        with pytest.raises(DataError, match=r"experts: expected .*; delete the file and run `kdistill experts` again"):
+        index.write_text(
+            json.dumps(
+                {**whole, "shards": {shard.name: hashlib.sha256(shard.read_bytes()).hexdigest()}}
+            )
+        )
+        with pytest.raises(
+            DataError,
+            match=r"experts: expected .*; delete the file and run `kdistill experts` again",
+        ):
             read()
 
 
@@ -245,13 +309,18 @@ def test_every_field_of_a_checkpoint(tmp_path):
             path.write_bytes(encode(state, envelope))
             assert refused_or_fine(load_checkpoint, path)
     path.write_bytes(save(state, {"kdistill": DEEP_JSON}))
-    with pytest.raises(DataError, match=r"its metadata: expected at most 100 tables or lists in one another, got more; restore"):
+    with pytest.raises(
+        DataError,
+        match=r"its metadata: expected at most 100 tables or lists in one another, got more; restore",
+    ):
         load_checkpoint(path)
 
 
 def test_every_field_of_a_score_table(tmp_path):
     path, labels = tmp_path / "scores.csv", torch.tensor([0, 1, 0])
-    table = ScoreTable(labels, {"el2n": torch.rand(3)}, ("a", "b"), "digest", {"settings": {"runs": 1}})
+    table = ScoreTable(
+        labels, {"el2n": torch.rand(3)}, ("a", "b"), "digest", {"settings": {"runs": 1}}
+    )
     table.save(path)
     first, _, rest = path.read_text().partition("\n")
     for head in mutants(json.loads(first[1:])):
@@ -263,7 +332,9 @@ def test_every_field_of_a_score_table(tmp_path):
             path.write_text(f"{first}\n{rest.replace(cell, wrong, 1)}")
             refused_or_fine(load_scores, path)
     path.write_text(f"# {DEEP_JSON}\n{rest}")
-    with pytest.raises(DataError, match=r"scores: expected a table of kdistill score, got .*in one another"):
+    with pytest.raises(
+        DataError, match=r"scores: expected a table of kdistill score, got .*in one another"
+    ):
         load_scores(path)
 
 
@@ -280,12 +351,19 @@ def test_every_field_of_a_generator(tmp_path):
 
 def test_every_field_of_the_record_of_a_sweep(artefact, tmp_path):
     shutil.copytree(artefact, tmp_path / "a")
-    whole = {"runs": [{"folder": "a", "variant": "v", "status": "failed", "reason": "r", "run": {"ipc": 1}}]}
+    whole = {
+        "runs": [
+            {"folder": "a", "variant": "v", "status": "failed", "reason": "r", "run": {"ipc": 1}}
+        ]
+    }
     for changed in mutants(whole):
         (tmp_path / RECORD).write_text(json.dumps(changed))
         refused_or_fine(kdistill.compare, tmp_path)
     (tmp_path / RECORD).write_text(DEEP_JSON)
-    with pytest.raises(DataError, match=r"expected the record of a sweep, got: .*in one another.*; delete it and sweep again"):
+    with pytest.raises(
+        DataError,
+        match=r"expected the record of a sweep, got: .*in one another.*; delete it and sweep again",
+    ):
         read_record(tmp_path)
 
 
@@ -296,11 +374,16 @@ def test_a_configuration_nested_without_end(name, depth, tmp_path):
     (tmp_path / name).write_text(f'{{"a": {nested}}}' if name.endswith("json") else f"a = {nested}")
     with pytest.raises(ConfigError, match=r"expected (valid|at most 100)"):
         load_file(tmp_path / name)
-    with pytest.raises(ConfigError, match="--set: expected a value, got lists nested too deeply; flatten them"):
+    with pytest.raises(
+        ConfigError, match="--set: expected a value, got lists nested too deeply; flatten them"
+    ):
         parse_overrides([f"a={nested}"])
 
 
 def test_no_image_and_no_channel_have_no_gradient():
     for n, c, k in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
         for form in ("gram", "products"):
-            assert torch.equal(conv_grad_sqnorm(torch.zeros(n, c, 5, 5), torch.zeros(n, k, 5, 5), form=form), torch.zeros(n))
+            assert torch.equal(
+                conv_grad_sqnorm(torch.zeros(n, c, 5, 5), torch.zeros(n, k, 5, 5), form=form),
+                torch.zeros(n),
+            )

@@ -32,7 +32,11 @@ esac
 
 class Installation:
     def __init__(self, folder: Path, monkeypatch):
-        self.package, self.build, self.calls = folder / "kdistill", folder / "build", folder / "calls.txt"
+        self.package, self.build, self.calls = (
+            folder / "kdistill",
+            folder / "build",
+            folder / "calls.txt",
+        )
         tools = folder / "tools"
         tools.mkdir()
         for name, text in (("cmake", CMAKE), ("c++", "#!/bin/sh\n")):
@@ -97,7 +101,10 @@ def test_no_module_of_an_earlier_install_stays_beside_newer_ones(installation, m
     assert installation.install() == {"_cpu"}
     monkeypatch.setenv("GCC_FAILS", "1")
     assert installation.install() == set()
-    assert _native.why_missing("_cpu") == "_cpu is not built; the build said: a.cpp:1:2: error: no such thing"
+    assert (
+        _native.why_missing("_cpu")
+        == "_cpu is not built; the build said: a.cpp:1:2: error: no such thing"
+    )
     monkeypatch.delenv("GCC_FAILS")
     installation.install()
     monkeypatch.setenv("KDISTILL_NATIVE", "off")
@@ -107,7 +114,10 @@ def test_no_module_of_an_earlier_install_stays_beside_newer_ones(installation, m
 def test_an_nvcc_that_fails_leaves_the_cpu_kernels(installation, monkeypatch):
     monkeypatch.setenv("NVCC_FAILS", "1")
     assert installation.install() == {"_cpu"}
-    assert _native.why_missing("_cuda") == "_cuda is not built; the build said: nvcc fatal : Unsupported gpu"
+    assert (
+        _native.why_missing("_cuda")
+        == "_cuda is not built; the build said: nvcc fatal : Unsupported gpu"
+    )
     assert "KDISTILL_EMULATION=on" in _native.why_missing("_cuda_emulated")
     monkeypatch.setenv("KDISTILL_CUDA", "on")
     monkeypatch.setenv("KDISTILL_NATIVE", "on")
@@ -119,13 +129,23 @@ def test_an_nvcc_that_fails_leaves_the_cpu_kernels(installation, monkeypatch):
 
 
 def test_the_sentence_of_cmake_is_what_a_failed_configuration_says(installation):
-    said = ["-- ninja", "CMake Error at CMakeLists.txt:88 (message):", "  KDISTILL_CUDA=on: expected nvcc,"]
+    said = [
+        "-- ninja",
+        "CMake Error at CMakeLists.txt:88 (message):",
+        "  KDISTILL_CUDA=on: expected nvcc,",
+    ]
     said += ["  found none", "", "", "-- Configuring incomplete, errors occurred!"]
     error = OSError("\n".join(said))
-    assert installation.names["reason"](error).splitlines()[-1] == "KDISTILL_CUDA=on: expected nvcc, found none"
+    assert (
+        installation.names["reason"](error).splitlines()[-1]
+        == "KDISTILL_CUDA=on: expected nvcc, found none"
+    )
 
 
-@pytest.mark.parametrize(("name", "value"), [("KDISTILL_NATIVE", "0"), ("KDISTILL_CUDA", "no"), ("KDISTILL_EMULATION", "1")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("KDISTILL_NATIVE", "0"), ("KDISTILL_CUDA", "no"), ("KDISTILL_EMULATION", "1")],
+)
 def test_a_value_that_a_variable_does_not_have_is_refused(installation, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     expected = f"{name}: expected one of auto, on, off, got '{value}'; docs/environment.md says what they do"

@@ -13,14 +13,24 @@ KERNELS = {
     "cuda": ["kdistill/backends/cuda/{op}.py", "csrc/cuda/{op}.cu"],
     "triton": ["kdistill/backends/triton/{op}.py"],
 }
-ALWAYS = ["kdistill/backends/reference/{op}.py", "kdistill/testing/cases/{op}.py", "tests/ops/test_{op}.py", "docs/ops/{op}.md"]
+ALWAYS = [
+    "kdistill/backends/reference/{op}.py",
+    "kdistill/testing/cases/{op}.py",
+    "tests/ops/test_{op}.py",
+    "docs/ops/{op}.md",
+]
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_op_has_every_sibling(op):
     note = (ROOT / f"docs/ops/{op}.md").read_text()
     # "No triton kernel: <measurement or reason>" in the note excuses one
-    wanted = ALWAYS + [f for backend, files in KERNELS.items() if f"No {backend} kernel: " not in note for f in files]
+    wanted = ALWAYS + [
+        f
+        for backend, files in KERNELS.items()
+        if f"No {backend} kernel: " not in note
+        for f in files
+    ]
     missing = [file.format(op=op) for file in wanted if not (ROOT / file.format(op=op)).exists()]
     assert not missing, f"{op}: missing {missing}"
 

@@ -27,11 +27,15 @@ KILLS = 8
 STEPS = ("open", "replace", "fsync", "mkdir", "rmdir", "unlink")
 
 
-def in_a_child(act: Callable[[], object], *, after: float | None = None, at_step: int | None = None) -> tuple[float, int]:
+def in_a_child(
+    act: Callable[[], object], *, after: float | None = None, at_step: int | None = None
+) -> tuple[float, int]:
     """Do ``act`` in a child process, killed after so many seconds or before a step on the disk; return its seconds and steps."""
     began, (reader, writer) = time.monotonic(), os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the child uses none of them
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of threads: the child uses none of them
         pid = os.fork()
     if pid == 0:
         status = 1
@@ -87,7 +91,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def same(one, other) -> bool:
-    return one.tensors.keys() == other.tensors.keys() and all(torch.equal(x, other.tensors[n]) for n, x in one.tensors.items())
+    return one.tensors.keys() == other.tensors.keys() and all(
+        torch.equal(x, other.tensors[n]) for n, x in one.tensors.items()
+    )
 
 
 def kill_convert(root: Path, kills: int) -> int:
@@ -148,4 +154,7 @@ if __name__ == "__main__":
     for scenario in (kill_convert, kill_train):
         with tempfile.TemporaryDirectory() as place:
             earlier = scenario(Path(place), 25)
-            sys.stdout.write(f"{scenario.__name__}: 25 kills, nothing lost; {earlier} left the earlier generator\n")
+            sys.stdout.write(
+                f"{scenario.__name__}: 25 kills, nothing lost; {earlier} left the earlier "
+                "generator\n"
+            )

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "kdistill"
 
 # lowest first; names between two bars are equals, and equals never import each other
 LAYERS = (
-    "_version escape | errors types status signals | config keys transforms files _native | backends | ops"
+    "_version escape | errors types status signals | config keys transforms files _native | "
+    "backends | ops"
     " | augment labels data artifacts | engine | objectives priors selection experts"
     " | methods evaluation | runner | progress | api doctor | cli __init__ testing | __main__"
 )
@@ -35,7 +36,9 @@ def imported_layers(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_imports_point_downwards(path):
     layer = layer_of(path)
     assert layer in RANK, f"{path}: give '{layer}' a place in LAYERS"
@@ -47,5 +50,11 @@ def test_only_one_file_imports_the_compiled_modules():
     modules = ("_cpu", "_cuda", "_cuda_emulated")
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
-            assert not set(names) & set(modules), f"{path} imports a compiled module; only _native.py may"
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, (ast.Import, ast.ImportFrom))
+                else []
+            )
+            assert not set(names) & set(modules), (
+                f"{path} imports a compiled module; only _native.py may"
+            )

@@ -15,7 +15,11 @@ def problem(objective=None, **options):
 
     given = {"learning_rates": {"images": 0.5}, "momentum": 0.0, "iterations": 4, **options}
     return Problem(
-        prior=PixelPrior(), state={"images": torch.zeros(2)}, labels=torch.zeros(2), objective=objective or one, **given
+        prior=PixelPrior(),
+        state={"images": torch.zeros(2)},
+        labels=torch.zeros(2),
+        objective=objective or one,
+        **given,
     )
 
 
@@ -69,7 +73,9 @@ def test_a_loss_that_is_not_finite_names_the_advice():
     def explodes(iteration, images, state):
         return Step(torch.tensor(torch.inf), torch.ones_like(images))
 
-    with pytest.raises(NonFiniteError, match=r"lower the step size \(now images 0.5\); pass out="):
+    with pytest.raises(
+        NonFiniteError, match=r"lower the learning rate \(now images 0.5\); pass out="
+    ):
         loop.run(problem(explodes))
 
 
@@ -77,7 +83,11 @@ def test_every_tensor_may_have_its_own_momentum():
     def one(iteration, images, state):
         return Step(images.sum(), torch.ones_like(images), {"label_logits": torch.ones(2)})
 
-    two = problem(one, momentum={"images": 0.0, "label_logits": 1.0}, learning_rates={"images": 0.5, "label_logits": 0.5})
+    two = problem(
+        one,
+        momentum={"images": 0.0, "label_logits": 1.0},
+        learning_rates={"images": 0.5, "label_logits": 0.5},
+    )
     two.state["label_logits"] = torch.zeros(2)
     state = loop.run(two).snapshot.state
     assert torch.equal(state["images"], torch.full((2,), -2.0))
@@ -90,7 +100,11 @@ def test_a_skipped_step_changes_nothing_and_is_counted(tmp_path):
 
     seen = []
     options = {"iterations": 20, "momentum": 1.0, "average": {"images": 0.5}}
-    outcome = loop.run(problem(every_other, **options), callbacks=[lambda p: seen.append(p.skipped)], folder=tmp_path)
+    outcome = loop.run(
+        problem(every_other, **options),
+        callbacks=[lambda p: seen.append(p.skipped)],
+        folder=tmp_path,
+    )
     plain = loop.run(problem(**{**options, "iterations": 10}))
     assert torch.equal(outcome.images, plain.images)
     assert torch.equal(outcome.snapshot.velocity["images"], plain.snapshot.velocity["images"])

@@ -24,14 +24,23 @@ print((before - first) >> 20, (_resident_bytes() - first) >> 20)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says in /proc how much memory is resident")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="only Linux says in /proc how much memory is resident",
+)
 def test_holes_in_the_heap_go_back_to_the_system_once_there_are_many():
     if _native.why_missing("_cpu") is not None:
         pytest.fail("the native CPU module is not built: pip install -e .")
 
     def sizes(most: int) -> list[int]:
         own = {name: value for name, value in os.environ.items() if name != "KDISTILL_MALLOC"}
-        done = subprocess.run([sys.executable, "-c", SCRIPT, str(most)], capture_output=True, text=True, check=True, env=own)
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(most)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=own,
+        )
         return [int(word) for word in done.stdout.split()]
 
     before, after = sizes(64)

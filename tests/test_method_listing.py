@@ -31,9 +31,13 @@ def test_every_option_has_an_explanation_and_a_range(name):
         assert len(option.explanation) >= 10, option
         assert option.explanation.endswith((".", ")", "...")), option
         if {int, float} & {hints[option.name], *getattr(hints[option.name], "__args__", ())}:
-            assert "," in option.allowed or option.name == "depth", f"{name}.{option.name}: no range"
+            assert "," in option.allowed or option.name == "depth", (
+                f"{name}.{option.name}: no range"
+            )
         if option.allowed.endswith("; or none"):
-            assert value_shown(config, option.name, None) != "none", f"{name}.{option.name}: what does None stand for?"
+            assert value_shown(config, option.name, None) != "none", (
+                f"{name}.{option.name}: what does None stand for?"
+            )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,7 +117,19 @@ def test_the_list_has_one_line_for_every_method_and_cites_on_request():
 
 def test_the_options_of_a_run_are_said_as_they_are_meant_in_short_lines(tmp_path):
     result = CliRunner().invoke(
-        app, ["distill", "digits", "--ipc", "1", "--set", "iterations=0", "--set", "width=4", "--out", str(tmp_path)]
+        app,
+        [
+            "distill",
+            "digits",
+            "--ipc",
+            "1",
+            "--set",
+            "iterations=0",
+            "--set",
+            "width=4",
+            "--out",
+            str(tmp_path),
+        ],
     )
     said = result.stderr.partition("dm, preset fast")[2].partition("distilling")[0]
     assert "lr_images=found automatically" in " ".join(said.split())
@@ -123,8 +139,14 @@ def test_the_options_of_a_run_are_said_as_they_are_meant_in_short_lines(tmp_path
 
 def test_a_method_says_what_its_options_do_and_where_they_are_found():
     text = " ".join(shown("methods", "mtt").split())
-    assert "lr_images = 100 [number, 0 or more; or none] (fast: found automatically) Learning rate of the images" in text
-    assert "syn_steps = 30 [whole number, at least 1] (fast: 20) N, steps of the student on the synthetic images." in text
+    assert (
+        "lr_images = 100 [number, 0 or more; or none] (fast: found automatically) Learning rate of "
+        "the images" in text
+    )
+    assert (
+        "syn_steps = 30 [whole number, at least 1] (fast: 20) N, steps of the student on the "
+        "synthetic images." in text
+    )
     assert "lr_images=None" not in text + shown("methods", "mtt", "--presets")
     assert "cifar10_ipc1" not in text
     assert "cifar10_ipc1" in shown("methods", "mtt", "--presets")
@@ -138,7 +160,11 @@ def test_presets_without_a_method_are_refused():
 
 def test_doctor_says_every_cause_once(monkeypatch):
     def answers(op, device):
-        return {"cpu": "yes", "triton": "triton is not installed", "cuda": f"not written for cuda; see docs/ops/{op}.md"}
+        return {
+            "cpu": "yes",
+            "triton": "triton is not installed",
+            "cuda": f"not written for cuda; see docs/ops/{op}.md",
+        }
 
     monkeypatch.setattr(doctor, "backends", answers)
     lines = list(doctor.report())

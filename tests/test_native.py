@@ -50,7 +50,9 @@ def test_variables_that_change_bits_are_recorded_where_they_are_set(monkeypatch)
     assert _native.environment() == {**plain, "MKL_CBWR": "COMPATIBLE"}
 
 
-def on_a_card(monkeypatch, *, capability, driver, compiled="80-real 90-real 90-virtual", toolkit=13000):
+def on_a_card(
+    monkeypatch, *, capability, driver, compiled="80-real 90-real 90-virtual", toolkit=13000
+):
     module = ModuleType("_cuda")
     module.architectures, module.toolkit, module.driver = compiled, toolkit, lambda: driver
     monkeypatch.setattr(_native, "_load", lambda name: module)
@@ -65,7 +67,13 @@ def on_a_card(monkeypatch, *, capability, driver, compiled="80-real 90-real 90-v
 @pytest.mark.parametrize(
     ("capability", "driver"),
     [((8, 0), 13000), ((8, 9), 13020), ((9, 0), 14000), ((10, 0), 13000), ((12, 0), 13000)],
-    ids=["its own", "code of an older card of the generation", "a newer driver", "PTX", "PTX on a newer card"],
+    ids=[
+        "its own",
+        "code of an older card of the generation",
+        "a newer driver",
+        "PTX",
+        "PTX on a newer card",
+    ],
 )
 def test_cards_that_the_kernels_run_on(monkeypatch, capability, driver):
     assert on_a_card(monkeypatch, capability=capability, driver=driver) is None
@@ -76,14 +84,18 @@ def test_a_card_older_than_the_kernels_says_how_to_compile_for_it(monkeypatch):
         "the card has compute capability 7.5, _cuda was compiled for 80-real 90-real 90-virtual; "
         "install again with KDISTILL_CUDA_ARCHITECTURES=75 and an nvcc that knows it"
     )
-    assert "8.0" in on_a_card(monkeypatch, capability=(8, 0), driver=13000, compiled="86-real 86-virtual")
+    assert "8.0" in on_a_card(
+        monkeypatch, capability=(8, 0), driver=13000, compiled="86-real 86-virtual"
+    )
 
 
 def test_a_driver_older_than_the_toolkit_says_which(monkeypatch):
     assert on_a_card(monkeypatch, capability=(8, 0), driver=12080) == (
-        "the driver is of CUDA 12.8, _cuda was built with 13.0; update the driver, or install again with an older nvcc"
+        "the driver is of CUDA 12.8, _cuda was built with 13.0; update the driver, or install "
+        "again with an older nvcc"
     )
     assert on_a_card(monkeypatch, capability=(10, 0), driver=13000, toolkit=13010) == (
-        "the driver is of CUDA 13.0, _cuda was built with 13.1; update the driver, or install again with "
+        "the driver is of CUDA 13.0, _cuda was built with 13.1; update the driver, or install "
+        "again with "
         "KDISTILL_CUDA_ARCHITECTURES=100"
     )

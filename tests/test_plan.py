@@ -34,7 +34,10 @@ def test_memory_and_disk_are_within_a_quarter(method, tmp_path, monkeypatch):
 
     def process(what):
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, run, what, str(tmp_path / "out")], capture_output=True, text=True, check=True
+            [sys.executable, "-c", SCRIPT, run, what, str(tmp_path / "out")],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return json.loads(done.stdout)
 
@@ -43,20 +46,29 @@ def test_memory_and_disk_are_within_a_quarter(method, tmp_path, monkeypatch):
         written = {
             "memory": seen["memory"],
             "disk": sum(path.stat().st_size for path in (tmp_path / "out").iterdir()),
-            "experts": sum(path.stat().st_size for path in (tmp_path / "cache").glob("experts/*/*")),
+            "experts": sum(
+                path.stat().st_size for path in (tmp_path / "cache").glob("experts/*/*")
+            ),
         }
         for folder in ("out", "cache"):
             shutil.rmtree(tmp_path / folder, ignore_errors=True)
-        return {what: (said[what], real) for what, real in written.items() if abs(said[what] - real) > 0.25 * real}
+        return {
+            what: (said[what], real)
+            for what, real in written.items()
+            if abs(said[what] - real) > 0.25 * real
+        }
 
-    # a peak, and whether a run is long enough for a second checkpoint, depend on what else the machine does: once more
+    # a peak, and whether a run is long enough for a second checkpoint, depend on what else the
+    # machine does: once more
     assert off() == {} or off() == {}
 
 
 def test_time_grows_with_the_steps_and_the_text_names_everything():
     data = kdistill.load_data("digits", quiet=True)
     options = {"width": 4, "num_experts": 2, "max_start_epoch": 2}
-    found = kdistill.plan(data, method="mtt", ipc=1, options={**options, "syn_steps": 40, "iterations": 500})
+    found = kdistill.plan(
+        data, method="mtt", ipc=1, options={**options, "syn_steps": 40, "iterations": 500}
+    )
     assert found.seconds == pytest.approx(500 * found.iteration_seconds)
     assert found.num_params > 0
     for word in ("memory", "disk", "time", "experts"):

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from kdistill import _native, ops
-from kdistill.errors import BackendUnavailableError, ConfigError, NativeError, NotDifferentiableError
+from kdistill.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    NativeError,
+    NotDifferentiableError,
+)
 from kdistill.ops import _registry
 
 ARGUMENTS = (torch.ones(2, 3), torch.tensor([0, 1]), torch.zeros(2, 3), torch.tensor([0, 1]), 2)
@@ -23,7 +28,10 @@ def test_an_unknown_backend_is_refused_with_a_suggestion():
 
 
 def test_an_asked_for_backend_that_cannot_run_says_why():
-    with ops.use_backend("cuda"), pytest.raises(BackendUnavailableError, match="the tensors are on cpu") as caught:
+    with (
+        ops.use_backend("cuda"),
+        pytest.raises(BackendUnavailableError, match="the tensors are on cpu") as caught,
+    ):
         ops.class_mean_sqdist(*ARGUMENTS)
     assert set(caught.value.refusals) == {"cuda"}
 
@@ -40,7 +48,11 @@ def test_the_environment_asks_too(monkeypatch):
 
 
 def test_the_automatic_choice_steps_down_and_says_so_once(monkeypatch, caplog):
-    monkeypatch.setattr(_native, "why_missing", lambda module: f"{module} is not built; reinstall with a C++ compiler on PATH")
+    monkeypatch.setattr(
+        _native,
+        "why_missing",
+        lambda module: f"{module} is not built; reinstall with a C++ compiler on PATH",
+    )
     with caplog.at_level(logging.WARNING, logger="kdistill"):
         for _ in range(3):
             assert ops.class_mean_sqdist(*ARGUMENTS) == 6.0
@@ -75,15 +87,33 @@ def test_the_file_of_an_op_is_found_from_any_of_its_functions():
 
 
 def test_measured_kernels_come_first_and_asking_comes_before_them(monkeypatch):
-    monkeypatch.setattr(_registry, "measured", lambda: {"some GPU": {"norm_act_pool": "triton", "trajectory_loss": "metal"}})
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU" if device.index == 0 else "another GPU")
+    monkeypatch.setattr(
+        _registry,
+        "measured",
+        lambda: {"some GPU": {"norm_act_pool": "triton", "trajectory_loss": "metal"}},
+    )
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_name",
+        lambda device: "some GPU" if device.index == 0 else "another GPU",
+    )
     here, there = torch.device("cuda", 0), torch.device("cuda", 1)
-    assert _registry.automatic_order("norm_act_pool_bwd_tangent", here) == ("triton", "cuda", "reference")
+    assert _registry.automatic_order("norm_act_pool_bwd_tangent", here) == (
+        "triton",
+        "cuda",
+        "reference",
+    )
     assert _registry.automatic_order("norm_act_pool", there) == ("cuda", "triton", "reference")
-    assert _registry.automatic_order("trajectory_loss", here) == ("cuda", "triton", "reference")  # no such backend
+    assert _registry.automatic_order("trajectory_loss", here) == (
+        "cuda",
+        "triton",
+        "reference",
+    )  # no such backend
     assert _registry.automatic_order("norm_act_pool", torch.device("cpu")) == ("cpu", "reference")
     tried = []
-    monkeypatch.setattr(_registry, "implementation", lambda name, backend, args: tried.append(backend) or "no")
+    monkeypatch.setattr(
+        _registry, "implementation", lambda name, backend, args: tried.append(backend) or "no"
+    )
     with ops.use_backend("cuda"), pytest.raises(BackendUnavailableError):
         _registry._walk("norm_act_pool", "cuda", here, ())
     assert tried == ["cuda"]
@@ -91,6 +121,11 @@ def test_measured_kernels_come_first_and_asking_comes_before_them(monkeypatch):
 
 @pytest.mark.skipif(_native.why_missing("_cpu") is not None, reason="_cpu is not built")
 def test_a_build_that_is_older_than_the_python_code_says_what_to_do():
-    for call in (lambda: _native.kernel("_cpu", "of_tomorrow", torch.float32), lambda: _native.function("_cpu", "of_tomorrow")):
-        with pytest.raises(NativeError, match=r"expected 'of_tomorrow.*run `pip install -e .` again"):
+    for call in (
+        lambda: _native.kernel("_cpu", "of_tomorrow", torch.float32),
+        lambda: _native.function("_cpu", "of_tomorrow"),
+    ):
+        with pytest.raises(
+            NativeError, match=r"expected 'of_tomorrow.*run `pip install -e .` again"
+        ):
             call()

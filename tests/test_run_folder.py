@@ -22,11 +22,21 @@ OPTIONS = {"iterations": 20, "width": 4, "batch_real": 8}
 def digits():
     data = kdistill.load_data("digits", quiet=True)
     rows = torch.cat([(data.train.labels == k).nonzero()[:8, 0] for k in range(10)])
-    return kdistill.load_data((data.train.images[rows], data.train.labels[rows]), quiet=True, test=0)
+    return kdistill.load_data(
+        (data.train.images[rows], data.train.labels[rows]), quiet=True, test=0
+    )
 
 
 def run(data, out, **changes):
-    given = {"method": "dm", "ipc": 1, "options": OPTIONS, "out": out, "quiet": True, "validation": 0.0, **changes}
+    given = {
+        "method": "dm",
+        "ipc": 1,
+        "options": OPTIONS,
+        "out": out,
+        "quiet": True,
+        "validation": 0.0,
+        **changes,
+    }
     return kdistill.distill(data, **given)
 
 
@@ -41,13 +51,16 @@ def test_a_finished_set_is_replaced_on_request_alone(digits, tmp_path):
     with pytest.raises(ConfigError) as refusal:
         run(digits, tmp_path / "out", seed=1)
     assert str(refusal.value) == (
-        f"out: expected a new folder, got {tmp_path / 'out'} with a finished set (dm, 1 per class, seed 0); replace it with "
+        f"out: expected a new folder, got {tmp_path / 'out'} with a finished set (dm, 1 per class, "
+        "seed 0); replace it with "
         "force=True, or choose another folder"
     )
     assert (tmp_path / "out/data.safetensors").read_bytes() == before
     other = run(digits, tmp_path / "out", seed=1, force=True)
     assert not torch.equal(first.images, other.images)
-    assert torch.equal(kdistill.DistilledDataset.from_pretrained(tmp_path / "out").images, other.images)
+    assert torch.equal(
+        kdistill.DistilledDataset.from_pretrained(tmp_path / "out").images, other.images
+    )
 
 
 def test_resume_without_a_checkpoint_does_not_replace_a_finished_set(digits, tmp_path):
@@ -63,7 +76,9 @@ def test_resume_without_a_checkpoint_does_not_replace_a_finished_set(digits, tmp
 def test_an_interrupted_run_is_replaced_on_request_alone(digits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(digits, tmp_path / "out", callbacks=interrupt)
-    with pytest.raises(ConfigError, match=r"without an interrupted run.*resume=True, replace it with force=True"):
+    with pytest.raises(
+        ConfigError, match=r"without an interrupted run.*resume=True, replace it with force=True"
+    ):
         run(digits, tmp_path / "out")
     fresh = run(digits, tmp_path / "out", force=True)
     assert torch.equal(fresh.images, run(digits, tmp_path / "other").images)
@@ -72,7 +87,9 @@ def test_an_interrupted_run_is_replaced_on_request_alone(digits, tmp_path):
 def test_a_copied_run_is_finished_whatever_the_times_of_its_files(digits, tmp_path):
     run(digits, tmp_path / "out")
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
-    os.utime(tmp_path / "copy/data.safetensors", (0, 0))  # older than the checkpoint, as a copy in order of names may be
+    os.utime(
+        tmp_path / "copy/data.safetensors", (0, 0)
+    )  # older than the checkpoint, as a copy in order of names may be
     assert not is_unfinished(tmp_path / "copy")
 
 
@@ -100,7 +117,10 @@ def test_two_runs_never_share_a_folder(digits, tmp_path):
     other.start()
     try:
         assert is_held.wait(60)
-        with pytest.raises(ConfigError, match="expected a folder in which nothing else works, got one that another run is using"):
+        with pytest.raises(
+            ConfigError,
+            match="expected a folder in which nothing else works, got one that another run is using",
+        ):
             run(digits, tmp_path / "out")
         assert not (tmp_path / "out/metrics.jsonl").exists()
     finally:
@@ -113,11 +133,18 @@ def test_two_runs_never_share_a_folder(digits, tmp_path):
 @pytest.mark.parametrize("where", ["", "settings."])
 def test_the_record_of_a_strangers_set_names_no_folder_to_write_to(tmp_path, where):
     elsewhere = tmp_path / "elsewhere"
-    options = {"experts": str(elsewhere)} if not where else {"settings": {"experts": str(elsewhere)}}
-    record = {"run": {"data": "digits", "method": "mtt" if not where else "glad", "options": options}, "artifact": {}}
+    options = (
+        {"experts": str(elsewhere)} if not where else {"settings": {"experts": str(elsewhere)}}
+    )
+    record = {
+        "run": {"data": "digits", "method": "mtt" if not where else "glad", "options": options},
+        "artifact": {},
+    }
     (tmp_path / "config.json").write_text(json.dumps(record))
     command = ["distill", "--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2
-    assert "expected no folder to write experts to in the record of a set" in " ".join(result.stderr.split())
+    assert "expected no folder to write experts to in the record of a set" in " ".join(
+        result.stderr.split()
+    )
     assert f"--set {where}experts=" in result.stderr and not elsewhere.exists()

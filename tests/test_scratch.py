@@ -48,7 +48,10 @@ def stop(progress):
 def started(tmp_path, cache):
     """Start the script and return it when its first checkpoint is there."""
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN.replace("RESUME", "False")], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", RUN.replace("RESUME", "False")],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 60
     while not list(cache.glob("*/checkpoint.safetensors")) and time.monotonic() < deadline:
@@ -68,17 +71,30 @@ def test_a_killed_script_goes_on_with_the_same_bits(tmp_path, cache, number):
         words = rf"kdistill: terminated; iteration ([\d,]+) of {ITERATIONS:,} is saved in {folder}; continue with resume=True"
         assert 0 < int(re.search(words, said)[1].replace(",", "")) < ITERATIONS
     resumed = subprocess.run(
-        [sys.executable, "-c", RUN.replace("RESUME", "True")], cwd=tmp_path, check=True, capture_output=True, text=True
+        [sys.executable, "-c", RUN.replace("RESUME", "True")],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
     )
-    assert re.search(rf"going on from iteration [\d,]+, kept in {folder}\n", resumed.stderr), resumed.stderr
+    assert re.search(rf"going on from iteration [\d,]+, kept in {folder}\n", resumed.stderr), (
+        resumed.stderr
+    )
     assert not list(cache.iterdir())
     options = {"iterations": ITERATIONS, "batch_real": 8, "width": 4, "lr_images": 1.0}
-    whole = kdistill.distill(kdistill.load_data("digits", quiet=True), ipc=1, options=options, quiet=True)
+    whole = kdistill.distill(
+        kdistill.load_data("digits", quiet=True), ipc=1, options=options, quiet=True
+    )
     assert torch.equal(torch.load(tmp_path / "small.pt"), whole.images)
 
 
-def test_an_interrupt_says_where_the_state_is_and_a_finished_run_leaves_nothing(digits, cache, capsys):
-    with pytest.raises(KeyboardInterrupt, match=r"iteration 10 of 20 is saved in .*runs/digits-dm-ipc1-seed0-\w+; continue with"):
+def test_an_interrupt_says_where_the_state_is_and_a_finished_run_leaves_nothing(
+    digits, cache, capsys
+):
+    with pytest.raises(
+        KeyboardInterrupt,
+        match=r"iteration 10 of 20 is saved in .*runs/digits-dm-ipc1-seed0-\w+; continue with",
+    ):
         quick(digits, callbacks=[stop])
     with pytest.raises(KeyboardInterrupt):  # afresh: beside what is there
         quick(digits, callbacks=[stop])
@@ -132,7 +148,10 @@ def test_two_runs_at_once_have_two_folders(digits, cache):
     def start_another(progress):
         if not folders:
             folders.extend(cache.iterdir())
-            quick(digits, callbacks=[lambda progress: folders.extend(set(cache.iterdir()) - set(folders))])
+            quick(
+                digits,
+                callbacks=[lambda progress: folders.extend(set(cache.iterdir()) - set(folders))],
+            )
 
     quick(digits, callbacks=[start_another])
     assert len(folders) == 2 and not list(cache.iterdir())

@@ -7,7 +7,9 @@ from kdistill.errors import NotDifferentiableError
 from kdistill.testing.backends import has_kernel, runnable_backends, running_on
 from kdistill.testing.cases import all_cases
 
-pytestmark = pytest.mark.filterwarnings("ignore:Input #:UserWarning")  # gradcheck names the inputs it leaves out
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Input #:UserWarning"
+)  # gradcheck names the inputs it leaves out
 
 
 def free_inputs(case):
@@ -26,7 +28,12 @@ def free_inputs(case):
 
 @pytest.mark.parametrize(
     ("case", "backend"),
-    [pytest.param(c, b, id=f"{c.name}-{b}") for c in all_cases() for b in runnable_backends() if has_kernel(c.name, b)],
+    [
+        pytest.param(c, b, id=f"{c.name}-{b}")
+        for c in all_cases()
+        for b in runnable_backends()
+        if has_kernel(c.name, b)
+    ],
 )
 def test_declared_order_is_true(case, backend):
     function, free = free_inputs(case)
@@ -40,11 +47,15 @@ def test_declared_order_is_true(case, backend):
                 torch.autograd.grad(function(*free).sum(), free, create_graph=True)
 
 
-@pytest.mark.parametrize("case", [c for c in all_cases() if c.grad_order == 2], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case", [c for c in all_cases() if c.grad_order == 2], ids=lambda c: c.name
+)
 def test_torch_func_takes_the_differentiable_formula(case):
     function, free = free_inputs(case)
     values = tuple(v.detach() for v in free)
     expected = torch.autograd.grad(function(*free).square().sum(), free)
-    got = torch.func.grad(lambda *v: function(*v).square().sum(), argnums=tuple(range(len(values))))(*values)
+    got = torch.func.grad(
+        lambda *v: function(*v).square().sum(), argnums=tuple(range(len(values)))
+    )(*values)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)

@@ -88,7 +88,9 @@ def test_learned_labels_and_rates_are_kept_too(digits, tmp_path, monkeypatch):
         "iterations": 4, "syn_steps": 2, "max_start_epoch": 1, "first_max_start_epoch": None, "num_experts": 1, "width": 4,
         "batch_syn": None, "skip_move": None, "skip_above": None, "lr_init": 0.02,
     }  # fmt: skip
-    last = kdistill.distill(digits, method="datm", ipc=1, options=options, out=tmp_path / "run", snapshot_every=2)
+    last = kdistill.distill(
+        digits, method="datm", ipc=1, options=options, out=tmp_path / "run", snapshot_every=2
+    )
     at = DistilledDataset.from_pretrained(tmp_path / "run", iteration=2)
     assert at.learned_lr not in (None, last.learned_lr)
     assert at.label_logits.shape == last.label_logits.shape
@@ -98,9 +100,15 @@ def test_learned_labels_and_rates_are_kept_too(digits, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"snapshot_every": 0}, "snapshot_every: expected at least 1 iteration between snapshots, got 0"),
+        (
+            {"snapshot_every": 0},
+            "snapshot_every: expected at least 1 iteration between snapshots, got 0",
+        ),
         ({"snapshot_every": 2.5}, "snapshot_every: expected at least 1"),
-        ({"snapshot_every": 1, "options": {"iterations": 1000}}, "at most 100 snapshots of 1000 iterations, got 999; take 10 or"),
+        (
+            {"snapshot_every": 1, "options": {"iterations": 1000}},
+            "at most 100 snapshots of 1000 iterations, got 999; take 10 or",
+        ),
     ],
 )
 def test_snapshots_are_bounded(digits, tmp_path, given, message):
@@ -119,7 +127,9 @@ def test_a_damaged_or_foreign_snapshot_is_refused(digits, tmp_path):
     mine, theirs = (tmp_path / name / "snapshots" / "00000020.safetensors" for name in "ab")
     whole = mine.read_bytes()
     mine.write_bytes(theirs.read_bytes())
-    with pytest.raises(DataError, match=r"expected a snapshot of the run in .*, got one of another run"):
+    with pytest.raises(
+        DataError, match=r"expected a snapshot of the run in .*, got one of another run"
+    ):
         DistilledDataset.from_pretrained(tmp_path / "a", iteration=20)
     mine.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(DataError, match="it was damaged"):
@@ -130,10 +140,17 @@ def test_a_damaged_or_foreign_snapshot_is_refused(digits, tmp_path):
     mine.write_bytes(encode(strange, {**about, "sha256": digest(strange, about)}))
     with pytest.raises(DataError, match="expected the tensors of a snapshot"):
         DistilledDataset.from_pretrained(tmp_path / "a", iteration=20)
-    for make in (lambda: mine.write_bytes(whole + bytes(1 << 17)), lambda: os.mkfifo(mine), lambda: mine.symlink_to(theirs)):
+    for make in (
+        lambda: mine.write_bytes(whole + bytes(1 << 17)),
+        lambda: os.mkfifo(mine),
+        lambda: mine.symlink_to(theirs),
+    ):
         mine.unlink()
         make()
-        with pytest.raises(DataError, match=r"expected a snapshot, got: (a symbolic link|a named pipe|[0-9,]+ bytes, more than)"):
+        with pytest.raises(
+            DataError,
+            match=r"expected a snapshot, got: (a symbolic link|a named pipe|[0-9,]+ bytes, more than)",
+        ):
             DistilledDataset.from_pretrained(tmp_path / "a", iteration=20)
     mine.unlink()
     mine.parent.rmdir()
@@ -148,13 +165,23 @@ def test_a_damaged_or_foreign_snapshot_is_refused(digits, tmp_path):
 
 def rows(*accuracies, validation=True):
     return tuple(
-        SnapshotRow(iteration=10 * (i + 1), validation=(held, held) if validation else (), accuracies=(tested, tested))
+        SnapshotRow(
+            iteration=10 * (i + 1),
+            validation=(held, held) if validation else (),
+            accuracies=(tested, tested),
+        )
         for i, (held, tested) in enumerate(accuracies)
     )
 
 
 def judged(*accuracies, validation=True):
-    return SnapshotEvaluation(rows=rows(*accuracies, validation=validation), protocol=QUICK, model="convnet", data="x", seed=0)
+    return SnapshotEvaluation(
+        rows=rows(*accuracies, validation=validation),
+        protocol=QUICK,
+        model="convnet",
+        data="x",
+        seed=0,
+    )
 
 
 def test_the_best_are_named_and_the_first_of_equals_wins():
@@ -197,18 +224,35 @@ def test_a_run_without_a_validation_part_has_no_validation_column(digits, tmp_pa
 
 def test_a_run_without_snapshots_is_refused(digits, tmp_path):
     run(digits, tmp_path)
-    with pytest.raises(ConfigError, match=r"expected snapshots in .*, got none; distill with --snapshot-every"):
+    with pytest.raises(
+        ConfigError, match=r"expected snapshots in .*, got none; distill with --snapshot-every"
+    ):
         kdistill.evaluate_snapshots(tmp_path, digits)
 
 
 def test_the_command_line_prints_a_row_per_snapshot_and_keeps_the_numbers(tmp_path):
     out = str(tmp_path / "run")
-    settings = ["--set", "iterations=25", "--set", "width=4", "--set", "batch_real=8", "--snapshot-every", "10"]
+    settings = [
+        "--set",
+        "iterations=25",
+        "--set",
+        "width=4",
+        "--set",
+        "batch_real=8",
+        "--snapshot-every",
+        "10",
+    ]
     made = CliRunner().invoke(app, ["distill", "digits", "--ipc", "1", "--out", out, *settings])
     assert made.exit_code == 0, made.output
-    shown = CliRunner().invoke(app, ["evaluate", out, "--snapshots", "--protocol", "quick", "--nets", "1"])
+    shown = CliRunner().invoke(
+        app, ["evaluate", out, "--snapshots", "--protocol", "quick", "--nets", "1"]
+    )
     assert shown.exit_code == 0, shown.output
-    assert [line.split()[0] for line in shown.output.splitlines() if line.strip()[:2] in ("10", "20", "25")] == ["10", "20", "25"]
+    assert [
+        line.split()[0]
+        for line in shown.output.splitlines()
+        if line.strip()[:2] in ("10", "20", "25")
+    ] == ["10", "20", "25"]
     assert "best on test" in shown.output
     assert all(len(line) <= 80 for line in shown.stdout.splitlines())
     kept = DistilledDataset.from_pretrained(out).metrics["snapshots"]
@@ -218,7 +262,10 @@ def test_the_command_line_prints_a_row_per_snapshot_and_keeps_the_numbers(tmp_pa
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [(["--models", "convnet,mlp"], "got the networks convnet, mlp"), (["--lr", "auto"], "got lr auto")],
+    [
+        (["--models", "convnet,mlp"], "got the networks convnet, mlp"),
+        (["--lr", "auto"], "got lr auto"),
+    ],
 )
 def test_the_command_line_refuses_what_snapshots_cannot_have(finished, given, message):
     shown = CliRunner().invoke(app, ["evaluate", str(finished), "--snapshots", *given])

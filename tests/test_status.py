@@ -36,13 +36,22 @@ def test_a_line_inside_another_is_shown_after_what_that_one_says(capsys, monkeyp
             say("10/20")
             status.note("a note")
         outer("2 of 2: dm")
-    lines = ["sweep  1 of 2: dm", "sweep  1 of 2: dm: distilling  10/20", "a note", "sweep  2 of 2: dm"]
+    lines = [
+        "sweep  1 of 2: dm",
+        "sweep  1 of 2: dm: distilling  10/20",
+        "a note",
+        "sweep  2 of 2: dm",
+    ]
     assert capsys.readouterr().err.splitlines() == lines
 
 
 def test_quiet_ends_lines_and_notes_but_tells_callbacks(capsys):
     told = []
-    with status.quietly(), status.status_line("working", also=told.append) as say, status.quietly(False):
+    with (
+        status.quietly(),
+        status.status_line("working", also=told.append) as say,
+        status.quietly(False),
+    ):
         say("1 of 2")
         status.note("a note")
     assert capsys.readouterr() == ("", "") and told == ["1 of 2"]
@@ -75,7 +84,12 @@ def test_a_notebook_gets_one_output_that_is_replaced(capsys, monkeypatch):
 def test_a_terminal_line_is_replaced_and_cut_at_the_edge():
     code = "from kdistill.status import *\nwith status_line('w') as say:\n say('x' * 200)\n note('n')\n say('end')"
     ours, theirs = pty.openpty()
-    subprocess.run([sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "40"}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "40"},
+        check=True,
+    )
     os.close(theirs)
     shown = os.read(ours, 10_000).decode()
     os.close(ours)
@@ -88,9 +102,18 @@ def test_the_public_functions_show_progress_on_stderr_and_quiet_ends_it(digits, 
     for quiet in (False, True):
         seen = []
         small = kdistill.distill(digits, ipc=1, options=TINY, callbacks=[seen.append], quiet=quiet)
-        kdistill.evaluate(small, digits, protocol=protocol, models="mlp", baselines="random", quiet=quiet)
-        kdistill.score(digits, options={"metrics": "loss", "runs": 1, "epochs": 1, "width": 4}, quiet=quiet)
-        experts = {"experts": str(tmp_path / f"experts {quiet}"), "num_experts": 1, "max_start_epoch": 1, "expert_epochs": 1}
+        kdistill.evaluate(
+            small, digits, protocol=protocol, models="mlp", baselines="random", quiet=quiet
+        )
+        kdistill.score(
+            digits, options={"metrics": "loss", "runs": 1, "epochs": 1, "width": 4}, quiet=quiet
+        )
+        experts = {
+            "experts": str(tmp_path / f"experts {quiet}"),
+            "num_experts": 1,
+            "max_start_epoch": 1,
+            "expert_epochs": 1,
+        }
         kdistill.train_experts(digits, options={**experts, "width": 4}, quiet=quiet)
         shown = capsys.readouterr()
         assert [progress.iteration for progress in seen] == [10, 20]

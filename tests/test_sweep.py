@@ -34,14 +34,21 @@ def contents(out: Path):
 
 
 def test_a_grid_is_every_combination_seeds_slowest():
-    runs = plan_runs(Grid(**grid(ipc=[1, 2], method=["dm", "dm"], options={"lr_images": [1.0, 10.0]})), Path("x"))
+    runs = plan_runs(
+        Grid(**grid(ipc=[1, 2], method=["dm", "dm"], options={"lr_images": [1.0, 10.0]})), Path("x")
+    )
     points = [(run.config.seed, run.config.ipc, run.config.options["lr_images"]) for run in runs]
-    assert points == [(s, i, lr) for s in (0, 1) for i in (1, 2) for lr in (1.0, 10.0)]  # the method twice is one method
+    assert points == [
+        (s, i, lr) for s in (0, 1) for i in (1, 2) for lr in (1.0, 10.0)
+    ]  # the method twice is one method
     assert len({run.folder for run in runs}) == 8
 
 
 def test_variants_change_what_the_grid_says():
-    exact, truncated = {"name": "exact"}, {"name": "truncated", "options": {"grad_mode": "tesla"}, "seed": [0, 1, 2]}
+    exact, truncated = (
+        {"name": "exact"},
+        {"name": "truncated", "options": {"grad_mode": "tesla"}, "seed": [0, 1, 2]},
+    )
     given = {**GRID, "method": "mtt", "options": {"iterations": 1}, "variant": [exact, truncated]}
     runs = plan_runs(kdistill.config.from_mapping(Grid, given), Path("x"))
     assert [(run.variant, run.config.seed) for run in runs] == [
@@ -51,7 +58,10 @@ def test_variants_change_what_the_grid_says():
 
 
 def test_a_larger_grid_keeps_the_folders():
-    small, large = (plan_runs(Grid(**grid(**more)), Path("x")) for more in ({}, {"seed": [2, 0, 1], "ipc": [1, 5]}))
+    small, large = (
+        plan_runs(Grid(**grid(**more)), Path("x"))
+        for more in ({}, {"seed": [2, 0, 1], "ipc": [1, 5]})
+    )
     assert {run.folder for run in small} <= {run.folder for run in large}
     other = plan_runs(Grid(**grid(options={"lr_images": 2.0})), Path("x"))
     assert not {run.folder for run in small} & {run.folder for run in other}
@@ -70,10 +80,19 @@ def test_a_larger_grid_keeps_the_folders():
         ({"evaluation": {"protocol": "bensh"}}, "did you mean 'bench'"),
         ({"evaluation": {"baselines": ["randon"]}}, "random"),
         ({"evaluation": {"models": "resnet"}}, "did you mean 'resnet18'"),
-        ({"evaluation": {"models": ["mlp"], "precision": "bf16"}}, "precision: expected fp32 or tf32 for mlp, got bf16"),
-        ({"evaluation": {"precision": "tf32"}}, "precision: expected fp32 or bf16 on the CPU, got tf32"),
+        (
+            {"evaluation": {"models": ["mlp"], "precision": "bf16"}},
+            "precision: expected fp32 or tf32 for mlp, got bf16",
+        ),
+        (
+            {"evaluation": {"precision": "tf32"}},
+            "precision: expected fp32 or bf16 on the CPU, got tf32",
+        ),
         ({"variant": [{"options": {}}]}, "a name of its own for every variant"),
-        ({"variant": [{"name": "a"}, {"name": "a"}]}, "a name of its own for every variant, got 'a'"),
+        (
+            {"variant": [{"name": "a"}, {"name": "a"}]},
+            "a name of its own for every variant, got 'a'",
+        ),
         ({"variant": [{"name": "a", "evaluation": {}}]}, "set it for the whole sweep"),
         ({"variant": [{"name": "a", "ipcs": 1}]}, "sweep, variant a: .* did you mean 'ipc'"),
     ],
@@ -101,11 +120,22 @@ def test_another_evaluation_keeps_the_sets(tmp_path):
     done = kdistill.sweep(grid(seed=0), out=tmp_path)
     before = (done.runs[0].folder / "data.safetensors").read_bytes()
     again = kdistill.sweep(
-        grid(seed=0, evaluation={"protocol": TINY, "models": ["mlp", "convnet"], "nets": 1, "eight_bit": True}), out=tmp_path
+        grid(
+            seed=0,
+            evaluation={
+                "protocol": TINY,
+                "models": ["mlp", "convnet"],
+                "nets": 1,
+                "eight_bit": True,
+            },
+        ),
+        out=tmp_path,
     )
     assert again.runs[0].status == "finished"
     assert (done.runs[0].folder / "data.safetensors").read_bytes() == before
-    rows = kdistill.DistilledDataset.from_pretrained(done.runs[0].folder).metrics["evaluation"]["rows"]
+    rows = kdistill.DistilledDataset.from_pretrained(done.runs[0].folder).metrics["evaluation"][
+        "rows"
+    ]
     assert {(row["name"], row["model"]) for row in rows} == {
         (n, m) for n in ("dm", "dm, 8 bits", "random") for m in ("mlp", "convnet")
     }
@@ -146,8 +176,13 @@ def test_an_interrupted_run_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         kdistill.sweep(grid(seed=0, options={"iterations": 20}), out=tmp_path / "cut", watch=stop)
     assert next((tmp_path / "cut").glob("*/checkpoint.safetensors"))
-    whole, cut = (kdistill.sweep(grid(seed=0, options={"iterations": 20}), out=tmp_path / name) for name in ("whole", "cut"))
-    first, second = ((done.runs[0].folder / "data.safetensors").read_bytes() for done in (whole, cut))
+    whole, cut = (
+        kdistill.sweep(grid(seed=0, options={"iterations": 20}), out=tmp_path / name)
+        for name in ("whole", "cut")
+    )
+    first, second = (
+        (done.runs[0].folder / "data.safetensors").read_bytes() for done in (whole, cut)
+    )
     assert first == second
 
 
@@ -168,7 +203,10 @@ def test_a_damaged_record_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["/etc", "../elsewhere", "..", ""])
 def test_a_record_that_names_folders_elsewhere_is_refused(tmp_path, name):
     (tmp_path / RECORD).write_text(json.dumps({"runs": [{"folder": name, "status": "done"}]}))
-    with pytest.raises(DataError, match=r"expected the record of a sweep, got: a folder named '.*', which is not in"):
+    with pytest.raises(
+        DataError,
+        match=r"expected the record of a sweep, got: a folder named '.*', which is not in",
+    ):
         read_record(tmp_path)
 
 
@@ -180,7 +218,9 @@ def command(out: Path, *more: str) -> list[str]:
 
 
 def test_the_command_line_shows_the_grid(tmp_path):
-    (tmp_path / "grid.toml").write_text('seed = [0, 1]\n[options]\niterations = 5\n[[variant]]\nname = "plain"\n')
+    (tmp_path / "grid.toml").write_text(
+        'seed = [0, 1]\n[options]\niterations = 5\n[[variant]]\nname = "plain"\n'
+    )
     shown = subprocess.run(
         command(tmp_path, "--config", str(tmp_path / "grid.toml"), "--set", "strategy=none,auto", "--dry-run"),
         capture_output=True, text=True, check=True,
@@ -191,7 +231,9 @@ def test_the_command_line_shows_the_grid(tmp_path):
 
 def test_a_killed_sweep_goes_on(tmp_path):
     more = ("--set", "seed=0,1", "--set", "iterations=200")
-    process = subprocess.Popen(command(tmp_path, *more), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(tmp_path, *more), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*/data.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.05)

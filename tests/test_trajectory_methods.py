@@ -16,7 +16,14 @@ from kdistill.methods.trajectory.mtt import FAST
 from kdistill.priors import PixelPrior
 from kdistill.transforms import Standardise
 
-SMALL = {"iterations": 20, "syn_steps": 3, "max_start_epoch": 2, "width": 4, "num_experts": 2, "batch_syn": None}
+SMALL = {
+    "iterations": 20,
+    "syn_steps": 3,
+    "max_start_epoch": 2,
+    "width": 4,
+    "num_experts": 2,
+    "batch_syn": None,
+}
 NAMES = ("mtt", "tesla", "ftd")
 
 
@@ -53,7 +60,9 @@ def test_the_loss_falls_and_the_step_size_is_kept(digits, folder, name):
         "strategy": "none",
         "lr_images": 1000.0,
     }
-    small = run(digits, folder, name, **options, given={"callbacks": [lambda p: losses.append(p.loss)]})
+    small = run(
+        digits, folder, name, **options, given={"callbacks": [lambda p: losses.append(p.loss)]}
+    )
     assert losses[-1] < 0.8 * losses[0]
     assert small.learned_lr > 0
     assert small.learned_lr != FAST["lr_init"]
@@ -78,23 +87,34 @@ def test_the_step_sizes_that_were_found_are_noted_and_make_the_run_again(digits,
     found = run(digits, folder, lr_init=None, lr_images=None)
     noted = found.metrics["distillation"]
     assert noted["learning_rates"]["lr"] == FAST["lr_lr"]
-    again = run(digits, folder, lr_init=noted["lr_init"], lr_images=noted["learning_rates"]["images"])
+    again = run(
+        digits, folder, lr_init=noted["lr_init"], lr_images=noted["learning_rates"]["images"]
+    )
     assert torch.equal(found.images, again.images)
     assert found.learned_lr == again.learned_lr
 
 
 def test_exact_and_unrolled_gradients_lead_to_the_same_images(digits, folder):
-    exact, unrolled = (run(digits, folder, iterations=3, grad_mode=mode) for mode in ("adjoint", "unroll"))
+    exact, unrolled = (
+        run(digits, folder, iterations=3, grad_mode=mode) for mode in ("adjoint", "unroll")
+    )
     torch.testing.assert_close(exact.images, unrolled.images, rtol=1e-3, atol=1e-3)
 
 
 def test_an_iteration_that_would_throw_the_images_is_skipped(digits, folder, caplog):
     first = run(digits, folder, iterations=0).images
     none = run(digits, folder, iterations=3, lr_images=None, skip_move=1e-9)
-    assert torch.equal(none.images, first) and "every one of 3 iterations was skipped" in caplog.text
-    some, usual = (run(digits, folder, iterations=3, lr_images=None, skip_move=share).images for share in (1e9, None))
+    assert (
+        torch.equal(none.images, first) and "every one of 3 iterations was skipped" in caplog.text
+    )
+    some, usual = (
+        run(digits, folder, iterations=3, lr_images=None, skip_move=share).images
+        for share in (1e9, None)
+    )
     assert not torch.equal(some, first) and torch.equal(some, usual)
-    named = run(digits, folder, iterations=3, lr_images=1.0, skip_move=1e-9)  # who names a step size means it
+    named = run(
+        digits, folder, iterations=3, lr_images=1.0, skip_move=1e-9
+    )  # who names a learning rate means it
     assert not torch.equal(named.images, first)
     with pytest.raises(ConfigError, match="skip_move: expected a number above 0"):
         run(digits, folder, skip_move=0.0)
@@ -102,7 +122,11 @@ def test_an_iteration_that_would_throw_the_images_is_skipped(digits, folder, cap
 
 def test_ftd_returns_the_running_mean(digits, folder):
     still = run(digits, folder, "ftd", iterations=3, ema_decay=1.0, lr_init=0.5)
-    assert still.learned_lr == run(digits, folder, "ftd", iterations=3, ema_decay=0.0, lr_init=0.5).learned_lr != 0.5
+    assert (
+        still.learned_lr
+        == run(digits, folder, "ftd", iterations=3, ema_decay=0.0, lr_init=0.5).learned_lr
+        != 0.5
+    )
     assert torch.equal(still.images, run(digits, folder, "ftd", iterations=1, lr_images=0.0).images)
 
 
@@ -115,7 +139,9 @@ def test_ftd_has_the_values_of_its_own_code():
 
 
 def test_teacher_labels_change_the_run(digits, folder):
-    hard, soft = (run(digits, folder, "tesla", iterations=3, teacher_labels=flag) for flag in (False, True))
+    hard, soft = (
+        run(digits, folder, "tesla", iterations=3, teacher_labels=flag) for flag in (False, True)
+    )
     assert not torch.equal(hard.images, soft.images)
 
 
@@ -149,7 +175,9 @@ def test_presets_resolve(name):
         resolve(name, preset, {})
 
 
-@pytest.mark.parametrize("change", [{"syn_steps": 0}, {"num_experts": 0}, {"batch_syn": 0}, {"grad_mode": "exact"}])
+@pytest.mark.parametrize(
+    "change", [{"syn_steps": 0}, {"num_experts": 0}, {"batch_syn": 0}, {"grad_mode": "exact"}]
+)
 def test_bad_options_are_refused(digits, folder, change):
     with pytest.raises(ConfigError):
         run(digits, folder, **change)

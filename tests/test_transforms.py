@@ -24,7 +24,8 @@ def test_invert_undoes_apply(kind, dtype):
     transform = fit(kind, images)
     back = transform.invert(transform.apply(images))
     assert back.dtype == dtype and back.shape == images.shape
-    # ZCA's two matrices are kept in float32, so that is its precision in any dtype; |z| reaches sqrt(1 / eps) times |x|
+    # ZCA's two matrices are kept in float32, so that is its precision in any dtype; |z| reaches
+    # sqrt(1 / eps) times |x|
     precision = torch.finfo(torch.float32 if kind == "zca" else dtype).eps
     assert (back - images).abs().max() <= precision * images[0].numel()
 
@@ -59,13 +60,18 @@ def test_standard_is_fitted_in_float64_over_all_chunks(monkeypatch):
     np.testing.assert_allclose(transform.mean.numpy(), truth.mean((0, 2, 3)), rtol=1e-14)
     np.testing.assert_allclose(transform.std.numpy(), truth.std((0, 2, 3)), rtol=1e-13)
     seen = transform.apply(images.double())
-    assert seen.mean((0, 2, 3)).abs().max() < 1e-13 and (seen.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-13
+    assert (
+        seen.mean((0, 2, 3)).abs().max() < 1e-13
+        and (seen.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-13
+    )
 
 
 def test_standard_keeps_a_large_mean_apart_from_a_small_spread():
     images = (0.9 + 1e-3 * (pixels(2000, 1, 8, 8, dtype=torch.float64) - 0.5)).float()
     transform = fit("standard", images)
-    assert transform.std.item() == pytest.approx(images.double().std(correction=0).item(), rel=1e-12)
+    assert transform.std.item() == pytest.approx(
+        images.double().std(correction=0).item(), rel=1e-12
+    )
 
 
 def test_constant_channels_survive():
@@ -91,20 +97,28 @@ def test_zca_follows_its_formula(monkeypatch):
     np.testing.assert_allclose(transform.matrix.numpy(), (u / np.sqrt(s + 0.1)) @ u.T, atol=1e-6)
     np.testing.assert_allclose(transform.inverse.numpy(), (u * np.sqrt(s + 0.1)) @ u.T, atol=1e-6)
     whitened = np.cov(transform.apply(images.double()).numpy().reshape(60, -1), rowvar=False)
-    np.testing.assert_allclose(np.sort(np.linalg.eigvalsh(whitened)), np.sort(s / (s + 0.1)), atol=1e-6)
+    np.testing.assert_allclose(
+        np.sort(np.linalg.eigvalsh(whitened)), np.sort(s / (s + 0.1)), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_differentiable_twice_in_the_images(kind):
     transform = fit(kind, pixels(12, 1, 2, 2, dtype=torch.float64))
     images = pixels(2, 1, 2, 2, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(transform.apply, images) and torch.autograd.gradgradcheck(transform.apply, images)
+    assert torch.autograd.gradcheck(transform.apply, images) and torch.autograd.gradgradcheck(
+        transform.apply, images
+    )
     assert torch.autograd.gradcheck(transform.invert, images)
 
 
 def test_identity_changes_nothing():
     images = pixels(2, 1, 3, 3)
-    assert Identity().apply(images) is images and Identity().invert(images) is images and Identity().state() == {}
+    assert (
+        Identity().apply(images) is images
+        and Identity().invert(images) is images
+        and Identity().state() == {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,16 +129,34 @@ def test_identity_changes_nothing():
         (lambda: fit("standard", pixels(2, 4)), ShapeError, r"expected images \[N, C, H, W\]"),
         (lambda: fit("standard", pixels(0, 1, 2, 2)), ShapeError, "at least one image"),
         (lambda: fit("zca", pixels(1, 1, 2, 2)), DataError, "at least 2 images"),
-        (lambda: from_state("standard", {"mean": torch.zeros(1)}), DataError, "the record is damaged"),
+        (
+            lambda: from_state("standard", {"mean": torch.zeros(1)}),
+            DataError,
+            "the record is damaged",
+        ),
         (lambda: from_state("none", {"mean": torch.zeros(1)}), DataError, "the record is damaged"),
-        (lambda: Standardise(torch.zeros(3), torch.ones(1)), ShapeError, r"mean \[C\] and std \[C\]"),
+        (
+            lambda: Standardise(torch.zeros(3), torch.ones(1)),
+            ShapeError,
+            r"mean \[C\] and std \[C\]",
+        ),
         (lambda: Standardise(torch.zeros(1), torch.zeros(1)), DataError, "std > 0"),
         (lambda: Standardise(torch.zeros(1), torch.full((1,), math.nan)), DataError, "finite"),
         (lambda: Zca(torch.zeros(4), torch.eye(3), torch.eye(4)), ShapeError, r"matrix \[D, D\]"),
-        (lambda: fit("standard", pixels(2, 1, 2, 2)).apply(pixels(2, 3, 2, 2)), ShapeError, r"\[..., 1, H, W\]"),
+        (
+            lambda: fit("standard", pixels(2, 1, 2, 2)).apply(pixels(2, 3, 2, 2)),
+            ShapeError,
+            r"\[..., 1, H, W\]",
+        ),
         (lambda: fit("zca", pixels(2, 1, 2, 2)).apply(pixels(2, 1, 3, 3)), ShapeError, "C·H·W = 4"),
         (lambda: fit("zca", pixels(2, 1, 2, 2)).invert(pixels(4)), ShapeError, "C·H·W = 4"),
-        (lambda: fit("standard", pixels(2, 1, 2, 2)).apply(torch.zeros(2, 1, 2, 2, dtype=torch.uint8)), ShapeError, "float"),
+        (
+            lambda: fit("standard", pixels(2, 1, 2, 2)).apply(
+                torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
+            ),
+            ShapeError,
+            "float",
+        ),
     ],
 )
 def test_refusals(make, error, says):

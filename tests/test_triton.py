@@ -21,9 +21,16 @@ def why_not() -> str | None:
 def why_no_cubin() -> str | None:
     if why_not() is not None or os.environ.get("TRITON_PTXAS_PATH"):
         return why_not()
-    folder = Path(importlib.util.find_spec("triton").submodule_search_locations[0]) / "backends/nvidia/bin"
+    folder = (
+        Path(importlib.util.find_spec("triton").submodule_search_locations[0])
+        / "backends/nvidia/bin"
+    )
     missing = [name for name in ("ptxas", "ptxas-blackwell") if not (folder / name).exists()]
-    return f"this Triton wheel lacks {' and '.join(missing)}; set TRITON_PTXAS_PATH to compile" if missing else None
+    return (
+        f"this Triton wheel lacks {' and '.join(missing)}; set TRITON_PTXAS_PATH to compile"
+        if missing
+        else None
+    )
 
 
 def run_suite(arguments: list[str], environment: dict[str, str]) -> None:
@@ -49,4 +56,7 @@ def test_kernels_match_the_reference_under_the_interpreter():
 @pytest.mark.skipif(why_no_cubin() is not None, reason=str(why_no_cubin()))
 def test_kernels_compile_for_every_architecture(tmp_path):
     # FP_FUSION: the default of every release so far; Triton 3.9 warns where it is not named
-    run_suite(["tests/triton_suite/compiled.py"], {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"})
+    run_suite(
+        ["tests/triton_suite/compiled.py"],
+        {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"},
+    )

@@ -36,11 +36,16 @@ def test_another_triton_is_refused():
 
 def test_failures_are_listed_and_are_the_exit_status(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(triton_floor, "installed", lambda version, folder: folder)
-    results = {"_some_kernel-float64-16 #3": "RuntimeError: PassManager::run failed", "_other_kernel-float32-16 #4": ""}
+    results = {
+        "_some_kernel-float64-16 #3": "RuntimeError: PassManager::run failed",
+        "_other_kernel-float32-16 #4": "",
+    }
     monkeypatch.setattr(triton_floor, "part_results", lambda *_: results)
     assert triton_floor.main(["--processes", "1", "--folder", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert said.out == "_some_kernel-float64-16 #3: RuntimeError: PassManager::run failed\n"
     assert "1 of 2 launches compile" in said.err
     results.clear()
-    assert triton_floor.main(["--processes", "1", "--folder", str(tmp_path)]) == 1, "nothing compiled is no success"
+    assert triton_floor.main(["--processes", "1", "--folder", str(tmp_path)]) == 1, (
+        "nothing compiled is no success"
+    )

@@ -1,9 +1,9 @@
 """Every Triton kernel compiles with the oldest Triton that pyproject.toml allows: `python -m tests.triton_floor`.
 
-That Triton goes into a folder of its own, beside the torch of this environment, and no GPU is needed.  Kernels are compiled as
-they are launched on the shapes of the tests, in both dtypes, with what Triton compiles in at run time (numbers that are 1,
-multiples of 16).  Exit status 1 with the list of those that do not compile.
-"""
+That Triton goes into a folder of its own, beside the torch of this environment, and no GPU is
+needed.  Kernels are compiled as they are launched on the shapes of the tests, in both dtypes, with
+what Triton compiles in at run time (numbers that are 1, multiples of 16).  Exit status 1 with the
+list of those that do not compile."""
 
 import argparse
 import json
@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[1]
 
 def oldest_triton() -> str:
     """Return the version behind ``triton>=`` in pyproject.toml."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     found = next(m for line in extras["test"] if (m := re.match(r"triton>=([\d.]+)", line)))
     return found[1] if found[1].count(".") == 2 else f"{found[1]}.0"
 
@@ -30,7 +32,15 @@ def oldest_triton() -> str:
 def installed(version: str, folder: Path) -> Path:
     """Return a folder whose ``triton`` has this version, after downloading it where it is not there yet."""
     if not list(folder.glob(f"triton-{version}*.dist-info")):
-        command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q", "--no-deps"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "-q",
+            "--no-deps",
+        ]
         subprocess.run([*command, "--target", str(folder), f"triton=={version}"], check=True)
     return folder
 
@@ -49,7 +59,11 @@ def compile_part(architecture: int, part: int, parts: int, first: int) -> None:
             continue
         print(json.dumps({"number": number}), flush=True)
         try:
-            said = "" if launch.compiled(architecture)["cubin"][:4] == b"\x7fELF" else "no cubin came out"
+            said = (
+                ""
+                if launch.compiled(architecture)["cubin"][:4] == b"\x7fELF"
+                else "no cubin came out"
+            )
         except Exception as error:  # whatever a compiler raises is what this script reports
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         print(json.dumps({"number": number, "said": said}), flush=True)
@@ -60,30 +74,54 @@ def part_results(command: list[str], environment: dict[str, str], version: str) 
     results: dict[str, str] = {}
     first, names = 0, [""]
     while first < len(names):
-        done = subprocess.run([*command, str(first)], env=environment, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, str(first)], env=environment, cwd=ROOT, capture_output=True, text=True
+        )
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         if not lines:
             said = done.stderr[-2000:]
-            raise SystemExit(f"triton_floor: expected a list of launches, got exit status {done.returncode}:\n{said}")
+            raise SystemExit(
+                "triton_floor: expected a list of launches, got exit status "
+                f"{done.returncode}:\n{said}"
+            )
         if lines[0]["triton"] != version:
             got = lines[0]["triton"]
-            raise SystemExit(f"triton_floor: expected Triton {version}, got {got}; remove its folder and run again")
+            raise SystemExit(
+                f"triton_floor: expected Triton {version}, got {got}; remove its folder and run "
+                "again"
+            )
         names = lines[0]["names"]
-        results |= {f"{names[line['number']]} #{line['number']}": line["said"] for line in lines if "said" in line}
+        results |= {
+            f"{names[line['number']]} #{line['number']}": line["said"]
+            for line in lines
+            if "said" in line
+        }
         if done.returncode == 0:
             return results
         ended_at = lines[-1].get("number", first)
-        results[f"{names[ended_at]} #{ended_at}"] = f"the compiler ended with status {done.returncode}"
+        results[f"{names[ended_at]} #{ended_at}"] = (
+            f"the compiler ended with status {done.returncode}"
+        )
         first = ended_at + 1
     return results
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.triton_floor", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--architecture", type=int, default=90, help="compute capability times ten (90)")
-    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="compilers at once")
-    parser.add_argument("--folder", type=Path, help="where that Triton is, or is put (beside this environment)")
-    parser.add_argument("--part", type=int, nargs=3, metavar=("PART", "PARTS", "FIRST"), help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.triton_floor", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument(
+        "--architecture", type=int, default=90, help="compute capability times ten (90)"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=min(2, os.cpu_count() or 1), help="compilers at once"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where that Triton is, or is put (beside this environment)"
+    )
+    parser.add_argument(
+        "--part", type=int, nargs=3, metavar=("PART", "PARTS", "FIRST"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args(argv)
     if options.part:
         compile_part(options.architecture, *options.part)
@@ -93,16 +131,31 @@ def main(argv: list[str] | None = None) -> int:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_INTERPRET")}
     path = os.pathsep.join([str(folder), str(ROOT)])  # before the Triton of this environment
     with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(options.processes) as pool:
-        environment = {**clean, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": cache}
-        base = [sys.executable, "-m", "tests.triton_floor", "--architecture", str(options.architecture), "--part"]
+        environment = {
+            **clean,
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1",
+            "TRITON_CACHE_DIR": cache,
+        }
+        base = [
+            sys.executable,
+            "-m",
+            "tests.triton_floor",
+            "--architecture",
+            str(options.architecture),
+            "--part",
+        ]
         commands = [[*base, str(part), str(options.processes)] for part in range(options.processes)]
-        found = list(pool.map(lambda command: part_results(command, environment, version), commands))
+        found = list(
+            pool.map(lambda command: part_results(command, environment, version), commands)
+        )
     bad = {name: said for part in found for name, said in part.items() if said}
     total, architecture = sum(map(len, found)), f"sm_{options.architecture}"
     for name, said in bad.items():
         print(f"{name}: {said}")
     print(
-        f"Triton {version}, {architecture}: {total - len(bad)} of {total} launches compile ({time.monotonic() - began:.0f} s)",
+        f"Triton {version}, {architecture}: {total - len(bad)} of {total} launches compile "
+        f"({time.monotonic() - began:.0f} s)",
         file=sys.stderr if bad else sys.stdout,
     )
     return 1 if bad or not total else 0

@@ -1,9 +1,9 @@
 """Distribution matching as published, in plain PyTorch: a loop over classes, eager augmentation, autograd.
 
-Written from the description in Zhao and Bilen, Dataset Condensation with Distribution Matching (WACV 2023), and Dataset
-Condensation with Differentiable Siamese Augmentation (ICML 2021).  ``batched_gradient`` is the same function with all classes
-in one batch, which the published code does not do.
-"""
+Written from the description in Zhao and Bilen, Dataset Condensation with Distribution Matching
+(WACV 2023), and Dataset Condensation with Differentiable Siamese Augmentation (ICML 2021).
+``batched_gradient`` is the same function with all classes in one batch, which the published code
+does not do."""
 
 import math
 from collections.abc import Callable
@@ -13,17 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
-Transformation = tuple[str, list[float]]  # a family and its parameters, the same for every image of a class
+Transformation = tuple[
+    str, list[float]
+]  # a family and its parameters, the same for every image of a class
 
 
 class ConvNet(nn.Module):
     """The field's student: 3x3 convolution, instance norm, ReLU, 2x2 average pooling, three times; then a classifier."""
 
-    def __init__(self, channels: int = 3, size: int = 32, classes: int = 10, width: int = 128, depth: int = 3):
+    def __init__(
+        self, channels: int = 3, size: int = 32, classes: int = 10, width: int = 128, depth: int = 3
+    ):
         super().__init__()
         layers: list[nn.Module] = []
         for block in range(depth):
-            layers += [nn.Conv2d(width if block else channels, width, 3, padding=1), nn.GroupNorm(width, width), nn.ReLU()]
+            layers += [
+                nn.Conv2d(width if block else channels, width, 3, padding=1),
+                nn.GroupNorm(width, width),
+                nn.ReLU(),
+            ]
             layers.append(nn.AvgPool2d(2))
         self.blocks = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * (size >> depth) ** 2, classes)
@@ -46,11 +54,18 @@ def draw_transformation(size: int, generator: torch.Generator) -> Transformation
         return family, [math.floor(v * (2 * most + 1)) - most for v in u[1:3]]
     if family == "cutout":
         side = math.floor(0.5 * size + 0.5)
-        return family, [math.floor(u[1] * (size + 1 - side % 2)), math.floor(u[2] * (size + 1 - side % 2)), side, side]
+        return family, [
+            math.floor(u[1] * (size + 1 - side % 2)),
+            math.floor(u[2] * (size + 1 - side % 2)),
+            side,
+            side,
+        ]
     if family == "flip":
         return family, [float(u[1] < 0.5)]
     if family == "scale":
-        return "affine", [1 / 1.2 + v * (1.2 - 1 / 1.2) if v else 0.0 for v in (u[1], 0.0, 0.0, u[2])]
+        return "affine", [
+            1 / 1.2 + v * (1.2 - 1 / 1.2) if v else 0.0 for v in (u[1], 0.0, 0.0, u[2])
+        ]
     angle = (2 * u[1] - 1) * math.radians(15)
     return "affine", [math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)]
 
@@ -68,8 +83,12 @@ def transform(x: Tensor, transformation: Transformation) -> Tensor:
     if family == "flip":
         return x.flip(3) if p[0] else x
     if family == "affine":
-        theta = torch.tensor([[p[0], p[1], 0.0], [p[2], p[3], 0.0]], dtype=x.dtype, device=x.device).expand(n, 2, 3)
-        return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+        theta = torch.tensor(
+            [[p[0], p[1], 0.0], [p[2], p[3], 0.0]], dtype=x.dtype, device=x.device
+        ).expand(n, 2, 3)
+        return F.grid_sample(
+            x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False
+        )
     rows, columns = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
     if family == "crop":
         padded = F.pad(x, [1, 1, 1, 1])
@@ -81,7 +100,9 @@ def transform(x: Tensor, transformation: Transformation) -> Tensor:
     return x * (~(cut_rows[:, None] & cut_columns[None, :])).to(x.dtype)
 
 
-def per_class_gradient(net: ConvNet, real: Tensor, images: Tensor, drawn: list[Transformation] | None) -> tuple[Tensor, Tensor]:
+def per_class_gradient(
+    net: ConvNet, real: Tensor, images: Tensor, drawn: list[Transformation] | None
+) -> tuple[Tensor, Tensor]:
     """Return loss and image gradient, one class after the other.
 
     Args:
@@ -101,7 +122,9 @@ def per_class_gradient(net: ConvNet, real: Tensor, images: Tensor, drawn: list[T
     return loss.detach(), torch.autograd.grad(loss, images)[0]
 
 
-def batched_gradient(net: ConvNet, real: Tensor, images: Tensor, drawn: list[Transformation] | None) -> tuple[Tensor, Tensor]:
+def batched_gradient(
+    net: ConvNet, real: Tensor, images: Tensor, drawn: list[Transformation] | None
+) -> tuple[Tensor, Tensor]:
     """Return the same as ``per_class_gradient``, with one pass over all real and one over all synthetic images."""
     images = images.detach().requires_grad_()
     with torch.no_grad():
@@ -112,7 +135,9 @@ def batched_gradient(net: ConvNet, real: Tensor, images: Tensor, drawn: list[Tra
 
 def _class_means(net: ConvNet, images: Tensor, drawn: list[Transformation] | None) -> Tensor:
     if drawn is not None:
-        images = torch.stack([transform(of_class, t) for of_class, t in zip(images, drawn, strict=True)])
+        images = torch.stack(
+            [transform(of_class, t) for of_class, t in zip(images, drawn, strict=True)]
+        )
     return net.embed(images.flatten(0, 1)).unflatten(0, images.shape[:2]).mean(1)
 
 

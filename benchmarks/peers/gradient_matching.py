@@ -1,8 +1,8 @@
 """Gradient matching in plain PyTorch: the published loop over classes with ``create_graph``, and the same by torch.func.
 
-Written from the descriptions in Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching (ICLR 2021), and Zhao and
-Bilen, Dataset Condensation with Differentiable Siamese Augmentation (ICML 2021).  Both return (loss, gradient in the images).
-"""
+Written from the descriptions in Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching
+(ICLR 2021), and Zhao and Bilen, Dataset Condensation with Differentiable Siamese Augmentation (ICML
+2021).  Both return (loss, gradient in the images)."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, jvp
 
-from benchmarks.peers.distribution_matching import ConvNet, Transformation, draw_transformation, transform
+from benchmarks.peers.distribution_matching import (
+    ConvNet,
+    Transformation,
+    draw_transformation,
+    transform,
+)
 
 EPS = 1e-6
 
@@ -26,7 +31,9 @@ def distance(syn: list[Tensor], real: list[Tensor]) -> Tensor:
     return total
 
 
-def per_class_gradient(net: ConvNet, real: Tensor, images: Tensor, drawn: list[Transformation] | None) -> tuple[Tensor, Tensor]:
+def per_class_gradient(
+    net: ConvNet, real: Tensor, images: Tensor, drawn: list[Transformation] | None
+) -> tuple[Tensor, Tensor]:
     """Return loss and image gradient: a graph of the gradient per class, one backward pass through all of them.
 
     Args:
@@ -40,19 +47,27 @@ def per_class_gradient(net: ConvNet, real: Tensor, images: Tensor, drawn: list[T
     loss = images.new_zeros(())
     for c in range(len(real)):
         of_real, of_syn = _augmented(real[c], images[c], drawn, c)
-        real_grads = torch.autograd.grad(F.cross_entropy(net(of_real), _labels(of_real, c)), parameters)
-        syn_grads = torch.autograd.grad(F.cross_entropy(net(of_syn), _labels(of_syn, c)), parameters, create_graph=True)
+        real_grads = torch.autograd.grad(
+            F.cross_entropy(net(of_real), _labels(of_real, c)), parameters
+        )
+        syn_grads = torch.autograd.grad(
+            F.cross_entropy(net(of_syn), _labels(of_syn, c)), parameters, create_graph=True
+        )
         loss = loss + distance(list(syn_grads), [g.detach() for g in real_grads])
     return loss.detach(), torch.autograd.grad(loss, images)[0]
 
 
-def forward_over_reverse(net: ConvNet, real: Tensor, images: Tensor, drawn: list[Transformation] | None) -> tuple[Tensor, Tensor]:
+def forward_over_reverse(
+    net: ConvNet, real: Tensor, images: Tensor, drawn: list[Transformation] | None
+) -> tuple[Tensor, Tensor]:
     """Return the same, class by class, as the tangent of the image gradient in the direction of the distance's derivative."""
     names, values = zip(*((name, p.detach()) for name, p in net.named_parameters()), strict=True)
     found, loss = torch.empty_like(images), images.new_zeros(())
 
     def cross_entropy(parameters: tuple[Tensor, ...], x: Tensor, c: int) -> Tensor:
-        return F.cross_entropy(functional_call(net, dict(zip(names, parameters, strict=True)), (x,)), _labels(x, c))
+        return F.cross_entropy(
+            functional_call(net, dict(zip(names, parameters, strict=True)), (x,)), _labels(x, c)
+        )
 
     for c in range(len(real)):
         leaf = images[c].detach().requires_grad_()
@@ -60,16 +75,22 @@ def forward_over_reverse(net: ConvNet, real: Tensor, images: Tensor, drawn: list
             of_real, of_syn = _augmented(real[c], leaf, drawn, c)
         of_syn_values = of_syn.detach()
         real_grads = grad(cross_entropy)(values, of_real, c)
-        syn_grads = [g.detach().requires_grad_() for g in grad(cross_entropy)(values, of_syn_values, c)]
+        syn_grads = [
+            g.detach().requires_grad_() for g in grad(cross_entropy)(values, of_syn_values, c)
+        ]
         of_class = distance(syn_grads, list(real_grads))
         v = torch.autograd.grad(of_class, syn_grads, materialize_grads=True)
-        _, tangent = jvp(lambda p, x=of_syn_values, c=c: grad(cross_entropy, argnums=1)(p, x, c), (values,), (v,))
+        _, tangent = jvp(
+            lambda p, x=of_syn_values, c=c: grad(cross_entropy, argnums=1)(p, x, c), (values,), (v,)
+        )
         found[c] = torch.autograd.grad(of_syn, leaf, tangent)[0]
         loss = loss + of_class.detach()
     return loss, found
 
 
-def _augmented(real: Tensor, syn: Tensor, drawn: list[Transformation] | None, c: int) -> tuple[Tensor, Tensor]:
+def _augmented(
+    real: Tensor, syn: Tensor, drawn: list[Transformation] | None, c: int
+) -> tuple[Tensor, Tensor]:
     if drawn is None:
         return real, syn * 1  # not the leaf itself
     return transform(real, drawn[c]), transform(syn, drawn[c])
@@ -80,7 +101,10 @@ def _labels(images: Tensor, c: int) -> Tensor:
 
 
 Gradient = Callable[[ConvNet, Tensor, Tensor, list[Transformation] | None], tuple[Tensor, Tensor]]
-EXACT: dict[str, Gradient] = {"published loop": per_class_gradient, "torch.func": forward_over_reverse}
+EXACT: dict[str, Gradient] = {
+    "published loop": per_class_gradient,
+    "torch.func": forward_over_reverse,
+}
 
 
 class Iteration:
@@ -92,7 +116,9 @@ class Iteration:
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self) -> Tensor:
-        drawn = [draw_transformation(self.real.shape[-1], self.generator) for _ in range(len(self.real))]
+        drawn = [
+            draw_transformation(self.real.shape[-1], self.generator) for _ in range(len(self.real))
+        ]
         loss, self.images.grad = self.gradient(self.net, self.real, self.images, drawn)
         self.optimiser.step()
         return loss

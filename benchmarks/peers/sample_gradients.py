@@ -1,7 +1,7 @@
 """Norms of per-sample gradients as others compute them, on one plain network: Opacus and BackPACK where they can be imported.
 
-BackPACK has no rule for GroupNorm, the student's norm; it gets one here, by the door that it has for that.
-"""
+BackPACK has no rule for GroupNorm, the student's norm; it gets one here, by the door that it has
+for that."""
 
 import copy
 import importlib.util
@@ -31,7 +31,11 @@ def by_loop(net: nn.Module, images: Tensor, labels: Tensor) -> Norms:
         found = []
         for i in range(len(images)):
             forward_and_backward(net, images[i : i + 1], labels[i : i + 1])
-            found.append(torch.stack([p.grad.square().sum() for p in net.parameters() if p.grad is not None]).sum().sqrt())
+            found.append(
+                torch.stack([p.grad.square().sum() for p in net.parameters() if p.grad is not None])
+                .sum()
+                .sqrt()
+            )
         return torch.stack(found)
 
     return norms
@@ -45,7 +49,11 @@ def by_vmap(net: nn.Module, images: Tensor, labels: Tensor) -> Norms:
         return functional.cross_entropy(functional_call(net, params, (image[None],)), label[None])
 
     each = vmap(grad(loss), in_dims=(None, 0, 0))
-    return lambda: torch.stack([g.flatten(1).square().sum(1) for g in each(params, images, labels).values()]).sum(0).sqrt()
+    return lambda: (
+        torch.stack([g.flatten(1).square().sum(1) for g in each(params, images, labels).values()])
+        .sum(0)
+        .sqrt()
+    )
 
 
 def by_opacus(net: nn.Module, images: Tensor, labels: Tensor, ghost: bool) -> Norms:
@@ -68,7 +76,11 @@ def by_opacus(net: nn.Module, images: Tensor, labels: Tensor, ghost: bool) -> No
             functional.cross_entropy(wrapped(images), labels, reduction="sum").backward()
         if ghost:
             return wrapped.get_norm_sample().detach()
-        return torch.stack([p.grad_sample.flatten(1).square().sum(1) for p in wrapped.parameters()]).sum(0).sqrt()
+        return (
+            torch.stack([p.grad_sample.flatten(1).square().sum(1) for p in wrapped.parameters()])
+            .sum(0)
+            .sqrt()
+        )
 
     return norms
 
@@ -83,11 +95,25 @@ def by_backpack(net: nn.Module, images: Tensor, labels: Tensor) -> Norms:
         def __init__(self) -> None:
             super().__init__(params=["weight", "bias"])
 
-        def weight(self, ext: object, module: nn.GroupNorm, g_inp: object, g_out: tuple[Tensor], quantities: object) -> Tensor:
+        def weight(
+            self,
+            ext: object,
+            module: nn.GroupNorm,
+            g_inp: object,
+            g_out: tuple[Tensor],
+            quantities: object,
+        ) -> Tensor:
             unit = functional.group_norm(module.input0, module.num_groups, eps=module.eps)
             return (g_out[0] * unit).flatten(2).sum(2).square().sum(1)
 
-        def bias(self, ext: object, module: nn.GroupNorm, g_inp: object, g_out: tuple[Tensor], quantities: object) -> Tensor:
+        def bias(
+            self,
+            ext: object,
+            module: nn.GroupNorm,
+            g_inp: object,
+            g_out: tuple[Tensor],
+            quantities: object,
+        ) -> Tensor:
             return g_out[0].flatten(2).sum(2).square().sum(1)
 
     extension = BatchL2Grad()
@@ -107,7 +133,10 @@ def by_backpack(net: nn.Module, images: Tensor, labels: Tensor) -> Norms:
 
 def peers(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[dict[str, Norms], list[str]]:
     """Return the peers that run here, and the names of those that are absent."""
-    found = {"per-sample loop": by_loop(net, images, labels), "vmap(grad)": by_vmap(net, images, labels)}
+    found = {
+        "per-sample loop": by_loop(net, images, labels),
+        "vmap(grad)": by_vmap(net, images, labels),
+    }
     absent = []
     if importlib.util.find_spec("opacus") is None:
         absent += ["Opacus", "Opacus ghost clipping"]

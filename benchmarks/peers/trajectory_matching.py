@@ -1,10 +1,10 @@
 """Trajectory matching in plain PyTorch: the published unroll, TESLA's two passes, and the adjoint by torch.func, compiled
 or not.
 
-Written from the descriptions in Cazenavette et al., Dataset Distillation by Matching Training Trajectories (CVPR 2022), and Cui
-et al., Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory (ICML 2023).  Every function returns (loss, gradient
-in the images, gradient in the step size) of ``|theta_N - target|^2 / |start - target|^2`` after N steps on all images.
-"""
+Written from the descriptions in Cazenavette et al., Dataset Distillation by Matching Training
+Trajectories (CVPR 2022), and Cui et al., Scaling Up Dataset Distillation to ImageNet-1K with
+Constant Memory (ICML 2023).  Every function returns (loss, gradient in the images, gradient in the
+learning rate) of ``|theta_N - target|^2 / |start - target|^2`` after N steps on all images."""
 
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
@@ -29,18 +29,38 @@ class Flat:
         self.sizes = [t.numel() for t in tensors]
 
     def loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        parts = (part.view(shape) for part, shape in zip(theta.split(self.sizes), self.shapes, strict=True))
-        return F.cross_entropy(functional_call(self.net, dict(zip(self.names, parts, strict=True)), (images,)), labels)
+        parts = (
+            part.view(shape)
+            for part, shape in zip(theta.split(self.sizes), self.shapes, strict=True)
+        )
+        return F.cross_entropy(
+            functional_call(self.net, dict(zip(self.names, parts, strict=True)), (images,)), labels
+        )
 
-    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor, create_graph: bool = False) -> Tensor:
+    def gradient(
+        self, theta: Tensor, images: Tensor, labels: Tensor, create_graph: bool = False
+    ) -> Tensor:
         leaf = theta if create_graph else theta.detach().requires_grad_()
-        return torch.autograd.grad(self.loss(leaf, images, labels), leaf, create_graph=create_graph)[0]
+        return torch.autograd.grad(
+            self.loss(leaf, images, labels), leaf, create_graph=create_graph
+        )[0]
 
 
-def unroll(net: nn.Module, start: Tensor, target: Tensor, images: Tensor, labels: Tensor, lr: float, steps: int) -> Gradients:
+def unroll(
+    net: nn.Module,
+    start: Tensor,
+    target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: float,
+    steps: int,
+) -> Gradients:
     """Keep the graphs of all steps and differentiate through them."""
     model, images = Flat(net), images.detach().requires_grad_()
-    alpha, theta = torch.tensor(lr, dtype=start.dtype, device=start.device, requires_grad=True), start.detach().requires_grad_()
+    alpha, theta = (
+        torch.tensor(lr, dtype=start.dtype, device=start.device, requires_grad=True),
+        start.detach().requires_grad_(),
+    )
     for _ in range(steps):
         theta = theta - alpha * model.gradient(theta, images, labels, create_graph=True)
     loss = (theta - target).square().sum() / (start - target).square().sum()
@@ -54,7 +74,9 @@ class Passes:
         model = Flat(net)
         both = grad(model.loss, argnums=(0, 1))
 
-        def tangents(theta: Tensor, lam: Tensor, images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        def tangents(
+            theta: Tensor, lam: Tensor, images: Tensor, labels: Tensor
+        ) -> tuple[tuple[Tensor, Tensor], ...]:
             return jvp(lambda t: both(t, images, labels), (theta,), (lam,))
 
         self.gradient, self.tangents = model.gradient, tangents
@@ -88,7 +110,15 @@ def forward_over_reverse(
     return loss, total, slope
 
 
-def tesla(net: nn.Module, start: Tensor, target: Tensor, images: Tensor, labels: Tensor, lr: float, steps: int) -> Gradients:
+def tesla(
+    net: nn.Module,
+    start: Tensor,
+    target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: float,
+    steps: int,
+) -> Gradients:
     """Sum the gradients in a first pass, differentiate each one on its own in a second; not the exact gradient."""
     model, thetas, whole = Flat(net), [start], torch.zeros_like(start)
     for _ in range(steps):
@@ -101,9 +131,10 @@ def tesla(net: nn.Module, start: Tensor, target: Tensor, images: Tensor, labels:
     total = torch.zeros_like(images)
     for theta in thetas[:-1]:
         leaf = theta.detach().requires_grad_()
-        total += torch.autograd.grad(-2 * lr / scale * (rest @ model.gradient(leaf, images, labels, create_graph=True)), images)[
-            0
-        ]
+        total += torch.autograd.grad(
+            -2 * lr / scale * (rest @ model.gradient(leaf, images, labels, create_graph=True)),
+            images,
+        )[0]
     return rest.square().sum() / scale, total, -2 * (whole @ rest) / scale
 
 
@@ -127,4 +158,8 @@ def compiled_forward_over_reverse(
 
 
 COMPILED = "torch.func, compiled"
-EXACT: dict[str, Callable[..., Gradients]] = {"published unroll": unroll, "torch.func": forward_over_reverse, **libraries.EXACT}
+EXACT: dict[str, Callable[..., Gradients]] = {
+    "published unroll": unroll,
+    "torch.func": forward_over_reverse,
+    **libraries.EXACT,
+}

@@ -17,15 +17,19 @@ from kdistill.evaluation.significance import CONFIDENCE, difference, mean_of
 __all__ = ["Comparison", "Entry", "compare"]
 
 
-def compare(folders: Sequence[str | Path] | str | Path, *, against: str | None = None) -> Comparison:
+def compare(
+    folders: Sequence[str | Path] | str | Path, *, against: str | None = None
+) -> Comparison:
     """Put finished and evaluated runs side by side.
 
-    Runs that differ in nothing but the seed become one line.  A line is compared with the reference line of the same data,
-    images per class, network and protocol by a 95 % t interval over distillation seeds (``kdistill.evaluation.significance``).
+    Runs that differ in nothing but the seed become one line.  A line is compared with the reference
+    line of the same data, images per class, network and protocol by a 95 % t interval over
+    distillation seeds (``kdistill.evaluation.significance``).
 
     Args:
         folders: Run folders, or folders of runs such as the output of ``sweep``.
-        against: Name of the reference line: a variant, a method or a baseline; None is the first distilled one.
+        against: Name of the reference line: a variant, a method or a baseline; None is the first
+            distilled one.
 
     Returns:
         The table; what could not be used is in its notes.
@@ -39,14 +43,21 @@ def compare(folders: Sequence[str | Path] | str | Path, *, against: str | None =
     if not runs:
         looked = ", ".join(map(str, given)) or "nothing"
         why = f" ({'; '.join(notes)})" if notes else ""
-        raise DataError(f"compare: expected evaluated runs, got none in {looked}{why}; run kdistill evaluate on them first")
+        raise DataError(
+            f"compare: expected evaluated runs, got none in {looked}{why}; run kdistill evaluate "
+            "on them first"
+        )
     groups: dict[tuple[Any, ...], dict[str, Entry]] = {}
     for (where, name), found in _grouped(runs).items():
         groups.setdefault(where, {})[name] = found
     names = list(dict.fromkeys(entry.name for group in groups.values() for entry in group.values()))
     if against is not None and against not in names:
-        raise ConfigError(f"compare: expected the name of a line, got '{against}'; {did_you_mean(against, names)}")
-    entries = [entry for group in groups.values() for entry in _compared(list(group.values()), against)]
+        raise ConfigError(
+            f"compare: expected the name of a line, got '{against}'; {did_you_mean(against, names)}"
+        )
+    entries = [
+        entry for group in groups.values() for entry in _compared(list(group.values()), against)
+    ]
     return Comparison(tuple(entries), (*_reading(entries), *_conditions(runs), *notes))
 
 
@@ -70,7 +81,10 @@ class _Run:
     def seed(self) -> int:
         seed = recorded(self.small.config, "run").get("seed", 0)
         if type(seed) is not int:
-            raise DataError(f"{self.folder}: expected a whole number as the run's seed, got {seed!r}; distill again")
+            raise DataError(
+                f"{self.folder}: expected a whole number as the run's seed, got {seed!r}; distill "
+                "again"
+            )
         return seed
 
 
@@ -89,14 +103,20 @@ def _collect(folders: Sequence[Path]) -> tuple[list[_Run], list[str]]:
                 if row.get("status") == "failed"
             ]
             listed = [folder / name for name in record]
-            rest = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+            rest = sorted(
+                child
+                for child in folder.iterdir()
+                if child.is_dir() and not child.name.startswith(".")
+            )
             inside = list(dict.fromkeys([*listed, *rest]))
         else:
             inside = [folder]
         for place in inside:
             if (place / "config.json").exists() and place.resolve() not in runs:
                 _take(place, runs, notes)
-            elif (place / "checkpoint.safetensors").exists() and not (place / "config.json").exists():
+            elif (place / "checkpoint.safetensors").exists() and not (
+                place / "config.json"
+            ).exists():
                 notes.append(f"not finished: {place}")
     return _named([run for run, _ in runs.values()], [name for _, name in runs.values()]), notes
 
@@ -111,7 +131,10 @@ def _take(place: Path, runs: dict[Path, tuple[_Run, str | None]], notes: list[st
         found = Evaluation.from_dict(small.metrics["evaluation"])
     except ConfigError as error:
         raise DataError(f"{place / 'metrics.json'}: {error}") from error
-    runs[place.resolve()] = _Run(place, "", small, found), variant if isinstance(variant, str) else None
+    runs[place.resolve()] = (
+        _Run(place, "", small, found),
+        variant if isinstance(variant, str) else None,
+    )
 
 
 def recorded(content: Mapping[str, Any], part: str) -> Mapping[str, Any]:
@@ -122,9 +145,18 @@ def recorded(content: Mapping[str, Any], part: str) -> Mapping[str, Any]:
 
 def _named(runs: list[_Run], variants: list[str | None]) -> list[_Run]:
     """Give every run the name of its line: its variant or method, and the options in which lines of that name differ."""
-    bases = [name or str(run.settings.get("method", "distilled")) for run, name in zip(runs, variants, strict=True)]
-    flat = [_flat({key: value for key, value in run.settings.items() if key not in ("data", "ipc")}) for run in runs]
-    places = [(name, run.found.data.get("fingerprint"), run.small.ipc) for run, name in zip(runs, bases, strict=True)]
+    bases = [
+        name or str(run.settings.get("method", "distilled"))
+        for run, name in zip(runs, variants, strict=True)
+    ]
+    flat = [
+        _flat({key: value for key, value in run.settings.items() if key not in ("data", "ipc")})
+        for run in runs
+    ]
+    places = [
+        (name, run.found.data.get("fingerprint"), run.small.ipc)
+        for run, name in zip(runs, bases, strict=True)
+    ]
     named = []
     for run, base, own, here in zip(runs, bases, flat, places, strict=True):
         alike = [other for other, place in zip(flat, places, strict=True) if place == here]
@@ -137,7 +169,11 @@ def _named(runs: list[_Run], variants: list[str | None]) -> list[_Run]:
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in table.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        found |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
     return found
 
 
@@ -148,7 +184,10 @@ def _grouped(runs: Sequence[_Run]) -> dict[tuple[tuple[Any, ...], str], Entry]:
         for row in run.found.rows:
             if row.kind != "variant":
                 about = run.found.data
-                where = (*(str(about.get(key)) for key in ("name", "fingerprint", "transform")), run.small.ipc)
+                where = (
+                    *(str(about.get(key)) for key in ("name", "fingerprint", "transform")),
+                    run.small.ipc,
+                )
                 name = run.variant if row.kind == "distilled" else row.name
                 place = (*where, row.model, repr(run.found.protocol))
                 lines.setdefault((place, name, row.kind), []).append((run, row))
@@ -169,7 +208,8 @@ def _entry(name: str, kind: str, found: Sequence[tuple[_Run, Row]]) -> Entry:
             continue  # one measurement that several evaluations show
         if seed in accuracies:
             raise DataError(
-                f"compare: expected one run of {name} with seed {seed}, got two ({other.folder} is one); name one of the folders"
+                f"compare: expected one run of {name} with seed {seed}, got two ({other.folder} is "
+                "one); name one of the folders"
             )
         seen |= set(measured.sources)
         accuracies[seed] = measured.mean
@@ -177,8 +217,14 @@ def _entry(name: str, kind: str, found: Sequence[tuple[_Run, Row]]) -> Entry:
             validation[seed] = mean_of(measured.validation)
         nets += measured.accuracies
         untrained += measured.untrained
-    cost = [recorded(other.small.metrics, "distillation") for other, _ in found] if kind == "distilled" else []
-    seconds, peaks = ([c[key] for c in cost if is_number(c.get(key))] for key in ("seconds", "peak_bytes"))
+    cost = (
+        [recorded(other.small.metrics, "distillation") for other, _ in found]
+        if kind == "distilled"
+        else []
+    )
+    seconds, peaks = (
+        [c[key] for c in cost if is_number(c.get(key))] for key in ("seconds", "peak_bytes")
+    )
     return Entry(
         data=str(run.found.data.get("name", "data")),
         ipc=run.small.ipc,
@@ -197,11 +243,19 @@ def _entry(name: str, kind: str, found: Sequence[tuple[_Run, Row]]) -> Entry:
 
 def _compared(group: list[Entry], against: str | None) -> list[Entry]:
     """Return the group with the reference first and its difference in every other line."""
-    wanted = [entry for entry in group if entry.name == against] if against else [e for e in group if e.kind == "distilled"]
+    wanted = (
+        [entry for entry in group if entry.name == against]
+        if against
+        else [e for e in group if e.kind == "distilled"]
+    )
     if not wanted:
         return group
     reference = wanted[0]
-    others = [replace(e, against=difference(e.accuracies, reference.accuracies)) for e in group if e is not reference]
+    others = [
+        replace(e, against=difference(e.accuracies, reference.accuracies))
+        for e in group
+        if e is not reference
+    ]
     return [reference, *others]
 
 
@@ -209,25 +263,46 @@ def _reading(entries: Sequence[Entry]) -> list[str]:
     """Say how the numbers are to be read, from what is there."""
     counts = dict.fromkeys(entry.seeds for entry in entries)
     over = f" ({next(iter(counts))} nets)" if len(counts) == 1 else ""
-    notes = [f"test %: mean ± sample standard deviation over distillation seeds{over}, each the mean of its nets; val.: withheld"]
-    failed = [f"{entry.name} ({entry.model}: {entry.untrained} of {len(entry.nets)})" for entry in entries if entry.untrained]
+    notes = [
+        f"test %: mean ± sample standard deviation over distillation seeds{over}, each the mean of "
+        "its nets; val.: held out"
+    ]
+    failed = [
+        f"{entry.name} ({entry.model}: {entry.untrained} of {len(entry.nets)})"
+        for entry in entries
+        if entry.untrained
+    ]
     if failed:
-        notes.append(f"{DAGGER} networks that did not train, no better than chance on their own images: {', '.join(failed)}")
+        notes.append(
+            f"{DAGGER} networks that did not train, no better than chance on their own images: "
+            f"{', '.join(failed)}"
+        )
     gaps = [entry.against for entry in entries if entry.against is not None]
     tested = [gap for gap in gaps if gap.test != "none"]
     if gaps:
-        notes.append("difference: points to the first line of the same data, ipc, network and protocol")
-    if tested:
-        kinds = " or ".join(dict.fromkeys(f"{gap.test} over {_seeds_text(gap.seeds)}" for gap in tested))
         notes.append(
-            f"[low, high]: {100 * CONFIDENCE:.0f} % interval, {kinds}; not corrected for {len(tested)} "
+            "difference: points to the first line of the same data, ipc, network and protocol"
+        )
+    if tested:
+        kinds = " or ".join(
+            dict.fromkeys(f"{gap.test} over {_seeds_text(gap.seeds)}" for gap in tested)
+        )
+        notes.append(
+            f"[low, high]: {100 * CONFIDENCE:.0f} % interval, {kinds}; not corrected for "
+            f"{len(tested)} "
             f"comparison{'s' if len(tested) > 1 else ''}; * leaves out 0"
         )
         if min(min(gap.seeds) for gap in tested) < 5:
             widest = 100 * max(gap.high - gap.low for gap in tested) / 2
-            notes.append(f"few seeds: the widest interval hides differences below {widest:.1f} points; no * does not mean equal")
+            notes.append(
+                f"few seeds: the widest interval hides differences below {widest:.1f} points; no * "
+                "does not mean equal"
+            )
     if len(tested) < len(gaps):
-        notes.append("test none: one seed on a side; the spread over nets says nothing about other distillation seeds")
+        notes.append(
+            "test none: one seed on a side; the spread over nets says nothing about other "
+            "distillation seeds"
+        )
     return notes
 
 
@@ -242,10 +317,23 @@ def _conditions(runs: Sequence[_Run]) -> list[str]:
         ("environments", [recorded(run.small.config, "environment") for run in runs]),
         ("evaluation environments", [dict(run.found.environment) for run in runs]),
     ):
-        keys = sorted({key for place in places for key in place if any(other.get(key) != place[key] for other in places)})
+        keys = sorted(
+            {
+                key
+                for place in places
+                for key in place
+                if any(other.get(key) != place[key] for other in places)
+            }
+        )
         if keys:
-            notes.append(f"the runs have different {part} ({', '.join(keys)}): compare times with care")
-    short = [run.folder.name for run in runs if recorded(run.small.metrics, "distillation").get("finished") is False]
+            notes.append(
+                f"the runs have different {part} ({', '.join(keys)}): compare times with care"
+            )
+    short = [
+        run.folder.name
+        for run in runs
+        if recorded(run.small.metrics, "distillation").get("finished") is False
+    ]
     if short:
         notes.append(f"stopped by a time budget: {', '.join(short)}")
     return notes

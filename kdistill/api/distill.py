@@ -64,21 +64,25 @@ def distill(
         seed: Same seed, thread count and instruction set give the same bits.
         preset: ``"fast"`` (for CPUs) or ``"paper"``.
         options: The method's own options, on top of the preset; ``kdistill methods dm`` lists them.
-        validation: Share of the training data withheld, so that settings can be chosen without the test set.
+        validation: Share of the training data held out, so that settings can be chosen without the
+            test set.
         init: An earlier set, or its folder, to start from.
-        out: Folder for the checkpoint, ``metrics.jsonl`` and the finished artefact.  None returns the set alone; meanwhile the
-            checkpoint is kept in ``$KDISTILL_CACHE/runs``, in a folder that is named at the start and removed at the end.
-        resume: Continue the run in ``out``, or without it the interrupted run of the same settings, data and seed; the result is
-            bit-identical to an uninterrupted one.
+        out: Folder for the checkpoint, ``metrics.jsonl`` and the finished artefact.  None returns
+            the set alone; meanwhile the checkpoint is kept in ``$KDISTILL_CACHE/runs``, in a folder
+            that is named at the start and removed at the end.
+        resume: Continue the run in ``out``, or without it the interrupted run of the same settings,
+            data and seed; the result is bit-identical to an uninterrupted one.
         force: Replace the finished set or the interrupted run in ``out``.
         callbacks: A function or several, called with a ``Progress`` every ten iterations.
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
         max_minutes: Stop after this time and keep what is there.
-        snapshot_every: Also keep the set as it is every so many iterations, in ``out/snapshots``, at most 100 of them;
-            ``evaluate_snapshots`` compares them.  The result has the same bits with and without.
+        snapshot_every: Also keep the set as it is every so many iterations, in ``out/snapshots``,
+            at most 100 of them; ``evaluate_snapshots`` compares them.  The result has the same bits
+            with and without.
         checkpoint_minutes: Between two checkpoints; a killed run loses at most this much.
-        quiet: Do not show the progress, which stands on standard error or below the cell of a notebook.
+        quiet: Do not show the progress, which stands on standard error or below the cell of a
+            notebook.
 
     Returns:
         The synthetic set, images in pixel space; nothing is clipped.
@@ -87,14 +91,23 @@ def distill(
         ConfigError: Unknown method, preset or option, or settings that do not fit together.
         DataError: Too few images, or data that cannot be used.
         NonFiniteError: The optimisation blew up; the last good state is in ``out``.
-        KeyboardInterrupt: After the state was saved; the message says where.  SIGTERM and SIGHUP save it too, before they end
-            the process.
+        KeyboardInterrupt: After the state was saved; the message says where.  SIGTERM and SIGHUP
+            save it too, before they end the process.
 
     Cost: ``iterations`` outer steps; peak memory is that of one step.
     """
-    given = {"method": method, "ipc": ipc, "seed": seed, "preset": preset, "validation": validation, "options": options or {}}
+    given = {
+        "method": method,
+        "ipc": ipc,
+        "seed": seed,
+        "preset": preset,
+        "validation": validation,
+        "options": options or {},
+    }
     limits: dict[str, Any] = {"max_minutes": max_minutes, "checkpoint_minutes": checkpoint_minutes}
-    config_of_method = check_run(from_mapping(RunConfig, given, where="distill"), **limits, init=init, out=out)
+    config_of_method = check_run(
+        from_mapping(RunConfig, given, where="distill"), **limits, init=init, out=out
+    )
     watched = _functions(callbacks)
     use(threads, device)
     snapshots.check_every(snapshot_every, out)
@@ -103,9 +116,22 @@ def distill(
     spec = data if isinstance(data, str | Path) else None
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     data.check_in_memory()
-    about = {"data": str(spec) if spec is not None else data.source, "size": data.size, "normalisation": data.transform.kind}
-    given = {"method": method, "ipc": ipc, "seed": seed, "preset": preset, "validation": validation, "mirrors": data.mirrors}
-    run = from_mapping(RunConfig, {**about, **given, "options": to_mapping(config_of_method)}, where="distill")
+    about = {
+        "data": str(spec) if spec is not None else data.source,
+        "size": data.size,
+        "normalisation": data.transform.kind,
+    }
+    given = {
+        "method": method,
+        "ipc": ipc,
+        "seed": seed,
+        "preset": preset,
+        "validation": validation,
+        "mirrors": data.mirrors,
+    }
+    run = from_mapping(
+        RunConfig, {**about, **given, "options": to_mapping(config_of_method)}, where="distill"
+    )
     seen = kept(data, validation).to(device or data.train.images.device)
     with quietly(quiet):
         check_sizes(seen, ipc)
@@ -114,7 +140,9 @@ def distill(
     with terminable(), quietly(quiet), precision, status_line("distilling") as say:
         say(f"preparing {method} on {data.name}, {ipc} per class")
         watchers = (lambda progress: say(describe(progress)), *watched)
-        small = _distilled(run, data, seen, start, out, resume, force, watchers, limits, snapshot_every)
+        small = _distilled(
+            run, data, seen, start, out, resume, force, watchers, limits, snapshot_every
+        )
     _warn_of_range(small.images)
     return small
 
@@ -123,7 +151,8 @@ def _warn_of_range(images: Tensor) -> None:
     low, high = (float(x) for x in torch.aminmax(images))
     if max(-low, high) > LARGEST_PIXEL:
         _log.warning(
-            "distill: pixels reach from %.3g to %.3g where pictures have 0 to 1; lower lr_images if networks learn little",
+            "distill: pixels reach from %.3g to %.3g where pictures have 0 to 1; lower lr_images "
+            "if networks learn little",
             low,
             high,
         )
@@ -145,7 +174,9 @@ def _distilled(
     config = _config(run, data, start)
 
     def build() -> methods.Problem:
-        problem = methods.get(run.method).build(resolve(run.method, run.preset, run.options), seen, run.ipc, run.seed, start)
+        problem = methods.get(run.method).build(
+            resolve(run.method, run.preset, run.options), seen, run.ipc, run.seed, start
+        )
         if snapshot_every is not None:
             snapshots.check_count(snapshot_every, problem.iterations)
         config.update(problem.about)
@@ -164,11 +195,21 @@ def _distilled(
         prepare(folder, resume=resume, force=force)
 
         def take(outcome: loop.Outcome) -> None:
-            snapshots.save_snapshot(folder, outcome.snapshot.iteration, _result(outcome, data, problem, config))
+            snapshots.save_snapshot(
+                folder, outcome.snapshot.iteration, _result(outcome, data, problem, config)
+            )
 
-        how = {**limits, "snapshots": None if snapshot_every is None else loop.Snapshots(snapshot_every, take)}
-        watchers: list[Callable[[Progress], None]] = [JsonLines(folder / "metrics.jsonl", resume), *callbacks]
-        outcome = loop.run(problem, folder=folder, identity=config, resume=resume, callbacks=watchers, **how)
+        how = {
+            **limits,
+            "snapshots": None if snapshot_every is None else loop.Snapshots(snapshot_every, take),
+        }
+        watchers: list[Callable[[Progress], None]] = [
+            JsonLines(folder / "metrics.jsonl", resume),
+            *callbacks,
+        ]
+        outcome = loop.run(
+            problem, folder=folder, identity=config, resume=resume, callbacks=watchers, **how
+        )
         small = _result(outcome, data, problem, config)
         if resume and (finished := same_artefact(folder, small)) is not None:
             return finished
@@ -188,7 +229,10 @@ def _functions(callbacks: Any) -> tuple[Callable[[Progress], None], ...]:
     )
     for callback in given:
         if not callable(callback):
-            raise ConfigError(f"callbacks: expected functions of a Progress, got {callback!r}; pass one or a list of them")
+            raise ConfigError(
+                f"callbacks: expected functions of a Progress, got {callback!r}; pass one or a "
+                "list of them"
+            )
     return given
 
 
@@ -205,14 +249,15 @@ def train_experts(
 ) -> TrajectoryStore:
     """Train the expert trajectories that a trajectory method needs, or those of them that are missing.
 
-    ``distill`` does this itself; on its own it is for the long part of a run.  Size and time are shown before it starts.
+    ``distill`` does this itself; on its own it is for the long part of a run.  Size and time are
+    shown before it starts.
 
     Args:
         data: From ``load_data``, or anything that ``load_data`` takes.
         method: ``"mtt"``, ``"tesla"``, ``"ftd"``, ``"datm"`` or ``"pad"``.
         preset: As for ``distill``.
         options: As for ``distill``; ``experts`` names the folder.
-        validation: As for ``distill``: experts must not see what a run withholds.
+        validation: As for ``distill``: experts must not see what a run holds out.
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
         quiet: Do not show the progress.
@@ -228,7 +273,10 @@ def train_experts(
     """
     found, config = methods.get(method), resolve(method, preset, options or {})
     if found.experts is None:
-        raise ConfigError(f"experts: expected a method with expert trajectories, got '{method}'; such as mtt, tesla or ftd")
+        raise ConfigError(
+            f"experts: expected a method with expert trajectories, got '{method}'; such as mtt, "
+            "tesla or ftd"
+        )
     check_ranges(1, validation)
     use(threads, device)
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
@@ -247,17 +295,22 @@ def check_sizes(data: ImageDataset, ipc: int) -> None:
     """Say which classes have fewer than ``ipc`` training images; raise DataError if all have, or if one has none."""
     counts = torch.bincount(data.train.labels.cpu(), minlength=data.num_classes)
     smallest = int(counts.argmin())
-    small = [f"'{data.classes[k]}' ({int(counts[k])})" for k in (counts < ipc).nonzero().squeeze(1).tolist()]
+    small = [
+        f"'{data.classes[k]}' ({int(counts[k])})"
+        for k in (counts < ipc).nonzero().squeeze(1).tolist()
+    ]
     if small and int(counts.min()) > 0 and int(counts.max()) >= ipc:
         named = ", ".join(small[:5]) + (f" and {len(small) - 5} more" if len(small) > 5 else "")
         note(
-            f"fewer than ipc={ipc} training images of {named}: their {ipc} synthetic images begin as copies of those, "
+            f"fewer than ipc={ipc} training images of {named}: their {ipc} synthetic images begin "
+            "as copies of those, "
             "with a little noise"
         )
     elif small:
         raise DataError(
-            f"distill: expected at least ipc={ipc} training images per class, got {int(counts[smallest])} of "
-            f"'{data.classes[smallest]}'; lower ipc, withhold less with validation=, or add images"
+            f"distill: expected at least ipc={ipc} training images per class, got "
+            f"{int(counts[smallest])} of "
+            f"'{data.classes[smallest]}'; lower ipc, hold out less with validation=, or add images"
         )
 
 
@@ -266,12 +319,14 @@ def _start(init: DistilledDataset | str | Path, data: ImageDataset, ipc: int) ->
     wanted = (data.num_classes * ipc, data.channels, data.size, data.size)
     if tuple(earlier.images.shape) != wanted:
         raise ConfigError(
-            f"init: expected images {list(wanted)}, got {list(earlier.images.shape)}; use a set of the same classes, ipc and size"
+            f"init: expected images {list(wanted)}, got {list(earlier.images.shape)}; use a set of "
+            "the same classes, ipc and size"
         )
     unnamed = tuple(map(str, range(data.num_classes)))
     if earlier.classes not in (unnamed, tuple(data.classes)) or set(earlier.counts) != {ipc}:
         raise ConfigError(
-            f"init: expected {ipc} images of each of {', '.join(data.classes)}, got {list(earlier.counts)} of "
+            f"init: expected {ipc} images of each of {', '.join(data.classes)}, got "
+            f"{list(earlier.counts)} of "
             f"{', '.join(earlier.classes)}; use a set that was made from the same classes"
         )
     order = torch.argsort(earlier.labels, stable=True)
@@ -294,7 +349,9 @@ def _config(run: RunConfig, data: ImageDataset, start: Tensor | None) -> dict[st
     }
 
 
-def _result(outcome: loop.Outcome, data: ImageDataset, problem: methods.Problem, config: dict[str, Any]) -> DistilledDataset:
+def _result(
+    outcome: loop.Outcome, data: ImageDataset, problem: methods.Problem, config: dict[str, Any]
+) -> DistilledDataset:
     state = outcome.state
     found = None if problem.search is None else problem.search.findings(outcome.snapshot.state)
     return DistilledDataset(

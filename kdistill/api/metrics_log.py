@@ -27,7 +27,8 @@ class JsonLines:
             append_regular(self.path, json.dumps({**row, "time": time.time()}) + "\n")
         except OSError as error:
             raise DataError(
-                f"{self.path}: expected to append a line, got: {error.strerror}; free some space or move what is in the way, "
+                f"{self.path}: expected to append a line, got: {error.strerror}; free some space "
+                "or move what is in the way, "
                 "then continue with resume=True"
             ) from error
 

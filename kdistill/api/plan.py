@@ -1,8 +1,9 @@
 """``plan``: what a run will need, before it starts.
 
-The run is rehearsed: built as it would be, with an inner trajectory of two steps where the method has one, and taken through a
-few outer iterations.  What grows with the number of steps is then added from its formula: time is linear in outer and inner
-steps, and a trajectory keeps one parameter vector per inner step.
+The run is dry_run: built as it would be, with an inner trajectory of two steps where the method has
+    one, and taken through a
+few outer iterations.  What grows with the number of steps is then added from its formula: time is
+linear in outer and inner steps, and a trajectory keeps one parameter vector per inner step.
 """
 
 import tempfile
@@ -54,10 +55,14 @@ class Plan:
         lines = [
             f"memory   {self.memory_bytes / 2**30:.2f} GiB peak",
             f"disk     {self.disk_bytes / 1e6:.1f} MB for the run",
-            f"time     {duration(self.seconds)} ({1e3 * self.iteration_seconds:.0f} ms an iteration)",
+            f"time     {duration(self.seconds)} ({1e3 * self.iteration_seconds:.0f} ms an "
+            "iteration)",
         ]
         if self.expert_seconds:
-            lines.append(f"experts  {duration(self.expert_seconds)} and {self.expert_bytes / 1e6:.1f} MB, once")
+            lines.append(
+                f"experts  {duration(self.expert_seconds)} and {self.expert_bytes / 1e6:.1f} MB, "
+                "once"
+            )
         return "\n".join(lines)
 
 
@@ -71,7 +76,7 @@ def plan(
     validation: float = 0.1,
     threads: int | None = None,
 ) -> Plan:
-    """Predict memory, disk and time of a run from a rehearsal of a few iterations.
+    """Predict memory, disk and time of a run from a dry run of a few iterations.
 
     Args:
         data: As for ``distill``, and so are the others.
@@ -98,20 +103,26 @@ def plan(
     seen = kept(data, validation)
     check_sizes(seen, ipc)
     with tempfile.TemporaryDirectory() as folder:
-        rehearsal = methods.Rehearsal(config) if found.rehearse is None else found.rehearse(config, seen, Path(folder))
-        problem = found.build(rehearsal.config, seen, ipc, 0, None)
-        seconds = _iteration_seconds(problem) * rehearsal.steps_ratio
+        dry_run = (
+            methods.DryRun(config)
+            if found.dry_run is None
+            else found.dry_run(config, seen, Path(folder))
+        )
+        problem = found.build(dry_run.config, seen, ipc, 0, None)
+        seconds = _iteration_seconds(problem) * dry_run.steps_ratio
     states = 3 if problem.average else 2
     state_bytes = sum(_nbytes(x) for x in problem.state.values())
     checkpoints = 2 if seconds * problem.iterations > 60 else 1
     return Plan(
-        memory_bytes=peak_bytes() + rehearsal.more_bytes + state_bytes * states,
-        disk_bytes=int(state_bytes * (1 + states * checkpoints + PREVIEW)) + PAGE_BYTES + LOOK_BYTES * problem.iterations // 10,
+        memory_bytes=peak_bytes() + dry_run.more_bytes + state_bytes * states,
+        disk_bytes=int(state_bytes * (1 + states * checkpoints + PREVIEW))
+        + PAGE_BYTES
+        + LOOK_BYTES * problem.iterations // 10,
         seconds=seconds * problem.iterations,
-        expert_bytes=rehearsal.expert_bytes,
-        expert_seconds=rehearsal.expert_seconds,
+        expert_bytes=dry_run.expert_bytes,
+        expert_seconds=dry_run.expert_seconds,
         iteration_seconds=seconds,
-        num_params=rehearsal.num_params,
+        num_params=dry_run.num_params,
     )
 
 
@@ -123,7 +134,7 @@ def _iteration_seconds(problem: methods.Problem) -> float:
             began = time.perf_counter()
             images = problem.prior.render(problem.state, iteration)
             step = problem.objective(iteration, images, problem.state)
-            problem.prior.pull_back(problem.state, step.grad_images, iteration)
+            problem.prior.vjp(problem.state, step.grad_images, iteration)
             float(step.loss)
             times.append(time.perf_counter() - began)
     return sorted(times[1:])[ROUNDS // 2]

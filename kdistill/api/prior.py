@@ -20,11 +20,10 @@ from kdistill.data import ImageDataset, Split, load_data
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import explained, remove_leftovers, sole_use, write_atomic
 from kdistill.keys import make_key
-from kdistill.priors.gan_training import PriorProgress, PriorSpec, Quality, fit, measure
-from kdistill.priors.gan_training import generator_card as card
-from kdistill.priors.gan_training.fit import CHECKPOINT, PriorOutcome
+from kdistill.priors.gan_training import PriorProgress, PriorSpec, Quality, card, fit, measure
 from kdistill.priors.gan_training.quality import centred, draw
-from kdistill.priors.gan_training.steps import Game, new_game
+from kdistill.priors.gan_training.steps import GanTraining, new_gan_training
+from kdistill.priors.gan_training.training_loop import CHECKPOINT, PriorOutcome
 from kdistill.priors.latents import View
 from kdistill.priors.network_files import save_generator
 from kdistill.priors.network_files.generator_folder import holds
@@ -38,7 +37,12 @@ __all__ = ["TrainedPrior", "train_prior"]
 LEAST = 10  # images per class
 SIZES = (8, 256)
 SHOWN = 10  # pictures per class in samples.png
-FREE = ("iterations", "quality_images", "quality_steps", "quality_width")  # settings that a resumed training may change
+FREE = (
+    "iterations",
+    "quality_images",
+    "quality_steps",
+    "quality_width",
+)  # settings that a resumed training may change
 
 
 @dataclass(frozen=True)
@@ -77,39 +81,55 @@ def train_prior(
     """Train a small class-conditional StyleGAN2 on a labelled image set.
 
     Args:
-        data: From ``load_data``, or anything that ``load_data`` takes; of a size that is a power of two, 8 to 256.
-        out: New or empty folder.  ``generator.safetensors`` and ``config.json`` are what ``glad`` loads; ``samples.png`` shows
-            the classes as rows, ``metrics.json`` holds the quality, ``metrics.jsonl`` the losses, ``checkpoint.safetensors`` the
-            state; ``README.md`` is the card.
-        options: Fields of ``kdistill.priors.gan_training.PriorSpec``: iterations, batch_size, lr, r1, augment, channel_base, ...
+        data: From ``load_data``, or anything that ``load_data`` takes; of a size that is a power of
+            two, 8 to 256.
+        out: New or empty folder.  ``generator.safetensors`` and ``config.json`` are what ``glad``
+            loads; ``samples.png`` shows the classes as rows, ``metrics.json`` holds the quality,
+            ``metrics.jsonl`` the losses, ``checkpoint.safetensors`` the state; ``README.md`` is the
+            card.
+        options: Fields of ``kdistill.priors.gan_training.PriorSpec``: iterations, batch_size, lr,
+            r1, augment, channel_base, ...
         seed: Same seed, thread count and instruction set give the same bits.
-        validation: Share of the training data that is withheld, the same images as in ``distill``.
-        resume: Continue the training in ``out``, bit-identical to an uninterrupted one; ``iterations`` may be raised.
+        validation: Share of the training data that is held out, the same images as in ``distill``.
+        resume: Continue the training in ``out``, bit-identical to an uninterrupted one;
+            ``iterations`` may be raised.
         callbacks: Called with a ``PriorProgress`` every ten iterations.
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
-        max_minutes: Stop training after this time and keep what is there; the measurement at the end comes on top.
+        max_minutes: Stop training after this time and keep what is there; the measurement at the
+            end comes on top.
         quiet: Do not show the progress.
 
     Returns:
         Folder, generator and quality.
 
     Raises:
-        ConfigError: An unknown option, a number out of range, a folder with an unfinished training and no ``resume``, or one in
-            which another process works.
+        ConfigError: An unknown option, a number out of range, a folder with an unfinished training
+            and no ``resume``, or one in which another process works.
         DataError: A size that does not fit, too few images, or a folder with other contents.
         NonFiniteError: The training blew up; the last good state is in ``out``.
 
-    Cost: per iteration a pass of the generator forward and backward, and three of the discriminator (of which one needs no
-        gradient of its weights); every ``r1_every`` iterations a second-order pass.
+    Cost: per iteration a pass of the generator forward and backward, and three of the discriminator
+        (of which one needs no gradient of its weights); every ``r1_every`` iterations a
+        second-order pass.
     """
-    given: dict[str, Any] = {"options": options, "seed": seed, "validation": validation, "max_minutes": max_minutes}
+    given: dict[str, Any] = {
+        "options": options,
+        "seed": seed,
+        "validation": validation,
+        "max_minutes": max_minutes,
+    }
     spec = check_training(out, **given, resume=resume, threads=threads, device=device)
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
-    seen, withheld = _parts(data, validation, device)
+    seen, held_out = _parts(data, validation, device)
     strategy = _strategy(spec, data)
-    game = new_game(spec, seen, strategy)
-    source = {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.classes), "validation": validation}
+    game = new_gan_training(spec, seen, strategy)
+    source = {
+        "name": data.name,
+        "fingerprint": data.fingerprint,
+        "classes": list(data.classes),
+        "validation": validation,
+    }
     settings = {name: value for name, value in to_mapping(spec).items() if name not in FREE}
     identity = {"settings": settings, "source": source, "environment": _native.environment()}
     folder = Path(out).expanduser()
@@ -122,25 +142,41 @@ def train_prior(
                 identity=identity,
                 resume=resume,
                 callbacks=[log, lambda progress: say(describe_prior(progress)), *callbacks],
-                on_checkpoint=lambda state: _picture(game, seen, folder, state.average, state.iteration),
+                on_checkpoint=lambda state: _picture(
+                    game, seen, folder, state.average, state.iteration
+                ),
                 max_minutes=max_minutes,
             )
-        about = {"settings": to_mapping(spec), "source": source, "environment": _native.environment(), "augment": strategy}
-        return _finished(game, seen, withheld, folder, outcome, about)
+        about = {
+            "settings": to_mapping(spec),
+            "source": source,
+            "environment": _native.environment(),
+            "augment": strategy,
+        }
+        return _finished(game, seen, held_out, folder, outcome, about)
 
 
 def _finished(
-    game: Game, seen: ImageDataset, withheld: Split, folder: Path, outcome: PriorOutcome, about: dict[str, Any]
+    game: GanTraining,
+    seen: ImageDataset,
+    held_out: Split,
+    folder: Path,
+    outcome: PriorOutcome,
+    about: dict[str, Any],
 ) -> TrainedPrior:
     """Save the generator, measure it, and save it again with what was measured."""
     spec, state = game.spec, outcome.state
     network = centred(game.generator_of(state.average), spec.seed)
-    about |= {"made by": "kdistill prior train", "iterations": state.iteration, "augment_p": state.augment_p}
+    about |= {
+        "made by": "kdistill prior train",
+        "iterations": state.iteration,
+        "augment_p": state.augment_p,
+    }
     if not holds(folder, network):  # else what was measured of it stays until it is measured again
         save_generator(network, folder, about)  # before what may fail
     with status_line("measuring") as say:
         say("training a network on generated images, and one on real ones")
-        quality = measure(spec, network, seen, withheld)
+        quality = measure(spec, network, seen, held_out)
     about |= {"quality": to_mapping(quality)}
     files = {
         "metrics.json": to_json(about["quality"] | {"iterations": state.iteration}),
@@ -170,7 +206,9 @@ def check_training(
         ConfigError: As ``train_prior``.
         DataError: A side that a generator does not have, or a folder with other contents.
     """
-    spec = from_mapping(PriorSpec, {"seed": seed, **(options or {})}, where="options of prior train")
+    spec = from_mapping(
+        PriorSpec, {"seed": seed, **(options or {})}, where="options of prior train"
+    )
     check_ranges(1, validation, max_minutes)
     use(threads, device)
     if size is not None:
@@ -193,28 +231,42 @@ def _strategy(spec: PriorSpec, data: ImageDataset) -> str:
 def _check_side(height: int, width: int) -> None:
     least, most = SIZES
     if height != width or not least <= height <= most or height & (height - 1):
-        near = min((2**k for k in range(least.bit_length() - 1, most.bit_length())), key=lambda side: abs(side - height))
+        near = min(
+            (2**k for k in range(least.bit_length() - 1, most.bit_length())),
+            key=lambda side: abs(side - height),
+        )
         raise DataError(
-            f"prior train: expected square images of a side that is a power of two from {least} to {most}, got "
-            f"{height}x{width}; load them with size={near}, glad then takes the generator with resize=true"
+            f"prior train: expected square images of a side that is a power of two from {least} to "
+            f"{most}, got "
+            f"{height}x{width}; load them with size={near}, glad then takes the generator with "
+            "resize=true"
         )
 
 
-def _parts(data: ImageDataset, validation: float, device: str | torch.device | None) -> tuple[ImageDataset, Split]:
-    """Return what may be looked at and what is withheld, after checks, on the device."""
+def _parts(
+    data: ImageDataset, validation: float, device: str | torch.device | None
+) -> tuple[ImageDataset, Split]:
+    """Return what may be looked at and what is held out, after checks, on the device."""
     _check_side(*data.train.images.shape[2:])
     if data.num_classes < 2:
-        raise DataError(f"prior train: expected at least 2 classes, got {data.num_classes}; name the classes of the images")
-    seen, withheld = data.holdout(validation, seed=0) if validation else (data, data.test.take(torch.arange(0)))
+        raise DataError(
+            f"prior train: expected at least 2 classes, got {data.num_classes}; name the classes "
+            "of the images"
+        )
+    seen, held_out = (
+        data.holdout(validation, seed=0) if validation else (data, data.test.take(torch.arange(0)))
+    )
     counts = torch.bincount(seen.train.labels.cpu(), minlength=data.num_classes)
     fewest = int(counts.argmin())
     if int(counts[fewest]) < LEAST:
         raise DataError(
-            f"prior train: expected at least {LEAST} training images per class, got {int(counts[fewest])} of "
-            f"'{data.classes[fewest]}'; add images, withhold less with validation=, or leave that class out"
+            f"prior train: expected at least {LEAST} training images per class, got "
+            f"{int(counts[fewest])} of "
+            f"'{data.classes[fewest]}'; add images, hold out less with validation=, or leave that "
+            "class out"
         )
     target = device or data.train.images.device
-    return seen.to(target), withheld.to(target)
+    return seen.to(target), held_out.to(target)
 
 
 @contextmanager
@@ -232,19 +284,30 @@ def _check_contents(folder: Path, resume: bool) -> None:
         is_training = bool(names & {CHECKPOINT, CHECKPOINT + ".prev"})
         if names and not resume and is_training:
             raise ConfigError(
-                f"out: expected a new folder, got {folder}, where a generator was trained; continue it with resume=True, "
+                f"out: expected a new folder, got {folder}, where a generator was trained; "
+                "continue it with resume=True, "
                 "or choose another folder"
             )
         # metrics.jsonl alone: a training that was killed before its first checkpoint
         if not is_training and names - {"metrics.jsonl"}:
             seen = ", ".join(sorted(names)[:3])
-            raise DataError(f"out: expected a new or empty folder, got {folder} with {seen}; choose another place")
+            raise DataError(
+                f"out: expected a new or empty folder, got {folder} with {seen}; choose another "
+                "place"
+            )
 
 
-def _picture(game: Game, data: ImageDataset, folder: Path, average: torch.Tensor, iteration: int) -> None:
+def _picture(
+    game: GanTraining, data: ImageDataset, folder: Path, average: torch.Tensor, iteration: int
+) -> None:
     """Write ``samples.png``: the same latents every time, classes as rows."""
     labels = torch.arange(data.num_classes).repeat_interleave(SHOWN)
-    images = draw(game.generator_of(average), labels, make_key(game.spec.seed, "prior samples"), View())
-    heading = {"source": {"name": data.name}, "run": {"method": f"generated after {iteration:,} iterations"}}
+    images = draw(
+        game.generator_of(average), labels, make_key(game.spec.seed, "prior samples"), View()
+    )
+    heading = {
+        "source": {"name": data.name},
+        "run": {"method": f"generated after {iteration:,} iterations"},
+    }
     small = DistilledDataset(images=images, labels=labels, classes=data.classes, config=heading)
     write_atomic(folder / "samples.png", png_bytes(small))

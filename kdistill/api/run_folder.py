@@ -17,8 +17,8 @@ from kdistill.runner import CHECKPOINT
 def is_unfinished(folder: Path) -> bool:
     """Say whether ``folder`` holds an interrupted run: a checkpoint of a run that the artefact beside it does not record.
 
-    An artefact of the same run that records fewer iterations counts as none.  Times of files have no part in it: a copy of a
-    finished run is finished.
+    An artefact of the same run that records fewer iterations counts as none.  Times of files have
+    no part in it: a copy of a finished run is finished.
     """
     if not has_checkpoint(folder):
         return False
@@ -43,8 +43,9 @@ def check_folder(folder: str | Path, *, resume: bool, force: bool) -> None:
 
     Raises:
         DataError: A file, or a folder with contents that no kdistill run left there.
-        ConfigError: It holds an interrupted run or a finished set, and neither ``resume`` nor ``force`` is asked for; or a
-            finished set without a checkpoint that ``resume`` could go on from.
+        ConfigError: It holds an interrupted run or a finished set, and neither ``resume`` nor
+            ``force`` is asked for; or a finished set without a checkpoint that ``resume`` could go
+            on from.
     """
     folder = Path(folder)
     check_output(folder)
@@ -53,13 +54,15 @@ def check_folder(folder: str | Path, *, resume: bool, force: bool) -> None:
         return
     if is_unfinished(folder):
         raise ConfigError(
-            f"out: expected a folder without an interrupted run, got {folder}; continue it with resume=True, replace it with "
+            f"out: expected a folder without an interrupted run, got {folder}; continue it with "
+            "resume=True, replace it with "
             "force=True, or choose another folder"
         )
     if artefact is not None:
         wanted = "a checkpoint to go on from" if resume else "a new folder"
         raise ConfigError(
-            f"out: expected {wanted}, got {folder} with a finished set{_described(artefact[0])}; replace it with force=True, "
+            f"out: expected {wanted}, got {folder} with a finished set{_described(artefact[0])}; "
+            "replace it with force=True, "
             "or choose another folder"
         )
 
@@ -93,7 +96,10 @@ def check_writable(folder: Path) -> None:
         write_atomic(folder / ".writable", b"")
         (folder / ".writable").unlink()
     except OSError as error:
-        raise DataError(f"out: expected a folder that can be written, got {folder} ({error.strerror}); choose another") from error
+        raise DataError(
+            f"out: expected a folder that can be written, got {folder} ({error.strerror}); choose "
+            "another"
+        ) from error
 
 
 def same_artefact(folder: Path, small: DistilledDataset) -> DistilledDataset | None:
@@ -101,4 +107,8 @@ def same_artefact(folder: Path, small: DistilledDataset) -> DistilledDataset | N
     if recorded(folder) is None:
         return None
     earlier = DistilledDataset.from_pretrained(folder)
-    return earlier if earlier.images.shape == small.images.shape and torch.equal(earlier.images, small.images) else None
+    return (
+        earlier
+        if earlier.images.shape == small.images.shape and torch.equal(earlier.images, small.images)
+        else None
+    )

@@ -36,13 +36,15 @@ def score(
     """Score every training image by how hard several briefly trained networks find it.
 
     Args:
-        data: From ``load_data``, or anything that ``load_data`` takes; what memory does not hold comes from
-            ``load_data(..., stream=True)``.
-        options: Fields of ``ScoreSpec``: metrics (names, or one text with commas), runs, epochs, lr, batch_size, momentum,
-            weight_decay, student, width.
+        data: From ``load_data``, or anything that ``load_data`` takes; what memory does not hold
+            comes from ``load_data(..., stream=True)``.
+        options: Fields of ``ScoreSpec``: metrics (names, or one text with commas), runs, epochs,
+            lr, batch_size, momentum, weight_decay, student, width.
         seed: Of all runs.
-        validation: Share of the training data that ``distill`` would withhold: scores are those of the rest, in its order.
-        out: Folder for ``scores.csv``, ``histogram.png`` and ``extremes.png`` (of the first metric); None writes nothing.
+        validation: Share of the training data that ``distill`` would hold out: scores are those of
+            the rest, in its order.
+        out: Folder for ``scores.csv``, ``histogram.png`` and ``extremes.png`` (of the first
+            metric); None writes nothing.
         say: Told what is being done, beside what is shown.
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
@@ -56,8 +58,9 @@ def score(
         DataError: The folder cannot be written.
         NonFiniteError: A training run blew up; lower ``lr``.
 
-    Cost: ``runs * epochs`` passes of training (and as many forward passes for forgetting), then one forward and backward pass for
-        each run; a batch is normalised when it is looked at, so that memory is that of the data and of one batch.
+    Cost: ``runs * epochs`` passes of training (and as many forward passes for forgetting), then one
+        forward and backward pass for each run; a batch is normalised when it is looked at, so that
+        memory is that of the data and of one batch.
     """
     spec = check_score(options, seed, validation, out)
     use(threads, device)
@@ -65,17 +68,39 @@ def score(
         check_writable(Path(out))
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     seen = kept(data, validation).to(device or data.train.images.device)
-    student = build_student(spec.student, channels=seen.channels, size=seen.size, classes=seen.num_classes, width=spec.width)
+    student = build_student(
+        spec.student,
+        channels=seen.channels,
+        size=seen.size,
+        classes=seen.num_classes,
+        width=spec.width,
+    )
     with quietly(quiet), status_line("scoring", also=say) as show:
-        scores = difficulty(spec, student, Seen(seen.train.images, seen.transform), seen.train.labels, say=show)
-    about = {"data": data.name, "validation": validation, "settings": to_mapping(spec), "environment": _native.environment()}
-    table = ScoreTable(seen.train.labels.cpu(), scores, tuple(seen.classes), fingerprint(seen.train), about, seen.train.files)
+        scores = difficulty(
+            spec, student, Seen(seen.train.images, seen.transform), seen.train.labels, say=show
+        )
+    about = {
+        "data": data.name,
+        "validation": validation,
+        "settings": to_mapping(spec),
+        "environment": _native.environment(),
+    }
+    table = ScoreTable(
+        seen.train.labels.cpu(),
+        scores,
+        tuple(seen.classes),
+        fingerprint(seen.train),
+        about,
+        seen.train.files,
+    )
     if out is not None:
         _write(table, seen, Path(out))
     return table
 
 
-def check_score(options: Mapping[str, Any] | None, seed: int, validation: float, out: str | Path | None) -> ScoreSpec:
+def check_score(
+    options: Mapping[str, Any] | None, seed: int, validation: float, out: str | Path | None
+) -> ScoreSpec:
     """Return the settings of ``score``, after every check that is possible before images are read.
 
     Raises:
@@ -97,13 +122,23 @@ def load_scores_of(data: ImageDataset, path: str | Path) -> ScoreTable:
     Raises:
         DataError: No such file, a damaged one, or scores of other images.
     """
-    return load_scores(path, digest=fingerprint(data.train), num_samples=len(data.train), labels=data.train.labels)
+    return load_scores(
+        path, digest=fingerprint(data.train), num_samples=len(data.train), labels=data.train.labels
+    )
 
 
 def _write(table: ScoreTable, data: ImageDataset, folder: Path) -> None:
     first = next(iter(table.scores))
     heading = f"{data.name}: easiest and hardest by {first}"
-    captions = [f"{row}" for row in range(len(table))] if table.files is None else [Path(file).name for file in table.files]
-    sheet = extremes(data.train.images, table.labels, table.of(first), table.classes, heading, captions)
+    captions = (
+        [f"{row}" for row in range(len(table))]
+        if table.files is None
+        else [Path(file).name for file in table.files]
+    )
+    sheet = extremes(
+        data.train.images, table.labels, table.of(first), table.classes, heading, captions
+    )
     panels = histograms(dict(table.scores), f"{data.name}: scores of {len(table):,} images")
-    LAYOUT.write(folder, {TABLE: table.encoded(), "histogram.png": png(panels), "extremes.png": png(sheet)})
+    LAYOUT.write(
+        folder, {TABLE: table.encoded(), "histogram.png": png(panels), "extremes.png": png(sheet)}
+    )

@@ -1,6 +1,7 @@
 """Where a run without a folder of its own keeps its checkpoint: ``$KDISTILL_CACHE/runs``, until its set is returned.
 
-The folder is named by settings, data and seed, so that ``resume=True`` finds it again.  The thread count and versions are not
+The folder is named by settings, data and seed, so that ``resume=True`` finds it again.  The thread
+count and versions are not
 part of the name: the checkpoint itself says which of them differs.
 """
 
@@ -47,8 +48,8 @@ class Scratch:
 def scratch_folder(config: Mapping[str, Any], resume: bool) -> Iterator[Scratch]:
     """Give the folder of the run that ``config`` describes, and say its name.
 
-    It stays after an interrupt, an error or a kill if there is a checkpoint in it.  A run that finishes removes it, and what
-    earlier attempts at the same run left.
+    It stays after an interrupt, an error or a kill if there is a checkpoint in it.  A run that
+    finishes removes it, and what earlier attempts at the same run left.
 
     Args:
         config: Its ``"run"`` and ``"source"`` name the folder.
@@ -57,7 +58,11 @@ def scratch_folder(config: Mapping[str, Any], resume: bool) -> Iterator[Scratch]
     identity = {key: config[key] for key in ("run", "source")}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     run = config["run"]
-    words = re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{config['source']['name']}-{run['method']}-ipc{run['ipc']}-seed{run['seed']}")
+    words = re.sub(
+        r"[^A-Za-z0-9._+-]+",
+        "_",
+        f"{config['source']['name']}-{run['method']}-ipc{run['ipc']}-seed{run['seed']}",
+    )
     base = f"{words[:80].lstrip('.')}-{digest}"
     with ExitStack() as held:
         try:
@@ -66,12 +71,17 @@ def scratch_folder(config: Mapping[str, Any], resume: bool) -> Iterator[Scratch]
             _drop_old(root)
             scratch = _claimed(root, base, resume, held)
         except (OSError, RuntimeError, DataError) as error:
-            note(f"distill: no checkpoint is kept, as the cache cannot be used ({error}); name a folder with out=")
+            note(
+                f"distill: no checkpoint is kept, as the cache cannot be used ({error}); name a "
+                "folder with out="
+            )
             scratch = Scratch()
         try:
             yield scratch
         finally:
-            if scratch.folder is not None and (scratch.is_finished or not _has_checkpoint(scratch.folder)):
+            if scratch.folder is not None and (
+                scratch.is_finished or not _has_checkpoint(scratch.folder)
+            ):
                 shutil.rmtree(scratch.folder, ignore_errors=True)
             if scratch.is_finished and scratch.folder is not None:
                 _remove(_attempts(scratch.folder.parent, base))
@@ -85,18 +95,26 @@ def _claimed(root: Path, base: str, resume: bool, held: ExitStack) -> Scratch:
             if iteration >= 0 and _take(folder, held):
                 note(f"distill: going on from iteration {iteration:,}, kept in {folder}")
                 return Scratch(folder, resumes=True)
-        _log.warning("resume: no checkpoint of these settings, data and seed in %s; starting from the beginning", root)
+        _log.warning(
+            "resume: no checkpoint of these settings, data and seed in %s; starting from the "
+            "beginning",
+            root,
+        )
     for number in itertools.count(1):
         folder = root / (base if number == 1 else f"{base}-{number}")
         folder.mkdir(parents=True, exist_ok=True)
         if not _has_checkpoint(folder) and _take(folder, held):
             break
     note(
-        f"distill: checkpoints are kept in {folder} until the set is returned; after an interrupt or a kill the same call with "
+        f"distill: checkpoints are kept in {folder} until the set is returned; after an interrupt "
+        "or a kill the same call with "
         "resume=True goes on from there"
     )
     if not resume and there and there[0][0] >= 0:
-        note(f"distill: an earlier attempt stopped at iteration {there[0][0]:,}; resume=True would go on from there")
+        note(
+            f"distill: an earlier attempt stopped at iteration {there[0][0]:,}; resume=True would "
+            "go on from there"
+        )
     return Scratch(folder)
 
 
@@ -110,7 +128,11 @@ def _take(folder: Path, held: ExitStack) -> bool:
 
 
 def _attempts(root: Path, base: str) -> list[Path]:
-    return [folder for folder in root.glob(f"{base}*") if folder.name == base or folder.name[len(base) :][:1] == "-"]
+    return [
+        folder
+        for folder in root.glob(f"{base}*")
+        if folder.name == base or folder.name[len(base) :][:1] == "-"
+    ]
 
 
 def _has_checkpoint(folder: Path) -> bool:
@@ -120,7 +142,11 @@ def _has_checkpoint(folder: Path) -> bool:
 def _iteration(folder: Path) -> int:
     """Return how far the checkpoint in ``folder`` is, -1 where there is none that can be read."""
     try:
-        return int(load_checkpoint(folder / CHECKPOINT)[1]["iteration"]) if _has_checkpoint(folder) else -1
+        return (
+            int(load_checkpoint(folder / CHECKPOINT)[1]["iteration"])
+            if _has_checkpoint(folder)
+            else -1
+        )
     except (DataError, KeyError, TypeError, ValueError):
         return -1
 
@@ -130,7 +156,10 @@ def _drop_old(root: Path) -> None:
     stale = []
     for folder in root.iterdir() if root.is_dir() else ():
         with suppress(OSError):
-            if folder.is_dir() and max(entry.stat().st_mtime for entry in (folder, *folder.iterdir())) < oldest:
+            if (
+                folder.is_dir()
+                and max(entry.stat().st_mtime for entry in (folder, *folder.iterdir())) < oldest
+            ):
                 stale.append(folder)
     _remove(stale)
 

@@ -1,7 +1,7 @@
 """``sweep``: a grid of runs, each distilled and evaluated in a folder of its own.
 
-What is finished is not done again and what was interrupted goes on, so the same call completes a sweep that was killed, and a
-larger grid adds to it.  ``kdistill.api.compare`` makes the table.
+What is finished is not done again and what was interrupted goes on, so the same call completes a
+sweep that was killed, and a larger grid adds to it.  ``kdistill.api.compare`` makes the table.
 """
 
 import hashlib
@@ -45,7 +45,8 @@ AXES = tuple(entry.name for entry in fields(RunConfig) if entry.name != "options
 class Grid:
     """What a sweep runs: every combination of the values below, for every variant.
 
-    A list is an axis of the grid, anything else one value; an option that is itself a list is written as a list of lists.
+    A list is an axis of the grid, anything else one value; an option that is itself a list is
+    written as a list of lists.
 
     Attributes:
         data: What ``load_data`` takes, as text.
@@ -58,10 +59,10 @@ class Grid:
         mirrors: As in ``RunConfig``.
         validation: As in ``RunConfig``.
         options: Options of the method, or axes of them.
-        variant: Named changes to all of the above, e.g. ``{"name": "+ mask", "options": {"grad_mode": "tesla"}}``; none is one
-            variant without changes.
-        evaluation: ``protocol``, ``models``, ``baselines``, ``nets`` and ``lr`` of ``evaluate``; and of the protocol
-            ``eight_bit`` and ``hard_labels``, which cost one more row each.
+        variant: Named changes to all of the above, e.g. ``{"name": "+ mask", "options":
+            {"grad_mode": "tesla"}}``; none is one variant without changes.
+        evaluation: ``protocol``, ``models``, ``baselines``, ``nets`` and ``lr`` of ``evaluate``;
+            and of the protocol ``eight_bit`` and ``hard_labels``, which cost one more row each.
         max_minutes: Of each distillation.
     """
 
@@ -88,8 +89,8 @@ class Run:
         folder: Where it is, or will be.
         variant: Its name in tables: that of the variant, or of the method.
         config: What ``distill`` is given; ``options`` holds those of the grid only.
-        status: ``"planned"``, ``"finished"`` (by this call), ``"there"`` (by an earlier one), ``"elsewhere"`` (another process
-            works on it) or ``"failed"``.
+        status: ``"planned"``, ``"finished"`` (by this call), ``"there"`` (by an earlier one),
+            ``"elsewhere"`` (another process works on it) or ``"failed"``.
         reason: Why it failed.
     """
 
@@ -116,11 +117,20 @@ class Sweep:
         return tuple(run for run in self.runs if run.status == "failed")
 
     def __str__(self) -> str:
-        counts = {status: sum(run.status == status for run in self.runs) for status in ("there", "finished", "elsewhere")}
-        words = {"there": "were there", "finished": "finished", "elsewhere": "are being run by another process"}
+        counts = {
+            status: sum(run.status == status for run in self.runs)
+            for status in ("there", "finished", "elsewhere")
+        }
+        words = {
+            "there": "were there",
+            "finished": "finished",
+            "elsewhere": "are being run by another process",
+        }
         parts = [f"{count} {words[status]}" for status, count in counts.items() if count]
         lines = [f"failed: {run}: {run.reason}" for run in self.failed]
-        return "\n".join([f"{len(self.runs)} runs: {', '.join([*parts, f'{len(lines)} failed'])}", *lines])
+        return "\n".join(
+            [f"{len(self.runs)} runs: {', '.join([*parts, f'{len(lines)} failed'])}", *lines]
+        )
 
 
 def sweep(
@@ -148,7 +158,8 @@ def sweep(
         The runs with what became of them.
 
     Raises:
-        ConfigError: A point of the grid that ``distill`` or ``evaluate`` would refuse; nothing has run then.
+        ConfigError: A point of the grid that ``distill`` or ``evaluate`` would refuse; nothing has
+            run then.
         DataError: ``out`` cannot be written.
 
     Cost: the sum of the runs, one after the other; data sets are loaded once.
@@ -171,7 +182,8 @@ def sweep(
 def plan_runs(grid: Grid, out: Path) -> list[Run]:
     """Return the runs of a grid, checked as far as that is possible without data; equal ones once.
 
-    The seed changes slowest, so that a table of everything, of one seed, is there early; then the data.
+    The seed changes slowest, so that a table of everything, of one seed, is there early; then the
+    data.
 
     Raises:
         ConfigError: Unknown or unfitting settings, two variants of one name, or no data.
@@ -181,13 +193,17 @@ def plan_runs(grid: Grid, out: Path) -> list[Run]:
     runs: dict[Path, Run] = {}
     for name, settings in _variants(grid):
         for point in _points(settings):
-            run = from_mapping(RunConfig, point, where=f"sweep{f', variant {name}' if name else ''}")
+            run = from_mapping(
+                RunConfig, point, where=f"sweep{f', variant {name}' if name else ''}"
+            )
             check_ranges(run.ipc, run.validation, grid.max_minutes)
             folder = out / _folder_name(name or run.method, run, grid.max_minutes)
             runs.setdefault(folder, Run(folder=folder, variant=name or run.method, config=run))
     order = list(runs.values())
     seeds, sets = ([getattr(run.config, key) for run in order] for key in ("seed", "data"))
-    return sorted(order, key=lambda run: (seeds.index(run.config.seed), sets.index(run.config.data)))
+    return sorted(
+        order, key=lambda run: (seeds.index(run.config.seed), sets.index(run.config.data))
+    )
 
 
 def _variants(grid: Grid) -> Iterator[tuple[str | None, dict[str, Any]]]:
@@ -199,22 +215,35 @@ def _variants(grid: Grid) -> Iterator[tuple[str | None, dict[str, Any]]]:
     names = [entry.get("name") for entry in grid.variant]
     for place, name in enumerate(names):
         if not isinstance(name, str) or not name or name in names[:place]:
-            raise ConfigError(f'sweep: expected a name of its own for every variant, got {name!r}; write name = "..."')
+            raise ConfigError(
+                f"sweep: expected a name of its own for every variant, got {name!r}; write name = "
+                '"..."'
+            )
         changes = {key: value for key, value in grid.variant[place].items() if key != "name"}
         from_mapping(Grid, changes, where=f"sweep, variant {name}")
         unfit = sorted(set(changes) & {"variant", "evaluation", "max_minutes"})
         if unfit:
-            raise ConfigError(f"sweep, variant {name}: expected settings of a run, got '{unfit[0]}'; set it for the whole sweep")
+            raise ConfigError(
+                f"sweep, variant {name}: expected settings of a run, got '{unfit[0]}'; set it for "
+                "the whole sweep"
+            )
         yield name, merge(common, changes)
 
 
 def _points(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield every combination."""
-    axes = {(key,): settings[key] for key in AXES} | {("options", key): value for key, value in settings["options"].items()}
-    values = [list(value) if isinstance(value, list | tuple) else [value] for value in axes.values()]
+    axes = {(key,): settings[key] for key in AXES} | {
+        ("options", key): value for key, value in settings["options"].items()
+    }
+    values = [
+        list(value) if isinstance(value, list | tuple) else [value] for value in axes.values()
+    ]
     for place, chosen in enumerate(values):
         if not chosen:
-            raise ConfigError(f"sweep: expected a value for {'.'.join(list(axes)[place])}, got an empty list; leave it out")
+            raise ConfigError(
+                f"sweep: expected a value for {'.'.join(list(axes)[place])}, got an empty list; "
+                "leave it out"
+            )
     for combination in itertools.product(*values):
         point: dict[str, Any] = {"options": {}}
         for path, value in zip(axes, combination, strict=True):
@@ -224,7 +253,11 @@ def _points(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _folder_name(name: str, run: RunConfig, max_minutes: float | None) -> str:
     """Return a name that people can read, with a digest of every setting: growing the grid later does not change it."""
-    settings = {**to_mapping(run), "options": to_mapping(resolve(run.method, run.preset, run.options)), "minutes": max_minutes}
+    settings = {
+        **to_mapping(run),
+        "options": to_mapping(resolve(run.method, run.preset, run.options)),
+        "minutes": max_minutes,
+    }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     words = f"{Path(run.data).stem or 'data'}-{name}-ipc{run.ipc}-seed{run.seed}"
     return f"{re.sub(r'[^A-Za-z0-9._+-]+', '_', words)[:80].lstrip('.')}-{digest}"
@@ -269,14 +302,20 @@ class _Evaluation:
 
 def _judge(grid: Grid) -> _Judge:
     wanted = from_mapping(_Evaluation, grid.evaluation, where="sweep.evaluation")
-    models, baselines = ((value,) if isinstance(value, str) else value for value in (wanted.models, wanted.baselines))
+    models, baselines = (
+        (value,) if isinstance(value, str) else value for value in (wanted.models, wanted.baselines)
+    )
     check_names(baselines or ())
     for model in models or ():
         if model not in STUDENTS:
             raise ConfigError(
-                f"sweep.evaluation.models: expected a network, got '{model}'; {did_you_mean(model, list(STUDENTS))}"
+                f"sweep.evaluation.models: expected a network, got '{model}'; "
+                f"{did_you_mean(model, list(STUDENTS))}"
             )
-    changes = {name: getattr(wanted, name) for name in ("nets", "lr", "eight_bit", "hard_labels", "precision")}
+    changes = {
+        name: getattr(wanted, name)
+        for name in ("nets", "lr", "eight_bit", "hard_labels", "precision")
+    }
     recipe = protocols.get(wanted.protocol, **changes)
     recipe.check_networks(models or (recipe.student,))
     return _Judge(protocol=recipe, models=models, baselines=baselines or ())
@@ -304,12 +343,15 @@ class _Worker:
             with locked(run.folder, wait=False) as is_mine:
                 if not is_mine:
                     return "elsewhere", ""
-                if is_finished(run.folder) and self.judge.is_done(DistilledDataset.from_pretrained(run.folder)):
+                if is_finished(run.folder) and self.judge.is_done(
+                    DistilledDataset.from_pretrained(run.folder)
+                ):
                     return "there", ""
                 self._complete(run)
                 report.unlink(missing_ok=True)
                 return "finished", ""
-        except Exception as error:  # whatever it is, it belongs to this run: it is named, kept and shown at the end
+        # whatever it is, it belongs to this run: it is named, kept and shown at the end
+        except Exception as error:
             reason = " ".join(str(error).split()) or "no reason given"
             if not isinstance(error, KDistillError):
                 write_atomic(report, traceback.format_exc().encode())
@@ -323,7 +365,13 @@ class _Worker:
             self.loaded = None  # before the next one, so that two are never held at once
             self.loaded = (
                 key,
-                load_data(config.data, size=config.size, normalisation=config.normalisation, mirrors=config.mirrors, quiet=True),
+                load_data(
+                    config.data,
+                    size=config.size,
+                    normalisation=config.normalisation,
+                    mirrors=config.mirrors,
+                    quiet=True,
+                ),
             )
         return self.loaded[1]
 
@@ -366,11 +414,17 @@ def _write_record(out: Path, runs: Sequence[Run]) -> None:
         earlier = read_record(out)
         rows = {}
         for run in runs:
-            row = {"variant": run.variant, "status": run.status, "reason": run.reason, "run": to_mapping(run.config)}
+            row = {
+                "variant": run.variant,
+                "status": run.status,
+                "reason": run.reason,
+                "run": to_mapping(run.config),
+            }
             known = run.status in ("planned", "elsewhere") and run.folder.name in earlier
             rows[run.folder.name] = earlier[run.folder.name] if known else row
         listed = [
-            {"folder": name, **row} for name, row in {**rows, **{k: v for k, v in earlier.items() if k not in rows}}.items()
+            {"folder": name, **row}
+            for name, row in {**rows, **{k: v for k, v in earlier.items() if k not in rows}}.items()
         ]
         remove_leftovers(out)
         write_atomic(out / RECORD, to_json({"runs": listed}))
@@ -394,4 +448,6 @@ def read_record(out: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError(f"a folder named {name[:60]!r}, which is not in {out}")
         return record
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected the record of a sweep, got: {error}; delete it and sweep again") from error
+        raise DataError(
+            f"{path}: expected the record of a sweep, got: {error}; delete it and sweep again"
+        ) from error

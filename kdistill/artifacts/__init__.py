@@ -6,4 +6,11 @@ from kdistill.artifacts.dataset import DistilledDataset
 from kdistill.artifacts.published import import_published
 from kdistill.files import write_atomic
 
-__all__ = ["DistilledDataset", "check_output", "import_published", "load_checkpoint", "save_checkpoint", "write_atomic"]
+__all__ = [
+    "DistilledDataset",
+    "check_output",
+    "import_published",
+    "load_checkpoint",
+    "save_checkpoint",
+    "write_atomic",
+]

@@ -40,7 +40,12 @@ def save(small: "DistilledDataset", path: str | Path) -> Path:
     path = Path(path)
     check_output(path)
     data = encode(
-        _tensors(small), {"schema_version": SCHEMA_VERSION, "classes": small.classes, "transform": small.transform.kind}
+        _tensors(small),
+        {
+            "schema_version": SCHEMA_VERSION,
+            "classes": small.classes,
+            "transform": small.transform.kind,
+        },
     )
     contents = {
         "data.safetensors": data,
@@ -59,7 +64,8 @@ def load(path: str | Path) -> "DistilledDataset":
     path = Path(path)
     if not path.is_dir():
         raise DataError(
-            f"{path}: expected an artefact folder, got {'a file' if path.exists() else 'nothing there'}; check the path"
+            f"{path}: expected an artefact folder, got "
+            f"{'a file' if path.exists() else 'nothing there'}; check the path"
         )
     return LAYOUT.read_together(path, lambda: _loaded(path))
 
@@ -69,9 +75,15 @@ def _loaded(path: Path) -> "DistilledDataset":
 
     described = _checked_config(path)
     try:
-        contents = {name: _checked(path, name, described) for name in described["artifact"]["files"]}
+        contents = {
+            name: _checked(path, name, described) for name in described["artifact"]["files"]
+        }
         tensors, metadata = decode(contents.pop("data.safetensors"), path / "data.safetensors")
-        state = {name.removeprefix(_TRANSFORM): x for name, x in tensors.items() if name.startswith(_TRANSFORM)}
+        state = {
+            name.removeprefix(_TRANSFORM): x
+            for name, x in tensors.items()
+            if name.startswith(_TRANSFORM)
+        }
         classes = metadata["classes"]
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise TypeError("classes that are no list of names")
@@ -88,7 +100,8 @@ def _loaded(path: Path) -> "DistilledDataset":
         )
     except (KeyError, TypeError, AttributeError, ConfigError, ShapeError) as error:
         raise DataError(
-            f"{path}: expected images, labels and classes that fit together, got: {error}; save the set again"
+            f"{path}: expected images, labels and classes that fit together, got: {error}; save "
+            "the set again"
         ) from error
 
 
@@ -105,20 +118,24 @@ def check_output(path: str | Path) -> None:
         entries = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     names = {name for name in entries if not name.startswith(".")}
     if {"config.json", ".next"} & entries:
-        ours = names >= set(FILES) or _is_artefact(path)  # all five: an artefact, even if its config was damaged
+        ours = names >= set(FILES) or _is_artefact(
+            path
+        )  # all five: an artefact, even if its config was damaged
     else:
         ours = not names or bool(names & set(RUN_FILES) and not names & set(FILES))
     if not ours:
         seen = ", ".join(sorted(names & set(FILES) or names)[:3])
         raise DataError(
-            f"{path}: expected a new or empty folder or an earlier artefact, got one with {seen}; choose another place"
+            f"{path}: expected a new or empty folder or an earlier artefact, got one with {seen}; "
+            "choose another place"
         )
 
 
 def recorded(path: Path) -> tuple[dict[str, Any], int] | None:
     """Return the configuration of the artefact in ``path`` and how many iterations its run had done; None where there is none.
 
-    Neither the images nor checksums are read; an artefact without a record of its iterations counts as 0.
+    Neither the images nor checksums are read; an artefact without a record of its iterations counts
+    as 0.
     """
     try:
         described = _json(path, "config.json")
@@ -155,7 +172,10 @@ def _config(small: "DistilledDataset", data: bytes) -> bytes:
     if small.transform.kind == "standard":
         transform |= {name: tensor.tolist() for name, tensor in state.items()}
     elif state:
-        transform |= {name: f"data.safetensors: {_TRANSFORM}{name} {list(tensor.shape)}" for name, tensor in state.items()}
+        transform |= {
+            name: f"data.safetensors: {_TRANSFORM}{name} {list(tensor.shape)}"
+            for name, tensor in state.items()
+        }
     about = {
         "schema_version": SCHEMA_VERSION,
         "files": {
@@ -177,10 +197,14 @@ def _checked_config(path: Path) -> dict[str, Any]:
     described = _json(path, "config.json")
     about = described.get("artifact")
     if not isinstance(about, dict) or "schema_version" not in about:
-        raise DataError(f"{path / 'config.json'}: expected the description of an artefact, got another file; check the path")
+        raise DataError(
+            f"{path / 'config.json'}: expected the description of an artefact, got another file; "
+            "check the path"
+        )
     if about["schema_version"] != SCHEMA_VERSION:
         raise DataError(
-            f"{path / 'config.json'}: expected schema version {SCHEMA_VERSION}, got {about['schema_version']}; "
+            f"{path / 'config.json'}: expected schema version {SCHEMA_VERSION}, got "
+            f"{about['schema_version']}; "
             "use the kdistill that wrote it, or a newer one"
         )
     checksum = about.pop("checksum", None)
@@ -197,13 +221,20 @@ def _checked(path: Path, name: str, described: dict[str, Any]) -> bytes:
     where = path / check_plain(name, path / "config.json")
     limit = expected["bytes"]
     if type(limit) is not int:
-        raise DataError(f"{path / 'config.json'}: expected the size of {name} as a number, got another kind; save the set again")
+        raise DataError(
+            f"{path / 'config.json'}: expected the size of {name} as a number, got another kind; "
+            "save the set again"
+        )
     data = _read(path, name, limit=limit)
     if len(data) != limit:
-        raise DataError(f"{where}: expected {limit} bytes, got {len(data)}; it was cut off or replaced: restore it")
+        raise DataError(
+            f"{where}: expected {limit} bytes, got {len(data)}; it was cut off or replaced: "
+            "restore it"
+        )
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
         raise DataError(
-            f"{where}: expected the contents that config.json names, got others; it was damaged or changed: restore it"
+            f"{where}: expected the contents that config.json names, got others; it was damaged or "
+            "changed: restore it"
         )
     return data
 
@@ -213,7 +244,8 @@ def _read(path: Path, name: str, *, limit: int = JSON_LIMIT) -> bytes:
         return LAYOUT.read(path, name, limit=limit)
     except OSError as error:
         raise DataError(
-            f"{path / name}: expected a file of the artefact, got: {error.strerror}; restore it or check the path"
+            f"{path / name}: expected a file of the artefact, got: {error.strerror}; restore it or "
+            "check the path"
         ) from error
 
 

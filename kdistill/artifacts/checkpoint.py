@@ -20,7 +20,9 @@ _log = logging.getLogger("kdistill")
 _SCHEMA = 1
 
 
-def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> None:
     """Write a checkpoint; the one that ``path`` held before stays beside it as ``<path>.prev``.
 
     Killed at any moment, at least one of the two is complete.
@@ -31,13 +33,16 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], meta: Mappi
         meta: What JSON can hold; tuples come back as lists.
 
     Raises:
-        DataError: The place cannot be written, or the disk is full; the earlier checkpoint is unchanged.
+        DataError: The place cannot be written, or the disk is full; the earlier checkpoint is
+            unchanged.
 
     Cost: one copy of the tensors in memory, one pass of sha256 over them.
     """
     path = Path(path)
     meta = jsonable(meta)
-    data = encode(tensors, {"schema_version": _SCHEMA, "meta": meta, "sha256": digest(tensors, meta)})
+    data = encode(
+        tensors, {"schema_version": _SCHEMA, "meta": meta, "sha256": digest(tensors, meta)}
+    )
     with explained(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
@@ -99,7 +104,9 @@ def first_difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, Any, 
     """Return the dotted key of the first value in which two nested mappings differ, and both values."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in sorted({*ours, *theirs}):
-            found = first_difference(ours.get(key), theirs.get(key), f"{path}.{key}" if path else str(key))
+            found = first_difference(
+                ours.get(key), theirs.get(key), f"{path}.{key}" if path else str(key)
+            )
             if found:
                 return found
         return None
@@ -114,16 +121,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         data = read_regular(path)
     except OSError as error:
-        raise DataError(f"{path}: expected a checkpoint, got: {error.strerror}; start afresh or check the path") from error
+        raise DataError(
+            f"{path}: expected a checkpoint, got: {error.strerror}; start afresh or check the path"
+        ) from error
     tensors, envelope = decode(data, path)
     fields = envelope if isinstance(envelope, dict) else {}
     if fields.get("schema_version") != _SCHEMA or not {"meta", "sha256"} <= set(fields):
         raise DataError(
-            f"{path}: expected a checkpoint of schema version {_SCHEMA}, got {fields.get('schema_version')}; "
+            f"{path}: expected a checkpoint of schema version {_SCHEMA}, got "
+            f"{fields.get('schema_version')}; "
             "continue with the kdistill that wrote it, or start afresh"
         )
     if digest(tensors, fields["meta"]) != fields["sha256"]:
         raise DataError(
-            f"{path}: expected the contents that its checksum names, got others; it was damaged or changed, start afresh"
+            f"{path}: expected the contents that its checksum names, got others; it was damaged or "
+            "changed, start afresh"
         )
     return tensors, fields["meta"]

@@ -18,14 +18,19 @@ def conclusions(scores: Any) -> list[str]:
     """Return what follows from the scores of one network, one sentence each.
 
     Args:
-        scores: ``metrics["evaluation"]["scores"][model]``: ``gap_closed``, ``eight_bit_cost``, ``hlr``, ``ior``, ``lrs``, ``ars``
-            as shares of 1, ``over_random`` by row (``mean``, ``low``, ``high``) and ``random_row``, the row that the improvement
-            over random is measured against.  Anything may be missing.
+        scores: ``metrics["evaluation"]["scores"][model]``: ``gap_closed``, ``eight_bit_cost``,
+            ``hlr``, ``ior``, ``lrs``, ``ars`` as shares of 1, ``over_random`` by row (``mean``,
+            ``low``, ``high``) and ``random_row``, the row that the improvement over random is
+            measured against.  Anything may be missing.
     """
     scores = scores if isinstance(scores, Mapping) else {}
     against = scores.get("over_random")
     against = against if isinstance(against, Mapping) else {}
-    lines = [line for name, difference in against.items() if (line := _over_random(str(name), difference))]
+    lines = [
+        line
+        for name, difference in against.items()
+        if (line := _over_random(str(name), difference))
+    ]
     if is_number(scores.get("gap_closed")):
         lines.append(_gap(scores["gap_closed"]))
     if is_number(scores.get("eight_bit_cost")):
@@ -33,7 +38,9 @@ def conclusions(scores: Any) -> list[str]:
     random = scores.get("random_row")
     for name, gloss in _GLOSSES.items():
         if is_number(scores.get(name)):
-            meaning = gloss.format(random=f"'{random}'" if isinstance(random, str) and random else "'random'")
+            meaning = gloss.format(
+                random=f"'{random}'" if isinstance(random, str) and random else "'random'"
+            )
             lines.append(f"{name.upper()} {100 * scores[name]:.1f} % ({meaning})")
     return lines
 
@@ -52,7 +59,11 @@ def rows_above(scores: Any) -> list[str]:
 def random_images(name: str) -> str:
     """Return what stands behind a row of random images, in words."""
     images = "as many real images chosen at random"
-    return f"{images} and labelled by a network that was trained on all the data" if name == TEACHER else images
+    return (
+        f"{images} and labelled by a network that was trained on all the data"
+        if name == TEACHER
+        else images
+    )
 
 
 def is_number(value: Any) -> bool:
@@ -62,7 +73,11 @@ def is_number(value: Any) -> bool:
 
 def _over_random(name: str, difference: Any) -> str | None:
     """Say that the set stands below a row of random real images, or is no better; None where it is better."""
-    if not isinstance(difference, Mapping) or not is_number(mean := difference.get("mean")) or mean > 0:
+    if (
+        not isinstance(difference, Mapping)
+        or not is_number(mean := difference.get("mean"))
+        or mean > 0
+    ):
         return None
     low, high = difference.get("low"), difference.get("high")
     points = f"{100 * mean:+.2f} points"
@@ -78,7 +93,9 @@ def _gap(gap: float) -> str:
     between = "of the gap between random selection and full data"
     if gap < 0:
         return f"closes nothing {between}: it falls behind random selection by {-100 * gap:.0f} % of that gap"
-    return f"closes {100 * gap:.0f} % {between}" + (": better than the full data" if gap > 1 else "")
+    return f"closes {100 * gap:.0f} % {between}" + (
+        ": better than the full data" if gap > 1 else ""
+    )
 
 
 def _eight_bits(cost: float) -> str:

@@ -24,24 +24,27 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 class DistilledDataset:
     """A small synthetic image set with everything that is needed to use it, compare it and make it again.
 
-    Symbols: N images, C channels, H × W pixels, K classes.  Tensors are copied to the CPU; do not write into them.
+    Symbols: N images, C channels, H × W pixels, K classes.  Tensors are copied to the CPU; do not
+        write into them.
 
     Attributes:
-        images: ``[N, C, H, W]`` float32 in pixel space; [0, 1] is black to white, values outside are kept.
+        images: ``[N, C, H, W]`` float32 in pixel space; [0, 1] is black to white, values outside
+            are kept.
         labels: Class of each image, int64 ``[N]`` in ``0..K-1``.
         label_logits: Logits z of learned soft labels ``softmax(z)``, float32 ``[N, K]``, or None.
-        learned_lr: Step size that was learned along with the images, or None.
+        learned_lr: Learning rate that was learned along with the images, or None.
         classes: Names; ``"0"``, ``"1"``, ... if not given.
         config: What made the set; ``config["run"]`` makes it again.  JSON content only.
-        metrics: What was measured on it.  ``kdistill.evaluate(small, data)`` leaves its result in ``metrics["evaluation"]``, and
-            ``save_pretrained`` writes it into ``metrics.json`` and the card.  JSON content only.
+        metrics: What was measured on it.  ``kdistill.evaluate(small, data)`` leaves its result in
+            ``metrics["evaluation"]``, and ``save_pretrained`` writes it into ``metrics.json`` and
+            the card.  JSON content only.
         transform: What turns pixel space into what networks see.
         files: Other files of the artefact folder by name, such as pictures of the run.
 
     Raises:
         ShapeError: A tensor has another shape or dtype.
-        DataError: No image, a value that is not finite, a label outside ``0..K-1``, metadata that JSON cannot hold, a config key
-            ``"artifact"``, or a file whose name is taken.
+        DataError: No image, a value that is not finite, a label outside ``0..K-1``, metadata that
+            JSON cannot hold, a config key ``"artifact"``, or a file whose name is taken.
     """
 
     images: Tensor
@@ -57,18 +60,28 @@ class DistilledDataset:
     def __post_init__(self) -> None:
         images, labels, logits = self.images, self.labels, self.label_logits
         if images.ndim != 4 or not images.is_floating_point():
-            raise ShapeError(f"images: expected float [N, C, H, W], got {images.dtype} {list(images.shape)}; divide bytes by 255")
+            raise ShapeError(
+                f"images: expected float [N, C, H, W], got {images.dtype} {list(images.shape)}; "
+                "divide bytes by 255"
+            )
         if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
             raise ShapeError(
                 f"labels: expected int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}; "
                 "one class per image, soft labels go to label_logits"
             )
         if images.numel() == 0:
-            raise DataError(f"images: expected at least one image, got {list(images.shape)}; add images")
-        classes = tuple(utf8(str(name)) for name in self.classes) or tuple(map(str, range(_width(labels, logits))))
-        if logits is not None and (logits.shape != (len(images), len(classes)) or not logits.is_floating_point()):
+            raise DataError(
+                f"images: expected at least one image, got {list(images.shape)}; add images"
+            )
+        classes = tuple(utf8(str(name)) for name in self.classes) or tuple(
+            map(str, range(_width(labels, logits)))
+        )
+        if logits is not None and (
+            logits.shape != (len(images), len(classes)) or not logits.is_floating_point()
+        ):
             raise ShapeError(
-                f"label_logits: expected float [{len(images)}, {len(classes)}], got {logits.dtype} {list(logits.shape)}; "
+                f"label_logits: expected float [{len(images)}, {len(classes)}], got {logits.dtype} "
+                f"{list(logits.shape)}; "
                 "one logit per image and class"
             )
         # float8 and unsigned 16-bit tensors cannot be compared or searched as they are
@@ -77,16 +90,33 @@ class DistilledDataset:
         if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
             raise DataError(
                 f"labels: expected values in 0..{len(classes) - 1} for {len(classes)} classes, "
-                f"got {int(labels.min())}..{int(labels.max())}; correct the labels or name every class"
+                f"got {int(labels.min())}..{int(labels.max())}; correct the labels or name every "
+                "class"
             )
         for name, tensor in (("images", images), ("label_logits", logits)):
             if tensor is not None and not tensor.isfinite().all():
-                raise DataError(f"{name}: expected finite numbers, got NaN or infinity; the run that made them blew up")
+                raise DataError(
+                    f"{name}: expected finite numbers, got NaN or infinity; the run that made them "
+                    "blew up"
+                )
         if "artifact" in self.config:
-            raise DataError("config: expected no key 'artifact', got one; config.json keeps its own description there, rename it")
-        odd = next((name for name in self.files if name in FILES + RUN_FILES or not PLAIN_NAME.fullmatch(name)), None)
+            raise DataError(
+                "config: expected no key 'artifact', got one; config.json keeps its own "
+                "description there, rename it"
+            )
+        odd = next(
+            (
+                name
+                for name in self.files
+                if name in FILES + RUN_FILES or not PLAIN_NAME.fullmatch(name)
+            ),
+            None,
+        )
         if odd is not None:
-            raise DataError(f"files: expected plain names that are not the artefact's own, got '{odd}'; rename it")
+            raise DataError(
+                f"files: expected plain names that are not the artefact's own, got '{odd}'; rename "
+                "it"
+            )
         settled = {
             "images": images,
             "labels": labels,
@@ -155,8 +185,10 @@ class DistilledDataset:
         """Return ``TensorDataset(images, labels)`` for a ``DataLoader``.
 
         Args:
-            normalised: Give images as networks see them (the recorded transform applied) instead of pixel space.
-            soft: Give soft labels, probabilities ``[N, K]`` that ``torch.nn.CrossEntropyLoss`` takes, instead of int64 ``[N]``.
+            normalised: Give images as networks see them (the recorded transform applied) instead of
+                pixel space.
+            soft: Give soft labels, probabilities ``[N, K]`` that ``torch.nn.CrossEntropyLoss``
+                takes, instead of int64 ``[N]``.
 
         Raises:
             DataError: ``soft`` without learned labels.
@@ -164,7 +196,10 @@ class DistilledDataset:
         labels = self.labels.clone()
         if soft:
             if self.label_logits is None:
-                raise DataError("to_torch: expected learned soft labels, got a set with hard labels only; leave soft=False")
+                raise DataError(
+                    "to_torch: expected learned soft labels, got a set with hard labels only; "
+                    "leave soft=False"
+                )
             labels = self.label_logits.softmax(1)
         images = self.transform.apply(self.images) if normalised else self.images
         return TensorDataset(images.clone(), labels)
@@ -172,27 +207,33 @@ class DistilledDataset:
     def save_pretrained(self, path: str | Path) -> Path:
         """Write the artefact folder: ``data.safetensors``, ``config.json``, ``metrics.json``, ``README.md``, ``preview.png``.
 
-        Equal sets give bit-identical ``data.safetensors`` and ``config.json``.  An artefact that is there is replaced as a whole,
-        even if the process is killed on the way; other files in the folder stay.
+        Equal sets give bit-identical ``data.safetensors`` and ``config.json``.  An artefact that is
+        there is replaced as a whole, even if the process is killed on the way; other files in the
+        folder stay.
 
         Raises:
-            DataError: The folder holds something else than a kdistill run, cannot be written, or the disk is full.
+            DataError: The folder holds something else than a kdistill run, cannot be written, or
+                the disk is full.
         """
         from kdistill.artifacts.artifact_folder import save
 
         return save(self, path)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, iteration: int | None = None) -> "DistilledDataset":
+    def from_pretrained(
+        cls, path: str | Path, *, iteration: int | None = None
+    ) -> "DistilledDataset":
         """Read an artefact folder; nothing in it is executed.
 
         Args:
             path: The folder.
-            iteration: Return the set as it was after so many iterations, where the run left a snapshot of it.
+            iteration: Return the set as it was after so many iterations, where the run left a
+                snapshot of it.
 
         Raises:
             ConfigError: There is no snapshot of that iteration.
-            DataError: The folder or a file is missing, truncated, changed since it was saved, or of another schema version.
+            DataError: The folder or a file is missing, truncated, changed since it was saved, or of
+                another schema version.
         """
         from kdistill.artifacts.artifact_folder import load
         from kdistill.artifacts.snapshot_folder import load_snapshot
@@ -214,7 +255,8 @@ class DistilledDataset:
         """Write the set in a format that other programs read (``docs/artifacts.md`` describes each).
 
         Args:
-            path: Folder, or file for ``npz`` and (if it ends in ``.pt``) ``eccv24``; must not exist, or be empty.
+            path: Folder, or file for ``npz`` and (if it ends in ``.pt``) ``eccv24``; must not
+                exist, or be empty.
             to: ``"imagefolder"``, ``"npz"``, ``"ddranking"``, ``"mtt"``, ``"eccv24"`` or ``"hf"``.
 
         Returns:
@@ -222,7 +264,8 @@ class DistilledDataset:
 
         Raises:
             ConfigError: Unknown format.
-            DataError: The set does not fit the format, or the place is occupied or cannot be written.
+            DataError: The set does not fit the format, or the place is occupied or cannot be
+                written.
             MissingExtraError: ``"hf"`` without pyarrow.
         """
         from kdistill.artifacts.export import export
@@ -260,4 +303,8 @@ def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _width(labels: Tensor, logits: Tensor | None) -> int:
-    return logits.shape[1] if logits is not None and logits.ndim == 2 else max(1, int(labels.long().max()) + 1)
+    return (
+        logits.shape[1]
+        if logits is not None and logits.ndim == 2
+        else max(1, int(labels.long().max()) + 1)
+    )

@@ -1,7 +1,9 @@
 """The data-set card: what a stranger must know about a set, from its own config and metrics.
 
-A card says only what is recorded: a number that was not measured is called "not measured".  Read from ``config``: ``run``,
-``source``, ``method``, ``environment``; from ``metrics``: ``distillation``, ``evaluation``; ``docs/artifacts.md`` has the keys.
+A card says only what is recorded: a number that was not measured is called "not measured".  Read
+    from ``config``: ``run``,
+``source``, ``method``, ``environment``; from ``metrics``: ``distillation``, ``evaluation``;
+``docs/artifacts.md`` has the keys.
 
 Every text comes from a file or a user, so it is escaped for its place (``kdistill.escape``).
 """
@@ -20,7 +22,17 @@ if TYPE_CHECKING:
 MAX_TEXT = 1000  # characters of one entry
 
 # identifiers that the Hugging Face Hub knows; everything else is "other" with the text as its name
-_HUB_LICENCES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "mpl-2.0", "unlicense", "unknown"}
+_HUB_LICENCES = {
+    "apache-2.0",
+    "mit",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "gpl-3.0",
+    "lgpl-3.0",
+    "mpl-2.0",
+    "unlicense",
+    "unknown",
+}
 _HUB_LICENCES |= {
     "cc0-1.0",
     "cc-by-3.0",
@@ -95,7 +107,14 @@ def _header(small: "DistilledDataset", config: _Record) -> str:
     lines = ["---", f"license: {licence.lower() if known else 'other'}"]
     lines += [] if known else [f"license_name: {yaml(licence)}"]
     lines += [f"pretty_name: {yaml(_title(small, config))}"]
-    lines += ["task_categories:", "- image-classification", "tags:", "- dataset-distillation", f"- ipc-{small.ipc}", "- kdistill"]
+    lines += [
+        "task_categories:",
+        "- image-classification",
+        "tags:",
+        "- dataset-distillation",
+        f"- ipc-{small.ipc}",
+        "- kdistill",
+    ]
     lines += [
         "size_categories:",
         f"- {_size_category(len(small))}",
@@ -108,7 +127,12 @@ def _header(small: "DistilledDataset", config: _Record) -> str:
     lines += [f"          '{label}': {yaml(name)}" for label, name in enumerate(small.classes)]
     if small.label_logits is not None:
         lines += ["  - name: label_logits", "    sequence: float32"]
-    lines += ["  splits:", "  - name: train", f"    num_bytes: {small.nbytes}", f"    num_examples: {len(small)}"]
+    lines += [
+        "  splits:",
+        "  - name: train",
+        f"    num_bytes: {small.nbytes}",
+        f"    num_examples: {len(small)}",
+    ]
     return "\n".join([*lines, "---"])
 
 
@@ -121,7 +145,8 @@ def _opening(small: "DistilledDataset", config: _Record, metrics: _Record) -> st
     name = config.raw("source", "name")
     stands_for = f" that stands in for the training images of {code(name)}" if name else ""
     return (
-        f"A synthetic training set of {len(small)} images{stands_for}, made so that networks can be trained on it instead. "
+        f"A synthetic training set of {len(small)} images{stands_for}, made so that networks can "
+        "be trained on it instead. "
         f"The images were optimised, not photographed.{_warning(metrics)}"
     )
 
@@ -133,30 +158,45 @@ def _warning(metrics: _Record) -> str:
     for model, own in scores.items() if isinstance(scores, Mapping) else ():
         for name in rows_above(own):
             below.setdefault(random_images(name), []).append(str(model))
-    said = (f"{images} train better networks than this set ({markdown(', '.join(who))})" for images, who in below.items())
+    said = (
+        f"{images} train better networks than this set ({markdown(', '.join(who))})"
+        for images, who in below.items()
+    )
     return "".join(f" **{line[0].upper()}{line[1:]}.**" for line in said)
 
 
 def _contents(small: "DistilledDataset") -> str:
     images, (height, width) = small.images, small.images.shape[2:]
     outside = float(((images < 0) | (images > 1)).float().mean())
-    space = {"standard": "standardised per channel", "zca": "ZCA-whitened", "none": "as they are"}[small.transform.kind]
-    counts = f"{small.ipc} per class" if len(set(small.counts)) == 1 else f"{min(small.counts)} to {max(small.counts)} per class"
+    space = {"standard": "standardised per channel", "zca": "ZCA-whitened", "none": "as they are"}[
+        small.transform.kind
+    ]
+    counts = (
+        f"{small.ipc} per class"
+        if len(set(small.counts)) == 1
+        else f"{min(small.counts)} to {max(small.counts)} per class"
+    )
     labels = "hard (one class per image)"
     if small.label_logits is not None:
         labels = f"hard, and learned soft labels: softmax of `label_logits` [{len(small)}, {small.num_classes}]"
     rows = [
-        ("images", f"{len(small)} ({counts}), {small.channels} × {height} × {width}, float32 in pixel space, unclipped"),
+        (
+            "images",
+            f"{len(small)} ({counts}), {small.channels} × {height} × {width}, float32 in pixel "
+            "space, unclipped",
+        ),
         (
             "range",
-            f"{float(images.min()):.3f} to {float(images.max()):.3f}; {100 * outside:.1f} % of the values lie outside [0, 1]",
+            f"{float(images.min()):.3f} to {float(images.max()):.3f}; {100 * outside:.1f} % of the "
+            "values lie outside [0, 1]",
         ),
         ("classes", f"{small.num_classes}"),
         ("labels", labels),
         ("networks see images", f"{space}{_constants(small)}"),
         (
             "size",
-            f"{_size(small.nbytes)} of images and labels in memory, {_size(images.numel())} of pixels after an 8-bit export",
+            f"{_size(small.nbytes)} of images and labels in memory, {_size(images.numel())} of "
+            "pixels after an 8-bit export",
         ),
     ]
     if small.learned_lr is not None:
@@ -167,17 +207,25 @@ def _contents(small: "DistilledDataset") -> str:
 def _constants(small: "DistilledDataset") -> str:
     if small.transform.kind != "standard":
         return ""
-    mean, std = (", ".join(f"{float(x):.4f}" for x in small.transform.state()[name]) for name in ("mean", "std"))
+    mean, std = (
+        ", ".join(f"{float(x):.4f}" for x in small.transform.state()[name])
+        for name in ("mean", "std")
+    )
     return f": mean ({mean}), std ({std})"
 
 
 def _origin(config: _Record, metrics: _Record) -> str:
     seconds, peak = metrics.at("distillation", "seconds"), metrics.at("distillation", "peak_bytes")
-    cost = [f"{seconds:.1f} s" if is_number(seconds) else "", f"peak memory {_size(peak)}" if is_number(peak) else ""]
+    cost = [
+        f"{seconds:.1f} s" if is_number(seconds) else "",
+        f"peak memory {_size(peak)}" if is_number(peak) else "",
+    ]
     iterations = metrics.text("distillation", "iterations")
     if iterations:
         cost.insert(
-            0, f"{iterations} iterations" + (" (stopped early)" if metrics.at("distillation", "finished") is False else "")
+            0,
+            f"{iterations} iterations"
+            + (" (stopped early)" if metrics.at("distillation", "finished") is False else ""),
         )
     fingerprint, short = config.raw("source", "fingerprint"), config.raw("run", "method")
     method = config.text("method", "title") or config.text("method", "name")
@@ -193,7 +241,13 @@ def _origin(config: _Record, metrics: _Record) -> str:
         ("normalisation", config.text("run", "normalisation")),
         ("seed", config.text("run", "seed")),
         ("cost", ", ".join(filter(None, cost))),
-        ("code", ", ".join(f"{markdown(name)} {markdown(value)}" for name, value in config.table("environment").items())),
+        (
+            "code",
+            ", ".join(
+                f"{markdown(name)} {markdown(value)}"
+                for name, value in config.table("environment").items()
+            ),
+        ),
     ]
     listed = _list([(name, value) for name, value in rows if value])
     run = config.at("run")
@@ -205,13 +259,28 @@ def _origin(config: _Record, metrics: _Record) -> str:
 
 
 def _quality(config: _Record, metrics: _Record) -> str:
-    rows = [row for row in metrics.listed("evaluation", "rows") if isinstance(row, Mapping) and is_number(row.get("mean"))]
+    rows = [
+        row
+        for row in metrics.listed("evaluation", "rows")
+        if isinstance(row, Mapping) and is_number(row.get("mean"))
+    ]
     if not rows:
         return "Not measured yet: `kdistill evaluate` on this folder fills in this section. Until then nothing is known about it."
     best = any(row.get("best_on_test") for row in rows)
-    head = ("training set", "network", "test accuracy %", "seeds", "images", "size", *(["best on test %"] if best else []))
+    head = (
+        "training set",
+        "network",
+        "test accuracy %",
+        "seeds",
+        "images",
+        "size",
+        *(["best on test %"] if best else []),
+    )
     table = _table(head, [_quality_row(row, best) for row in rows])
-    protocol, data = metrics.raw("evaluation", "protocol", "name"), metrics.raw("evaluation", "data", "name")
+    protocol, data = (
+        metrics.raw("evaluation", "protocol", "name"),
+        metrics.raw("evaluation", "data", "name"),
+    )
     how = f"Test images of {code(data or config.raw('source', 'name') or 'the source')}"
     how += f", protocol {code(protocol)}" if protocol else ""
     epochs = metrics.text("evaluation", "protocol", "epochs")
@@ -220,11 +289,13 @@ def _quality(config: _Record, metrics: _Record) -> str:
     how += f", {precision}" if precision and precision != "fp32" else ""
     how += "; mean ± standard deviation over networks; the same recipe in every row; the learning rate is "
     lr = metrics.at("evaluation", "protocol", "lr")
-    how += f"{lr:g}." if is_number(lr) else "chosen on withheld training images."
+    how += f"{lr:g}." if is_number(lr) else "chosen on held out training images."
     if best:
         how += (
-            ' "Best on test" is the best over the epochs of a network, chosen by looking at the test set; do not compare it with '
-            "the other column, nor with papers, whose best is over the iterations of the distillation."
+            ' "Best on test" is the best over the epochs of a network, chosen by looking at the '
+            "test set; do not compare it with "
+            "the other column, nor with papers, whose best is over the iterations of the "
+            "distillation."
         )
     return "\n\n".join([table, how, *_conclusions(rows, metrics)])
 
@@ -248,7 +319,10 @@ def _quality_row(row: Mapping[str, Any], best: bool) -> tuple[str, ...]:
     untrained = row.get("untrained")
     cells[2] += "†" if is_number(untrained) and untrained > 0 else ""
     bold = row.get("kind") == "distilled"
-    return tuple(f"**{markdown(cell)}**" if bold and i == 0 else markdown(cell) for i, cell in enumerate(cells))
+    return tuple(
+        f"**{markdown(cell)}**" if bold and i == 0 else markdown(cell)
+        for i, cell in enumerate(cells)
+    )
 
 
 def _conclusions(rows: list[Mapping[str, Any]], metrics: _Record) -> list[str]:
@@ -256,7 +330,8 @@ def _conclusions(rows: list[Mapping[str, Any]], metrics: _Record) -> list[str]:
     lines = []
     if any(is_number(row.get("untrained")) and row["untrained"] > 0 for row in rows):
         lines.append(
-            "- † did not train: no better than chance on its own training images, so that it says nothing about the set."
+            "- † did not train: no better than chance on its own training images, so that it says "
+            "nothing about the set."
         )
     for model in dict.fromkeys(str(row.get("model")) for row in rows):
         mine, name = [row for row in rows if str(row.get("model")) == model], markdown(model)
@@ -306,11 +381,17 @@ through the normalisation named above."""
 def _limits(small: "DistilledDataset", config: _Record) -> str:
     licence = config.text("source", "licence")
     lines = [
-        "It may reproduce what is in the source images, in whole or in part: it is **not anonymous**.",
-        "It stands in for training data of this task and these networks; on other architectures it usually does worse.",
+        "It may reproduce what is in the source images, in whole or in part: it is **not "
+        "anonymous**.",
+        "It stands in for training data of this task and these networks; on other architectures it "
+        "usually does worse.",
         "It carries the source's errors and imbalances. Never test on it.",
         "The terms of the source data apply to it"
-        + (f" ({licence})." if licence and licence != "unknown" else "; its licence is not recorded, so find it out first."),
+        + (
+            f" ({licence})."
+            if licence and licence != "unknown"
+            else "; its licence is not recorded, so find it out first."
+        ),
     ]
     if bool(torch.any((small.images < 0) | (small.images > 1))):
         lines.append("Some pixels lie outside [0, 1] on purpose; 8-bit formats clip them.")
@@ -334,5 +415,10 @@ def _size(nbytes: float) -> str:
 
 
 def _size_category(count: int) -> str:
-    names = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+    names = (
+        (1_000, "n<1K"),
+        (10_000, "1K<n<10K"),
+        (100_000, "10K<n<100K"),
+        (1_000_000, "100K<n<1M"),
+    )
     return next((name for limit, name in names if count < limit), "n>1M")

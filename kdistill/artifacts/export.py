@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from kdistill.artifacts.dataset import DistilledDataset
 
 NPZ_VERSION = 1
-# what the challenge's evaluation normalises its test images with: (classes, size) -> file, mean, std
+# what the challenge's evaluation normalises its test images with: (classes, size) -> file, mean,
+# std
 _ECCV24 = {
     (100, 32): ("cifar100.pt", (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
     (200, 64): ("tinyimagenet.pt", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -32,7 +33,9 @@ _ECCV24 = {
 def export(small: "DistilledDataset", path: str | Path, to: str) -> Path:
     """Write ``small`` in another format; see ``DistilledDataset.export``."""
     if to not in WRITERS:
-        raise ConfigError(f"export: expected a known format, got '{to}'; {did_you_mean(to, list(WRITERS))}")
+        raise ConfigError(
+            f"export: expected a known format, got '{to}'; {did_you_mean(to, list(WRITERS))}"
+        )
     return WRITERS[to](small, Path(path))
 
 
@@ -43,7 +46,9 @@ def _imagefolder(small: "DistilledDataset", path: Path) -> Path:
             (staging / folder).mkdir()
         for label, number, png in _pngs(small):
             (staging / folders[label] / f"{number:05d}.png").write_bytes(png)
-        (staging / ".kdistill.json").write_bytes(to_json({"distilled": True}))  # load_data splits no test images off it
+        (staging / ".kdistill.json").write_bytes(
+            to_json({"distilled": True})
+        )  # load_data splits no test images off it
     return path
 
 
@@ -58,7 +63,9 @@ def _npz(small: "DistilledDataset", path: Path) -> Path:
         "learned_lr": None if small.learned_lr is None else np.float64(small.learned_lr),
     }
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: array for name, array in arrays.items() if array is not None})
+    np.savez_compressed(
+        buffer, **{name: array for name, array in arrays.items() if array is not None}
+    )
     _write_new(path, buffer.getvalue())
     return path
 
@@ -70,7 +77,9 @@ def _ddranking(small: "DistilledDataset", path: Path) -> Path:
         images = images.expand(-1, 3, -1, -1)  # the format knows colour only
     tensors = {"images.pt": images}
     if small.label_logits is not None:
-        tensors["labels.pt"] = small.label_logits[order]  # its soft losses apply the softmax themselves
+        tensors["labels.pt"] = small.label_logits[
+            order
+        ]  # its soft losses apply the softmax themselves
     if small.learned_lr is not None:
         tensors["lr.pt"] = torch.tensor(small.learned_lr, dtype=torch.float32)
     return _tensor_folder(path, tensors)
@@ -82,7 +91,9 @@ def _mtt(small: "DistilledDataset", path: Path) -> Path:
         "labels_best.pt": small.labels if small.label_logits is None else small.label_logits,
     }
     if small.transform.kind == "zca":
-        tensors["images_zca_best.pt"] = small.images  # that code's name for the images with the whitening undone
+        tensors["images_zca_best.pt"] = (
+            small.images
+        )  # that code's name for the images with the whitening undone
     if small.learned_lr is not None:
         tensors["lr_best.pt"] = torch.tensor(small.learned_lr, dtype=torch.float32)
     return _tensor_folder(path, tensors)
@@ -92,14 +103,17 @@ def _eccv24(small: "DistilledDataset", path: Path) -> Path:
     order = _class_major(small, "eccv24")
     if small.ipc != 10:
         raise DataError(
-            f"export eccv24: expected 10 images per class, got {small.ipc}; the challenge takes row i for class i // 10, "
+            f"export eccv24: expected 10 images per class, got {small.ipc}; the challenge takes "
+            "row i for class i // 10, "
             "so distill with ipc=10"
         )
     name, mean, std = _ECCV24.get((small.num_classes, small.size), ("images.pt", None, None))
     if mean is None or small.channels != 3:
         images = small.transform.apply(small.images)
     else:
-        images = (small.images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+        images = (small.images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(
+            -1, 1, 1
+        )
     if path.suffix == ".pt":
         _write_new(path, _pt_bytes(images[order]))
         return path
@@ -109,7 +123,8 @@ def _eccv24(small: "DistilledDataset", path: Path) -> Path:
 def _hf(small: "DistilledDataset", path: Path) -> Path:
     if importlib.util.find_spec("pyarrow") is None:
         raise MissingExtraError(
-            'export hf: expected pyarrow, which writes parquet, got no such package; pip install "kdistill[hub]", '
+            "export hf: expected pyarrow, which writes parquet, got no such package; pip install "
+            '"kdistill[hub]", '
             "or export imagefolder, which load_dataset reads too"
         )
     import pyarrow as pa
@@ -134,46 +149,73 @@ WRITERS: dict[str, Callable[["DistilledDataset", Path], Path]] = {
 
 
 # names of devices on Windows, where no folder can be called so, whatever its ending
-_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³")}
+_DEVICES = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³"),
+}
 
 
 def class_folders(classes: Sequence[str]) -> list[str]:
     """Return one safe folder name per class whose alphabetical order is the order of the classes.
 
-    Readers of this layout number the folders alphabetically; a number goes in front where names alone would change the labels.
+    Readers of this layout number the folders alphabetically; a number goes in front where names
+    alone would change the labels.
     """
     names = [re.sub(r"[^\w.+-]+", "_", name).strip("._")[:60] or "class" for name in classes]
     names = [f"class_{name}" if name.split(".")[0].upper() in _DEVICES else name for name in names]
     if names == sorted(names) and len({name.casefold() for name in names}) == len(names):
         return names
     digits = len(str(len(names) - 1))
-    return [f"{label:0{digits}d}" + (f"_{name}" if name != str(label) else "") for label, name in enumerate(names)]
+    return [
+        f"{label:0{digits}d}" + (f"_{name}" if name != str(label) else "")
+        for label, name in enumerate(names)
+    ]
 
 
 def _arrow_table(small: "DistilledDataset", pa: Any) -> Any:
     """Return columns ``image`` (PNG bytes), ``class_id`` and, where learned, ``label_logits`` with the Hub's feature metadata."""
     rows = list(_pngs(small))
     columns = {
-        "image": pa.array([{"bytes": png, "path": f"{label:05d}/{number:05d}.png"} for label, number, png in rows]),
+        "image": pa.array(
+            [{"bytes": png, "path": f"{label:05d}/{number:05d}.png"} for label, number, png in rows]
+        ),
         "class_id": pa.array([label for label, _, _ in rows], pa.int64()),
     }
-    features = {"image": {"_type": "Image"}, "class_id": {"names": list(small.classes), "_type": "ClassLabel"}}
+    features = {
+        "image": {"_type": "Image"},
+        "class_id": {"names": list(small.classes), "_type": "ClassLabel"},
+    }
     if small.label_logits is not None:
-        columns["label_logits"] = pa.array(small.label_logits[_by_class(small)].tolist(), pa.list_(pa.float32()))
-        features["label_logits"] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
+        columns["label_logits"] = pa.array(
+            small.label_logits[_by_class(small)].tolist(), pa.list_(pa.float32())
+        )
+        features["label_logits"] = {
+            "feature": {"dtype": "float32", "_type": "Value"},
+            "_type": "Sequence",
+        }
     table = pa.table(columns)
-    return table.replace_schema_metadata({b"huggingface": to_json({"info": {"features": features}})})
+    return table.replace_schema_metadata(
+        {b"huggingface": to_json({"info": {"features": features}})}
+    )
 
 
 def _pngs(small: "DistilledDataset") -> Iterator[tuple[int, int, bytes]]:
     """Give (label, number within the class, bytes of a PNG file), class by class."""
     if small.channels not in (1, 3):
-        raise DataError(f"export: expected grey or colour images, got {small.channels} channels; use npz, which keeps any number")
+        raise DataError(
+            f"export: expected grey or colour images, got {small.channels} channels; use npz, "
+            "which keeps any number"
+        )
     pixels, seen = to_uint8(small.images), [0] * small.num_classes
     for row in _by_class(small).tolist():
         label = int(small.labels[row])
         buffer = io.BytesIO()
-        Image.fromarray(pixels[row][:, :, 0] if small.channels == 1 else pixels[row]).save(buffer, format="png")
+        Image.fromarray(pixels[row][:, :, 0] if small.channels == 1 else pixels[row]).save(
+            buffer, format="png"
+        )
         yield label, seen[label], buffer.getvalue()
         seen[label] += 1
 
@@ -186,7 +228,8 @@ def _class_major(small: "DistilledDataset", to: str) -> Tensor:
     """Return the row order in which labels can be rebuilt from positions, or refuse a set where they cannot."""
     if len(set(small.counts)) > 1:
         raise DataError(
-            f"export {to}: expected the same number of images in every class, got {min(small.counts)} to {max(small.counts)}; "
+            f"export {to}: expected the same number of images in every class, got "
+            f"{min(small.counts)} to {max(small.counts)}; "
             "the format derives labels from row numbers, so use mtt or npz"
         )
     return _by_class(small)
@@ -203,7 +246,9 @@ def _write_new(path: Path, data: bytes) -> None:
     with explained(path):
         if path.exists() and (path.is_dir() or path.stat().st_size):
             found = "a folder" if path.is_dir() else "one with contents"
-            raise DataError(f"{path}: expected a new or empty file, got {found}; choose another place")
+            raise DataError(
+                f"{path}: expected a new or empty file, got {found}; choose another place"
+            )
     write_atomic(path, data, follow=True)
 
 

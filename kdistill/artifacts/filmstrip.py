@@ -40,10 +40,14 @@ def filmstrip(frames: Sequence[Frame], labels: Tensor, heading: str) -> bytes:
         labels: Class of each image, int64 ``[M]``.
         heading: Above the rows.
     """
-    first = [int((labels == label).nonzero()[0]) for label in labels.unique().tolist()[:MAX_CLASSES]]
+    first = [
+        int((labels == label).nonzero()[0]) for label in labels.unique().tolist()[:MAX_CLASSES]
+    ]
     height, width = frames[0].images.shape[2:]
     tile = min(TILE, (WIDTH - 2 * MARGIN - LABEL) // len(first) - GAP)
-    tile = max(tile - tile % width, width) if width <= tile else tile  # small images by whole factors
+    tile = (
+        max(tile - tile % width, width) if width <= tile else tile
+    )  # small images by whole factors
     size = (tile, max(1, round(tile * height / width)))
     head_font, font, small = (ImageFont.load_default(points) for points in (20, 15, 13))
     step = max(size[1], 34) + 3 * GAP
@@ -55,16 +59,26 @@ def filmstrip(frames: Sequence[Frame], labels: Tensor, heading: str) -> bytes:
         top = MARGIN + 40 + row * step
         colour = CHOSEN if frame.is_chosen else INK
         draw.text(
-            (MARGIN, top + size[1] / 2 - 9), frame.name + ("  chosen" if frame.is_chosen else ""), colour, font, anchor="lm"
+            (MARGIN, top + size[1] / 2 - 9),
+            frame.name + ("  chosen" if frame.is_chosen else ""),
+            colour,
+            font,
+            anchor="lm",
         )
         draw.text((MARGIN, top + size[1] / 2 + 10), frame.note, SOFT_INK, small, anchor="lm")
         for column, array in enumerate(to_uint8(_shown(frame.images[first]))):
             image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
-            image = image.resize(size, Image.Resampling.NEAREST if size[0] >= width else Image.Resampling.LANCZOS)
+            image = image.resize(
+                size, Image.Resampling.NEAREST if size[0] >= width else Image.Resampling.LANCZOS
+            )
             picture.paste(image, (MARGIN + LABEL + column * (size[0] + GAP), top))
         if frame.is_chosen:
             right = MARGIN + LABEL + len(first) * (size[0] + GAP)
-            draw.rectangle((MARGIN + LABEL - 2, top - 2, right - GAP + 1, top + size[1] + 1), outline=CHOSEN, width=2)
+            draw.rectangle(
+                (MARGIN + LABEL - 2, top - 2, right - GAP + 1, top + size[1] + 1),
+                outline=CHOSEN,
+                width=2,
+            )
     buffer = BytesIO()
     picture.save(buffer, format="png", optimize=True)
     return buffer.getvalue()

@@ -59,8 +59,9 @@ class _Layout:
 def preview(small: "DistilledDataset") -> Image.Image:
     """Return the class × IPC grid as RGB.
 
-    Images are clipped to [0, 1]; small ones are enlarged without smoothing, large ones reduced.  Of more than three channels the
-    first three are shown, of two the first.  The picture is a pure function of the set.
+    Images are clipped to [0, 1]; small ones are enlarged without smoothing, large ones reduced.  Of
+    more than three channels the first three are shown, of two the first.  The picture is a pure
+    function of the set.
     """
     shown = list(range(min(small.num_classes, MAX_CLASSES)))
     per_class = max(1, min(small.ipc, MAX_TILES // len(shown)))
@@ -73,10 +74,15 @@ def preview(small: "DistilledDataset") -> Image.Image:
     font, head_font = ImageFont.load_default(14), ImageFont.load_default(20)
     names = [shortened(small.classes[label], font) for label in shown]
     layout = _layout(
-        (small.images.shape[2], small.images.shape[3]), len(shown), per_class, ceil(max(font.getlength(name) for name in names))
+        (small.images.shape[2], small.images.shape[3]),
+        len(shown),
+        per_class,
+        ceil(max(font.getlength(name) for name in names)),
     )
     heading, note = _headline(small), ("shown: " + ", ".join(notes) if notes else "")
-    width = max(layout.page[0], 2 * MARGIN + ceil(max(head_font.getlength(heading), font.getlength(note))))
+    width = max(
+        layout.page[0], 2 * MARGIN + ceil(max(head_font.getlength(heading), font.getlength(note)))
+    )
     picture = Image.new("RGB", (width, layout.page[1] + (24 if note else 0)), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((MARGIN, MARGIN - 6), heading, INK, head_font)
@@ -85,7 +91,9 @@ def preview(small: "DistilledDataset") -> Image.Image:
     for index, (name, members) in enumerate(zip(names, rows, strict=True)):
         left = MARGIN + index // layout.rows * (layout.block[0] + COLUMN_GAP)
         top = MARGIN + layout.head + index % layout.rows * (layout.block[1] + layout.row_gap)
-        draw.text((left + layout.label, top + layout.tile[1] / 2), name, SOFT_INK, font, anchor="rm")
+        draw.text(
+            (left + layout.label, top + layout.tile[1] / 2), name, SOFT_INK, font, anchor="rm"
+        )
         _paste(picture, small.images[members], layout, left + layout.label + LABEL_GAP, top)
     return picture
 
@@ -108,10 +116,14 @@ def _headline(small: "DistilledDataset") -> str:
     name = source.get("name") if isinstance(source, dict) else None
     method = run.get("method") if isinstance(run, dict) else None
     images = "1 image per class" if small.ipc == 1 else f"{small.ipc} images per class"
-    return "  ·  ".join(one_line(part, HEADING_CHARACTERS) for part in (name, method, images) if part)
+    return "  ·  ".join(
+        one_line(part, HEADING_CHARACTERS) for part in (name, method, images) if part
+    )
 
 
-def shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int = LABEL_WIDTH) -> str:
+def shortened(
+    name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int = LABEL_WIDTH
+) -> str:
     """Return ``name`` on one line, at most ``width`` pixels wide."""
     name = one_line(name, LABEL_CHARACTERS)  # measuring takes time in proportion to the length
     if font.getlength(name) <= width:
@@ -126,7 +138,11 @@ def _layout(size: tuple[int, int], classes: int, per_class: int, label: int) -> 
     fitting: list[_Layout] = []
     for tile in _tile_sizes(size):
         candidates = _candidates(tile, classes, per_class, label)
-        fitting += [layout for layout in candidates if layout.page[0] <= PAGE[0] and layout.page[1] <= PAGE[1]]
+        fitting += [
+            layout
+            for layout in candidates
+            if layout.page[0] <= PAGE[0] and layout.page[1] <= PAGE[1]
+        ]
     if not fitting:
         fitting = [layout for layout in candidates if layout.page[0] <= PAGE[0]] or candidates
     largest = max(layout.tile for layout in fitting)[0]
@@ -138,7 +154,11 @@ def _candidates(tile: tuple[int, int], classes: int, per_class: int, label: int)
     lines = [n for n in range(1, min(per_class, 10) + 1) if per_class % n == 0]
     shapes = [(columns, ceil(classes / columns)) for columns in range(1, min(classes, 12) + 1)]
     full = [(columns, rows) for columns, rows in shapes if ceil(classes / rows) == columns]
-    return [_Layout(tile, per_class // n, n, columns, rows, label, head=40) for n in lines for columns, rows in full]
+    return [
+        _Layout(tile, per_class // n, n, columns, rows, label, head=40)
+        for n in lines
+        for columns, rows in full
+    ]
 
 
 def _penalty(layout: _Layout, classes: int, largest: int) -> float:
@@ -146,7 +166,12 @@ def _penalty(layout: _Layout, classes: int, largest: int) -> float:
     ratio = layout.page[0] / layout.page[1]
     empty = layout.columns * layout.rows - classes
     smaller = largest / layout.tile[0] - 1.0
-    return max(ratio / SHAPE, SHAPE / ratio) + 0.15 * (layout.lines - 1) + 10.0 * empty / classes + 0.8 * smaller
+    return (
+        max(ratio / SHAPE, SHAPE / ratio)
+        + 0.15 * (layout.lines - 1)
+        + 10.0 * empty / classes
+        + 0.8 * smaller
+    )
 
 
 def _tile_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -155,7 +180,10 @@ def _tile_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
     side = max(size)
     if side <= TILE:
         return [(width * factor, height * factor) for factor in range(TILE // side, 0, -1)]
-    return [(max(1, round(width * t / side)), max(1, round(height * t / side))) for t in (TILE, 80, 64, 48, 32)]
+    return [
+        (max(1, round(width * t / side)), max(1, round(height * t / side)))
+        for t in (TILE, 80, 64, 48, 32)
+    ]
 
 
 def _paste(picture: Image.Image, images: Tensor, layout: _Layout, left: int, top: int) -> None:
@@ -163,6 +191,10 @@ def _paste(picture: Image.Image, images: Tensor, layout: _Layout, left: int, top
     for i, array in enumerate(pixels):
         tile = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
         larger = layout.tile[0] >= tile.width
-        tile = tile.resize(layout.tile, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
+        tile = tile.resize(
+            layout.tile, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS
+        )
         line, place = divmod(i, layout.per_line)
-        picture.paste(tile, (left + place * (layout.tile[0] + GAP), top + line * (layout.tile[1] + GAP)))
+        picture.paste(
+            tile, (left + place * (layout.tile[0] + GAP), top + line * (layout.tile[1] + GAP))
+        )

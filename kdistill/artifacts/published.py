@@ -24,7 +24,11 @@ _log = logging.getLogger("kdistill")
 
 # DC's result files keep accuracies as NumPy scalars; these names rebuild numbers and nothing else
 _SCALAR = np.float64(0.0).__reduce__()[0]  # NumPy has moved it
-_NUMBERS: list[Any] = [(_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"), np.dtype]
+_NUMBERS: list[Any] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+]
 _NUMBERS += [type(np.dtype(code)) for code in ("f4", "f8", "i8")]
 
 
@@ -40,17 +44,20 @@ def import_published(
     """Read a published set and undo its normalisation.
 
     Args:
-        images_pt: ``images_best.pt`` (float ``[N, C, H, W]`` as networks see it), or ``res_*.pt`` of DC, DSA and DM.
-        labels_pt: ``labels_best.pt``: int64 ``[N]``, or float label logits ``[N, K]`` as DATM and PAD learn them.  If None,
-            ``labels_*.pt`` beside ``images_*.pt`` is taken; without one, rows are in class order, equally many per class.
+        images_pt: ``images_best.pt`` (float ``[N, C, H, W]`` as networks see it), or ``res_*.pt``
+            of DC, DSA and DM.
+        labels_pt: ``labels_best.pt``: int64 ``[N]``, or float label logits ``[N, K]`` as DATM and
+            PAD learn them.  If None, ``labels_*.pt`` beside ``images_*.pt`` is taken; without one,
+            rows are in class order, equally many per class.
         lr_pt: ``lr_best.pt``, one number; looked for in the same way.
-        transform: What the set was normalised with: ``Standardise``, ``Zca``, or ``Identity`` for ``images_zca_*.pt``, which
-            is in pixel space already.
+        transform: What the set was normalised with: ``Standardise``, ``Zca``, or ``Identity`` for
+            ``images_zca_*.pt``, which is in pixel space already.
         classes: Names; needed where there are no labels.
         experiment: Which of the repetitions in a DC result file.
 
     Raises:
-        DataError: A file is missing, holds something else than tensors and numbers, or the parts do not fit together.
+        DataError: A file is missing, holds something else than tensors and numbers, or the parts do
+            not fit together.
         ShapeError: ``transform`` is for other images.
     """
     images_pt = Path(images_pt)
@@ -65,7 +72,10 @@ def import_published(
     if labels_pt is not None:
         labels = _read(Path(labels_pt))
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        raise DataError(f"{images_pt}: expected a float tensor [N, C, H, W], got {_kind(images)}; name the file with the images")
+        raise DataError(
+            f"{images_pt}: expected a float tensor [N, C, H, W], got {_kind(images)}; name the "
+            "file with the images"
+        )
     hard, logits = _labels(labels, len(images), classes, labels_pt or images_pt)
     return DistilledDataset(
         images=transform.invert(images.detach().float()),
@@ -83,17 +93,32 @@ def _read(path: Path) -> Any:
         with torch.serialization.safe_globals(_NUMBERS):
             return load_tensors(path)
     except OSError as error:
-        raise DataError(f"{path}: expected a file of tensors, got: {error.strerror or error}; check the path") from error
+        raise DataError(
+            f"{path}: expected a file of tensors, got: {error.strerror or error}; check the path"
+        ) from error
     except TooLarge as error:
-        raise DataError(f"{path}: expected tensors in proportion to the file, got more: {error}; {error.hint}") from error
+        raise DataError(
+            f"{path}: expected tensors in proportion to the file, got more: {error}; {error.hint}"
+        ) from error
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{path}: expected tensors and numbers, got a file that is damaged or holds code, which kdistill never runs; "
+            f"{path}: expected tensors and numbers, got a file that is damaged or holds code, "
+            "which kdistill never runs; "
             "save the plain tensor with torch.save"
         ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error, BadZipFile) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        BadZipFile,
+    ) as error:
         raise DataError(
-            f"{path}: expected a file written by torch.save, got: {error!s:.120}; it is damaged or cut off"
+            f"{path}: expected a file written by torch.save, got: {error!s:.120}; it is damaged or "
+            "cut off"
         ) from error
 
 
@@ -110,38 +135,52 @@ def _beside(images: Path, part: str) -> Path | None:
 
 def _experiment(path: Path, content: dict[str, Any], experiment: int) -> tuple[Any, Any]:
     data = content.get("data")
-    if not isinstance(data, (list, tuple)) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in data):
+    if not isinstance(data, (list, tuple)) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in data
+    ):
         raise DataError(f"{path}: expected {{'data': [[images, labels], ...]}}, got the keys {sorted(map(str, content))}; "
                         "name a file with images")  # fmt: skip
     if not -len(data) <= experiment < len(data):
-        raise DataError(f"{path}: expected experiment 0..{len(data) - 1}, got {experiment}; choose one that is in the file")
+        raise DataError(
+            f"{path}: expected experiment 0..{len(data) - 1}, got {experiment}; choose one that is "
+            "in the file"
+        )
     if len(data) > 1:
         _log.info("%s: taking experiment %d of %d", path.name, experiment, len(data))
     return tuple(data[experiment])
 
 
-def _labels(labels: Any, count: int, classes: Sequence[str] | None, where: str | Path) -> tuple[Tensor, Tensor | None]:
+def _labels(
+    labels: Any, count: int, classes: Sequence[str] | None, where: str | Path
+) -> tuple[Tensor, Tensor | None]:
     """Return hard labels and, if there are any, label logits."""
     if labels is None:
         if not classes or count % len(classes):
             known = f"{len(classes)} classes" if classes else "no class names"
             raise DataError(
-                f"{where}: expected labels for {count} images, got none and {known}; pass labels_pt, or the right classes"
+                f"{where}: expected labels for {count} images, got none and {known}; pass "
+                "labels_pt, or the right classes"
             )
         return torch.arange(len(classes)).repeat_interleave(count // len(classes)), None
     if not isinstance(labels, Tensor) or labels.ndim not in (1, 2) or len(labels) != count:
-        raise DataError(f"{where}: expected labels [{count}] or logits [{count}, K], got {_kind(labels)}; name the right file")
+        raise DataError(
+            f"{where}: expected labels [{count}] or logits [{count}, K], got {_kind(labels)}; name "
+            "the right file"
+        )
     if labels.ndim == 2:
         return _classes_of(labels.detach(), where), labels.detach().float()
     if labels.is_floating_point() and not torch.equal(labels, labels.round()):
-        raise DataError(f"{where}: expected whole class numbers, got fractions; name the right file")
+        raise DataError(
+            f"{where}: expected whole class numbers, got fractions; name the right file"
+        )
     return labels.detach().long(), None
 
 
 def _classes_of(logits: Tensor, where: str | Path) -> Tensor:
     """Return the class of every image, int64 ``[N]``: the largest logit, or the class order where that is what the file follows.
 
-    Published sets stand in class order, equally many images per class, and some learned labels are largest elsewhere.
+    Published sets stand in class order, equally many images per class, and some learned labels are
+    largest elsewhere.
     """
     largest, (count, classes) = logits.argmax(1), logits.shape
     if not classes or count % classes:
@@ -151,7 +190,12 @@ def _classes_of(logits: Tensor, where: str | Path) -> Tensor:
     is_even = bool((torch.bincount(largest, minlength=classes) == count // classes).all())
     if is_even or 3 * strays > count:  # many images stand elsewhere: not in class order
         return largest
-    _log.warning("%s: %d of %d soft labels are largest at another class; classes are taken from the order", where, strays, count)
+    _log.warning(
+        "%s: %d of %d soft labels are largest at another class; classes are taken from the order",
+        where,
+        strays,
+        count,
+    )
     return ordered
 
 
@@ -160,9 +204,15 @@ def _number(path: Path) -> float:
     if isinstance(value, (int, float)):
         return float(value)
     if not isinstance(value, Tensor) or value.numel() != 1:
-        raise DataError(f"{path}: expected one number, got {_kind(value)}; name the file with the learning rate")
+        raise DataError(
+            f"{path}: expected one number, got {_kind(value)}; name the file with the learning rate"
+        )
     return float(value)
 
 
 def _kind(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return (
+        f"{value.dtype} {list(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )

@@ -7,7 +7,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from kdistill.artifacts.preview import GAP, INK, LABEL_WIDTH, MARGIN, PAPER, SOFT_INK, shortened, to_uint8
+from kdistill.artifacts.preview import (
+    GAP,
+    INK,
+    LABEL_WIDTH,
+    MARGIN,
+    PAPER,
+    SOFT_INK,
+    shortened,
+    to_uint8,
+)
 from kdistill.escape import one_line
 
 BAR, EASY, HARD = (88, 120, 176), (66, 140, 96), (186, 84, 72)
@@ -22,7 +31,9 @@ def histograms(scores: dict[str, Tensor], heading: str) -> Image.Image:
     rows = -(-len(scores) // COLUMNS)
     width = 2 * MARGIN + COLUMNS * (PANEL[0] + MARGIN) - MARGIN
     picture = Image.new("RGB", (width, 2 * MARGIN + 40 + rows * (PANEL[1] + 2 * MARGIN)), PAPER)
-    ImageDraw.Draw(picture).text((MARGIN, MARGIN - 6), one_line(heading, HEADING_CHARACTERS), INK, ImageFont.load_default(20))
+    ImageDraw.Draw(picture).text(
+        (MARGIN, MARGIN - 6), one_line(heading, HEADING_CHARACTERS), INK, ImageFont.load_default(20)
+    )
     for index, (metric, values) in enumerate(scores.items()):
         left = MARGIN + index % COLUMNS * (PANEL[0] + MARGIN)
         top = MARGIN + 40 + index // COLUMNS * (PANEL[1] + 2 * MARGIN)
@@ -75,8 +86,15 @@ def extremes(
     """
     cell = (MOST_WIDTH - LABEL_WIDTH - 3 * MARGIN) // (2 * each)
     side, shown, half = max(24, min(64, cell - GAP)), classes[:MOST_CLASSES], each * cell
-    left, top, tall, font = MARGIN + LABEL_WIDTH, MARGIN + 60, side + CAPTION, ImageFont.load_default(14)
-    picture = Image.new("RGB", (left + 2 * half + 2 * MARGIN, top + len(shown) * tall + MARGIN), PAPER)
+    left, top, tall, font = (
+        MARGIN + LABEL_WIDTH,
+        MARGIN + 60,
+        side + CAPTION,
+        ImageFont.load_default(14),
+    )
+    picture = Image.new(
+        "RGB", (left + 2 * half + 2 * MARGIN, top + len(shown) * tall + MARGIN), PAPER
+    )
     draw = ImageDraw.Draw(picture)
     draw.text((MARGIN, MARGIN - 6), heading, INK, ImageFont.load_default(20))
     draw.text((left, top - 8), "easiest", EASY, font, anchor="ls")
@@ -91,10 +109,25 @@ def extremes(
     return picture
 
 
-def _row(picture: Image.Image, images: Tensor, captions: Sequence[str], left: int, top: int, side: int, cell: int) -> None:
-    shown, draw, font = images.cpu()[:, : 3 if images.shape[1] >= 3 else 1], ImageDraw.Draw(picture), ImageFont.load_default(11)
+def _row(
+    picture: Image.Image,
+    images: Tensor,
+    captions: Sequence[str],
+    left: int,
+    top: int,
+    side: int,
+    cell: int,
+) -> None:
+    shown, draw, font = (
+        images.cpu()[:, : 3 if images.shape[1] >= 3 else 1],
+        ImageDraw.Draw(picture),
+        ImageFont.load_default(11),
+    )
     for i, (array, caption) in enumerate(zip(to_uint8(shown), captions, strict=True)):
-        tile, x = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB"), left + i * cell
+        tile, x = (
+            Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB"),
+            left + i * cell,
+        )
         way = Image.Resampling.NEAREST if side >= tile.width else Image.Resampling.LANCZOS
         picture.paste(tile.resize((side, side), way), (x, top))
         draw.text((x, top + side + 1), shortened(caption, font, cell - 4 * GAP), SOFT_INK, font)

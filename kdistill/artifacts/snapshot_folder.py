@@ -1,7 +1,8 @@
 """Snapshots of a run: the set as it was every k iterations, one file each in the folder ``snapshots`` of the run.
 
-A snapshot holds what changes during a run, the images, the label logits and the learned rate; the rest stands in the artefact.
-Files are written whole or not at all, and read only beside the artefact whose configuration they name.
+A snapshot holds what changes during a run, the images, the label logits and the learned rate; the
+rest stands in the artefact. Files are written whole or not at all, and read only beside the
+artefact whose configuration they name.
 """
 
 import hashlib
@@ -29,9 +30,14 @@ def check_every(every: int | None, out: str | Path | None) -> None:
     if every is None:
         return
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ConfigError(f"snapshot_every: expected at least 1 iteration between snapshots, got {every!r}; 100 is usual")
+        raise ConfigError(
+            f"snapshot_every: expected at least 1 iteration between snapshots, got {every!r}; 100 "
+            "is usual"
+        )
     if out is None:
-        raise ConfigError("snapshot_every: expected a folder to keep snapshots in, got none; pass out=")
+        raise ConfigError(
+            "snapshot_every: expected a folder to keep snapshots in, got none; pass out="
+        )
 
 
 def check_count(every: int, iterations: int) -> None:
@@ -40,7 +46,8 @@ def check_count(every: int, iterations: int) -> None:
     if count > MOST:
         least = -(-iterations // (MOST + 1))
         raise ConfigError(
-            f"snapshot_every: expected at most {MOST} snapshots of {iterations} iterations, got {count}; take {least} or more"
+            f"snapshot_every: expected at most {MOST} snapshots of {iterations} iterations, got "
+            f"{count}; take {least} or more"
         )
 
 
@@ -76,22 +83,35 @@ def load_snapshot(run: str | Path, iteration: int) -> DistilledDataset:
     if iteration not in there:
         listed = ", ".join(map(str, there)) or "none at all"
         raise ConfigError(
-            f"snapshot: expected an iteration of which {run} holds one ({listed}), got {iteration}; distill with snapshot_every"
+            f"snapshot: expected an iteration of which {run} holds one ({listed}), got "
+            f"{iteration}; distill with snapshot_every"
         )
     path = _folder(Path(run)) / f"{iteration:08d}.safetensors"
     try:
         data = read_regular(path, limit=last.nbytes + _HEADER_BYTES)
     except OSError as error:
-        raise DataError(f"{path}: expected a snapshot, got: {error.strerror}; restore it or remove it") from error
+        raise DataError(
+            f"{path}: expected a snapshot, got: {error.strerror}; restore it or remove it"
+        ) from error
     tensors, about = decode(data, path)
     checksum = about.pop("sha256", None) if isinstance(about, dict) else None
     if checksum != digest(tensors, about):
-        raise DataError(f"{path}: expected the contents that its checksum names, got others; it was damaged: remove it")
+        raise DataError(
+            f"{path}: expected the contents that its checksum names, got others; it was damaged: "
+            "remove it"
+        )
     if about.get("config") != _identity(last) or about.get("iteration") != iteration:
-        raise DataError(f"{path}: expected a snapshot of the run in {run}, got one of another run; remove it")
+        raise DataError(
+            f"{path}: expected a snapshot of the run in {run}, got one of another run; remove it"
+        )
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != (expected := {name: list(tensor.shape) for name, tensor in _tensors(last).items()}):
-        raise DataError(f"{path}: expected the tensors of a snapshot {expected}, got {shapes}; it was changed: remove it")
+    if shapes != (
+        expected := {name: list(tensor.shape) for name, tensor in _tensors(last).items()}
+    ):
+        raise DataError(
+            f"{path}: expected the tensors of a snapshot {expected}, got {shapes}; it was changed: "
+            "remove it"
+        )
     return replace(
         last,
         images=tensors["images"],
@@ -120,10 +140,14 @@ def _tensors(small: DistilledDataset) -> dict[str, Tensor]:
 def _folder(run: Path) -> Path:
     folder = run / FOLDER
     if folder.is_symlink():
-        raise DataError(f"{folder}: expected a folder of this run, got a link to another place; remove the link")
+        raise DataError(
+            f"{folder}: expected a folder of this run, got a link to another place; remove the link"
+        )
     return folder
 
 
 def _identity(small: DistilledDataset) -> str:
     """Return what tells runs apart: settings and data, not the versions that a record of the machine holds."""
-    return hashlib.sha256(to_json({key: small.config.get(key) for key in ("run", "source")})).hexdigest()
+    return hashlib.sha256(
+        to_json({key: small.config.get(key) for key in ("run", "source")})
+    ).hexdigest()

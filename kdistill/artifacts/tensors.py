@@ -1,6 +1,7 @@
 """Tensors to bytes and back: safetensors with all metadata under one JSON key, and JSON that is the same for the same content.
 
-One key, because safetensors writes several in the order of a hash table and the file would differ from run to run.
+One key, because safetensors writes several in the order of a hash table and the file would differ
+from run to run.
 """
 
 import dataclasses
@@ -23,8 +24,18 @@ from kdistill.config import MAX_DEPTH, is_too_deep
 from kdistill.errors import DataError
 
 METADATA_KEY = "kdistill"
-# what kdistill writes; others (float8, complex, unsigned 16 bits and more) lack operations that every reader relies on
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int16, torch.int32, torch.int64)
+# what kdistill writes; others (float8, complex, unsigned 16 bits and more) lack operations that
+# every reader relies on
+DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+)
 DTYPES += (torch.uint8, torch.bool)
 
 
@@ -36,7 +47,10 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
         metadata: What JSON can hold.
     """
     plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
-    return _save(plain, metadata={METADATA_KEY: json.dumps(jsonable(metadata), sort_keys=True, allow_nan=False)})
+    return _save(
+        plain,
+        metadata={METADATA_KEY: json.dumps(jsonable(metadata), sort_keys=True, allow_nan=False)},
+    )
 
 
 def decode(data: bytes, where: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -49,7 +63,16 @@ def decode(data: bytes, where: str | Path) -> tuple[dict[str, Tensor], dict[str,
         tensors = _load(data)
         (length,) = struct.unpack("<Q", data[:8])
         header = json.loads(data[8 : 8 + length])
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, AttributeError, struct.error) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        RuntimeError,
+        AttributeError,
+        struct.error,
+    ) as error:
         raise DataError(f"{where}: expected a whole safetensors file, got {len(data)} bytes that are damaged or cut off "
                         f"({error}); restore it from a copy") from error  # fmt: skip
     try:
@@ -57,9 +80,14 @@ def decode(data: bytes, where: str | Path) -> tuple[dict[str, Tensor], dict[str,
     except (KeyError, TypeError) as error:
         raise DataError(f"{where}: expected a file written by kdistill, got safetensors without its metadata; "
                         "load plain tensors with load_data or import_published") from error  # fmt: skip
-    odd = next((f"'{name}' of {x.dtype}" for name, x in tensors.items() if x.dtype not in DTYPES), None)
+    odd = next(
+        (f"'{name}' of {x.dtype}" for name, x in tensors.items() if x.dtype not in DTYPES), None
+    )
     if odd is not None:
-        raise DataError(f"{where}: expected tensors of plain numbers, got {odd}; write the file again with kdistill")
+        raise DataError(
+            f"{where}: expected tensors of plain numbers, got {odd}; write the file again with "
+            "kdistill"
+        )
     return tensors, parse_table(text, f"{where}, its metadata", "restore the file from a copy")
 
 
@@ -67,7 +95,8 @@ def parse_table(text: str | bytes, where: str | Path, fix: str) -> dict[str, Any
     """Return the table that JSON text describes.
 
     Raises:
-        DataError: Text that is no JSON, or no table, or nested more than ``kdistill.config.MAX_DEPTH`` deep.
+        DataError: Text that is no JSON, or no table, or nested more than
+            ``kdistill.config.MAX_DEPTH`` deep.
     """
     try:
         value = json.loads(text)
@@ -78,7 +107,9 @@ def parse_table(text: str | bytes, where: str | Path, fix: str) -> dict[str, Any
     except (ValueError, TypeError) as error:
         raise DataError(f"{where}: expected valid JSON, got: {error}; {fix}") from error
     if is_too_deep(value):
-        raise DataError(f"{where}: expected at most {MAX_DEPTH} tables or lists in one another, got more; {fix}")
+        raise DataError(
+            f"{where}: expected at most {MAX_DEPTH} tables or lists in one another, got more; {fix}"
+        )
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected a table, got a {type(value).__name__}; {fix}")
     return value
@@ -94,7 +125,10 @@ def one_number(tensors: Mapping[str, Tensor], name: str, where: str | Path) -> f
     if tensor is None:
         return None
     if tensor.numel() != 1:
-        raise DataError(f"{where}: expected one number as {name}, got {list(tensor.shape)}; write the file again")
+        raise DataError(
+            f"{where}: expected one number as {name}, got {list(tensor.shape)}; write the file "
+            "again"
+        )
     return float(tensor)
 
 
@@ -111,20 +145,27 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
 
 def to_json(value: object) -> bytes:
     """Return readable JSON, keys sorted, ending in a newline; equal values give equal bytes."""
-    return (json.dumps(jsonable(value), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (
+        json.dumps(jsonable(value), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+        + "\n"
+    ).encode()
 
 
 def jsonable(value: Any, where: str = "", depth: int = 0) -> Any:
     """Return ``value`` made of what JSON can hold; ``depth`` is that of the tables and lists around it.
 
-    Tuples become lists, paths strings, NumPy and torch scalars numbers, dataclasses tables, and numbers that JSON lacks the
-    strings ``"inf"``, ``"-inf"`` and ``"nan"``.
+    Tuples become lists, paths strings, NumPy and torch scalars numbers, dataclasses tables, and
+    numbers that JSON lacks the strings ``"inf"``, ``"-inf"`` and ``"nan"``.
 
     Raises:
-        DataError: A value of another kind (the message names its place), or tables nested too deeply.
+        DataError: A value of another kind (the message names its place), or tables nested too
+            deeply.
     """
     if depth > MAX_DEPTH:
-        raise DataError(f"{where:.100}: expected at most {MAX_DEPTH} tables or lists in one another, got more; flatten them")
+        raise DataError(
+            f"{where:.100}: expected at most {MAX_DEPTH} tables or lists in one another, got more; "
+            "flatten them"
+        )
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, str):
@@ -139,14 +180,20 @@ def jsonable(value: Any, where: str = "", depth: int = 0) -> Any:
         return jsonable(value.tolist(), where, depth)
     if isinstance(value, Mapping):
         return {
-            utf8(str(key)): jsonable(entry, f"{where}.{key}" if where else str(key), depth + 1) for key, entry in value.items()
+            utf8(str(key)): jsonable(entry, f"{where}.{key}" if where else str(key), depth + 1)
+            for key, entry in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [jsonable(entry, f"{where}[{i}]", depth + 1) for i, entry in enumerate(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return jsonable({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, where, depth)
+        return jsonable(
+            {field.name: getattr(value, field.name) for field in dataclasses.fields(value)},
+            where,
+            depth,
+        )
     raise DataError(
-        f"{where or 'value'}: expected something that JSON can hold, got a {type(value).__name__}; convert it to numbers or text"
+        f"{where or 'value'}: expected something that JSON can hold, got a {type(value).__name__}; "
+        "convert it to numbers or text"
     )
 
 

@@ -12,18 +12,25 @@ FEW_PLACES = 5  # places that a finding names without --all
 
 def add_to(app: typer.Typer) -> None:
     """Enter the commands."""
-    app.command(epilog=_examples("kdistill check photos/", "kdistill check photos/ --size 32 --all"))(check)
+    app.command(
+        epilog=_examples("kdistill check photos/", "kdistill check photos/ --size 32 --all")
+    )(check)
     app.command(epilog=_examples("kdistill cache", "kdistill cache --empty"))(cache)
 
 
 def check(
     data: Annotated[str, typer.Argument(help="A folder, a file, or a built-in set.")],
-    size: Annotated[int | None, typer.Option(help="Compare pictures as they are at this side.")] = None,
-    name_all: Annotated[bool, typer.Option("--all", help="Name every place, not the first five.")] = False,
+    size: Annotated[
+        int | None, typer.Option(help="Compare pictures as they are at this side.")
+    ] = None,
+    name_all: Annotated[
+        bool, typer.Option("--all", help="Name every place, not the first five.")
+    ] = False,
 ) -> None:
     """Look for unreadable files, duplicates, leakage between splits, and what would be ignored; status 1 if something is wrong.
 
-    A duplicate is a picture with exactly the pixels of another.  Pictures are alike if they probably show the same photograph.
+    A duplicate is a picture with exactly the pixels of another.  Pictures are alike if they
+    probably show the same photograph.
     """
     with _one_sentence():
         from kdistill.data.data_check import check_data
@@ -42,13 +49,27 @@ def _show(report: Any, limit: int | None) -> None:
     from kdistill.escape import one_line
     from kdistill.progress import console
 
-    table = Table("", "what", "count", title=Text(one_line(report.name)), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(
+        "",
+        "what",
+        "count",
+        title=Text(one_line(report.name)),
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
     for finding in report.findings:
         places = finding.places[:limit]
         more = len(finding.places) - len(places)
-        lines = [finding.what, *(f"  {place}" for place in places), *([f"  and {more:,} more (--all)"] if more else [])]
+        lines = [
+            finding.what,
+            *(f"  {place}" for place in places),
+            *([f"  and {more:,} more (--all)"] if more else []),
+        ]
         text = Text("\n".join(map(_printable, lines)), overflow="fold")
-        table.add_row("wrong" if finding.is_wrong else "", text, Text(finding.count, justify="right"))
+        table.add_row(
+            "wrong" if finding.is_wrong else "", text, Text(finding.count, justify="right")
+        )
     console().print(table)
     verdict = "nothing wrong" if report.is_sound else "something is wrong: see the lines marked so"
     echo(verdict)
@@ -70,7 +91,10 @@ def cache(
 
         folder: Path = stored.cache_folder()
         if empty:
-            echo(f"freed {stored.empty_images() / 1e6:.1f} MB of decoded pictures in {stored.images_folder()}")
+            echo(
+                f"freed {stored.empty_images() / 1e6:.1f} MB of decoded pictures in "
+                f"{stored.images_folder()}"
+            )
             return
         echo(f"{folder}")
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():

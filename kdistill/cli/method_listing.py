@@ -23,7 +23,8 @@ def overview(*, papers: bool) -> Iterator[str]:
                 yield from _wrapped(method.paper, 9)
         yield ""
     yield from _wrapped(
-        "kdistill methods NAME lists the options of a method, with --presets its presets; kdistill methods --papers cites the "
+        "kdistill methods NAME lists the options of a method, with --presets its presets; kdistill "
+        "methods --papers cites the "
         "papers."
     )
 
@@ -33,14 +34,24 @@ def details(method: Method) -> Iterator[str]:
     yield f"{method.name}: {method.summary}"
     needs = method.needs or ("expert trajectories" if method.experts else "nothing but the data")
     labels = "learned" if method.soft_labels else "hard"
-    for what, text in (("paper", method.paper), ("cost", method.cost), ("needs", needs), ("labels", labels)):
+    for what, text in (
+        ("paper", method.paper),
+        ("cost", method.cost),
+        ("needs", needs),
+        ("labels", labels),
+    ):
         yield from _wrapped(text, 9, f"  {what:<7}")
     names = list(method.presets)
-    listed = ", ".join(names) if len(names) <= 6 else f"paper, fast and {len(names) - 2} of published settings"
+    listed = (
+        ", ".join(names)
+        if len(names) <= 6
+        else f"paper, fast and {len(names) - 2} of published settings"
+    )
     yield from _wrapped(f"{listed} (kdistill methods {method.name} --presets)", 9, "  presets")
     yield ""
     yield from _wrapped(
-        "Options: --set NAME=VALUE, in Python options={...}. The default is the published value; another value of preset fast "
+        "Options: --set NAME=VALUE, in Python options={...}. The default is the published value; "
+        "another value of preset fast "
         "(which is what runs without --preset) stands behind it."
     )
     every = options(method.config)
@@ -71,7 +82,10 @@ def presets(method: Method) -> Iterator[str]:
 def _option(method: Method, option: Option) -> Iterator[str]:
     line = f"{option.name} = {option.default}  [{option.allowed}]"
     fast = method.presets["fast"]
-    if option.name in fast and (shown := value_shown(method.config, option.name, fast[option.name])) != option.default:
+    if (
+        option.name in fast
+        and (shown := value_shown(method.config, option.name, fast[option.name])) != option.default
+    ):
         line += f"  (fast: {shown})"
     yield from _wrapped(line, 6, " ")
     yield from _wrapped(option.explanation, 6)
@@ -89,5 +103,10 @@ def _wrapped(text: str, indent: int = 0, first: str = "") -> list[str]:
     """Return ``text`` in lines that begin with ``indent`` spaces, the first one with ``first``."""
     head = f"{first} " if first else " " * indent
     return textwrap.wrap(
-        text, WIDTH, initial_indent=head, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+        text,
+        WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )

@@ -5,15 +5,33 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli.shared import Device, Options, Quiet, SkipUnreadable, Threads, _examples, _one_sentence, echo, echo_wrapped
+from kdistill.cli.shared import (
+    Device,
+    Options,
+    Quiet,
+    SkipUnreadable,
+    Threads,
+    _examples,
+    _one_sentence,
+    echo,
+    echo_wrapped,
+)
 from kdistill.signals import exit_status
 
-app = typer.Typer(help="Generators that images can be drawn from (see docs/priors.md).", no_args_is_help=True)
+app = typer.Typer(
+    help="Generators that images can be drawn from (see docs/priors.md).", no_args_is_help=True
+)
 
 
-@app.command(epilog=_examples("kdistill prior convert net.pkl out/prior", "kdistill prior convert imagenet128.pkl out/xl"))
+@app.command(
+    epilog=_examples(
+        "kdistill prior convert net.pkl out/prior", "kdistill prior convert imagenet128.pkl out/xl"
+    )
+)
 def convert(
-    network: Annotated[Path, typer.Argument(help="Network file (.pkl) of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL.")],
+    network: Annotated[
+        Path, typer.Argument(help="Network file (.pkl) of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder of the generator.")],
 ) -> None:
     """Take the generator out of a network file, without running anything in it, and keep it as safetensors."""
@@ -33,17 +51,26 @@ def convert(
     )
 )
 def train(
-    data: Annotated[str, typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt.")],
+    data: Annotated[
+        str,
+        typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the generator.")] = Path("out/prior"),
-    options: Options = [],  # noqa: B006 - typer copies it
+    options: Options = [],
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
-    size: Annotated[int | None, typer.Option(help="Resize images to this side, a power of two.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Resize images to this side, a power of two.")
+    ] = None,
     skip_unreadable: SkipUnreadable = False,
-    validation: Annotated[float, typer.Option(help="Share of the training images withheld.")] = 0.1,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the training in --out.")] = False,
+    validation: Annotated[float, typer.Option(help="Share of the training images held out.")] = 0.1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the training in --out.")
+    ] = False,
     device: Device = None,
     threads: Threads = None,
-    max_minutes: Annotated[float | None, typer.Option(help="Stop after this time and keep what is there.")] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Stop after this time and keep what is there.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a small generator on the images of DATA, for `distill --method glad --set prior=OUT`."""
@@ -66,8 +93,15 @@ def train(
         try:
             made = train_prior(seen, out=out, quiet=quiet, **settings)
         except KeyboardInterrupt as error:
-            echo(f"\nkdistill: interrupted; the state is saved in {out}, continue with --resume", err=True)
+            echo(
+                f"\nkdistill: interrupted; the state is saved in {out}, continue with --resume",
+                err=True,
+            )
             raise typer.Exit(exit_status(error)) from None
         echo_wrapped(f"{made.generator.layers_listed()}\n{made.quality.described()}")
-        state = "" if made.finished else f" (stopped by --max-minutes after {made.iterations:,} iterations; --resume goes on)"
+        state = (
+            ""
+            if made.finished
+            else f" (stopped by --max-minutes after {made.iterations:,} iterations; --resume goes on)"
+        )
         echo(f"generator in {out}{state}; look at {out / 'samples.png'}")

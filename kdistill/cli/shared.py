@@ -11,26 +11,58 @@ import typer
 from kdistill.escape import printable
 from kdistill.signals import exit_status, terminable
 
-_ARGUMENT = re.compile(r"(?<![\w./'\"=-])([a-z_]+)=([\w.-]*\w|'\w+'|)(?![\w/])")  # of a call, as messages write it
+_ARGUMENT = re.compile(
+    r"(?<![\w./'\"=-])([a-z_]+)=([\w.-]*\w|'\w+'|)(?![\w/])"
+)  # of a call, as messages write it
 # arguments of the Python functions that a command has by the same name
-FLAGS = ("method", "ipc", "preset", "out", "seed", "size", "normalisation", "init", "resume", "device", "threads", "max_minutes")
-FLAGS += ("validation", "checkpoint_minutes", "snapshot_every", "quiet", "protocol", "models", "baselines", "nets", "precision")
+FLAGS = (
+    "method",
+    "ipc",
+    "preset",
+    "out",
+    "seed",
+    "size",
+    "normalisation",
+    "init",
+    "resume",
+    "device",
+    "threads",
+    "max_minutes",
+)
+FLAGS += (
+    "validation",
+    "checkpoint_minutes",
+    "snapshot_every",
+    "quiet",
+    "protocol",
+    "models",
+    "baselines",
+    "nets",
+    "precision",
+)
 FLAGS += ("stream", "force", "lr", "skip_unreadable")
 
-Options = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set an option; may be repeated.")]
+Options = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set an option; may be repeated.")
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of the run (default 0).")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
-SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be decoded.")]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be decoded.")
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show results alone, no progress.")]
-Validation = Annotated[float, typer.Option(help="Share of the training images that a run withholds.")]
+Validation = Annotated[
+    float, typer.Option(help="Share of the training images that a run holds out.")
+]
 Protocol = Annotated[str, typer.Option(help="Evaluation protocol: quick, bench or paper.")]
 
 
 def echo(text: object, *, err: bool = False) -> None:
     """Print text that may hold names of files and classes: nothing in it can act on the terminal.
 
-    The only way in which commands print (a test looks), beside tables of ``kdistill.evaluation.tables``.
+    The only way in which commands print (a test looks), beside tables of
+    ``kdistill.evaluation.tables``.
     """
     typer.echo(printable(text), err=err)
 
@@ -38,7 +70,9 @@ def echo(text: object, *, err: bool = False) -> None:
 def echo_wrapped(text: object, *, err: bool = False) -> None:
     """Print text in lines of at most 80 characters, also where the output is no terminal; words and paths stay whole."""
     for line in str(text).splitlines():
-        for part in textwrap.wrap(line, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False):
+        for part in textwrap.wrap(
+            line, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        ):
             echo(part, err=err)
 
 
@@ -76,7 +110,8 @@ def _one_sentence() -> Iterator[None]:
 def as_flags(message: str) -> str:
     """Return ``message`` with the arguments of Python that it names written as flags.
 
-    ``resume=True`` becomes ``--resume``, ``validation=0.1`` and ``validation=`` become ``--validation 0.1`` and ``--validation``.
+    ``resume=True`` becomes ``--resume``, ``validation=0.1`` and ``validation=`` become
+    ``--validation 0.1`` and ``--validation``.
     """
 
     def flag(found: re.Match[str]) -> str:

@@ -12,12 +12,21 @@ def check(run: Path, models: tuple[str, ...], lr: Any) -> None:
     if run.is_dir() and len(models) == 1 and lr != "auto":
         return
     got = (
-        "a file" if not run.is_dir() else "lr auto" if lr == "auto" else f"the networks {', '.join(models) or 'of an empty list'}"
+        "a file"
+        if not run.is_dir()
+        else "lr auto"
+        if lr == "auto"
+        else f"the networks {', '.join(models) or 'of an empty list'}"
     )
-    raise ConfigError(f"--snapshots: expected the folder of a run, one network and a fixed lr, got {got}; change it")
+    raise ConfigError(
+        f"--snapshots: expected the folder of a run, one network and a fixed lr, got {got}; change "
+        "it"
+    )
 
 
-def evaluate_and_save(run: Path, data: Any, small: Any, *, model: str, is_saved: bool, **chosen: Any) -> None:
+def evaluate_and_save(
+    run: Path, data: Any, small: Any, *, model: str, is_saved: bool, **chosen: Any
+) -> None:
     """Print one row per snapshot of ``run``, and leave the numbers in its artefact ``small``."""
     from kdistill.evaluation import evaluate_snapshots
 

@@ -9,35 +9,54 @@ import typer
 from kdistill.cli.shared import Device, Quiet, Threads, _examples, _one_sentence, echo, show
 from kdistill.signals import exit_status
 
-_PARTS = re.compile(r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^,])+""")  # a comma inside quotes or a list divides nothing
+_PARTS = re.compile(
+    r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^,])+"""
+)  # a comma inside quotes or a list divides nothing
 
 
 def add_to(app: typer.Typer) -> None:
     """Enter the commands."""
     app.command(
         epilog=_examples(
-            "kdistill sweep mnist5k --set method=dm,mtt --set seed=0,1,2 --set ipc=1,10 --out out/methods",
+            "kdistill sweep mnist5k --set method=dm,mtt --set seed=0,1,2 --set ipc=1,10 --out "
+            "out/methods",
             "kdistill sweep --config ablation.toml --out out/ablation --dry-run",
         )
     )(sweep)
     app.command(
-        epilog=_examples("kdistill compare out/methods --against dm --to table.md", "kdistill compare out/a out/b --to table.csv")
+        epilog=_examples(
+            "kdistill compare out/methods --against dm --to table.md",
+            "kdistill compare out/a out/b --to table.csv",
+        )
     )(compare)
 
 
 def sweep(
     data: Annotated[
-        list[str] | None, typer.Argument(help="One or more of mnist5k, digits, photo-patches, a folder, .npz, .safetensors, .pt.")
+        list[str] | None,
+        typer.Argument(
+            help="One or more of mnist5k, digits, photo-patches, a folder, .npz, .safetensors, .pt."
+        ),
     ] = None,
     options: Annotated[
         list[str],
-        typer.Option("--set", metavar="KEY=A,B,C", help="An axis: method, ipc, seed, preset, ... or an option of the method."),
-    ] = [],  # noqa: B006 - typer copies it
+        typer.Option(
+            "--set",
+            metavar="KEY=A,B,C",
+            help="An axis: method, ipc, seed, preset, ... or an option of the method.",
+        ),
+    ] = [],
     config: Annotated[Path | None, typer.Option(help="TOML or JSON file with the grid.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs; the same folder again completes them.")] = Path("out/sweep"),
-    protocol: Annotated[str | None, typer.Option(help="Evaluation protocol: quick, bench (default) or paper.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the runs; the same folder again completes them.")
+    ] = Path("out/sweep"),
+    protocol: Annotated[
+        str | None, typer.Option(help="Evaluation protocol: quick, bench (default) or paper.")
+    ] = None,
     models: Annotated[str | None, typer.Option(help="Networks, separated by commas.")] = None,
-    baselines: Annotated[str | None, typer.Option(help="Rows beside them, separated by commas (default random).")] = None,
+    baselines: Annotated[
+        str | None, typer.Option(help="Rows beside them, separated by commas (default random).")
+    ] = None,
     nets: Annotated[int | None, typer.Option(help="Networks per run.")] = None,
     device: Device = None,
     threads: Threads = None,
@@ -52,7 +71,12 @@ def sweep(
         from kdistill.config import from_mapping, load_file, merge
 
         given: dict[str, Any] = {"data": data or None, "max_minutes": max_minutes}
-        named = {"protocol": protocol, "models": _words(models), "baselines": _words(baselines), "nets": nets}
+        named = {
+            "protocol": protocol,
+            "models": _words(models),
+            "baselines": _words(baselines),
+            "nets": nets,
+        }
         changes = {key: value for key, value in given.items() if value is not None}
         changes["evaluation"] = {key: value for key, value in named.items() if value is not None}
         table = merge(load_file(config) if config else {}, _axes(options), changes)
@@ -64,7 +88,11 @@ def sweep(
         try:
             done = run(grid, out=out, device=device, threads=threads, quiet=quiet)
         except KeyboardInterrupt as error:
-            echo(f"\nkdistill: interrupted; what is done is kept in {out}, the same command goes on from there", err=True)
+            echo(
+                f"\nkdistill: interrupted; what is done is kept in {out}, the same command goes on "
+                "from there",
+                err=True,
+            )
             raise typer.Exit(exit_status(error)) from None
         echo(f"{done}\nnext: kdistill compare {out}")
         if done.failed:
@@ -72,9 +100,16 @@ def sweep(
 
 
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs such as a sweep's.")],
-    against: Annotated[str | None, typer.Option(help="Name of the line that the others are compared with.")] = None,
-    to: Annotated[list[Path], typer.Option(help="Write the table to a .md, .csv or .json file; may be repeated.")] = [],  # noqa: B006
+    folders: Annotated[
+        list[Path], typer.Argument(help="Run folders, or folders of runs such as a sweep's.")
+    ],
+    against: Annotated[
+        str | None, typer.Option(help="Name of the line that the others are compared with.")
+    ] = None,
+    to: Annotated[
+        list[Path],
+        typer.Option(help="Write the table to a .md, .csv or .json file; may be repeated."),
+    ] = [],
 ) -> None:
     """Show evaluated runs in one table: mean ± std over seeds, time, memory, and what differences mean."""
     with _one_sentence():

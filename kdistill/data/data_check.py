@@ -1,8 +1,8 @@
 """``kdistill check``: what is wrong with a labelled image set, before hours are spent on it.
 
-A duplicate is a picture with exactly the pixels of another (decoded, upright, on white, at its own size or at the size asked
-for).  Pictures are alike if a 64-bit hash of their brightness gradients differs in at most ``ALIKE_BITS`` bits: the same
-photograph saved again, or resized.
+A duplicate is a picture with exactly the pixels of another (decoded, upright, on white, at its own
+size or at the size asked for).  Pictures are alike if a 64-bit hash of their brightness gradients
+differs in at most ``ALIKE_BITS`` bits: the same photograph saved again, or resized.
 """
 
 import hashlib
@@ -29,7 +29,8 @@ from kdistill.status import status_line
 
 ALIKE_BITS = 3
 ALIKE_SIDE = 48  # smaller pictures have too few gradients for the hash to say anything
-CROWD = 100  # a quarter of the hash that more pictures share (plain sky, black frames) finds no candidates
+# a quarter of the hash that more pictures share (plain sky, black frames) finds no candidates
+CROWD = 100
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,19 @@ def check_data(spec: Any, *, size: int | None = None, quiet: bool = False) -> Da
     """Look for unreadable files, duplicates within and across splits and classes, and what would be ignored.
 
     Args:
-        spec: What ``load_data`` takes; of a folder all files are looked at, whatever their size, and none stops the check.
+        spec: What ``load_data`` takes; of a folder all files are looked at, whatever their size,
+            and none stops the check.
         size: Compare pictures as they are at this side; None compares them as they are.
         quiet: Show no progress.
 
     Raises:
-        DataError: There is no picture at all, or (for anything but a folder) data that cannot be loaded.
+        DataError: There is no picture at all, or (for anything but a folder) data that cannot be
+            loaded.
     """
     pixels.check_size(size)
-    folder = Path(spec).expanduser() if isinstance(spec, str | Path) and spec not in BUILTIN else None
+    folder = (
+        Path(spec).expanduser() if isinstance(spec, str | Path) and spec not in BUILTIN else None
+    )
     if folder is not None and folder.is_dir() and not is_artefact(folder):
         return _check_folder(folder, size, quiet)
     data = load_data(spec, size=size, quiet=True, test=None)
@@ -87,7 +92,9 @@ def check_data(spec: Any, *, size: int | None = None, quiet: bool = False) -> Da
     images = list(_of_arrays(data))
     _count(report, images, data.classes)
     _find_duplicates(report, images)
-    report.findings += [Finding(warning, "", True) for warning in data.warnings if "pixel for pixel" not in warning]
+    report.findings += [
+        Finding(warning, "", True) for warning in data.warnings if "pixel for pixel" not in warning
+    ]
     return report
 
 
@@ -104,18 +111,33 @@ def _check_folder(root: Path, size: int | None, quiet: bool) -> DataCheck:
         report.findings.append(Finding("pictures of different sizes: load them with --size", ""))
     _add(report, "unreadable files", unreadable, is_wrong=True)
     _find_duplicates(report, images)
-    _add(report, "class folders without a picture", [str(p.root / name) for p in parts.values() for name in p.empty], True)
-    strange = [f"{path} ({reason})" for listing in parts.values() for path, reason in listing.strange]
+    _add(
+        report,
+        "class folders without a picture",
+        [str(p.root / name) for p in parts.values() for name in p.empty],
+        True,
+    )
+    strange = [
+        f"{path} ({reason})" for listing in parts.values() for path, reason in listing.strange
+    ]
     _add(report, "links and special files that are not read", strange, is_wrong=True)
-    _add(report, "files outside every class", [str(p.root / name) for p in parts.values() for name in p.outside])
+    _add(
+        report,
+        "files outside every class",
+        [str(p.root / name) for p in parts.values() for name in p.outside],
+    )
     ignored = sum((listing.ignored for listing in parts.values()), Counter())
     for ending, count in ignored.most_common():
-        hint = ' (pip install "kdistill[heif]" reads them)' if ending in pictures.HEIF_SUFFIXES else ""
+        hint = (
+            ' (pip install "kdistill[heif]" reads them)' if ending in pictures.HEIF_SUFFIXES else ""
+        )
         report.findings.append(Finding(f"ignored: {ending}{hint}", f"{count:,}"))
     return report
 
 
-def _looked_at(listing: Listing, which: str, size: int | None, quiet: bool) -> Iterable[_Image | str]:
+def _looked_at(
+    listing: Listing, which: str, size: int | None, quiet: bool
+) -> Iterable[_Image | str]:
     def look(row: int) -> _Image | str:
         return _look(listing.pictures[row], which, listing.classes, size)
 
@@ -137,7 +159,9 @@ def _look(file: Picture, which: str, classes: tuple[str, ...], size: int | None)
         return f"{name} ({getattr(error, 'reason', error)})"
     plain = np.ascontiguousarray(image.numpy())
     digest = hashlib.blake2b(repr(plain.shape).encode() + plain.tobytes(), digest_size=16).digest()
-    return _Image(name, which, classes[file.label], digest, shape, mode, gradients(image), _is_plain(image))
+    return _Image(
+        name, which, classes[file.label], digest, shape, mode, gradients(image), _is_plain(image)
+    )
 
 
 def _is_plain(image: Tensor) -> bool:
@@ -161,8 +185,13 @@ def _of_arrays(data: ImageDataset) -> Iterable[_Image]:
         split = getattr(data, which)
         for row, digest in enumerate([] if split is None else duplicates.digests(split.images)):
             label, shape = data.classes[int(split.labels[row])], f"{data.size}×{data.size}"
-            mode, is_plain = "grey" if data.channels == 1 else "colour", _is_plain(split.images[row])
-            yield _Image(f"{which} image {row}", which, label, digest, shape, mode, is_one_colour=is_plain)
+            mode, is_plain = (
+                "grey" if data.channels == 1 else "colour",
+                _is_plain(split.images[row]),
+            )
+            yield _Image(
+                f"{which} image {row}", which, label, digest, shape, mode, is_one_colour=is_plain
+            )
 
 
 def _count(report: DataCheck, images: list[_Image], classes: Iterable[str]) -> None:
@@ -171,13 +200,20 @@ def _count(report: DataCheck, images: list[_Image], classes: Iterable[str]) -> N
     in_training = Counter(image.label for image in images if image.part == "train")
     for name in classes:
         count = in_training[name]
-        report.findings.append(Finding(f"training images of '{name}'", f"{count:,}", is_wrong=count == 0))
-    for what, values in (("size", Counter(i.size for i in images)), ("mode", Counter(i.mode for i in images))):
+        report.findings.append(
+            Finding(f"training images of '{name}'", f"{count:,}", is_wrong=count == 0)
+        )
+    for what, values in (
+        ("size", Counter(i.size for i in images)),
+        ("mode", Counter(i.mode for i in images)),
+    ):
         shown = sum(count for _, count in values.most_common(5))
         for value, count in values.most_common(5):
             report.findings.append(Finding(f"{what} {value}", f"{count:,}"))
         if len(values) > 5:
-            report.findings.append(Finding(f"{len(values) - 5:,} other {what}s", f"{sum(values.values()) - shown:,}"))
+            report.findings.append(
+                Finding(f"{len(values) - 5:,} other {what}s", f"{sum(values.values()) - shown:,}")
+            )
 
 
 def _find_duplicates(report: DataCheck, images: list[_Image]) -> None:
@@ -185,7 +221,11 @@ def _find_duplicates(report: DataCheck, images: list[_Image]) -> None:
     for image in images:
         if not image.is_one_colour:
             by_digest[image.digest].append(image)
-    _add(report, "images of one colour all over", [image.name for image in images if image.is_one_colour])
+    _add(
+        report,
+        "images of one colour all over",
+        [image.name for image in images if image.is_one_colour],
+    )
     is_split_at_random = {image.part for image in images} == {"train"}
     same_pixels = [same for same in by_digest.values() if len(same) > 1]
     _add_groups(report, "duplicates", same_pixels, is_split_at_random)
@@ -193,16 +233,27 @@ def _find_duplicates(report: DataCheck, images: list[_Image]) -> None:
     _add_groups(report, "alike", [list(pair) for pair in _alike(firsts)], is_split_at_random)
 
 
-def _add_groups(report: DataCheck, what: str, found: list[list[_Image]], is_split_at_random: bool) -> None:
+def _add_groups(
+    report: DataCheck, what: str, found: list[list[_Image]], is_split_at_random: bool
+) -> None:
     """Enter every group under the worst that it is: across splits, across classes, or within one class.
 
-    Duplicates within a class do harm where test images are split off at random: one of them may be trained on.
+    Duplicates within a class do harm where test images are split off at random: one of them may be
+    trained on.
     """
     kinds: dict[str, list[str]] = {"across splits": [], "across classes": [], "within a class": []}
     for same in found:
         kind = "across splits" if len({image.part for image in same}) > 1 else "within a class"
-        kind = "across classes" if len({image.label for image in same}) > 1 and kind != "across splits" else kind
-        kinds[kind].append(" = ".join(image.name for image in same) if what == "duplicates" else " ~ ".join(i.name for i in same))
+        kind = (
+            "across classes"
+            if len({image.label for image in same}) > 1 and kind != "across splits"
+            else kind
+        )
+        kinds[kind].append(
+            " = ".join(image.name for image in same)
+            if what == "duplicates"
+            else " ~ ".join(i.name for i in same)
+        )
     for kind, places in kinds.items():
         is_wrong = what == "duplicates" and (kind != "within a class" or is_split_at_random)
         _add(report, f"{what} {kind}", places, is_wrong=is_wrong)
@@ -218,7 +269,11 @@ def _alike(images: list[_Image]) -> list[tuple[_Image, _Image]]:
     for rows in buckets.values():
         if len(rows) <= CROWD:
             for at, first in enumerate(rows):
-                pairs |= {(first, second) for second in rows[at + 1 :] if _bits(images[first], images[second]) <= ALIKE_BITS}
+                pairs |= {
+                    (first, second)
+                    for second in rows[at + 1 :]
+                    if _bits(images[first], images[second]) <= ALIKE_BITS
+                }
     return [(images[first], images[second]) for first, second in sorted(pairs)]
 
 

@@ -18,12 +18,15 @@ class Split:
     """Images with their labels.
 
     Attributes:
-        images: ``[N, C, H, W]``, float32, pixel space, values in [0, 1]; a tensor, or ``StreamedImages``.
+        images: ``[N, C, H, W]``, float32, pixel space, values in [0, 1]; a tensor, or
+            ``StreamedImages``.
         labels: ``[N]``, int64.
-        files: Where each image was read from, N paths; None for images that are in no files of their own.
+        files: Where each image was read from, N paths; None for images that are in no files of
+            their own.
 
     Raises:
-        ShapeError: Not ``[N, C, H, W]`` floats with ``[N]`` int64 labels, or another number of files.
+        ShapeError: Not ``[N, C, H, W]`` floats with ``[N]`` int64 labels, or another number of
+            files.
     """
 
     images: Tensor
@@ -32,13 +35,20 @@ class Split:
 
     def __post_init__(self):
         if self.images.ndim != 4 or not self.images.is_floating_point():
-            raise ShapeError(f"Split: expected float images [N, C, H, W], got {_brief(self.images)}; use load_data((X, y))")
+            raise ShapeError(
+                f"Split: expected float images [N, C, H, W], got {_brief(self.images)}; use "
+                "load_data((X, y))"
+            )
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
             raise ShapeError(
-                f"Split: expected int64 labels [{len(self.images)}], got {_brief(self.labels)}; give one class number per image"
+                f"Split: expected int64 labels [{len(self.images)}], got {_brief(self.labels)}; "
+                "give one class number per image"
             )
         if self.files is not None and len(self.files) != len(self.images):
-            raise ShapeError(f"Split: expected {len(self.images)} files, got {len(self.files)}; name one per image")
+            raise ShapeError(
+                f"Split: expected {len(self.images)} files, got {len(self.files)}; name one per "
+                "image"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,8 +76,8 @@ class ImageDataset:
         name: Short name.
         source: What ``load_data`` was given, or what kind of object.
         licence: Of the data.
-        fingerprint: sha256 over shapes, labels and pixels as loaded; ``holdout`` and ``to`` keep it.  Computed if left empty;
-            ``"streamed"`` of images that are not in memory.
+        fingerprint: sha256 over shapes, labels and pixels as loaded; ``holdout`` and ``to`` keep
+            it.  Computed if left empty; ``"streamed"`` of images that are not in memory.
         transform: From pixel space to what networks see, fitted on the training images.
         validation: The source's own validation split, if it has one.
         mirrors: Whether a mirrored image belongs to the same class; augmentation mirrors only then.
@@ -98,14 +108,16 @@ class ImageDataset:
         for part, split in self._splits().items():
             if split.images.shape[1:] != self.train.images.shape[1:]:
                 raise ShapeError(
-                    f"ImageDataset: expected {part} images {list(self.train.images.shape[1:])} as in train, "
+                    f"ImageDataset: expected {part} images {list(self.train.images.shape[1:])} as "
+                    "in train, "
                     f"got {list(split.images.shape[1:])}; resize one of them"
                 )
             outside = (split.labels < 0) | (split.labels >= len(self.classes))
             if outside.any():
                 row = int(outside.nonzero()[0])
                 raise DataError(
-                    f"ImageDataset: expected labels 0..{len(self.classes) - 1}, got {int(split.labels[row])} "
+                    f"ImageDataset: expected labels 0..{len(self.classes) - 1}, got "
+                    f"{int(split.labels[row])} "
                     f"at {part} image {row}; give a name to every class"
                 )
         if not self.fingerprint and self.is_streamed:
@@ -121,7 +133,10 @@ class ImageDataset:
     def check_in_memory(self) -> None:
         """Raise ConfigError for streamed data, of which ``kdistill.score`` alone can make anything."""
         if self.is_streamed:
-            raise ConfigError(f"{self.name}: expected images in memory, got streamed ones (for score alone); leave stream out")
+            raise ConfigError(
+                f"{self.name}: expected images in memory, got streamed ones (for score alone); "
+                "leave stream out"
+            )
 
     @property
     def channels(self) -> int:
@@ -142,20 +157,23 @@ class ImageDataset:
         """Withhold a stratified share of the training images for validation.
 
         Args:
-            fraction: Share withheld, in (0, 1).  A source that came with its own validation split gives that one instead,
-                whatever ``fraction`` and ``seed`` say.
+            fraction: Share held out, in (0, 1).  A source that came with its own validation split
+                gives that one instead, whatever ``fraction`` and ``seed`` say.
             seed: Of the draw.
 
         Returns:
-            The data set with a smaller ``train`` (transform, fingerprint and the rest stay), and what was withheld.
+            The data set with a smaller ``train`` (transform, fingerprint and the rest stay), and
+            what was held out.
 
         Raises:
             ConfigError: ``fraction`` is not between 0 and 1.
         """
         if self.validation is not None:
             return replace(self, validation=None), self.validation
-        kept, withheld = stratified_split(self.train.labels, fraction, seed=seed, purpose="split validation")
-        return replace(self, train=self.train.take(kept)), self.train.take(withheld)
+        kept, held_out = stratified_split(
+            self.train.labels, fraction, seed=seed, purpose="split validation"
+        )
+        return replace(self, train=self.train.take(kept)), self.train.take(held_out)
 
     def to(self, device: torch.device | str) -> "ImageDataset":
         """Return the data set with every tensor on ``device``."""
@@ -182,7 +200,10 @@ class ImageDataset:
         parts += [f"{len(self.test):,} test"]
         images = f"{', '.join(parts[:-1])} and {parts[-1]} images"
         shape = "×".join(map(str, self.train.images.shape[1:]))
-        about = [f"{images}, {shape}, {self.num_classes} classes of {each} training images", _normalisation(self.transform)]
+        about = [
+            f"{images}, {shape}, {self.num_classes} classes of {each} training images",
+            _normalisation(self.transform),
+        ]
         return f"{self.name}: " + "; ".join([*about, *self.notes])
 
     def _splits(self) -> dict[str, Split]:
@@ -200,13 +221,18 @@ def fingerprint(*splits: Split) -> str:
         digest.update(json.dumps(list(split.images.shape)).encode())
         digest.update(split.labels.cpu().numpy().astype("<i8", copy=False).tobytes())
         for chunk in split.images.split(1024):
-            digest.update(chunk.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
+            digest.update(
+                chunk.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes()
+            )
     return digest.hexdigest()
 
 
 def _normalisation(transform: Transform) -> str:
     if isinstance(transform, Standardise):
-        mean, std = (", ".join(f"{x:.3f}" for x in values.tolist()) for values in (transform.mean, transform.std))
+        mean, std = (
+            ", ".join(f"{x:.3f}" for x in values.tolist())
+            for values in (transform.mean, transform.std)
+        )
         return f"mean {mean} and std {std} computed"
     return "ZCA fitted, eps 0.1" if isinstance(transform, Zca) else "not normalised"
 

@@ -54,13 +54,16 @@ def warnings(parts: dict[str, Tensor], labels: dict[str, Tensor], name: Name) ->
     if leaked:
         total = len(parts["test"])
         found.append(
-            f"{len(leaked):,} of {counted(total, 'test image')} {'is' if len(leaked) == 1 else 'are'} among the training images, "
-            f"pixel for pixel (first {name(*leaked[0][0])} and {name(*leaked[0][1])}): accuracy on them says nothing; "
+            f"{len(leaked):,} of {counted(total, 'test image')} "
+            f"{'is' if len(leaked) == 1 else 'are'} among the training images, "
+            f"pixel for pixel (first {name(*leaked[0][0])} and {name(*leaked[0][1])}): accuracy on "
+            "them says nothing; "
             "kdistill check lists them"
         )
     if torn:
         found.append(
-            f"{counted(len(torn), 'image')} {'stands' if len(torn) == 1 else 'stand'} in two classes, pixel for pixel "
+            f"{counted(len(torn), 'image')} {'stands' if len(torn) == 1 else 'stand'} in two "
+            "classes, pixel for pixel "
             f"(first {name(*torn[0][1])} and {name(*torn[0][0])}); kdistill check lists them"
         )
     return found

@@ -20,7 +20,8 @@ def read_folder(root: Path, options: ReadOptions, *, stream: bool = False) -> Ra
     With ``stream`` pictures are decoded once now, and again whenever they are looked at.
 
     Raises:
-        DataError: No class folder, no picture, pictures that cannot be read (all are named), or different sizes without a size.
+        DataError: No class folder, no picture, pictures that cannot be read (all are named), or
+            different sizes without a size.
     """
     notes: list[str] = []
     parts = {}
@@ -29,7 +30,13 @@ def read_folder(root: Path, options: ReadOptions, *, stream: bool = False) -> Ra
         reader = PictureReader(options, notes, listing.root)
         parts[which] = _streamed_part(listing, reader) if stream else _part(listing, reader)
     is_distilled = (root / MARKER).is_file()
-    return Raw(parts["train"], parts.get("test"), parts.get("validation"), is_distilled=is_distilled, notes=notes)
+    return Raw(
+        parts["train"],
+        parts.get("test"),
+        parts.get("validation"),
+        is_distilled=is_distilled,
+        notes=notes,
+    )
 
 
 def _part(listing: Listing, reader: PictureReader) -> Part:
@@ -60,4 +67,10 @@ def _labelled(listing: Listing, files: list[Picture], images: Tensor) -> Part:
     labels = np.array([file.label for file in files], dtype=np.int64)
     paths = tuple(str(file.path) for file in files)
     # a class whose pictures are all unreadable is dropped, as one without pictures is
-    return Part(images, labels, listing.classes, present_only=len(files) < len(listing.pictures), paths=paths)
+    return Part(
+        images,
+        labels,
+        listing.classes,
+        present_only=len(files) < len(listing.pictures),
+        paths=paths,
+    )

@@ -16,9 +16,10 @@ def map_labels(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Number the classes.
 
-    The names come from ``classes``, else from the source, else they are ``"0".."K-1"`` if ``num_classes`` is given, else the
-    distinct labels of the training part become the classes, sorted.  Where the source has names too, ``classes`` reorders them if
-    it holds the same ones and renames them otherwise.
+    The names come from ``classes``, else from the source, else they are ``"0".."K-1"`` if
+    ``num_classes`` is given, else the distinct labels of the training part become the classes,
+    sorted.  Where the source has names too, ``classes`` reorders them if it holds the same ones and
+    renames them otherwise.
 
     Args:
         parts: ``"train"`` and others, as read.
@@ -35,7 +36,10 @@ def map_labels(
     train = parts["train"]
     names = tuple(map(str, classes)) if classes is not None else train.names
     if num_classes is not None and names is not None and len(names) != num_classes:
-        raise ConfigError(f"num_classes: expected {len(names)} as there are class names, got {num_classes}; leave it out")
+        raise ConfigError(
+            f"num_classes: expected {len(names)} as there are class names, got {num_classes}; "
+            "leave it out"
+        )
     if names is not None and len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"classes: expected distinct names, got '{twice}' twice; rename one")
@@ -49,7 +53,10 @@ def map_labels(
         labels = {part: _named(each, names, train.names, part) for part, each in parts.items()}
         if train.present_only and classes is None:
             present = torch.unique(labels["train"])
-            labels = {part: _look_up(replace(p, labels=labels[part].numpy()), present.numpy(), part) for part, p in parts.items()}
+            labels = {
+                part: _look_up(replace(p, labels=labels[part].numpy()), present.numpy(), part)
+                for part, p in parts.items()
+            }
             names = tuple(names[k] for k in present)
     _check_every_class(labels["train"], names)
     return labels, names
@@ -61,12 +68,23 @@ def _look_up(part: Part, keys: np.ndarray, where: str) -> Tensor:
         kinds = {"U": "text", "i": "numbers"}
         got = f"{kinds[part.labels.dtype.kind]} where the training labels are {kinds[keys.dtype.kind]}"
         raise unusable(f"the labels of {where} to be of one kind", got, "use one kind for both")
-    at = np.searchsorted(keys, part.labels).clip(max=len(keys) - 1) if len(keys) else np.zeros(0, dtype=np.int64)
-    _refuse(part, keys[at] != part.labels if len(keys) else np.zeros(0, dtype=bool), where, "a class of the training images")
+    at = (
+        np.searchsorted(keys, part.labels).clip(max=len(keys) - 1)
+        if len(keys)
+        else np.zeros(0, dtype=np.int64)
+    )
+    _refuse(
+        part,
+        keys[at] != part.labels if len(keys) else np.zeros(0, dtype=bool),
+        where,
+        "a class of the training images",
+    )
     return torch.from_numpy(at.astype(np.int64))
 
 
-def _named(part: Part, names: tuple[str, ...], source_names: tuple[str, ...] | None, where: str) -> Tensor:
+def _named(
+    part: Part, names: tuple[str, ...], source_names: tuple[str, ...] | None, where: str
+) -> Tensor:
     """Return the position in ``names`` of every label, which is a name or (through the part's own names) a number."""
     index = {name: k for k, name in enumerate(names)}
     if part.labels.dtype.kind == "U":
@@ -74,11 +92,15 @@ def _named(part: Part, names: tuple[str, ...], source_names: tuple[str, ...] | N
         _refuse(part, found < 0, where, "one of the class names")
         return torch.from_numpy(found)
     own = part.names or names
-    _refuse(part, (part.labels < 0) | (part.labels >= len(own)), where, f"a label in 0..{len(own) - 1}")
+    _refuse(
+        part, (part.labels < 0) | (part.labels >= len(own)), where, f"a label in 0..{len(own) - 1}"
+    )
     if own == source_names and len(own) == len(names) and not set(own) <= set(names):
         return torch.from_numpy(part.labels)  # classes= gives other names to the same numbers
     found = np.array([index.get(name, -1) for name in own], dtype=np.int64)[part.labels]
-    _refuse(replace(part, labels=np.array(own)[part.labels]), found < 0, where, "one of the class names")
+    _refuse(
+        replace(part, labels=np.array(own)[part.labels]), found < 0, where, "one of the class names"
+    )
     return torch.from_numpy(found)
 
 
@@ -89,7 +111,9 @@ def _refuse(part: Part, wrong: np.ndarray, where: str, expected: str) -> None:
     row = int(rows[0])
     name = part.paths[row] if part.paths else f"{where} image {row}"
     raise unusable(
-        expected, f"{part.labels[row].item()!r} ({name}; {counted(len(rows), 'image')} in all)", "correct or remove them"
+        expected,
+        f"{part.labels[row].item()!r} ({name}; {counted(len(rows), 'image')} in all)",
+        "correct or remove them",
     )
 
 
@@ -102,4 +126,8 @@ def _check_every_class(labels: Tensor, names: tuple[str, ...]) -> None:
     if (counts == 0).any():
         empty = [names[k] for k in (counts == 0).nonzero().squeeze(1)]
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        raise unusable("training images of every class", f"none of '{empty[0]}'{more}", "add some or drop the class")
+        raise unusable(
+            "training images of every class",
+            f"none of '{empty[0]}'{more}",
+            "add some or drop the class",
+        )

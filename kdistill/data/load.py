@@ -47,61 +47,88 @@ def load_data(
     """Load a labelled image set and say on standard error what was understood.
 
     Args:
-        spec: A built-in name (``"mnist5k"``, ``"digits"``, ``"photo-patches"``); a folder ``root/<class>/*`` or
-            ``root/{train,val,test}/<class>/*``; a file ``.npz``, ``.safetensors`` or ``.pt``; a pair ``(X, y)`` or dict of
-            arrays or tensors (uint8 ``[N, H, W, C]``, float ``[N, C, H, W]``, grey ``[N, H, W]``); paths of pictures with
-            labels: a CSV file, a data frame, ``(paths, labels)``, or ``paths`` in one folder per class; a torch ``Dataset``;
-            a Hugging Face ``Dataset`` or ``DatasetDict``; a distilled set or its folder.
-        size: Side of the images; others are scaled so that the short side fits, and the middle is cropped.  None keeps the
-            source's, which must then be square and all the same.
-        test: Where the test images are if not in ``spec``: anything that ``spec`` can be, or a share in (0, 1) of the images, or
-            0 for none.  None takes the source's own, else its validation part, else splits off a stratified fifth; of a
-            distilled set nothing is split off.
-        normalisation: ``"standard"`` (mean and std of each channel), ``"zca"`` or ``"none"``; fitted on the training images.
+        spec: A built-in name (``"mnist5k"``, ``"digits"``, ``"photo-patches"``); a folder
+            ``root/<class>/*`` or ``root/{train,val,test}/<class>/*``; a file ``.npz``,
+            ``.safetensors`` or ``.pt``; a pair ``(X, y)`` or dict of arrays or tensors (uint8 ``[N,
+            H, W, C]``, float ``[N, C, H, W]``, grey ``[N, H, W]``); paths of pictures with labels:
+            a CSV file, a data frame, ``(paths, labels)``, or ``paths`` in one folder per class; a
+            torch ``Dataset``; a Hugging Face ``Dataset`` or ``DatasetDict``; a distilled set or its
+            folder.
+        size: Side of the images; others are scaled so that the short side fits, and the middle is
+            cropped.  None keeps the source's, which must then be square and all the same.
+        test: Where the test images are if not in ``spec``: anything that ``spec`` can be, or a
+            share in (0, 1) of the images, or 0 for none.  None takes the source's own, else its
+            validation part, else splits off a stratified fifth; of a distilled set nothing is split
+            off.
+        normalisation: ``"standard"`` (mean and std of each channel), ``"zca"`` or ``"none"``;
+            fitted on the training images.
         seed: Of the split into training and test images, where the source has none.
         quiet: Do not print the summary, warnings and progress.
-        classes: Class names, in the order of the labels; None takes them from the source, or from the labels.
+        classes: Class names, in the order of the labels; None takes them from the source, or from
+            the labels.
         num_classes: Number of classes K, for whole-number labels that must lie in 0..K-1.
         image_column: Of a Hugging Face data set, data frame or CSV file, if it is not clear.
         label_column: The same.
         name: Short name of the set; None takes it from the source.
         licence: Of the data; None takes it from the source where it says so.
-        mirrors: Whether a mirrored image belongs to the same class: augmentation mirrors only then.  None guesses: not for the
-            built-in digits, and not where name or classes look like digits or letters; a guess of no is said.
-        skip_unreadable: Leave out picture files that cannot be read, and say so; otherwise they are refused, all at once.
-        stream: Do not hold the images in memory: read them whenever they are looked at.  For ``kdistill.score`` alone; of a
-            folder, arrays (such as memory-mapped ones) or a torch ``Dataset`` whose items do not change.
+        mirrors: Whether a mirrored image belongs to the same class: augmentation mirrors only then.
+            None guesses: not for the built-in digits, and not where name or classes look like
+            digits or letters; a guess of no is said.
+        skip_unreadable: Leave out picture files that cannot be read, and say so; otherwise they are
+            refused, all at once.
+        stream: Do not hold the images in memory: read them whenever they are looked at.  For
+            ``kdistill.score`` alone; of a folder, arrays (such as memory-mapped ones) or a torch
+            ``Dataset`` whose items do not change.
 
     Returns:
-        Images float32 ``[N, C, H, W]`` in [0, 1], labels int64 0..K-1, class names, the fitted transform, a fingerprint.
+        Images float32 ``[N, C, H, W]`` in [0, 1], labels int64 0..K-1, class names, the fitted
+        transform, a fingerprint.
 
     Raises:
         ConfigError: Unknown name or option, or options that contradict each other.
         DataError: Images or labels that cannot be used; the message names the first one.
         MissingExtraError: The package of a built-in set is not installed.
 
-    Cost: one pass over the images for each of reading, conversion, fingerprint and fit.  At the peak the images as read (uint8
+    Cost: one pass over the images for each of reading, conversion, fingerprint and fit.  At the
+        peak the images as read (uint8
     where possible) and up to two float32 copies are held; one stays.
     """
     pixels.check_size(size)
     if normalisation not in KINDS:
         raise ConfigError(
-            f"normalisation: expected a kind of transform, got '{normalisation}'; {did_you_mean(normalisation, list(KINDS))}"
+            f"normalisation: expected a kind of transform, got '{normalisation}'; "
+            f"{did_you_mean(normalisation, list(KINDS))}"
         )
     if mirrors is not None and not isinstance(mirrors, bool):
-        raise ConfigError(f"mirrors: expected True, False or None, got {mirrors!r}; leave it out to guess")
+        raise ConfigError(
+            f"mirrors: expected True, False or None, got {mirrors!r}; leave it out to guess"
+        )
     if num_classes is not None and num_classes < 2:
-        raise ConfigError(f"num_classes: expected at least 2, got {num_classes}; leave it out to count the labels")
+        raise ConfigError(
+            f"num_classes: expected at least 2, got {num_classes}; leave it out to count the labels"
+        )
     options = ReadOptions(
-        size=size, quiet=quiet, skip_unreadable=skip_unreadable, image_column=image_column, label_column=label_column
+        size=size,
+        quiet=quiet,
+        skip_unreadable=skip_unreadable,
+        image_column=image_column,
+        label_column=label_column,
     )
-    raw, fraction = _with_test(read_streamed(spec, options) if stream else read_source(spec, options), test, options, stream)
+    raw, fraction = _with_test(
+        read_streamed(spec, options) if stream else read_source(spec, options),
+        test,
+        options,
+        stream,
+    )
     splits, names = _splits(raw, classes, num_classes)
     warnings = [] if stream else pixels.dark_depths(_images(raw))
     if "test" not in splits:
         splits = _split_off(raw, splits, names, fraction, seed, warnings)
     if not stream:
-        images, labels = ({part: getattr(split, what) for part, split in splits.items()} for what in ("images", "labels"))
+        images, labels = (
+            {part: getattr(split, what) for part, split in splits.items()}
+            for what in ("images", "labels")
+        )
         warnings += duplicates.warnings(images, labels, partial(_called, splits))
     called = name or raw.name
     data = ImageDataset(
@@ -132,7 +159,10 @@ def _with_test(raw: Raw, test: Any, options: ReadOptions, stream: bool) -> tuple
     """Return the source with the test part that was asked for, and the share to split off where there is none."""
     if isinstance(test, int | float) and not isinstance(test, bool):
         if raw.test is not None:
-            raise ConfigError("test: expected no share, as the source has test images of its own, got one; leave test out")
+            raise ConfigError(
+                "test: expected no share, as the source has test images of its own, got one; leave "
+                "test out"
+            )
         return raw, float(test)
     if test is not None:
         other = read_streamed(test, options) if stream else read_source(test, options)
@@ -145,7 +175,12 @@ def _with_test(raw: Raw, test: Any, options: ReadOptions, stream: bool) -> tuple
 
 
 def _split_off(
-    raw: Raw, splits: dict[str, Split], names: tuple[str, ...], fraction: float, seed: int, warnings: list[str]
+    raw: Raw,
+    splits: dict[str, Split],
+    names: tuple[str, ...],
+    fraction: float,
+    seed: int,
+    warnings: list[str],
 ) -> dict[str, Split]:
     """Return the splits with test images taken from the training images, or with none where ``fraction`` is 0."""
     train = splits["train"]
@@ -159,8 +194,10 @@ def _split_off(
     smallest = int(counts.argmin())
     if len(chosen) and int(counts[smallest]) < FEW:
         warnings.append(
-            f"{len(chosen):,} of {len(train):,} images are held out for testing, and no more than {int(counts[smallest])} images "
-            f"of '{names[smallest]}' are there; name test images with test=, or take all for training with test=0"
+            f"{len(chosen):,} of {len(train):,} images are held out for testing, and no more than "
+            f"{int(counts[smallest])} images "
+            f"of '{names[smallest]}' are there; name test images with test=, or take all for "
+            "training with test=0"
         )
     return {**splits, "train": train.take(rest), "test": train.take(chosen)}
 
@@ -171,7 +208,9 @@ def _mirrors(name: str, names: tuple[str, ...], train: Split, raw: Raw) -> bool:
     are_letters = len(names) > 1 and all(len(each) == 1 and each.isalpha() for each in names)
     is_named = _GLYPHS.search(name) is not None and "fashion" not in name.lower()
     if is_named or (train.images.shape[1] == 1 and (are_digits or are_letters)):
-        raw.notes.append("not mirrored, as these look like digits or letters (mirrors=True if they may be)")
+        raw.notes.append(
+            "not mirrored, as these look like digits or letters (mirrors=True if they may be)"
+        )
         return False
     return True
 
@@ -186,7 +225,9 @@ def _called(splits: dict[str, Split], part: str, row: int) -> str:
     return files[row] if files is not None else f"{part} image {row}"
 
 
-def _splits(raw: Raw, classes: Sequence[str] | None, num_classes: int | None) -> tuple[dict[str, Split], tuple[str, ...]]:
+def _splits(
+    raw: Raw, classes: Sequence[str] | None, num_classes: int | None
+) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Settle labels, channels and value range over all parts together."""
     parts = {"train": raw.train, "test": raw.test, "validation": raw.validation}
     present = {which: part for which, part in parts.items() if part is not None}
@@ -198,5 +239,9 @@ def _splits(raw: Raw, classes: Sequence[str] | None, num_classes: int | None) ->
 
     found = {which: part.images for which, part in present.items()}
     is_streamed = isinstance(raw.train.images, StreamedImages)
-    images = same_channels(found) if is_streamed else pixels.to_unit_range(found, image_name, raw.notes)
-    return {which: Split(images[which], labels[which], present[which].paths) for which in present}, names
+    images = (
+        same_channels(found) if is_streamed else pixels.to_unit_range(found, image_name, raw.notes)
+    )
+    return {
+        which: Split(images[which], labels[which], present[which].paths) for which in present
+    }, names

@@ -16,31 +16,56 @@ from kdistill.errors import ConfigError, did_you_mean
 PAIRS = {
     "train": (("x_train", "y_train"), ("train_images", "train_labels")),
     "test": (("x_test", "y_test"), ("test_images", "test_labels")),
-    "validation": (("x_val", "y_val"), ("x_valid", "y_valid"), ("val_images", "val_labels"), ("x_validation", "y_validation")),
-    "all": (("x", "y"), ("images", "labels"), ("image", "label"), ("data", "labels"), ("data", "targets")),
+    "validation": (
+        ("x_val", "y_val"),
+        ("x_valid", "y_valid"),
+        ("val_images", "val_labels"),
+        ("x_validation", "y_validation"),
+    ),
+    "all": (
+        ("x", "y"),
+        ("images", "labels"),
+        ("image", "label"),
+        ("data", "labels"),
+        ("data", "targets"),
+    ),
 }
 
 
 def is_hugging_face(spec: object) -> bool:
     """Return whether ``spec`` looks like a ``datasets.Dataset`` or ``DatasetDict``."""
     parts = list(spec.values()) if isinstance(spec, Mapping) else [spec]
-    return bool(parts) and all(hasattr(part, "features") and hasattr(part, "column_names") for part in parts)
+    return bool(parts) and all(
+        hasattr(part, "features") and hasattr(part, "column_names") for part in parts
+    )
 
 
 def read_pair(
-    images: Any, labels: Any, size: int | None, *, where: str = "train", notes: list[str], stream: bool = False
+    images: Any,
+    labels: Any,
+    size: int | None,
+    *,
+    where: str = "train",
+    notes: list[str],
+    stream: bool = False,
 ) -> Part:
     """Read images ``[N, H, W]``, ``[N, H, W, C]``, ``[N, C, H, W]`` or a sequence of single images, and one label for each."""
-    is_array = isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.dtype != object)
+    is_array = isinstance(images, Tensor) or (
+        isinstance(images, np.ndarray) and images.dtype != object
+    )
     if is_array and stream:
         found = streamed.of_array(images, size, where)
     elif is_array:
         found = pixels.batch(images, f"{where} images", notes)
         found = found if size is None else pixels.square(found, size)
     elif stream:
-        raise ConfigError(f"stream: expected an array of images in {where}, got a list of them; leave stream out")
+        raise ConfigError(
+            f"stream: expected an array of images in {where}, got a list of them; leave stream out"
+        )
     else:
-        singles = (pixels.single(image, f"{where} image {row}", notes) for row, image in enumerate(images))
+        singles = (
+            pixels.single(image, f"{where} image {row}", notes) for row, image in enumerate(images)
+        )
         found = pixels.collect(singles, size, lambda row: f"{where} image {row}")
     return Part(found, label_values(labels, len(found), where))
 
@@ -57,7 +82,13 @@ def read_mapping(arrays: Mapping[str, Any], size: int | None, *, where: str) -> 
     def part(which: str) -> Part | None:
         for x, y in PAIRS[which]:
             if x in by_name and y in by_name:
-                return read_pair(by_name[x], by_name[y], size, where="train" if which == "all" else which, notes=notes)
+                return read_pair(
+                    by_name[x],
+                    by_name[y],
+                    size,
+                    where="train" if which == "all" else which,
+                    notes=notes,
+                )
         return None
 
     train = part("train") or part("all")
@@ -67,11 +98,14 @@ def read_mapping(arrays: Mapping[str, Any], size: int | None, *, where: str) -> 
     return Raw(train, part("test"), part("validation"), notes=notes)
 
 
-def read_dataset(dataset: Any, size: int | None, *, where: str = "train", notes: list[str], stream: bool = False) -> Part:
+def read_dataset(
+    dataset: Any, size: int | None, *, where: str = "train", notes: list[str], stream: bool = False
+) -> Part:
     """Read a torch ``Dataset``: items ``(image, label)`` or ``{"image": ..., "label": ...}``, class names from ``.classes``.
 
-    ``Subset`` and the like are looked through for the names; classes that a subset has no image of are dropped.
-    With ``stream`` items are asked for once now, and again whenever they are looked at: they must not change.
+    ``Subset`` and the like are looked through for the names; classes that a subset has no image of
+    are dropped. With ``stream`` items are asked for once now, and again whenever they are looked
+    at: they must not change.
     """
     if not len(dataset):
         raise unusable(f"images in {where}", f"an empty {type(dataset).__name__}", "add images")
@@ -80,7 +114,11 @@ def read_dataset(dataset: Any, size: int | None, *, where: str = "train", notes:
     def images() -> Iterator[Tensor]:
         for row in range(len(dataset)):
             image, label = _item(dataset[row], row)
-            labels.append(label.item() if isinstance(label, Tensor | np.generic) and label.ndim == 0 else label)
+            labels.append(
+                label.item()
+                if isinstance(label, Tensor | np.generic) and label.ndim == 0
+                else label
+            )
             yield pixels.single(image, f"{where} image {row}", notes)
 
     def name(row: int) -> str:
@@ -99,20 +137,34 @@ def read_dataset(dataset: Any, size: int | None, *, where: str = "train", notes:
         owner, wrapped = owner.dataset, True
     names = getattr(owner, "classes", None)
     rows = [label.tolist() if isinstance(label, Tensor | np.ndarray) else label for label in labels]
-    return Part(found, label_values(rows, len(found), where), tuple(map(str, names)) if names else None, present_only=wrapped)
+    return Part(
+        found,
+        label_values(rows, len(found), where),
+        tuple(map(str, names)) if names else None,
+        present_only=wrapped,
+    )
 
 
 def _item(item: Any, row: int) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
-        for image, label in (("image", "label"), ("img", "label"), ("images", "labels"), ("pixel_values", "labels")):
+        for image, label in (
+            ("image", "label"),
+            ("img", "label"),
+            ("images", "labels"),
+            ("pixel_values", "labels"),
+        ):
             if image in item and label in item:
                 return item[image], item[label]
     elif isinstance(item, Sequence) and not isinstance(item, str | bytes) and len(item) >= 2:
         return item[0], item[1]
-    raise unusable("items (image, label)", f"{type(item).__name__} at item {row}", "wrap the data set")
+    raise unusable(
+        "items (image, label)", f"{type(item).__name__} at item {row}", "wrap the data set"
+    )
 
 
-def read_hugging_face(spec: Any, size: int | None, *, image_column: str | None = None, label_column: str | None = None) -> Raw:
+def read_hugging_face(
+    spec: Any, size: int | None, *, image_column: str | None = None, label_column: str | None = None
+) -> Raw:
     """Read a Hugging Face ``Dataset`` or ``DatasetDict`` (splits ``train``, ``test``, ``validation``), decoded with Pillow.
 
     Raises:
@@ -131,15 +183,31 @@ def read_hugging_face(spec: Any, size: int | None, *, image_column: str | None =
 
     train = part("train")
     licence = getattr(getattr(splits["train"], "info", None), "license", "") or "unknown"
-    is_distilled = "label_logits" in splits["train"].column_names  # only DistilledDataset.export writes that
-    return Raw(train, part("test"), part("validation"), licence=str(licence), is_distilled=is_distilled, notes=notes)
+    is_distilled = (
+        "label_logits" in splits["train"].column_names
+    )  # only DistilledDataset.export writes that
+    return Raw(
+        train,
+        part("test"),
+        part("validation"),
+        licence=str(licence),
+        is_distilled=is_distilled,
+        notes=notes,
+    )
 
 
 def _hugging_face_part(
-    rows: Any, size: int | None, image_column: str | None, label_column: str | None, where: str, notes: list[str]
+    rows: Any,
+    size: int | None,
+    image_column: str | None,
+    label_column: str | None,
+    where: str,
+    notes: list[str],
 ) -> Part:
     if not hasattr(rows, "__len__"):
-        raise unusable("a data set with a length", f"a stream ({where})", "load it without streaming=True")
+        raise unusable(
+            "a data set with a length", f"a stream ({where})", "load it without streaming=True"
+        )
     image_column = _column(rows, "image", image_column, ("image", "img", "picture"))
     label_column = _column(rows, "label", label_column, ("label", "labels", "class", "target"))
     labels: list[Any] = []
@@ -159,14 +227,21 @@ def _hugging_face_image(value: Any, name: str, notes: list[str]) -> Tensor:
     if isinstance(value, Mapping):  # Image(decode=False)
         source = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
         return pictures.decode(source, value.get("path") or name, notes)
-    return pixels.single(value if isinstance(value, Image.Image | Tensor | np.ndarray) else np.asarray(value), name, notes)
+    return pixels.single(
+        value if isinstance(value, Image.Image | Tensor | np.ndarray) else np.asarray(value),
+        name,
+        notes,
+    )
 
 
 def _column(rows: Any, what: str, asked: str | None, usual: tuple[str, ...]) -> str:
     columns = list(rows.column_names)
     if asked is not None:
         if asked not in columns:
-            raise ConfigError(f"{what}_column: expected a column of the data set, got '{asked}'; {did_you_mean(asked, columns)}")
+            raise ConfigError(
+                f"{what}_column: expected a column of the data set, got '{asked}'; "
+                f"{did_you_mean(asked, columns)}"
+            )
         return asked
     kind = {"image": "Image", "label": "ClassLabel"}[what]
     typed = [name for name in columns if type(rows.features[name]).__name__ == kind]
@@ -174,7 +249,11 @@ def _column(rows: Any, what: str, asked: str | None, usual: tuple[str, ...]) -> 
     if len(found) > 1:
         found = [name for name in found if name.lower() in usual] or found
     if not found:
-        raise unusable(f"{what}s in a column", f"the columns {columns}", f"name it with {what}_column=")
+        raise unusable(
+            f"{what}s in a column", f"the columns {columns}", f"name it with {what}_column="
+        )
     if len(found) > 1:
-        raise ConfigError(f"{what}_column: expected one column, got {found}; choose with {what}_column=")
+        raise ConfigError(
+            f"{what}_column: expected one column, got {found}; choose with {what}_column="
+        )
     return found[0]

@@ -1,8 +1,10 @@
 """Decoded pictures in ``$KDISTILL_CACHE/images``, so that a folder of photographs is decoded once.
 
-One file per place and size: a sha256, then safetensors with one row per picture.  A row is used for the file that it was made
-from (path, size, times and inode are compared) by the decoder that runs now.  Files that somebody else could have written are
-not used.  When all of them together pass ``MAX_BYTES``, those not used for longest are deleted.
+One file per place and size: a sha256, then safetensors with one row per picture.  A row is used for
+    the file that it was made
+from (path, size, times and inode are compared) by the decoder that runs now.  Files that somebody
+else could have written are not used.  When all of them together pass ``MAX_BYTES``, those not used
+for longest are deleted.
 """
 
 import hashlib
@@ -92,7 +94,9 @@ class Pack:
             return _where(self.file, "taken from")
         tensors = _packed([image for image, _ in decoded])
         tensors["keys"] = self.keys[list(rows)]
-        tensors["flags"] = torch.tensor([OVER_WHITE * over for _, over in decoded], dtype=torch.uint8)
+        tensors["flags"] = torch.tensor(
+            [OVER_WHITE * over for _, over in decoded], dtype=torch.uint8
+        )
         payload = safetensors.torch.save(tensors)
         try:
             _write(self.file, hashlib.sha256(payload).digest() + payload)
@@ -104,7 +108,10 @@ class Pack:
 
 def open_pack(place: Path, size: int | None, files: Sequence[Picture]) -> Pack:
     """Return what is cached of ``files``; nothing where they are small or ``KDISTILL_IMAGE_CACHE`` is ``off``."""
-    if os.environ.get("KDISTILL_IMAGE_CACHE") == "off" or sum(file.stamp[0] for file in files) < WORTH_BYTES:
+    if (
+        os.environ.get("KDISTILL_IMAGE_CACHE") == "off"
+        or sum(file.stamp[0] for file in files) < WORTH_BYTES
+    ):
         return Pack()
     about = f"{place.resolve()}\0{size}\0{pictures.decoder_version()}"
     try:
@@ -113,10 +120,14 @@ def open_pack(place: Path, size: int | None, files: Sequence[Picture]) -> Pack:
         _log.info("no cache folder (%s); pictures are decoded every time", error)
         return Pack()
     keys = b"".join(
-        hashlib.sha256(f"{file.path.absolute()}\0{file.stamp}".encode(errors="surrogateescape")).digest() for file in files
+        hashlib.sha256(
+            f"{file.path.absolute()}\0{file.stamp}".encode(errors="surrogateescape")
+        ).digest()
+        for file in files
     )
     pack = Pack(
-        folder / f"{hashlib.sha256(about.encode(errors='surrogateescape')).hexdigest()[:32]}.pictures",
+        folder
+        / f"{hashlib.sha256(about.encode(errors='surrogateescape')).hexdigest()[:32]}.pictures",
         torch.frombuffer(bytearray(keys), dtype=torch.uint8).reshape(-1, 32),
     )
     try:
@@ -147,11 +158,15 @@ def _packed(images: list[Tensor]) -> dict[str, Tensor]:
     """Return the pictures by kind: grey and colour, bytes and 16-bit ones, each with its row numbers."""
     kinds: dict[str, list[int]] = {}
     for row, image in enumerate(images):
-        kinds.setdefault(f"{'bytes' if image.dtype == torch.uint8 else 'deep'}{image.shape[0]}", []).append(row)
+        kinds.setdefault(
+            f"{'bytes' if image.dtype == torch.uint8 else 'deep'}{image.shape[0]}", []
+        ).append(row)
     packed = {}
     for kind, rows in kinds.items():
         stacked = torch.stack([images[row] for row in rows])
-        packed[kind] = stacked if stacked.dtype == torch.uint8 else stacked.float()  # a 16-bit number, exactly
+        packed[kind] = (
+            stacked if stacked.dtype == torch.uint8 else stacked.float()
+        )  # a 16-bit number, exactly
         packed[f"{kind}_rows"] = torch.tensor(rows)
     return packed
 
@@ -162,10 +177,16 @@ def _unpacked(tensors: dict[str, Tensor], size: int | None) -> list[Tensor]:
         if kind not in tensors:
             continue
         stacked, rows = tensors[kind], tensors[f"{kind}_rows"].tolist()
-        is_sound = stacked.ndim == 4 and stacked.shape[:2] == (len(rows), int(kind[-1])) and stacked.dtype == dtype
+        is_sound = (
+            stacked.ndim == 4
+            and stacked.shape[:2] == (len(rows), int(kind[-1]))
+            and stacked.dtype == dtype
+        )
         if not is_sound or (size is not None and stacked.shape[2:] != (size, size)):
             raise ValueError(f"unexpected shape {list(stacked.shape)} of {kind}")
-        images.update(zip(rows, stacked if dtype == torch.uint8 else stacked.to(pixels.KNOWN), strict=True))
+        images.update(
+            zip(rows, stacked if dtype == torch.uint8 else stacked.to(pixels.KNOWN), strict=True)
+        )
     if sorted(images) != list(range(len(images))):
         raise ValueError("rows are missing")
     return [images[row] for row in range(len(images))]
@@ -173,7 +194,10 @@ def _unpacked(tensors: dict[str, Tensor], size: int | None) -> list[Tensor]:
 
 def _write(file: Path, content: bytes) -> None:
     if len(content) > MAX_BYTES // 2:
-        _log.info("%d bytes of decoded pictures are too many to keep; they are decoded every time", len(content))
+        _log.info(
+            "%d bytes of decoded pictures are too many to keep; they are decoded every time",
+            len(content),
+        )
         raise OSError(0, "too large")
     make_private(file.parent)
     remove_leftovers(file.parent)

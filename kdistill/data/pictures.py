@@ -1,7 +1,9 @@
 """Picture files: which endings are read, and how one file becomes a small tensor.
 
-JPEG is decoded at an eighth, a quarter or half of its size where that leaves at least four times the side that is asked for, and
-Pillow resizes on the picture itself: both let other threads run, and neither depends on their number.
+JPEG is decoded at an eighth, a quarter or half of its size where that leaves at least four times
+the side that is asked for, and
+Pillow resizes on the picture itself: both let other threads run, and neither depends on their
+    number.
 """
 
 import importlib.util
@@ -20,17 +22,42 @@ from kdistill.errors import DataError
 
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 SUFFIXES = (
-    *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo"),
+    *(
+        ".apng",
+        ".avif",
+        ".avifs",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".j2k",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".jpx",
+        ".mpo",
+    ),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
 )
 DRAFT_FACTOR = 4  # a JPEG is decoded at no less than this many times the side that is asked for
-# pixels that any file may have, and for each of its bytes: a PNG of one colour has a thousand, photographs fewer than ten
+# pixels that any file may have, and for each of its bytes: a PNG of one colour has a thousand,
+# photographs fewer than ten
 PIXELS, PIXELS_PER_BYTE = 1 << 25, 16
-RECIPE = 1  # raised whenever decoding changes, so that cached pixels of an older version are not used
+RECIPE = (
+    1  # raised whenever decoding changes, so that cached pixels of an older version are not used
+)
 
 
 # what Pillow raises for a file that is no whole picture, and for one of far too many pixels
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 
 
 def is_picture(name: str) -> bool:
@@ -53,12 +80,17 @@ def can_read_heif() -> bool:
 @cache
 def decoder_version() -> str:
     """Return what decoded pixels depend on: this module's recipe, Pillow and the libraries that it was built with."""
-    libraries = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "webp", "avif", "libtiff", "jpg_2000", "zlib")}
+    libraries = {
+        name: features.version(name)
+        for name in ("jpg", "libjpeg_turbo", "webp", "avif", "libtiff", "jpg_2000", "zlib")
+    }
     if can_read_heif():
         import pillow_heif
 
         libraries["pillow_heif"] = pillow_heif.__version__
-    return f"recipe {RECIPE}, Pillow {PIL.__version__}, " + ", ".join(f"{name} {value}" for name, value in libraries.items())
+    return f"recipe {RECIPE}, Pillow {PIL.__version__}, " + ", ".join(
+        f"{name} {value}" for name, value in libraries.items()
+    )
 
 
 def decode(source: Any, name: str, notes: list[str], size: int | None = None) -> Tensor:
@@ -71,14 +103,18 @@ def decode(source: Any, name: str, notes: list[str], size: int | None = None) ->
         size: Scale the short side to this and crop the middle; None keeps the size of the file.
 
     Returns:
-        ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or ``pixels.KNOWN`` for 16-bit grey.  Alpha lies over white.
+        ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or ``pixels.KNOWN`` for 16-bit grey.  Alpha
+        lies over white.
 
     Raises:
-        DataError: The file is no picture, truncated or damaged, or has more pixels than a file of its size may have.
+        DataError: The file is no picture, truncated or damaged, or has more pixels than a file of
+            its size may have.
     """
     try:
         with Image.open(source) as picture:
-            upright = ImageOps.exif_transpose(_checked(picture, source) if size is None else _reduced(picture, source, size))
+            upright = ImageOps.exif_transpose(
+                _checked(picture, source) if size is None else _reduced(picture, source, size)
+            )
             return pixels.from_pil(upright, notes, size)
     except UNREADABLE as error:
         raise Unreadable(name, reason_of(error)) from error
@@ -90,11 +126,17 @@ def _checked(picture: Image.Image, source: Any) -> Image.Image:
     Raises:
         ValueError: They are not.
     """
-    nbytes = os.stat(source).st_size if isinstance(source, str | os.PathLike) else len(source.getbuffer())
+    nbytes = (
+        os.stat(source).st_size
+        if isinstance(source, str | os.PathLike)
+        else len(source.getbuffer())
+    )
     most = PIXELS + PIXELS_PER_BYTE * nbytes
     width, height = picture.size
     if width * height > most:
-        raise ValueError(f"{width:,}×{height:,} pixels, where a file of {nbytes:,} bytes may have {most:,}")
+        raise ValueError(
+            f"{width:,}×{height:,} pixels, where a file of {nbytes:,} bytes may have {most:,}"
+        )
     return picture
 
 
@@ -102,7 +144,9 @@ def _reduced(picture: Image.Image, source: Any, size: int) -> Image.Image:
     """Return a picture whose short side is ``size`` if its decoder can skip detail, else the picture itself."""
     whole = picture.size
     if max(whole) > pixels.MAX_RATIO * min(whole):
-        raise ValueError(f"{whole[0]:,}×{whole[1]:,} pixels, more than {pixels.MAX_RATIO} times as long as wide")
+        raise ValueError(
+            f"{whole[0]:,}×{whole[1]:,} pixels, more than {pixels.MAX_RATIO} times as long as wide"
+        )
     drafted = picture.draft(None, (DRAFT_FACTOR * size, DRAFT_FACTOR * size))
     _checked(picture, source)
     if drafted is None or picture.size == whole:
@@ -118,7 +162,13 @@ class Unreadable(DataError):
 
     def __init__(self, name: str, reason: str):
         self.name, self.reason = name, reason
-        super().__init__(str(unusable("a picture that Pillow can read", f"{name} ({reason})", "remove or replace it")))
+        super().__init__(
+            str(
+                unusable(
+                    "a picture that Pillow can read", f"{name} ({reason})", "remove or replace it"
+                )
+            )
+        )
 
 
 def reason_of(error: Exception) -> str:

@@ -1,8 +1,10 @@
 """Pictures and arrays of any kind to float32 ``[N, C, H, W]`` in pixel space.
 
-The steps, in this order: layout (channels first), known integer scales, alpha over white, resize and centre crop, one size, one
-number of channels, one value range.  Between the steps pixels are uint8 in 0..255, float64 in 0..1 (``KNOWN``: 16-bit pictures
-and whatever else has a scale that its type says), or float32 whose range is settled last, over all splits together.
+The steps, in this order: layout (channels first), known integer scales, alpha over white, resize
+    and centre crop, one size, one
+number of channels, one value range.  Between the steps pixels are uint8 in 0..255, float64 in 0..1
+(``KNOWN``: 16-bit pictures and whatever else has a scale that its type says), or float32 whose
+range is settled last, over all splits together.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,13 +18,18 @@ from torch import Tensor
 from kdistill.data.raw import counted, unusable
 from kdistill.errors import ConfigError, DataError
 
-KNOWN = torch.float64  # the type says "in 0..1 already": such pixels have no part in settling the range of others
+KNOWN = (
+    torch.float64
+)  # the type says "in 0..1 already": such pixels have no part in settling the range of others
 ALPHA = "alpha laid over white"
 CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, colour, colour and alpha
-MAX_RATIO = 64  # of the sides of an image that is scaled: before it is cropped, its long side grows with the short one
+# of the sides of an image that is scaled: before it is cropped, its long side grows with the short
+# one
+MAX_RATIO = 64
 CHUNK = 256  # images that are resized at a time
 SLACK = 1.5 / 255  # how far interpolation may have left [0, 1]
-BRIGHT = 16.0  # floats that reach beyond this (and not beyond 255) are 0..255; between 1 and this, nobody knows
+# floats that reach beyond this (and not beyond 255) are 0..255; between 1 and this, nobody knows
+BRIGHT = 16.0
 
 Name = Callable[[int], str]  # row number to what the image is called in a message
 
@@ -30,7 +37,9 @@ Name = Callable[[int], str]  # row number to what the image is called in a messa
 def check_size(size: Any) -> None:
     """Refuse a ``size`` that is no positive whole number."""
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-        raise ConfigError(f"size: expected a positive whole number of pixels or None, got {size!r}; 32 is usual")
+        raise ConfigError(
+            f"size: expected a positive whole number of pixels or None, got {size!r}; 32 is usual"
+        )
 
 
 def from_pil(picture: Image.Image, notes: list[str], size: int | None = None) -> Tensor:
@@ -55,10 +64,15 @@ def from_pil(picture: Image.Image, notes: list[str], size: int | None = None) ->
 
 def _square_picture(picture: Image.Image, size: int) -> Image.Image:
     """Do as ``square`` with Pillow, which lets other threads run."""
-    (width, height), (top, left), shape = picture.size, *_scaled(picture.height, picture.width, size)
+    (width, height), (top, left), shape = (
+        picture.size,
+        *_scaled(picture.height, picture.width, size),
+    )
     if (height, width) == (size, size):
         return picture
-    return picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    return picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC).crop(
+        (left, top, left + size, top + size)
+    )
 
 
 def scaled_size(whole: tuple[int, int], size: int) -> tuple[int, int]:
@@ -70,7 +84,11 @@ def scaled_size(whole: tuple[int, int], size: int) -> tuple[int, int]:
 def _scaled(height: int, width: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return top and left of the crop, and height and width of the scaled picture."""
     if max(height, width) > MAX_RATIO * min(height, width):
-        raise unusable(f"images at most {MAX_RATIO} times as long as wide", f"{height}×{width}", "crop them or leave them out")
+        raise unusable(
+            f"images at most {MAX_RATIO} times as long as wide",
+            f"{height}×{width}",
+            "crop them or leave them out",
+        )
     scale = size / min(height, width)
     shape = max(size, round(height * scale)), max(size, round(width * scale))
     return ((shape[0] - size) // 2, (shape[1] - size) // 2), shape
@@ -82,10 +100,14 @@ def single(image: Any, name: str, notes: list[str]) -> Tensor:
         try:
             return from_pil(image, notes)
         except (OSError, SyntaxError, ValueError) as error:
-            raise unusable("a picture of 8 or 16 bits", f"{name} ({error})", "convert it first") from error
+            raise unusable(
+                "a picture of 8 or 16 bits", f"{name} ({error})", "convert it first"
+            ) from error
     values = _tensor(image, name)
     if values.ndim not in (2, 3):
-        raise unusable(f"{name} to be [H, W], [H, W, C] or [C, H, W]", list(values.shape), "reshape it")
+        raise unusable(
+            f"{name} to be [H, W], [H, W, C] or [C, H, W]", list(values.shape), "reshape it"
+        )
     return _over_white(_channels_first(_known_scale(values)[None], name), notes)[0]
 
 
@@ -114,15 +136,21 @@ def collect(images: Iterable[Tensor], size: int | None, name: Name) -> Tensor:
         raise unusable("images", "none", "add images")
     rows = same_channels(rows)
     if len({row.dtype for row in rows}) > 1:
-        highest = max((float(row.max()) for row in rows if row.dtype == torch.float32 and row.numel()), default=0.0)
-        rows = [_byte_range(row) if highest > BRIGHT else _unit(row) for row in rows]  # 0..255: all wait for the common factor
+        highest = max(
+            (float(row.max()) for row in rows if row.dtype == torch.float32 and row.numel()),
+            default=0.0,
+        )
+        rows = [
+            _byte_range(row) if highest > BRIGHT else _unit(row) for row in rows
+        ]  # 0..255: all wait for the common factor
     return torch.stack(rows)
 
 
 def square(images: Tensor, size: int) -> Tensor:
     """Scale ``[N, C, H, W]`` so that the short side is ``size``, and crop the middle; uint8 stays uint8.
 
-    Bicubic with antialiasing: for uint8 Pillow's own resize up to one level, for floats clipped to the range of each image.
+    Bicubic with antialiasing: for uint8 Pillow's own resize up to one level, for floats clipped to
+        the range of each image.
     """
     height, width = images.shape[2:]
     if (height, width) == (size, size) or not images.numel():
@@ -132,9 +160,14 @@ def square(images: Tensor, size: int) -> Tensor:
     (top, left), shape = _scaled(height, width, size)
     chunks = []
     for chunk in images.split(CHUNK):
-        scaled = torch.nn.functional.interpolate(chunk, size=shape, mode="bicubic", antialias=True, align_corners=False)
+        scaled = torch.nn.functional.interpolate(
+            chunk, size=shape, mode="bicubic", antialias=True, align_corners=False
+        )
         if chunk.is_floating_point():  # bytes saturate by themselves
-            scaled = torch.minimum(torch.maximum(scaled, chunk.amin((2, 3), keepdim=True)), chunk.amax((2, 3), keepdim=True))
+            scaled = torch.minimum(
+                torch.maximum(scaled, chunk.amin((2, 3), keepdim=True)),
+                chunk.amax((2, 3), keepdim=True),
+            )
         chunks.append(scaled[:, :, top : top + size, left : left + size])
     return torch.cat(chunks)
 
@@ -146,25 +179,39 @@ def same_channels(images: Sequence[Tensor]) -> list[Tensor]:
     return list(images)
 
 
-def to_unit_range(parts: dict[str, Tensor], name: Callable[[str, int], str], notes: list[str]) -> dict[str, Tensor]:
+def to_unit_range(
+    parts: dict[str, Tensor], name: Callable[[str, int], str], notes: list[str]
+) -> dict[str, Tensor]:
     """Return the splits as contiguous float32 in [0, 1], with one rule for all of them; see ``docs/data.md`` for the rules.
 
     Raises:
-        DataError: NaN or infinite pixels, pixels of an unknown range, or images that are not square or differ between splits.
+        DataError: NaN or infinite pixels, pixels of an unknown range, or images that are not square
+            or differ between splits.
     """
     shapes = {part: images.shape[2:] for part, images in parts.items()}
     (first, shape), *others = shapes.items()
     for part, other in others:
         if other != shape:
-            raise size_error(f"images of one size, got {_size(parts[first])} in {first} and {_size(parts[part])} in {part}")
+            raise size_error(
+                f"images of one size, got {_size(parts[first])} in {first} and "
+                f"{_size(parts[part])} in {part}"
+            )
     if shape[0] != shape[1]:
         raise size_error(f"square images, got {_size(parts[first])}")
     for part, images in parts.items():
         _check_finite(part, images, name)
-    factor = _factor([images for images in parts.values() if images.dtype == torch.float32 and images.numel()], notes)
+    factor = _factor(
+        [images for images in parts.values() if images.dtype == torch.float32 and images.numel()],
+        notes,
+    )
     # always a copy: the data set must not change when its source does
-    scaled = [(images * factor).clamp_(0.0, 1.0) if images.dtype == torch.float32 else _unit(images) for images in parts.values()]
-    return {part: images.contiguous() for part, images in zip(parts, same_channels(scaled), strict=True)}
+    scaled = [
+        (images * factor).clamp_(0.0, 1.0) if images.dtype == torch.float32 else _unit(images)
+        for images in parts.values()
+    ]
+    return {
+        part: images.contiguous() for part, images in zip(parts, same_channels(scaled), strict=True)
+    }
 
 
 def _factor(floats: list[Tensor], notes: list[str]) -> float:
@@ -190,10 +237,18 @@ def _factor(floats: list[Tensor], notes: list[str]) -> float:
 def _check_finite(part: str, images: Tensor, name: Callable[[str, int], str]) -> None:
     if images.dtype == torch.uint8:
         return
-    bad = torch.cat([~chunk.isfinite().flatten(1).all(1) for chunk in images.split(CHUNK)]).nonzero().squeeze(1)
+    bad = (
+        torch.cat([~chunk.isfinite().flatten(1).all(1) for chunk in images.split(CHUNK)])
+        .nonzero()
+        .squeeze(1)
+    )
     if len(bad):
         count = counted(len(bad), "image")
-        raise unusable("finite pixels", f"NaN or infinity in {count}, first {name(part, int(bad[0]))}", "remove or repair them")
+        raise unusable(
+            "finite pixels",
+            f"NaN or infinity in {count}, first {name(part, int(bad[0]))}",
+            "remove or repair them",
+        )
 
 
 def _tensor(values: Any, name: str) -> Tensor:
@@ -205,9 +260,13 @@ def _tensor(values: Any, name: str) -> Tensor:
         array = np.asarray(values)
         if array.dtype.kind not in "buif":
             raise TypeError(f"of type {array.dtype}")
-        return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # writable, or torch warns
+        return torch.from_numpy(
+            np.require(array, requirements=["C", "W"])
+        )  # writable, or torch warns
     except (TypeError, ValueError) as error:
-        raise unusable(f"{name} to be numbers", f"{type(values).__name__} ({error})", "give an array") from error
+        raise unusable(
+            f"{name} to be numbers", f"{type(values).__name__} ({error})", "give an array"
+        ) from error
 
 
 def _known_scale(values: Tensor) -> Tensor:
@@ -224,8 +283,14 @@ def _channels_first(images: Tensor, name: str) -> Tensor:
         return images[:, None]
     first, last = images.shape[1] in CHANNELS, images.shape[3] in CHANNELS
     if not (first or last):
-        raise unusable("1 or 3 channels (2 or 4 with alpha) first or last", f"{list(images.shape)} in {name}", "reshape it")
-    if first and last:  # a 3-pixel-wide picture, or 3 rows: integers come channels last, floats channels first
+        raise unusable(
+            "1 or 3 channels (2 or 4 with alpha) first or last",
+            f"{list(images.shape)} in {name}",
+            "reshape it",
+        )
+    if (
+        first and last
+    ):  # a 3-pixel-wide picture, or 3 rows: integers come channels last, floats channels first
         last = images.dtype == torch.uint8
     return images.permute(0, 3, 1, 2) if last else images
 
@@ -268,7 +333,9 @@ def size_error(expected: str) -> DataError:
 
 def different_sizes(first: Tensor, first_name: str, other: Tensor, other_name: str) -> DataError:
     """Return the error of two images that differ in size."""
-    return size_error(f"images of one size, got {_size(first)} ({first_name}) and {_size(other)} ({other_name})")
+    return size_error(
+        f"images of one size, got {_size(first)} ({first_name}) and {_size(other)} ({other_name})"
+    )
 
 
 def dark_depths(parts: Sequence[Tensor]) -> list[str]:
@@ -279,6 +346,8 @@ def dark_depths(parts: Sequence[Tensor]) -> list[str]:
         return []
     bits = highest.bit_length()
     return [
-        f"16-bit images reach no more than {highest:,} of 65,535, as those of a {bits}-bit camera do, and are read as dark "
-        f"images; multiply them by {2 ** (16 - bits)} before, or give arrays divided by {2**bits - 1:,}"
+        f"16-bit images reach no more than {highest:,} of 65,535, as those of a {bits}-bit camera "
+        "do, and are read as dark "
+        f"images; multiply them by {2 ** (16 - bits)} before, or give arrays divided by "
+        f"{2**bits - 1:,}"
     ]

@@ -44,7 +44,8 @@ class Part:
     Attributes:
         images: ``[N, C, H, W]``, uint8, float64 in 0..1, or float32 whose range is not settled yet.
         labels: ``[N]``, whole numbers or text.
-        names: Class names if the source has them; number ``k`` in ``labels`` then means ``names[k]``.
+        names: Class names if the source has them; number ``k`` in ``labels`` then means
+            ``names[k]``.
         present_only: Drop names that no image has: the part is a subset of a larger set.
         paths: What each image is called in messages, or None for its row number.
     """
@@ -74,21 +75,30 @@ def label_values(labels: object, count: int, where: str) -> np.ndarray:
     """Return labels as ``[N]`` whole numbers or text, from any array, tensor or sequence; one-hot rows become numbers.
 
     Raises:
-        DataError: Not one label per image, or labels that are no class (fractions, soft labels, missing values).
+        DataError: Not one label per image, or labels that are no class (fractions, soft labels,
+            missing values).
     """
     try:
         values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     except ValueError as error:  # rows of different lengths
-        raise unusable(f"one label per image in {where}", error, "give class numbers or names") from error
+        raise unusable(
+            f"one label per image in {where}", error, "give class numbers or names"
+        ) from error
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind in "buif":
         one_hot = (np.sort(values, 1) == [0] * (values.shape[1] - 1) + [1]).all()
         values = values.argmax(1) if one_hot else values
     if values.ndim != 1:
-        raise unusable(f"one label per image in {where}", list(values.shape), "give class numbers or names")
+        raise unusable(
+            f"one label per image in {where}", list(values.shape), "give class numbers or names"
+        )
     if len(values) != count:
-        raise unusable(f"as many labels as images in {where}", f"{len(values):,} labels for {count:,} images", "match them")
+        raise unusable(
+            f"as many labels as images in {where}",
+            f"{len(values):,} labels for {count:,} images",
+            "match them",
+        )
     return _as_text_or_int(values, where)
 
 
@@ -104,7 +114,9 @@ def _as_text_or_int(values: np.ndarray, where: str) -> np.ndarray:
         wrong = np.full(len(values), kind not in "US")
     if wrong.any():
         bad = values[np.flatnonzero(wrong)[0]]
-        raise unusable(f"labels to be whole numbers or text in {where}", bad, "give class numbers or names")
+        raise unusable(
+            f"labels to be whole numbers or text in {where}", bad, "give class numbers or names"
+        )
     if kind == "f":
         return values.astype(np.int64)
     return np.char.decode(values, "utf-8") if kind == "S" else values.astype(str)

@@ -45,14 +45,17 @@ class PictureReader:
         """Return the rows of ``files`` that can be read, and their pixels ``[N, C, H, W]``, which the cache keeps.
 
         Raises:
-            DataError: Unreadable files (all are named), or files of different sizes without ``size``.
+            DataError: Unreadable files (all are named), or files of different sizes without
+                ``size``.
         """
         pack = cache.open_pack(self.place, self.options.size, files)
         rows: list[int] = []
         decoded: list[Decoded] = []
         for row, result in self._results(files, pack.stored):
             if decoded and result[0].shape[1:] != decoded[0][0].shape[1:]:
-                raise pixels.different_sizes(decoded[0][0], str(files[rows[0]].path), result[0], str(files[row].path))
+                raise pixels.different_sizes(
+                    decoded[0][0], str(files[rows[0]].path), result[0], str(files[row].path)
+                )
             rows.append(row)
             decoded.append(result)
         self._report(len(files))
@@ -60,7 +63,9 @@ class PictureReader:
             pixels.note(self.notes, pixels.ALPHA)
         if (where := pack.keep(rows, decoded)) is not None:
             pixels.note(self.notes, where)
-        return rows, pixels.collect((image for image, _ in decoded), None, lambda k: str(files[rows[k]].path))
+        return rows, pixels.collect(
+            (image for image, _ in decoded), None, lambda k: str(files[rows[k]].path)
+        )
 
     def each(self, files: Sequence[Picture]) -> Iterator[tuple[int, Tensor]]:
         """Yield row and pixels of the files that can be read, keeping none.
@@ -74,13 +79,17 @@ class PictureReader:
             yield row, image
         self._report(len(files))
 
-    def _results(self, files: Sequence[Picture], stored: dict[int, Decoded]) -> Iterator[tuple[int, Decoded]]:
+    def _results(
+        self, files: Sequence[Picture], stored: dict[int, Decoded]
+    ) -> Iterator[tuple[int, Decoded]]:
         def decode(row: int) -> Decoded | pictures.Unreadable:
             if row in stored:
                 return stored[row]
             own: list[str] = []
             try:
-                image = pictures.decode(files[row].path, str(files[row].path), own, self.options.size)
+                image = pictures.decode(
+                    files[row].path, str(files[row].path), own, self.options.size
+                )
             except pictures.Unreadable as error:
                 return error
             return image, pixels.ALPHA in own
@@ -102,9 +111,13 @@ class PictureReader:
     def _report(self, total: int) -> None:
         if not self.failures:
             return
-        listed = ", ".join(f"{failure.name} ({failure.reason})" for failure in self.failures[:MESSAGE_NAMES])
+        listed = ", ".join(
+            f"{failure.name} ({failure.reason})" for failure in self.failures[:MESSAGE_NAMES]
+        )
         if len(self.failures) > MESSAGE_NAMES:
-            listed += f" and {len(self.failures) - MESSAGE_NAMES} more (kdistill check lists them all)"
+            listed += (
+                f" and {len(self.failures) - MESSAGE_NAMES} more (kdistill check lists them all)"
+            )
         fix = "remove or replace {}, or leave {} out with skip_unreadable=True"
         it = "it" if len(self.failures) == 1 else "them"
         if not self.options.skip_unreadable or len(self.failures) == total:

@@ -26,6 +26,12 @@ class ClassSampler:
         rows = []
         for first, last in zip(self.starts, self.starts[1:], strict=False):
             count = min(per_class, last - first)
-            smallest = np.argpartition(drawn[first:last], count - 1)[:count] if count else np.empty(0, dtype=np.int64)
-            rows.append(first + np.sort(smallest))  # sorted: the same set whatever order argpartition leaves
+            smallest = (
+                np.argpartition(drawn[first:last], count - 1)[:count]
+                if count
+                else np.empty(0, dtype=np.int64)
+            )
+            rows.append(
+                first + np.sort(smallest)
+            )  # sorted: the same set whatever order argpartition leaves
         return self.order[torch.from_numpy(np.concatenate(rows))]

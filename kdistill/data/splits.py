@@ -8,11 +8,14 @@ from kdistill.errors import ConfigError
 from kdistill.keys import make_key, permutation
 
 
-def stratified_split(labels: Tensor, fraction: float, *, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
+def stratified_split(
+    labels: Tensor, fraction: float, *, seed: int, purpose: str
+) -> tuple[Tensor, Tensor]:
     """Split row numbers into a large and a small part with the same class shares.
 
-    ``ceil(fraction * N)`` rows are shared out over the classes by largest remainder; a class of two or more images has at least
-    one in each part, a class of one keeps it in the large part.  Which rows go is drawn by (seed, purpose, class).
+    ``ceil(fraction * N)`` rows are shared out over the classes by largest remainder; a class of two
+    or more images has at least one in each part, a class of one keeps it in the large part.  Which
+    rows go is drawn by (seed, purpose, class).
 
     Args:
         labels: int64 ``[N]``, not negative.
@@ -29,12 +32,16 @@ def stratified_split(labels: Tensor, fraction: float, *, seed: int, purpose: str
     Cost: one sort of N labels.
     """
     if not 0.0 < fraction < 1.0:
-        raise ConfigError(f"split: expected a share between 0 and 1, got {fraction}; 0.1 takes a tenth")
+        raise ConfigError(
+            f"split: expected a share between 0 and 1, got {fraction}; 0.1 takes a tenth"
+        )
     labels = labels.cpu()
     order = torch.argsort(labels, stable=True)
     counts = torch.bincount(labels)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label, (rows, take) in enumerate(zip(order.split(counts.tolist()), _shares(counts.numpy(), fraction), strict=True)):
+    for label, (rows, take) in enumerate(
+        zip(order.split(counts.tolist()), _shares(counts.numpy(), fraction), strict=True)
+    ):
         chosen[rows[permutation(make_key(seed, purpose, label), len(rows))[: int(take)]]] = True
     return torch.nonzero(~chosen).squeeze(1), torch.nonzero(chosen).squeeze(1)
 

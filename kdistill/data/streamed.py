@@ -1,6 +1,7 @@
 """Images that are read when they are asked for, for data larger than memory.
 
-What a pass over all of them needs has the names of a tensor's: fitting, fingerprints and scores take either.
+What a pass over all of them needs has the names of a tensor's: fitting, fingerprints and scores
+take either.
 Symbols: N images, C channels, S their side.
 """
 
@@ -46,7 +47,11 @@ class StreamedImages:
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         """Return images as a tensor; the only way in which they are read."""
         chosen = self.rows[rows.cpu() if isinstance(rows, Tensor) else rows]
-        return self.read(chosen.tolist()).to(self.device) if len(chosen) else torch.zeros(0, *self.each, device=self.device)
+        return (
+            self.read(chosen.tolist()).to(self.device)
+            if len(chosen)
+            else torch.zeros(0, *self.each, device=self.device)
+        )
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield all images, ``size`` at a time."""
@@ -76,7 +81,9 @@ class StreamedImages:
         return replace(self, each=shape, read=lambda rows: self.read(rows).expand(-1, *shape))
 
 
-def of_items(one: Callable[[int], Tensor], first: Iterable[Tensor], size: int | None, name: pixels.Name) -> Tensor:
+def of_items(
+    one: Callable[[int], Tensor], first: Iterable[Tensor], size: int | None, name: pixels.Name
+) -> Tensor:
     """Return images that are read one by one.
 
     Args:
@@ -94,11 +101,16 @@ def of_items(one: Callable[[int], Tensor], first: Iterable[Tensor], size: int | 
     side = shapes[0][1]
     for row, shape in enumerate(shapes):
         if shape[1:] != (side, side):
-            raise pixels.size_error(f"square images of one size, got {side} ({name(0)}) and {shape[1]}×{shape[2]} ({name(row)})")
+            raise pixels.size_error(
+                f"square images of one size, got {side} ({name(0)}) and {shape[1]}×{shape[2]} "
+                f"({name(row)})"
+            )
     channels = max(shape[0] for shape in shapes)
 
     def read(rows: list[int]) -> Tensor:
-        return torch.stack([_unit(one(row), size, name(row)).expand(channels, side, side) for row in rows])
+        return torch.stack(
+            [_unit(one(row), size, name(row)).expand(channels, side, side) for row in rows]
+        )
 
     return cast("Tensor", StreamedImages(read, torch.arange(len(shapes)), (channels, side, side)))
 
@@ -111,14 +123,18 @@ def of_array(images: Any, size: int | None, where: str) -> Tensor:
     """
 
     def read(rows: list[int]) -> Tensor:
-        return _unit(pixels.batch(images[rows], f"{where} images", []), size, f"{where} image {rows[0]}")
+        return _unit(
+            pixels.batch(images[rows], f"{where} images", []), size, f"{where} image {rows[0]}"
+        )
 
     _, channels, height, width = read([0]).shape if len(images) else (0, 0, 0, 0)
     if not len(images):
         raise unusable("images", "none", "add images")
     if height != width:
         raise pixels.size_error(f"square images, got {height}×{width}")
-    return cast("Tensor", StreamedImages(read, torch.arange(len(images)), (channels, height, width)))
+    return cast(
+        "Tensor", StreamedImages(read, torch.arange(len(images)), (channels, height, width))
+    )
 
 
 def same_channels(parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -134,12 +150,16 @@ def same_channels(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 def _unit(images: Tensor, size: int | None, name: str) -> Tensor:
     """Return float32 in 0..1 of the asked size; floats must have that range, as nobody has seen the others yet."""
     if size is not None:
-        images = pixels.square(images.reshape(-1, *images.shape[-3:]), size).reshape(*images.shape[:-2], size, size)
+        images = pixels.square(images.reshape(-1, *images.shape[-3:]), size).reshape(
+            *images.shape[:-2], size, size
+        )
     if images.dtype == torch.float32 and images.numel():
         low, high = float(images.min()), float(images.max())
         if not (low >= -pixels.SLACK and high <= 1.0 + pixels.SLACK):
             raise unusable(
-                "pixels in 0..1", f"{low:.4g}..{high:.4g} at {name}", "streamed floats must be divided before, or use bytes"
+                "pixels in 0..1",
+                f"{low:.4g}..{high:.4g} at {name}",
+                "streamed floats must be divided before, or use bytes",
             )
         return images.clamp(0.0, 1.0)
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()

@@ -10,7 +10,11 @@ from pathlib import Path
 from kdistill.data.pictures import HEIF_SUFFIXES, SUFFIXES, is_picture
 from kdistill.data.raw import counted, unusable
 
-SPLITS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 NAMED = 5  # files that a note names
 
 Visited = set[tuple[int, int]]  # device and inode of every folder that is entered
@@ -36,7 +40,8 @@ class Listing:
         ignored: Endings of files that are no pictures, counted.
         outside: Files that lie beside the class folders and belong to no class.
         empty: Class folders without a picture.
-        strange: What is neither a file nor a folder, and folders that were entered already, with the reason.
+        strange: What is neither a file nor a folder, and folders that were entered already, with
+            the reason.
     """
 
     root: Path
@@ -52,17 +57,29 @@ class Listing:
         found = []
         if self.ignored:
             count = counted(sum(self.ignored.values()), "other file")
-            found.append(f"{count} in {where} ignored ({', '.join(f'{n} {end}' for end, n in self.ignored.most_common())})")
+            found.append(
+                f"{count} in {where} ignored "
+                f"({', '.join(f'{n} {end}' for end, n in self.ignored.most_common())})"
+            )
         if missing := [end for end in self.ignored if end in HEIF_SUFFIXES]:
             found.append(f'{" ".join(missing)} needs pip install "kdistill[heif]"')
         if self.outside:
-            verb = "belongs to no class and is" if len(self.outside) == 1 else "belong to no class and are"
-            found.append(f"{counted(len(self.outside), 'file')} directly in {self.root} {verb} ignored ({_some(self.outside)})")
+            verb = (
+                "belongs to no class and is"
+                if len(self.outside) == 1
+                else "belong to no class and are"
+            )
+            found.append(
+                f"{counted(len(self.outside), 'file')} directly in {self.root} {verb} ignored "
+                f"({_some(self.outside)})"
+            )
         if self.empty:
             noun = "class folder" if len(self.empty) == 1 else "class folders"
             found.append(f"{noun} without a picture left out ({_some(self.empty)})")
         if self.strange:
-            found.append(f"not read: {_some([f'{path} ({reason})' for path, reason in self.strange])}")
+            found.append(
+                f"not read: {_some([f'{path} ({reason})' for path, reason in self.strange])}"
+            )
         return found
 
 
@@ -73,12 +90,19 @@ def list_parts(root: Path) -> dict[str, Listing]:
         DataError: No class folder, or no picture in any of them.
     """
     folders, beside = _entries(root)
-    named = {which: next((f for f in folders if f.name.lower() in names), None) for which, names in SPLITS.items()}
+    named = {
+        which: next((f for f in folders if f.name.lower() in names), None)
+        for which, names in SPLITS.items()
+    }
     roots = {which: folder for which, folder in named.items() if folder is not None}
     if "train" not in roots or not _entries(roots["train"])[0]:
         roots = {"train": root}
     # a link that leads to one of these from elsewhere would give a class the pictures of another
-    own = [root, *roots.values(), *(folder for part in roots.values() for folder in _entries(part)[0])]
+    own = [
+        root,
+        *roots.values(),
+        *(folder for part in roots.values() for folder in _entries(part)[0]),
+    ]
     visited = {_identity(folder) for folder in own}
     parts = {which: _list(folder, visited) for which, folder in roots.items()}
     if roots["train"] != root:
@@ -91,10 +115,14 @@ def _list(root: Path, visited: Visited) -> Listing:
     folders, beside = _entries(root)
     _sort_out(beside, listing)
     if not folders:
-        raise unusable(f"one folder per class in {root}", "none", f"sort the pictures into {root}/<class>/")
+        raise unusable(
+            f"one folder per class in {root}", "none", f"sort the pictures into {root}/<class>/"
+        )
     names = []
     for folder in folders:
-        pictures = sorted(_walk(folder, len(names), listing, visited), key=lambda picture: picture.path)
+        pictures = sorted(
+            _walk(folder, len(names), listing, visited), key=lambda picture: picture.path
+        )
         if pictures:
             names.append(folder.name)
             listing.pictures += pictures
@@ -112,7 +140,9 @@ def _walk(folder: Path, label: int, listing: Listing, visited: Visited) -> Itera
         path = Path(entry.path)
         status = _status(path)
         if status is None or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            listing.strange.append((path, "a link that leads nowhere" if status is None else "not a regular file"))
+            listing.strange.append(
+                (path, "a link that leads nowhere" if status is None else "not a regular file")
+            )
         elif stat.S_ISDIR(status.st_mode):
             if _identity(path) in visited:
                 listing.strange.append((path, "a link to a folder that is read already"))
@@ -127,7 +157,9 @@ def _walk(folder: Path, label: int, listing: Listing, visited: Visited) -> Itera
 
 def picture_at(path: Path, label: int, status: os.stat_result) -> Picture:
     """Return the entry of a regular file."""
-    return Picture(path, label, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+    return Picture(
+        path, label, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    )
 
 
 def ending(name: str) -> str:
@@ -140,7 +172,9 @@ def _entries(root: Path) -> tuple[list[Path], list[Path]]:
     visible = [entry for entry in _scanned(root) if not entry.name.startswith((".", "__"))]
     # not entry.is_dir(), which raises for a link to itself
     folders = {entry.path for entry in visible if os.path.isdir(entry.path)}
-    return sorted(map(Path, folders)), sorted(Path(entry.path) for entry in visible if entry.path not in folders)
+    return sorted(map(Path, folders)), sorted(
+        Path(entry.path) for entry in visible if entry.path not in folders
+    )
 
 
 def _scanned(folder: Path) -> list[os.DirEntry[str]]:
@@ -149,7 +183,9 @@ def _scanned(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError as error:
         reason = f"{folder} ({error.strerror})"
-        raise unusable("folders that can be listed", reason, "change its permissions, or move it elsewhere") from error
+        raise unusable(
+            "folders that can be listed", reason, "change its permissions, or move it elsewhere"
+        ) from error
 
 
 def _sort_out(beside: list[Path], listing: Listing) -> None:

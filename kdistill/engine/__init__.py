@@ -1,6 +1,6 @@
 """The engine: students, their passes without a graph, and training."""
 
-from kdistill.engine.features import embed, embed_with_pullback
+from kdistill.engine.features import embed, embed_with_vjp
 from kdistill.engine.gradient_matching import class_gradients, gradient_match
 from kdistill.engine.per_sample_scores import sample_scores
 from kdistill.engine.precision import use_precision
@@ -18,7 +18,7 @@ __all__ = [
     "build_student",
     "class_gradients",
     "embed",
-    "embed_with_pullback",
+    "embed_with_vjp",
     "grad_jvp",
     "gradient_match",
     "loss_and_grad",

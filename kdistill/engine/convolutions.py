@@ -4,10 +4,12 @@ A convolution has three operands (input x, weight w, gradient ȳ of the output) 
 
     y = x ∗ w        x̄ = ȳ ∗ᵀ w        w̄ = x ⋆ ȳ
 
-``input``, ``weight`` and ``grad`` bring an operand into the form that the products want, once; every product takes one pair of
+``input``, ``weight`` and ``grad`` bring an operand into the form that the products want, once;
+every product takes one pair of
 operands or two and returns the sum: ẏ is ``output((ẋ, w), (x, ẇ))``.
 
-Symbols: B images, C channels in, K channels out, H×W the map that comes in, h×w the one that goes out.
+Symbols: B images, C channels in, K channels out, H×W the map that comes in, h×w the one that goes
+    out.
 """
 
 import os
@@ -21,10 +23,17 @@ from kdistill import _native
 from kdistill.engine.precision import asked_precision
 from kdistill.errors import ConfigError, ShapeError, did_you_mean
 from kdistill.ops._registry import asked_backend
-from kdistill.ops.winograd_conv import winograd_conv_input_grad, winograd_conv_output, winograd_conv_weight_grad
+from kdistill.ops.winograd_conv import (
+    winograd_conv_input_grad,
+    winograd_conv_output,
+    winograd_conv_weight_grad,
+)
 
-PATCH_CHANNELS = 4  # up to here a 3×3 convolution is one GEMM on its patches: the library is slow on so few channels
-WINOGRAD_CHANNELS = 16  # from here on the transforms cost less than the multiplications that they save
+# up to here a 3×3 convolution is one GEMM on its patches: the library is slow on so few channels
+PATCH_CHANNELS = 4
+WINOGRAD_CHANNELS = (
+    16  # from here on the transforms cost less than the multiplications that they save
+)
 CHOICES = ("auto", "winograd", "direct")
 
 Pair = tuple[Tensor, Tensor]
@@ -33,11 +42,17 @@ Pair = tuple[Tensor, Tensor]
 class Convolution(ABC):
     """A 3×3 convolution with stride 1 and without bias, of maps ``[B, C, side, side]``; see the module.
 
-    ``operands`` is the dtype of operands where that is not the maps'; sums of products are float32 then.
+    ``operands`` is the dtype of operands where that is not the maps'; sums of products are float32
+    then.
     """
 
     def __init__(self, padding: int, side: int, operands: torch.dtype | None = None):
-        self.padding, self.side, self.out_side, self.operands = padding, side, side + 2 * padding - 2, operands
+        self.padding, self.side, self.out_side, self.operands = (
+            padding,
+            side,
+            side + 2 * padding - 2,
+            operands,
+        )
 
     def _operand(self, x: Tensor) -> Tensor:
         return x if self.operands is None else x.to(self.operands)
@@ -81,7 +96,9 @@ class _Patches(Convolution):
         return self._operand(weight).reshape(weight.shape[0], -1).t()  # [9*C, K]
 
     def grad(self, grad: Tensor) -> Tensor:
-        return self._operand(grad).permute(0, 2, 3, 1).reshape(-1, grad.shape[1])  # [B*h*w, K], a view when channels are last
+        return (
+            self._operand(grad).permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
+        )  # [B*h*w, K], a view when channels are last
 
     def output(self, batch: int, *pairs: Pair) -> Tensor:
         rows = _sum_of_products([(x.t(), w) for x, w in pairs])
@@ -147,8 +164,8 @@ class _Direct(Convolution):
     def _backward(self, grad: Tensor, x: Tensor | None, weight: Tensor | None, batch: int) -> Pair:
         wanted = [weight is not None, x is not None, False]
         channels = (weight if weight is not None else x).shape[1]  # type: ignore[union-attr]
-        # of an operand that its product does not need only shape and strides are looked at; with others it would be copied, and
-        # cuDNN would turn the gradient around
+        # of an operand that its product does not need only shape and strides are looked at; with
+        # others it would be copied, and cuDNN would turn the gradient around
         if x is None:
             x = _channels_last_like(grad, batch, channels, self.side, self.side)
         if weight is None:
@@ -159,7 +176,9 @@ class _Direct(Convolution):
         return dx, dweight
 
 
-def convolution_for(channels: int, width: int, padding: int, side: int, like: Tensor) -> Convolution:
+def convolution_for(
+    channels: int, width: int, padding: int, side: int, like: Tensor
+) -> Convolution:
     """Return the fastest convolution for these sizes on the device of ``like``; ``KDISTILL_CONVOLUTION`` chooses another one.
 
     Raises:
@@ -170,7 +189,11 @@ def convolution_for(channels: int, width: int, padding: int, side: int, like: Te
     operands = _operands(like)
     if channels <= PATCH_CHANNELS:
         return _Patches(padding, side, operands)
-    return _Winograd(padding, side) if is_winograd(channels, width, padding, side, like) else _Direct(padding, side, operands)
+    return (
+        _Winograd(padding, side)
+        if is_winograd(channels, width, padding, side, like)
+        else _Direct(padding, side, operands)
+    )
 
 
 def is_winograd(channels: int, width: int, padding: int, side: int, like: Tensor) -> bool:
@@ -180,10 +203,18 @@ def is_winograd(channels: int, width: int, padding: int, side: int, like: Tensor
         ConfigError: ``KDISTILL_CONVOLUTION`` is unknown.
     """
     wanted = asked_convolution()
-    native = like.device.type == "cpu" and asked_backend() in (None, "cpu") and _native.why_missing("_cpu") is None
+    native = (
+        like.device.type == "cpu"
+        and asked_backend() in (None, "cpu")
+        and _native.why_missing("_cpu") is None
+    )
     pays = min(channels, width) >= WINOGRAD_CHANNELS and side + 2 * padding - 2 >= 4
     precise = asked_precision() != "bf16"  # its transforms would cost most of the 8 bits
-    return precise and channels > PATCH_CHANNELS and (wanted == "winograd" or (wanted == "auto" and native and pays))
+    return (
+        precise
+        and channels > PATCH_CHANNELS
+        and (wanted == "winograd" or (wanted == "auto" and native and pays))
+    )
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
@@ -191,7 +222,10 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor
     operands = _operands(x)
     if operands is None:
         return functional.conv2d(x, weight, bias, padding=padding)
-    return functional.conv2d(x.to(operands), weight.to(operands), padding=padding).to(x.dtype) + bias[:, None, None]
+    return (
+        functional.conv2d(x.to(operands), weight.to(operands), padding=padding).to(x.dtype)
+        + bias[:, None, None]
+    )
 
 
 def _operands(like: Tensor) -> torch.dtype | None:
@@ -199,7 +233,9 @@ def _operands(like: Tensor) -> torch.dtype | None:
     if asked_precision() != "bf16":
         return None
     if like.dtype != torch.float32:
-        raise ShapeError(f"precision: expected float32 tensors under bf16, got {like.dtype}; use fp32 for others")
+        raise ShapeError(
+            f"precision: expected float32 tensors under bf16, got {like.dtype}; use fp32 for others"
+        )
     return torch.bfloat16
 
 
@@ -207,7 +243,10 @@ def asked_convolution() -> str:
     """Return ``KDISTILL_CONVOLUTION``; ``"auto"`` if it is not set."""
     wanted = os.environ.get("KDISTILL_CONVOLUTION") or "auto"
     if wanted not in CHOICES:
-        raise ConfigError(f"KDISTILL_CONVOLUTION: expected a known way, got '{wanted}'; {did_you_mean(wanted, list(CHOICES))}")
+        raise ConfigError(
+            f"KDISTILL_CONVOLUTION: expected a known way, got '{wanted}'; "
+            f"{did_you_mean(wanted, list(CHOICES))}"
+        )
     return wanted
 
 
@@ -220,7 +259,9 @@ def patches(images: Tensor, padding: int) -> Tensor:
     padded = functional.pad(images, (padding,) * 4)
     out = (batch, height + 2 * padding - 2, width + 2 * padding - 2)
     row, column = padded.stride()[2:]
-    windows = padded.as_strided((channels, 3, 3, *out), (padded.stride(1), row, column, padded.stride(0), row, column))
+    windows = padded.as_strided(
+        (channels, 3, 3, *out), (padded.stride(1), row, column, padded.stride(0), row, column)
+    )
     return windows.reshape(9 * channels, -1)
 
 
@@ -233,7 +274,11 @@ def unpatch(columns: Tensor, shape: tuple[int, int, int, int], padding: int) -> 
     for dy in range(3):
         for dx in range(3):
             out[:, :, dy : dy + h, dx : dx + w] += windows[:, dy, dx]
-    return out[:, :, padding : padding + height, padding : padding + width].transpose(0, 1).contiguous()
+    return (
+        out[:, :, padding : padding + height, padding : padding + width]
+        .transpose(0, 1)
+        .contiguous()
+    )
 
 
 def _sum_of_products(pairs: list[Pair], total: Tensor | None = None) -> Tensor:
@@ -256,4 +301,6 @@ def _sum(terms: list[Tensor]) -> Tensor:
 
 
 def _channels_last_like(like: Tensor, *sizes: int) -> Tensor:
-    return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    return torch.empty(
+        sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )

@@ -1,6 +1,7 @@
 """Differentiable convolutions that take the faster way: Winograd's where it pays, the library's elsewhere.
 
-The graph-free passes of the students call ``engine.convolutions`` directly; this is for networks that autograd walks through.
+The graph-free passes of the students call ``engine.convolutions`` directly; this is for networks
+that autograd walks through.
 """
 
 from typing import Any, cast
@@ -14,7 +15,8 @@ from kdistill.ops import fir_bias_act, winograd_conv
 from kdistill.ops._registry import asked_backend, fast_apply
 from kdistill.ops.winograd_conv import winograd_conv_input_grad, winograd_conv_weight_grad
 
-FEWEST_TILES = 8  # of 4×4 pixels; below, transforming the weights costs more than the multiplications that it saves
+# of 4×4 pixels; below, transforming the weights costs more than the multiplications that it saves
+FEWEST_TILES = 8
 FEWEST_CHANNELS = 16  # below, transforming the maps does
 
 
@@ -23,15 +25,17 @@ def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
 
     Args:
         x: ``[N, C, H, W]``, float32 or float64.
-        weight: ``[K, C, k, k]``; other kernels than 3×3, few channels and few pixels go to the library.
+        weight: ``[K, C, k, k]``; other kernels than 3×3, few channels and few pixels go to the
+            library.
         padding: Zeros on every side.
 
     Returns:
-        ``[N, K, h, w]``; differentiable as often as the library's convolution, which takes over where a gradient is itself being
-        differentiated.
+        ``[N, K, h, w]``; differentiable as often as the library's convolution, which takes over
+        where a gradient is itself being differentiated.
 
-    Cost: forward, and gradients only in what requires them, with a quarter of the multiplications; the rounding error is about
-        five times that of the plain sum (NUMERICS.md), and ``KDISTILL_CONVOLUTION=direct`` gives that sum.
+    Cost: forward, and gradients only in what requires them, with a quarter of the multiplications;
+        the rounding error is about five times that of the plain sum (NUMERICS.md), and
+        ``KDISTILL_CONVOLUTION=direct`` gives that sum.
     """
     if not pays(x, weight, padding):
         return functional.conv2d(x, weight, padding=padding)
@@ -44,7 +48,9 @@ def pays(x: Tensor, weight: Tensor, padding: int) -> bool:
     if taps != [3, 3] or x.dtype != weight.dtype or not is_winograd(c, k, padding, min(h, w), x):
         return False
     tiles = n * -(-(h + 2 * padding - 2) // 4) * -(-(w + 2 * padding - 2) // 4)
-    return asked_convolution() == "winograd" or (tiles >= FEWEST_TILES and min(k, c) >= FEWEST_CHANNELS)
+    return asked_convolution() == "winograd" or (
+        tiles >= FEWEST_TILES and min(k, c) >= FEWEST_CHANNELS
+    )
 
 
 def convolve_scaled(x: Tensor, scale: Tensor, weight: Tensor, padding: int) -> Tensor:
@@ -57,11 +63,17 @@ def convolve_scaled(x: Tensor, scale: Tensor, weight: Tensor, padding: int) -> T
         padding: Zeros on every side.
 
     Returns:
-        ``[N, K, h, w]``; differentiable twice.  Where kernels of one pixel have fewer outputs than inputs, the scale goes into
-        the weights of every image, which are few; not with the reference backend.
+        ``[N, K, h, w]``; differentiable twice.  Where kernels of one pixel have fewer outputs than
+        inputs, the scale goes into the weights of every image, which are few; not with the
+        reference backend.
     """
     n, c, h, w = x.shape
-    if asked_backend() == "reference" or tuple(weight.shape[2:]) != (1, 1) or padding or len(weight) >= c:
+    if (
+        asked_backend() == "reference"
+        or tuple(weight.shape[2:]) != (1, 1)
+        or padding
+        or len(weight) >= c
+    ):
         return convolve(fir_bias_act(x, scale), weight, padding)
     own = weight[:, :, 0, 0] * scale[:, None]  # [N, K, C]
     rows = x.permute(0, 2, 3, 1).reshape(n, h * w, c)  # a view where channels are last
@@ -89,7 +101,11 @@ class _Convolve(torch.autograd.Function):
             )
             return dx, dweight, None
         dx = winograd_conv_input_grad((grad, weight), padding=padding) if wanted[0] else None
-        return dx, winograd_conv_weight_grad((x, grad), padding=padding) if wanted[1] else None, None
+        return (
+            dx,
+            winograd_conv_weight_grad((x, grad), padding=padding) if wanted[1] else None,
+            None,
+        )
 
 
 _apply = fast_apply(_Convolve)

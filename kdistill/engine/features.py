@@ -21,7 +21,9 @@ def embed(student: Student, theta: Tensor, images: Tensor, batch_size: int | Non
     return student.infer(theta, images, to="features", batch_size=batch_size)
 
 
-def embed_with_pullback(student: Student, theta: Tensor, images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def embed_with_vjp(
+    student: Student, theta: Tensor, images: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Return the vectors before the classifier and the function that takes dL/dfeatures to dL/dimages.
 
     Args:
@@ -30,16 +32,17 @@ def embed_with_pullback(student: Student, theta: Tensor, images: Tensor) -> tupl
         images: ``[B, C, S, S]`` or ``[G, B, C, S, S]``.
 
     Returns:
-        (features ``[B, F]`` or ``[G, B, F]``, pull_back: gradient of the features → gradient shaped like the images).  The
-        pull-back may be called several times; the activations live as long as it does.
+        (features ``[B, F]`` or ``[G, B, F]``, vjp: gradient of the features → gradient shaped like
+        the images).  The pull-back may be called several times; the activations live as long as it
+        does.
 
     Cost: one forward pass, and per pull-back one backward pass without weight gradients.
     """
     features, saved = student.forward(theta, images, to="features")
 
-    def pull_back(grad_features: Tensor) -> Tensor:
+    def vjp(grad_features: Tensor) -> Tensor:
         grad = student.backward(saved, grad_features, want=("images",))[1]
         assert grad is not None  # it was asked for
         return grad
 
-    return features, pull_back
+    return features, vjp

@@ -3,8 +3,10 @@
     D(g, r),   g = dl/dtheta on the synthetic images,   r = that on the real images, a constant
     dD/dimages = d<g, v>/dimages at the constant v = dD/dg
 
-so one direction per network (or class) and one pass of tangents replace the graph of a gradient (``create_graph``).
-Symbols: P parameters, G classes (or networks), B images of each, C channels, S their side, N classes of the labels.
+so one direction per network (or class) and one pass of tangents replace the graph of a gradient
+(``create_graph``).
+Symbols: P parameters, G classes (or networks), B images of each, C channels, S their side, N
+    classes of the labels.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,13 +40,17 @@ def gradient_match(
     Args:
         student: The network; ``convnet`` runs without an autograd graph.
         theta: ``[P]``, or one network per member ``[G, P]``; float32 or float64.
-        images: Normalised, ``[B, C, S, S]``, or ``[G, B, C, S, S]`` for a group: all classes in one call, with one ``theta [P]``
-            for all of them or one each.
-        labels: int64 ``[B]`` (hard), or float LOGITS ``[B, N]`` of soft labels; with a G in front if the images have one.
-        real_grad: What to match, ``[P]``, or ``[G, P]`` for a group (``class_gradients``); a constant.
-        distance: ``"cosine_rows"``: the sum over output units of 1 - cos (``kdistill.ops.row_cosine_distance``), without biases
-            and norms; ``"cosine"``: 1 - cos of the whole vectors; ``"mse"``: the squared Euclidean distance of the whole vectors.
-        mask: 0 or 1, ``[P]`` or ``[G, P]``, like theta: which parameters are compared; None compares all.
+        images: Normalised, ``[B, C, S, S]``, or ``[G, B, C, S, S]`` for a group: all classes in one
+            call, with one ``theta [P]`` for all of them or one each.
+        labels: int64 ``[B]`` (hard), or float LOGITS ``[B, N]`` of soft labels; with a G in front
+            if the images have one.
+        real_grad: What to match, ``[P]``, or ``[G, P]`` for a group (``class_gradients``); a
+            constant.
+        distance: ``"cosine_rows"``: the sum over output units of 1 - cos
+            (``kdistill.ops.row_cosine_distance``), without biases and norms; ``"cosine"``: 1 - cos
+            of the whole vectors; ``"mse"``: the squared Euclidean distance of the whole vectors.
+        mask: 0 or 1, ``[P]`` or ``[G, P]``, like theta: which parameters are compared; None
+            compares all.
 
     Returns:
         The distance in float64, ``[]`` or ``[G]``, and ``dD/dimages`` like ``images``.
@@ -53,10 +59,11 @@ def gradient_match(
         ShapeError: Shapes, dtypes or devices do not fit.
         ConfigError: ``distance`` is unknown.
 
-    Cost: seven products per convolution, where a training step has three; memory of one member's images and their tangents, and
-        three vectors of P numbers.
+    Cost: seven products per convolution, where a training step has three; memory of one member's
+        images and their tangents, and three vectors of P numbers.
 
-    References: Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching, ICLR 2021, eq. 9.
+    References: Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching, ICLR 2021, eq.
+        9.
     """
     measure = _distance(distance, student)
     _check(student, theta, images, real_grad, mask)
@@ -76,7 +83,9 @@ def gradient_match(
 
 
 @torch.no_grad()
-def class_gradients(student: Student, theta: Tensor, images: Tensor, labels: Tensor, sizes: Sequence[int]) -> Tensor:
+def class_gradients(
+    student: Student, theta: Tensor, images: Tensor, labels: Tensor, sizes: Sequence[int]
+) -> Tensor:
     """Return the student's gradient on each of several runs of images, such as the classes of a class-major batch.
 
     Args:
@@ -96,7 +105,8 @@ def class_gradients(student: Student, theta: Tensor, images: Tensor, labels: Ten
     """
     if min(sizes, default=1) < 1 or sum(sizes) != len(images):
         raise ShapeError(
-            f"class_gradients: expected sizes above 0 that sum to {len(images)} images, got {list(sizes)}; leave out classes "
+            f"class_gradients: expected sizes above 0 that sum to {len(images)} images, got "
+            f"{list(sizes)}; leave out classes "
             "without images"
         )
     out = theta.new_empty((len(sizes), student.num_params))
@@ -115,8 +125,15 @@ def _distance(name: str, student: Student) -> Distance:
     if name == "mse":
         return _squared
     if name not in DISTANCES:
-        raise ConfigError(f"gradient_match: expected a known distance, got '{name}'; {did_you_mean(name, list(DISTANCES))}")
-    rows = output_rows(student.slots) if name == "cosine_rows" else RowTable([(0, student.num_params)], student.num_params)
+        raise ConfigError(
+            f"gradient_match: expected a known distance, got '{name}'; "
+            f"{did_you_mean(name, list(DISTANCES))}"
+        )
+    rows = (
+        output_rows(student.slots)
+        if name == "cosine_rows"
+        else RowTable([(0, student.num_params)], student.num_params)
+    )
     return lambda grad, real, mask: row_cosine_distance(grad, real, rows, mask)
 
 
@@ -129,17 +146,26 @@ def _member(x: Tensor | None, g: int) -> Tensor | None:
     return x if x is None or x.ndim == 1 else x[g]
 
 
-def _check(student: Student, theta: Tensor, images: Tensor, real_grad: Tensor, mask: Tensor | None) -> None:
+def _check(
+    student: Student, theta: Tensor, images: Tensor, real_grad: Tensor, mask: Tensor | None
+) -> None:
     group = (len(images),) if images.ndim == 5 else ()
     whole = (*group, student.num_params)
-    if images.ndim not in (4, 5) or tuple(real_grad.shape) != whole or tuple(theta.shape) not in (whole, whole[-1:]):
+    if (
+        images.ndim not in (4, 5)
+        or tuple(real_grad.shape) != whole
+        or tuple(theta.shape) not in (whole, whole[-1:])
+    ):
         raise ShapeError(
-            f"gradient_match: expected images [B, C, S, S] or [G, B, C, S, S] with theta {[student.num_params]} or "
-            f"{list(whole)} and real_grad {list(whole)}, got {list(images.shape)}, {list(theta.shape)} and "
+            "gradient_match: expected images [B, C, S, S] or [G, B, C, S, S] with theta "
+            f"{[student.num_params]} or "
+            f"{list(whole)} and real_grad {list(whole)}, got {list(images.shape)}, "
+            f"{list(theta.shape)} and "
             f"{list(real_grad.shape)}; give every member of the group its own real gradient"
         )
     if mask is not None and tuple(mask.shape) not in (whole, whole[-1:]):
         raise ShapeError(
-            f"gradient_match: expected mask {[student.num_params]} or {list(whole)}, got {list(mask.shape)}; pass one number, 0 "
+            f"gradient_match: expected mask {[student.num_params]} or {list(whole)}, got "
+            f"{list(mask.shape)}; pass one number, 0 "
             "or 1, per parameter"
         )

@@ -1,6 +1,7 @@
 """What every step of a student on the synthetic images sees: its batch, augmented by parameters that were drawn before.
 
-All that changes from one outer step to the next is in tensors, so that a whole outer step can be recorded (``cuda_graph``).
+All that changes from one outer step to the next is in tensors, so that a whole outer step can be
+recorded (``cuda_graph``).
 Symbols: N steps, M images, B images of a step, S parameter sets of all steps.
 """
 
@@ -22,7 +23,9 @@ Draws = tuple[Tensor, Tensor | None, Tensor | None]
 class KeyedAugment(Protocol):
     """What ``kdistill.augment.Augment`` offers beyond a call: draw once, apply, and transpose."""
 
-    def parameters(self, step: int = 0, *, shape: Any, groups: Tensor | None = None, device: Any = "cpu") -> Any:
+    def parameters(
+        self, step: int = 0, *, shape: Any, groups: Tensor | None = None, device: Any = "cpu"
+    ) -> Any:
         """Draw; return pairs of tensors (params, index)."""
 
     def apply(self, images: Tensor, parameters: Any) -> Tensor:
@@ -35,11 +38,14 @@ class KeyedAugment(Protocol):
 Augmentation = KeyedAugment | Callable[[Tensor, int], Tensor] | None
 
 
-def draw(augment: Augmentation, batches: Sequence[Tensor], first_step: int, images: Tensor) -> tuple[Draws, Sizes]:
+def draw(
+    augment: Augmentation, batches: Sequence[Tensor], first_step: int, images: Tensor
+) -> tuple[Draws, Sizes]:
     """Return what all steps need beside images and labels, in three tensors on the device of the images, and how to split them.
 
     Returns:
-        (indices int64 of all steps; params ``[S, 8]`` and index int64 of all augmentations, or None), and the sizes of each step.
+        (indices int64 of all steps; params ``[S, 8]`` and index int64 of all augmentations, or
+        None), and the sizes of each step.
 
     Cost: three copies to the device, whatever N; nothing waits for them.
     """
@@ -47,16 +53,24 @@ def draw(augment: Augmentation, batches: Sequence[Tensor], first_step: int, imag
     rows = torch.cat(list(batches)).to(images.device, non_blocking=True)
     if not isinstance(augment, KeyedAugment):
         return (rows, None, None), (counts, None)
-    steps = [augment.parameters(first_step + i, shape=(count, *images.shape[1:])) for i, count in enumerate(counts)]
+    steps = [
+        augment.parameters(first_step + i, shape=(count, *images.shape[1:]))
+        for i, count in enumerate(counts)
+    ]
     sizes = tuple(tuple((len(params), len(index)) for params, index in step) for step in steps)
     pairs = [pair for step in steps for pair in step]
     if not pairs:
         return (rows, None, None), (counts, sizes)
-    params, index = (torch.cat(tensors).to(images.device, non_blocking=True) for tensors in zip(*pairs, strict=True))
+    params, index = (
+        torch.cat(tensors).to(images.device, non_blocking=True)
+        for tensors in zip(*pairs, strict=True)
+    )
     return (rows, params, index), (counts, sizes)
 
 
-def _tables(params: Tensor | None, index: Tensor | None, sizes: Sizes) -> list[list[tuple[Tensor, Tensor]]] | None:
+def _tables(
+    params: Tensor | None, index: Tensor | None, sizes: Sizes
+) -> list[list[tuple[Tensor, Tensor]]] | None:
     """Return the pairs of every step as views."""
     if sizes[1] is None:
         return None
@@ -75,7 +89,7 @@ class InnerSteps:
         student: The network.
         images: The synthetic images.
         labels: Labels of the synthetic images.
-        lr: The student's step size.
+        lr: The student's learning rate.
         batches: Indices of every step.
         tables: Parameters of the augmentation of every step; None where it is not keyed.
         augment: The augmentation, or None.
@@ -96,7 +110,9 @@ class InnerSteps:
     @classmethod
     def of(cls, draws: Draws, sizes: Sizes, **others: Any) -> "InnerSteps":
         """Return the problem from what ``draw`` returned."""
-        return cls(batches=draws[0].split(list(sizes[0])), tables=_tables(*draws[1:], sizes), **others)
+        return cls(
+            batches=draws[0].split(list(sizes[0])), tables=_tables(*draws[1:], sizes), **others
+        )
 
     def augmented(self, x: Tensor, i: int) -> Tensor:
         """Return the images of step i augmented, differentiable in ``x``."""

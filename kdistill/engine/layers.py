@@ -10,13 +10,18 @@ from torch import Tensor
 from kdistill.errors import ShapeError
 
 EPS = 1e-5  # of every normalisation layer, as in torch.nn
-CHUNK_BYTES = 24 << 20  # a chunk's largest map stays near the cores, and below the size where every malloc is a page fault
+CHUNK_BYTES = (
+    24 << 20
+    # a chunk's largest map stays near the cores, and below the size where every malloc is a page
+    # fault
+)
 
 
 def chunk_rows(images: Tensor, bytes_per_image: int) -> int:
     """Return how many images to take through a network at a time.
 
-    On the CPU a batch runs in near-equal chunks whose largest map fits the cache; elsewhere it runs whole.
+    On the CPU a batch runs in near-equal chunks whose largest map fits the cache; elsewhere it runs
+    whole.
     """
     batch = images.shape[0]
     if images.device.type != "cpu" or batch == 0:
@@ -35,7 +40,9 @@ def linear_bwd(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor,
     return grad @ weight, grad.t() @ x, grad.sum(0)
 
 
-def softmax_cross_entropy(logits: Tensor, labels: Tensor, batch: int | None = None) -> tuple[Tensor, Tensor]:
+def softmax_cross_entropy(
+    logits: Tensor, labels: Tensor, batch: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy and its gradient in the logits.
 
     Args:
@@ -65,13 +72,18 @@ def softmax_cross_entropy_tangent(
     """Return ``softmax_cross_entropy`` and its derivative in the direction ``logits_dot``.
 
     Returns:
-        (loss, its tangent, gradient, its tangent, tangent of the gradient in the label logits or None for hard labels).  With
-        p = softmax(logits) and t = softmax(z): the gradient's tangent is (diag p - p p')ȧ/B, the labels' -(diag t - t t')ȧ/B.
+        (loss, its tangent, gradient, its tangent, tangent of the gradient in the label logits or
+        None for hard labels).  With p = softmax(logits) and t = softmax(z): the gradient's tangent
+        is (diag p - p p')ȧ/B, the labels' -(diag t - t t')ȧ/B.
     """
     batch = batch or logits.shape[0]
     loss, grad = softmax_cross_entropy(logits, labels, batch)
     grad_dot = _softmax_jvp(functional.softmax(logits, 1), logits_dot) / batch
-    labels_dot = _softmax_jvp(functional.softmax(labels, 1), logits_dot) / -batch if labels.is_floating_point() else None
+    labels_dot = (
+        _softmax_jvp(functional.softmax(labels, 1), logits_dot) / -batch
+        if labels.is_floating_point()
+        else None
+    )
     return loss, (grad * logits_dot).sum(), grad, grad_dot, labels_dot
 
 
@@ -82,8 +94,11 @@ def _softmax_jvp(p: Tensor, direction: Tensor) -> Tensor:
 def check_labels(where: str, labels: Tensor, leading: tuple[int, ...], classes: int) -> None:
     """Raise ShapeError unless ``labels`` are int64 ``leading`` or float ``[*leading, classes]``."""
     wanted = (*leading, classes) if labels.is_floating_point() else leading
-    if tuple(labels.shape) != wanted or not (labels.is_floating_point() or labels.dtype == torch.int64):
+    if tuple(labels.shape) != wanted or not (
+        labels.is_floating_point() or labels.dtype == torch.int64
+    ):
         raise ShapeError(
-            f"{where}: expected labels int64 {list(leading)} (hard) or float {[*leading, classes]} (logits of soft labels), "
+            f"{where}: expected labels int64 {list(leading)} (hard) or float {[*leading, classes]} "
+            "(logits of soft labels), "
             f"got {labels.dtype} {list(labels.shape)}; pass one label per image"
         )

@@ -1,8 +1,9 @@
 """In which numbers the products of students are taken: float32, TF32, or bfloat16.
 
-Products are convolutions, and under TF32 the linear layers too.  Under bfloat16 their operands and results are rounded to 8 bits
-while sums run in float32; parameters, norms, the classifier, losses and the state of the adjoint stay in float32.  How far the
-gradients then are from the exact ones stands in NUMERICS.md.
+Products are convolutions, and under TF32 the linear layers too.  Under bfloat16 their operands and
+results are rounded to 8 bits while sums run in float32; parameters, norms, the classifier, losses
+and the state of the adjoint stay in float32.  How far the gradients then are from the exact ones
+stands in NUMERICS.md.
 """
 
 from collections.abc import Iterator
@@ -22,11 +23,12 @@ _asked: ContextVar[str] = ContextVar("kdistill_precision", default="fp32")
 def use_precision(name: str, device: torch.device | str) -> Iterator[None]:
     """Take the products of students inside the ``with`` block in one precision.
 
-    On a GPU torch's own setting lets float32 convolutions run in TF32; inside the block ``"fp32"`` means float32.  Outside of
-    any block the engine follows torch's setting.
+    On a GPU torch's own setting lets float32 convolutions run in TF32; inside the block ``"fp32"``
+    means float32.  Outside of any block the engine follows torch's setting.
 
     Args:
-        name: ``"fp32"``; ``"tf32"``: 10 bits of mantissa, on NVIDIA GPUs; ``"bf16"``: 7 bits, of ``convnet`` alone.
+        name: ``"fp32"``; ``"tf32"``: 10 bits of mantissa, on NVIDIA GPUs; ``"bf16"``: 7 bits, of
+            ``convnet`` alone.
         device: Where the products will be taken.
 
     Raises:
@@ -45,9 +47,15 @@ def use_precision(name: str, device: torch.device | str) -> Iterator[None]:
 def check_precision(name: str, device: torch.device | str | None = None) -> None:
     """Raise ConfigError unless ``name`` is a precision, and one of ``device`` where that is given."""
     if name not in PRECISIONS:
-        raise ConfigError(f"precision: expected a known one, got '{name}'; {did_you_mean(str(name), list(PRECISIONS))}")
+        raise ConfigError(
+            f"precision: expected a known one, got '{name}'; "
+            f"{did_you_mean(str(name), list(PRECISIONS))}"
+        )
     if name == "tf32" and device is not None and torch.device(device).type == "cpu":
-        raise ConfigError("precision: expected fp32 or bf16 on the CPU, got tf32; TF32 is a format of NVIDIA GPUs, use fp32")
+        raise ConfigError(
+            "precision: expected fp32 or bf16 on the CPU, got tf32; TF32 is a format of NVIDIA "
+            "GPUs, use fp32"
+        )
 
 
 def asked_precision() -> str:

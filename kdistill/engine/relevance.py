@@ -1,8 +1,9 @@
 """What a network sees in images at several depths, and how much each part of it speaks for a class.
 
-A level is a map of a block, or what the classifier reads.  The last map gives way to the latter: for a head that flattens, the
-vector itself (CAM weights are rows of the classifier); for one that averages over positions, the map again, each channel with
-the classifier's weight of its mean.  Symbols: B images, K classes, levels A_l of |A_l| numbers an image.
+A level is a map of a block, or what the classifier reads.  The last map gives way to the latter:
+for a head that flattens, the vector itself (CAM weights are rows of the classifier); for one that
+averages over positions, the map again, each channel with the classifier's weight of its mean.
+Symbols: B images, K classes, levels A_l of |A_l| numbers an image.
 """
 
 from collections.abc import Callable, Iterable
@@ -42,16 +43,24 @@ class Levels:
         return self._of(self.student.trace(theta, images))
 
     @torch.enable_grad()
-    def with_gradients(self, theta: Tensor, images: Tensor, label: int) -> tuple[list[Tensor], list[Tensor]]:
+    def with_gradients(
+        self, theta: Tensor, images: Tensor, label: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Return the levels, and of each the derivative of the logit of class ``label`` of the same image.
 
-        Derivatives in maps are means over positions, kept as dimensions of 1: Grad-CAM's weights before the mean over images.
+        Derivatives in maps are means over positions, kept as dimensions of 1: Grad-CAM's weights
+        before the mean over images.
         """
         trace = self.student.trace(theta, images.detach().requires_grad_())
         levels, features = self._of(trace), _features(trace)
         inner = trace.maps[:-1] if self.layers == "all" else []
-        *grads, last = torch.autograd.grad(trace.logits[:, label].sum(), [*inner, features], materialize_grads=True)
-        weights = [grad.mean(_positions(grad), keepdim=True) if _positions(grad) else grad for grad in grads]
+        *grads, last = torch.autograd.grad(
+            trace.logits[:, label].sum(), [*inner, features], materialize_grads=True
+        )
+        weights = [
+            grad.mean(_positions(grad), keepdim=True) if _positions(grad) else grad
+            for grad in grads
+        ]
         weights.append(last.reshape(len(images), -1, 1, 1) if self.averages else last.flatten(1))
         return [level.detach() for level in levels], weights
 
@@ -64,19 +73,31 @@ def levels_of(student: Student, theta: Tensor, images: Tensor, layers: str) -> L
     """Return the levels of a network; a few ``images`` show whether its classifier reads means of the last map.
 
     Raises:
-        ConfigError: ``layers`` is unknown, or the network has no classifier whose input can be read.
+        ConfigError: ``layers`` is unknown, or the network has no classifier whose input can be
+            read.
     """
     if layers not in LAYERS:
-        raise ConfigError(f"layers: expected a known choice, got '{layers}'; {did_you_mean(layers, list(LAYERS))}")
+        raise ConfigError(
+            f"layers: expected a known choice, got '{layers}'; {did_you_mean(layers, list(LAYERS))}"
+        )
     with torch.no_grad():
         trace = student.trace(theta, images[:2])
     features, last = _features(trace), trace.maps[-1]
     averages = last.ndim == 4 and features.shape == last.shape[:2]
-    return Levels(student, layers, averages and torch.allclose(last.mean((2, 3)), features, rtol=1e-4, atol=1e-6))
+    return Levels(
+        student,
+        layers,
+        averages and torch.allclose(last.mean((2, 3)), features, rtol=1e-4, atol=1e-6),
+    )
 
 
 def class_statistics(
-    levels: Levels, theta: Tensor, images: Callable[[int], Iterable[Tensor]], classes: int, *, weighted: bool
+    levels: Levels,
+    theta: Tensor,
+    images: Callable[[int], Iterable[Tensor]],
+    classes: int,
+    *,
+    weighted: bool,
 ) -> tuple[list[Tensor], list[Tensor] | None]:
     """Return of every level the class means ``[K, ...]`` and, if ``weighted``, the class weights that broadcast to them.
 
@@ -87,8 +108,10 @@ def class_statistics(
         classes: K.
         weighted: Compute weights too.
 
-    Cost: a forward pass over all images, with weights another backward to the first block; memory of a chunk beside the result.
-    Sums are taken in float64, class by class, so the result does not depend on the order of the classes.
+    Cost: a forward pass over all images, with weights another backward to the first block; memory
+        of a chunk beside the result.
+    Sums are taken in float64, class by class, so the result does not depend on the order of the
+    classes.
     """
     means: list[list[Tensor]] = []
     weights: list[list[Tensor]] = []
@@ -119,5 +142,8 @@ def _positions(x: Tensor) -> tuple[int, ...]:
 
 def _features(trace: Trace) -> Tensor:
     if trace.features is None:
-        raise ConfigError("relevance: expected a network that ends in a linear classifier, got none; end the module with one")
+        raise ConfigError(
+            "relevance: expected a network that ends in a linear classifier, got none; end the "
+            "module with one"
+        )
     return trace.features

@@ -1,6 +1,7 @@
 """Training a student on a set of images by SGD, the evaluation loop of the field, and accuracy.
 
-Symbols: G networks, P parameters, B images of a batch, N images in all, C channels, S their side, K classes.
+Symbols: G networks, P parameters, B images of a batch, N images in all, C channels, S their side, K
+    classes.
 """
 
 import math
@@ -29,14 +30,18 @@ class ImageRows(Protocol):
     def __getitem__(self, rows: Tensor) -> Tensor: ...
 
 
-def loss_and_grad(student: Student, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def loss_and_grad(
+    student: Student, theta: Tensor, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the mean cross-entropy and its gradient in theta, without an autograd graph.
 
     Args:
         student: The network.
         theta: ``[P]`` or ``[G, P]``.
-        images: Normalised, ``[B, C, S, S]`` or ``[G, B, C, S, S]``; four dimensions are shared by the group.
-        labels: int64 ``[B]`` (hard), or float LOGITS ``[B, K]`` of soft labels; with a G in front if the images have one.
+        images: Normalised, ``[B, C, S, S]`` or ``[G, B, C, S, S]``; four dimensions are shared by
+            the group.
+        labels: int64 ``[B]`` (hard), or float LOGITS ``[B, K]`` of soft labels; with a G in front
+            if the images have one.
 
     Returns:
         (loss ``[]`` or ``[G]`` in nats, gradient shaped like theta).
@@ -69,46 +74,59 @@ def train(
 
     Args:
         student: The network.
-        images: Normalised, ``[N, C, S, S]``, float32 or float64; a tensor, or anything that gives a batch for its row numbers.
+        images: Normalised, ``[N, C, S, S]``, float32 or float64; a tensor, or anything that gives a
+            batch for its row numbers.
         labels: int64 ``[N]``, or float LOGITS ``[N, K]`` of soft labels.
         epochs: Passes over the images.
-        lr: Step size of SGD.
-        key: Decides initial parameters and order of every network; network g does not depend on ``nets``.
+        lr: Learning rate of SGD.
+        key: Decides initial parameters and order of every network; network g does not depend on
+            ``nets``.
         batch_size: Images per step; the last batch of an epoch may be smaller.
         momentum: Of SGD.
         weight_decay: L2, on all parameters.
-        schedule: ``"step"``: a tenth of ``lr`` from epoch ``epochs//2 + 1`` on, with the momentum started afresh there;
-            ``"cosine"``: from ``lr`` to 0, by epoch; ``"constant"``.
-        augment: ``(images, step) -> images``, deterministic in step.  Network g calls it with ``g*steps + step``, where ``steps``
-            is the number of steps of a whole run: every network sees its own draws.
+        schedule: ``"step"``: a tenth of ``lr`` from epoch ``epochs//2 + 1`` on, with the momentum
+            started afresh there; ``"cosine"``: from ``lr`` to 0, by epoch; ``"constant"``.
+        augment: ``(images, step) -> images``, deterministic in step.  Network g calls it with
+            ``g*steps + step``, where ``steps`` is the number of steps of a whole run: every network
+            sees its own draws.
         nets: G.
         start: Parameters to begin with, ``[nets, P]``; None draws fresh ones.  It is not changed.
-        gradient: ``(theta, images, labels) -> (loss, direction)`` of a step; None is ``loss_and_grad``.
-        rows_of: ``epoch -> rows``, int64: what the networks see in that epoch (0 is the first), in a fresh order; None is all.
-        on_epoch: Called with (epochs done, ``[nets, P]``) after every epoch; the tensor changes afterwards, clone to keep it.
+        gradient: ``(theta, images, labels) -> (loss, direction)`` of a step; None is
+            ``loss_and_grad``.
+        rows_of: ``epoch -> rows``, int64: what the networks see in that epoch (0 is the first), in
+            a fresh order; None is all.
+        on_epoch: Called with (epochs done, ``[nets, P]``) after every epoch; the tensor changes
+            afterwards, clone to keep it.
 
     Returns:
-        The final parameters, on the device and in the dtype of the images.  Same arguments, thread count and machine: same bits.
+        The final parameters, on the device and in the dtype of the images.  Same arguments, thread
+        count and machine: same bits.
 
     Raises:
         ConfigError: Unknown schedule, or a number out of range.
         ShapeError: Labels or images do not fit the student.
         NonFiniteError: The loss stopped being finite.
 
-    Cost: ``epochs * nets`` forward and backward passes over N images; memory of one chunk of images and ``3*P`` numbers per
-    network.  The networks of a group run one after the other within an epoch: see docs/students.md for the measurement.
+    Cost: ``epochs * nets`` forward and backward passes over N images; memory of one chunk of images
+        and ``3*P`` numbers per
+    network.  The networks of a group run one after the other within an epoch: see docs/students.md
+    for the measurement.
 
-    References: the evaluation loop of Zhao et al., Dataset Condensation with Gradient Matching, ICLR 2021.
+    References: the evaluation loop of Zhao et al., Dataset Condensation with Gradient Matching,
+        ICLR 2021.
     """
     _check(epochs, lr, batch_size, nets, schedule)
     check_labels("train", labels, (images.shape[0],), student.classes)
     if not images.shape[0]:
         raise ShapeError("train: expected at least one image, got none; pass the set to train on")
     if start is None:
-        start = torch.stack([student.init(generator(make_key(key, "init", g))) for g in range(nets)])
+        start = torch.stack(
+            [student.init(generator(make_key(key, "init", g))) for g in range(nets)]
+        )
     if tuple(start.shape) != (nets, student.num_params):
         raise ShapeError(
-            f"train: expected start {[nets, student.num_params]}, got {list(start.shape)}; give every network its own"
+            f"train: expected start {[nets, student.num_params]}, got {list(start.shape)}; give "
+            "every network its own"
         )
     thetas = start.to(device=images.device, dtype=images.dtype, copy=True)
     velocity = torch.zeros_like(thetas)
@@ -120,9 +138,9 @@ def train(
         if schedule == "step" and epoch == epochs // 2 + 1:
             velocity.zero_()
         for g in range(nets):
-            order = permutation(make_key(key, "order", g, epoch), count if kept is None else len(kept)).to(
-                images.device, non_blocking=True
-            )
+            order = permutation(
+                make_key(key, "order", g, epoch), count if kept is None else len(kept)
+            ).to(images.device, non_blocking=True)
             order = order if kept is None else kept[order]
             losses = []
             for index, rows in enumerate(order.split(batch_size)):
@@ -130,7 +148,14 @@ def train(
                 if augment is not None:
                     batch = augment(batch, (g * epochs + epoch) * per_epoch + index)
                 loss, grad = step(thetas[g], batch, labels[rows])
-                sgd_(thetas[g], velocity[g], grad, lr=rate, momentum=momentum, weight_decay=weight_decay)
+                sgd_(
+                    thetas[g],
+                    velocity[g],
+                    grad,
+                    lr=rate,
+                    momentum=momentum,
+                    weight_decay=weight_decay,
+                )
                 losses.append(loss)
             _check_finite(torch.stack(losses), epoch, lr)
         if on_epoch is not None:
@@ -139,7 +164,15 @@ def train(
 
 
 @torch.no_grad()
-def sgd_(theta: Tensor, velocity: Tensor, grad: Tensor, *, lr: float, momentum: float, weight_decay: float) -> None:
+def sgd_(
+    theta: Tensor,
+    velocity: Tensor,
+    grad: Tensor,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
     """Take one step of SGD in place: ``v <- momentum*v + grad + weight_decay*theta``, ``theta <- theta - lr*v``."""
     if momentum:
         velocity.mul_(momentum).add_(grad)
@@ -151,7 +184,9 @@ def sgd_(theta: Tensor, velocity: Tensor, grad: Tensor, *, lr: float, momentum: 
 
 
 @torch.no_grad()
-def accuracy(student: Student, theta: Tensor, images: Tensor, labels: Tensor, *, batch_size: int = TEST_BATCH) -> Tensor:
+def accuracy(
+    student: Student, theta: Tensor, images: Tensor, labels: Tensor, *, batch_size: int = TEST_BATCH
+) -> Tensor:
     """Return the share of images whose largest logit is the label's, in [0, 1].
 
     Args:
@@ -174,7 +209,9 @@ def accuracy(student: Student, theta: Tensor, images: Tensor, labels: Tensor, *,
 
 
 @torch.no_grad()
-def confusion(student: Student, theta: Tensor, images: Tensor, labels: Tensor, *, batch_size: int = TEST_BATCH) -> Tensor:
+def confusion(
+    student: Student, theta: Tensor, images: Tensor, labels: Tensor, *, batch_size: int = TEST_BATCH
+) -> Tensor:
     """Return how many images of class i are taken for class j, int64 ``[K, K]`` or ``[G, K, K]``.
 
     The diagonal's sum over the number of images is ``accuracy``, bit for bit.
@@ -190,7 +227,9 @@ def confusion(student: Student, theta: Tensor, images: Tensor, labels: Tensor, *
     """
     _check_test("confusion", student, images, labels)
     classes = student.classes
-    counts = torch.zeros((*theta.shape[:-1], classes * classes), dtype=torch.int64, device=theta.device)
+    counts = torch.zeros(
+        (*theta.shape[:-1], classes * classes), dtype=torch.int64, device=theta.device
+    )
     for rows, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         cells = truth * classes + student.infer(theta, rows).argmax(-1)
         counts.scatter_add_(-1, cells, torch.ones_like(cells))
@@ -200,7 +239,9 @@ def confusion(student: Student, theta: Tensor, images: Tensor, labels: Tensor, *
 def _check_test(where: str, student: Student, images: Tensor, labels: Tensor) -> None:
     check_labels(where, labels, (images.shape[0],), student.classes)
     if labels.is_floating_point() or not len(labels):
-        raise ConfigError(f"{where}: expected at least one image with an int64 label, got none; pass hard labels")
+        raise ConfigError(
+            f"{where}: expected at least one image with an int64 label, got none; pass hard labels"
+        )
 
 
 def _factor(schedule: str, epoch: int, epochs: int) -> float:
@@ -211,10 +252,14 @@ def _factor(schedule: str, epoch: int, epochs: int) -> float:
 
 def _check(epochs: int, lr: float, batch_size: int, nets: int, schedule: str) -> None:
     if schedule not in SCHEDULES:
-        raise ConfigError(f"train: expected a known schedule, got '{schedule}'; {did_you_mean(schedule, list(SCHEDULES))}")
+        raise ConfigError(
+            f"train: expected a known schedule, got '{schedule}'; "
+            f"{did_you_mean(schedule, list(SCHEDULES))}"
+        )
     if epochs < 0 or batch_size < 1 or nets < 1 or not lr > 0:
         raise ConfigError(
-            f"train: expected epochs >= 0, batch_size >= 1, nets >= 1 and lr > 0, got {epochs}, {batch_size}, {nets} and {lr}; "
+            f"train: expected epochs >= 0, batch_size >= 1, nets >= 1 and lr > 0, got {epochs}, "
+            f"{batch_size}, {nets} and {lr}; "
             "correct the one that is out of range"
         )
 
@@ -222,5 +267,6 @@ def _check(epochs: int, lr: float, batch_size: int, nets: int, schedule: str) ->
 def _check_finite(losses: Tensor, epoch: int, lr: float) -> None:
     if not bool(torch.isfinite(losses).all()):
         raise NonFiniteError(
-            f"train: expected a finite loss, got {losses[-1].item()} in epoch {epoch + 1}; lower lr (now {lr:g})"
+            f"train: expected a finite loss, got {losses[-1].item()} in epoch {epoch + 1}; lower "
+            f"lr (now {lr:g})"
         )

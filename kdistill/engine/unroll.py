@@ -1,10 +1,10 @@
 """The exact gradient of a matched trajectory, with the memory of one step.
 
-    theta_{i+1} = theta_i - alpha * g_i,   g_i = grad of the loss at theta_i on x_i = A_i(images[b_i]),   i = 0..N-1
-    L = |M (theta_N - target)|^2 / |M (start - target)|^2
+    theta_{i+1} = theta_i - alpha * g_i,   g_i = grad of the loss at theta_i on x_i =
+    A_i(images[b_i]),   i = 0..N-1 L = |M (theta_N - target)|^2 / |M (start - target)|^2
 
-    lambda_N = dL/dtheta_N,   lambda_i = lambda_{i+1} - alpha * H_i lambda_{i+1}
-    dL/dx_i = -alpha * d<g_i, lambda_{i+1}>/dx_i,   dL/dz likewise,   dL/dalpha = -sum_i <g_i, lambda_{i+1}>
+    lambda_N = dL/dtheta_N,   lambda_i = lambda_{i+1} - alpha * H_i lambda_{i+1} dL/dx_i = -alpha *
+    d<g_i, lambda_{i+1}>/dx_i,   dL/dz likewise,   dL/dalpha = -sum_i <g_i, lambda_{i+1}>
 
 What unrolling with ``create_graph`` computes, by one ``grad_jvp`` per step backwards.
 Symbols: N steps, P parameters, G trajectories, M the mask (and the number of images in shapes).
@@ -29,7 +29,8 @@ from kdistill.errors import ConfigError, ShapeError, did_you_mean
 from kdistill.ops import capture, step_with_dots, trajectory_loss
 
 GRAD_MODES = ("adjoint", "unroll", "tesla")
-SMALLEST_LR = 1e-6  # published step sizes are linear, and nothing in the published code keeps them positive
+# published learning rates are linear, and nothing in the published code keeps them positive
+SMALLEST_LR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class TrajectoryMatch:
         loss: L, float64, ``[]`` (``[G]``).
         grad_images: dL/dimages, like the images.
         grad_labels: dL/dz of the label logits, like the labels; None for hard labels.
-        grad_lr: dL/dalpha, float64 ``[]``; 0 where ``lr`` lies below the smallest step size.
+        grad_lr: dL/dalpha, float64 ``[]``; 0 where ``lr`` lies below the smallest learning rate.
         final: theta_N, like ``start``.
-        grad_norms: |g_i| of every step, float64 ``[N]`` (``[G, N]``): where a run that explodes began to do so.
+        grad_norms: |g_i| of every step, float64 ``[N]`` (``[G, N]``): where a run that explodes
+            began to do so.
     """
 
     loss: Tensor
@@ -73,21 +75,26 @@ def trajectory_match(
 
     Args:
         student: The network.
-        start: The expert's parameters to begin with, ``[P]``; or ``[G, P]`` for several trajectories on the same images.
+        start: The expert's parameters to begin with, ``[P]``; or ``[G, P]`` for several
+            trajectories on the same images.
         target: The expert's parameters to arrive at, like ``start``.
         images: The synthetic images as the network sees them, ``[M, C, S, S]``.
-        labels: int64 ``[M]`` (hard), or float LOGITS ``[M, K]`` of soft labels, which get a gradient.
-        lr: alpha, the student's step size; taken as 1e-6 where it is smaller.
+        labels: int64 ``[M]`` (hard), or float LOGITS ``[M, K]`` of soft labels, which get a
+            gradient.
+        lr: alpha, the student's learning rate; taken as 1e-6 where it is smaller.
         batches: int64 indices into the images, one tensor per step.
-        augment: ``(images, step) -> images``, deterministic in step and differentiable.  A ``kdistill.augment.Augment`` is
-            transposed by its kernel, anything else by autograd.
+        augment: ``(images, step) -> images``, deterministic in step and differentiable.  A
+            ``kdistill.augment.Augment`` is transposed by its kernel, anything else by autograd.
         first_step: Step i of this trajectory is augmented as step ``first_step + i``.
         mask: 0 or 1, ``[P]``, or ``(final, target) -> [P]``; a constant in the derivative (PAD).
-        grad_mode: ``"adjoint"`` is exact; ``"unroll"`` is the same by plain autograd through all steps, the oracle;
-            ``"tesla"`` keeps lambda at its last value, the published approximation, with the factor 2 that its code loses.
-        checkpoint_every: Keep every so many parameter vectors and recompute the others: sqrt(N) is the least memory.
-        cuda_graph: On a GPU, record the kernels of the first call and replay them in later ones of the same shapes and options
-            (docs/gpu.md).  Without effect on the CPU, for ``"unroll"``, and for an ``augment`` of another kind than ``Augment``.
+        grad_mode: ``"adjoint"`` is exact; ``"unroll"`` is the same by plain autograd through all
+            steps, the oracle; ``"tesla"`` keeps lambda at its last value, the published
+            approximation, with the factor 2 that its code loses.
+        checkpoint_every: Keep every so many parameter vectors and recompute the others: sqrt(N) is
+            the least memory.
+        cuda_graph: On a GPU, record the kernels of the first call and replay them in later ones of
+            the same shapes and options (docs/gpu.md).  Without effect on the CPU, for ``"unroll"``,
+            and for an ``augment`` of another kind than ``Augment``.
 
     Returns:
         The loss and its gradients; for a group the gradients are summed over it.
@@ -97,41 +104,74 @@ def trajectory_match(
         ShapeError: Shapes, dtypes or devices do not fit.
         DataError: ``start`` equals ``target`` where the mask is 1.
 
-    Cost: 3 + 8 products per convolution and step (``"tesla"`` 3 + 6), a fifth more for recomputation with checkpoints; memory of
-        ``N*P/checkpoint_every`` numbers and one step.  ``"unroll"`` keeps the graphs of all steps.
+    Cost: 3 + 8 products per convolution and step (``"tesla"`` 3 + 6), a fifth more for
+        recomputation with checkpoints; memory of ``N*P/checkpoint_every`` numbers and one step.
+        ``"unroll"`` keeps the graphs of all steps.
 
-    References: Cazenavette et al., Dataset Distillation by Matching Training Trajectories, CVPR 2022; Cui et al., Scaling Up
-    Dataset Distillation to ImageNet-1K with Constant Memory (TESLA), ICML 2023; the adjoint of gradient descent: Maclaurin et
-    al., Gradient-based Hyperparameter Optimization through Reversible Learning, ICML 2015.
+    References: Cazenavette et al., Dataset Distillation by Matching Training Trajectories, CVPR
+        2022; Cui et al., Scaling Up
+    Dataset Distillation to ImageNet-1K with Constant Memory (TESLA), ICML 2023; the adjoint of
+    gradient descent: Maclaurin et al., Gradient-based Hyperparameter Optimization through
+    Reversible Learning, ICML 2015.
     """
     _check(student, start, target, images, labels, batches, grad_mode, checkpoint_every)
-    is_remote = isinstance(lr, Tensor) and lr.device.type != "cpu"  # a look would wait; the caller's guard finds what comes of it
+    is_remote = (
+        isinstance(lr, Tensor) and lr.device.type != "cpu"
+    )  # a look would wait; the caller's guard finds what comes of it
     if not is_remote and not math.isfinite(lr):
-        raise ConfigError(f"trajectory_match: expected a finite lr, got {float(lr)}; 0.01 is a usual step size")
+        raise ConfigError(
+            f"trajectory_match: expected a finite lr, got {float(lr)}; 0.01 is a usual learning "
+            "rate"
+        )
     alpha = torch.as_tensor(lr, dtype=start.dtype, device=start.device).detach()
     draws, sizes = draw(augment, batches, first_step, images)
     given = mask.to(start) if isinstance(mask, Tensor) else None
-    call = {"adjoint": _adjoint, "tesla": partial(_adjoint, frozen=True), "unroll": _unroll}[grad_mode]
+    call = {"adjoint": _adjoint, "tesla": partial(_adjoint, frozen=True), "unroll": _unroll}[
+        grad_mode
+    ]
 
-    def run(start: Tensor, target: Tensor, images: Tensor, labels: Tensor, alpha: Tensor, *rest: Any) -> tuple[Any, ...]:
-        others = {"augment": augment, "first_step": first_step, "mask": mask if callable(mask) else rest[3]}
+    def run(
+        start: Tensor, target: Tensor, images: Tensor, labels: Tensor, alpha: Tensor, *rest: Any
+    ) -> tuple[Any, ...]:
+        others = {
+            "augment": augment,
+            "first_step": first_step,
+            "mask": mask if callable(mask) else rest[3],
+        }
         lr = alpha.clamp(min=SMALLEST_LR)
-        inner = InnerSteps.of(rest[:3], sizes, student=student, images=images, labels=labels, lr=lr, **others)
+        inner = InnerSteps.of(
+            rest[:3], sizes, student=student, images=images, labels=labels, lr=lr, **others
+        )
         if start.ndim == 1:
             found = call(inner, start, target, checkpoint_every)
         else:
-            found = _together([call(inner, a, b, checkpoint_every) for a, b in zip(start, target, strict=True)])
+            found = _together(
+                [call(inner, a, b, checkpoint_every) for a, b in zip(start, target, strict=True)]
+            )
         slope = torch.where(alpha >= SMALLEST_LR, found.grad_lr, torch.zeros_like(found.grad_lr))
         return tuple(vars(replace(found, grad_lr=slope)).values())
 
     inputs = (start, target, images, labels, alpha, *draws, given)
-    if cuda_graph and grad_mode != "unroll" and (augment is None or isinstance(augment, KeyedAugment)):
-        key = (grad_mode, asked_precision(), checkpoint_every, sizes, augment, mask if callable(mask) else None)
+    if (
+        cuda_graph
+        and grad_mode != "unroll"
+        and (augment is None or isinstance(augment, KeyedAugment))
+    ):
+        key = (
+            grad_mode,
+            asked_precision(),
+            checkpoint_every,
+            sizes,
+            augment,
+            mask if callable(mask) else None,
+        )
         return TrajectoryMatch(*capture(student, key, run, inputs))
     return TrajectoryMatch(*run(*inputs))
 
 
-def _advance(inner: InnerSteps, theta: Tensor, i: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _advance(
+    inner: InnerSteps, theta: Tensor, i: int, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return theta_{i+1} and |g_i|^2."""
     x, y, _ = inner.seen(i)
     _, grad = inner.student.loss_and_grad(theta, x, y)
@@ -176,7 +216,7 @@ def _aligned_rows(like: Tensor, rows: int) -> Tensor:
 
 
 class _Sums:
-    """What the steps add to the gradients of images, label logits and the step size."""
+    """What the steps add to the gradients of images, label logits and the learning rate."""
 
     def __init__(self, inner: InnerSteps):
         self.inner = inner
@@ -198,7 +238,9 @@ class _Sums:
 
 
 @torch.no_grad()
-def _adjoint(inner: InnerSteps, start: Tensor, target: Tensor, every: int, *, frozen: bool = False) -> TrajectoryMatch:
+def _adjoint(
+    inner: InnerSteps, start: Tensor, target: Tensor, every: int, *, frozen: bool = False
+) -> TrajectoryMatch:
     path, sums = _Path(inner, start, every), _Sums(inner)
     loss, lam = trajectory_loss(path.final, target, start, inner.mask_of(path.final, target))
     for i in reversed(range(len(inner.batches))):
@@ -220,7 +262,9 @@ def _unroll(inner: InnerSteps, start: Tensor, target: Tensor, every: int) -> Tra
     with torch.enable_grad():
         for i, rows in enumerate(inner.batches):
             x, y = inner.augmented(images[rows], i), labels[rows]
-            loss = functional.cross_entropy(inner.student.apply(theta, x), functional.softmax(y, 1) if is_soft else y)
+            loss = functional.cross_entropy(
+                inner.student.apply(theta, x), functional.softmax(y, 1) if is_soft else y
+            )
             (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
             norms.append(grad.detach().double().norm())
             theta = theta - lr * grad
@@ -233,7 +277,9 @@ def _unroll(inner: InnerSteps, start: Tensor, target: Tensor, every: int) -> Tra
         wanted = [images, lr, *([labels] if is_soft else [])]
         found = torch.autograd.grad(total, wanted, materialize_grads=True)
     grad_labels = found[2] if is_soft else None
-    return TrajectoryMatch(total.detach(), found[0], grad_labels, found[1].double(), theta.detach(), torch.stack(norms))
+    return TrajectoryMatch(
+        total.detach(), found[0], grad_labels, found[1].double(), theta.detach(), torch.stack(norms)
+    )
 
 
 def _together(members: list[TrajectoryMatch]) -> TrajectoryMatch:
@@ -263,31 +309,47 @@ def _check(
 ) -> None:
     if grad_mode not in GRAD_MODES:
         raise ConfigError(
-            f"trajectory_match: expected a known grad_mode, got '{grad_mode}'; {did_you_mean(grad_mode, list(GRAD_MODES))}"
+            f"trajectory_match: expected a known grad_mode, got '{grad_mode}'; "
+            f"{did_you_mean(grad_mode, list(GRAD_MODES))}"
         )
     if not batches or every < 1:
         raise ConfigError(
-            f"trajectory_match: expected at least one batch and checkpoint_every >= 1, got {len(batches)} and {every}; raise it "
+            "trajectory_match: expected at least one batch and checkpoint_every >= 1, got "
+            f"{len(batches)} and {every}; raise it "
             f"(sqrt(N) = {math.isqrt(max(len(batches), 1))} needs the least memory)"
         )
-    if start.ndim not in (1, 2) or start.shape != target.shape or start.dtype != target.dtype or start.dtype != images.dtype:
+    if (
+        start.ndim not in (1, 2)
+        or start.shape != target.shape
+        or start.dtype != target.dtype
+        or start.dtype != images.dtype
+    ):
         raise ShapeError(
-            f"trajectory_match: expected start and target [P] or [G, P] and images of one dtype, got {start.dtype} "
-            f"{list(start.shape)}, {target.dtype} {list(target.shape)} and images {images.dtype}; take both from one expert"
+            "trajectory_match: expected start and target [P] or [G, P] and images of one dtype, "
+            f"got {start.dtype} "
+            f"{list(start.shape)}, {target.dtype} {list(target.shape)} and images {images.dtype}; "
+            "take both from one expert"
         )
     check_labels("trajectory_match", labels, tuple(images.shape[:1]), student.classes)
     if labels.is_floating_point() and labels.dtype != images.dtype:
         raise ShapeError(
-            f"trajectory_match: expected label logits of the images' dtype ({images.dtype}), got {labels.dtype}; convert them"
+            f"trajectory_match: expected label logits of the images' dtype ({images.dtype}), got "
+            f"{labels.dtype}; convert them"
         )
     for i, rows in enumerate(batches):
-        if rows.device.type == "cpu" and rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < len(images):
+        if (
+            rows.device.type == "cpu"
+            and rows.numel()
+            and not 0 <= int(rows.min()) <= int(rows.max()) < len(images)
+        ):
             raise ShapeError(
-                f"trajectory_match: expected indices of {len(images)} images in batch {i}, got {int(rows.min())} to "
+                f"trajectory_match: expected indices of {len(images)} images in batch {i}, got "
+                f"{int(rows.min())} to "
                 f"{int(rows.max())}; split a permutation of the images"
             )
         if rows.ndim != 1 or rows.dtype != torch.int64 or not len(rows):
             raise ShapeError(
-                f"trajectory_match: expected int64 indices [B] with B >= 1 in batch {i}, got {rows.dtype} {list(rows.shape)}; "
+                f"trajectory_match: expected int64 indices [B] with B >= 1 in batch {i}, got "
+                f"{rows.dtype} {list(rows.shape)}; "
                 "split a permutation of the images"
             )

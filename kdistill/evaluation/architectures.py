@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 TEXT_COLUMNS = ("set",)
 
 
-def cells(rows: Sequence["Row"], student: str) -> tuple[list[str], list[list[str]], list[str]] | None:
+def cells(
+    rows: Sequence["Row"], student: str
+) -> tuple[list[str], list[list[str]], list[str]] | None:
     """Return headers, rows and notes: sets × networks, test accuracy in per cent.
 
-    The network that the set was made with comes first ("same"); "others" is the mean over the other networks.  Variants of a set
-    are left out.
+    The network that the set was made with comes first ("same"); "others" is the mean over the other
+    networks.  Variants of a set are left out.
 
     Args:
         rows: Of an evaluation.
@@ -26,7 +28,9 @@ def cells(rows: Sequence["Row"], student: str) -> tuple[list[str], list[list[str
         None unless there are two networks or more.
     """
     shown = [row for row in rows if row.kind != "variant"]
-    models = sorted(dict.fromkeys(row.model for row in shown), key=lambda model: model != student)  # stable: same first
+    models = sorted(
+        dict.fromkeys(row.model for row in shown), key=lambda model: model != student
+    )  # stable: same first
     if len(models) < 2:
         return None
     failed = sorted({row.model for row in shown if row.untrained})
@@ -36,23 +40,38 @@ def cells(rows: Sequence["Row"], student: str) -> tuple[list[str], list[list[str
     for name in dict.fromkeys(row.name for row in shown):
         found = {row.model: row for row in shown if row.name == name}
         line = [
-            _percent(found[model].accuracies) + DAGGER * bool(found[model].untrained) if model in found else "-"
+            _percent(found[model].accuracies) + DAGGER * bool(found[model].untrained)
+            if model in found
+            else "-"
             for model in models
         ]
         means = [mean_of(found[model].accuracies) for model in others if model in found]
         table.append([name, *line, _percent(means)])
     notes = [
         "test %, mean ± sample standard deviation over networks of one kind; others: over the kinds"
-        + (f" other than {student}" if student in models else ", which did not make the set" if student else "")
+        + (
+            f" other than {student}"
+            if student in models
+            else ", which did not make the set"
+            if student
+            else ""
+        )
     ]
     if failed:
-        notes.append(f"{DAGGER} did not train somewhere, so left out of the last column in every row: {', '.join(failed)}")
+        notes.append(
+            f"{DAGGER} did not train somewhere, so left out of the last column in every row: "
+            f"{', '.join(failed)}"
+        )
     if not student:
-        notes.append("the set does not say which network it was made with: no column is marked as the same")
+        notes.append(
+            "the set does not say which network it was made with: no column is marked as the same"
+        )
     return ["set", *headers, "others" if student else "all"], table, notes
 
 
 def _percent(values: Sequence[float]) -> str:
     if not values:
         return "-"
-    return f"{100 * mean_of(values):.1f}" + ("" if len(values) < 2 else f" ± {100 * std_of(values):.1f}")
+    return f"{100 * mean_of(values):.1f}" + (
+        "" if len(values) < 2 else f" ± {100 * std_of(values):.1f}"
+    )

@@ -1,8 +1,8 @@
 """Baselines that were trained before, so that the next evaluation on the same data does not train them again.
 
-An entry is named by everything that decides its numbers: data, recipe, seed, code, versions, thread count, instruction set.
-It is one safetensors file in a folder under ``$KDISTILL_CACHE`` that only its owner can write; a missing or damaged one is
-trained again.
+An entry is named by everything that decides its numbers: data, recipe, seed, code, versions, thread
+count, instruction set. It is one safetensors file in a folder under ``$KDISTILL_CACHE`` that only
+its owner can write; a missing or damaged one is trained again.
 """
 
 import hashlib
@@ -26,14 +26,26 @@ from kdistill.ops._registry import asked_backend
 
 _log = logging.getLogger("kdistill")
 _PACKAGE = Path(__file__).parents[1]
-_DECIDES = ("engine", "ops", "backends", "evaluation", "selection", "augment.py", "keys.py", "transforms.py", "data/splits.py")
+_DECIDES = (
+    "engine",
+    "ops",
+    "backends",
+    "evaluation",
+    "selection",
+    "augment.py",
+    "keys.py",
+    "transforms.py",
+    "data/splits.py",
+)
 
 
 @cache
 def code_digest() -> str:
     """Return a digest over the source files and compiled modules that training and testing run through."""
     files = [
-        path for name in _DECIDES for path in ([_PACKAGE / name] if name.endswith(".py") else (_PACKAGE / name).rglob("*.py"))
+        path
+        for name in _DECIDES
+        for path in ([_PACKAGE / name] if name.endswith(".py") else (_PACKAGE / name).rglob("*.py"))
     ]
     for pattern in ("_cpu*.so", "_cuda.*.so"):
         files += Path(os.environ.get("KDISTILL_NATIVE_DIR") or _PACKAGE).glob(pattern)
@@ -66,7 +78,11 @@ def load(name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return None
     try:
         tensors, envelope = decode(read_private(path), path)
-        if not isinstance(envelope, dict) or envelope.get("entry") != name or not isinstance(envelope.get("facts"), dict):
+        if (
+            not isinstance(envelope, dict)
+            or envelope.get("entry") != name
+            or not isinstance(envelope.get("facts"), dict)
+        ):
             raise DataError(f"{path}: expected the baseline that its name says, got another")
         if digest(tensors, envelope["facts"]) != envelope.get("sha256"):
             raise DataError(f"{path}: expected the contents that its checksum names, got others")
@@ -91,7 +107,11 @@ def save(name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> 
     try:
         make_private(path.parent)
         remove_leftovers(path.parent)
-        write_atomic(path, encode(tensors, {"entry": name, "facts": facts, "sha256": digest(tensors, facts)}), mode=0o600)
+        write_atomic(
+            path,
+            encode(tensors, {"entry": name, "facts": facts, "sha256": digest(tensors, facts)}),
+            mode=0o600,
+        )
     except (OSError, DataError) as error:
         text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
         _log.warning("evaluate: the baseline is not kept for the next evaluation (%s)", text)

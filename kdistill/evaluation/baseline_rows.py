@@ -27,17 +27,18 @@ class Baselines:
     """Makes and keeps the rows of real data for one data set, protocol and seed.
 
     Args:
-        data: Without the withheld images, on the device.
+        data: Without the held out images, on the device.
         seen: Its training images as networks see them.
         ipc: Images per class of the subsets.
         protocol: The recipe.
         seed: Of the evaluation.
-        identity: What else decides the numbers (data, what was withheld); JSON content.
+        identity: What else decides the numbers (data, what was held out); JSON content.
         reuse: Keep rows for the next evaluation, and use those that were kept.
         chooser: Its first full-data network gives the features of herding and k-center.
         named: Models that their name describes completely: only their rows are kept.
-        teacher: Whether ``random`` gets a second row, of the same images with the labels of a teacher (the first full-data
-            network of the chooser): what a set with soft labels compares with.
+        teacher: Whether ``random`` gets a second row, of the same images with the labels of a
+            teacher (the first full-data network of the chooser): what a set with soft labels
+            compares with.
     """
 
     def __init__(
@@ -65,18 +66,27 @@ class Baselines:
     def rows(self, names: Sequence[str], trainer: Trainer) -> list[Row]:
         """Return the rows of baselines, in the order of ``names``, and variants where the protocol asks for them."""
         made = {}
-        for name in sorted(names, key=lambda name: name != "full"):  # first: its network chooses for herding and k-center
+        for name in sorted(
+            names, key=lambda name: name != "full"
+        ):  # first: its network chooses for herding and k-center
             made[name] = []
             for title in ("random", TEACHER) if name == "random" and self.teacher else (name,):
                 made[name].append(self._row(title, title, self.strategy, trainer))
                 if name == "random" and self.protocol.robustness:
-                    made[name].append(self._row(title, f"{title}, no augmentation", "none", trainer))
+                    made[name].append(
+                        self._row(title, f"{title}, no augmentation", "none", trainer)
+                    )
         return [row for name in names for row in made[name]]
 
     def full_epochs(self) -> int:
         """Return the passes over the full data: the protocol's, or more, so that it never gets fewer steps than a small set."""
-        steps = self.protocol.epochs * math.ceil(self.ipc * self.data.num_classes / self.protocol.batch_size)
-        return max(self.protocol.full_epochs, math.ceil(steps / math.ceil(len(self.seen) / self.protocol.batch_size)))
+        steps = self.protocol.epochs * math.ceil(
+            self.ipc * self.data.num_classes / self.protocol.batch_size
+        )
+        return max(
+            self.protocol.full_epochs,
+            math.ceil(steps / math.ceil(len(self.seen) / self.protocol.batch_size)),
+        )
 
     def _row(self, name: str, title: str, strategy: str, trainer: Trainer) -> Row:
         entry = self._entry(name, title, strategy, trainer)
@@ -91,10 +101,14 @@ class Baselines:
             cache.save(entry, {"theta": thetas[0]} if name == "full" else {}, asdict(row))
         return row
 
-    def _load(self, entry: str, trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _load(
+        self, entry: str, trainer: Trainer
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return cache.load(entry) if trainer.model in self.keeps else None
 
-    def _kept_row(self, facts: Mapping[str, Any], entry: str, title: str, trainer: Trainer) -> Row | None:
+    def _kept_row(
+        self, facts: Mapping[str, Any], entry: str, title: str, trainer: Trainer
+    ) -> Row | None:
         """Return the row of an entry, or None if its numbers cannot be those of this baseline."""
         try:
             row = Row.from_dict(facts)
@@ -102,7 +116,9 @@ class Baselines:
             cache.refuse(error)
             return None
         tests = trainer.test.labels.bincount(minlength=self.data.num_classes).tolist()
-        wrong = impossible(row, self.protocol.nets, self.data.num_classes, tests, len(trainer.validation) > 0)
+        wrong = impossible(
+            row, self.protocol.nets, self.data.num_classes, tests, len(trainer.validation) > 0
+        )
         if (row.name, row.model, row.sources) != (title, trainer.model, (entry,)):
             wrong = "the row of another baseline"
         if wrong is not None:
@@ -116,19 +132,43 @@ class Baselines:
         if kept is None:
             return None
         theta, count = kept[0].get("theta"), self.chooser.student.num_params
-        if theta is None or theta.shape != (count,) or theta.dtype != torch.float32 or not bool(theta.isfinite().all()):
+        if (
+            theta is None
+            or theta.shape != (count,)
+            or theta.dtype != torch.float32
+            or not bool(theta.isfinite().all())
+        ):
             cache.refuse(DataError(f"expected {count:,} finite parameters, got others"))
             return None
         return theta.to(self.seen.device)
 
     def _entry(self, name: str, title: str, strategy: str, trainer: Trainer) -> str:
         """Return the digest of everything that decides the numbers of a baseline."""
-        recipe = asdict(replace(self.protocol, name="", eight_bit=False, hard_labels=False, robustness=False, strategy=strategy))
+        recipe = asdict(
+            replace(
+                self.protocol,
+                name="",
+                eight_bit=False,
+                hard_labels=False,
+                robustness=False,
+                strategy=strategy,
+            )
+        )
         del recipe["full_epochs"], recipe["teacher_labels"]
-        about = {"row": title, "model": trainer.model, "protocol": recipe, "seed": self.seed, **self.identity}
+        about = {
+            "row": title,
+            "model": trainer.model,
+            "protocol": recipe,
+            "seed": self.seed,
+            **self.identity,
+        }
         about |= {"epochs": self.full_epochs()} if name == "full" else {"ipc": self.ipc}
         if name in ("herding", "k-center", TEACHER):
-            about["chooser"] = [self.chooser.model, self.chooser.student.num_params, self.full_epochs()]
+            about["chooser"] = [
+                self.chooser.model,
+                self.chooser.student.num_params,
+                self.full_epochs(),
+            ]
         return cache.name_of({**about, "params": trainer.student.num_params})
 
     def _task(self, name: str, title: str, entry: str, strategy: str) -> Task:
@@ -149,10 +189,18 @@ class Baselines:
         labels = self.data.train.labels
         if name == "full":
             return ((self.seen, labels),)
-        if name in ("random", TEACHER):  # a new draw for every network: its spread is that of random selection
-            chosen = [self._choose("random", self.seen.flatten(1), net) for net in range(self.protocol.nets)]
+        if name in (
+            "random",
+            TEACHER,
+        ):  # a new draw for every network: its spread is that of random selection
+            chosen = [
+                self._choose("random", self.seen.flatten(1), net)
+                for net in range(self.protocol.nets)
+            ]
             if name == TEACHER:
-                return tuple((self.seen[rows], self._teacher_logits(self.seen[rows])) for rows in chosen)
+                return tuple(
+                    (self.seen[rows], self._teacher_logits(self.seen[rows])) for rows in chosen
+                )
         else:
             chosen = [self._choose(name, self.features(), 0)]
         return tuple((self.seen[rows], labels[rows]) for rows in chosen)
@@ -178,7 +226,8 @@ class Baselines:
         if self._full_theta is not None:
             return self._full_theta
         entry = self._entry("full", "full", self.strategy, self.chooser)
-        alone = f"{entry}-first"  # trained for its features only, when nobody asked for the row of full data
+        # trained for its features only, when nobody asked for the row of full data
+        alone = f"{entry}-first"
         for name in (entry, alone):
             if (kept := self._kept_theta(name)) is not None:
                 return kept
@@ -196,4 +245,7 @@ def check_names(names: tuple[str, ...]) -> None:
     """
     for name in names:
         if name not in BASELINES:
-            raise ConfigError(f"baselines: expected a known name, got '{name}'; {did_you_mean(name, list(BASELINES))}")
+            raise ConfigError(
+                f"baselines: expected a known name, got '{name}'; "
+                f"{did_you_mean(name, list(BASELINES))}"
+            )

@@ -9,9 +9,16 @@ if TYPE_CHECKING:
     from kdistill.evaluation.result import Evaluation, Row
 
 DAGGER = "†"  # marks a number with a network behind it that did not train
-UNEVEN = 1.5  # ratio of test images of the largest and the smallest class from which the mean over classes is shown
+# ratio of test images of the largest and the smallest class from which the mean over classes is
+# shown
+UNEVEN = 1.5
 TINY = 0.06  # uncertainty of an accuracy from the number of test images above which it is said
-OPTIONAL = ("seconds", "size", "images", "sets × nets")  # columns that may be left out where a line is too short
+OPTIONAL = (
+    "seconds",
+    "size",
+    "images",
+    "sets × nets",
+)  # columns that may be left out where a line is too short
 
 Cells = tuple[list[str], list[list[str]]]
 
@@ -38,7 +45,9 @@ def row_cells(found: "Evaluation") -> Cells:
 
 def class_cells(found: "Evaluation", model: str) -> Cells | None:
     """Return classes × sets, the share of each class's test images that is recognised; None where no row says."""
-    rows = [row for row in found.rows if row.model == model and row.per_class and row.kind != "variant"]
+    rows = [
+        row for row in found.rows if row.model == model and row.per_class and row.kind != "variant"
+    ]
     if not rows:
         return None
     names, counts = _classes(found, len(rows[0].per_class))
@@ -74,18 +83,22 @@ def test_set_notes(found: "Evaluation") -> list[str]:
         half = binomial_half_width(found.small.mean, total)
         if half > TINY:
             notes.append(
-                f"{total} test images: they alone leave an accuracy uncertain by ± {100 * half:.0f} points (95 %), "
+                f"{total} test images: they alone leave an accuracy uncertain by ± "
+                f"{100 * half:.0f} points (95 %), "
                 "whatever the ± between networks says; give more test images"
             )
     counts = list(found.data.get("test_per_class", ()))
     if has_uneven_classes(found):
         notes.append(
-            f"test classes have {min(counts):,} to {max(counts):,} images: balanced % is the mean over classes; every class: "
+            f"test classes have {min(counts):,} to {max(counts):,} images: balanced % is the mean "
+            "over classes; every class: "
             "--per-class, print(result.per_class())"
         )
     empty = sum(count == 0 for count in counts)
     if empty:
-        notes.append(f"{empty} of {len(counts)} classes have no test image: nothing is known about them")
+        notes.append(
+            f"{empty} of {len(counts)} classes have no test image: nothing is known about them"
+        )
     return notes
 
 
@@ -94,12 +107,16 @@ def untrained_notes(rows: Sequence["Row"], models: Sequence[str]) -> list[str]:
     notes = []
     for model in models:
         failed = [
-            f"{row.untrained} of {len(row.accuracies)} on '{row.name}'" for row in rows if row.model == model and row.untrained
+            f"{row.untrained} of {len(row.accuracies)} on '{row.name}'"
+            for row in rows
+            if row.model == model and row.untrained
         ]
         if failed:
             notes.append(
-                f"{DAGGER} {model} did not train ({', '.join(failed)}): no better than chance on its own training images; "
-                "its numbers say nothing about the sets. Try another learning rate (lr='auto', --lr auto) or more epochs"
+                f"{DAGGER} {model} did not train ({', '.join(failed)}): no better than chance on "
+                "its own training images; "
+                "its numbers say nothing about the sets. Try another learning rate (lr='auto', "
+                "--lr auto) or more epochs"
             )
     return notes
 

@@ -21,7 +21,12 @@ from kdistill.status import duration
 __all__ = ["Comparison", "Entry"]
 
 TEXT_COLUMNS = ("data", "network", "protocol", "set", "test")
-OPTIONAL = ("memory", "time", "test", "val. %")  # columns that may be left out where a line is too short
+OPTIONAL = (
+    "memory",
+    "time",
+    "test",
+    "val. %",
+)  # columns that may be left out where a line is too short
 FORMATS = (".md", ".csv", ".json")
 
 
@@ -37,11 +42,12 @@ class Entry:
         name: Of the variant or baseline.
         kind: ``"distilled"`` or ``"baseline"``.
         accuracies: Test accuracy per seed, the mean over its networks; in [0, 1].
-        validation: The same on withheld training images.
+        validation: The same on held out training images.
         nets: Test accuracies of all networks.
         seconds: Mean time of distillation; None for a baseline.
         peak_bytes: Largest peak memory of a distillation; None for a baseline.
-        against: Difference to the reference line of the same data, images per class and network; None for that line itself.
+        against: Difference to the reference line of the same data, images per class and network;
+            None for that line itself.
         untrained: Networks that did not train.
     """
 
@@ -89,7 +95,14 @@ class Comparison:
 
     def table(self, width: int | None = None) -> Group:
         """Return the table for a terminal of that many characters; columns that do not fit are left out and named."""
-        return rich_table(*self._cells(), self.notes, TEXT_COLUMNS, width=width, optional=OPTIONAL, naming=("ipc",))
+        return rich_table(
+            *self._cells(),
+            self.notes,
+            TEXT_COLUMNS,
+            width=width,
+            optional=OPTIONAL,
+            naming=("ipc",),
+        )
 
     def __str__(self) -> str:
         """Return the table as plain text of 80 columns."""
@@ -97,7 +110,14 @@ class Comparison:
 
     def to_text(self, width: int | None = None) -> str:
         """Return the same table as plain text; None leaves no column out, for files and pipes."""
-        return plain_table(*self._cells(), self.notes, TEXT_COLUMNS, width=width, optional=OPTIONAL, naming=("ipc",))
+        return plain_table(
+            *self._cells(),
+            self.notes,
+            TEXT_COLUMNS,
+            width=width,
+            optional=OPTIONAL,
+            naming=("ipc",),
+        )
 
     def to_markdown(self) -> str:
         """Return the table and its notes as Markdown."""
@@ -109,7 +129,9 @@ class Comparison:
         rows = [self._plain(entry) for entry in self.entries]
         writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+        writer.writerows(
+            {key: "" if value is None else value for key, value in row.items()} for row in rows
+        )
         return text.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +139,9 @@ class Comparison:
         rows = []
         for entry in self.entries:
             seeds = {str(seed): value for seed, value in entry.accuracies.items()}
-            rows.append({**self._plain(entry), "test_of_seed": seeds, "test_of_net": list(entry.nets)})
+            rows.append(
+                {**self._plain(entry), "test_of_seed": seeds, "test_of_net": list(entry.nets)}
+            )
         return {"entries": rows, "notes": list(self.notes)}
 
     def save(self, path: str | Path) -> Path:
@@ -129,11 +153,18 @@ class Comparison:
         """
         path = Path(path)
         if path.suffix not in FORMATS:
-            raise ConfigError(f"compare: expected a file that ends in {', '.join(FORMATS)}, got {path.name}; name one of these")
+            raise ConfigError(
+                f"compare: expected a file that ends in {', '.join(FORMATS)}, got {path.name}; "
+                "name one of these"
+            )
         if path.suffix == ".json":
             write_atomic(path, to_json(self.to_dict()), follow=True)
         else:
-            write_atomic(path, (self.to_markdown() if path.suffix == ".md" else self.to_csv()).encode(), follow=True)
+            write_atomic(
+                path,
+                (self.to_markdown() if path.suffix == ".md" else self.to_csv()).encode(),
+                follow=True,
+            )
         return path
 
     def _plain(self, entry: Entry) -> dict[str, Any]:
@@ -168,12 +199,20 @@ class Comparison:
             "network": lambda e: e.model,
             "protocol": lambda e: e.protocol,
         }
-        shown = {name: cell for name, cell in columns.items() if len({cell(entry) for entry in self.entries}) > 1}
+        shown = {
+            name: cell
+            for name, cell in columns.items()
+            if len({cell(entry) for entry in self.entries}) > 1
+        }
         shown["set"] = lambda e: e.name
         shown["test %"] = lambda e: (
-            f"{100 * e.mean:.2f}" + ("" if math.isnan(e.std) else f" ± {100 * e.std:.2f}") + DAGGER * bool(e.untrained)
+            f"{100 * e.mean:.2f}"
+            + ("" if math.isnan(e.std) else f" ± {100 * e.std:.2f}")
+            + DAGGER * bool(e.untrained)
         )
-        shown["val. %"] = lambda e: f"{100 * mean_of(list(e.validation.values())):.2f}" if e.validation else "-"
+        shown["val. %"] = lambda e: (
+            f"{100 * mean_of(list(e.validation.values())):.2f}" if e.validation else "-"
+        )
         if len({entry.seeds for entry in self.entries}) > 1:
             shown["seeds × nets"] = lambda e: e.seeds
         gaps = [entry.against for entry in self.entries if entry.against is not None]
@@ -182,7 +221,9 @@ class Comparison:
         if len({gap.test for gap in gaps}) > 1:
             shown["test"] = lambda e: "" if e.against is None else e.against.test
         shown["time"] = lambda e: "" if e.seconds is None else _time_text(e.seconds)
-        shown["memory"] = lambda e: "" if e.peak_bytes is None else f"{e.peak_bytes / 2**30:.2f} GiB"
+        shown["memory"] = lambda e: (
+            "" if e.peak_bytes is None else f"{e.peak_bytes / 2**30:.2f} GiB"
+        )
         return list(shown), [[cell(entry) for cell in shown.values()] for entry in self.entries]
 
 

@@ -25,7 +25,7 @@ from kdistill.evaluation.result import Evaluation, Row
 from kdistill.evaluation.set_training import Task, Trainer
 from kdistill.status import quietly, status_line
 
-HOLDOUT_SEED = 0  # that of ``distill``: what it withheld is what settings are chosen on here
+HOLDOUT_SEED = 0  # that of ``distill``: what it held out is what settings are chosen on here
 
 
 def evaluate(
@@ -47,35 +47,43 @@ def evaluate(
 ) -> Evaluation:
     """Train fresh networks on ``small`` and on real baselines by one recipe, and test them on the test images of ``data``.
 
-    A tenth of the training images is withheld from every row; validation accuracy and ``lr="auto"`` look at those.  The test
-    images are looked at once per network, after its last epoch, unless the protocol asks for "best on test", kept apart.
+    A tenth of the training images is held out from every row; validation accuracy and ``lr="auto"``
+    look at those.  The test images are looked at once per network, after its last epoch, unless the
+    protocol asks for "best on test", kept apart.
 
-    The set remembers the result: it is left in ``small.metrics["evaluation"]``, and ``small.save_pretrained`` writes it into
-    ``metrics.json`` and the card.  Only a set that names other data as its source does not take it over.  Nothing is written to
-    disk here, also where ``small`` is a folder.
+    The set remembers the result: it is left in ``small.metrics["evaluation"]``, and
+        ``small.save_pretrained`` writes it into
+    ``metrics.json`` and the card.  Only a set that names other data as its source does not take it
+    over.  Nothing is written to disk here, also where ``small`` is a folder.
 
     Args:
-        small: The small set, or its folder; its learned soft labels and learning rate are used where it has them.
-        data: The real data, or anything that ``load_data`` takes.  ``small`` is put through its transform.
+        small: The small set, or its folder; its learned soft labels and learning rate are used
+            where it has them.
+        data: The real data, or anything that ``load_data`` takes.  ``small`` is put through its
+            transform.
         protocol: ``"quick"``, ``"bench"``, ``"paper"`` or a ``Protocol``.
-        models: Networks: names of students, or modules that map ``[B, C, S, S]`` to ``[B, K]``; None is the protocol's student.
-        baselines: Among ``"random"`` (a new subset per network), ``"herding"``, ``"k-center"`` (features of the first full-data
-            network of the first model) and ``"full"``.  For a set with soft labels ``"random"`` has a second row, whose labels
-            are that network's.
+        models: Networks: names of students, or modules that map ``[B, C, S, S]`` to ``[B, K]``;
+            None is the protocol's student.
+        baselines: Among ``"random"`` (a new subset per network), ``"herding"``, ``"k-center"``
+            (features of the first full-data network of the first model) and ``"full"``.  For a set
+            with soft labels ``"random"`` has a second row, whose labels are that network's.
         nets: Networks per row; None is the protocol's number.
         width: Of all networks that are given by name; None is the protocol's.
-        lr: Learning rate of the rows that have not learned their own; ``"auto"`` chooses for every row on validation images;
-            None is the protocol's.
-        precision: Of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"`` (``convnet``); None is the protocol's.
+        lr: Learning rate of the rows that have not learned their own; ``"auto"`` chooses for every
+            row on validation images; None is the protocol's.
+        precision: Of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"``
+            (``convnet``); None is the protocol's.
         seed: Decides initial weights, order, augmentation and subsets.
         device: Where to train; None is where the data is.
         progress: Called with one line about what is being done, beside what is shown.
-        reuse: Keep baselines under ``$KDISTILL_CACHE`` and use those of earlier evaluations with equal data, recipe, seed, code,
-            versions, thread count and instruction set.
-        quiet: Do not show the progress, which stands on standard error or below the cell of a notebook.
+        reuse: Keep baselines under ``$KDISTILL_CACHE`` and use those of earlier evaluations with
+            equal data, recipe, seed, code, versions, thread count and instruction set.
+        quiet: Do not show the progress, which stands on standard error or below the cell of a
+            notebook.
 
     Returns:
-        Rows, table and scores; ``print`` shows the table.  Same arguments, thread count and machine: same numbers.
+        Rows, table and scores; ``print`` shows the table.  Same arguments, thread count and
+        machine: same numbers.
 
     Raises:
         ConfigError: Unknown protocol, baseline or network, or settings that do not fit together.
@@ -90,16 +98,24 @@ def evaluate(
     if width is not None:
         recipe = replace(recipe, width=width, other_widths=dict.fromkeys(STUDENTS, width))
     wanted = (baselines,) if isinstance(baselines, str) else tuple(baselines)
-    named = (recipe.student,) if models is None else (models,) if isinstance(models, str | nn.Module) else tuple(models)
+    named = (
+        (recipe.student,)
+        if models is None
+        else (models,)
+        if isinstance(models, str | nn.Module)
+        else tuple(models)
+    )
     check_names(wanted)
     _check_models(named, recipe)
-    small = small if isinstance(small, DistilledDataset) else DistilledDataset.from_pretrained(small)
+    small = (
+        small if isinstance(small, DistilledDataset) else DistilledDataset.from_pretrained(small)
+    )
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     data.check_in_memory()
     _check_fits(small, data)
     data = data.to(device if device is not None else data.train.images.device)
     share = provenance.held_out_share(small) or recipe.validation
-    kept, withheld = data.holdout(share, seed=HOLDOUT_SEED)
+    kept, held_out = data.holdout(share, seed=HOLDOUT_SEED)
     rows: list[Row] = []
     precision_of_data = use_precision(recipe.precision, data.train.images.device)
     with quietly(quiet), status_line("evaluating", also=progress) as say, precision_of_data:
@@ -107,18 +123,25 @@ def evaluate(
             Trainer,
             protocol=recipe,
             seed=seed,
-            validation=_seen(data, withheld),
+            validation=_seen(data, held_out),
             test=_seen(data, data.test),
             say=say,
         )
-        trainers = [trainer_of(student=_student(model, data, recipe), model=_name_of(model)) for model in named]
+        trainers = [
+            trainer_of(student=_student(model, data, recipe), model=_name_of(model))
+            for model in named
+        ]
         real = Baselines(
             kept,
             data.transform.apply(kept.train.images),
             small.ipc,
             recipe,
             seed,
-            identity={"data": data.fingerprint, "training": kept.training_digest(), "validation": [share, HOLDOUT_SEED]},
+            identity={
+                "data": data.fingerprint,
+                "training": kept.training_digest(),
+                "validation": [share, HOLDOUT_SEED],
+            },
             reuse=reuse,
             chooser=trainers[0],
             named=frozenset(model for model in named if isinstance(model, str)),
@@ -130,12 +153,12 @@ def evaluate(
     found = Evaluation(
         rows=tuple(rows),
         protocol=recipe,
-        data=_about(kept, withheld, share),
+        data=_about(kept, held_out, share),
         seeds=(seed,),
         seconds=time.monotonic() - began,
         peak_bytes=_native.peak_bytes(),
         environment=_native.environment(),
-        notes=tuple(provenance.notes(small, data, len(withheld), chooses_lr=recipe.lr == "auto")),
+        notes=tuple(provenance.notes(small, data, len(held_out), chooses_lr=recipe.lr == "auto")),
         student=provenance.made_with(small),
     )
     if not provenance.is_from_other_data(small, data):
@@ -143,50 +166,71 @@ def evaluate(
     return found
 
 
-def check_settings(protocol: str | Protocol, models: tuple[str, ...], baselines: tuple[str, ...], **changes: Any) -> None:
+def check_settings(
+    protocol: str | Protocol, models: tuple[str, ...], baselines: tuple[str, ...], **changes: Any
+) -> None:
     """Raise ConfigError for settings that ``evaluate`` would refuse; ``changes`` are those of the protocol."""
     recipe = protocols.get(protocol, **changes)
     check_names(baselines)
     for model in models:
         if model not in STUDENTS:
-            raise ConfigError(f"models: expected a network, got '{model}'; {did_you_mean(model, list(STUDENTS))}")
+            raise ConfigError(
+                f"models: expected a network, got '{model}'; {did_you_mean(model, list(STUDENTS))}"
+            )
     _check_models(models, recipe)
 
 
 def _check_order(small: Any, data: Any) -> None:
     if isinstance(small, ImageDataset) and isinstance(data, DistilledDataset):
-        raise ConfigError("evaluate: expected the small set and then the real data, got them the other way round; swap them")
+        raise ConfigError(
+            "evaluate: expected the small set and then the real data, got them the other way "
+            "round; swap them"
+        )
     if not isinstance(small, DistilledDataset | str | Path):
         raise ConfigError(
-            f"evaluate: expected a small set or its folder first, got {type(small).__name__}; call evaluate(small, data)"
+            f"evaluate: expected a small set or its folder first, got {type(small).__name__}; call "
+            "evaluate(small, data)"
         )
 
 
 def _check_models(models: tuple[str | nn.Module, ...], recipe: Protocol) -> None:
     if not models:
-        raise ConfigError("models: expected at least one network, got none; leave it out for the protocol's student")
+        raise ConfigError(
+            "models: expected at least one network, got none; leave it out for the protocol's "
+            "student"
+        )
     names = [_name_of(model) for model in models]
     if len(set(names)) < len(names):
-        raise ConfigError(f"models: expected different networks, got {', '.join(names)}; name each once")
+        raise ConfigError(
+            f"models: expected different networks, got {', '.join(names)}; name each once"
+        )
     recipe.check_networks(names)
 
 
 def _check_fits(small: DistilledDataset, data: ImageDataset) -> None:
-    ours, theirs = ("×".join(map(str, images.shape[1:])) for images in (small.images, data.train.images))
+    ours, theirs = (
+        "×".join(map(str, images.shape[1:])) for images in (small.images, data.train.images)
+    )
     if ours != theirs or small.num_classes != data.num_classes:
         raise DataError(
             f"evaluate: expected a small set of {theirs} images in {data.num_classes} classes like "
-            f"{data.name}, got {ours} in {small.num_classes}; load the data that it was made from, at its size"
+            f"{data.name}, got {ours} in {small.num_classes}; load the data that it was made from, "
+            "at its size"
         )
     unnamed = tuple(map(str, range(small.num_classes)))
     if small.classes not in (unnamed, tuple(data.classes)):
-        place = next(i for i, (a, b) in enumerate(zip(small.classes, data.classes, strict=True)) if a != b)
+        place = next(
+            i for i, (a, b) in enumerate(zip(small.classes, data.classes, strict=True)) if a != b
+        )
         raise DataError(
-            f"evaluate: expected label {place} to mean '{data.classes[place]}' like in {data.name}, got "
+            f"evaluate: expected label {place} to mean '{data.classes[place]}' like in "
+            f"{data.name}, got "
             f"'{small.classes[place]}'; load the data that the small set was made from"
         )
     if not len(data.test):
-        raise DataError(f"evaluate: expected test images in {data.name}, got none; give load_data a test part")
+        raise DataError(
+            f"evaluate: expected test images in {data.name}, got none; give load_data a test part"
+        )
 
 
 def _name_of(model: str | nn.Module) -> str:
@@ -198,7 +242,9 @@ def _seen(data: ImageDataset, split: Split) -> Split:
 
 
 def _student(model: str | nn.Module, data: ImageDataset, recipe: Protocol) -> Student:
-    build = partial(build_student, model, channels=data.channels, size=data.size, classes=data.num_classes)
+    build = partial(
+        build_student, model, channels=data.channels, size=data.size, classes=data.num_classes
+    )
     if not isinstance(model, str):
         return build()
     return build(width=protocols.width_of(recipe, model), norm=protocols.norm_of(recipe, model))
@@ -213,8 +259,16 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
     strategy = strategy_for(recipe.strategy, data.mirrors)
     lr = protocols.step_sizes(recipe, small.learned_lr)
 
-    def task(title: str, kind: str, pixels: Tensor, targets: Tensor, augmentation: str = strategy) -> Task:
-        about = {"row": title, "model": trainer.model, "seed": trainer.seed, "strategy": augmentation, "lr": str(lr)}
+    def task(
+        title: str, kind: str, pixels: Tensor, targets: Tensor, augmentation: str = strategy
+    ) -> Task:
+        about = {
+            "row": title,
+            "model": trainer.model,
+            "seed": trainer.seed,
+            "strategy": augmentation,
+            "lr": str(lr),
+        }
         return Task(
             name=title,
             kind=kind,
@@ -242,15 +296,17 @@ def _title(small: DistilledDataset) -> str:
     return str(method) if method and method not in BASELINES else "distilled"
 
 
-def _about(kept: ImageDataset, withheld: Split, share: float) -> dict[str, Any]:
+def _about(kept: ImageDataset, held_out: Split, share: float) -> dict[str, Any]:
     return {
         "name": kept.name,
         "fingerprint": kept.fingerprint,
         "transform": kept.transform.kind,
         "train": len(kept.train),
-        "validation": len(withheld),
+        "validation": len(held_out),
         "test": len(kept.test),
         "validation_share": share,
         "classes": list(kept.classes),
-        "test_per_class": torch.bincount(kept.test.labels.cpu(), minlength=kept.num_classes).tolist(),
+        "test_per_class": torch.bincount(
+            kept.test.labels.cpu(), minlength=kept.num_classes
+        ).tolist(),
     }

@@ -10,10 +10,12 @@ from kdistill.evaluation.result import Evaluation, Row
 def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
     """Put evaluations of several distillation seeds together: rows of the same name and network become one row.
 
-    A row that came from the same measurement in several evaluations (a baseline that was kept) counts once.
+    A row that came from the same measurement in several evaluations (a baseline that was kept)
+    counts once.
 
     Raises:
-        ConfigError: None given, or they differ in protocol or data, or a row in its number of images.
+        ConfigError: None given, or they differ in protocol or data, or a row in its number of
+            images.
     """
     if not evaluations:
         raise ConfigError("merge: expected at least one evaluation, got none; evaluate first")
@@ -21,7 +23,9 @@ def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
     for other in evaluations[1:]:
         for what in ("protocol", "data"):
             if getattr(other, what) != getattr(first, what):
-                raise ConfigError(f"merge: expected evaluations of one {what}, got two; merge them separately")
+                raise ConfigError(
+                    f"merge: expected evaluations of one {what}, got two; merge them separately"
+                )
     groups: dict[tuple[str, str], list[Row]] = {}
     for model in dict.fromkeys(model for evaluation in evaluations for model in evaluation.models):
         for evaluation in evaluations:
@@ -35,7 +39,9 @@ def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
         seconds=sum(evaluation.seconds for evaluation in evaluations),
         peak_bytes=max(evaluation.peak_bytes for evaluation in evaluations),
         notes=tuple(dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes)),
-        student=first.student if all(other.student == first.student for other in evaluations) else "",
+        student=first.student
+        if all(other.student == first.student for other in evaluations)
+        else "",
     )
 
 
@@ -47,7 +53,8 @@ def _merge_rows(rows: list[Row]) -> Row:
     first = kept[0]
     if any(row.images != first.images for row in kept):
         raise ConfigError(
-            f"merge: expected '{first.name}' with one number of images, got {sorted({row.images for row in kept})}; "
+            f"merge: expected '{first.name}' with one number of images, got "
+            f"{sorted({row.images for row in kept})}; "
             "merge sets of the same size"
         )
     best = [row.best_on_test for row in kept if row.best_on_test is not None]
@@ -73,7 +80,10 @@ def _pooled_per_class(rows: Sequence[Row]) -> tuple[float, ...]:
         return ()
     weights = [len(row.accuracies) for row in rows]
     columns = zip(*(row.per_class for row in rows), strict=True)
-    return tuple(sum(w * share for w, share in zip(weights, column, strict=True)) / sum(weights) for column in columns)
+    return tuple(
+        sum(w * share for w, share in zip(weights, column, strict=True)) / sum(weights)
+        for column in columns
+    )
 
 
 def _pooled_confusion(rows: Sequence[Row]) -> tuple[tuple[int, ...], ...]:

@@ -16,30 +16,38 @@ class Protocol:
         name: What it is called in tables and records.
         student: Network, if ``evaluate`` is not given others.
         width: Of ``student``; None is the network's own default.
-        other_widths: Of networks other than ``student`` (cross-architecture rows); one that is missing gets its own default.
+        other_widths: Of networks other than ``student`` (cross-architecture rows); one that is
+            missing gets its own default.
         norm: Normalisation of the networks.
         other_norms: The same of networks that the protocol's source trains otherwise.
         epochs: Passes over a small set.
-        full_epochs: Passes over the full data, at least; raised so that it never gets fewer steps than a small set.
+        full_epochs: Passes over the full data, at least; raised so that it never gets fewer steps
+            than a small set.
         nets: Networks per row, each with its own initial weights and order of images.
         batch_size: Images per step.
-        lr: Learning rate, where a set has not learned its own; ``"auto"`` chooses for every row, by validation accuracy of one
-            network, among ``lr_candidates`` and the learned one.
+        lr: Learning rate, where a set has not learned its own; ``"auto"`` chooses for every row, by
+            validation accuracy of one network, among ``lr_candidates`` and the learned one.
         lr_candidates: For ``lr="auto"``.
         schedule: Of the learning rate: ``"step"`` is a tenth after half of the epochs.
         momentum: Of SGD.
         weight_decay: Of SGD.
         strategy: Augmentation (DSA): families joined by ``_``, ``"none"``, or ``"auto"``: all six,
             without flip where the data must not be mirrored.
-        align_corners: Of scale and rotate: False for the DC, DSA, DM family, True for the trajectory methods.
-        validation: Share of the training images withheld for choosing settings; the share of the run, if it withheld one, wins.
+        align_corners: Of scale and rotate: False for the DC, DSA, DM family, True for the
+            trajectory methods.
+        validation: Share of the training images held out for choosing settings; the share of the
+            run, if it held out one, wins.
         eight_bit: Also train on the small set rounded to 8 bits, and say what that costs.
         hard_labels: Also train on the small set with hard labels, where it has learned soft ones.
-        teacher_labels: Also train on the random images with the labels of a teacher, where the small set has learned soft labels.
-        robustness: Also train the small and the random set without augmentation, for the augmentation-robust score.
-        precision: Of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"`` (``convnet``).
-        best_on_test: Also report the best test accuracy over the epochs of a network, separately and named so.  Papers report the
-            best over the iterations of the distillation, which ``evaluate_snapshots`` gives.
+        teacher_labels: Also train on the random images with the labels of a teacher, where the
+            small set has learned soft labels.
+        robustness: Also train the small and the random set without augmentation, for the
+            augmentation-robust score.
+        precision: Of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"``
+            (``convnet``).
+        best_on_test: Also report the best test accuracy over the epochs of a network, separately
+            and named so.  Papers report the best over the iterations of the distillation, which
+            ``evaluate_snapshots`` gives.
         test_every: Epochs between looks at the test set, for ``best_on_test`` only.
 
     Raises:
@@ -82,34 +90,61 @@ class Protocol:
         others = [name for name in names if name != "convnet"]
         if self.precision == "bf16" and others:
             raise ConfigError(
-                f"precision: expected fp32 or tf32 for {others[0]}, got bf16, which convnet alone has; leave it out"
+                f"precision: expected fp32 or tf32 for {others[0]}, got bf16, which convnet alone "
+                "has; leave it out"
             )
 
     def __post_init__(self) -> None:
         for what in ("epochs", "full_epochs", "nets", "batch_size", "test_every"):
             if getattr(self, what) < 1:
-                raise ConfigError(f"protocol: expected {what} of at least 1, got {getattr(self, what)}; raise it")
+                raise ConfigError(
+                    f"protocol: expected {what} of at least 1, got {getattr(self, what)}; raise it"
+                )
         check_precision(self.precision)
         if not 0.0 < self.validation < 1.0:
-            raise ConfigError(f"protocol: expected validation as a share in (0, 1), got {self.validation}; 0.1 is a tenth")
+            raise ConfigError(
+                f"protocol: expected validation as a share in (0, 1), got {self.validation}; 0.1 "
+                "is a tenth"
+            )
         if self.lr == "auto" and not self.lr_candidates:
-            raise ConfigError("protocol: expected lr_candidates for lr='auto', got none; name some learning rates")
+            raise ConfigError(
+                "protocol: expected lr_candidates for lr='auto', got none; name some learning rates"
+            )
         rates = self.lr_candidates if self.lr == "auto" else (self.lr,)
         if not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates):
-            raise ConfigError(f"protocol: expected lr='auto' or learning rates above 0, got {self.lr!r}; 0.01 is usual")
+            raise ConfigError(
+                f"protocol: expected lr='auto' or learning rates above 0, got {self.lr!r}; 0.01 is "
+                "usual"
+            )
 
 
-NARROW = {"alexnet": 32, "vgg11": 16, "resnet18": 16, "vit": 64}  # what two cores can train; mlp and lenet are small as they are
+NARROW = {
+    "alexnet": 32,
+    "vgg11": 16,
+    "resnet18": 16,
+    "vit": 64,
+}  # what two cores can train; mlp and lenet are small as they are
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        # for a first look: the table of the demo; the larger learning rate makes up for few epochs (found on validation images)
-        Protocol(name="quick", width=32, epochs=60, full_epochs=15, nets=3, lr=0.03, other_widths=NARROW),
+        # for a first look: the table of the demo; the larger learning rate makes up for few epochs
+        # (found on validation images)
+        Protocol(
+            name="quick", width=32, epochs=60, full_epochs=15, nets=3, lr=0.03, other_widths=NARROW
+        ),
         # affordable on two cores, and what committed tables are made by
         Protocol(name="bench", width=32, epochs=300, full_epochs=40, nets=5, other_widths=NARROW),
-        # Zhao and Bilen 2023 (DM), and DC and DSA before it: evaluation of their released code; its AlexNet has no normalisation
-        Protocol(name="paper", width=128, epochs=1000, full_epochs=200, nets=20, other_norms={"alexnet": "none"}),
+        # Zhao and Bilen 2023 (DM), and DC and DSA before it: evaluation of their released code; its
+        # AlexNet has no normalisation
+        Protocol(
+            name="paper",
+            width=128,
+            epochs=1000,
+            full_epochs=200,
+            nets=20,
+            other_norms={"alexnet": "none"},
+        ),
     )
 }
 
@@ -123,14 +158,19 @@ def get(protocol: str | Protocol, **changes: Any) -> Protocol:
     if not isinstance(protocol, Protocol):
         if protocol not in PROTOCOLS:
             raise ConfigError(
-                f"protocol: expected a known name, got '{protocol}'; {did_you_mean(str(protocol), list(PROTOCOLS))}"
+                f"protocol: expected a known name, got '{protocol}'; "
+                f"{did_you_mean(str(protocol), list(PROTOCOLS))}"
             )
         protocol = PROTOCOLS[protocol]
     known = [entry.name for entry in fields(Protocol)]
     for name in changes:
         if name not in known:
-            raise ConfigError(f"protocol: expected one of its fields, got '{name}'; {did_you_mean(name, known)}")
-    return replace(protocol, **{name: value for name, value in changes.items() if value is not None})
+            raise ConfigError(
+                f"protocol: expected one of its fields, got '{name}'; {did_you_mean(name, known)}"
+            )
+    return replace(
+        protocol, **{name: value for name, value in changes.items() if value is not None}
+    )
 
 
 def step_sizes(protocol: Protocol, learned: float | None = None) -> tuple[float, ...]:

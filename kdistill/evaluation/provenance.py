@@ -9,7 +9,8 @@ from kdistill.data import ImageDataset
 def is_from_other_data(small: DistilledDataset, data: ImageDataset) -> bool:
     """Return whether the set names other data as its source.
 
-    The record of a set keeps what was measured on its own data only.  A set that names no source is taken at its user's word.
+    The record of a set keeps what was measured on its own data only.  A set that names no source is
+    taken at its user's word.
     """
     known = recorded(small, "source", "fingerprint")
     return known is not None and known != data.fingerprint
@@ -34,7 +35,9 @@ def made_with(small: DistilledDataset) -> str:
     return student if isinstance(student, str) else ""
 
 
-def notes(small: DistilledDataset, data: ImageDataset, held_out: int, *, chooses_lr: bool) -> list[str]:
+def notes(
+    small: DistilledDataset, data: ImageDataset, held_out: int, *, chooses_lr: bool
+) -> list[str]:
     """Return what a reader should know about the set and the data, one sentence each.
 
     Args:
@@ -45,26 +48,34 @@ def notes(small: DistilledDataset, data: ImageDataset, held_out: int, *, chooses
     """
     lines = []
     if is_from_other_data(small, data):
-        lines.append(f"the small set was made from other data than this {data.name}, or from another version of it")
+        lines.append(
+            f"the small set was made from other data than this {data.name}, or from another "
+            "version of it"
+        )
     if not held_out:
-        lines.append("no image was withheld for validation: the classes are too small")
+        lines.append("no image was held out for validation: the classes are too small")
     elif not lines and held_out_share(small) is None and data.validation is None:
         knows = recorded(small, "run", "validation") is not None
         lines.append(
-            "the small set was made from the validation images too: its validation accuracy flatters it"
+            "the small set was made from the validation images too: its validation accuracy "
+            "flatters it"
             if knows
-            else "the small set does not say what was withheld from it: its validation accuracy may flatter it"
+            else "the small set does not say what was held out from it: its validation accuracy may flatter it"
         )
     if len(set(small.counts)) > 1:
         lines.append(
-            f"classes of the small set have {min(small.counts)} to {small.ipc} images; the subsets have {small.ipc} each"
+            f"classes of the small set have {min(small.counts)} to {small.ipc} images; the subsets "
+            f"have {small.ipc} each"
         )
     if small.transform.kind not in ("none", data.transform.kind):
         lines.append(
-            f"the small set was made for '{small.transform.kind}' normalisation and is judged under '{data.transform.kind}': "
+            f"the small set was made for '{small.transform.kind}' normalisation and is judged "
+            f"under '{data.transform.kind}': "
             f"load the data with normalisation='{small.transform.kind}'"
         )
     if small.learned_lr is not None:
         how = "is chosen among several and the one" if chooses_lr else "is the one"
-        lines.append(f"the learning rate of the small set {how} that it learned ({small.learned_lr:g})")
+        lines.append(
+            f"the learning rate of the small set {how} that it learned ({small.learned_lr:g})"
+        )
     return lines

@@ -7,7 +7,9 @@ from itertools import chain
 from kdistill.evaluation.result import Row
 
 
-def impossible(row: Row, nets: int, num_classes: int, tests: Sequence[int], validated: bool) -> str | None:
+def impossible(
+    row: Row, nets: int, num_classes: int, tests: Sequence[int], validated: bool
+) -> str | None:
     """Return what of a row cannot have been measured, in words, or None.
 
     Args:
@@ -15,15 +17,27 @@ def impossible(row: Row, nets: int, num_classes: int, tests: Sequence[int], vali
         nets: Networks of the protocol.
         num_classes: K.
         tests: Test images of every class, ``[K]``.
-        validated: Whether images were withheld.
+        validated: Whether images were held out.
     """
-    per_net = {"accuracies": nets, "validation": nets * validated, "balanced": nets, "per_class": num_classes, "lr": 1}
+    per_net = {
+        "accuracies": nets,
+        "validation": nets * validated,
+        "balanced": nets,
+        "per_class": num_classes,
+        "lr": 1,
+    }
     if row.best_on_test is not None:
         per_net["best_on_test"] = nets
     for name, count in per_net.items():
         values = getattr(row, name)
-        if len(values) != count or not all(value >= 0.0 and math.isfinite(value) for value in values):
-            return f"{name} of {len(values)} numbers" if len(values) != count else f"{name} below 0 or not finite"
+        if len(values) != count or not all(
+            value >= 0.0 and math.isfinite(value) for value in values
+        ):
+            return (
+                f"{name} of {len(values)} numbers"
+                if len(values) != count
+                else f"{name} below 0 or not finite"
+            )
         if name != "lr" and not all(value <= 1.0 for value in values):
             return f"{name} above 1"
     counts = (row.epochs, row.images, row.nbytes, row.sets, row.seconds)
@@ -33,7 +47,9 @@ def impossible(row: Row, nets: int, num_classes: int, tests: Sequence[int], vali
 
 
 def _impossible_confusion(row: Row, nets: int, tests: Sequence[int]) -> str | None:
-    is_square = len(row.confusion) == len(tests) and all(len(line) == len(tests) for line in row.confusion)
+    is_square = len(row.confusion) == len(tests) and all(
+        len(line) == len(tests) for line in row.confusion
+    )
     if not is_square or min(chain(*row.confusion)) < 0:
         return "a confusion matrix of other classes"
     if any(sum(line) != nets * images for line, images in zip(row.confusion, tests, strict=True)):

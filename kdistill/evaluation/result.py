@@ -25,24 +25,32 @@ class Row:
     Attributes:
         name: ``"random"``, ``"full"``, the method of the small set, ...
         model: Name of the network.
-        kind: ``"distilled"``, ``"variant"`` (of the small or random set: 8 bits, hard labels, no augmentation) or ``"baseline"``.
+        kind: ``"distilled"``, ``"variant"`` (of the small or random set: 8 bits, hard labels, no
+            augmentation) or ``"baseline"``.
         accuracies: On the test images, in [0, 1], one per network, after the last epoch.
-        validation: The same on the withheld training images.
-        best_on_test: Largest test accuracy over epochs, one per network: chosen by looking at the test set.  None unless asked.
-        lr: Learning rates of the networks; several only where merged evaluations chose different ones.
+        validation: The same on the held out training images.
+        best_on_test: Largest test accuracy over epochs, one per network: chosen by looking at the
+            test set.  None unless asked.
+        lr: Learning rates of the networks; several only where merged evaluations chose different
+            ones.
         epochs: Passes over the set.
         images: Number of images in the set.
-        nbytes: Of images and labels as the networks were given them (float32 pixels, int64 labels or float32 label logits).
-        seconds: Spent on training and testing; of the original training if the row was kept from an earlier evaluation.
-        unit: What ``sets`` counts: ``"distillation seed"``, ``"subset"``, or nothing for the full data.
+        nbytes: Of images and labels as the networks were given them (float32 pixels, int64 labels
+            or float32 label logits).
+        seconds: Spent on training and testing; of the original training if the row was kept from an
+            earlier evaluation.
+        unit: What ``sets`` counts: ``"distillation seed"``, ``"subset"``, or nothing for the full
+            data.
         sets: How many sets stand behind the row.
-        sources: What the numbers were made from, one digest per evaluation; equal sources are the same measurement.
+        sources: What the numbers were made from, one digest per evaluation; equal sources are the
+            same measurement.
         soft: Whether the labels were soft.
         untrained: Networks that did not train: no better than chance on their own training images.
-        balanced: Mean over classes of the share of its test images that is recognised, one per network.
+        balanced: Mean over classes of the share of its test images that is recognised, one per
+            network.
         per_class: Share of each class's test images that is recognised, the mean over networks.
-        confusion: Test images of a true class (outer) taken for a class (inner), summed over networks; empty for variants and
-            for many classes.
+        confusion: Test images of a true class (outer) taken for a class (inner), summed over
+            networks; empty for variants and for many classes.
     """
 
     name: str
@@ -78,7 +86,11 @@ class Row:
     @property
     def seeds(self) -> str:
         """What the spread is over, e.g. ``"3 distillation seeds × 5 nets"``."""
-        nets = _count(len(self.accuracies) // self.sets, "net") if self.unit else _count(len(self.accuracies), "net")
+        nets = (
+            _count(len(self.accuracies) // self.sets, "net")
+            if self.unit
+            else _count(len(self.accuracies), "net")
+        )
         return f"{_count(self.sets, self.unit)} × {nets}" if self.unit else nets
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,10 +102,15 @@ class Row:
     def from_dict(cls, content: Mapping[str, Any]) -> "Row":
         """Return the row that ``to_dict`` (or ``dataclasses.asdict``) described, as it comes back from JSON."""
         known = {entry.name for entry in fields(cls)}
-        row = from_mapping(cls, {key: value for key, value in content.items() if key in known}, where="evaluation.rows")
+        row = from_mapping(
+            cls,
+            {key: value for key, value in content.items() if key in known},
+            where="evaluation.rows",
+        )
         if not row.accuracies or not 1 <= row.sets <= len(row.accuracies):
             raise ConfigError(
-                f"evaluation.rows: expected accuracies of {row.sets} sets, got {len(row.accuracies)}; evaluate again"
+                f"evaluation.rows: expected accuracies of {row.sets} sets, got "
+                f"{len(row.accuracies)}; evaluate again"
             )
         return row
 
@@ -143,7 +160,10 @@ class Evaluation:
         found = self._find(name, model)
         if found is None:
             known = ", ".join(dict.fromkeys(row.name for row in self.rows))
-            raise ConfigError(f"evaluation: expected one of the rows {known}, got '{name}'; evaluate with that baseline")
+            raise ConfigError(
+                f"evaluation: expected one of the rows {known}, got '{name}'; evaluate with that "
+                "baseline"
+            )
         return found
 
     def gap_closed(self, model: str | None = None) -> float | None:
@@ -162,7 +182,8 @@ class Evaluation:
     def scores(self, model: str | None = None) -> dict[str, float]:
         """Return ``hlr``, ``ior``, ``lrs`` and ``ars`` as far as the rows allow (see ``kdistill.evaluation.metrics``).
 
-        Random images have the kind of labels that the small set has: those of the row ``random, teacher labels`` for soft ones.
+        Random images have the kind of labels that the small set has: those of the row ``random,
+        teacher labels`` for soft ones.
         """
         return scoring.scores(self._distilled(model), self._by_name(model))
 
@@ -176,17 +197,29 @@ class Evaluation:
         for model in self.models:
             where = f" ({model})" if len(self.models) > 1 else ""
             lines += [f"{line}{where}" for line in conclusions(self._derived(model))]
-        step = "lr chosen on validation images" if self.protocol.lr == "auto" else f"lr {self.protocol.lr:g}"
-        lines.append("; ".join(dict.fromkeys(f"{row.name}: {row.seeds}" for row in self.rows if row.kind != "variant")))
+        step = (
+            "lr chosen on validation images"
+            if self.protocol.lr == "auto"
+            else f"lr {self.protocol.lr:g}"
+        )
         lines.append(
-            f"{self.data.get('name', 'data')}, {self.protocol.title} protocol, {self.protocol.epochs} epochs, {step}; "
-            "mean ± sample standard deviation; validation: withheld training images"
+            "; ".join(
+                dict.fromkeys(
+                    f"{row.name}: {row.seeds}" for row in self.rows if row.kind != "variant"
+                )
+            )
+        )
+        lines.append(
+            f"{self.data.get('name', 'data')}, {self.protocol.title} protocol, "
+            f"{self.protocol.epochs} epochs, {step}; "
+            "mean ± sample standard deviation; validation: held out training images"
         )
         lines.append(f"{self.seconds:.1f} s, peak memory {self.peak_bytes / 2**30:.2f} GiB")
         warnings = columns.untrained_notes(self.rows, self.models) + columns.test_set_notes(self)
         if any(row.best_on_test for row in self.rows):
             lines.append(
-                "best on test: over the epochs of a network, chosen on the test images; papers report the best over the "
+                "best on test: over the epochs of a network, chosen on the test images; papers "
+                "report the best over the "
                 "iterations of the distillation (evaluate --snapshots)"
             )
         return [*lines, *warnings, *self.notes]
@@ -195,14 +228,18 @@ class Evaluation:
         """Return the tables for a terminal of that many characters; columns that do not fit are left out and named."""
         bold = [number for number, row in enumerate(self.rows) if row.kind == "distilled"]
         cells = columns.row_cells(self)
-        table = rich_table(*cells, self.summary(), TEXT_COLUMNS, bold, width=width, optional=columns.OPTIONAL)
+        table = rich_table(
+            *cells, self.summary(), TEXT_COLUMNS, bold, width=width, optional=columns.OPTIONAL
+        )
         across = self.across(width)
         return table if across is None else Group(table, "", across)
 
     def across(self, width: int | None = None) -> Group | None:
         """Return sets × networks, for a terminal; None for one network."""
         cells = architectures.cells(self.rows, self.student)
-        return None if cells is None else rich_table(*cells, architectures.TEXT_COLUMNS, width=width)
+        return (
+            None if cells is None else rich_table(*cells, architectures.TEXT_COLUMNS, width=width)
+        )
 
     def per_class(self, model: str | None = None, width: int | None = 80) -> str:
         """Return two tables as plain text: the accuracy of every class in every row, and which class is taken for which.
@@ -217,15 +254,17 @@ class Evaluation:
         model = model or self.models[0]
         cells = columns.class_cells(self, model)
         if cells is None:
-            raise ConfigError("per_class: expected accuracies per class, got a record without them; evaluate again")
+            raise ConfigError(
+                "per_class: expected accuracies per class, got a record without them; evaluate "
+                "again"
+            )
         note = f"test images of each class that are recognised, %; mean over networks ({model})"
         text = plain_table(*cells, [note], ("class",), width=width)
         taken = columns.confusion_cells(self, self._distilled(model))
         if taken is None:
             return text
-        return (
-            f"{text}\n\n{plain_table(*taken, ['% of the test images of the true class (. is none)'], taken[0][:1], width=width)}"
-        )
+        unit = "% of the test images of the true class (. is none)"
+        return f"{text}\n\n{plain_table(*taken, [unit], taken[0][:1], width=width)}"
 
     def __str__(self) -> str:
         """Return the tables as plain text of 80 columns."""
@@ -234,8 +273,14 @@ class Evaluation:
     def to_text(self, width: int | None = None) -> str:
         """Return the same tables as plain text; None leaves no column out and divides no table, for files and pipes."""
         cells, across = columns.row_cells(self), architectures.cells(self.rows, self.student)
-        text = plain_table(*cells, self.summary(), TEXT_COLUMNS, width=width, optional=columns.OPTIONAL)
-        return text if across is None else f"{text}\n\n{plain_table(*across, architectures.TEXT_COLUMNS, width=width)}"
+        text = plain_table(
+            *cells, self.summary(), TEXT_COLUMNS, width=width, optional=columns.OPTIONAL
+        )
+        return (
+            text
+            if across is None
+            else f"{text}\n\n{plain_table(*across, architectures.TEXT_COLUMNS, width=width)}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain mapping, for ``metrics.json``."""
@@ -261,17 +306,27 @@ class Evaluation:
         """
         try:
             named = ("data", "seconds", "peak_bytes", "environment", "protocol", "seeds", "notes")
-            given = {name: content[name] for name in named} | {"student": str(content.get("student", ""))}
+            given = {name: content[name] for name in named} | {
+                "student": str(content.get("student", ""))
+            }
             rows = tuple(Row.from_dict(row) for row in content["rows"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"evaluation: expected a record made by to_dict, got one without {error}; evaluate again"
+                f"evaluation: expected a record made by to_dict, got one without {error}; evaluate "
+                "again"
             ) from error
         found = from_mapping(cls, {**given, "rows": rows}, where="evaluation")
-        alone = [name for name in found.models if not any(row.kind == "distilled" and row.model == name for row in rows)]
+        alone = [
+            name
+            for name in found.models
+            if not any(row.kind == "distilled" and row.model == name for row in rows)
+        ]
         if alone or not rows or not found.seeds:
             lacking = f"no row of the small set for {alone[0]}" if alone else "no row or no seed"
-            raise ConfigError(f"evaluation: expected rows of the small set and a seed, got {lacking}; evaluate again")
+            raise ConfigError(
+                f"evaluation: expected rows of the small set and a seed, got {lacking}; evaluate "
+                "again"
+            )
         return found
 
     def _derived(self, model: str) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from kdistill.evaluation.significance import Difference, difference, mean_of, or
 if TYPE_CHECKING:
     from kdistill.evaluation.result import Row
 
-RANDOM = "random"  # the row of random real images with their own labels; TEACHER has those of a network
+RANDOM = (
+    "random"  # the row of random real images with their own labels; TEACHER has those of a network
+)
 
 
 def scores(small: "Row", rows: Mapping[str, "Row"]) -> dict[str, float]:
@@ -29,7 +31,9 @@ def scores(small: "Row", rows: Mapping[str, "Row"]) -> dict[str, float]:
         found["ior"] = metrics.ior(small.mean, random.mean)
     if len(found) == 2:
         found["lrs"] = metrics.lrs(found["hlr"], found["ior"])
-    plain, random_plain = (rows.get(f"{name}, no augmentation") for name in (small.name, random_row(small)))
+    plain, random_plain = (
+        rows.get(f"{name}, no augmentation") for name in (small.name, random_row(small))
+    )
     if random is not None and plain is not None and random_plain is not None:
         found["ars"] = metrics.ars(small.mean, random.mean, plain.mean, random_plain.mean)
     return found
@@ -43,8 +47,8 @@ def random_row(small: "Row") -> str:
 def over_random(small: "Row", rows: Mapping[str, "Row"]) -> dict[str, Difference]:
     """Return the difference of the small set to every row of random images, with its 95 % interval.
 
-    Of one small set, the networks are the sample: network i of every row starts from the same weights, so their differences are
-    paired.  Of several sets, the sets are the sample.
+    Of one small set, the networks are the sample: network i of every row starts from the same
+    weights, so their differences are paired.  Of several sets, the sets are the sample.
     """
     return {name: _difference(small, rows[name]) for name in (RANDOM, TEACHER) if name in rows}
 
@@ -56,7 +60,12 @@ def to_dict(small: "Row", rows: Mapping[str, "Row"]) -> dict[str, Any]:
         found["random_row"] = random_row(small)
     gaps = over_random(small, rows)
     plain = {
-        name: {"mean": gap.mean, "low": or_none(gap.low), "high": or_none(gap.high), "test": gap.test}
+        name: {
+            "mean": gap.mean,
+            "low": or_none(gap.low),
+            "high": or_none(gap.high),
+            "test": gap.test,
+        }
         for name, gap in gaps.items()
     }
     return {**found, "over_random": plain} if plain else found
@@ -65,7 +74,8 @@ def to_dict(small: "Row", rows: Mapping[str, "Row"]) -> dict[str, Any]:
 def _difference(small: "Row", random: "Row") -> Difference:
     ours, theirs = _sample(small), _sample(random)
     paired = small.sets == 1 and len(ours) == len(theirs)
-    # numbers that no network of ours has keep `difference` from pairing what does not belong together
+    # numbers that no network of ours has keep `difference` from pairing what does not belong
+    # together
     return difference(dict(enumerate(ours)), dict(enumerate(theirs, 0 if paired else len(ours))))
 
 

@@ -1,7 +1,7 @@
 """Train fresh networks on one set and test them: how every row of a table is made.
 
-Network ``i`` of every row has the same key, so all rows start from the same weights and see the same sequence of augmentations:
-differences between rows are differences between sets.
+Network ``i`` of every row has the same key, so all rows start from the same weights and see the
+same sequence of augmentations: differences between rows are differences between sets.
 """
 
 import math
@@ -33,8 +33,8 @@ class Task:
         name: Of the row.
         kind: Of the row.
         source: Of the row: a digest of what decides its numbers.
-        sets: Images as networks see them ``[N, C, H, W]`` with int64 labels ``[N]`` or float label logits ``[N, K]``; one pair
-            for all networks, or one per network.
+        sets: Images as networks see them ``[N, C, H, W]`` with int64 labels ``[N]`` or float label
+            logits ``[N, K]``; one pair for all networks, or one per network.
         unit: What the sets are, for the row.
         epochs: Passes over a set.
         lr: Learning rates; of several the one with the best validation accuracy of one network.
@@ -60,7 +60,7 @@ class Trainer:
         model: What it is called in rows.
         protocol: The recipe.
         seed: Of the evaluation.
-        validation: Withheld training images, as networks see them.
+        validation: Held out training images, as networks see them.
         test: Test images, as networks see them.
         say: Told what is being done.
     """
@@ -83,7 +83,8 @@ class Trainer:
             NonFiniteError: The loss of a network stopped being finite.
             ConfigError: ``lr="auto"`` without validation images.
 
-        Cost: ``nets × epochs`` passes over the set, one over the test and validation images per network; ``lr="auto"`` adds one
+        Cost: ``nets × epochs`` passes over the set, one over the test and validation images per
+            network; ``lr="auto"`` adds one
         network per candidate.
         """
         began = time.monotonic()
@@ -95,7 +96,8 @@ class Trainer:
                 theta, highest = self._network(task, net, lr)
             except NonFiniteError as error:
                 raise NonFiniteError(
-                    f"evaluate: expected a finite loss of {self.model} on '{task.name}', got none at lr {lr:g} ({error}); "
+                    f"evaluate: expected a finite loss of {self.model} on '{task.name}', got none "
+                    f"at lr {lr:g} ({error}); "
                     "choose the learning rate on validation images with lr='auto'"
                 ) from error
             thetas.append(theta)
@@ -122,7 +124,10 @@ class Trainer:
             sets=len(task.sets),
             sources=(task.source,),
             soft=labels.is_floating_point(),
-            untrained=sum(self._is_untrained(theta, *task.sets[net % len(task.sets)]) for net, theta in enumerate(kept)),
+            untrained=sum(
+                self._is_untrained(theta, *task.sets[net % len(task.sets)])
+                for net, theta in enumerate(kept)
+            ),
             balanced=tuple((recognised.sum(-1) / (shown > 0).sum(-1)).tolist()),
             per_class=tuple(recognised.mean(0).tolist()),
             confusion=tuple(map(tuple, counts.sum(0).tolist())) if has_confusion else (),
@@ -138,7 +143,10 @@ class Trainer:
         if len(task.lr) == 1:
             return task.lr[0]
         if not len(self.validation):
-            raise ConfigError("evaluate: expected validation images for lr='auto', got none; fix the protocol's lr")
+            raise ConfigError(
+                "evaluate: expected validation images for lr='auto', got none; fix the protocol's "
+                "lr"
+            )
         scores = {}
         for lr in task.lr:
             self.say(f"{task.name} ({self.model}): trying lr {lr:g}")
@@ -149,7 +157,8 @@ class Trainer:
             scores[lr] = self._accuracies(theta[None], self.validation)[0]
         if not scores:
             raise NonFiniteError(
-                f"evaluate: expected a finite loss on '{task.name}', got none at lr {task.lr}; name smaller lr_candidates"
+                f"evaluate: expected a finite loss on '{task.name}', got none at lr {task.lr}; "
+                "name smaller lr_candidates"
             )
         return max(scores, key=lambda lr: (scores[lr], -lr))
 
@@ -189,11 +198,21 @@ class Trainer:
     def _is_untrained(self, theta: Tensor, images: Tensor, labels: Tensor) -> bool:
         """Say whether a network is no better than chance on its own training images (at most 1024 of them)."""
         hard = labels.argmax(1) if labels.is_floating_point() else labels
-        rows = torch.linspace(0, len(hard) - 1, min(len(hard), TRAINED_IMAGES), device=hard.device).round().long()
+        rows = (
+            torch.linspace(0, len(hard) - 1, min(len(hard), TRAINED_IMAGES), device=hard.device)
+            .round()
+            .long()
+        )
         hard = hard[rows]
-        chance = float(torch.bincount(hard).max()) / len(hard)  # of a network that always says the commonest class
+        chance = float(torch.bincount(hard).max()) / len(
+            hard
+        )  # of a network that always says the commonest class
         noise = 2.0 * math.sqrt(chance * (1.0 - chance) / len(hard))
         return float(accuracy(self.student, theta, images[rows], hard)) <= chance + noise
 
     def _accuracies(self, thetas: Tensor, split: Split) -> tuple[float, ...]:
-        return tuple(accuracy(self.student, thetas, split.images, split.labels).tolist()) if len(split) else ()
+        return (
+            tuple(accuracy(self.student, thetas, split.images, split.labels).tolist())
+            if len(split)
+            else ()
+        )

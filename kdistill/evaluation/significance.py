@@ -1,7 +1,8 @@
 """Is a difference between two rows more than luck?  Intervals from a few distillation seeds, in plain numbers.
 
-One number per distillation seed (the mean over its networks): networks that were trained on one set share that set's luck, so
-counting each of them would make an interval too narrow.  Student's t, because the spread is estimated from a few seeds too.
+One number per distillation seed (the mean over its networks): networks that were trained on one set
+share that set's luck, so counting each of them would make an interval too narrow.  Student's t,
+because the spread is estimated from a few seeds too.
 """
 
 import math
@@ -38,18 +39,21 @@ class Difference:
         return self.low > 0.0 or self.high < 0.0
 
 
-def difference(first: Mapping[int, float], second: Mapping[int, float], *, confidence: float = CONFIDENCE) -> Difference:
+def difference(
+    first: Mapping[int, float], second: Mapping[int, float], *, confidence: float = CONFIDENCE
+) -> Difference:
     """Return ``mean(first) - mean(second)`` with its two-sided t interval.
 
     Args:
         first: One number per seed.
-        second: The same of another row.  With the very same seeds, two or more, the differences of equal seeds are tested
-            (they share networks' starts and real batches); else both spreads are estimated apart (Welch, with the degrees of
-            freedom of Satterthwaite).
+        second: The same of another row.  With the very same seeds, two or more, the differences of
+            equal seeds are tested (they share networks' starts and real batches); else both spreads
+            are estimated apart (Welch, with the degrees of freedom of Satterthwaite).
         confidence: Of the interval.
 
     Returns:
-        The difference; ``low`` and ``high`` are NaN and ``test`` is ``"none"`` if a side has one seed only.
+        The difference; ``low`` and ``high`` are NaN and ``test`` is ``"none"`` if a side has one
+        seed only.
     """
     seeds = (len(first), len(second))
     if set(first) == set(second) and len(first) > 1:
@@ -73,10 +77,15 @@ def difference(first: Mapping[int, float], second: Mapping[int, float], *, confi
 def t_quantile(confidence: float, freedom: float) -> float:
     """Return t with ``P(|T| < t) = confidence`` for Student's distribution with ``freedom >= 1`` degrees of freedom.
 
-    ``P(|T| < t)`` is the integral of ``cos(u)^(freedom - 1)`` from 0 to ``atan(t / sqrt(freedom))``, over that to π/2: by Gauss
-    and Legendre, inverted by bisection in the angle.
+    ``P(|T| < t)`` is the integral of ``cos(u)^(freedom - 1)`` from 0 to ``atan(t /
+    sqrt(freedom))``, over that to π/2: by Gauss and Legendre, inverted by bisection in the angle.
     """
-    whole = math.exp(0.5 * math.log(math.pi) + math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2)) / 2
+    whole = (
+        math.exp(
+            0.5 * math.log(math.pi) + math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2)
+        )
+        / 2
+    )
     nodes, weights = np.polynomial.legendre.leggauss(96)
     low, high = 0.0, math.pi / 2
     for _ in range(60):

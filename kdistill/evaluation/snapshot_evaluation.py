@@ -1,8 +1,9 @@
 """``evaluate_snapshots``: how good the set of a run was on its way, and which iteration was best.
 
-Papers report the best accuracy on the test images over the iterations of the distillation (not over the epochs of a network that
-is trained on the set).  Here that number has its name, "best on test", and stands beside two that do not look at the test images:
-the iteration that is best on images which the run held out, and the last one.
+Papers report the best accuracy on the test images over the iterations of the distillation (not over
+the epochs of a network that is trained on the set).  Here that number has its name, "best on test",
+and stands beside two that do not look at the test images: the iteration that is best on images
+which the run held out, and the last one.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,8 @@ class SnapshotRow:
 
     Attributes:
         iteration: Iterations of the distillation that made it.
-        validation: Accuracy of every network on images that the run held out; empty where it held none out.
+        validation: Accuracy of every network on images that the run held out; empty where it held
+            none out.
         accuracies: Accuracy of every network on the test images.
     """
 
@@ -99,7 +101,12 @@ class SnapshotEvaluation:
 
     def _cells(self) -> list[list[str]]:
         return [
-            [f"{row.iteration:,}", _percent(row.validation), _percent(row.accuracies), ", ".join(self._names(row))]
+            [
+                f"{row.iteration:,}",
+                _percent(row.validation),
+                _percent(row.accuracies),
+                ", ".join(self._names(row)),
+            ]
             for row in self.rows
         ]
 
@@ -114,7 +121,8 @@ class SnapshotEvaluation:
     def _notes(self) -> list[str]:
         recipe = self.protocol
         notes = [
-            f"{self.data}, {recipe.title} protocol, {recipe.epochs} epochs, {recipe.nets} networks ({self.model})",
+            f"{self.data}, {recipe.title} protocol, {recipe.epochs} epochs, {recipe.nets} networks "
+            f"({self.model})",
             "best on test: over the iterations of the distillation, chosen",
             "on the test images as papers do: compare it with papers only",
         ]
@@ -142,7 +150,8 @@ def evaluate_snapshots(
     Args:
         run: Folder of a finished run that was started with ``snapshot_every``.
         data: The real data, or anything that ``load_data`` takes.
-        protocol: As for ``evaluate``; the set is trained on as it is, without the variants of ``evaluate``.
+        protocol: As for ``evaluate``; the set is trained on as it is, without the variants of
+            ``evaluate``.
         model: One network; None is the protocol's student.
         nets: Networks per snapshot; None is the protocol's number.
         lr: Learning rate where the set has not learned its own; None is the protocol's.
@@ -153,8 +162,8 @@ def evaluate_snapshots(
         quiet: Do not show the progress.
 
     Returns:
-        One row per snapshot, and which iteration was best on validation and on test images.  The set of an iteration is
-        ``DistilledDataset.from_pretrained(run, iteration=...)``.
+        One row per snapshot, and which iteration was best on validation and on test images.  The
+        set of an iteration is ``DistilledDataset.from_pretrained(run, iteration=...)``.
 
     Raises:
         ConfigError: The folder has no snapshots, or what ``evaluate`` refuses.
@@ -165,10 +174,13 @@ def evaluate_snapshots(
     iterations = snapshot_iterations(run)
     if not iterations:
         raise ConfigError(
-            f"evaluate: expected snapshots in {run}, got none; distill with --snapshot-every 100 (snapshot_every=100) first"
+            f"evaluate: expected snapshots in {run}, got none; distill with --snapshot-every 100 "
+            "(snapshot_every=100) first"
         )
     recipe = protocols.get(protocol, nets=nets, lr=lr, precision=precision)
-    recipe = replace(recipe, eight_bit=False, hard_labels=False, robustness=False, best_on_test=False)
+    recipe = replace(
+        recipe, eight_bit=False, hard_labels=False, robustness=False, best_on_test=False
+    )
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     last = DistilledDataset.from_pretrained(run)
     end = _iterations_of(last, iterations)
@@ -178,12 +190,25 @@ def evaluate_snapshots(
             small = last if iteration == end else load_snapshot(run, iteration)
             show(f"iteration {iteration:,} of {end:,}")
             say = None if progress is None else _prefixed(progress, f"iteration {iteration:,}: ")
-            result = evaluate(small, data, protocol=recipe, models=model, baselines=(), seed=seed, device=device, progress=say)
+            result = evaluate(
+                small,
+                data,
+                protocol=recipe,
+                models=model,
+                baselines=(),
+                seed=seed,
+                device=device,
+                progress=say,
+            )
             row = result.rows[0]
             is_held_out = data.validation is not None or held_out_share(small) is not None
             validation = row.validation if is_held_out else ()
-            rows.append(SnapshotRow(iteration=iteration, validation=validation, accuracies=row.accuracies))
-    return SnapshotEvaluation(rows=tuple(rows), protocol=recipe, model=row.model, data=data.name, seed=seed)
+            rows.append(
+                SnapshotRow(iteration=iteration, validation=validation, accuracies=row.accuracies)
+            )
+    return SnapshotEvaluation(
+        rows=tuple(rows), protocol=recipe, model=row.model, data=data.name, seed=seed
+    )
 
 
 def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:

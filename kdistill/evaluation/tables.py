@@ -1,6 +1,7 @@
 """Headers and rows of text as a table: for a terminal, as plain text, as Markdown.
 
-Cells and notes may hold names out of files: they are escaped here (``kdistill.escape``), and never read as markup.
+Cells and notes may hold names out of files: they are escaped here (``kdistill.escape``), and never
+read as markup.
 """
 
 from collections.abc import Collection, Sequence
@@ -38,8 +39,10 @@ def rich_table(
         left: Columns of words; the others are aligned to the right.
         bold: Numbers of the rows that are to stand out.
         width: Characters of a line that the table must keep to; None shows all columns.
-        optional: Columns that may be left out where the width is too small, the least important first.
-        naming: Columns of numbers that belong to the name of a line, which is repeated where a table is divided.
+        optional: Columns that may be left out where the width is too small, the least important
+            first.
+        naming: Columns of numbers that belong to the name of a line, which is repeated where a
+            table is divided.
     """
     parts, notes = _fitted(columns, rows, notes, {*left, *naming}, width, optional)
     tables = []
@@ -69,7 +72,9 @@ def plain_table(
     for headers, lines in parts:
         widths = _widths([headers, *lines])
         plain = [
-            (" " * GAP).join(_padded(c, w, h in left) for c, w, h in zip(line, widths, headers, strict=True)).rstrip()
+            (" " * GAP)
+            .join(_padded(c, w, h in left) for c, w, h in zip(line, widths, headers, strict=True))
+            .rstrip()
             for line in (headers, *lines)
         ]
         rule = "-" * (sum(widths) + GAP * (len(widths) - 1))
@@ -87,8 +92,9 @@ def _fitted(
 ) -> tuple[list[tuple[list[str], list[list[str]]]], list[str]]:
     """Return the table in parts that keep to the width, and the notes; everything harmless to print.
 
-    Optional columns are left out first, and a note says which; what is still too wide is divided.  Every part begins with the
-    first columns, those that name a line; a cell that does not fit keeps its beginning and its end.
+    Optional columns are left out first, and a note says which; what is still too wide is divided.
+    Every part begins with the first columns, those that name a line; a cell that does not fit keeps
+    its beginning and its end.
     """
     lines = [[one_line(cell) for cell in line] for line in (columns, *rows)]
     said = [one_line(note) for note in notes]
@@ -103,7 +109,9 @@ def _fitted(
             missing.append(name)
     if missing:
         said.append(f"left out for lack of width: {', '.join(missing)}")
-    names = max(1, next((i for i, column in enumerate(columns) if column not in naming), len(columns)))
+    names = max(
+        1, next((i for i, column in enumerate(columns) if column not in naming), len(columns))
+    )
     if _total(_widths(lines), shown) > width:
         lines = _shortened(lines, names, [i for i in shown if i >= names], width)
     widths, first = _widths(lines), [i for i in shown if i < names]
@@ -112,16 +120,23 @@ def _fitted(
         if len(groups[-1]) > len(first) and _total(widths, [*groups[-1], column]) > width:
             groups.append(list(first))
         groups[-1].append(column)
-    return [([lines[0][i] for i in group], [[line[i] for i in group] for line in lines[1:]]) for group in groups], said
+    return [
+        ([lines[0][i] for i in group], [[line[i] for i in group] for line in lines[1:]])
+        for group in groups
+    ], said
 
 
-def _shortened(lines: list[list[str]], names: int, others: Sequence[int], width: int) -> list[list[str]]:
+def _shortened(
+    lines: list[list[str]], names: int, others: Sequence[int], width: int
+) -> list[list[str]]:
     """Return the lines with cells cut so that the columns of names and any one of the other columns fit in the width."""
     widths, limits = _widths(lines), {}
     for i in others:  # at least half of the line is for the names
         limits[i] = min(widths[i], max(1, width // 2 - GAP))
     left_over = width - max((limits[i] + GAP for i in others), default=0) - GAP * (names - 1)
-    for done, i in enumerate(sorted(range(names), key=lambda i: widths[i])):  # what short columns leave goes to the long ones
+    for done, i in enumerate(
+        sorted(range(names), key=lambda i: widths[i])
+    ):  # what short columns leave goes to the long ones
         limits[i] = min(widths[i], max(1, left_over // (names - done)))
         left_over -= limits[i]
     return [[_cut(cell, limits.get(i, widths[i])) for i, cell in enumerate(line)] for line in lines]
@@ -151,8 +166,13 @@ def _padded(cell: str, width: int, to_left: bool) -> str:
     return cell + blanks if to_left else blanks + cell
 
 
-def markdown_table(columns: Sequence[str], rows: Cells, notes: Sequence[str], left: Collection[str]) -> str:
+def markdown_table(
+    columns: Sequence[str], rows: Cells, notes: Sequence[str], left: Collection[str]
+) -> str:
     """Return the same as Markdown, the notes as a list."""
     rule = ["---" if column in left else "---:" for column in columns]
-    lines = [f"| {' | '.join(line)} |" for line in (list(map(markdown, columns)), rule, *(map(markdown, row) for row in rows))]
+    lines = [
+        f"| {' | '.join(line)} |"
+        for line in (list(map(markdown, columns)), rule, *(map(markdown, row) for row in rows))
+    ]
     return "\n".join([*lines, "", *(f"- {markdown(note)}" for note in notes), ""])

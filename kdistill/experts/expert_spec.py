@@ -16,15 +16,17 @@ class ExpertSpec:
 
     Attributes:
         count: Experts.
-        epochs: Passes over the data: snapshots 0 (untrained) to ``epochs`` are kept, so no more than a method looks at.
+        epochs: Passes over the data: snapshots 0 (untrained) to ``epochs`` are kept, so no more
+            than a method looks at.
         optimiser: ``"sgd"``, or ``"gsam"`` (FTD: flat trajectories; two gradients per step).
-        lr: Step size of SGD, constant.
+        lr: Learning rate of SGD, constant.
         batch_size: Images per step.
         momentum: Of SGD.
         weight_decay: Of SGD.
         strategy: DSA families, or ``"none"``.
         rho: Radius of the perturbation of GSAM, relative to the weights.
-        surrogate: Weight a of the part of the gradient orthogonal to the perturbed one, subtracted by GSAM.
+        surrogate: Weight a of the part of the gradient orthogonal to the perturbed one, subtracted
+            by GSAM.
         seed: Of all experts; expert i does not depend on ``count``.
 
     Raises:
@@ -46,15 +48,19 @@ class ExpertSpec:
     def __post_init__(self) -> None:
         if self.optimiser not in OPTIMISERS:
             raise ConfigError(
-                f"experts: expected a known optimiser, got '{self.optimiser}'; {did_you_mean(self.optimiser, list(OPTIMISERS))}"
+                f"experts: expected a known optimiser, got '{self.optimiser}'; "
+                f"{did_you_mean(self.optimiser, list(OPTIMISERS))}"
             )
         if min(self.count, self.epochs, self.batch_size) < 1 or not self.lr > 0:
             raise ConfigError(
-                f"experts: expected count, epochs and batch_size of at least 1 and lr > 0, got {self.count}, {self.epochs}, "
+                "experts: expected count, epochs and batch_size of at least 1 and lr > 0, got "
+                f"{self.count}, {self.epochs}, "
                 f"{self.batch_size} and {self.lr}; correct the one that is out of range"
             )
 
-    def identity(self, data: dict[str, Any], student: str, selection: dict[str, Any] | None = None) -> dict[str, Any]:
+    def identity(
+        self, data: dict[str, Any], student: str, selection: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Return what must be equal for a stored trajectory to be this one: everything but ``count``.
 
         ``selection`` says which images every epoch sees; None stands for all of them.

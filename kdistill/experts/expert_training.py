@@ -6,7 +6,8 @@ GSAM, one step, with g the gradient at theta:
     g' = gradient at theta + e on the same batch
     d  = g' - a * (g - (<g, g'> / |g'|^2) g')         (what of g is orthogonal to g', subtracted)
 
-Papers: Cazenavette et al., MTT, CVPR 2022; Du et al., FTD, CVPR 2023; Zhuang et al., GSAM, ICLR 2022.
+Papers: Cazenavette et al., MTT, CVPR 2022; Du et al., FTD, CVPR 2023; Zhuang et al., GSAM, ICLR
+    2022.
 """
 
 import time
@@ -47,7 +48,12 @@ class Estimate:
 
 
 def estimate(
-    spec: ExpertSpec, student: Student, images: Tensor, labels: Tensor, missing: int, rows_of: Rows | None = None
+    spec: ExpertSpec,
+    student: Student,
+    images: Tensor,
+    labels: Tensor,
+    missing: int,
+    rows_of: Rows | None = None,
 ) -> Estimate:
     """Return size and time of ``missing`` experts, from one timed step after one that is not timed."""
     batch = min(spec.batch_size, len(images))
@@ -56,13 +62,20 @@ def estimate(
         began = time.perf_counter()
         gradient(theta, images[:batch], labels[:batch])
         seconds = time.perf_counter() - began
-    counts = [len(images) if rows_of is None else len(rows_of(epoch)) for epoch in range(spec.epochs)]
+    counts = [
+        len(images) if rows_of is None else len(rows_of(epoch)) for epoch in range(spec.epochs)
+    ]
     steps = missing * sum(-(-count // spec.batch_size) for count in counts)
     return Estimate(missing * (spec.epochs + 1) * student.num_params * 4, steps * seconds, missing)
 
 
 def train_expert(
-    spec: ExpertSpec, student: Student, images: Tensor, labels: Tensor, number: int, rows_of: Rows | None = None
+    spec: ExpertSpec,
+    student: Student,
+    images: Tensor,
+    labels: Tensor,
+    number: int,
+    rows_of: Rows | None = None,
 ) -> Tensor:
     """Return the snapshots ``[epochs + 1, P]`` of expert ``number``, float32 on the CPU.
 
@@ -80,7 +93,9 @@ def train_expert(
     snapshots = [student.init(generator(make_key(key, "init", 0))).to(images).cpu()]
     augment = None
     if spec.strategy != "none":
-        augment = Augment(spec.strategy, siamese=False, key=make_key(key, "augment"), align_corners=True)
+        augment = Augment(
+            spec.strategy, siamese=False, key=make_key(key, "augment"), align_corners=True
+        )
     train(
         student,
         images,
@@ -111,8 +126,8 @@ def train_experts(
 ) -> TrajectoryStore:
     """Train the experts that ``store`` lacks, one file after the other; a killed training goes on where it was.
 
-    Processes that share a folder share the work: what another one is training is left to it, and waited for at the end.
-    Size and time are shown before it starts (``kdistill.status``).
+    Processes that share a folder share the work: what another one is training is left to it, and
+    waited for at the end. Size and time are shown before it starts (``kdistill.status``).
 
     Args:
         spec: The recipe.
@@ -126,14 +141,20 @@ def train_experts(
     missing = [i for i in range(spec.count) if not store.has(i)]
     if not missing:
         return store
-    note(f"experts: {estimate(spec, student, images, labels, len(missing), rows_of)}, in {store.folder}")
+    note(
+        f"experts: {estimate(spec, student, images, labels, len(missing), rows_of)}, in "
+        f"{store.folder}"
+    )
     began = time.monotonic()
     with status_line("experts") as say:
         for done, number in enumerate(missing):
             left = (time.monotonic() - began) / done * (len(missing) - done) if done else None
             with store.claimed(number, wait=False) as is_missing:
                 if is_missing:
-                    say(f"training {done + 1} of {len(missing)}" + ("" if left is None else f"  {duration(left)} left"))
+                    say(
+                        f"training {done + 1} of {len(missing)}"
+                        + ("" if left is None else f"  {duration(left)} left")
+                    )
                     store.add(number, train_expert(spec, student, images, labels, number, rows_of))
         for number in (number for number in missing if not store.has(number)):
             say(f"waiting for expert {number}, which another process is training")

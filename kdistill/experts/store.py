@@ -3,9 +3,10 @@
     experts.json              identity, shape and the checksum of every file
     expert-00000.safetensors  snapshots [epochs + 1, P] float32
 
-A shard is written whole or not at all and entered in the index afterwards, so a killed training loses one expert at most.
-Processes that share a folder enter their shards one after the other (a lock beside the index), and none trains an expert that
-another one is training (a lock beside the shard).
+A shard is written whole or not at all and entered in the index afterwards, so a killed training
+loses one expert at most. Processes that share a folder enter their shards one after the other (a
+lock beside the index), and none trains an expert that another one is training (a lock beside the
+shard).
 Symbols: E epochs, P parameters.
 """
 
@@ -51,14 +52,24 @@ class TrajectoryStore:
         DataError: The index is damaged, or there is none and no identity was given.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any] | None = None, *, num_params: int = 0, epochs: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any] | None = None,
+        *,
+        num_params: int = 0,
+        epochs: int = 0,
+    ):
         self.folder = Path(folder)
         self._checked: set[str] = set()
         self._forgotten: dict[str, str] = {}  # file to the checksum that it no longer has
         index = self.folder / INDEX
         if not os.path.lexists(index):
             if identity is None:
-                raise DataError(f"experts: expected {INDEX} in {folder}, got none; train experts with `kdistill experts`")
+                raise DataError(
+                    f"experts: expected {INDEX} in {folder}, got none; train experts with "
+                    "`kdistill experts`"
+                )
             self.index: dict[str, Any] = {
                 "version": VERSION, "identity": identity, "num_params": num_params, "epochs": epochs, "shards": {},
             }  # fmt: skip
@@ -90,17 +101,31 @@ class TrajectoryStore:
 
         Raises:
             ConfigError: Another process stored trajectories of another recipe in the folder.
-            DataError: Two snapshots in a row are equal or not finite, the shape is wrong, or the disk cannot take it.
+            DataError: Two snapshots in a row are equal or not finite, the shape is wrong, or the
+                disk cannot take it.
         """
         shape = (self.epochs + 1, int(self.index["num_params"]))
         if tuple(snapshots.shape) != shape:
-            raise DataError(f"experts: expected snapshots {list(shape)}, got {list(snapshots.shape)}; store every epoch")
+            raise DataError(
+                f"experts: expected snapshots {list(shape)}, got {list(snapshots.shape)}; store "
+                "every epoch"
+            )
         if not bool(torch.isfinite(snapshots).all()):
-            raise DataError(f"experts: expected finite parameters, got infinity or NaN in expert {expert}; lower lr")
+            raise DataError(
+                f"experts: expected finite parameters, got infinity or NaN in expert {expert}; "
+                "lower lr"
+            )
         if bool((snapshots[1:] == snapshots[:-1]).all(1).any()):
-            raise DataError(f"experts: expected every epoch to change expert {expert}, got equal snapshots; store clones")
-        data = encode({TENSOR: snapshots.float()}, {"expert": expert, "identity": self.index["identity"]})
-        with locked(self.folder / INDEX):  # or another process's entry, made between our reading and writing, would be lost
+            raise DataError(
+                f"experts: expected every epoch to change expert {expert}, got equal snapshots; "
+                "store clones"
+            )
+        data = encode(
+            {TENSOR: snapshots.float()}, {"expert": expert, "identity": self.index["identity"]}
+        )
+        with locked(
+            self.folder / INDEX
+        ):  # or another process's entry, made between our reading and writing, would be lost
             remove_leftovers(self.folder)
             write_atomic(self.folder / _name(expert), data)
             self._take_over()
@@ -113,7 +138,8 @@ class TrajectoryStore:
 
         Args:
             expert: Its number.
-            wait: Wait for another process that is training it, and take over what it stored; else yield False at once.
+            wait: Wait for another process that is training it, and take over what it stored; else
+                yield False at once.
 
         Raises:
             DataError: The folder cannot be written.
@@ -142,8 +168,14 @@ class TrajectoryStore:
             return
         found = _read_index(self.folder / INDEX)
         _check_same(json.loads(json.dumps(self.index["identity"])), found["identity"], self.folder)
-        fresh = {name: checksum for name, checksum in found["shards"].items() if self._forgotten.get(name) != checksum}
-        self._checked -= {name for name, checksum in fresh.items() if self.index["shards"].get(name) != checksum}
+        fresh = {
+            name: checksum
+            for name, checksum in found["shards"].items()
+            if self._forgotten.get(name) != checksum
+        }
+        self._checked -= {
+            name for name, checksum in fresh.items() if self.index["shards"].get(name) != checksum
+        }
         self.index["shards"].update(fresh)
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:
@@ -155,7 +187,8 @@ class TrajectoryStore:
         """
         if not self.has(expert) or not 0 <= epoch <= self.epochs:
             raise ConfigError(
-                f"experts: expected an expert of {len(self)} and an epoch up to {self.epochs}, got {expert} and {epoch}; "
+                f"experts: expected an expert of {len(self)} and an epoch up to {self.epochs}, got "
+                f"{expert} and {epoch}; "
                 "train more experts or longer"
             )
         path = self.folder / _name(expert)
@@ -168,13 +201,18 @@ class TrajectoryStore:
         """Compare a shard with its checksum, once per store."""
         if path.name in self._checked:
             return
-        advice = "delete the file and run `kdistill experts` again: only this expert is trained anew"
+        advice = (
+            "delete the file and run `kdistill experts` again: only this expert is trained anew"
+        )
         nbytes = (self.epochs + 1) * int(self.index["num_params"]) * 4
         try:
             with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 if not nbytes < size <= nbytes + HEADER_LIMIT:
-                    raise DataError(f"experts: expected a little more than {nbytes:,} bytes in {path}, got {size:,}; {advice}")
+                    raise DataError(
+                        f"experts: expected a little more than {nbytes:,} bytes in {path}, got "
+                        f"{size:,}; {advice}"
+                    )
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             with safe_open(path, framework="pt") as shard:
                 snapshots = shard.get_slice(TENSOR)
@@ -183,10 +221,16 @@ class TrajectoryStore:
             got = error.strerror or error if isinstance(error, OSError) else error
             raise DataError(f"experts: expected a whole {path}, got: {got}; {advice}") from error
         if found != self.index["shards"][path.name]:
-            raise DataError(f"experts: expected {path} as it was written, got other bytes (checksum differs); {advice}")
+            raise DataError(
+                f"experts: expected {path} as it was written, got other bytes (checksum differs); "
+                f"{advice}"
+            )
         wanted = [self.epochs + 1, int(self.index["num_params"])]
         if shape != wanted or dtype != "F32":
-            raise DataError(f"experts: expected snapshots {wanted} of F32 in {path}, got {shape} of {dtype}; {advice}")
+            raise DataError(
+                f"experts: expected snapshots {wanted} of F32 in {path}, got {shape} of {dtype}; "
+                f"{advice}"
+            )
         self._checked.add(path.name)
 
     def forget_missing(self) -> None:
@@ -227,7 +271,10 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, got: str) -> DataError:
-    return DataError(f"experts: expected a trajectory index in {path}, got: {got}; delete the folder and train the experts again")
+    return DataError(
+        f"experts: expected a trajectory index in {path}, got: {got}; delete the folder and train "
+        "the experts again"
+    )
 
 
 def _check_same(wanted: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
@@ -240,10 +287,12 @@ def _check_same(wanted: dict[str, Any], found: dict[str, Any], folder: Path) -> 
             part, ours, theirs = f"{part}.{key}", ours.get(key), theirs.get(key)
         if part == "settings.epochs":
             raise ConfigError(
-                f"experts: expected trajectories of {ours} epochs (what the start epochs and the target epoch reach, or "
+                f"experts: expected trajectories of {ours} epochs (what the start epochs and the "
+                "target epoch reach, or "
                 f"expert_length), got {theirs} in {folder}; ask for {theirs} or use another folder"
             )
         raise ConfigError(
-            f"experts: expected trajectories with {part} {ours!r}, got {theirs!r} in {folder}; use the same settings or another "
+            f"experts: expected trajectories with {part} {ours!r}, got {theirs!r} in {folder}; use "
+            "the same settings or another "
             "folder"
         )

@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all.
 
-Everything is written under a temporary name beside its place, flushed to the disk, and moved there with one atomic rename; an
-interrupted or failed write leaves what was there before.
+Everything is written under a temporary name beside its place, flushed to the disk, and moved there
+with one atomic rename; an interrupted or failed write leaves what was there before.
 """
 
 import errno
@@ -23,7 +23,12 @@ from kdistill.files.opener import check_replaceable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DAY = 86_400.0  # seconds
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+_CREATE = (
+    os.O_WRONLY
+    | os.O_CREAT
+    | os.O_EXCL
+    | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+)
 _TEMPORARY = re.compile(r"\.+(?s:.+)\.([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.tmp")
 
 
@@ -39,12 +44,13 @@ def write_atomic(path: str | Path, data: bytes, *, follow: bool = False, mode: i
     Args:
         path: File.
         data: Its content.
-        follow: Where ``path`` is a symbolic link, replace the file that it points to instead of the link: for paths that the user
-            names.
+        follow: Where ``path`` is a symbolic link, replace the file that it points to instead of the
+            link: for paths that the user names.
         mode: Permissions of the file, less the umask.
 
     Raises:
-        DataError: The place cannot be written, or the disk is full; a file that was there is unchanged.
+        DataError: The place cannot be written, or the disk is full; a file that was there is
+            unchanged.
     """
     path = Path(os.path.realpath(path)) if follow else Path(path)
     with explained(path, len(data)):
@@ -84,12 +90,18 @@ def new_folder(path: str | Path, *, follow: bool = True) -> Iterator[Path]:
         follow: Where ``path`` is a symbolic link, replace the empty folder that it points to.
 
     Raises:
-        DataError: ``path`` exists and is no empty folder, cannot be written, or the disk is full; nothing is left behind.
+        DataError: ``path`` exists and is no empty folder, cannot be written, or the disk is full;
+            nothing is left behind.
     """
     path = Path(os.path.realpath(path)) if follow else Path(path)
     with explained(path):
-        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
-            raise DataError(f"{path}: expected a new or empty folder, got one with contents; choose another place")
+        if os.path.lexists(path) and (
+            path.is_symlink() or not path.is_dir() or any(path.iterdir())
+        ):
+            raise DataError(
+                f"{path}: expected a new or empty folder, got one with contents; choose another "
+                "place"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         if follow:
             remove_leftovers(path.parent)
@@ -123,7 +135,8 @@ def explained(path: Path, size: int | None = None) -> Iterator[None]:
             ) from error
         reason = error.strerror or str(error)
         raise _Unwritten(
-            f"{path}: expected a place that can be written, got: {reason}; check the path and its permissions"
+            f"{path}: expected a place that can be written, got: {reason}; check the path and its "
+            "permissions"
         ) from error
 
 
@@ -135,14 +148,16 @@ def _amount(nbytes: int) -> str:
 
 def temporary_name(path: Path) -> Path:
     """Return a hidden name beside ``path`` that nobody can guess; it says which process of which machine it belongs to."""
-    return path.with_name(f".{path.name[:100]}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    return path.with_name(
+        f".{path.name[:100]}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    )
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files in ``folder`` that killed processes left.
 
-    A process of another machine cannot be asked whether it lives, and a number may be that of a new process: what such ones left
-    goes after a day.
+    A process of another machine cannot be asked whether it lives, and a number may be that of a new
+    process: what such ones left goes after a day.
     """
     for entry in folder.iterdir() if folder.is_dir() else ():
         temporary = _TEMPORARY.fullmatch(entry.name)

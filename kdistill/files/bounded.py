@@ -1,7 +1,8 @@
 """Files of arrays and tensors, read within what their size allows: a small file cannot fill the memory.
 
-A compressed archive, a tensor of stride 0 or a call that is repeated can describe a thousand times the bytes that the file has.
-What a file describes is found out first, without making it; ``torch.load`` is asked only where it can make no more than that.
+A compressed archive, a tensor of stride 0 or a call that is repeated can describe a thousand times
+the bytes that the file has. What a file describes is found out first, without making it;
+``torch.load`` is asked only where it can make no more than that.
 """
 
 import pickle
@@ -18,8 +19,13 @@ from torch import Tensor
 
 from kdistill.files.pickles import Name, NotReadable, Parsed, Reference, parse
 
-ALLOWANCE, PER_BYTE = 32 << 20, 32  # bytes that any file may describe, and bytes for each of its own
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a torch.save in the format of before 2020
+ALLOWANCE, PER_BYTE = (
+    32 << 20,
+    32,
+)  # bytes that any file may describe, and bytes for each of its own
+LEGACY_MAGIC = (
+    0x1950A86A20F9469CFC6C  # the first pickle of a torch.save in the format of before 2020
+)
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -37,10 +43,19 @@ _ENTRY_NBYTES = 64  # of a number or text in a list
 _MAX_DEPTH = 32  # of lists in lists
 _SHORT = 100  # bytes of a NumPy scalar, entries of an object's state
 
-_REBUILD = {f"torch._utils.{name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")}
+_REBUILD = {
+    f"torch._utils.{name}"
+    for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+}
 _REBUILD |= {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
 _NUMPY = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"}
-_KNOWN = {*_REBUILD, *_NUMPY, "collections.OrderedDict", "_codecs.encode", "torch.storage.UntypedStorage"}
+_KNOWN = {
+    *_REBUILD,
+    *_NUMPY,
+    "collections.OrderedDict",
+    "_codecs.encode",
+    "torch.storage.UntypedStorage",
+}
 
 
 class TooLarge(ValueError):
@@ -49,7 +64,8 @@ class TooLarge(ValueError):
     def __init__(self, described: int, file_nbytes: int, hint: str):
         megabytes = "{:,} MB".format
         super().__init__(
-            f"it describes {megabytes(-(-described // 10**6))}, where a file of {file_nbytes:,} bytes may describe "
+            f"it describes {megabytes(-(-described // 10**6))}, where a file of {file_nbytes:,} "
+            "bytes may describe "
             f"{megabytes(allowed_nbytes(file_nbytes) // 10**6)}"
         )
         self.hint = hint
@@ -65,10 +81,12 @@ def read_npz(path: Path, wanted: frozenset[str] | None = None) -> dict[str, Any]
 
     Args:
         path: The file.
-        wanted: Names, in lower case, of the arrays to decode; None decodes all.  The others come as None.
+        wanted: Names, in lower case, of the arrays to decode; None decodes all.  The others come as
+            None.
 
     Raises:
-        OSError, ValueError, zipfile.BadZipFile: The file is missing, damaged, no archive of plain arrays, or describes too much.
+        OSError, ValueError, zipfile.BadZipFile: The file is missing, damaged, no archive of plain
+            arrays, or describes too much.
     """
     with path.open("rb") as stream:
         if stream.read(len(_NPY_MAGIC)) == _NPY_MAGIC:
@@ -76,12 +94,21 @@ def read_npz(path: Path, wanted: frozenset[str] | None = None) -> dict[str, Any]
         stream.seek(0)
         with zipfile.ZipFile(stream) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            chosen = [info for name, info in members.items() if wanted is None or name.lower() in wanted]
+            chosen = [
+                info for name, info in members.items() if wanted is None or name.lower() in wanted
+            ]
             size = path.stat().st_size
             described = sum(_described_nbytes(archive, info) for info in chosen)
             if described > allowed_nbytes(size):
-                raise TooLarge(described, size, "if that is meant, save it with numpy.savez, which does not compress")
-            return {name: _array(archive, info) if info in chosen else None for name, info in members.items()}
+                raise TooLarge(
+                    described,
+                    size,
+                    "if that is meant, save it with numpy.savez, which does not compress",
+                )
+            return {
+                name: _array(archive, info) if info in chosen else None
+                for name, info in members.items()
+            }
 
 
 def _described_nbytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
@@ -90,7 +117,11 @@ def _described_nbytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"{info.filename}: an array of version {version}")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, _, dtype = read(stream)
     if dtype.hasobject:
         raise ValueError(f"{info.filename}: pickled objects")
@@ -110,8 +141,8 @@ def load_tensors(path: Path) -> Any:
 
     Raises:
         OSError: The file cannot be opened.
-        pickle.UnpicklingError: It names anything else than tensors and numbers.
-        ValueError, RuntimeError, EOFError, KeyError, TypeError, IndexError, zipfile.BadZipFile: It is damaged.
+        pickle.UnpicklingError: It names anything else than tensors and numbers. ValueError,
+        RuntimeError, EOFError, KeyError, TypeError, IndexError, zipfile.BadZipFile: It is damaged.
         TooLarge: It describes more than its size allows.
 
     Cost: two passes over the pickle in it.
@@ -127,7 +158,11 @@ def load_tensors(path: Path) -> Any:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
     for described in _described(loaded):
         if described > allowed_nbytes(size):
-            raise TooLarge(described, size, "if that is meant, pass the tensors themselves, or save contiguous ones")
+            raise TooLarge(
+                described,
+                size,
+                "if that is meant, pass the tensors themselves, or save contiguous ones",
+            )
     return loaded
 
 
@@ -149,7 +184,9 @@ def _check_legacy(stream: BinaryIO, size: int) -> None:
     with _is_no_tar(stream):
         stream.seek(0)
         if parse(stream).value != LEGACY_MAGIC:
-            raise pickle.UnpicklingError("a pickle that torch.save did not write; pickled objects are not loaded")
+            raise pickle.UnpicklingError(
+                "a pickle that torch.save did not write; pickled objects are not loaded"
+            )
         for _ in range(4):  # version, facts about the system, the content, the storages' keys
             _check_described(parse(stream, plain=True), size)
 
@@ -175,7 +212,11 @@ def _check_described(parsed: Parsed, size: int) -> None:
         is_small = not isinstance(call.state, (dict, list)) or len(call.state) <= _SHORT
         if maker == "_codecs.encode":
             is_small = isinstance(first, str) and len(first) <= _SHORT
-        if not is_small or maker not in _KNOWN or (maker == "collections.OrderedDict" and call.arguments):
+        if (
+            not is_small
+            or maker not in _KNOWN
+            or (maker == "collections.OrderedDict" and call.arguments)
+        ):
             raise pickle.UnpicklingError(f"a call of {maker} that torch.save does not write")
     storages = {_storage(reference) for reference in parsed.references}
     nbytes = sum(nbytes for _, nbytes in storages)
@@ -184,7 +225,9 @@ def _check_described(parsed: Parsed, size: int) -> None:
 
 
 def _is_known(name: Name) -> bool:
-    if name.module == "torch" and (name.name.endswith("Storage") or isinstance(getattr(torch, name.name, None), torch.dtype)):
+    if name.module == "torch" and (
+        name.name.endswith("Storage") or isinstance(getattr(torch, name.name, None), torch.dtype)
+    ):
         return True
     return str(name) in _KNOWN
 
@@ -194,7 +237,13 @@ def _storage(reference: Reference) -> tuple[str, int]:
     if not isinstance(reference.to, tuple) or len(reference.to) < 5:
         raise pickle.UnpicklingError("a persistent id that is no storage")
     kind, storage, key, _, count, *_ = reference.to
-    if kind != "storage" or not isinstance(storage, Name) or not isinstance(key, str) or type(count) is not int or count < 0:
+    if (
+        kind != "storage"
+        or not isinstance(storage, Name)
+        or not isinstance(key, str)
+        or type(count) is not int
+        or count < 0
+    ):
         raise pickle.UnpicklingError("a persistent id that is no storage")
     return key, count * STORAGES.get(storage.name, torch.complex128).itemsize
 
@@ -213,6 +262,8 @@ def _described(value: Any) -> Iterator[int]:
         if isinstance(entry, Tensor):
             total += entry.numel() * entry.element_size()
         elif isinstance(entry, (dict, list, tuple)):
-            waiting += [(each, depth + 1) for each in (entry.values() if isinstance(entry, dict) else entry)]
+            waiting += [
+                (each, depth + 1) for each in (entry.values() if isinstance(entry, dict) else entry)
+            ]
             total += _ENTRY_NBYTES * len(entry)
         yield total

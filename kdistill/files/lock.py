@@ -1,6 +1,7 @@
 """Locks against other processes and threads; a killed process lets go of its own.
 
-A lock is held on a hidden file, which is removed when it is let go.  Where the file system has no locks, nothing is held.
+A lock is held on a hidden file, which is removed when it is let go.  Where the file system has no
+locks, nothing is held.
 """
 
 import errno
@@ -40,9 +41,10 @@ def locked(path: str | Path, *, wait: bool | float = True) -> Iterator[bool]:
     The same thread may hold it several times over, unless it says that it does not wait.
 
     Args:
-        path: File or folder; it need not exist, its parent is made.  The lock is that of ``.<name>.lock`` beside it.
-        wait: Wait for the holder (for so many seconds, if it is a number); else yield False while there is one, even if it is
-            this thread.
+        path: File or folder; it need not exist, its parent is made.  The lock is that of
+            ``.<name>.lock`` beside it.
+        wait: Wait for the holder (for so many seconds, if it is a number); else yield False while
+            there is one, even if it is this thread.
 
     Raises:
         DataError: The place cannot be written.
@@ -70,7 +72,8 @@ def sole_use(folder: str | Path, *, wait: float = 0.0) -> Iterator[None]:
     with _held(folder / LOCK, wait) as is_mine:
         if not is_mine:
             raise ConfigError(
-                f"{folder}: expected a folder in which nothing else works, got one that another run is using; wait until it has "
+                f"{folder}: expected a folder in which nothing else works, got one that another "
+                "run is using; wait until it has "
                 "finished, or choose another folder"
             )
         yield
@@ -89,9 +92,15 @@ def _enter(stack: ExitStack, file: str, wait: bool | float) -> bool:
     if file in _mine.files:
         return wait is not False
     if os.path.islink(file):  # never opened: what it points to is not ours
-        raise DataError(f"{file}: expected no lock or a regular file, got a symbolic link; delete it")
+        raise DataError(
+            f"{file}: expected no lock or a regular file, got a symbolic link; delete it"
+        )
     try:
-        stack.enter_context(FileLock(file).acquire(timeout=-1.0 if wait is True else float(wait), poll_interval=_POLL))
+        stack.enter_context(
+            FileLock(file).acquire(
+                timeout=-1.0 if wait is True else float(wait), poll_interval=_POLL
+            )
+        )
     except Timeout:
         return False
     except NotImplementedError:  # what filelock makes of ENOSYS: the file system has no locks
@@ -101,14 +110,19 @@ def _enter(stack: ExitStack, file: str, wait: bool | float) -> bool:
             raise
         return _unlocked(file)
     _mine.files.add(file)
-    stack.callback(_let_go, file)  # before the lock itself: one who waits finds that the file is gone, and makes it anew
+    stack.callback(
+        _let_go, file
+    )  # before the lock itself: one who waits finds that the file is gone, and makes it anew
     return True
 
 
 @cache
 def _unlocked(file: str) -> bool:
     """Say, once per place, that nothing keeps other processes away there."""
-    _log.warning("%s: this file system has no locks; let no two processes work there at the same time", os.path.dirname(file))
+    _log.warning(
+        "%s: this file system has no locks; let no two processes work there at the same time",
+        os.path.dirname(file),
+    )
     return True
 
 

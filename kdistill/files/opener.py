@@ -1,6 +1,7 @@
 """The one way to open a file that another file, a folder or a cache names.
 
-Such a name may come from a stranger: it must be a plain file name, and what it names a regular file.  A symbolic link is not
+Such a name may come from a stranger: it must be a plain file name, and what it names a regular
+    file.  A symbolic link is not
 followed, a named pipe does not block, a device is not touched.
 """
 
@@ -15,7 +16,9 @@ from kdistill.errors import DataError
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 JSON_LIMIT = 1 << 26  # bytes of a description, an index or a table of metrics
-_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"))
+_FLAGS = os.O_RDONLY | sum(
+    getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY")
+)
 _APPEND = _FLAGS & ~os.O_RDONLY | os.O_WRONLY | os.O_APPEND | os.O_CREAT
 _NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 _KINDS = {
@@ -36,7 +39,8 @@ def check_plain(name: object, where: str | Path) -> str:
     """
     if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
         raise DataError(
-            f"{where}: expected plain names of files in the same folder, got {str(name)[:60]!r}; the file was changed: restore it"
+            f"{where}: expected plain names of files in the same folder, got {str(name)[:60]!r}; "
+            "the file was changed: restore it"
         )
     return name
 
@@ -46,10 +50,12 @@ def open_regular(path: str | Path, *, follow: bool = False) -> BinaryIO:
 
     Args:
         path: File; its folder may be reached through links.
-        follow: Follow a symbolic link at ``path`` itself: for paths that the user names, never for names read from a file.
+        follow: Follow a symbolic link at ``path`` itself: for paths that the user names, never for
+            names read from a file.
 
     Raises:
-        OSError: There is none, it cannot be read, or it is no regular file; ``strerror`` is part of a sentence.
+        OSError: There is none, it cannot be read, or it is no regular file; ``strerror`` is part of
+            a sentence.
     """
     _check_kind(os.stat(path, follow_symlinks=follow), path)
     handle = os.open(path, _FLAGS | (0 if follow else _NO_FOLLOW))
@@ -70,7 +76,9 @@ def read_regular(path: str | Path, *, limit: int | None = None, follow: bool = F
     with open_regular(path, follow=follow) as file:
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
-            raise OSError(errno.EFBIG, f"{size:,} bytes, more than the {limit:,} that it may have", str(path))
+            raise OSError(
+                errno.EFBIG, f"{size:,} bytes, more than the {limit:,} that it may have", str(path)
+            )
         return file.read()
 
 
@@ -94,10 +102,14 @@ def check_replaceable(path: Path) -> None:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
-    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):  # the link itself is replaced, not what it points to
+    if not (
+        stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+    ):  # the link itself is replaced, not what it points to
         raise OSError(errno.EINVAL, _KINDS.get(stat.S_IFMT(mode), "no regular file"), str(path))
 
 
 def _check_kind(status: os.stat_result, path: str | Path) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file"), str(path))
+        raise OSError(
+            errno.EINVAL, _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file"), str(path)
+        )

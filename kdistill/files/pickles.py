@@ -1,7 +1,8 @@
 """A pickle read as text: its opcodes build plain values and records of what the file *names*, and nothing is ever run.
 
-``pickle.Unpickler`` imports what a file names and calls it; a restricted one still calls what its list allows.  Here a name stays
-a ``Name``, a call a ``Made`` with its arguments, so a file can only describe.  What the records mean is decided elsewhere, by a
+``pickle.Unpickler`` imports what a file names and calls it; a restricted one still calls what its
+list allows.  Here a name stays a ``Name``, a call a ``Made`` with its arguments, so a file can only
+describe.  What the records mean is decided elsewhere, by a
 closed table.  Opcodes: the documentation of ``pickletools`` (protocols 0 to 5).
 """
 
@@ -35,7 +36,8 @@ _FROM_MARK: dict[str, Callable[[list[Any]], Any]] = {
     "DICT": list,  # a table is made of it
     "FROZENSET": list,
 }
-# whole numbers and floats are not among them: many can be chosen to have one hash, and a table of those takes forever to fill
+# whole numbers and floats are not among them: many can be chosen to have one hash, and a table of
+# those takes forever to fill
 _PLAIN_KEYS = (str, bytes, type(None))
 MAX_MEMO = 1 << 32  # largest number of a memo entry, for the same reason
 MAX_NAME = 1000  # characters of a module's or an object's name
@@ -56,7 +58,9 @@ class Name:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False, repr=False, slots=True)  # written out, a record that holds one thing many times could be endless
+@dataclass(
+    eq=False, repr=False, slots=True
+)  # written out, a record that holds one thing many times could be endless
 class Made:
     """Something that the file asks to make and that was not made.
 
@@ -97,13 +101,14 @@ def parse(stream: bytes | BinaryIO, *, plain: bool = False) -> Parsed:
 
     Args:
         stream: The bytes.
-        plain: Refuse sets, and dictionaries whose keys are not text, None or whole numbers of 62 bits: an unpickler would hash
-            them, which takes forever for keys that are chosen for it.
+        plain: Refuse sets, and dictionaries whose keys are not text, None or whole numbers of 62
+            bits: an unpickler would hash them, which takes forever for keys that are chosen for it.
 
     Raises:
         NotReadable: Truncated or malformed bytes, or an opcode of extensions or shared buffers.
 
-    Cost: one pass over the opcodes, each of which makes at most one small object: a file of one megabyte takes about two seconds
+    Cost: one pass over the opcodes, each of which makes at most one small object: a file of one
+        megabyte takes about two seconds
     and 300 MB at worst.  Strings are copied once, and what an opcode names again is shared.
     """
     machine = _Machine(plain)
@@ -114,7 +119,16 @@ def parse(stream: bytes | BinaryIO, *, plain: bool = False) -> Parsed:
             machine.take(opcode.name, argument)
     except NotReadable:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise NotReadable(f"{type(error).__name__}: {error}") from error
     raise NotReadable("it ends before its end")
 
@@ -181,7 +195,9 @@ class _Machine:
             maker, arguments, *_ = self.popped_off(3 if op == "NEWOBJ_EX" else 2)
             if not isinstance(arguments, tuple):
                 raise NotReadable("a call whose arguments are no tuple")
-            self.call(maker, arguments)  # the tuple itself: a copy for each call would let a small file fill the memory
+            self.call(
+                maker, arguments
+            )  # the tuple itself: a copy for each call would let a small file fill the memory
         elif op == "INST":
             values = self.since_mark()
             self.name(*argument.split(" ", 1))
@@ -215,7 +231,9 @@ class _Machine:
     def table(self, flat: list[Any]) -> dict[Any, Any]:
         """Return keys and values; a key that is not plain counts as itself alone: hashing what it holds can take forever."""
         if self.plain and not all(_is_plain_key(key) for key in flat[::2]):
-            raise NotReadable("a dictionary with keys that are neither text nor small whole numbers")
+            raise NotReadable(
+                "a dictionary with keys that are neither text nor small whole numbers"
+            )
         keys = [key if isinstance(key, _PLAIN_KEYS) else Reference(key) for key in flat[::2]]
         return dict(zip(keys, flat[1::2], strict=True))
 

@@ -34,14 +34,18 @@ def check_private(path: Path, status: os.stat_result | None = None) -> None:
 
     Raises:
         OSError: There is none.
-        DataError: It belongs to another user, others can write it, or it is neither file nor folder.
+        DataError: It belongs to another user, others can write it, or it is neither file nor
+            folder.
     """
     status = status or path.lstat()
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise DataError(f"{path}: expected a regular file or folder, got something else; delete it")
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+    if hasattr(os, "getuid") and (
+        status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ):
         raise DataError(
-            f"{path}: expected a cache that only its owner can write, got one that others can write; chmod go-w it, or delete it"
+            f"{path}: expected a cache that only its owner can write, got one that others can "
+            "write; chmod go-w it, or delete it"
         )
 
 
@@ -57,7 +61,11 @@ def read_private(path: Path, *, limit: int | None = None) -> bytes:
         status = os.fstat(file.fileno())
         check_private(path, status)
         if limit is not None and status.st_size > limit:
-            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, more than the {limit:,} that it may have", str(path))
+            raise OSError(
+                errno.EFBIG,
+                f"{status.st_size:,} bytes, more than the {limit:,} that it may have",
+                str(path),
+            )
         return file.read()
 
 

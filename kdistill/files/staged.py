@@ -1,8 +1,8 @@
 """Folders of several files that change together: the old files or the new ones, never a mixture.
 
-The new files are prepared under a temporary name, which becomes ``.next`` in one rename: from then on they count, and readers
-look there first.  They are moved to their places one by one, the one that names the others last; if that is interrupted, the
-next write completes it.
+The new files are prepared under a temporary name, which becomes ``.next`` in one rename: from then
+on they count, and readers look there first.  They are moved to their places one by one, the one
+that names the others last; if that is interrupted, the next write completes it.
 """
 
 import os
@@ -35,7 +35,8 @@ class Layout:
     Attributes:
         files: Names that every folder of the kind may have.
         last: The one of them that is moved last: while it is in ``.next``, what lies there counts.
-        others: From the content of ``last`` to further file names that it names; only plain ones are used.
+        others: From the content of ``last`` to further file names that it names; only plain ones
+            are used.
     """
 
     files: tuple[str, ...]
@@ -47,8 +48,8 @@ class Layout:
 
         Raises:
             ConfigError: Another process works in the folder.
-            DataError: The place cannot be written, the disk is full, or ``.next`` is not what an interrupted write leaves;
-                what was there is unchanged.
+            DataError: The place cannot be written, the disk is full, or ``.next`` is not what an
+                interrupted write leaves; what was there is unchanged.
         """
         folder = Path(folder)
         with explained(folder, sum(map(len, contents.values()))), sole_use(folder, wait=PATIENCE):
@@ -91,13 +92,16 @@ class Layout:
     def has(self, folder: str | Path, name: str) -> bool:
         """Say whether there is a file of that name."""
         ahead = _ahead(Path(folder))
-        return (ahead is not None and (ahead / name).exists()) or os.path.lexists(Path(folder) / name)
+        return (ahead is not None and (ahead / name).exists()) or os.path.lexists(
+            Path(folder) / name
+        )
 
     def settle(self, folder: Path) -> None:
         """Move the files of a write that counts to their places; also completes one that was killed here.
 
         Raises:
-            DataError: ``.next`` is no folder, or holds something that no interrupted write leaves there; nothing is moved then.
+            DataError: ``.next`` is no folder, or holds something that no interrupted write leaves
+                there; nothing is moved then.
         """
         ahead = _ahead(folder)
         if ahead is None:
@@ -115,11 +119,14 @@ class Layout:
         with os.scandir(ahead) as entries:
             regular = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
         known = {*self.files} | self._named_by(ahead)
-        odd = sorted(name for name, is_regular in regular.items() if name not in known or not is_regular)
+        odd = sorted(
+            name for name, is_regular in regular.items() if name not in known or not is_regular
+        )
         if odd or (regular and self.last not in regular):
             what = f"'{odd[0]}'" if odd else f"no {self.last}"
             raise DataError(
-                f"{ahead}: expected the files of an interrupted save, got one with {what}; it was not made by kdistill: look at "
+                f"{ahead}: expected the files of an interrupted save, got one with {what}; it was "
+                "not made by kdistill: look at "
                 "it, and delete it"
             )
         return set(regular)
@@ -128,7 +135,9 @@ class Layout:
         """Return the files beside those that all have, as the last one names them."""
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             named = self.others(read_regular(folder / self.last, limit=JSON_LIMIT))
-            return {name for name in named if isinstance(name, str) and PLAIN_NAME.fullmatch(name)} - {*self.files}
+            return {
+                name for name in named if isinstance(name, str) and PLAIN_NAME.fullmatch(name)
+            } - {*self.files}
         return set()
 
 
@@ -145,5 +154,7 @@ def _ahead(folder: Path) -> Path | None:
         return None
     if not stat.S_ISDIR(mode):
         got = "a symbolic link" if stat.S_ISLNK(mode) else "a file"
-        raise DataError(f"{ahead}: expected a folder that an interrupted save left, got {got}; delete it")
+        raise DataError(
+            f"{ahead}: expected a folder that an interrupted save left, got {got}; delete it"
+        )
     return ahead

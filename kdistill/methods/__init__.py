@@ -3,9 +3,9 @@
 import importlib
 
 from kdistill.errors import ConfigError, did_you_mean
-from kdistill.methods.base import FAMILIES, Findings, Method, Problem, Rehearsal, Search, Step
+from kdistill.methods.base import FAMILIES, DryRun, Findings, Method, Problem, Search, Step
 
-__all__ = ["FAMILIES", "Findings", "Method", "Problem", "Rehearsal", "Search", "Step", "get", "names"]
+__all__ = ["FAMILIES", "DryRun", "Findings", "Method", "Problem", "Search", "Step", "get", "names"]
 
 # name -> module below ``kdistill.methods``, imported when the method is asked for
 _MODULES = {
@@ -34,6 +34,8 @@ def get(name: str) -> Method:
         ConfigError: The name is unknown; suggests the nearest one.
     """
     if name not in _MODULES:
-        raise ConfigError(f"method: expected a known name, got {name!r}; {did_you_mean(str(name), names())}")
+        raise ConfigError(
+            f"method: expected a known name, got {name!r}; {did_you_mean(str(name), names())}"
+        )
     method: Method = importlib.import_module(f"{__name__}.{_MODULES[name]}").METHOD
     return method

@@ -17,12 +17,25 @@ from kdistill.engine.students.convnet.network import NORMS
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
 from kdistill.keys import generator, make_key
-from kdistill.methods.options import COUNT, ITERATIONS, MOMENTUM, SCHEDULE, Unset, Words, check_options, check_value
+from kdistill.methods.options import (
+    COUNT,
+    ITERATIONS,
+    MOMENTUM,
+    SCHEDULE,
+    Unset,
+    Words,
+    check_options,
+    check_value,
+)
 from kdistill.priors import Prior, State
 from kdistill.selection import select
 
-MOVE = 0.03  # what a first step moves the images by, as a share of their norm, where a method finds its step sizes
-COPY_NOISE = 0.1  # of the images' standard deviation, on copies of images of a class that has too few
+# what a first step moves the images by, as a share of their norm, where a method finds its learning
+# rates
+MOVE = 0.03
+COPY_NOISE = (
+    0.1  # of the images' standard deviation, on copies of images of a class that has too few
+)
 INITS = ("real", "herding", "k_means", "k_center", "noise")
 
 
@@ -33,16 +46,17 @@ class MethodConfig:
     Attributes:
         iterations: Outer steps of the distillation.
         momentum: Momentum of the outer SGD, the one that changes the images.
-        schedule: How the outer learning rates change: ``"constant"``, or ``"cosine"``, down to 0 at the end.
-        init: The first images: ``"real"`` (random real images), ``"herding"``, ``"k_means"`` or ``"k_center"`` (chosen real
-            images), or ``"noise"``.
+        schedule: How the outer learning rates change: ``"constant"``, or ``"cosine"``, down to 0 at
+            the end.
+        init: The first images: ``"real"`` (random real images), ``"herding"``, ``"k_means"`` or
+            ``"k_center"`` (chosen real images), or ``"noise"``.
         student: The network that is trained or compared.
         width: Width of the network (channels of a ConvNet's blocks).
         depth: Depth of the network.
         norm: Normalisation of the network.
         strategy: Differentiable augmentation (DSA).
-        precision: Numbers in which the network's products are taken: ``"fp32"``, ``"tf32"`` (on a GPU) or ``"bf16"`` (``convnet``
-            alone); NUMERICS.md states the errors.
+        precision: Numbers in which the network's products are taken: ``"fp32"``, ``"tf32"`` (on a
+            GPU) or ``"bf16"`` (``convnet`` alone); NUMERICS.md states the errors.
     """
 
     iterations: Annotated[int, ITERATIONS]
@@ -58,7 +72,9 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        Augment(strategy_for(self.strategy, True), siamese=True, key=0, align_corners=False)  # raises for an unknown family
+        Augment(
+            strategy_for(self.strategy, True), siamese=True, key=0, align_corners=False
+        )  # raises for an unknown family
 
     def network(self, data: ImageDataset) -> Student:
         """Return the network that a run uses on ``data``."""
@@ -80,9 +96,12 @@ class Step:
     Attributes:
         loss: A scalar.
         grad_images: dL/dimages.
-        grads: Gradients of the tensors of the state that are not the prior's, such as ``"label_logits"`` and ``"lr"``.
-        carried: Tensors of the state that are replaced by these, such as a network in training; no step is taken on them.
-        is_skipped: Whether the loop leaves state and velocity as they are: the loss was too large to learn from (DATM).
+        grads: Gradients of the tensors of the state that are not the prior's, such as
+            ``"label_logits"`` and ``"lr"``.
+        carried: Tensors of the state that are replaced by these, such as a network in training; no
+            step is taken on them.
+        is_skipped: Whether the loop leaves state and velocity as they are: the loss was too large
+            to learn from (DATM).
     """
 
     loss: Tensor
@@ -108,15 +127,15 @@ class Findings:
 class Search(Protocol):
     """Changes, between two steps, which tensors a run optimises, and says which of them the result is taken from.
 
-    All that it remembers stands in the state, so that a resumed run has the same bits; the objective hands those tensors on
-    (``Step.carried``).
+    All that it remembers stands in the state, so that a resumed run has the same bits; the
+    objective hands those tensors on (``Step.carried``).
     """
 
     def after_step(self, iteration: int, state: State, velocity: State) -> tuple[State, State]:
         """Return state and velocity for the step after ``iteration`` steps; may add, replace and drop tensors."""
 
     def result(self, state: State) -> State:
-        """Return the tensors that the images of the result are rendered from, and labels and step size that belong to them."""
+        """Return the tensors from which images, labels and learning rate of the result are taken."""
 
     def findings(self, state: State) -> Findings:
         """Return what the record says about the search."""
@@ -127,23 +146,30 @@ class Problem:
     """One run, ready for the loop.
 
     Attributes:
-        prior: Turns the state into images and pulls gradients back.
-        state: The tensors that are optimised: the prior's, and perhaps ``"label_logits" [M, K]`` and ``"lr" []``; and those
-            that an iteration hands to the next one (``Step.carried``).
+        prior: Turns the state into images and returns vector-Jacobian products.
+        state: The tensors that are optimised: the prior's, and perhaps ``"label_logits" [M, K]``
+            and ``"lr" []``; and those that an iteration hands to the next one (``Step.carried``).
         labels: Hard labels of the synthetic images, int64 ``[M]``, class-major.
-        objective: ``(iteration, images, state) -> Step``; a pure function of its arguments and the run's seed.
-        learning_rates: Step size of each tensor of the state, or of all whose names begin with the same word and a dot.
-        momentum: Of the outer SGD; a mapping names it for tensors of the state, with ``"images"`` for all others.
+        objective: ``(iteration, images, state) -> Step``; a pure function of its arguments and the
+            run's seed.
+        learning_rates: Learning rate of each tensor of the state, or of all whose names begin with
+            the same word and a dot.
+        momentum: Of the outer SGD; a mapping names it for tensors of the state, with ``"images"``
+            for all others.
         iterations: Outer steps.
-        schedule: Of the step sizes: ``"constant"``, or ``"cosine"``: down to 0 at the last step.
+        schedule: Of the learning rates: ``"constant"``, or ``"cosine"``: down to 0 at the last
+            step.
         lower: Smallest value of a tensor of the state, held after every step.
-        average: Decay of the running mean of a tensor of the state, which the result takes in its place; the result takes all
-            other tensors as they are after the last step.
+        average: Decay of the running mean of a tensor of the state, which the result takes in its
+            place; the result takes all other tensors as they are after the last step.
         advice: What to change when the numbers blow up, for the error message.
-        about: What the result depends on beside options and data, such as the digest of a generator; goes into the record.
+        about: What the result depends on beside options and data, such as the digest of a
+            generator; goes into the record.
         search: What happens between two steps, or None.
-        fresh_every: Iterations that are multiples of this need nothing that an earlier one handed on.
-        first_move: Share of their norm by which a first step moves the images, where step sizes are found.
+        fresh_every: Iterations that are multiples of this need nothing that an earlier one handed
+            on.
+        first_move: Share of their norm by which a first step moves the images, where learning rates
+            are found.
     """
 
     prior: Prior
@@ -156,7 +182,7 @@ class Problem:
     schedule: str = "constant"
     lower: Mapping[str, float] = field(default_factory=dict)
     average: Mapping[str, float] = field(default_factory=dict)
-    advice: str = "lower the step size"
+    advice: str = "lower the learning rate"
     about: Mapping[str, Any] = field(default_factory=dict)
     search: Search | None = None
     fresh_every: int = 1
@@ -168,36 +194,54 @@ class Problem:
 
     def momentum_of(self, name: str) -> float:
         """Return the momentum of one tensor of the state."""
-        return self.momentum.get(name, self.momentum["images"]) if isinstance(self.momentum, Mapping) else self.momentum
+        return (
+            self.momentum.get(name, self.momentum["images"])
+            if isinstance(self.momentum, Mapping)
+            else self.momentum
+        )
 
     def step_size(self, name: str, iteration: int) -> float:
-        """Return the step size of one tensor of the state at ``iteration`` (0 is the first)."""
-        decay = 0.5 * (1.0 + math.cos(math.pi * iteration / self.iterations)) if self.schedule == "cosine" else 1.0
+        """Return the learning rate of one tensor of the state at ``iteration`` (0 is the first)."""
+        decay = (
+            0.5 * (1.0 + math.cos(math.pi * iteration / self.iterations))
+            if self.schedule == "cosine"
+            else 1.0
+        )
         group = name if name in self.learning_rates else name.partition(".")[0]
         return self.learning_rates[group] * decay
 
-    def with_prior(self, prior: Prior, state: State, learning_rates: Mapping[str, float], **changes: Any) -> "Problem":
+    def with_prior(
+        self, prior: Prior, state: State, learning_rates: Mapping[str, float], **changes: Any
+    ) -> "Problem":
         """Return the run with its images rendered by another prior from ``state``; labels, ``"lr"`` and the objective stay.
 
         ``changes`` are other fields to replace, such as ``advice``.
         """
         rest = {name: x for name, x in self.state.items() if name != "images"}
-        rates = {**{name: rate for name, rate in self.learning_rates.items() if name != "images"}, **learning_rates}
+        rates = {
+            **{name: rate for name, rate in self.learning_rates.items() if name != "images"},
+            **learning_rates,
+        }
         average = {name: decay for name, decay in self.average.items() if name != "images"}
         if "images" in self.average:
             average |= dict.fromkeys(state, self.average["images"])
-        own = {"prior": prior, "state": {**state, **rest}, "learning_rates": rates, "average": average}
+        own = {
+            "prior": prior,
+            "state": {**state, **rest},
+            "learning_rates": rates,
+            "average": average,
+        }
         return replace(self, **{**own, **changes})
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """A cheap form of a run, and what the whole one needs beyond it (``kdistill.api.plan``).
 
     Attributes:
         config: Options to build and time.
-        steps_ratio: Time of a whole iteration over that of the rehearsed one.
-        more_bytes: Memory of a whole iteration beyond that of the rehearsed one.
+        steps_ratio: Time of a whole iteration over that of the dry_run one.
+        more_bytes: Memory of a whole iteration beyond that of the dry_run one.
         expert_bytes: Of the experts that are missing, on the disk.
         expert_seconds: To train them.
         num_params: P, where it is known.
@@ -231,11 +275,13 @@ class Method:
         paper: Citation.
         config: The dataclass of its options; their defaults are the paper's.
         presets: Named changes to the defaults.
-        build: ``(config, data, ipc, seed, start) -> Problem``; ``start`` is None or the images ``[M, C, H, W]`` to begin
-            with, as networks see them.
+        build: ``(config, data, ipc, seed, start) -> Problem``; ``start`` is None or the images
+            ``[M, C, H, W]`` to begin with, as networks see them.
         deviations: Where it knowingly differs from the paper or its code.
-        experts: ``(config, data) -> TrajectoryStore``: trains those that are missing; None for a method without experts.
-        rehearse: ``(config, data, folder) -> Rehearsal``, for a method whose iterations are long; None rehearses it as it is.
+        experts: ``(config, data) -> TrajectoryStore``: trains those that are missing; None for a
+            method without experts.
+        dry_run: ``(config, data, folder) -> DryRun``, for a method whose iterations are long; None
+            rehearses it as it is.
         soft_labels: Whether labels are learned too.
         cost: In one line.
         needs: What a run needs beside the data, in one line; by default what ``experts`` says.
@@ -251,7 +297,7 @@ class Method:
     build: Callable[[Any, ImageDataset, int, int, Tensor | None], Problem]
     deviations: tuple[str, ...] = ()
     experts: Callable[[Any, ImageDataset], TrajectoryStore] | None = None
-    rehearse: Callable[[Any, ImageDataset, Path], Rehearsal] | None = None
+    dry_run: Callable[[Any, ImageDataset, Path], DryRun] | None = None
     soft_labels: bool = False
     cost: str = field(default="first order")
     needs: str = ""
@@ -265,17 +311,24 @@ def balanced_labels(num_classes: int, ipc: int) -> Tensor:
 def initial_images(data: ImageDataset, ipc: int, init: str, seed: int) -> Tensor:
     """Return the first images ``[K*ipc, C, H, W]`` as networks see them.
 
-    ``init`` is ``"real"`` (random real images of each class), ``"herding"``, ``"k_means"`` or ``"k_center"`` (real images chosen
-    by their pixels, see ``kdistill.selection.select``) or ``"noise"`` (standard normal).  Copies of an image, where a class has
-    fewer than ``ipc``, get some noise.
+    ``init`` is ``"real"`` (random real images of each class), ``"herding"``, ``"k_means"`` or
+    ``"k_center"`` (real images chosen by their pixels, see ``kdistill.selection.select``) or
+    ``"noise"`` (standard normal).  Copies of an image, where a class has fewer than ``ipc``, get
+    some noise.
     """
     if init == "noise":
         shape = (data.num_classes * ipc, data.channels, data.size, data.size)
         return torch.randn(shape, generator=generator(make_key(seed, "init"))).to(data.train.images)
     if init not in INITS:
-        raise ConfigError(f"init: expected a known start, got '{init}'; {did_you_mean(init, list(INITS))}")
+        raise ConfigError(
+            f"init: expected a known start, got '{init}'; {did_you_mean(init, list(INITS))}"
+        )
     rows = select(
-        "random" if init == "real" else init, data.train.images.flatten(1), data.train.labels, ipc, make_key(seed, "init")
+        "random" if init == "real" else init,
+        data.train.images.flatten(1),
+        data.train.labels,
+        ipc,
+        make_key(seed, "init"),
     )
     return told_apart(data.transform.apply(data.train.images[rows]), rows, seed)
 
@@ -286,13 +339,19 @@ def told_apart(images: Tensor, rows: Tensor, seed: int) -> Tensor:
     Equal images have equal gradients, so copies would stay copies to the end of the run.
     """
     first = {row: i for i, row in reversed(list(enumerate(rows.tolist())))}
-    is_copy = torch.tensor([first[row] != i for i, row in enumerate(rows.tolist())], device=images.device)
+    is_copy = torch.tensor(
+        [first[row] != i for i, row in enumerate(rows.tolist())], device=images.device
+    )
     if not bool(is_copy.any()):
         return images
     noise = torch.randn(images.shape, generator=generator(make_key(seed, "copies"))).to(images)
     return images + COPY_NOISE * images.std() * noise * is_copy[:, None, None, None]
 
 
-def augmentation(strategy: str, data: ImageDataset, key: int, *, siamese: bool, align_corners: bool) -> Augment:
+def augmentation(
+    strategy: str, data: ImageDataset, key: int, *, siamese: bool, align_corners: bool
+) -> Augment:
     """Return the keyed DSA augmentation; ``"auto"`` is every family, without flip where the data must not be mirrored."""
-    return Augment(strategy_for(strategy, data.mirrors), siamese=siamese, key=key, align_corners=align_corners)
+    return Augment(
+        strategy_for(strategy, data.mirrors), siamese=siamese, key=key, align_corners=align_corners
+    )

@@ -1,8 +1,9 @@
-"""Step sizes that suit the data, found from a few first gradients.
+"""Learning rates that suit the data, found from a few first gradients.
 
-The loss of a trajectory is close to a parabola in the student's step size alpha: too small and the student stays where it is, too
-large and it runs past the expert; then the gradient drives alpha to nothing before the images have moved.  Its minimum depends on
-the data, the number of images and the experts, and so does the length of the images' gradient.
+The loss of a trajectory is close to a parabola in the student's learning rate alpha: too small and
+the student stays where it is, too large and it runs past the expert; then the gradient drives alpha
+to nothing before the images have moved.  Its minimum depends on the data, the number of images and
+the experts, and so does the length of the images' gradient.
 """
 
 import math
@@ -18,22 +19,28 @@ from kdistill.methods.base import MOVE, Problem, Step
 from kdistill.priors import Prior, State
 
 DRAWS = 3  # iterations that are averaged
-FIRST, LEAST, MOST = 0.01, 1e-4, 1.0  # step sizes of the student that are tried
+FIRST, LEAST, MOST = 0.01, 1e-4, 1.0  # learning rates of the student that are tried
 PROBE = 1e-3  # share of its norm by which a latent is moved to see what becomes of the images
 
 
 def calibrated(
-    measure: Callable[[int, Tensor], Step], images: Tensor, lr: float | None, lr_images: float | None
+    measure: Callable[[int, Tensor], Step],
+    images: Tensor,
+    lr: float | None,
+    lr_images: float | None,
 ) -> tuple[float, float]:
-    """Return the student's step size and that of the images, found where None was given.
+    """Return the student's learning rate and that of the images, found where None was given.
 
     Args:
-        measure: ``(iteration, alpha) -> Step`` at the first images, with the gradient in ``lr`` too.
+        measure: ``(iteration, alpha) -> Step`` at the first images, with the gradient in ``lr``
+            too.
         images: The first images.
-        lr: The student's step size, or None: where the mean loss of the first iterations is least.
-        lr_images: Step size of the images, or None: one by which the first step moves them by 3 % of their norm.
+        lr: The student's learning rate, or None: where the mean loss of the first iterations is
+            least.
+        lr_images: Learning rate of the images, or None: one by which the first step moves them by 3
+            % of their norm.
 
-    Cost: six to nine outer iterations per step size that is not given.
+    Cost: six to nine outer iterations per learning rate that is not given.
     """
 
     def looked(alpha: float) -> tuple[float, float]:
@@ -47,26 +54,32 @@ def calibrated(
     if lr is None:
         lr, norm = _least(looked)
         return lr, _moving(images, norm) if lr_images is None else lr_images
-    if lr_images is None:  # a student that diverges is named by its own error: its step size was given
+    if (
+        lr_images is None
+    ):  # a student that diverges is named by its own error: its learning rate was given
         alpha = images.new_tensor(lr)
         lr_images = calibrated_images(lambda iteration: measure(iteration, alpha), images)
     return lr, lr_images
 
 
 def calibrated_images(measure: Callable[[int], Step], images: Tensor, move: float = MOVE) -> float:
-    """Return the step size by which the first step moves the images by a share of their norm; ``measure`` is without alpha.
+    """Return the learning rate by which the first step moves the images by a share of their norm; ``measure`` is without alpha.
 
     Raises:
         ConfigError: Gradients or images are zero or not finite.
 
     Cost: three outer iterations.
     """
-    return _moving(images, sum(float(measure(iteration).grad_images.norm()) for iteration in range(DRAWS)) / DRAWS, move)
+    return _moving(
+        images,
+        sum(float(measure(iteration).grad_images.norm()) for iteration in range(DRAWS)) / DRAWS,
+        move,
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class FirstGradients:
-    """The gradients in the images at the beginning of a run on latents, from which step sizes of latents are found.
+    """The gradients in the images at the beginning of a run on latents, from which learning rates of latents are found.
 
     Attributes:
         images: The first images.
@@ -92,12 +105,13 @@ class FirstGradients:
         found = {draw: problem.objective(draw, images, everything).grad_images for draw in draws}
         if not any(bool(grad.any()) for grad in found.values()):
             raise ConfigError(
-                f"lr_f, lr_w: expected gradients to find them from, got zeros in {DRAWS} iterations; name step sizes"
+                f"lr_f, lr_w: expected gradients to find them from, got zeros in {DRAWS} "
+                "iterations; name learning rates"
             )
         return cls(images, found, problem.first_move)
 
     def step_size(self, name: str, prior: Prior, state: State) -> float:
-        """Return the step size by which the first step along ``state[name]`` alone moves the images by ``move`` of their norm.
+        """Return the learning rate whose first step along ``state[name]`` moves the images by ``move``, a share of their norm.
 
         Args:
             name: Of a tensor of the state.
@@ -114,17 +128,20 @@ class FirstGradients:
         """
         moved = 0.0
         for iteration, grad_images in self.found.items():
-            grad = prior.pull_back(state, grad_images, iteration)[name]
+            grad = prior.vjp(state, grad_images, iteration)[name]
             norm = float(torch.linalg.vector_norm(grad))
             if not math.isfinite(norm):
                 raise ConfigError(
-                    f"lr_f, lr_w: expected finite gradients in {name} to find a step size from, got a norm of {norm}; "
-                    "name the step sizes"
+                    f"lr_f, lr_w: expected finite gradients in {name} to find a learning rate "
+                    f"from, got a norm of {norm}; "
+                    "name the learning rates"
                 )
             if norm > 0.0:
                 step = PROBE * float(torch.linalg.vector_norm(state[name])) / norm
                 there = prior.render({**state, name: state[name] - step * grad}, iteration)
-                moved += float(torch.linalg.vector_norm(there - prior.render(state, iteration))) / step
+                moved += (
+                    float(torch.linalg.vector_norm(there - prior.render(state, iteration))) / step
+                )
         return _moving(self.images, moved / DRAWS, self.move) if moved > 0.0 else 0.0
 
 
@@ -132,12 +149,15 @@ def _moving(images: Tensor, norm: float, move: float = MOVE) -> float:
     length = float(torch.linalg.vector_norm(images))
     if norm == 0.0 < length:
         raise ConfigError(
-            f"lr_images: expected gradients to find the learning rate from, got zeros in {DRAWS} iterations, as where the first "
-            "images are all the real ones that there are; lower ipc, withhold less with validation=, or set init=noise"
+            f"lr_images: expected gradients to find the learning rate from, got zeros in {DRAWS} "
+            "iterations, as where the first "
+            "images are all the real ones that there are; lower ipc, hold out less with "
+            "validation=, or set init=noise"
         )
     if not (0.0 < norm < math.inf and 0.0 < length < math.inf):
         raise ConfigError(
-            f"lr_images: expected gradients and images to find it from, got mean norms of {norm:g} and {length:g} in {DRAWS} "
+            f"lr_images: expected gradients and images to find it from, got mean norms of {norm:g} "
+            f"and {length:g} in {DRAWS} "
             "iterations; name a learning rate"
         )
     return move * length / norm

@@ -1,6 +1,7 @@
 """Methods that look at a part of the real images, chosen by difficulty: PAD's FIEX.
 
-Scores come from a table that the user names, or from networks that are trained on the real images for a few epochs; those are
+Scores come from a table that the user names, or from networks that are trained on the real images
+for a few epochs; those are
 kept under the cache folder.  Symbols: N images, R networks.
 """
 
@@ -55,7 +56,11 @@ class DifficultyConfig(MethodConfig):
 
     def table_identity(self, data: ImageDataset) -> dict[str, Any]:
         """Return what a run's record says of a table that it looks at, so that it is not resumed with another one."""
-        return {} if self.scores is None or not self.looks_at_scores else {"scores": self.scores_identity(data)}
+        return (
+            {}
+            if self.scores is None or not self.looks_at_scores
+            else {"scores": self.scores_identity(data)}
+        )
 
     @property
     def looks_at_scores(self) -> bool:
@@ -72,12 +77,18 @@ class DifficultyConfig(MethodConfig):
 
     def _table(self, data: ImageDataset) -> Tensor:
         train = data.train
-        found = load_scores(str(self.scores), digest=fingerprint(train), num_samples=len(train), labels=train.labels)
+        found = load_scores(
+            str(self.scores), digest=fingerprint(train), num_samples=len(train), labels=train.labels
+        )
         return found.of(self.score_metric)
 
     def _scores(self, data: ImageDataset) -> Tensor:
         network = f"{self.network(data)!r}, width {self.width}, norm {self.norm}"
-        identity = {**self.scores_identity(data), "training": data.training_digest(), "student": network}
+        identity = {
+            **self.scores_identity(data),
+            "training": data.training_digest(),
+            "student": network,
+        }
         path = cache_folder() / "scores" / f"{data.name}-{digest_of(identity)}.safetensors"
         is_usable = is_trusted(path.parent)
         if is_usable and path.exists():
@@ -85,13 +96,21 @@ class DifficultyConfig(MethodConfig):
                 scores = load_checkpoint(path)[0]["scores"]
                 if scores.shape == data.train.labels.shape and bool(scores.isfinite().all()):
                     return scores
-                _log.warning("%s: expected a finite score for each image, got others; the images are scored again", path)
+                _log.warning(
+                    "%s: expected a finite score for each image, got others; the images are scored "
+                    "again",
+                    path,
+                )
             except (DataError, KeyError) as error:
                 _log.warning("%s; the images are scored again", error)
-        spec = ScoreSpec(metrics=(self.score_metric,), runs=self.score_nets, epochs=self.score_epochs)
+        spec = ScoreSpec(
+            metrics=(self.score_metric,), runs=self.score_nets, epochs=self.score_epochs
+        )
         seen = data.transform.apply(data.train.images)
         with status_line("scores") as say:
-            found = difficulty(spec, self.network(data), seen, data.train.labels, say=say)[self.score_metric]
+            found = difficulty(spec, self.network(data), seen, data.train.labels, say=say)[
+                self.score_metric
+            ]
         if is_usable:
             try:
                 make_private(path.parent)
@@ -106,8 +125,10 @@ class FilteredConfig(DifficultyConfig):
     """Options of methods that match batches of real images, beside those of scores (PAD, appendix A.1).
 
     Attributes:
-        drop_hardest: Share of the hardest images of each class that is left out; helps for few images per class.
-        drop_easiest: Share of the easiest images of each class that is left out; helps for many images per class.
+        drop_hardest: Share of the hardest images of each class that is left out; helps for few
+            images per class.
+        drop_easiest: Share of the easiest images of each class that is left out; helps for many
+            images per class.
     """
 
     drop_hardest: Annotated[float, "0 or more, below 1 together"] = 0.0
@@ -118,7 +139,8 @@ class FilteredConfig(DifficultyConfig):
         hard, easy = self.drop_hardest, self.drop_easiest
         if not (min(hard, easy) >= 0.0 and hard + easy < 1.0):
             raise ConfigError(
-                f"drop_hardest, drop_easiest: expected shares of 0 or more that leave images, got {hard:g} and {easy:g}; 0.2 "
+                "drop_hardest, drop_easiest: expected shares of 0 or more that leave images, got "
+                f"{hard:g} and {easy:g}; 0.2 "
                 "leaves a fifth out"
             )
 
@@ -144,4 +166,9 @@ class FilteredConfig(DifficultyConfig):
 def by_count(data: ImageDataset) -> Ranking:
     """Return a ranking with classes of the right sizes, to check shares without scores."""
     labels = data.train.labels
-    return rank(labels.new_zeros(len(labels)).float(), labels, num_classes=data.num_classes, classes=data.classes)
+    return rank(
+        labels.new_zeros(len(labels)).float(),
+        labels,
+        num_classes=data.num_classes,
+        classes=data.classes,
+    )

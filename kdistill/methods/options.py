@@ -1,7 +1,8 @@
 """What the options of a method may be: declared once beside each option, checked, and shown by ``kdistill methods NAME``.
 
-An option is a field of a config dataclass.  ``Annotated`` names its range, its words, or what None stands for; the ``Attributes``
-section of the class explains it.  A class that only changes a default repeats neither.
+An option is a field of a config dataclass.  ``Annotated`` names its range, its words, or what None
+stands for; the ``Attributes`` section of the class explains it.  A class that only changes a
+default repeats neither.
 """
 
 import dataclasses
@@ -50,11 +51,20 @@ class Unset:
 FOUND = Unset("found automatically")
 COUNT = Range("at least 1", lambda value: value >= 1, "raise it")
 ITERATIONS = Range("0 or more", lambda value: value >= 0, "0 gives the first images")
-POSITIVE = Range("above 0", lambda value: value > 0 and math.isfinite(value), "0.01 is usual", "a number ")
-NOT_NEGATIVE = Range("0 or more", lambda value: value >= 0 and math.isfinite(value), "0 changes nothing", "a number of ")
+POSITIVE = Range(
+    "above 0", lambda value: value > 0 and math.isfinite(value), "0.01 is usual", "a number "
+)
+NOT_NEGATIVE = Range(
+    "0 or more",
+    lambda value: value >= 0 and math.isfinite(value),
+    "0 changes nothing",
+    "a number of ",
+)
 MOMENTUM = Range("in [0, 1)", lambda value: 0.0 <= value < 1.0, "0.5 is usual", "a number ")
 DECAY = Range("in [0, 1]", lambda value: 0.0 <= value <= 1.0, "0.999 is usual", "a number ")
-MASKED_SHARE = Range("in [0, 1)", lambda value: 0.0 <= value < 1.0, "0 compares everything", "a share ")
+MASKED_SHARE = Range(
+    "in [0, 1)", lambda value: 0.0 <= value < 1.0, "0 compares everything", "a share "
+)
 SCHEDULE = Words(("constant", "cosine"))
 
 
@@ -83,7 +93,8 @@ def check_value(name: str, value: Any, mark: object) -> None:
         raise ConfigError(f"{name}: expected {mark.noun}{mark.text}, got {value}; {mark.hint}")
     if isinstance(mark, Words) and value not in mark.words:
         raise ConfigError(
-            f"{name}: expected one of {', '.join(mark.words)}, got '{value}'; {did_you_mean(str(value), list(mark.words))}"
+            f"{name}: expected one of {', '.join(mark.words)}, got '{value}'; "
+            f"{did_you_mean(str(value), list(mark.words))}"
         )
 
 
@@ -109,7 +120,10 @@ def options(config: type) -> tuple[Option, ...]:
 def value_shown(config: type, name: str, value: Any) -> str:
     """Return the value of an option as a user would write it, and None as what it stands for."""
     if value is None:
-        return next((mark.meaning for mark in _marks(config).get(name, ()) if isinstance(mark, Unset)), "none")
+        return next(
+            (mark.meaning for mark in _marks(config).get(name, ()) if isinstance(mark, Unset)),
+            "none",
+        )
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
@@ -122,16 +136,29 @@ def value_shown(config: type, name: str, value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 def _option(config: type, field: "dataclasses.Field[Any]") -> Option:
     for owner in config.__mro__:
         if text := _explanations(owner).get(field.name):
-            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            shown = "needs a value" if default is dataclasses.MISSING else value_shown(config, field.name, default)
+            default = (
+                field.default
+                if field.default_factory is dataclasses.MISSING
+                else field.default_factory()
+            )
+            shown = (
+                "needs a value"
+                if default is dataclasses.MISSING
+                else value_shown(config, field.name, default)
+            )
             return Option(field.name, shown, _allowed(config, field.name), text, owner)
-    raise ConfigError(f"{config.__name__}: expected an explanation of '{field.name}' under Attributes, got none; add it")
+    raise ConfigError(
+        f"{config.__name__}: expected an explanation of '{field.name}' under Attributes, got none; "
+        "add it"
+    )
 
 
 def _allowed(config: type, name: str) -> str:

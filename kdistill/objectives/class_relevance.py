@@ -22,7 +22,8 @@ class ClassRelevantDistance:
         levels: Which parts of the networks are compared.
         thetas: Parameters of the K networks, ``[K, P]``: the same for real and synthetic images.
         means: Of every network and level, the class means of the real images, ``[C, F_l]``.
-        weights: Of every network and level, ``w_c / sqrt(F_l)``, as ``[C, ...]`` that broadcasts to the level; None without.
+        weights: Of every network and level, ``w_c / sqrt(F_l)``, as ``[C, ...]`` that broadcasts to
+            the level; None without.
         shapes: Of one image's levels.
     """
 
@@ -62,7 +63,9 @@ class ClassRelevantDistance:
         own = torch.arange(len(means), device=means.device)
         if self.weights is None:
             return class_mean_sqdist(means, own, rows, labels, len(means)) / means.shape[1]
-        weights = self.weights[net][level].expand(len(means), *self.shapes[level]).reshape(means.shape)
+        weights = (
+            self.weights[net][level].expand(len(means), *self.shapes[level]).reshape(means.shape)
+        )
         return class_mean_sqdist(means, own, rows, labels, len(means), weights)
 
 
@@ -78,11 +81,13 @@ def class_relevant_distance(
 ) -> ClassRelevantDistance:
     """Return the class-relevant feature distance to a real set.
 
-        d(S) = 1/K sum_k sum_c sum_l 1/|A_l| | w_{k,c,l} * (mean_{x in T_c} A_{k,l}(x) - mean_{x in S_c} A_{k,l}(x)) |^2 .
+        d(S) = 1/K sum_k sum_c sum_l 1/|A_l| | w_{k,c,l} * (mean_{x in T_c} A_{k,l}(x) - mean_{x in
+        S_c} A_{k,l}(x)) |^2 .
 
-    A_{k,l} are the post-activation maps of the blocks of network k before pooling.  The last level is what the classifier reads:
-    with a head that flattens, the vector itself with w its row for c (CAM); with a head that averages over positions, the map,
-    each channel with the classifier's weight.  In earlier levels w has one number per channel, the derivative of the logit of c
+    A_{k,l} are the post-activation maps of the blocks of network k before pooling.  The last level
+    is what the classifier reads: with a head that flattens, the vector itself with w its row for c
+    (CAM); with a head that averages over positions, the map, each channel with the classifier's
+    weight.  In earlier levels w has one number per channel, the derivative of the logit of c
     averaged over positions and over T_c (Grad-CAM without its ReLU), held fixed.
 
     Args:
@@ -98,18 +103,27 @@ def class_relevant_distance(
         ConfigError: An option is unknown, or the network has no linear classifier.
         DataError: A class has no real image.
 
-    Cost: once, K forward passes over N images, with ``"cam"`` K backward passes too, class by class; keeps ``K * C * F`` numbers.
+    Cost: once, K forward passes over N images, with ``"cam"`` K backward passes too, class by
+        class; keeps ``K * C * F`` numbers.
     Then ``K * M`` forward passes for every call.
 
-    References: Zhong et al., Hierarchical Features Matter (H-GLaD), whose released distance has neither class weights nor the
-    same networks on both sides; Zhou et al., CVPR 2016 (CAM); Selvaraju et al., ICCV 2017 (Grad-CAM).
+    References: Zhong et al., Hierarchical Features Matter (H-GLaD), whose released distance has
+        neither class weights nor the
+    same networks on both sides; Zhou et al., CVPR 2016 (CAM); Selvaraju et al., ICCV 2017
+    (Grad-CAM).
     """
     if weighting not in WEIGHTINGS:
-        raise ConfigError(f"weighting: expected a known one, got '{weighting}'; {did_you_mean(weighting, list(WEIGHTINGS))}")
+        raise ConfigError(
+            f"weighting: expected a known one, got '{weighting}'; "
+            f"{did_you_mean(weighting, list(WEIGHTINGS))}"
+        )
     rows = [(real_labels == label).nonzero()[:, 0] for label in range(student.classes)]
     empty = next((label for label, members in enumerate(rows) if not len(members)), None)
     if empty is not None:
-        raise DataError(f"class_relevant_distance: expected real images of every class, got none of class {empty}; add some")
+        raise DataError(
+            "class_relevant_distance: expected real images of every class, got none of class "
+            f"{empty}; add some"
+        )
 
     def chunks(label: int) -> Iterator[Tensor]:
         return (real[part] for part in rows[label].split(batch_size))
@@ -119,15 +133,21 @@ def class_relevant_distance(
     means: list[list[Tensor]] = []
     weights: list[list[Tensor]] = []
     for theta in thetas:
-        mean, weight = class_statistics(levels, theta, chunks, student.classes, weighted=weighting == "cam")
+        mean, weight = class_statistics(
+            levels, theta, chunks, student.classes, weighted=weighting == "cam"
+        )
         shapes = [tuple(level.shape[1:]) for level in mean]
         means.append([level.flatten(1) for level in mean])
         if weight is not None:
             weights.append([w / m[0].numel() ** 0.5 for w, m in zip(weight, mean, strict=True)])
-    return ClassRelevantDistance(levels, thetas, means, weights if weighting == "cam" else None, shapes)
+    return ClassRelevantDistance(
+        levels, thetas, means, weights if weighting == "cam" else None, shapes
+    )
 
 
-def restored_distance(student: Student, real: Tensor, layers: str, tensors: Mapping[str, Tensor]) -> ClassRelevantDistance:
+def restored_distance(
+    student: Student, real: Tensor, layers: str, tensors: Mapping[str, Tensor]
+) -> ClassRelevantDistance:
     """Return the distance whose ``tensors()`` these are; a few ``real`` images show again what its classifier reads.
 
     Raises:
@@ -144,4 +164,10 @@ def restored_distance(student: Student, real: Tensor, layers: str, tensors: Mapp
     means = parts("means")
     shapes = [tuple(mean.shape[1:]) for mean in means[0]]
     weights = parts("weights") if "weights.0.0" in kept else None
-    return ClassRelevantDistance(levels, kept["thetas"], [[mean.flatten(1) for mean in net] for net in means], weights, shapes)
+    return ClassRelevantDistance(
+        levels,
+        kept["thetas"],
+        [[mean.flatten(1) for mean in net] for net in means],
+        weights,
+        shapes,
+    )

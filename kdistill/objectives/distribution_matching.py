@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kdistill.augment import Augment
-from kdistill.engine.features import embed, embed_with_pullback
+from kdistill.engine.features import embed, embed_with_vjp
 from kdistill.engine.students import Student
 from kdistill.objectives.masks import deepest
 from kdistill.ops.class_mean_sqdist import class_mean_sqdist, class_mean_sqdist_and_grad
@@ -25,35 +25,43 @@ def distribution_match(
 ) -> tuple[Tensor, Tensor]:
     """Return ``sum_c |mean_c psi(A(real)) - mean_c psi(A(images))|^2`` and its gradient in ``images``.
 
-    All classes go through the network in one batch.  ``A`` is siamese per class: the real and the synthetic images of a class
-    get the same transformation at the same step.
+    All classes go through the network in one batch.  ``A`` is siamese per class: the real and the
+    synthetic images of a class get the same transformation at the same step.
 
     Args:
         student: The embedding network psi (features before the classifier).
         theta: Its parameters, ``[P]``.
         real: Real images as the network sees them (normalised), ``[N, C, H, W]``.
-        real_labels: int64 ``[N]``, there or on the host: with ``augment`` nothing waits for a GPU where both are on the host.
+        real_labels: int64 ``[N]``, there or on the host: with ``augment`` nothing waits for a GPU
+            where both are on the host.
         images: Synthetic images in the same space, ``[M, C, H, W]``.
         labels: int64 ``[M]``, likewise.
         augment: A keyed augmentation, or None.
         step: The draw of the augmentation.
 
     Returns:
-        The loss, a scalar in squared feature units, and ``dL/dimages [M, C, H, W]``.  No graph is built.
+        The loss, a scalar in squared feature units, and ``dL/dimages [M, C, H, W]``.  No graph is
+        built.
 
     Cost: a forward pass over ``N + M`` images and a backward pass to the pixels over ``M``.
 
-    References: Zhao and Bilen, Dataset Condensation with Distribution Matching, WACV 2023, eq. 5; augmentation as in their
+    References: Zhao and Bilen, Dataset Condensation with Distribution Matching, WACV 2023, eq. 5;
+        augmentation as in their
     section 3.3.
     """
     if augment is not None:
         real, images = augment(real, step, real_labels), augment(images, step, labels)
     real_features = embed(student, theta, real)
-    features, pull_back = embed_with_pullback(student, theta, images)
-    there = (real_features, real_labels.to(real.device, non_blocking=True), features, labels.to(images.device, non_blocking=True))
+    features, vjp = embed_with_vjp(student, theta, images)
+    there = (
+        real_features,
+        real_labels.to(real.device, non_blocking=True),
+        features,
+        labels.to(images.device, non_blocking=True),
+    )
     loss, grad_features = class_mean_sqdist_and_grad(*there, student.classes)
-    grad = pull_back(grad_features)
-    return loss, grad if augment is None else augment.pull_back(grad, step, labels)
+    grad = vjp(grad_features)
+    return loss, grad if augment is None else augment.vjp(grad, step, labels)
 
 
 def layered_distribution_match(
@@ -71,22 +79,26 @@ def layered_distribution_match(
     """Return ``distribution_match`` summed over the maps of the deepest blocks, in the place of the last features.
 
     Args:
-        student: The embedding network; the maps are those of every block after its activation and before its pooling.
+        student: The embedding network; the maps are those of every block after its activation and
+            before its pooling.
         theta: As for ``distribution_match``, and so are the others.
         real: As for ``distribution_match``.
         real_labels: As for ``distribution_match``.
         images: As for ``distribution_match``.
         labels: As for ``distribution_match``.
-        mask_ratio: Share of the blocks, shallow ones first, that is not compared (``kdistill.objectives.masks.deepest``).
+        mask_ratio: Share of the blocks, shallow ones first, that is not compared
+            (``kdistill.objectives.masks.deepest``).
         augment: As for ``distribution_match``.
         step: As for ``distribution_match``.
 
     Returns:
         The loss and ``dL/dimages [M, C, H, W]``.
 
-    Cost: as ``distribution_match``, by plain autograd; memory of the maps of M synthetic images and of 128 real ones.
+    Cost: as ``distribution_match``, by plain autograd; memory of the maps of M synthetic images and
+        of 128 real ones.
 
-    References: Li et al., Prioritize Alignment in Dataset Distillation, 2024, appendix A.1 (FIEM for distribution matching).
+    References: Li et al., Prioritize Alignment in Dataset Distillation, 2024, appendix A.1 (FIEM
+        for distribution matching).
     """
     if augment is not None:
         real, images = augment(real, step, real_labels), augment(images, step, labels)
@@ -97,9 +109,12 @@ def layered_distribution_match(
         maps = student.features(theta, leaf, layers="all")
         compared = [maps[level].flatten(1) for level in deepest(len(maps), mask_ratio)]
         pairs = zip(means, compared, strict=True)
-        total = sum((class_mean_sqdist(mean, present, x, there, student.classes) for mean, x in pairs), leaf.new_zeros(()))
+        total = sum(
+            (class_mean_sqdist(mean, present, x, there, student.classes) for mean, x in pairs),
+            leaf.new_zeros(()),
+        )
         (grad,) = torch.autograd.grad(total, leaf)
-    return total.detach(), grad if augment is None else augment.pull_back(grad, step, labels)
+    return total.detach(), grad if augment is None else augment.vjp(grad, step, labels)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Which parameters a matching objective compares: PAD's FIEM leaves the shallow ones out.
 
-Symbols: P parameters, in the order shallow to deep that every student keeps; k = floor(P * ratio) of them are left out.
+Symbols: P parameters, in the order shallow to deep that every student keeps; k = floor(P * ratio)
+    of them are left out.
 
 Paper: Li et al., "Prioritize Alignment in Dataset Distillation", section 3.3.
 """
@@ -17,7 +18,9 @@ from kdistill.errors import ConfigError
 def check_ratio(ratio: float) -> None:
     """Raise ConfigError unless something is left to compare."""
     if not 0.0 <= ratio < 1.0:
-        raise ConfigError(f"mask_ratio: expected a share in [0, 1), got {ratio:g}; 0 compares everything")
+        raise ConfigError(
+            f"mask_ratio: expected a share in [0, 1), got {ratio:g}; 0 compares everything"
+        )
 
 
 def depth_mask(num_params: int, ratio: float) -> Tensor:
@@ -45,7 +48,8 @@ def loss_mask(ratio: float) -> Callable[[Tensor, Tensor], Tensor]:
 def deepest(layers: int, ratio: float) -> range:
     """Return the numbers of the layers that are compared: ``layers * ratio`` of the first ones, rounded, are not; one always is.
 
-    For ConvNet-3 a quarter leaves out block 1, a half blocks 1 and 2: those whose parameters ``depth_mask`` leaves out whole.
+    For ConvNet-3 a quarter leaves out block 1, a half blocks 1 and 2: those whose parameters
+    ``depth_mask`` leaves out whole.
     """
     check_ratio(ratio)
     return range(min(math.floor(layers * ratio + 0.5), layers - 1), layers)

@@ -1,7 +1,8 @@
 """Recording the kernels of a long computation once, and replaying them: a CUDA graph behind a device-independent call.
 
-The computation gets its inputs in buffers that never move, so everything that changes from call to call has to be a tensor among
-them.  What decides the kernels themselves (shapes, dtypes, options) is the key of the recording.
+The computation gets its inputs in buffers that never move, so everything that changes from call to
+call has to be a tensor among them.  What decides the kernels themselves (shapes, dtypes, options)
+is the key of the recording.
 """
 
 import logging
@@ -22,7 +23,9 @@ Function = Callable[..., Values]
 
 WARM_UPS = 2  # calls before a recording: libraries choose their algorithms, Triton compiles
 GRAPHS = 4  # recordings that an owner keeps: each holds the memory of one call
-AGREEMENT = 0.05  # distance of the first replay from the plain call; rounding and flipped kinks stay far below, a fault far above
+# distance of the first replay from the plain call; rounding and flipped kinks stay far below, a
+# fault far above
+AGREEMENT = 0.05
 
 _log = logging.getLogger("kdistill")
 
@@ -57,27 +60,34 @@ _recordings: WeakKeyDictionary[Any, dict[Hashable, _Recording | str]] = WeakKeyD
 def capture(owner: Any, key: Hashable, function: Function, inputs: Values) -> Values:
     """Return ``function(*inputs)``, from recorded kernels where the device can record.
 
-    The first call for a key, shapes and dtypes runs the function plainly, records it, and compares a replay with the plain
-    result; later ones copy the inputs into the recording's buffers and replay.  Where recording is refused (the function waits
-    for the device, or copies from the host) or disagrees, the reason is logged once and the function runs plainly.
+    The first call for a key, shapes and dtypes runs the function plainly, records it, and compares
+    a replay with the plain result; later ones copy the inputs into the recording's buffers and
+    replay.  Where recording is refused (the function waits for the device, or copies from the host)
+    or disagrees, the reason is logged once and the function runs plainly.
 
     Args:
         owner: Keeps the recordings as long as it lives; the last four of them.
-        key: What decides the kernels beside the tensors' shapes and dtypes, and every number that the function takes from Python.
+        key: What decides the kernels beside the tensors' shapes and dtypes, and every number that
+            the function takes from Python.
         function: Tensors in, tensors out; it changes nothing else and keeps nothing.
         inputs: Tensors on one device, or None.
 
     Returns:
         The outputs, new tensors.
 
-    Cost: a copy of inputs and outputs beside the kernels; memory of one call for every recording, until its owner dies.
+    Cost: a copy of inputs and outputs beside the kernels; memory of one call for every recording,
+        until its owner dies.
     """
     device = next(x.device for x in inputs if x is not None)
     record = RECORDERS.get(device.type)
     if record is None:
         return function(*inputs)
     kept = _recordings.setdefault(owner, {})
-    key = (key, asked_backend(), *(None if x is None else (tuple(x.shape), x.dtype, x.device) for x in inputs))
+    key = (
+        key,
+        asked_backend(),
+        *(None if x is None else (tuple(x.shape), x.dtype, x.device) for x in inputs),
+    )
     if key not in kept:
         while len(kept) >= GRAPHS:
             del kept[next(iter(kept))]
@@ -87,14 +97,20 @@ def capture(owner: Any, key: Hashable, function: Function, inputs: Values) -> Va
     return function(*inputs) if isinstance(found, str) else found(inputs)
 
 
-def _recorded(record: Recorder, function: Function, inputs: Values, device: torch.device) -> tuple[_Recording | str, Values]:
+def _recorded(
+    record: Recorder, function: Function, inputs: Values, device: torch.device
+) -> tuple[_Recording | str, Values]:
     """Return the recording, or why there is none; and the outputs of a plain call."""
     buffers = _clones(inputs)
     plain = _clones(function(*buffers))
     try:
         graph, outputs = record(lambda: function(*buffers), device)
         recording = _Recording(graph, buffers, outputs)
-        found: _Recording | str = recording if _agree(recording(inputs), plain) else "a replay differs from the plain call"
+        found: _Recording | str = (
+            recording
+            if _agree(recording(inputs), plain)
+            else "a replay differs from the plain call"
+        )
     except RuntimeError as error:  # CUDA's refusal is one
         found = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(found, str):
@@ -104,7 +120,11 @@ def _recorded(record: Recorder, function: Function, inputs: Values, device: torc
 
 def _agree(ours: Values, plain: Values) -> bool:
     pairs = [(a, b) for a, b in zip(ours, plain, strict=True) if a is not None and b is not None]
-    far = [(a - b).double().norm() > AGREEMENT * b.double().norm() for a, b in pairs if bool(torch.isfinite(b).all())]
+    far = [
+        (a - b).double().norm() > AGREEMENT * b.double().norm()
+        for a, b in pairs
+        if bool(torch.isfinite(b).all())
+    ]
     return not any(bool(x) for x in far)
 
 
@@ -114,26 +134,37 @@ def _clones(values: Values) -> Values:
 
 def _record_cuda(function: Callable[[], Values], device: torch.device) -> tuple[Graph, Values]:
     with torch.cuda.device(device):
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # the default stream cannot be recorded
+        here, aside = (
+            torch.cuda.current_stream(),
+            torch.cuda.Stream(),
+        )  # the default stream cannot be recorded
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS - 1):
                 function()
-            with _refusing_waits():  # a recording that meets one is lost, and torch before 2.12 does not recover from it whole
+            # a recording that meets one is lost, and torch before 2.12 does not recover from it
+            # whole
+            with _refusing_waits():
                 function()
         here.wait_stream(aside)
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         try:
-            # on a stream of this device: torch's own choice belongs to the device of its first recording
-            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+            # on a stream of this device: torch's own choice belongs to the device of its first
+            # recording
+            with torch.cuda.graph(
+                graph, pool=pool, stream=aside, capture_error_mode="thread_local"
+            ):
                 outputs = function()
         except BaseException:
-            # torch before 2.12 leaves its allocator in the recording, and later ones fail; newer ones say that it has ended
+            # torch before 2.12 leaves its allocator in the recording, and later ones fail; newer
+            # ones say that it has ended
             with suppress(RuntimeError, AttributeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             raise
         finally:
-            torch.cuda.set_stream(here)  # a recording that fails leaves its stream behind as the current one
+            torch.cuda.set_stream(
+                here
+            )  # a recording that fails leaves its stream behind as the current one
     return graph, outputs
 
 

@@ -1,7 +1,8 @@
 """What kernels rely on and cannot see: sizes, dtype, device and memory order of an op's tensors.
 
-A kernel gets addresses and sizes, so it reads a tensor that is smaller beyond its end, and one in another order wrongly.  Every
-registered op declares the layouts of its tensors as a function of its arguments, and ``_registry`` checks them.
+A kernel gets addresses and sizes, so it reads a tensor that is smaller beyond its end, and one in
+another order wrongly.  Every registered op declares the layouts of its tensors as a function of its
+arguments, and ``_registry`` checks them.
 """
 
 import inspect
@@ -54,10 +55,13 @@ def checker(where: str, hint: str, layouts: Layouts) -> Callable[[tuple[Any, ...
     Args:
         where: The op, for the message.
         hint: What to do instead, for the message.
-        layouts: The op's parameters to one layout per tensor, in order (that of an absent one is ignored).
+        layouts: The op's parameters to one layout per tensor, in order (that of an absent one is
+            ignored).
     """
     parameters = list(inspect.signature(layouts).parameters.values())
-    tensors = [(i, p.name) for i, p in enumerate(parameters) if p.annotation in (Tensor, Tensor | None)]
+    tensors = [
+        (i, p.name) for i, p in enumerate(parameters) if p.annotation in (Tensor, Tensor | None)
+    ]
 
     def check(args: tuple[Any, ...]) -> None:
         first: Tensor = args[tensors[0][0]]
@@ -75,18 +79,26 @@ def checker(where: str, hint: str, layouts: Layouts) -> Callable[[tuple[Any, ...
 def _has_memory(x: Tensor) -> bool:
     """Return whether ``x`` has an address for kernels: torch's own wrappers (fake, functional, distributed) have none."""
     kind = type(x)
-    return kind.__torch_dispatch__ is Tensor.__torch_dispatch__ or not kind.__module__.startswith("torch.")
+    return kind.__torch_dispatch__ is Tensor.__torch_dispatch__ or not kind.__module__.startswith(
+        "torch."
+    )
 
 
 def _check(name: str, x: Tensor, layout: Layout, first: Tensor) -> None:
     if x.layout != torch.strided or not _has_memory(x):
-        raise ShapeError(f"expected {name} to be a dense tensor with memory of its own, got {type(x).__name__} ({x.layout})")
+        raise ShapeError(
+            f"expected {name} to be a dense tensor with memory of its own, got {type(x).__name__} "
+            f"({x.layout})"
+        )
     dtype = layout.dtype or first.dtype
     if tuple(x.shape) != layout.sizes or x.dtype != dtype or x.device != first.device:
         raise ShapeError(
-            f"expected {name} {dtype} {list(layout.sizes)} on {first.device}, got {x.dtype} {list(x.shape)} on {x.device}"
+            f"expected {name} {dtype} {list(layout.sizes)} on {first.device}, got {x.dtype} "
+            f"{list(x.shape)} on {x.device}"
         )
     order = torch.channels_last if layout.channels_last else torch.contiguous_format
     if x.numel() and not x.is_contiguous(memory_format=order):
         what = "in channels-last memory" if layout.channels_last else "to be contiguous"
-        raise ShapeError(f"expected {name} {what}, got {list(x.shape)} with strides {list(x.stride())}")
+        raise ShapeError(
+            f"expected {name} {what}, got {list(x.shape)} with strides {list(x.stride())}"
+        )

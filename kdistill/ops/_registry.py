@@ -1,11 +1,12 @@
 """Which backend runs an op, and why the others do not.
 
-``use_backend(...)`` comes before ``KDISTILL_BACKEND``, which comes before the automatic order.  A backend that was asked for
-and cannot run raises with its reason; the automatic order steps down and says so once.
+``use_backend(...)`` comes before ``KDISTILL_BACKEND``, which comes before the automatic order.  A
+backend that was asked for and cannot run raises with its reason; the automatic order steps down and
+says so once.
 
-Where a GPU's kernels were measured, the automatic order begins with the faster ones (``fastest.json``, written by ``python -m
-benchmarks.run --device cuda``): a committed file and no timing at run time, which could choose otherwise, and so other bits, in
-the next run.
+Where a GPU's kernels were measured, the automatic order begins with the faster ones
+(``fastest.json``, written by ``python -m benchmarks.run --device cuda``): a committed file and no
+timing at run time, which could choose otherwise, and so other bits, in the next run.
 """
 
 import importlib
@@ -24,7 +25,13 @@ import torch
 from torch import Tensor
 
 from kdistill import _native
-from kdistill.errors import BackendUnavailableError, ConfigError, NotDifferentiableError, ShapeError, did_you_mean
+from kdistill.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    NotDifferentiableError,
+    ShapeError,
+    did_you_mean,
+)
 from kdistill.ops._layout import Layouts, checker
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
@@ -36,9 +43,13 @@ _log = logging.getLogger("kdistill")
 _asked: ContextVar[str | None] = ContextVar("kdistill_backend", default=None)
 _LIB = torch.library.Library("kdistill", "FRAGMENT")
 _chosen: dict[tuple[Any, ...], Callable[..., Any]] = {}
-_checked: dict[tuple[Any, ...], Callable[..., Any]] = {}  # the same, by sizes and strides too: these arguments were checked
+_checked: dict[
+    tuple[Any, ...], Callable[..., Any]
+] = {}  # the same, by sizes and strides too: these arguments were checked
 _MOST_CHECKED = 4096
-guarded: dict[str, Callable[..., Any]] = {}  # every op that checks its arguments, behind torch's dispatcher
+guarded: dict[
+    str, Callable[..., Any]
+] = {}  # every op that checks its arguments, behind torch's dispatcher
 
 
 @contextmanager
@@ -46,7 +57,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Run every op inside the ``with`` block on one backend.
 
     Args:
-        name: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"reference"``, or ``"auto"`` for the automatic choice.
+        name: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"reference"``, or ``"auto"`` for the automatic
+            choice.
 
     Raises:
         ConfigError: The name is unknown.
@@ -61,7 +73,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 def _known(name: str, where: str) -> str:
     if name not in (*BACKENDS, "auto"):
-        raise ConfigError(f"{where}: expected a backend, got '{name}'; {did_you_mean(name, [*BACKENDS, 'auto'])}")
+        raise ConfigError(
+            f"{where}: expected a backend, got '{name}'; {did_you_mean(name, [*BACKENDS, 'auto'])}"
+        )
     return name
 
 
@@ -103,7 +117,12 @@ def choose(name: str, args: tuple[Any, ...]) -> Callable[..., Any]:
     kinds = tuple((a.device, a.dtype) for a in args if isinstance(a, Tensor))
     key = (name, asked, _native.emulating(), kinds)
     if key not in _chosen:
-        _chosen[key] = _walk(name, asked, next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu")), args)
+        _chosen[key] = _walk(
+            name,
+            asked,
+            next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu")),
+            args,
+        )
     return _chosen[key]
 
 
@@ -121,7 +140,9 @@ def automatic_order(name: str, device: torch.device) -> tuple[str, ...]:
     return (best, *(b for b in order if b != best)) if best in order else order
 
 
-def _walk(name: str, asked: str | None, device: torch.device, args: tuple[Any, ...]) -> Callable[..., Any]:
+def _walk(
+    name: str, asked: str | None, device: torch.device, args: tuple[Any, ...]
+) -> Callable[..., Any]:
     order = (asked,) if asked else automatic_order(name, device)
     refusals: dict[str, str] = {}
     for backend in order:
@@ -129,7 +150,10 @@ def _walk(name: str, asked: str | None, device: torch.device, args: tuple[Any, .
         if not isinstance(found, str):
             if refusals:
                 _log.warning(
-                    "%s runs on the %s backend: %s", name, backend, "; ".join(f"{b} {why}" for b, why in refusals.items())
+                    "%s runs on the %s backend: %s",
+                    name,
+                    backend,
+                    "; ".join(f"{b} {why}" for b, why in refusals.items()),
                 )
             return found
         refusals[backend] = found
@@ -180,35 +204,50 @@ def plain(name: str, layouts: Layouts | None = None) -> Callable[..., Any]:
 
     Args:
         name: The function of the backends.
-        layouts: The layouts of its tensors, checked before it runs; None where the public function has checked all of them.
+        layouts: The layouts of its tensors, checked before it runs; None where the public function
+            has checked all of them.
     """
-    checked = None if layouts is None else _checking(name, layouts, "pass what the forward was given and returned")
+    checked = (
+        None
+        if layouts is None
+        else _checking(name, layouts, "pass what the forward was given and returned")
+    )
 
     def run(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            raise NotDifferentiableError(f"{name}: expected inputs without requires_grad; call it under torch.no_grad()")
+            raise NotDifferentiableError(
+                f"{name}: expected inputs without requires_grad; call it under torch.no_grad()"
+            )
         return checked(*args) if checked else choose(name, args)(*args)
 
     run.__name__ = name
     return run
 
 
-def register(name: str, schema: str, *, fake: Callable[..., Any], layouts: Layouts) -> Callable[..., Any]:
+def register(
+    name: str, schema: str, *, fake: Callable[..., Any], layouts: Layouts
+) -> Callable[..., Any]:
     """An op that torch must know, because users differentiate or compile through it.
 
     Args:
         name: Registered as ``kdistill::<name>``.
         schema: Arguments and results in torch's schema language, functional (no in-place, no view).
-        fake: The same arguments to outputs of the right shape, dtype and device, without touching data.
-        layouts: The same arguments to the layouts of the tensors among them; anything else raises ShapeError.
+        fake: The same arguments to outputs of the right shape, dtype and device, without touching
+            data.
+        layouts: The same arguments to the layouts of the tensors among them; anything else raises
+            ShapeError.
     """
     hint = f"call kdistill.ops.{module_of(name)}, which converts what it is given"
 
     def on_one_device(*args: Any) -> Any:
-        # torch comes here with one meta tensor among others too, and would return memory that nothing has written
+        # torch comes here with one meta tensor among others too, and would return memory that
+        # nothing has written
         devices = {a.device for a in args if isinstance(a, Tensor)}
         if len(devices) > 1:
-            raise ShapeError(f"{name}: expected tensors on one device, got {', '.join(sorted(map(str, devices)))}; {hint}")
+            raise ShapeError(
+                f"{name}: expected tensors on one device, got "
+                f"{', '.join(sorted(map(str, devices)))}; {hint}"
+            )
         return fake(*args)
 
     _LIB.define(name + schema)
@@ -222,7 +261,8 @@ def register(name: str, schema: str, *, fake: Callable[..., Any], layouts: Layou
 def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """Return ``function.apply`` without the inspection of signatures that ``setup_context`` brings to every call (70 us).
 
-    Calls that torch transforms (``torch.func``) or traces (``torch.compile``) go to ``function`` itself, which they need.
+    Calls that torch transforms (``torch.func``) or traces (``torch.compile``) go to ``function``
+    itself, which they need.
     """
 
     class Eager(torch.autograd.Function):
@@ -248,6 +288,7 @@ def check_same_dtype_and_device(where: str, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype != first.dtype or tensor.device != first.device:
             raise ShapeError(
-                f"{where}: expected {name} like {first_name} ({first.dtype} on {first.device}), got {tensor.dtype} on "
+                f"{where}: expected {name} like {first_name} ({first.dtype} on {first.device}), "
+                f"got {tensor.dtype} on "
                 f"{tensor.device}; convert with .to({first_name})"
             )

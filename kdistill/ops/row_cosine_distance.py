@@ -1,6 +1,7 @@
 """The distance between two gradients of a network, row by row, with its gradient: the objective of gradient matching.
 
-Symbols: P parameters, G groups (classes), R rows of the weights (one per output unit), a and b a row of both gradients.
+Symbols: P parameters, G groups (classes), R rows of the weights (one per output unit), a and b a
+    row of both gradients.
 Derivation and traffic: docs/ops/row_cosine_distance.md.
 """
 
@@ -23,7 +24,8 @@ class RowTable:
     """Where the rows of a network's weights lie in its flat parameter vector.
 
     Args:
-        rows: (offset, length) of every row, ascending and without overlap; elements of no row are left out of the distance.
+        rows: (offset, length) of every row, ascending and without overlap; elements of no row are
+            left out of the distance.
         numel: P, the length of the vector.
 
     Raises:
@@ -35,7 +37,8 @@ class RowTable:
         for number, (offset, length) in enumerate(rows):
             if length < 1 or offset < end or offset + length > numel:
                 raise ShapeError(
-                    f"RowTable: expected rows (offset, length) that ascend within {numel} elements, got ({offset}, {length}) as "
+                    f"RowTable: expected rows (offset, length) that ascend within {numel} "
+                    f"elements, got ({offset}, {length}) as "
                     f"row {number} after an end at {end}; sort them and leave empty ones out"
                 )
             end = offset + length
@@ -72,41 +75,59 @@ def row_cosine_distance(
     """Return ``sum over rows of 1 - <a, b> / (|a| |b| + eps)`` and its gradient in ``syn``; a, b are rows of ``syn``, ``real``.
 
     Args:
-        syn: Gradient of the loss on the synthetic images, ``[P]`` or ``[G, P]``, float32 or float64.
+        syn: Gradient of the loss on the synthetic images, ``[P]`` or ``[G, P]``, float32 or
+            float64.
         real: That on the real images, like ``syn``; a constant.
         rows: Of all groups.
-        mask: 0 or 1, ``[P]`` (for every group) or ``[G, P]``, dtype and device of ``syn``; a constant.  It multiplies both
-            gradients, and a row that it leaves out altogether is not counted.  None keeps everything.
+        mask: 0 or 1, ``[P]`` (for every group) or ``[G, P]``, dtype and device of ``syn``; a
+            constant.  It multiplies both gradients, and a row that it leaves out altogether is not
+            counted.  None keeps everything.
         eps: Added to the product of the norms, above 0.
 
     Returns:
-        The distance in float64, ``[]`` or ``[G]``, between 0 and 2R, and its gradient, a new tensor like ``syn``, 0 outside the
-        rows.  Sums are taken in float64 and in an order that depends on the table alone.  A row of zeros in ``syn`` has the
-        derivative of PyTorch's norm there, 0.  Not differentiable: the gradient is the direction of ``engine.grad_jvp``.
+        The distance in float64, ``[]`` or ``[G]``, between 0 and 2R, and its gradient, a new tensor
+        like ``syn``, 0 outside the rows.  Sums are taken in float64 and in an order that depends on
+        the table alone.  A row of zeros in ``syn`` has the derivative of PyTorch's norm there, 0.
+        Not differentiable: the gradient is the direction of ``engine.grad_jvp``.
 
     Raises:
         ShapeError: A shape, dtype or device does not fit.
         NotDifferentiableError: An input requires grad while grad mode is on.
 
-    Cost: 11 flops per element; reads two arrays (three with a mask ``[G, P]``) and writes one: the second look at a row finds it
+    Cost: 11 flops per element; reads two arrays (three with a mask ``[G, P]``) and writes one: the
+        second look at a row finds it
     in the cache.
 
-    References: Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching, ICLR 2021, eq. 9 and its grouping by output
+    References: Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching, ICLR 2021, eq.
+        9 and its grouping by output
     unit; the constant eps is that of the authors' code.
     """
-    if syn.ndim not in (1, 2) or syn.shape != real.shape or syn.shape[-1] != rows.numel or not syn.is_floating_point():
+    if (
+        syn.ndim not in (1, 2)
+        or syn.shape != real.shape
+        or syn.shape[-1] != rows.numel
+        or not syn.is_floating_point()
+    ):
         raise ShapeError(
-            f"row_cosine_distance: expected syn and real [{rows.numel}] or [G, {rows.numel}] of a floating dtype, got "
-            f"{syn.dtype} {list(syn.shape)} and {list(real.shape)}; flatten gradients into one vector per row of the group"
+            f"row_cosine_distance: expected syn and real [{rows.numel}] or [G, {rows.numel}] of a "
+            "floating dtype, got "
+            f"{syn.dtype} {list(syn.shape)} and {list(real.shape)}; flatten gradients into one "
+            "vector per row of the group"
         )
     if mask is not None and mask.shape not in (syn.shape, syn.shape[-1:]):
         raise ShapeError(
-            f"row_cosine_distance: expected mask {list(syn.shape[-1:])} or {list(syn.shape)}, got {list(mask.shape)}; "
+            f"row_cosine_distance: expected mask {list(syn.shape[-1:])} or {list(syn.shape)}, got "
+            f"{list(mask.shape)}; "
             "pass one number, 0 or 1, per parameter"
         )
     if not eps > 0:
-        raise ShapeError(f"row_cosine_distance: expected eps above 0, got {eps}; leave it out for {EPS:g}")
+        raise ShapeError(
+            f"row_cosine_distance: expected eps above 0, got {eps}; leave it out for {EPS:g}"
+        )
     masks = {} if mask is None else {"mask": mask}
     check_same_dtype_and_device("row_cosine_distance", syn=syn, real=real, **masks)
     kept = None if mask is None else mask.contiguous()
-    return cast("tuple[Tensor, Tensor]", _run(syn.contiguous(), real.contiguous(), rows.on(syn.device), kept, eps))
+    return cast(
+        "tuple[Tensor, Tensor]",
+        _run(syn.contiguous(), real.contiguous(), rows.on(syn.device), kept, eps),
+    )

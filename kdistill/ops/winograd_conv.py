@@ -2,9 +2,11 @@
 
     y = A' [ (G w G') * (B' x B) ] A
 
-For the engine alone: nothing here is differentiable.  Derivation and error: docs/ops/winograd_conv.md.
+For the engine alone: nothing here is differentiable.  Derivation and error:
+    docs/ops/winograd_conv.md.
 
-Symbols: N images, C channels in, K channels out, H x W the map that comes in, h x w the one that goes out, p padding,
+Symbols: N images, C channels in, K channels out, H x W the map that comes in, h x w the one that
+    goes out, p padding,
 T = N * ceil(h/4) * ceil(w/4) tiles.
 """
 
@@ -27,22 +29,35 @@ def _layouts(
 ) -> tuple[Layout, ...]:
     n, c, h, w = sizes_of(x, "x [N, C, H, W]")
     k = sizes_of(weight, "weight [K, C, 3, 3]")[1 if turned else 0]
-    require(padding >= 0 and min(h, w) + 2 * padding >= 3, "a map of at least 3x3 with its padding", f"{[h, w]} and {padding}")
+    require(
+        padding >= 0 and min(h, w) + 2 * padding >= 3,
+        "a map of at least 3x3 with its padding",
+        f"{[h, w]} and {padding}",
+    )
     require(min(c, k) >= 1, "channels in and out", f"C = {c} and K = {k}")
     filters = array(c, k, 3, 3) if turned else array(k, c, 3, 3)
     return maps(n, c, h, w), filters, maps(n, c, h, w), filters
 
 
-def _layouts_weight_grad(x: Tensor, grad: Tensor, padding: int, x1: Tensor | None, grad1: Tensor | None) -> tuple[Layout, ...]:
+def _layouts_weight_grad(
+    x: Tensor, grad: Tensor, padding: int, x1: Tensor | None, grad1: Tensor | None
+) -> tuple[Layout, ...]:
     n, c, h, w = sizes_of(x, "x [N, C, H, W]")
     k = sizes_of(grad, "grad [N, K, h, w]")[1]
-    require(padding >= 0 and min(h, w) + 2 * padding >= 3, "a map of at least 3x3 with its padding", f"{[h, w]} and {padding}")
+    require(
+        padding >= 0 and min(h, w) + 2 * padding >= 3,
+        "a map of at least 3x3 with its padding",
+        f"{[h, w]} and {padding}",
+    )
     require(min(c, k) >= 1, "channels in and out", f"C = {c} and K = {k}")
     out = maps(n, k, h + 2 * padding - 2, w + 2 * padding - 2)
     return maps(n, c, h, w), out, maps(n, c, h, w), out
 
 
-_conv, _weight_grad = plain("winograd_conv", _layouts), plain("winograd_conv_weight_grad", _layouts_weight_grad)
+_conv, _weight_grad = (
+    plain("winograd_conv", _layouts),
+    plain("winograd_conv_weight_grad", _layouts_weight_grad),
+)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -53,7 +68,8 @@ def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
     """Return the 3x3 convolution (cross-correlation, stride 1) of ``x`` with ``weight``.
 
     Args:
-        x: ``[N, C, H, W]``, float32 or float64.  Channels-last memory is read as it is, anything else is converted first.
+        x: ``[N, C, H, W]``, float32 or float64.  Channels-last memory is read as it is, anything
+            else is converted first.
         weight: ``[K, C, 3, 3]``.
         padding: Zeros around the map, at least 0.
 
@@ -64,26 +80,36 @@ def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
         ShapeError: A shape, dtype or device does not fit.
         NotDifferentiableError: An input requires grad while grad mode is on.
 
-    Cost: ``72*T*C*K`` flops in the products, against ``18*N*h*w*C*K`` of the plain sum: a quarter on maps whose sides are
-        multiples of 4; memory for a block of tiles of every thread and, below 8 MB, for all ``36*C*K`` transformed filters.
-        The rounding error is about five times that of the plain sum.
+    Cost: ``72*T*C*K`` flops in the products, against ``18*N*h*w*C*K`` of the plain sum: a quarter
+        on maps whose sides are multiples of 4; memory for a block of tiles of every thread and,
+        below 8 MB, for all ``36*C*K`` transformed filters. The rounding error is about five times
+        that of the plain sum.
 
-    References: Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural
+    References: Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast
+        Algorithms for Convolutional Neural
     Networks, CVPR 2016.
     """
-    if weight.ndim != 4 or x.ndim != 4 or tuple(weight.shape[1:]) != (x.shape[1], 3, 3) or padding < 0:
+    if (
+        weight.ndim != 4
+        or x.ndim != 4
+        or tuple(weight.shape[1:]) != (x.shape[1], 3, 3)
+        or padding < 0
+    ):
         raise ShapeError(
-            f"winograd_conv: expected x [N, C, H, W], weight [K, C, 3, 3] and padding >= 0, got {list(x.shape)}, "
+            "winograd_conv: expected x [N, C, H, W], weight [K, C, 3, 3] and padding >= 0, got "
+            f"{list(x.shape)}, "
             f"{list(weight.shape)} and {padding}; use torch.nn.functional.conv2d for other kernels"
         )
     if min(*x.shape[1:], len(weight)) < 1 or not x.is_floating_point():
         raise ShapeError(
-            f"winograd_conv: expected floats and channels, rows and columns, got {x.dtype}, {list(x.shape)} and "
+            f"winograd_conv: expected floats and channels, rows and columns, got {x.dtype}, "
+            f"{list(x.shape)} and "
             f"{list(weight.shape)}; leave empty maps out"
         )
     if min(x.shape[2:]) + 2 * padding < 3:
         raise ShapeError(
-            f"winograd_conv: expected a map of at least 3x3 with its padding, got {list(x.shape[2:])} and {padding}; pad more"
+            "winograd_conv: expected a map of at least 3x3 with its padding, got "
+            f"{list(x.shape[2:])} and {padding}; pad more"
         )
     return winograd_conv_output((x, weight), padding=padding)
 

@@ -23,7 +23,7 @@ class Prior(Protocol):
     def render(self, state: State, iteration: int) -> Tensor:
         """Return the images ``[M, C, H, W]`` as networks see them; no graph."""
 
-    def pull_back(self, state: State, grad_images: Tensor, iteration: int) -> State:
+    def vjp(self, state: State, grad_images: Tensor, iteration: int) -> State:
         """Return the gradient in the prior's tensors of ``state``, given ``dL/dimages`` of the same rendering."""
 
 
@@ -41,15 +41,19 @@ class Noise:
 
     def normal(self, place: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return ``[len(rows), *shape]`` with dtype and device of ``like``; ``place`` names who asks."""
-        draws = [torch.randn(shape, generator=generator(make_key(self.key, place, row))) for row in self.rows]
+        draws = [
+            torch.randn(shape, generator=generator(make_key(self.key, place, row)))
+            for row in self.rows
+        ]
         return torch.stack(draws).to(like)
 
 
 class RenderedPrior(ABC):
     """A prior whose images are computed: rendered in chunks without a graph, and again with one for the gradient.
 
-    Both renderings of an iteration draw the same noise, so the gradient is that of the images which the objective saw; memory is
-    that of one chunk.  A subclass writes ``draw`` with differentiable operations and names its tensors.
+    Both renderings of an iteration draw the same noise, so the gradient is that of the images which
+    the objective saw; memory is that of one chunk.  A subclass writes ``draw`` with differentiable
+    operations and names its tensors.
     """
 
     chunk: int  # images that have a graph at one time
@@ -66,20 +70,28 @@ class RenderedPrior(ABC):
     def render(self, state: State, iteration: int) -> Tensor:
         """Return the images ``[M, C, H, W]`` as networks see them; no graph."""
         with torch.no_grad():
-            return torch.cat([self.draw(part, noise) for part, noise in self.parts(state, iteration)])
+            return torch.cat(
+                [self.draw(part, noise) for part, noise in self.parts(state, iteration)]
+            )
 
-    def pull_back(self, state: State, grad_images: Tensor, iteration: int) -> State:
+    def vjp(self, state: State, grad_images: Tensor, iteration: int) -> State:
         """Return the gradient in the prior's tensors, given ``dL/dimages`` of the rendering of this iteration.
 
         Cost: one rendering, and its backward pass; memory of one chunk and of the gradient.
         """
-        grads = {name: torch.zeros_like(x) for name, x in state.items() if self.is_per_image(name) is not None}
+        grads = {
+            name: torch.zeros_like(x)
+            for name, x in state.items()
+            if self.is_per_image(name) is not None
+        }
         for part, noise in self.parts(state, iteration):
             leaves = {name: x.detach().requires_grad_() for name, x in part.items()}
             with torch.enable_grad():
                 images = self.draw(leaves, noise)
             rows = slice(noise.rows.start, noise.rows.stop)
-            found = torch.autograd.grad(images, list(leaves.values()), grad_images[rows], materialize_grads=True)
+            found = torch.autograd.grad(
+                images, list(leaves.values()), grad_images[rows], materialize_grads=True
+            )
             for name, grad in zip(leaves, found, strict=True):
                 (grads[name][rows] if self.is_per_image(name) else grads[name]).add_(grad)
         return grads

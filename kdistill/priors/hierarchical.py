@@ -1,6 +1,7 @@
 """Images as latents at a depth that changes: W+, then F_1 to F_L with W+, then the pixels.
 
-The names of the tensors say where a state stands: ``ws`` alone is W+, with ``f.<n>`` it is F_n, ``images`` are pixels.
+The names of the tensors say where a state stands: ``ws`` alone is W+, with ``f.<n>`` it is F_n,
+``images`` are pixels.
 Paper: Zhong et al., "Hierarchical Features Matter" (H-GLaD), CVPR 2025.
 """
 
@@ -58,19 +59,20 @@ class HierarchicalPrior:
         prior, latents = self._at(state)
         return prior.render(latents, iteration)
 
-    def pull_back(self, state: State, grad_images: Tensor, iteration: int) -> State:
+    def vjp(self, state: State, grad_images: Tensor, iteration: int) -> State:
         """Return the gradient in the prior's tensors of ``state``, given ``dL/dimages`` of the same rendering."""
         if "images" in state:
             return {"images": grad_images}
         prior, latents = self._at(state)
-        grads = prior.pull_back(latents, grad_images, iteration)
+        grads = prior.vjp(latents, grad_images, iteration)
         return {f"f.{prior.layer}" if name == "f" else name: grad for name, grad in grads.items()}
 
     def descend(self, state: State, stage: Stage, iteration: int) -> State:
         """Return the prior's tensors at ``stage``, below where ``state`` stands; the images stay the same but for rounding.
 
-        Feature maps are cleaned as at the start of GLaD (not-a-number to 0, infinities to ±5, then within ±10), as the published
-        code does at every layer.  Pixels are the rendered images, and need no W+ any more.
+        Feature maps are cleaned as at the start of GLaD (not-a-number to 0, infinities to ±5, then
+        within ±10), as the published code does at every layer.  Pixels are the rendered images, and
+        need no W+ any more.
 
         Raises:
             ConfigError: ``stage`` is not below.
@@ -79,11 +81,17 @@ class HierarchicalPrior:
         """
         was = self.stage(state)
         if stage is None or was == PIXELS or (isinstance(stage, int) and stage <= (was or 0)):
-            raise ConfigError(f"descend: expected a stage below {was or 'W+'}, got {stage or 'W+'}; stages only go down")
+            raise ConfigError(
+                f"descend: expected a stage below {was or 'W+'}, got {stage or 'W+'}; stages only "
+                "go down"
+            )
         if isinstance(stage, str):
             return {"images": self.render(state, iteration).clone()}
         with torch.no_grad():
-            parts = [self._features(part, was or 0, stage, noise) for part, noise in self._chunks(state, iteration)]
+            parts = [
+                self._features(part, was or 0, stage, noise)
+                for part, noise in self._chunks(state, iteration)
+            ]
         return {"ws": state["ws"].clone(), f"f.{stage}": torch.cat(parts)}
 
     def _features(self, part: State, start: int, stop: int, noise: Noise | None) -> Tensor:
@@ -100,7 +108,9 @@ class HierarchicalPrior:
     def _at(self, state: State) -> tuple[LatentPrior, State]:
         layer = self.stage(state)
         assert not isinstance(layer, str)
-        latents = {"ws": state["ws"]} if layer is None else {"ws": state["ws"], "f": state[f"f.{layer}"]}
+        latents = (
+            {"ws": state["ws"]} if layer is None else {"ws": state["ws"], "f": state[f"f.{layer}"]}
+        )
         return self._latents(layer), latents
 
     def _latents(self, layer: int | None) -> LatentPrior:

@@ -1,6 +1,7 @@
 """Images as latents of a generator: W+, or a feature map F_n and the latents of the layers above it.
 
-Paper: Cazenavette et al., "Generalizing Dataset Distillation via Deep Generative Prior" (GLaD), CVPR 2023.
+Paper: Cazenavette et al., "Generalizing Dataset Distillation via Deep Generative Prior" (GLaD),
+    CVPR 2023.
 
 Symbols: M images, L synthesis layers, n layers that ``f`` stands for.
 """
@@ -53,8 +54,9 @@ class View:
 class LatentPrior(RenderedPrior):
     """The images ``view(from_f(f, ws, layer))`` of a frozen generator, or of one whose weights are learned too.
 
-    The state holds ``ws [M, num_ws, w_dim]``, for F_n also ``f [M, ...]``, and with learned weights a ``generator.<name>`` for
-    each.  Latents of layers that ``f`` stands for have no influence, and a gradient of zero.
+    The state holds ``ws [M, num_ws, w_dim]``, for F_n also ``f [M, ...]``, and with learned weights
+    a ``generator.<name>`` for each.  Latents of layers that ``f`` stands for have no influence, and
+    a gradient of zero.
 
     Attributes:
         generator: The generator.
@@ -62,7 +64,8 @@ class LatentPrior(RenderedPrior):
         view: From its images to what networks see.
         chunk: Images that have a graph at one time.
         key: Of the draws.
-        noise: StyleGAN2's noise inputs: ``"const"`` (the network's own) or ``"random"`` (keyed, new in every iteration).
+        noise: StyleGAN2's noise inputs: ``"const"`` (the network's own) or ``"random"`` (keyed, new
+            in every iteration).
 
     Raises:
         ConfigError: The layer does not exist (lists those that do), or ``noise`` is unknown.
@@ -79,14 +82,25 @@ class LatentPrior(RenderedPrior):
         if self.layer is not None:
             self.generator.check_layer(self.layer)
         if self.noise not in NOISES:
-            raise ConfigError(f"noise: expected a known kind, got '{self.noise}'; {did_you_mean(self.noise, list(NOISES))}")
+            raise ConfigError(
+                f"noise: expected a known kind, got '{self.noise}'; "
+                f"{did_you_mean(self.noise, list(NOISES))}"
+            )
 
-    def init(self, classes: Tensor, *, average: int = 0, random_f: bool = False, learn_weights: bool = False) -> State:
+    def init(
+        self,
+        classes: Tensor,
+        *,
+        average: int = 0,
+        random_f: bool = False,
+        learn_weights: bool = False,
+    ) -> State:
         """Return the first state.
 
         Args:
             classes: The generator's class of every image, int64 ``[M]``.
-            average: Mapped z that are averaged per class, each image of a class over its own share of them; 0 takes one each.
+            average: Mapped z that are averaged per class, each image of a class over its own share
+                of them; 0 takes one each.
             random_f: Replace f by normal draws of the same mean and deviation per image.
             learn_weights: Put the weights of the layers after n into the state.
 
@@ -94,14 +108,26 @@ class LatentPrior(RenderedPrior):
             DataError: The generator gives latents that are not finite.
         """
         with torch.no_grad():
-            state = {"ws": torch.cat([self._mapped(row, classes, average) for row in range(len(classes))])}
+            state = {
+                "ws": torch.cat(
+                    [self._mapped(row, classes, average) for row in range(len(classes))]
+                )
+            }
             if self.layer is not None:
                 parts = range(0, len(classes), self.chunk)
-                state["f"] = torch.cat([self._features(state["ws"], slice(i, i + self.chunk), random_f) for i in parts])
+                state["f"] = torch.cat(
+                    [self._features(state["ws"], slice(i, i + self.chunk), random_f) for i in parts]
+                )
         if not bool(torch.isfinite(state["ws"]).all()):
-            raise DataError("prior: expected finite latents, got some that are not; the generator is damaged, convert it again")
+            raise DataError(
+                "prior: expected finite latents, got some that are not; the generator is damaged, "
+                "convert it again"
+            )
         if learn_weights:
-            state |= {WEIGHTS + name: x.clone() for name, x in self.generator.parameters(self.layer or 0).items()}
+            state |= {
+                WEIGHTS + name: x.clone()
+                for name, x in self.generator.parameters(self.layer or 0).items()
+            }
         return state
 
     def is_per_image(self, name: str) -> bool | None:
@@ -110,7 +136,9 @@ class LatentPrior(RenderedPrior):
 
     def draw(self, state: State, noise: Noise) -> Tensor:
         """Return the images of a chunk as networks see them; differentiable."""
-        weights = {name.removeprefix(WEIGHTS): x for name, x in state.items() if name.startswith(WEIGHTS)}
+        weights = {
+            name.removeprefix(WEIGHTS): x for name, x in state.items() if name.startswith(WEIGHTS)
+        }
         network = self.generator.with_tensors(weights) if weights else self.generator
         drawn = noise if self.noise == "random" else None
         if self.layer is None:
@@ -122,7 +150,11 @@ class LatentPrior(RenderedPrior):
         sharing = int((classes == classes[row]).sum())
         count = max(average // sharing, 1)
         like = next(iter(self.generator.tensors.values()))
-        z = torch.randn(count, self.generator.config.mapping.z_dim, generator=generator(make_key(self.key, "z", row))).to(like)
+        z = torch.randn(
+            count,
+            self.generator.config.mapping.z_dim,
+            generator=generator(make_key(self.key, "z", row)),
+        ).to(like)
         labels = classes[row].expand(count).to(like.device) if self.generator.classes else None
         return self.generator.mapping(z, labels).mean(0, keepdim=True)
 
@@ -142,7 +174,14 @@ def clean(f: Tensor) -> Tensor:
 
 
 def check_fit(
-    network: Generator, *, classes: Sequence[str], channels: int, size: int, mapped: bool, convert: bool, resize: bool
+    network: Generator,
+    *,
+    classes: Sequence[str],
+    channels: int,
+    size: int,
+    mapped: bool,
+    convert: bool,
+    resize: bool,
 ) -> None:
     """Refuse a generator whose classes, channels or size are not the data's, unless it was said how they map.
 
@@ -161,26 +200,33 @@ def check_fit(
     count = len(classes)
     if network.classes not in (0, count) and not mapped:
         raise ConfigError(
-            f"prior: expected a generator of the data's {count} classes, got one of {network.classes}; say which of its classes "
-            f"are {_few(classes)} with classes=[...], {count} numbers from 0 to {network.classes - 1}"
+            f"prior: expected a generator of the data's {count} classes, got one of "
+            f"{network.classes}; say which of its classes "
+            f"are {_few(classes)} with classes=[...], {count} numbers from 0 to "
+            f"{network.classes - 1}"
         )
     if network.channels != channels and not convert:
         raise ConfigError(
-            f"prior: expected a generator of the data's {channels} channels, got one of {network.channels}; "
+            f"prior: expected a generator of the data's {channels} channels, got one of "
+            f"{network.channels}; "
             "set channels='convert' to turn colour into grey or grey into colour"
         )
     if network.size != size and not resize:
         raise ConfigError(
-            f"prior: expected a generator of the data's size {size}x{size}, got one of {network.size}x{network.size}; "
+            f"prior: expected a generator of the data's size {size}x{size}, got one of "
+            f"{network.size}x{network.size}; "
             f"load the data with size={network.size}, or set resize=true to scale what it draws"
         )
 
 
-def generator_classes(network: Generator, labels: Tensor, classes: Sequence[int] | None, num_classes: int) -> Tensor:
+def generator_classes(
+    network: Generator, labels: Tensor, classes: Sequence[int] | None, num_classes: int
+) -> Tensor:
     """Return the generator's class of every image, given the data's ``labels`` and the mapping (None: the same numbers).
 
     Raises:
-        ConfigError: The mapping has another length, or names a class that the generator does not have.
+        ConfigError: The mapping has another length, or names a class that the generator does not
+            have.
     """
     if classes is None:
         return labels
@@ -188,7 +234,8 @@ def generator_classes(network: Generator, labels: Tensor, classes: Sequence[int]
     if len(classes) != num_classes or outside:
         wrong = f"{outside[0]}" if outside else f"{len(classes)} numbers"
         raise ConfigError(
-            f"classes: expected {num_classes} numbers from 0 to {max(network.classes, 1) - 1}, one for each class of the data, "
+            f"classes: expected {num_classes} numbers from 0 to {max(network.classes, 1) - 1}, one "
+            "for each class of the data, "
             f"got {wrong}; give the generator's class for every one"
         )
     return torch.tensor(list(classes), device=labels.device)[labels]

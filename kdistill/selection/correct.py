@@ -1,6 +1,7 @@
 """First images that trained networks classify correctly (DATM's ``samples_predicted_correctly``).
 
-Source: the released code of Guo et al., Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching, ICLR
+Source: the released code of Guo et al., Towards Lossless Dataset Distillation via
+    Difficulty-Aligned Trajectory Matching, ICLR
 2024.
 """
 
@@ -25,11 +26,13 @@ def select_correct(
 ) -> Tensor:
     """Choose ``ipc`` images of every class that a network classifies correctly.
 
-    The images of a class are shuffled; those that network 0 gets right come first, then those that network 1 gets right and
-    network 0 does not, and so on.  Images that no network gets right come last, so that a class is full in any case.
+    The images of a class are shuffled; those that network 0 gets right come first, then those that
+    network 1 gets right and network 0 does not, and so on.  Images that no network gets right come
+    last, so that a class is full in any case.
 
     Args:
-        predictions: Network number to the classes int64 ``[N]`` that it gives all images; called only as far as it is needed.
+        predictions: Network number to the classes int64 ``[N]`` that it gives all images; called
+            only as far as it is needed.
         networks: How many there are.
         labels: int64 ``[N]``.
         ipc: Images per class.
@@ -38,7 +41,8 @@ def select_correct(
         classes: Names for the error message.
 
     Returns:
-        int64 ``[K*ipc]`` row numbers, class-major; the images of a class of fewer than ``ipc`` are taken in turn.
+        int64 ``[K*ipc]`` row numbers, class-major; the images of a class of fewer than ``ipc`` are
+        taken in turn.
 
     Raises:
         DataError: No class has ``ipc`` images, or a class has none.
@@ -52,7 +56,10 @@ def select_correct(
     for label, pool in enumerate(pools):
         if len(pool) == 0 or (len(pool) < ipc and largest < ipc):
             called = f"class {label} ('{classes[label]}')" if classes else f"class {label}"
-            raise DataError(f"select: expected at least ipc={ipc} images of {called}, got {len(pool)}; lower ipc or add images")
+            raise DataError(
+                f"select: expected at least ipc={ipc} images of {called}, got {len(pool)}; lower "
+                "ipc or add images"
+            )
     pools = [pool[torch.arange(max(len(pool), ipc)) % len(pool)] for pool in pools]
     chosen: list[list[Tensor]] = [[] for _ in pools]
     missing = [ipc] * num_classes
@@ -66,4 +73,6 @@ def select_correct(
             missing[label] -= len(chosen[label][-1])
             pools[label] = pool[~right]
     rest = [pool[:count] for pool, count in zip(pools, missing, strict=True)]
-    return torch.cat([torch.cat([*own, last]) for own, last in zip(chosen, rest, strict=True)]).to(device)
+    return torch.cat([torch.cat([*own, last]) for own, last in zip(chosen, rest, strict=True)]).to(
+        device
+    )

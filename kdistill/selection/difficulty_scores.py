@@ -1,7 +1,9 @@
 """Difficulty scores of real images over several short training runs.
 
-Sources: Paul, Ganguli and Dziugaite, Deep Learning on a Data Diet, NeurIPS 2021 (EL2N and GraNd, early in training); Toneva et
-al., An Empirical Study of Example Forgetting, ICLR 2019 (forgetting); Li et al., PAD, 2024 (what the scores are for).
+Sources: Paul, Ganguli and Dziugaite, Deep Learning on a Data Diet, NeurIPS 2021 (EL2N and GraNd,
+    early in training); Toneva et
+al., An Empirical Study of Example Forgetting, ICLR 2019 (forgetting); Li et al., PAD, 2024 (what
+the scores are for).
 """
 
 import math
@@ -64,8 +66,9 @@ class ScoreSpec:
     Attributes:
         metrics: Of ``METRICS`` those to compute.
         runs: Networks; every score is the mean over them.
-        epochs: Passes over the data before the checkpoint that is scored.  At 0 epochs GraNd says little about training.
-        lr: Step size of SGD, constant.
+        epochs: Passes over the data before the checkpoint that is scored.  At 0 epochs GraNd says
+            little about training.
+        lr: Learning rate of SGD, constant.
         batch_size: Images per step.
         momentum: Of SGD.
         weight_decay: Of SGD.
@@ -91,41 +94,56 @@ class ScoreSpec:
     def __post_init__(self) -> None:
         for metric in self.metrics:
             if metric not in METRICS:
-                raise ConfigError(f"score: expected a known metric, got '{metric}'; {did_you_mean(metric, list(METRICS))}")
+                raise ConfigError(
+                    f"score: expected a known metric, got '{metric}'; "
+                    f"{did_you_mean(metric, list(METRICS))}"
+                )
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
-            raise ConfigError(f"score: expected metrics, each once, got {list(self.metrics)}; such as el2n")
+            raise ConfigError(
+                f"score: expected metrics, each once, got {list(self.metrics)}; such as el2n"
+            )
         if self.runs < 1 or self.epochs < 0 or (self.epochs == 0 and "forgetting" in self.metrics):
             raise ConfigError(
-                f"score: expected runs >= 1 and epochs >= 0 (1 for forgetting), got {self.runs} and {self.epochs}; raise them"
+                f"score: expected runs >= 1 and epochs >= 0 (1 for forgetting), got {self.runs} "
+                f"and {self.epochs}; raise them"
             )
         if not (self.lr > 0.0 and math.isfinite(self.lr) and self.batch_size >= 1):
             raise ConfigError(
-                f"score: expected a finite lr > 0 and batch_size >= 1, got {self.lr} and {self.batch_size}; 0.01, 256 are usual"
+                f"score: expected a finite lr > 0 and batch_size >= 1, got {self.lr} and "
+                f"{self.batch_size}; 0.01, 256 are usual"
             )
         if not (0.0 <= self.momentum < 1.0 and 0.0 <= self.weight_decay < math.inf):
             raise ConfigError(
-                f"score: expected momentum in [0, 1) and weight_decay >= 0, got {self.momentum} and {self.weight_decay}; "
+                f"score: expected momentum in [0, 1) and weight_decay >= 0, got {self.momentum} "
+                f"and {self.weight_decay}; "
                 "0.9 and 0.0005 are usual"
             )
 
 
 def difficulty(
-    spec: ScoreSpec, student: Student, images: Tensor | Seen, labels: Tensor, *, say: Callable[[str], None] = lambda text: None
+    spec: ScoreSpec,
+    student: Student,
+    images: Tensor | Seen,
+    labels: Tensor,
+    *,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Tensor]:
     """Return every score of ``spec.metrics``, ``[N]`` on the CPU; larger is harder.
 
-    Forgetting is the number of epochs after which an image that was right is wrong; one that a run never learns counts as
-    ``epochs``, more than any number of events.  All others belong to the checkpoints after ``epochs``; see ``sample_scores``.
+    Forgetting is the number of epochs after which an image that was right is wrong; one that a run
+    never learns counts as ``epochs``, more than any number of events.  All others belong to the
+    checkpoints after ``epochs``; see ``sample_scores``.
 
     Args:
         spec: The recipe.
         student: The network.
-        images: As the network sees them, ``[N, C, S, S]``; a tensor, or ``Seen`` for those that are not in memory.
+        images: As the network sees them, ``[N, C, S, S]``; a tensor, or ``Seen`` for those that are
+            not in memory.
         labels: int64 ``[N]``.
         say: Told what is done.
 
-    Cost: ``runs * epochs`` passes of training (and as many forward passes for forgetting), then ``sample_scores`` of ``runs``
-        checkpoints.
+    Cost: ``runs * epochs`` passes of training (and as many forward passes for forgetting), then
+        ``sample_scores`` of ``runs`` checkpoints.
     """
     finals, forgotten = [], torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
     for run in range(spec.runs):
@@ -136,7 +154,12 @@ def difficulty(
     others = [metric for metric in spec.metrics if metric in OF_CHECKPOINTS]
     say(f"scoring {len(labels)} images with {spec.runs} networks")
     found = sample_scores(
-        student, torch.stack(finals), images, labels, others, on_batch=lambda done, count: say(f"scored {done} of {count} images")
+        student,
+        torch.stack(finals),
+        images,
+        labels,
+        others,
+        on_batch=lambda done, count: say(f"scored {done} of {count} images"),
     )
     found["forgetting"] = (forgotten / spec.runs).float()
     return {metric: found[metric].cpu() for metric in spec.metrics}
@@ -147,12 +170,20 @@ class _Memory:
 
     def __init__(self, student: Student, images: Tensor | Seen, labels: Tensor):
         self.student, self.images, self.labels = student, images, labels
-        self.was_right, self.ever = torch.zeros_like(labels, dtype=torch.bool), torch.zeros_like(labels, dtype=torch.bool)
+        self.was_right, self.ever = (
+            torch.zeros_like(labels, dtype=torch.bool),
+            torch.zeros_like(labels, dtype=torch.bool),
+        )
         self.count = torch.zeros_like(labels)
 
     def look(self, theta: Tensor) -> None:
-        parts = (self.images[start : start + LOOK_BATCH] for start in range(0, len(self.labels), LOOK_BATCH))
-        right = torch.cat([self.student.infer(theta, part).argmax(1) for part in parts]) == self.labels
+        parts = (
+            self.images[start : start + LOOK_BATCH]
+            for start in range(0, len(self.labels), LOOK_BATCH)
+        )
+        right = (
+            torch.cat([self.student.infer(theta, part).argmax(1) for part in parts]) == self.labels
+        )
         self.count += self.was_right & ~right
         self.was_right, self.ever = right, self.ever | right
 

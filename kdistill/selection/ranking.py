@@ -1,7 +1,7 @@
 """Subsets of the real images by difficulty, class by class: fixed shares, and PAD's curriculum (FIEX).
 
-A score says how hard an image is (larger = harder, ``kdistill.engine.sample_scores``).  Shares are quotas of every class, so the
-balance of the classes stays what it was, whatever their size.
+A score says how hard an image is (larger = harder, ``kdistill.engine.sample_scores``).  Shares are
+quotas of every class, so the balance of the classes stays what it was, whatever their size.
 
 Symbols: N images, K classes, n_c images of class c.
 """
@@ -49,21 +49,29 @@ class Ranking:
             DataError: A class keeps fewer than ``at_least`` images.
         """
         if not 0.0 <= low < high <= 1.0:
-            raise ConfigError(f"selection: expected shares 0 <= low < high <= 1, got {low:g} and {high:g}; leave out less")
+            raise ConfigError(
+                f"selection: expected shares 0 <= low < high <= 1, got {low:g} and {high:g}; leave "
+                "out less"
+            )
         kept = []
         for label, rows in enumerate(self.rows):
             part = rows[quota(len(rows), low) : quota(len(rows), high)]
             if len(part) < at_least:
-                called = f"class {label} ('{self.classes[label]}')" if self.classes else f"class {label}"
+                called = (
+                    f"class {label} ('{self.classes[label]}')" if self.classes else f"class {label}"
+                )
                 raise DataError(
-                    f"selection: expected at least {at_least} images of {called} between the shares {low:g} and {high:g} of its "
+                    f"selection: expected at least {at_least} images of {called} between the "
+                    f"shares {low:g} and {high:g} of its "
                     f"difficulty, got {len(part)} of {len(rows)}; leave out less or add images"
                 )
             kept.append(part)
         return torch.cat(kept).sort().values
 
 
-def rank(scores: Tensor, labels: Tensor, *, num_classes: int | None = None, classes: Sequence[str] = ()) -> Ranking:
+def rank(
+    scores: Tensor, labels: Tensor, *, num_classes: int | None = None, classes: Sequence[str] = ()
+) -> Ranking:
     """Sort the images of every class from easy to hard; equal scores keep the order of the rows.
 
     Args:
@@ -78,14 +86,22 @@ def rank(scores: Tensor, labels: Tensor, *, num_classes: int | None = None, clas
 
     Cost: a sort of N numbers.
     """
-    if scores.ndim != 1 or not scores.is_floating_point() or labels.shape != scores.shape or labels.dtype != torch.int64:
+    if (
+        scores.ndim != 1
+        or not scores.is_floating_point()
+        or labels.shape != scores.shape
+        or labels.dtype != torch.int64
+    ):
         raise ShapeError(
-            f"rank: expected float scores [N] and int64 labels [N], got {scores.dtype} {list(scores.shape)} and {labels.dtype} "
+            f"rank: expected float scores [N] and int64 labels [N], got {scores.dtype} "
+            f"{list(scores.shape)} and {labels.dtype} "
             f"{list(labels.shape)}; give one score per image"
         )
     if bool(scores.isnan().any()):
         row = int(scores.isnan().nonzero()[0])
-        raise DataError(f"rank: expected a score for every image, got NaN at row {row}; score the data again")
+        raise DataError(
+            f"rank: expected a score for every image, got NaN at row {row}; score the data again"
+        )
     order = scores.cpu().argsort(stable=True)
     by_class = order[labels.cpu()[order].argsort(stable=True)]
     counts = torch.bincount(labels.cpu(), minlength=num_classes or 0)
@@ -111,7 +127,8 @@ class Curriculum:
     Raises:
         ConfigError: A share or an epoch out of range or out of order.
 
-    References: Li et al., Prioritize Alignment in Dataset Distillation, section 3.2 (FIEX), and the README of its code.
+    References: Li et al., Prioritize Alignment in Dataset Distillation, section 3.2 (FIEX), and the
+        README of its code.
     """
 
     initial_ratio: float = 0.75
@@ -122,25 +139,41 @@ class Curriculum:
     def __post_init__(self) -> None:
         if not 0.0 < self.initial_ratio <= 1.0 or self.add_until < 0:
             raise ConfigError(
-                f"curriculum: expected initial_ratio in (0, 1] and add_until of at least 0, got {self.initial_ratio:g} and "
+                "curriculum: expected initial_ratio in (0, 1] and add_until of at least 0, got "
+                f"{self.initial_ratio:g} and "
                 f"{self.add_until}; 0.75 and 20 are PAD's"
             )
         epochs, shares = self.remove_after, self.remove_ratio
-        in_order = list(epochs) == sorted(set(epochs)) and min(epochs, default=self.add_until) >= self.add_until
-        if len(epochs) != len(shares) or not in_order or not all(0.0 <= share < 1.0 for share in shares):
+        in_order = (
+            list(epochs) == sorted(set(epochs))
+            and min(epochs, default=self.add_until) >= self.add_until
+        )
+        if (
+            len(epochs) != len(shares)
+            or not in_order
+            or not all(0.0 <= share < 1.0 for share in shares)
+        ):
             raise ConfigError(
-                f"curriculum: expected remove_after to rise from add_until={self.add_until} on, with a share in [0, 1) each in "
-                f"remove_ratio, got {list(epochs)} and {list(shares)}; [40, 60] and [0.1, 0.2] are PAD's"
+                f"curriculum: expected remove_after to rise from add_until={self.add_until} on, "
+                "with a share in [0, 1) each in "
+                f"remove_ratio, got {list(epochs)} and {list(shares)}; [40, 60] and [0.1, 0.2] are "
+                "PAD's"
             )
 
     def window(self, epoch: int) -> tuple[float, float]:
         """Return the shares (low, high) of difficulty between which the images of ``epoch`` lie."""
-        removed = [share for after, share in zip(self.remove_after, self.remove_ratio, strict=True) if epoch > after]
+        removed = [
+            share
+            for after, share in zip(self.remove_after, self.remove_ratio, strict=True)
+            if epoch > after
+        ]
         if removed:
             return removed[-1], 1.0
         if epoch >= self.add_until:
             return 0.0, 1.0
-        return 0.0, min(1.0, self.initial_ratio + (1.0 - self.initial_ratio) * epoch / self.add_until)
+        return 0.0, min(
+            1.0, self.initial_ratio + (1.0 - self.initial_ratio) * epoch / self.add_until
+        )
 
     def rows(self, ranking: Ranking, epoch: int) -> Tensor:
         """Return the images of ``epoch``, int64, ascending."""

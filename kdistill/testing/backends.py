@@ -28,7 +28,10 @@ def runnable_backends() -> list[str]:
 
 def has_kernel(name: str, backend: str) -> bool:
     """Say whether an op is written for a backend; where it is not, its note says why."""
-    return importlib.util.find_spec(f"kdistill.backends.{backend}.{_registry.module_of(name)}") is not None
+    return (
+        importlib.util.find_spec(f"kdistill.backends.{backend}.{_registry.module_of(name)}")
+        is not None
+    )
 
 
 @contextmanager
@@ -48,7 +51,10 @@ def isa_refusals() -> dict[str, str | None]:
         return dict.fromkeys(ISAS, missing)
     best = ISAS.index(_native.function("_cpu", "supported_isa")())
     compiled = len(ISAS) if platform.machine().lower() in ("x86_64", "amd64") else 1
-    reasons = ["this processor does not offer it" if i < compiled else f"not for {platform.machine()}" for i in range(len(ISAS))]
+    reasons = [
+        "this processor does not offer it" if i < compiled else f"not for {platform.machine()}"
+        for i in range(len(ISAS))
+    ]
     return {name: None if i <= best else reasons[i] for i, name in enumerate(ISAS)}
 
 

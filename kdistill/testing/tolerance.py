@@ -2,7 +2,8 @@
 
     err(ours) <= max(2 * err(eager, same dtype), eps * sqrt(depth) * max|truth|)
 
-Errors are max-abs.  The second term is a rounding floor: on small inputs eager's own error is one lucky number, often zero.
+Errors are max-abs.  The second term is a rounding floor: on small inputs eager's own error is one
+lucky number, often zero.
 """
 
 import math
@@ -43,12 +44,17 @@ def bound(eager: Tensor, truth: Tensor, depth: float) -> float:
     return max(2.0 * error(eager, truth), floor)
 
 
-def assert_close_enough(got: Tensor, eager: Tensor, truth: Tensor, depth: float, what: str = "result") -> None:
+def assert_close_enough(
+    got: Tensor, eager: Tensor, truth: Tensor, depth: float, what: str = "result"
+) -> None:
     """Raise ToleranceError unless ``got`` obeys the rule; shapes and dtypes must agree exactly."""
     if got.shape != truth.shape or got.dtype != eager.dtype:
-        raise ToleranceError(f"{what}: expected {list(truth.shape)} {eager.dtype}, got {list(got.shape)} {got.dtype}")
+        raise ToleranceError(
+            f"{what}: expected {list(truth.shape)} {eager.dtype}, got {list(got.shape)} {got.dtype}"
+        )
     ours, allowed = error(got, truth), bound(eager, truth, depth)
     if not ours <= allowed:
         raise ToleranceError(
-            f"{what}: max-abs error {ours:.3e} exceeds {allowed:.3e} (eager {error(eager, truth):.3e}, depth {depth:g})"
+            f"{what}: max-abs error {ours:.3e} exceeds {allowed:.3e} (eager "
+            f"{error(eager, truth):.3e}, depth {depth:g})"
         )

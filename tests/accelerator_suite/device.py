@@ -1,9 +1,9 @@
 """An accelerator made of CPU memory, for a machine without one.
 
-Its tensors say that they are on ``emulated:0`` and refuse to meet tensors of the host, as those of a GPU do.  The device counts
-what stops a GPU's stream (``waits``) and what goes to it (``uploads``), and it records graphs as CUDA does: everything but
-kernels is refused while a graph is recorded, and a replay runs the recorded kernels on the recorded addresses, without Python.
-"""
+Its tensors say that they are on ``emulated:0`` and refuse to meet tensors of the host, as those of
+a GPU do.  The device counts what stops a GPU's stream (``waits``) and what goes to it
+(``uploads``), and it records graphs as CUDA does: everything but kernels is refused while a graph
+is recorded, and a replay runs the recorded kernels on the recorded addresses, without Python."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +31,11 @@ class OnDevice(torch.Tensor):
 
     @staticmethod
     def __new__(cls, memory: Tensor) -> "OnDevice":
-        layout = {"strides": memory.stride(), "storage_offset": memory.storage_offset(), "dtype": memory.dtype}
+        layout = {
+            "strides": memory.stride(),
+            "storage_offset": memory.storage_offset(),
+            "dtype": memory.dtype,
+        }
         x = torch.Tensor._make_wrapper_subclass(cls, memory.size(), device=DEVICE, **layout)
         x.memory = memory
         return x
@@ -117,7 +121,10 @@ class Device(TorchDispatchMode):
         self._check(func, args, kwargs, tensors, remote, wanted)
         if asked is not None and wanted:
             kwargs["device"] = torch.device("cpu")
-        inner_args, inner_kwargs = _each(_memory, args), {name: _each(_memory, x) for name, x in kwargs.items()}
+        inner_args, inner_kwargs = (
+            _each(_memory, args),
+            {name: _each(_memory, x) for name, x in kwargs.items()},
+        )
         found = func(*inner_args, **inner_kwargs)
         if not wanted or not (results := _tensors(found)):
             return found
@@ -126,20 +133,35 @@ class Device(TorchDispatchMode):
         known = {id(x.memory): x for x in remote}
         return _each(lambda x: known[id(x)] if id(x) in known else OnDevice(x), found)
 
-    def _check(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], remote: list[OnDevice], wanted: bool) -> None:
+    def _check(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        tensors: list[Tensor],
+        remote: list[OnDevice],
+        wanted: bool,
+    ) -> None:
         name = func._schema.name.split("::")[1]
         local = [x for x in tensors if not isinstance(x, OnDevice)]
         if name in ("_to_copy", "copy_") and (local or not wanted):
             source = args[1] if name == "copy_" else args[0]
             crosses = (
-                isinstance(args[0], OnDevice) != isinstance(args[1], OnDevice) if name == "copy_" else bool(remote) != wanted
+                isinstance(args[0], OnDevice) != isinstance(args[1], OnDevice)
+                if name == "copy_"
+                else bool(remote) != wanted
             )
             if crosses and isinstance(source, OnDevice):
                 self._stop(f"{name} to the host")
             elif crosses:
-                self._upload(name, kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
+                self._upload(
+                    name,
+                    kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]),
+                )
             return
-        masks = name in ("index", "index_put", "index_put_") and any(x.dtype == torch.bool for x in _tensors(args[1]))
+        masks = name in ("index", "index_put", "index_put_") and any(
+            x.dtype == torch.bool for x in _tensors(args[1])
+        )
         if remote and (name in _WAITS or masks):
             self._stop(name)
         if remote and any(x.ndim for x in local):
@@ -153,7 +175,9 @@ class Device(TorchDispatchMode):
 
     def _upload(self, what: str, goes_on: bool) -> None:
         if self.graph is not None:
-            raise RuntimeError(f"{what} from pageable memory: operation not permitted when stream is capturing")
+            raise RuntimeError(
+                f"{what} from pageable memory: operation not permitted when stream is capturing"
+            )
         self.uploads += 1
         if not goes_on:  # torch waits for the stream unless it is told not to
             self.waits[f"{what} to the device"] += 1

@@ -7,7 +7,15 @@ import torch
 
 from kdistill import ops
 from kdistill.augment import Augment
-from kdistill.engine import accuracy, build_student, class_gradients, grad_jvp, gradient_match, train, trajectory_match
+from kdistill.engine import (
+    accuracy,
+    build_student,
+    class_gradients,
+    grad_jvp,
+    gradient_match,
+    train,
+    trajectory_match,
+)
 from kdistill.keys import generator
 from kdistill.objectives.distribution_matching import distribution_match
 from kdistill.ops import _capture
@@ -42,7 +50,18 @@ def device(monkeypatch):
 
 
 def matched(start, target, images, labels, lr, step=0, **options):
-    found = trajectory_match(STUDENT, start, target, images, labels, lr, batches=EVERY, augment=DSA, first_step=step, **options)
+    found = trajectory_match(
+        STUDENT,
+        start,
+        target,
+        images,
+        labels,
+        lr,
+        batches=EVERY,
+        augment=DSA,
+        first_step=step,
+        **options,
+    )
     return [x for x in vars(found).values() if x is not None]
 
 
@@ -64,7 +83,9 @@ def distribution(theta, target, v, images, labels, soft, lr):
 
 def gradients(theta, target, v, images, labels, soft, lr):
     real = class_gradients(STUDENT, theta, images + 1.0, labels, (4, 4))
-    return gradient_match(STUDENT, theta, images.unflatten(0, (2, 4)), labels.unflatten(0, (2, 4)), real)
+    return gradient_match(
+        STUDENT, theta, images.unflatten(0, (2, 4)), labels.unflatten(0, (2, 4)), real
+    )
 
 
 CALLS = {  # what runs, how often the host may wait for the device, how often it may send something
@@ -108,7 +129,9 @@ def plain_and_recorded(step, lr, images, **options):
 def test_a_replay_with_other_inputs_gives_the_bits_of_the_plain_call(device, options):
     for step in range(
         2
-    ):  # other draws of the augmentation, other step sizes, other images; Python runs no kernel after the first
+        # other draws of the augmentation, other learning rates, other images; Python runs no kernel
+        # after the first
+    ):
         assert plain_and_recorded(step, LR / (step + 1), IMAGES + step, **options)
     assert device.replays == 2  # one of them to compare
 
@@ -146,7 +169,9 @@ def test_a_replay_that_disagrees_is_not_used(device, caplog, monkeypatch):
             """Leave the outputs as they are."""
 
     monkeypatch.setitem(
-        _capture.RECORDERS, DEVICE.type, lambda function, place: (Idle(), [x if x is None else x + 1 for x in function()])
+        _capture.RECORDERS,
+        DEVICE.type,
+        lambda function, place: (Idle(), [x if x is None else x + 1 for x in function()]),
     )
     with caplog.at_level(logging.WARNING, logger="kdistill"):
         assert all(plain_and_recorded(step, LR, IMAGES) for step in range(2))
@@ -172,7 +197,10 @@ def test_the_device_refuses_what_a_gpu_refuses(device):
     there = torch.ones(3).to(DEVICE)
     with pytest.raises(AssertionError, match="meet tensors of the device"):
         there + torch.ones(3)
-    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), device.recording():
+    with (
+        pytest.raises(RuntimeError, match="not permitted when stream is capturing"),
+        device.recording(),
+    ):
         torch.ones(3).to(DEVICE)
     device.waits.clear()
     there.sum().item()

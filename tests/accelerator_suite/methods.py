@@ -28,7 +28,10 @@ METHODS = {  # options, and waits of the outer steps after the first: what the h
     # was the training between two steps on one network finite?
     "dsa": ({**COMMON, "batch_real": 8, "outer_steps": 2, "inner_epochs": 1}, [1, 0, 1]),
     "mtt": (TRAJECTORY, [0]),
-    "datm": ({**TRAJECTORY, "first_max_start_epoch": None}, [1]),  # is the loss small enough to learn from?
+    "datm": (
+        {**TRAJECTORY, "first_max_start_epoch": None},
+        [1],
+    ),  # is the loss small enough to learn from?
 }
 
 
@@ -37,11 +40,15 @@ def distilled(method, device, folder):
     options = {**METHODS[method][0], "iterations": 2}
     if "syn_steps" in options:
         options["experts"] = str(folder)
-    return kdistill.distill(data, method=method, ipc=2, options=options, device=device, validation=0.0)
+    return kdistill.distill(
+        data, method=method, ipc=2, options=options, device=device, validation=0.0
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_has_the_bits_of_the_cpu_and_an_outer_step_waits_no_more_than_it_must(method, tmp_path, monkeypatch):
+def test_a_run_has_the_bits_of_the_cpu_and_an_outer_step_waits_no_more_than_it_must(
+    method, tmp_path, monkeypatch
+):
     waits, plainly = [], loop._Loop.step
 
     def step(self):
@@ -58,4 +65,6 @@ def test_a_run_has_the_bits_of_the_cpu_and_an_outer_step_waits_no_more_than_it_m
             there = distilled(method, DEVICE, tmp_path)
     assert torch.equal(here.images, there.images)
     assert waits[1:] == METHODS[method][1]  # the first step may record, and compare
-    assert (device.recorded, device.replays) == ((1, 2) if "syn_steps" in METHODS[method][0] else (0, 0))
+    assert (device.recorded, device.replays) == (
+        (1, 2) if "syn_steps" in METHODS[method][0] else (0, 0)
+    )

@@ -28,10 +28,26 @@ def row(name, kind, mean, **more):
 
 
 def evaluation(*rows, lr="auto", **scores):
-    rows = rows or (row("dm", "distilled", 0.90), row("random", "baseline", 0.70), row("full", "baseline", 0.95))
-    scores = {"gap_closed": 0.8, "eight_bit_cost": 0.012, "hlr": 0.05, "ior": 0.2, "lrs": 0.34, **scores}
+    rows = rows or (
+        row("dm", "distilled", 0.90),
+        row("random", "baseline", 0.70),
+        row("full", "baseline", 0.95),
+    )
+    scores = {
+        "gap_closed": 0.8,
+        "eight_bit_cost": 0.012,
+        "hlr": 0.05,
+        "ior": 0.2,
+        "lrs": 0.34,
+        **scores,
+    }
     protocol = {"name": "bench", "epochs": 300}
-    return {"rows": list(rows), "scores": {"convnet": scores}, "protocol": {**protocol, "lr": lr}, "data": {"name": "digits"}}
+    return {
+        "rows": list(rows),
+        "scores": {"convnet": scores},
+        "protocol": {**protocol, "lr": lr},
+        "data": {"name": "digits"},
+    }
 
 
 def a_set(**fields):
@@ -81,7 +97,18 @@ def test_a_licence_that_the_hub_does_not_know_keeps_its_words():
 
 
 def test_origin_and_limits():
-    text = card(a_set(metrics={"distillation": {"iterations": 300, "finished": False, "seconds": 12.34, "peak_bytes": 5e8}}))
+    text = card(
+        a_set(
+            metrics={
+                "distillation": {
+                    "iterations": 300,
+                    "finished": False,
+                    "seconds": 12.34,
+                    "peak_bytes": 5e8,
+                }
+            }
+        )
+    )
     for said in (
         "`dm` distribution matching",
         "Zhao and Bilen, WACV 2023",
@@ -92,7 +119,9 @@ def test_origin_and_limits():
         assert said in text
     assert "300 iterations (stopped early), 12.3 s, peak memory 500.0 MB" in text
     assert '"seed": 7' in text and "--config config.json" in text
-    assert "not anonymous" in text and "The terms of the source data apply to it (cc-by-4.0)." in text
+    assert (
+        "not anonymous" in text and "The terms of the source data apply to it (cc-by-4.0)." in text
+    )
     assert "Some pixels lie outside [0, 1]" in text
     assert "mean (0.3000), std (0.2500)" in text
 
@@ -104,15 +133,22 @@ def test_nothing_is_claimed_before_it_is_measured():
 
 def test_scores_with_spread_seeds_and_distance_from_full_data():
     text = card(a_set(metrics={"evaluation": evaluation()}))
-    assert "| **dm** | convnet | 90.00 ± 0.40 | 3 distillation seeds × 5 nets | 6 | 2.0 kB |" in text
+    assert (
+        "| **dm** | convnet | 90.00 ± 0.40 | 3 distillation seeds × 5 nets | 6 | 2.0 kB |" in text
+    )
     assert (
         "convnet: closes 80 % of the gap between random selection and full data." in text
         and "convnet: 5.00 points below the full data (95.00 %)." in text
     )
-    assert "an 8-bit export costs 1.20 points of accuracy: keep the float images, or use npz." in text
+    assert (
+        "an 8-bit export costs 1.20 points of accuracy: keep the float images, or use npz." in text
+    )
     assert "HLR 5.0 % (hard-label recovery: full data minus" in text
-    assert "IOR 20.0 % (improvement over random: the small set minus 'random'; larger is better)." in text
-    assert "the learning rate is chosen on withheld training images." in text
+    assert (
+        "IOR 20.0 % (improvement over random: the small set minus 'random'; larger is better)."
+        in text
+    )
+    assert "the learning rate is chosen on held out training images." in text
     assert "the learning rate is 0.01." in card(a_set(metrics={"evaluation": evaluation(lr=0.01)}))
     assert "protocol `bench` (300 epochs)" in text and "best on test" not in text
 
@@ -135,16 +171,19 @@ def test_the_cost_of_eight_bits(cost, said):
     [
         (
             {"mean": -0.032, "low": -0.041, "high": -0.023},
-            "BELOW 'random': as many real images chosen at random train better networks than this set "
+            "BELOW 'random': as many real images chosen at random train better networks than this "
+            "set "
             "(-3.20 points, 95 % interval -4.10 to -2.30).",
         ),
         (
             {"mean": -0.01, "low": -0.03, "high": 0.01},
-            "not better than 'random', as many real images chosen at random (-1.00 points, 95 % interval -3.00 to +1.00).",
+            "not better than 'random', as many real images chosen at random (-1.00 points, 95 % "
+            "interval -3.00 to +1.00).",
         ),
         (
             {"mean": -0.01, "low": None, "high": None},
-            "not better than 'random', as many real images chosen at random (-1.00 points; too few networks for an interval).",
+            "not better than 'random', as many real images chosen at random (-1.00 points; too few "
+            "networks for an interval).",
         ),
         ({"mean": 0.01, "low": -0.02, "high": 0.04}, None),
         ({"mean": "nan"}, None),
@@ -154,7 +193,9 @@ def test_the_cost_of_eight_bits(cost, said):
 def test_a_set_that_is_worse_than_random_images_is_not_praised(difference, said):
     text = card(a_set(metrics={"evaluation": evaluation(over_random={"random": difference})}))
     assert said in text if said else "chosen at random" not in text
-    assert ("better networks than this set (convnet).**" in text.split("![All")[0]) is bool(said and "BELOW" in said)
+    assert ("better networks than this set (convnet).**" in text.split("![All")[0]) is bool(
+        said and "BELOW" in said
+    )
 
 
 def test_a_set_that_is_worse_than_random_images_with_labels_of_a_teacher_alone_is_told_so():
@@ -164,7 +205,8 @@ def test_a_set_that_is_worse_than_random_images_with_labels_of_a_teacher_alone_i
     }
     text = card(a_set(metrics={"evaluation": evaluation(over_random=against)}))
     images = (
-        "s many real images chosen at random and labelled by a network that was trained on all the data train better networks"
+        "s many real images chosen at random and labelled by a network that was trained "
+        "on all the data train better networks"
     )
     assert f"**A{images} than this set (convnet).**" in text.split("![All")[0]
     assert f"BELOW 'random, teacher labels': a{images} than this set (-10.00 points" in text
@@ -174,31 +216,47 @@ def test_a_set_that_is_worse_than_random_images_with_labels_of_a_teacher_alone_i
 def test_a_network_that_did_not_train_is_marked():
     rows = (row("dm", "distilled", 0.9), row("random", "baseline", 0.1, model="vgg11", untrained=5))
     text = card(a_set(metrics={"evaluation": evaluation(*rows)}))
-    assert "| random | vgg11 | 10.00 ± 0.40† |" in text and "- † did not train: no better than chance" in text
+    assert (
+        "| random | vgg11 | 10.00 ± 0.40† |" in text
+        and "- † did not train: no better than chance" in text
+    )
     assert "†" not in card(a_set(metrics={"evaluation": evaluation()}))
 
 
 def test_a_gap_that_is_not_closed_is_said_in_words():
     text = card(a_set(metrics={"evaluation": evaluation(gap_closed=-0.53)}))
-    assert "closes nothing of the gap between random selection and full data: it falls behind random selection by 53 %" in text
+    assert (
+        "closes nothing of the gap between random selection and full data: it falls behind random "
+        "selection by 53 %" in text
+    )
     assert "-53" not in text
 
 
 def test_best_on_test_is_apart_and_named():
     rows = (row("dm", "distilled", 0.9, best_on_test=[0.91, 0.93]), row("random", "baseline", 0.7))
     text = card(a_set(metrics={"evaluation": evaluation(*rows)}))
-    assert "| best on test % |" in text and "| 92.00 |" in text and "chosen by looking at the test set" in text
+    assert (
+        "| best on test % |" in text
+        and "| 92.00 |" in text
+        and "chosen by looking at the test set" in text
+    )
     assert "distance from the full data not measured" in text
 
 
-@pytest.mark.parametrize("metrics", [{"evaluation": 3}, {"evaluation": {"rows": [3, {}, {"mean": "nan"}]}}, {"distillation": []}])
+@pytest.mark.parametrize(
+    "metrics",
+    [{"evaluation": 3}, {"evaluation": {"rows": [3, {}, {"mean": "nan"}]}}, {"distillation": []}],
+)
 def test_unknown_metrics_do_not_break_a_card(metrics):
     assert "Not measured yet" in card(a_set(metrics=metrics))
 
 
 def test_soft_labels_and_step_size():
     text = card(a_set(label_logits=torch.zeros(6, 3), learned_lr=0.02))
-    assert "softmax of `label_logits` [6, 3]" in text and "to_torch(normalised=True, soft=True)" in text
+    assert (
+        "softmax of `label_logits` [6, 3]" in text
+        and "to_torch(normalised=True, soft=True)" in text
+    )
     assert "**learned learning rate**: 0.02" in text and "  - name: label_logits" in text
 
 

@@ -23,7 +23,9 @@ json_values = st.recursive(
     | st.integers(-(2**53), 2**53)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -33,7 +35,10 @@ def tensor_dicts(draw):
     found = {}
     for name in draw(st.lists(st.text("ab._1", min_size=1, max_size=6), max_size=4, unique=True)):
         shape = draw(st.lists(st.integers(0, 4), max_size=3))
-        values = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))) * 3
+        values = (
+            torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+            * 3
+        )
         tensor = values.to(draw(st.sampled_from(DTYPES)))
         found[name] = tensor.transpose(0, -1) if tensor.ndim and draw(st.booleans()) else tensor
     return found
@@ -71,7 +76,11 @@ def test_tensors_that_share_memory_or_require_grad(tmp_path):
     x = torch.randn(4, requires_grad=True)
     save_checkpoint(tmp_path / "c", {"a": x, "b": x[1:], "c": x.detach()}, {"t": (1, 2)})
     tensors, meta = load_checkpoint(tmp_path / "c")
-    assert torch.equal(tensors["b"], x[1:].detach()) and not tensors["a"].requires_grad and meta == {"t": [1, 2]}
+    assert (
+        torch.equal(tensors["b"], x[1:].detach())
+        and not tensors["a"].requires_grad
+        and meta == {"t": [1, 2]}
+    )
     tensors["a"] += 1  # loaded tensors are the caller's own
 
 
@@ -118,11 +127,18 @@ def test_a_link_is_neither_read_nor_written_through(saved, tmp_path):
     before = victim.read_bytes()
     saved.symlink_to(victim)
     (tmp_path / "checkpoint.safetensors.prev").unlink()
-    with pytest.raises(DataError, match="expected a checkpoint, got: a symbolic link, which is not followed; start afresh"):
+    with pytest.raises(
+        DataError,
+        match="expected a checkpoint, got: a symbolic link, which is not followed; start afresh",
+    ):
         load_checkpoint(saved)
     for step in (3, 4):
         save_checkpoint(saved, {"x": torch.zeros(1)}, {"step": step})
-    assert victim.read_bytes() == before and not saved.is_symlink() and load_checkpoint(saved)[1] == {"step": 4}
+    assert (
+        victim.read_bytes() == before
+        and not saved.is_symlink()
+        and load_checkpoint(saved)[1] == {"step": 4}
+    )
 
 
 def test_what_is_recorded_is_read_from_the_head_of_the_file(saved):
@@ -137,7 +153,9 @@ def test_both_damaged_or_missing_is_one_clear_error(saved, tmp_path):
     previous = saved.with_name(saved.name + ".prev")
     for path in (saved, previous):
         path.write_bytes(b"junk")
-    with pytest.raises(DataError, match=r"checkpoint\.safetensors: expected a whole safetensors file, got 4 bytes"):
+    with pytest.raises(
+        DataError, match=r"checkpoint\.safetensors: expected a whole safetensors file, got 4 bytes"
+    ):
         load_checkpoint(saved)
     with pytest.raises(DataError, match="expected a checkpoint, got: No such file"):
         load_checkpoint(tmp_path / "other")
@@ -165,21 +183,32 @@ def test_killed_between_any_two_steps_one_is_complete(saved, renames):
         os.replace = replace
         save_checkpoint({str(saved)!r}, {{"x": torch.full((3,), 3.0)}}, {{"step": 3}})
     """
-    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == 9
+    assert (
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == 9
+    )
     assert load_checkpoint(saved)[1]["step"] in (2, 3)
-    save_checkpoint(saved, {"x": torch.zeros(1)}, {"step": 4})  # and clears what the dead process left
-    assert sorted(os.listdir(saved.parent)) == ["checkpoint.safetensors", "checkpoint.safetensors.prev"]
+    save_checkpoint(
+        saved, {"x": torch.zeros(1)}, {"step": 4}
+    )  # and clears what the dead process left
+    assert sorted(os.listdir(saved.parent)) == [
+        "checkpoint.safetensors",
+        "checkpoint.safetensors.prev",
+    ]
 
 
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "c"
-    path.write_bytes(encode({"x": torch.zeros(1)}, {"schema_version": 99, "meta": {}, "sha256": ""}))
+    path.write_bytes(
+        encode({"x": torch.zeros(1)}, {"schema_version": 99, "meta": {}, "sha256": ""})
+    )
     with pytest.raises(DataError, match="expected a checkpoint of schema version 1, got 99"):
         load_checkpoint(path)
     path.write_bytes(encode({"x": torch.zeros(1)}, {"schema_version": 1}))
     with pytest.raises(DataError, match="expected a checkpoint of schema version"):
         load_checkpoint(path)
-    with pytest.raises(DataError, match=r"a\[0\]: expected something that JSON can hold, got a object"):
+    with pytest.raises(
+        DataError, match=r"a\[0\]: expected something that JSON can hold, got a object"
+    ):
         save_checkpoint(path, {}, {"a": [object()]})
 
 

@@ -21,20 +21,37 @@ from kdistill.errors import DataError, ShapeError
 from kdistill.transforms import Identity, Standardise, Zca
 
 FILES = {"data.safetensors", "config.json", "metrics.json", "README.md", "preview.png"}
-CONFIG = {"run": {"method": "dm", "ipc": 2, "seed": 0}, "source": {"name": "digits", "licence": "mit"}}
+CONFIG = {
+    "run": {"method": "dm", "ipc": 2, "seed": 0},
+    "source": {"name": "digits", "licence": "mit"},
+}
 
 
 def a_set(ipc=2, k=3, channels=1, size=8, seed=0, transform=None, **fields):
-    randn = torch.randn(ipc * k, channels, size, size, generator=torch.Generator().manual_seed(seed))
-    transform = transform or Standardise(torch.full((channels,), 0.3), torch.full((channels,), 0.25))
+    randn = torch.randn(
+        ipc * k, channels, size, size, generator=torch.Generator().manual_seed(seed)
+    )
+    transform = transform or Standardise(
+        torch.full((channels,), 0.3), torch.full((channels,), 0.25)
+    )
     labels = torch.arange(k).repeat_interleave(ipc)
-    return DistilledDataset(**{"images": 0.5 + randn, "labels": labels, "transform": transform, "config": CONFIG, **fields})
+    return DistilledDataset(
+        **{
+            "images": 0.5 + randn,
+            "labels": labels,
+            "transform": transform,
+            "config": CONFIG,
+            **fields,
+        }
+    )
 
 
 def zca(d):
     q = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(1)))[0]
     return Zca(
-        torch.rand(d), q @ torch.diag(torch.linspace(0.5, 2, d)) @ q.T, q @ torch.diag(1 / torch.linspace(0.5, 2, d)) @ q.T
+        torch.rand(d),
+        q @ torch.diag(torch.linspace(0.5, 2, d)) @ q.T,
+        q @ torch.diag(1 / torch.linspace(0.5, 2, d)) @ q.T,
     )
 
 
@@ -51,17 +68,33 @@ def assert_same(one, other):
 
 @st.composite
 def sets(draw):
-    classes, channels, size = draw(st.integers(1, 4)), draw(st.sampled_from([1, 3])), draw(st.integers(1, 5))
+    classes, channels, size = (
+        draw(st.integers(1, 4)),
+        draw(st.sampled_from([1, 3])),
+        draw(st.integers(1, 5)),
+    )
     labels = torch.tensor(draw(st.lists(st.integers(0, classes - 1), min_size=1, max_size=6)))
-    kinds = [Identity(), Standardise(torch.rand(channels), torch.rand(channels) + 0.1), zca(channels * size * size)]
+    kinds = [
+        Identity(),
+        Standardise(torch.rand(channels), torch.rand(channels) + 0.1),
+        zca(channels * size * size),
+    ]
     return DistilledDataset(
         images=torch.randn(len(labels), channels, size, size),
         labels=labels,
         label_logits=torch.randn(len(labels), classes) if draw(st.booleans()) else None,
         learned_lr=draw(st.none() | st.floats(0, 1)),
         classes=draw(st.lists(st.text(max_size=6), min_size=classes, max_size=classes)),
-        config=draw(st.dictionaries(st.text(max_size=4), st.integers(-9, 9) | st.text(max_size=4), max_size=3)),
-        metrics=draw(st.dictionaries(st.text(max_size=4), st.floats(allow_nan=False, allow_infinity=False), max_size=3)),
+        config=draw(
+            st.dictionaries(
+                st.text(max_size=4), st.integers(-9, 9) | st.text(max_size=4), max_size=3
+            )
+        ),
+        metrics=draw(
+            st.dictionaries(
+                st.text(max_size=4), st.floats(allow_nan=False, allow_infinity=False), max_size=3
+            )
+        ),
         transform=draw(st.sampled_from(kinds)),
     )
 
@@ -82,7 +115,9 @@ def test_properties_and_views():
     assert repr(small) == "DistilledDataset(6 images 3×8×8, 3 classes, ipc 2, hard labels)"
     images, labels = small.to_torch().tensors
     assert torch.equal(images, small.images) and torch.equal(labels, small.labels)
-    assert torch.equal(small.to_torch(normalised=True).tensors[0], small.transform.apply(small.images))
+    assert torch.equal(
+        small.to_torch(normalised=True).tensors[0], small.transform.apply(small.images)
+    )
     unequal = a_set(labels=torch.tensor([0, 0, 0, 1, 1, 2]))
     assert unequal.ipc == 3 and unequal.counts == (3, 2, 1)
 
@@ -101,7 +136,11 @@ def test_the_set_is_its_own_copy():
     with torch.no_grad():
         images.zero_()
     labels.zero_()
-    assert not small.images.requires_grad and small.images.abs().sum() > 0 and small.labels.tolist() == [0, 1]
+    assert (
+        not small.images.requires_grad
+        and small.images.abs().sum() > 0
+        and small.labels.tolist() == [0, 1]
+    )
     small.to_torch().tensors[0].zero_()
     assert small.images.abs().sum() > 0
 
@@ -116,18 +155,50 @@ def test_metrics_can_be_added():
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"images": torch.zeros(6, 8, 8)}, ShapeError, r"images: expected float \[N, C, H, W\], got torch\.float32 \[6, 8, 8\]"),
+        (
+            {"images": torch.zeros(6, 8, 8)},
+            ShapeError,
+            r"images: expected float \[N, C, H, W\], got torch\.float32 \[6, 8, 8\]",
+        ),
         ({"images": torch.zeros(6, 1, 8, 8).byte()}, ShapeError, "divide bytes by 255"),
-        ({"images": torch.zeros(0, 1, 8, 8), "labels": torch.zeros(0).long()}, DataError, "at least one image"),
-        ({"images": torch.full((6, 1, 8, 8), torch.nan)}, DataError, "images: expected finite numbers"),
-        ({"labels": torch.zeros(5).long()}, ShapeError, r"labels: expected int64 \[6\], got torch\.int64 \[5\]"),
+        (
+            {"images": torch.zeros(0, 1, 8, 8), "labels": torch.zeros(0).long()},
+            DataError,
+            "at least one image",
+        ),
+        (
+            {"images": torch.full((6, 1, 8, 8), torch.nan)},
+            DataError,
+            "images: expected finite numbers",
+        ),
+        (
+            {"labels": torch.zeros(5).long()},
+            ShapeError,
+            r"labels: expected int64 \[6\], got torch\.int64 \[5\]",
+        ),
         ({"labels": torch.zeros(6)}, ShapeError, "soft labels go to label_logits"),
-        ({"labels": torch.arange(6), "classes": "ab"}, DataError, r"labels: expected values in 0\.\.1 for 2 classes, got 0\.\.5"),
+        (
+            {"labels": torch.arange(6), "classes": "ab"},
+            DataError,
+            r"labels: expected values in 0\.\.1 for 2 classes, got 0\.\.5",
+        ),
         ({"labels": torch.full((6,), -1)}, DataError, r"got -1\.\.-1"),
-        ({"label_logits": torch.zeros(6, 2), "classes": "abc"}, ShapeError, r"label_logits: expected float \[6, 3\]"),
-        ({"label_logits": torch.full((6, 3), torch.inf)}, DataError, "label_logits: expected finite numbers"),
+        (
+            {"label_logits": torch.zeros(6, 2), "classes": "abc"},
+            ShapeError,
+            r"label_logits: expected float \[6, 3\]",
+        ),
+        (
+            {"label_logits": torch.full((6, 3), torch.inf)},
+            DataError,
+            "label_logits: expected finite numbers",
+        ),
         ({"config": {"artifact": 1}}, DataError, "expected no key 'artifact'"),
-        ({"config": {"a": {"b": object()}}}, DataError, r"config\.a\.b: expected something that JSON can hold, got a object"),
+        (
+            {"config": {"a": {"b": object()}}},
+            DataError,
+            r"config\.a\.b: expected something that JSON can hold, got a object",
+        ),
     ],
 )
 def test_wrong_content_is_refused(fields, error, message):
@@ -152,7 +223,12 @@ def test_equal_sets_give_equal_bytes_in_another_process_too(tmp_path):
 
 def test_what_the_files_say(tmp_path):
     small = a_set(
-        channels=3, size=2, transform=zca(12), learned_lr=0.02, label_logits=torch.randn(6, 3), metrics={"nan": float("nan")}
+        channels=3,
+        size=2,
+        transform=zca(12),
+        learned_lr=0.02,
+        label_logits=torch.randn(6, 3),
+        metrics={"nan": float("nan")},
     )
     small.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "data.safetensors")  # without kdistill
@@ -165,13 +241,20 @@ def test_what_the_files_say(tmp_path):
         "transform.matrix",
         "transform.inverse",
     }
-    assert tensors["images"].dtype == torch.float32 and tensors["images"].min() < 0 and tensors["images"].max() > 1
+    assert (
+        tensors["images"].dtype == torch.float32
+        and tensors["images"].min() < 0
+        and tensors["images"].max() > 1
+    )
     data = (tmp_path / "data.safetensors").read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert list(header["__metadata__"]) == ["kdistill"]
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["artifact"]["schema_version"] == 1
-    assert config["artifact"]["files"]["data.safetensors"]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert (
+        config["artifact"]["files"]["data.safetensors"]["sha256"]
+        == hashlib.sha256(data).hexdigest()
+    )
     assert {**config, "artifact": None} == {**CONFIG, "artifact": None}
     assert load_config(tmp_path / "config.json")["run"] == CONFIG["run"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"nan": "nan"}
@@ -208,17 +291,28 @@ def test_damage_is_named(tmp_path):
             DistilledDataset.from_pretrained(folder)
         assert "\n" not in str(caught.value) and str(caught.value).count("expected") == 1
 
-    data, config, metrics = folder / "data.safetensors", folder / "config.json", folder / "metrics.json"
+    data, config, metrics = (
+        folder / "data.safetensors",
+        folder / "config.json",
+        folder / "metrics.json",
+    )
     text = config.read_text()
-    after(lambda: data.write_bytes(data.read_bytes()[:-10]), r"data\.safetensors: expected \d+ bytes, got \d+; it was cut off")
+    after(
+        lambda: data.write_bytes(data.read_bytes()[:-10]),
+        r"data\.safetensors: expected \d+ bytes, got \d+; it was cut off",
+    )
     after(lambda: data.write_bytes(data.read_bytes()[:-1] + b"!"), "it was damaged or changed")
     after(data.unlink, r"data\.safetensors: expected a file of the artefact, got: No such file")
-    after(lambda: config.write_text(text.replace('"seed": 0', '"seed": 1')), r"config\.json: .* it was changed after saving")
+    after(
+        lambda: config.write_text(text.replace('"seed": 0', '"seed": 1')),
+        r"config\.json: .* it was changed after saving",
+    )
     after(lambda: config.write_text(text[:50]), r"config\.json: expected valid JSON")
     after(lambda: config.write_text("[]"), r"config\.json: expected a table, got a list")
     after(lambda: config.write_text("{}"), r"config\.json: expected the description of an artefact")
     after(
-        lambda: config.write_text(text.replace('"schema_version": 1', '"schema_version": 2')), "expected schema version 1, got 2"
+        lambda: config.write_text(text.replace('"schema_version": 1', '"schema_version": 2')),
+        "expected schema version 1, got 2",
     )
     after(lambda: metrics.write_text("{"), r"metrics\.json: expected valid JSON")
     a_set().save_pretrained(tmp_path / "other")
@@ -252,18 +346,32 @@ def test_an_artefact_is_replaced_and_other_files_stay(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [["holiday.jpg"], ["config.json"], ["README.md"], ["metrics.jsonl", "README.md"], ["data.safetensors"]]
+    "names",
+    [
+        ["holiday.jpg"],
+        ["config.json"],
+        ["README.md"],
+        ["metrics.jsonl", "README.md"],
+        ["data.safetensors"],
+    ],
 )
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, names):
     for name in names:
         (tmp_path / name).write_text("{}")
     for act in (check_output, a_set().save_pretrained):
-        with pytest.raises(DataError, match="expected a new or empty folder or an earlier artefact, got one with"):
+        with pytest.raises(
+            DataError, match="expected a new or empty folder or an earlier artefact, got one with"
+        ):
             act(tmp_path)
-    assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == dict.fromkeys(names, "{}")
+    assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == dict.fromkeys(
+        names, "{}"
+    )
 
 
-@pytest.mark.parametrize("names", [[], [".gitkeep"], ["metrics.jsonl"], ["checkpoint.safetensors", "metrics.jsonl", "notes.txt"]])
+@pytest.mark.parametrize(
+    "names",
+    [[], [".gitkeep"], ["metrics.jsonl"], ["checkpoint.safetensors", "metrics.jsonl", "notes.txt"]],
+)
 def test_the_folder_of_a_run_is_accepted(tmp_path, names):
     for name in names:
         (tmp_path / name).write_text("")
@@ -285,7 +393,9 @@ def test_a_full_disk_and_an_unwritable_place_change_nothing(tmp_path, disk_with_
         a_set().save_pretrained(folder / "README.md" / "below")
 
 
-@pytest.mark.parametrize("step", range(0, 24, 2))  # tests/files/test_staged.py has every step of a smaller folder
+@pytest.mark.parametrize(
+    "step", range(0, 24, 2)
+)  # tests/files/test_staged.py has every step of a smaller folder
 def test_killed_at_any_step_the_folder_holds_the_old_set_or_the_new_one(tmp_path, killed_at, step):
     old, new = (a_set(seed=seed, files={f"{seed}.png": b"x"}) for seed in (1, 2))
     folder = old.save_pretrained(tmp_path / "set")
@@ -300,7 +410,10 @@ def test_killed_at_any_step_the_folder_holds_the_old_set_or_the_new_one(tmp_path
 
 
 def test_a_link_in_a_strangers_folder_moves_nothing(tmp_path):
-    victim, folder = a_set(seed=1).save_pretrained(tmp_path / "victim"), a_set(seed=2).save_pretrained(tmp_path / "set")
+    victim, folder = (
+        a_set(seed=1).save_pretrained(tmp_path / "victim"),
+        a_set(seed=2).save_pretrained(tmp_path / "set"),
+    )
     (folder / ".next").symlink_to(victim)
     words = r"set/\.next: expected a folder that an interrupted save left, got a symbolic link; delete it"
     for act in (DistilledDataset.from_pretrained, a_set(seed=3).save_pretrained):
@@ -320,7 +433,8 @@ def test_a_config_that_names_a_file_elsewhere_is_refused(tmp_path, name):
     described["artifact"]["checksum"] = hashlib.sha256(to_json(described)).hexdigest()
     (folder / "config.json").write_bytes(to_json(described))
     with pytest.raises(
-        DataError, match=r"config\.json: expected plain names of files in the same folder, got .*restore it"
+        DataError,
+        match=r"config\.json: expected plain names of files in the same folder, got .*restore it",
     ) as caught:
         DistilledDataset.from_pretrained(folder)
     assert "5 bytes" not in str(caught.value)  # the size of a foreign file is nobody's business
@@ -331,11 +445,16 @@ def test_a_pipe_or_a_link_in_the_place_of_a_file_is_refused(tmp_path, name):
     folder = a_set(files={"extra.png": b"x"}).save_pretrained(tmp_path / "set")
     (folder / name).rename(tmp_path / "moved")
     (folder / name).symlink_to(tmp_path / "moved")
-    with pytest.raises(DataError, match=rf"{name}: expected a file of the artefact, got: a symbolic link, which is not followed"):
+    with pytest.raises(
+        DataError,
+        match=rf"{name}: expected a file of the artefact, got: a symbolic link, which is not followed",
+    ):
         DistilledDataset.from_pretrained(folder)
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(DataError, match=rf"{name}: expected a file of the artefact, got: a named pipe; restore it"):
+    with pytest.raises(
+        DataError, match=rf"{name}: expected a file of the artefact, got: a named pipe; restore it"
+    ):
         DistilledDataset.from_pretrained(folder)
 
 

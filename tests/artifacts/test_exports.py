@@ -19,10 +19,15 @@ from kdistill.transforms import Standardise, fit
 
 
 def a_set(ipc=2, k=3, channels=3, size=4, transform=None, **fields):
-    images = torch.rand(ipc * k, channels, size, size, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
+    images = (
+        torch.rand(ipc * k, channels, size, size, generator=torch.Generator().manual_seed(0)) * 1.4
+        - 0.2
+    )
     labels = torch.arange(k).repeat(ipc)  # interleaved: exports must order by class themselves
     transform = transform or Standardise(torch.full((channels,), 0.4), torch.full((channels,), 0.2))
-    return DistilledDataset(**{"images": images, "labels": labels, "transform": transform, **fields})
+    return DistilledDataset(
+        **{"images": images, "labels": labels, "transform": transform, **fields}
+    )
 
 
 def read_pt(path):
@@ -53,8 +58,15 @@ def test_folder_names_keep_the_order_of_the_classes():
     assert class_folders(tuple(map(str, range(11)))) == [f"{i:02d}" for i in range(11)]
     assert class_folders(("dog", "cat")) == ["0_dog", "1_cat"]
     assert class_folders(("a/b", "../c")) == ["a_b", "c"]
-    assert class_folders(("Cat", "cat")) == ["0_Cat", "1_cat"]  # one folder where the file system ignores case
-    assert class_folders(("CON", "nul.x", "person")) == ["class_CON", "class_nul.x", "person"]  # devices of Windows
+    assert class_folders(("Cat", "cat")) == [
+        "0_Cat",
+        "1_cat",
+    ]  # one folder where the file system ignores case
+    assert class_folders(("CON", "nul.x", "person")) == [
+        "class_CON",
+        "class_nul.x",
+        "person",
+    ]  # devices of Windows
     assert class_folders(("COM3", "class_COM3")) == ["0_class_COM3", "1_class_COM3"]
 
 
@@ -63,7 +75,12 @@ def test_any_names_give_safe_distinct_ordered_folders(names):
     folders = class_folders(tuple(names))
     assert folders == sorted(folders) and len(set(folders)) == len(names)
     assert all(
-        folder and "/" not in folder and "\0" not in folder and folder[0] != "." and len(folder) < 80 for folder in folders
+        folder
+        and "/" not in folder
+        and "\0" not in folder
+        and folder[0] != "."
+        and len(folder) < 80
+        for folder in folders
     )
 
 
@@ -71,7 +88,10 @@ def test_npz_needs_no_pickle_and_keeps_floats(tmp_path):
     small = a_set(label_logits=torch.randn(6, 3), learned_lr=0.03, classes="xyz")
     assert small.to_npz(tmp_path / "set") == tmp_path / "set.npz"
     with np.load(tmp_path / "set.npz", allow_pickle=False) as file:
-        assert np.array_equal(file["x_train"], small.images.numpy()) and file["x_train"].dtype == np.float32
+        assert (
+            np.array_equal(file["x_train"], small.images.numpy())
+            and file["x_train"].dtype == np.float32
+        )
         assert np.array_equal(file["y_train"], small.labels.numpy())
         assert file["classes"].tolist() == ["x", "y", "z"] and float(file["learned_lr"]) == 0.03
         assert np.array_equal(file["label_logits"], small.label_logits.numpy())
@@ -94,7 +114,9 @@ def test_ddranking_is_normalised_and_in_class_order(tmp_path):
     small = a_set(label_logits=torch.randn(6, 3), learned_lr=0.03)
     small.export(tmp_path / "dd", to="ddranking")
     order = [0, 3, 1, 4, 2, 5]
-    assert torch.equal(read_pt(tmp_path / "dd/images.pt"), small.transform.apply(small.images)[order])
+    assert torch.equal(
+        read_pt(tmp_path / "dd/images.pt"), small.transform.apply(small.images)[order]
+    )
     assert torch.equal(read_pt(tmp_path / "dd/labels.pt"), small.label_logits[order])
     assert read_pt(tmp_path / "dd/lr.pt").item() == pytest.approx(0.03)
     a_set(channels=1).export(tmp_path / "grey", to="ddranking")
@@ -118,7 +140,9 @@ def test_mtt_files_are_as_that_code_names_them(tmp_path):
 def test_eccv24_uses_the_constants_of_the_challenge(tmp_path):
     images = torch.rand(1000, 3, 32, 32)
     labels = torch.arange(1000) % 100
-    small = DistilledDataset(images=images, labels=labels, transform=Standardise(torch.zeros(3), torch.ones(3)))
+    small = DistilledDataset(
+        images=images, labels=labels, transform=Standardise(torch.zeros(3), torch.ones(3))
+    )
     small.export(tmp_path / "sub", to="eccv24")
     assert os.listdir(tmp_path / "sub") == ["cifar100.pt"]
     found = read_pt(tmp_path / "sub/cifar100.pt")
@@ -127,14 +151,19 @@ def test_eccv24_uses_the_constants_of_the_challenge(tmp_path):
     torch.testing.assert_close(back[:10], images[labels == 0])
     other = a_set(ipc=10)
     assert other.export(tmp_path / "x.pt", to="eccv24") == tmp_path / "x.pt"
-    assert torch.equal(read_pt(tmp_path / "x.pt")[:10], other.transform.apply(other.images)[other.labels == 0])
+    assert torch.equal(
+        read_pt(tmp_path / "x.pt")[:10], other.transform.apply(other.images)[other.labels == 0]
+    )
     with pytest.raises(DataError, match="eccv24: expected 10 images per class, got 2"):
         a_set().export(tmp_path / "no", to="eccv24")
 
 
 @pytest.mark.parametrize("to", ["ddranking", "eccv24"])
 def test_formats_without_labels_refuse_unequal_classes(tmp_path, to):
-    with pytest.raises(DataError, match=f"export {to}: expected the same number of images in every class, got 1 to 3"):
+    with pytest.raises(
+        DataError,
+        match=f"export {to}: expected the same number of images in every class, got 1 to 3",
+    ):
         a_set(labels=torch.tensor([0, 0, 0, 1, 1, 2])).export(tmp_path / "x", to=to)
 
 
@@ -145,7 +174,10 @@ def test_hf_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     assert not (tmp_path / "hf").exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs pyarrow (extra hub), which is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("pyarrow") is None,
+    reason="needs pyarrow (extra hub), which is not installed",
+)
 def test_hf_writes_parquet_with_the_hub_features(tmp_path):
     import pyarrow.parquet as pq
 
@@ -161,7 +193,10 @@ def test_hf_writes_parquet_with_the_hub_features(tmp_path):
 
 
 def test_unknown_formats_and_strange_channels_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"export: expected a known format, got 'imagefoldr'; did you mean 'imagefolder'\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"export: expected a known format, got 'imagefoldr'; did you mean 'imagefolder'\?",
+    ):
         a_set().export(tmp_path / "x", to="imagefoldr")
     with pytest.raises(DataError, match="expected grey or colour images, got 4 channels"):
         a_set(channels=4).to_imagefolder(tmp_path / "x")
@@ -180,7 +215,9 @@ def test_an_occupied_folder_is_left_alone(tmp_path, to):
 def test_an_occupied_file_is_left_alone_and_an_empty_one_used(tmp_path, to, name):
     file = tmp_path / ("set.npz" if to == "npz" else name)
     file.write_text("mine")
-    with pytest.raises(DataError, match=f"{file.name}: expected a new or empty file, got one with contents"):
+    with pytest.raises(
+        DataError, match=f"{file.name}: expected a new or empty file, got one with contents"
+    ):
         a_set(ipc=10).export(tmp_path / name, to=to)
     assert file.read_text() == "mine"
     file.write_text("")

@@ -22,40 +22,67 @@ def folder(tmp_path):
 
 
 def test_normalisation_is_undone(folder):
-    small = import_published(folder / "images_best.pt", folder / "labels_best.pt", transform=CIFAR, classes=("cat", "dog"))
+    small = import_published(
+        folder / "images_best.pt",
+        folder / "labels_best.pt",
+        transform=CIFAR,
+        classes=("cat", "dog"),
+    )
     raw = torch.load(folder / "images_best.pt", weights_only=True).detach()
-    torch.testing.assert_close(small.images, raw * CIFAR.std.view(3, 1, 1) + CIFAR.mean.view(3, 1, 1))
+    torch.testing.assert_close(
+        small.images, raw * CIFAR.std.view(3, 1, 1) + CIFAR.mean.view(3, 1, 1)
+    )
     torch.testing.assert_close(small.to_torch(normalised=True).tensors[0], raw)
-    assert small.classes == ("cat", "dog") and small.labels.tolist() == [0, 0, 1, 1] and small.transform is CIFAR
+    assert (
+        small.classes == ("cat", "dog")
+        and small.labels.tolist() == [0, 0, 1, 1]
+        and small.transform is CIFAR
+    )
 
 
 def test_files_beside_the_images_are_found(folder, caplog):
-    torch.save(torch.tensor([[2.0, 1.0], [0.5, 0.0], [0.0, 3.0], [-1.0, 0.0]]), folder / "labels_best.pt")
+    torch.save(
+        torch.tensor([[2.0, 1.0], [0.5, 0.0], [0.0, 3.0], [-1.0, 0.0]]), folder / "labels_best.pt"
+    )
     torch.save(torch.tensor(0.02), folder / "lr_best.pt")
     with caplog.at_level(logging.INFO, logger="kdistill"):
         small = import_published(folder / "images_best.pt", transform=CIFAR)
     assert small.labels.tolist() == [0, 0, 1, 1] and small.label_logits[0].tolist() == [2.0, 1.0]
     assert small.learned_lr == pytest.approx(0.02)
-    assert "taking labels from labels_best.pt" in caplog.text and "taking lr from lr_best.pt" in caplog.text
+    assert (
+        "taking labels from labels_best.pt" in caplog.text
+        and "taking lr from lr_best.pt" in caplog.text
+    )
 
 
 def test_without_labels_rows_are_in_class_order(folder):
     (folder / "labels_best.pt").unlink()
-    assert import_published(folder / "images_best.pt", transform=CIFAR, classes="ab").labels.tolist() == [0, 0, 1, 1]
-    with pytest.raises(DataError, match="expected labels for 4 images, got none and no class names"):
+    assert import_published(
+        folder / "images_best.pt", transform=CIFAR, classes="ab"
+    ).labels.tolist() == [0, 0, 1, 1]
+    with pytest.raises(
+        DataError, match="expected labels for 4 images, got none and no class names"
+    ):
         import_published(folder / "images_best.pt", transform=CIFAR)
     with pytest.raises(DataError, match="got none and 3 classes"):
         import_published(folder / "images_best.pt", transform=CIFAR, classes="abc")
 
 
-@given(zca=st.booleans(), soft=st.booleans(), lr=st.none() | st.floats(0.0078125, 1, width=32), seed=st.integers(0, 9))
+@given(
+    zca=st.booleans(),
+    soft=st.booleans(),
+    lr=st.none() | st.floats(0.0078125, 1, width=32),
+    seed=st.integers(0, 9),
+)
 def test_export_and_import_are_inverse(tmp_path_factory, zca, soft, lr, seed):
     g = torch.Generator().manual_seed(seed)
     transform = fit("zca" if zca else "standard", torch.rand(20, 1, 3, 3, generator=g))
     images, labels = torch.rand(4, 1, 3, 3, generator=g), torch.tensor([1, 0, 0, 1])
     logits = torch.randn(4, 2, generator=g) + 20.0 * torch.eye(2)[labels]
     learned = {"label_logits": logits if soft else None, "learned_lr": lr}
-    small = DistilledDataset(images=images, labels=labels, transform=transform, classes="ab", **learned)
+    small = DistilledDataset(
+        images=images, labels=labels, transform=transform, classes="ab", **learned
+    )
     folder = small.export(tmp_path_factory.mktemp("m") / "x", to="mtt")
     back = import_published(folder / "images_best.pt", transform=transform, classes="ab")
     torch.testing.assert_close(back.images, images, atol=1e-5, rtol=0)
@@ -66,17 +93,35 @@ def test_export_and_import_are_inverse(tmp_path_factory, zca, soft, lr, seed):
         assert torch.equal(pixels.images, images) and torch.equal(pixels.labels, labels)
 
 
-def test_soft_labels_that_are_largest_elsewhere_do_not_change_the_images_per_class(tmp_path, caplog):
+def test_soft_labels_that_are_largest_elsewhere_do_not_change_the_images_per_class(
+    tmp_path, caplog
+):
     logits = torch.eye(3).repeat_interleave(2, 0) * 2
     logits[1] = torch.tensor([0.0, 0.1, 0.0])  # learned to look like the next class
     torch.save(torch.zeros(6, 1, 4, 4), tmp_path / "images_best.pt")
     torch.save(logits, tmp_path / "labels_best.pt")
     with caplog.at_level(logging.WARNING, logger="kdistill"):
         small = import_published(tmp_path / "images_best.pt", transform=Identity())
-    assert small.ipc == 2 and small.labels.tolist() == [0, 0, 1, 1, 2, 2] and torch.equal(small.label_logits, logits)
-    assert "1 of 6 soft labels are largest at another class; classes are taken from the order" in caplog.text
-    torch.save(torch.eye(3).repeat(2, 1), tmp_path / "labels_best.pt")  # interleaved: the labels know better
-    assert import_published(tmp_path / "images_best.pt", transform=Identity()).labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert (
+        small.ipc == 2
+        and small.labels.tolist() == [0, 0, 1, 1, 2, 2]
+        and torch.equal(small.label_logits, logits)
+    )
+    assert (
+        "1 of 6 soft labels are largest at another class; classes are taken from the order"
+        in caplog.text
+    )
+    torch.save(
+        torch.eye(3).repeat(2, 1), tmp_path / "labels_best.pt"
+    )  # interleaved: the labels know better
+    assert import_published(tmp_path / "images_best.pt", transform=Identity()).labels.tolist() == [
+        0,
+        1,
+        2,
+        0,
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("module", ["numpy._core.multiarray", "numpy.core.multiarray"])
@@ -124,7 +169,11 @@ def test_truncated_files_are_named(folder, cut):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("images_best.pt", torch.zeros(4, 3), r"expected a float tensor \[N, C, H, W\], got torch\.float32 \[4, 3\]"),
+        (
+            "images_best.pt",
+            torch.zeros(4, 3),
+            r"expected a float tensor \[N, C, H, W\], got torch\.float32 \[4, 3\]",
+        ),
         ("images_best.pt", [1, 2], r"expected a float tensor \[N, C, H, W\], got a list"),
         ("images_best.pt", {"net": torch.zeros(1)}, r"expected \{'data': .*got the keys \['net'\]"),
         (
@@ -146,4 +195,6 @@ def test_missing_file_and_wrong_transform(folder):
     with pytest.raises(DataError, match="expected a file of tensors, got: No such file"):
         import_published(folder / "nothing.pt", transform=CIFAR)
     with pytest.raises(ShapeError, match=r"expected images \[\.\.\., 1, H, W\]"):
-        import_published(folder / "images_best.pt", transform=Standardise(torch.zeros(1), torch.ones(1)))
+        import_published(
+            folder / "images_best.pt", transform=Standardise(torch.zeros(1), torch.ones(1))
+        )

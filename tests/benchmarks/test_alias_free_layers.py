@@ -6,7 +6,11 @@ from benchmarks.alias_free_layers import SIZES, Sizes
 from kdistill.testing.backends import runnable_backends
 
 CPU = torch.device("cpu")
-SMALL = [Sizes(6, 5, 8, 8, 2), Sizes(6, 5, 8, 10, 4), Sizes(48, 48, 8, 5, 2)]  # the last one by Winograd's convolution
+SMALL = [
+    Sizes(6, 5, 8, 8, 2),
+    Sizes(6, 5, 8, 10, 4),
+    Sizes(48, 48, 8, 5, 2),
+]  # the last one by Winograd's convolution
 
 
 @pytest.mark.parametrize("sizes", SMALL, ids=str)
@@ -14,10 +18,18 @@ SMALL = [Sizes(6, 5, 8, 8, 2), Sizes(6, 5, 8, 10, 4), Sizes(48, 48, 8, 5, 2)]  #
 def test_our_layer_and_the_peers_are_the_published_one(sizes, dtype):
     given = benchmark.inputs(sizes, CPU, dtype)
     for name, layer in benchmark.PEERS.items():
-        assert benchmark.check(lambda *tensors, f=layer: f(*tensors, sizes=sizes), given, sizes) == "ok", name
+        assert (
+            benchmark.check(lambda *tensors, f=layer: f(*tensors, sizes=sizes), given, sizes)
+            == "ok"
+        ), name
     for backend in runnable_backends():
         if backend in ("cpu", "reference"):
-            assert benchmark.check(lambda *tensors, b=backend: benchmark.ours(b, *tensors, sizes), given, sizes) == "ok", backend
+            assert (
+                benchmark.check(
+                    lambda *tensors, b=backend: benchmark.ours(b, *tensors, sizes), given, sizes
+                )
+                == "ok"
+            ), backend
 
 
 def test_the_sizes_are_those_of_the_published_networks():
@@ -30,4 +42,6 @@ def test_a_wrong_gradient_is_found():
     def wrong(x, *others):
         return benchmark.grouped(x * 1.0001, *others, sizes=SMALL[0])
 
-    assert benchmark.check(wrong, given, SMALL[0]).startswith("wrong: stylegan3_layer n4_6to5_8to8px_up2: ")
+    assert benchmark.check(wrong, given, SMALL[0]).startswith(
+        "wrong: stylegan3_layer n4_6to5_8to8px_up2: "
+    )

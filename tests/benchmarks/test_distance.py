@@ -49,12 +49,16 @@ def test_every_snapshot_has_a_line_and_forms_agree_with_the_table(digits, tmp_pa
     again = read(tmp_path / "a.csv")
     assert table(again).splitlines()[2:] == table(lines).splitlines()[2:]
     assert len(table(again).splitlines()) == 2 + len(FORMS)
-    assert float(again[0]["trained cam all"]) == pytest.approx(lines[0]["trained cam all"], rel=1e-5)
+    assert float(again[0]["trained cam all"]) == pytest.approx(
+        lines[0]["trained cam all"], rel=1e-5
+    )
 
 
 def test_only_unlike_networks_set_images_apart_from_themselves(digits):
     real, labels = digits.transform.apply(digits.train.images), digits.train.labels
-    found = {name: float(form(real, labels)) for name, form in distance.distances(digits, TINY).items()}
+    found = {
+        name: float(form(real, labels)) for name, form in distance.distances(digits, TINY).items()
+    }
     assert found.pop("unlike none all") > 0.1
     assert max(found.values()) < 1e-6
 
@@ -69,10 +73,20 @@ def test_the_error_is_that_of_networks_trained_on_the_snapshot(digits):
 def test_stages_of_finished_runs_are_snapshots_too(digits, tmp_path):
     images, labels = digits.train.images[:10], torch.arange(10)
     path = save({"images": torch.stack([images, images + 1.0, images + 2.0])})
-    run = {"data": digits.name, "method": "hglad", "seed": 3, "ipc": 1, "options": {"objective": "dm"}}
+    run = {
+        "data": digits.name,
+        "method": "hglad",
+        "seed": 3,
+        "ipc": 1,
+        "options": {"objective": "dm"},
+    }
     search = {"best": [{"stage": "W"}, {"stage": "pixels"}]}
     small = kdistill.DistilledDataset(
-        images=images, labels=labels, config={"run": run}, metrics={"search": search}, files={"path.safetensors": path}
+        images=images,
+        labels=labels,
+        config={"run": run},
+        metrics={"search": search},
+        files={"path.safetensors": path},
     )
     small.save_pretrained(tmp_path / "a")
     found = list(distance.finished(digits, Plan(sets=[tmp_path])))

@@ -7,7 +7,12 @@ from benchmarks.peers.generator_layers import PEERS, grouped
 from kdistill.testing.backends import runnable_backends
 
 CPU = torch.device("cpu")
-SIZES = [Sizes(6, 5, 8, False), Sizes(6, 5, 8, True), Sizes(48, 48, 8, False), Sizes(48, 48, 8, True)]  # the last two by Winograd
+SIZES = [
+    Sizes(6, 5, 8, False),
+    Sizes(6, 5, 8, True),
+    Sizes(48, 48, 8, False),
+    Sizes(48, 48, 8, True),
+]  # the last two by Winograd
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -23,7 +28,11 @@ def test_our_layer_is_the_published_one(sizes, dtype):
 def test_peers_agree(sizes):
     given, wrt = benchmark.inputs(sizes, CPU, torch.float64), benchmark.METRICS["training"]
     for layer in PEERS.values():
-        for a, b in zip(benchmark.gradients(layer, given, wrt), benchmark.gradients(grouped, given, wrt), strict=True):
+        for a, b in zip(
+            benchmark.gradients(layer, given, wrt),
+            benchmark.gradients(grouped, given, wrt),
+            strict=True,
+        ):
             torch.testing.assert_close(a, b)
 
 
@@ -38,4 +47,6 @@ def test_a_wrong_gradient_is_found():
     def wrong(x, *others):
         return grouped(x * 1.0001, *others)
 
-    assert benchmark.check(wrong, given, SIZES[0]).startswith("wrong: stylegan2_layer n10_6to5_8px: ")
+    assert benchmark.check(wrong, given, SIZES[0]).startswith(
+        "wrong: stylegan2_layer n10_6to5_8px: "
+    )

@@ -16,7 +16,9 @@ def small():
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_peers_compute_our_gradient(small, name):
     for step in (1, 2):
-        for ours, theirs in zip(small.ours(small.images, step), small.published(name, step), strict=True):
+        for ours, theirs in zip(
+            small.ours(small.images, step), small.published(name, step), strict=True
+        ):
             torch.testing.assert_close(ours, theirs)
 
 

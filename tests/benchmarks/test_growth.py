@@ -8,8 +8,18 @@ from benchmarks._growth import Line
 from tests.benchmarks.test_table import ROW
 
 STEPS = [
-    replace(ROW, op="trajectory_growth", shape=f"n{n}_b10", metric=f"steps: {what}", unit=unit, median=value)
-    for what, unit, values in (("time", "ms", (310.0, 610.0, 1205.0, 3010.0)), ("memory", "MB", (20.0, 45.0, 190.0, 1200.0)))
+    replace(
+        ROW,
+        op="trajectory_growth",
+        shape=f"n{n}_b10",
+        metric=f"steps: {what}",
+        unit=unit,
+        median=value,
+    )
+    for what, unit, values in (
+        ("time", "ms", (310.0, 610.0, 1205.0, 3010.0)),
+        ("memory", "MB", (20.0, 45.0, 190.0, 1200.0)),
+    )
     for n, value in zip((5, 10, 20, 50), values, strict=True)
 ]
 
@@ -34,7 +44,10 @@ def test_the_page_gets_table_and_picture(tmp_path):
     page.write_text(f"before\n{_table.BEGIN}\nold\n{_table.END}\nafter")
     _table.write_readme(page, tmp_path)
     text = page.read_text()
-    assert "| trajectory, time | steps N | batch 10 | 5: 310 ms, 10: 610 ms, 20: 1205 ms, 50: 3010 ms | linear: " in text
+    assert (
+        "| trajectory, time | steps N | batch 10 | 5: 310 ms, 10: 610 ms, 20: 1205 ms, 50: 3010 ms "
+        "| linear: " in text
+    )
     assert text.count("trajectory_growth") == 0 and "### class_mean_sqdist" in text
     drawn = (tmp_path / _growth.PICTURE).read_text()
     assert drawn.count("<circle") == len(STEPS) and drawn.endswith("</svg>\n")

@@ -27,7 +27,9 @@ def test_a_wrong_gradient_is_found(monkeypatch):
         return loss, grad * 1.0001
 
     monkeypatch.setattr(iteration, "distribution_match", wrong)
-    assert iteration.check("reference", real, images, width=8).startswith("wrong: dm_iteration image gradient")
+    assert iteration.check("reference", real, images, width=8).startswith(
+        "wrong: dm_iteration image gradient"
+    )
 
 
 def test_the_peers_agree_with_each_other():
@@ -57,7 +59,12 @@ def test_every_family_is_drawn_within_its_range():
     drawn = [peer.draw_transformation(32, generator) for _ in range(300)]
     assert {family for family, _ in drawn} == {"color", "crop", "cutout", "flip", "affine"}
     assert all(-4 <= v <= 4 for family, values in drawn if family == "crop" for v in values)
-    scales = [v for family, values in drawn if family == "affine" and values[1] == 0 for v in (values[0], values[3])]
+    scales = [
+        v
+        for family, values in drawn
+        if family == "affine" and values[1] == 0
+        for v in (values[0], values[3])
+    ]
     assert 1 / 1.2 <= min(scales) < 0.9
     assert 1.1 < max(scales) <= 1.2
 

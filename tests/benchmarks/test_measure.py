@@ -99,7 +99,9 @@ def test_the_gpu_clock_does_not_take_launching_for_kernels(gpu):
         gpu.run(0.2)
 
     timed = interleaved({"call": call}, 0.02, CudaClock(torch.device("cpu"), gpu))["call"]
-    assert timed[""].p20 == pytest.approx(0.4, rel=0.05)  # a busy machine may launch some of them late
+    assert timed[""].p20 == pytest.approx(
+        0.4, rel=0.05
+    )  # a busy machine may launch some of them late
     assert timed["launch"].median >= 3.0
 
 

@@ -8,7 +8,9 @@ from benchmarks._table import COPY, READ, read_rows
 from kdistill.testing.cases import Shape, all_cases, case, every_case
 
 CPU = torch.device("cpu")
-SMALL = replace(case("class_mean_sqdist"), bench_shapes=[Shape(n=19, m=5, f=33, k=3), Shape(n=7, m=3, f=4, k=2)])
+SMALL = replace(
+    case("class_mean_sqdist"), bench_shapes=[Shape(n=19, m=5, f=33, k=3), Shape(n=7, m=3, f=4, k=2)]
+)
 
 
 def benchmark(of, *, check_only=False):
@@ -31,7 +33,10 @@ def test_a_wrong_peer_gets_no_time():
     results = benchmark(replace(SMALL, peers={"off by a little": off_by_a_little}))
     theirs = [r for r in results if r.backend == "off by a little"]
     assert theirs
-    assert all(r.timing is None and r.status.startswith("wrong: off by a little output 0: max-abs error") for r in theirs)
+    assert all(
+        r.timing is None and r.status.startswith("wrong: off by a little output 0: max-abs error")
+        for r in theirs
+    )
     assert all(r.status == "ok" for r in results if r.backend != "off by a little")
 
 
@@ -40,7 +45,9 @@ def test_a_peer_that_fails_is_reported_not_hidden():
         raise NotImplementedError("no such thing here\nand more")
 
     results = benchmark(replace(SMALL, peers={"refuses": refuses}), check_only=True)
-    assert {r.status for r in results if r.backend == "refuses"} == {"cannot run: no such thing here"}
+    assert {r.status for r in results if r.backend == "refuses"} == {
+        "cannot run: no such thing here"
+    }
 
 
 def test_the_gradient_asked_for_is_the_gradient_timed():
@@ -52,12 +59,16 @@ def test_the_gradient_asked_for_is_the_gradient_timed():
     assert _ops.bound(SMALL, contestant, inputs, ())().shape == ()
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func.jvp's own doing
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
+)  # torch.func.jvp's own doing
 def test_both_passes_of_tangents_are_one_contestant_beside_plain_pytorch():
     of = replace(case("norm_act_pool").tangents, bench_shapes=[Shape(n=2, c=9, h=6, w=5, g=0)])
     results = benchmark(of, check_only=True)
     assert {r.op for r in results} == {"norm_act_pool_tangent"}
-    assert {r.backend: r.status for r in results} == dict.fromkeys(("cpu", "reference", "forward-over-reverse"), "ok")
+    assert {r.backend: r.status for r in results} == dict.fromkeys(
+        ("cpu", "reference", "forward-over-reverse"), "ok"
+    )
 
 
 def test_a_benchmark_has_one_name():
@@ -77,7 +88,17 @@ def test_every_op_names_metrics_and_bytes(of):
 def test_a_run_writes_its_rows_and_a_rerun_replaces_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "every_case", lambda: [SMALL])
     before = torch.get_num_threads()
-    command = ["--op", "class_mean_sqdist", "--quick", "--seconds", "0", "--threads", "1", "--output", str(tmp_path / "rows.csv")]
+    command = [
+        "--op",
+        "class_mean_sqdist",
+        "--quick",
+        "--seconds",
+        "0",
+        "--threads",
+        "1",
+        "--output",
+        str(tmp_path / "rows.csv"),
+    ]
     try:
         assert run.main(command) == 0
         first = read_rows(tmp_path / "rows.csv")
@@ -122,7 +143,12 @@ def test_a_run_that_is_cut_off_loses_no_row(tmp_path, monkeypatch, capsys):
 def test_a_wrong_result_fails_the_command(monkeypatch, capsys):
     broken = replace(SMALL, peers={"broken": lambda *inputs: SMALL.reference(*inputs) + 1})
     monkeypatch.setattr(run, "every_case", lambda: [broken])
-    assert run.main(["--op", "class_mean_sqdist", "--check", "--threads", str(torch.get_num_threads())]) == 1
+    assert (
+        run.main(
+            ["--op", "class_mean_sqdist", "--check", "--threads", str(torch.get_num_threads())]
+        )
+        == 1
+    )
     assert "results are wrong" in capsys.readouterr().err
 
 
@@ -150,7 +176,17 @@ def test_a_benchmark_that_raises_does_not_end_the_others(tmp_path, monkeypatch, 
     monkeypatch.setattr(run, "every_case", lambda: [SMALL])
     monkeypatch.setitem(run.END_TO_END, "grand", raises)
     target, threads = tmp_path / "rows.csv", str(torch.get_num_threads())
-    command = ["--op", "grand", "--op", "class_mean_sqdist", "--quick", "--seconds", "0", "--threads", threads]
+    command = [
+        "--op",
+        "grand",
+        "--op",
+        "class_mean_sqdist",
+        "--quick",
+        "--seconds",
+        "0",
+        "--threads",
+        threads,
+    ]
     assert run.main([*command, "--output", str(target)]) == 1
     assert {row.op for row in read_rows(target)} == {"class_mean_sqdist"}
     assert "stopped: RuntimeError: CUDA out of memory" in capsys.readouterr().out
@@ -164,7 +200,9 @@ def test_a_kernel_that_its_compiler_refuses_is_a_row():
         raise CompilationError("at 3:4: out of resources")
 
     results = benchmark(replace(SMALL, peers={"refuses": refuses}), check_only=True)
-    assert {r.status for r in results if r.backend == "refuses"} == {"cannot run: at 3:4: out of resources"}
+    assert {r.status for r in results if r.backend == "refuses"} == {
+        "cannot run: at 3:4: out of resources"
+    }
 
 
 def test_a_backend_that_is_not_there_is_a_row(monkeypatch):

@@ -13,7 +13,16 @@ ROW = Row(
 )  # fmt: skip
 LOOP = replace(ROW, backend="per-class loop", median=20.0, percent_of_copy=8.0)
 READ = replace(ROW, backend=_table.READ, median=1.8, percent_of_copy=90.0)
-BROKEN = replace(ROW, backend="triton", status="wrong: max-abs error", median=None, p20=None, p80=None, n=0, percent_of_copy=None)
+BROKEN = replace(
+    ROW,
+    backend="triton",
+    status="wrong: max-abs error",
+    median=None,
+    p20=None,
+    p80=None,
+    n=0,
+    percent_of_copy=None,
+)
 
 
 def test_rows_survive_the_file(tmp_path):
@@ -46,7 +55,10 @@ def test_a_lost_comparison_is_said():
 
 def test_one_file_per_machine():
     assert _table.results_file(ROW.machine, ROW.device).name == "some-processor-2-cores-avx2.csv"
-    assert _table.results_file(ROW.machine, "NVIDIA H200").name == "nvidia-h200-some-processor-2-cores-avx2.csv"
+    assert (
+        _table.results_file(ROW.machine, "NVIDIA H200").name
+        == "nvidia-h200-some-processor-2-cores-avx2.csv"
+    )
 
 
 def test_the_committed_tables_are_those_of_the_committed_rows(tmp_path):
@@ -60,10 +72,21 @@ def test_the_faster_kernels_of_a_gpu_are_those_of_the_mean_ratio(tmp_path):
     gpu = replace(ROW, device="NVIDIA H200", backend="cuda", median=2.0)
     backward = replace(gpu, op="norm_act_pool_bwd_tangent", metric="forward_backward")
     rows = [
-        *(gpu, replace(gpu, backend="triton", median=3.0), replace(gpu, metric="forward_launch", backend="triton", median=0.1)),
-        *(replace(gpu, shape="n4"), replace(gpu, shape="n4", backend="triton", median=1.0)),  # ratios 1.5 and 0.5: triton
+        *(
+            gpu,
+            replace(gpu, backend="triton", median=3.0),
+            replace(gpu, metric="forward_launch", backend="triton", median=0.1),
+        ),
+        *(
+            replace(gpu, shape="n4"),
+            replace(gpu, shape="n4", backend="triton", median=1.0),
+        ),  # ratios 1.5 and 0.5: triton
         *(backward, replace(backward, backend="triton", median=4.0)),
-        *(replace(gpu, op="trajectory_loss"), ROW, replace(ROW, backend="triton", status="wrong", median=None)),  # no pair
+        *(
+            replace(gpu, op="trajectory_loss"),
+            ROW,
+            replace(ROW, backend="triton", status="wrong", median=None),
+        ),  # no pair
     ]
     wanted = {"NVIDIA H200": {"class_mean_sqdist": "triton", "norm_act_pool": "cuda"}}
     assert _table.fastest(rows) == wanted

@@ -21,8 +21,12 @@ def test_exact_peers_compute_our_gradient(small, name):
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_the_compiled_peer_compiles_both_passes_once_per_network(small, monkeypatch):
-    compiled = []  # tracing alone takes ten seconds; the benchmark checks what the compiler makes before it times it
-    monkeypatch.setattr(torch, "compile", lambda function, backend: compiled.append(backend) or function)
+    # tracing alone takes ten seconds; the benchmark checks what the compiler makes before it times
+    # it
+    compiled = []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, backend: compiled.append(backend) or function
+    )
     for _ in range(2):
         for ours, theirs in zip(small.ours(), small.published(peer.COMPILED), strict=True):
             torch.testing.assert_close(ours, theirs)
@@ -36,8 +40,14 @@ def test_peers_that_are_absent_wrong_or_broken_are_named(small, monkeypatch):
     def wrong(*arguments):
         return tuple(2 * x for x in peer.unroll(*arguments))
 
-    monkeypatch.setattr(peer, "EXACT", {"published unroll": peer.unroll, "wrong": wrong, "broken": broken})
-    monkeypatch.setattr(peer.libraries, "ABSENT", {"higher": "absent: No module named 'higher'; pip install -e '.[peers]'"})
+    monkeypatch.setattr(
+        peer, "EXACT", {"published unroll": peer.unroll, "wrong": wrong, "broken": broken}
+    )
+    monkeypatch.setattr(
+        peer.libraries,
+        "ABSENT",
+        {"higher": "absent: No module named 'higher'; pip install -e '.[peers]'"},
+    )
     found = trajectory.contestants(small, quick=True)
     assert found["published unroll"] == "ok"
     assert found["wrong"].startswith("wrong: differs from ours by 1.0e+00")
@@ -93,6 +103,8 @@ def test_precisions_are_checked_against_the_float32_gradient(monkeypatch):
         ("cpu with one graph", "fp32", "ok"),
         ("cpu with one graph, bf16", "bf16", "ok"),
     ]
-    monkeypatch.setattr(trajectory, "one_graph", lambda problem, precision: (None, -problem.ours()[1], None))
+    monkeypatch.setattr(
+        trajectory, "one_graph", lambda problem, precision: (None, -problem.ours()[1], None)
+    )
     ((_, _, state),) = trajectory.replayed(problem, ("fp32",))
     assert state == "wrong: the image gradient has cosine -1.00000"

@@ -18,8 +18,17 @@ KERNELS = [HERE / "kernels.cu", HERE / "faulty.cu"]
 MAIN = HERE / "main.cpp"
 SWITCHING = {"fiber.cpp", "scheduler.cpp", "sync.cpp", "report.cpp", "launch.cpp"}
 
-# --no-warn: g++ 12 gives a .noinit section of a template a type that the assembler does not expect, and corrects
-FLAGS = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden", "-Wa,--no-warn"]
+# --no-warn: g++ 12 gives a .noinit section of a template a type that the assembler does not expect,
+# and corrects
+FLAGS = [
+    "-std=c++17",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wa,--no-warn",
+]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
@@ -29,8 +38,14 @@ def refusal() -> str | None:
         return f"the emulation needs Linux, this is {sys.platform}"
     if shutil.which("g++") is None:
         return "the emulation needs g++ 11 or newer, there is none"
-    version = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True, check=True).stdout.strip()
-    return None if int(version.split(".")[0]) >= 11 else f"the emulation needs g++ 11 or newer, this is {version}"
+    version = subprocess.run(
+        ["g++", "-dumpversion"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    return (
+        None
+        if int(version.split(".")[0]) >= 11
+        else f"the emulation needs g++ 11 or newer, this is {version}"
+    )
 
 
 @dataclass
@@ -65,10 +80,20 @@ class Variant:
         """The program, and the shared library of the same objects."""
         sanitize = [flag for flag in self.flags if flag in SANITIZE]
         for extra, name in ([], "emulated"), (["-shared"], "libemulated.so"):
-            command = ["g++", *sanitize, *extra, *map(str, self.objects), "-o", str(self.folder / name), "-pthread"]
+            command = [
+                "g++",
+                *sanitize,
+                *extra,
+                *map(str, self.objects),
+                "-o",
+                str(self.folder / name),
+                "-pthread",
+            ]
             subprocess.run(command, check=True)
 
-    def run(self, command: str, *integers: int, seed: int | str | None = None, program: str = "emulated") -> Outcome:
+    def run(
+        self, command: str, *integers: int, seed: int | str | None = None, program: str = "emulated"
+    ) -> Outcome:
         return self.execute([str(self.folder / program), command, *map(str, integers)], seed)
 
     def run_in_python(self, command: str, *integers: int) -> Outcome:
@@ -83,14 +108,23 @@ class Variant:
         if self.name == "sanitized":
             # the C++ library too: without it ASan does not find what throws
             libraries = [
-                subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+                subprocess.run(
+                    ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+                ).stdout.strip()
                 for name in ("libasan.so", "libstdc++.so")
             ]
-            env = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}  # the interpreter's own leaks
+            env = {
+                "LD_PRELOAD": " ".join(libraries),
+                "ASAN_OPTIONS": "detect_leaks=0",
+            }  # the interpreter's own leaks
         return self.execute([sys.executable, "-S", "-c", script], None, env)
 
-    def execute(self, command: list[str], seed: int | str | None, extra: dict[str, str] | None = None) -> Outcome:
-        env = {key: value for key, value in os.environ.items() if key != "KDISTILL_EMULATION_SEED"} | (extra or {})
+    def execute(
+        self, command: list[str], seed: int | str | None, extra: dict[str, str] | None = None
+    ) -> Outcome:
+        env = {
+            key: value for key, value in os.environ.items() if key != "KDISTILL_EMULATION_SEED"
+        } | (extra or {})
         if seed is not None:
             env["KDISTILL_EMULATION_SEED"] = str(seed)
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
@@ -110,7 +144,9 @@ def variants(tmp_path_factory) -> dict[str, Variant]:
     def compile_one(variant: Variant, source: Path) -> Path:
         target = variant.folder / (source.name + ".o")
         flags = [*FLAGS, *variant.flags, "-DKD_CUDA_EMULATION", f"-I{ROOT / 'csrc'}"]
-        subprocess.run(["g++", "-x", "c++", *flags, "-c", str(source), "-o", str(target)], check=True)
+        subprocess.run(
+            ["g++", "-x", "c++", *flags, "-c", str(source), "-o", str(target)], check=True
+        )
         return target
 
     every = [*KERNELS, *RUNTIME]
@@ -119,11 +155,17 @@ def variants(tmp_path_factory) -> dict[str, Variant]:
         variant.folder.mkdir()
     with ThreadPoolExecutor(2) as pool:
         sources = {"sanitized": every, "plain": [MAIN, *every], "portable": switching}
-        jobs = [(v, pool.submit(compile_one, v, source)) for v in (sanitized, plain, portable) for source in sources[v.name]]
+        jobs = [
+            (v, pool.submit(compile_one, v, source))
+            for v in (sanitized, plain, portable)
+            for source in sources[v.name]
+        ]
         for variant, job in jobs:
             variant.objects.append(job.result())
     sanitized.objects += [path for path in plain.objects if path.name == "main.cpp.o"]
-    portable.objects += [path for path in plain.objects if path.name.removesuffix(".o") not in SWITCHING]
+    portable.objects += [
+        path for path in plain.objects if path.name.removesuffix(".o") not in SWITCHING
+    ]
     for variant in plain, sanitized, portable:
         variant.link()
     return {variant.name: variant for variant in (plain, sanitized, portable)}

@@ -29,15 +29,20 @@ def source_lane(kind, lane, argument, width):
     return lane if other // width > group else other
 
 
-# --- correct kernels ---------------------------------------------------------------------------------------------------------
+# --- correct kernels
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float", "double", "int"])
-@pytest.mark.parametrize(("n", "blocks", "threads"), [(0, 1, 32), (1, 2, 64), (5000, 3, 256), (4099, 2, 1024)])
+@pytest.mark.parametrize(
+    ("n", "blocks", "threads"), [(0, 1, 32), (1, 2, 64), (5000, 3, 256), (4099, 2, 1024)]
+)
 def test_sums_with_barriers_shuffles_and_shared_memory(emulated, dtype, n, blocks, threads):
     x = ramp(n)
     stride = blocks * threads
-    expected = [sum(x[i : i + threads].sum() for i in range(b * threads, n, stride)) for b in range(blocks)]
+    expected = [
+        sum(x[i : i + threads].sum() for i in range(b * threads, n, stride)) for b in range(blocks)
+    ]
     assert emulated.run(f"sums_{dtype}", n, blocks, threads).values == expected
 
 
@@ -51,7 +56,10 @@ def test_transpose_in_two_dimensional_blocks(emulated, dtype, rows, cols):
 def test_dynamic_shared_memory(emulated):
     x = np.zeros(320)
     x[:300] = ramp(300)
-    assert emulated.run("reverse_tiles", 300, 64).values == x.reshape(5, 64)[:, ::-1].ravel()[:300].tolist()
+    assert (
+        emulated.run("reverse_tiles", 300, 64).values
+        == x.reshape(5, 64)[:, ::-1].ravel()[:300].tolist()
+    )
 
 
 def test_more_than_48_kib_of_dynamic_shared_memory_after_opting_in(emulated):
@@ -75,20 +83,35 @@ def test_atomics(emulated):
 @pytest.mark.parametrize("width", [32, 8, 2])
 @pytest.mark.parametrize("dtype", ["int", "unsigned", "int64", "float", "double"])
 def test_shuffles(emulated, dtype, width):
-    factor = 100003 << 20 if dtype in ("int64", "double") else 100003  # both halves of 8 bytes must travel
+    factor = (
+        100003 << 20 if dtype in ("int64", "double") else 100003
+    )  # both halves of 8 bytes must travel
     rows = np.array(emulated.run(f"shuffles_{dtype}", width).values).reshape(4, 64)
-    for row, (kind, argument) in zip(rows, [("index", None), ("up", 3), ("down", 5), ("xor", 6)], strict=True):
+    for row, (kind, argument) in zip(
+        rows, [("index", None), ("up", 3), ("down", 5), ("xor", 6)], strict=True
+    ):
         for thread in range(64):
             warp, lane = divmod(thread, 32)
-            source = source_lane(kind, lane, thread * 3 + 1 if argument is None else argument, width)
+            source = source_lane(
+                kind, lane, thread * 3 + 1 if argument is None else argument, width
+            )
             assert row[thread] == (warp * 32 + source) * factor, (kind, thread)
 
 
 def test_votes(emulated):
     rows = np.array(emulated.run("votes").values).reshape(6, 64)
     threads = np.arange(64)
-    ballot = [sum(1 << lane for lane in range(32) if (32 * warp + lane) % 3 == 0) for warp in range(2)]
-    expected = [np.repeat(ballot, 32), threads >= 32, threads < 32, np.full(64, 13), np.ones(64), np.zeros(64)]
+    ballot = [
+        sum(1 << lane for lane in range(32) if (32 * warp + lane) % 3 == 0) for warp in range(2)
+    ]
+    expected = [
+        np.repeat(ballot, 32),
+        threads >= 32,
+        threads < 32,
+        np.full(64, 13),
+        np.ones(64),
+        np.zeros(64),
+    ]
     np.testing.assert_array_equal(rows, expected)
 
 
@@ -102,11 +125,15 @@ def test_every_thread_of_every_block_runs_once_with_its_own_indices(emulated):
 
 
 def test_vectors_constants_bfloat16_and_intrinsics(emulated):
-    x = (np.arange(1000) % 37 / 8 - 2).astype(np.float32).reshape(-1, 4)  # short enough that bfloat16 is exact
+    x = (
+        (np.arange(1000) % 37 / 8 - 2).astype(np.float32).reshape(-1, 4)
+    )  # short enough that bfloat16 is exact
     out = np.array(emulated.run("vectors", 1000).values).reshape(-1, 4)
     w = x[:, 3].astype(np.float64)
     last = 4 * (np.exp(-w) + 1 / np.sqrt(1 + w * w) + np.maximum(x[:, 0], 0))
-    np.testing.assert_array_equal(out[:, :3], np.stack([x[:, 0], 2 * np.minimum(x[:, 1], 0.5), 3 * x[:, 2]], 1))
+    np.testing.assert_array_equal(
+        out[:, :3], np.stack([x[:, 0], 2 * np.minimum(x[:, 1], 0.5), 3 * x[:, 2]], 1)
+    )
     # four roundings of float32: exp, rsqrt, two sums
     assert np.abs(out[:, 3] - last).max() <= 4 * np.finfo(np.float32).eps * last.max()
 
@@ -127,7 +154,9 @@ def test_shared_memory_is_found_without_symbols(plain):
     assert np.isnan(np.array(outcome.values).reshape(2, 4, 4)[:, :3]).all()
 
 
-@pytest.mark.parametrize("command", [("sums_float", 5000, 3, 256), ("unwritten", 3), ("recover",)], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command", [("sums_float", 5000, 3, 256), ("unwritten", 3), ("recover",)], ids=lambda c: c[0]
+)
 def test_in_a_shared_library(emulated, command):
     inside, outside = emulated.run_in_python(*command), emulated.run(*command)
     assert (inside.status, inside.out) == (0, outside.out), inside.err
@@ -138,7 +167,8 @@ def test_launches_from_several_host_threads(emulated):
     assert rows == [rows[0]] * 4
 
 
-# --- the order of the fibers -------------------------------------------------------------------------------------------------
+# --- the order of the fibers
+# -------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_barrier_shows_and_a_present_one_holds(emulated):
@@ -148,11 +178,20 @@ def test_a_missing_barrier_shows_and_a_present_one_holds(emulated):
 
 
 def test_blocks_come_in_no_order(plain):
-    assert any(plain.run("blocks_in_order", 8, seed=seed).values != list(range(1, 9)) for seed in SEEDS)
+    assert any(
+        plain.run("blocks_in_order", 8, seed=seed).values != list(range(1, 9)) for seed in SEEDS
+    )
 
 
 @pytest.mark.parametrize(
-    "command", [("sums_float", 5000, 3, 256), ("transpose_double", 37, 53), ("reverse_tiles", 300, 64), ("half_warps",)], ids=str
+    "command",
+    [
+        ("sums_float", 5000, 3, 256),
+        ("transpose_double", 37, 53),
+        ("reverse_tiles", 300, 64),
+        ("half_warps",),
+    ],
+    ids=str,
 )
 def test_correct_kernels_do_not_depend_on_the_seed(plain, command):
     assert len({plain.run(*command, seed=seed).out for seed in SEEDS}) == 1
@@ -166,21 +205,37 @@ def test_a_seed_repeats_the_order(plain):
 def test_the_seed_counts_launches_unless_it_is_given(plain):
     assert plain.run("seeds", 3).values == [0, 1, 2]
     assert plain.run("seeds", 3, seed=17).values == [17, 17, 17]
-    assert "KDISTILL_EMULATION_SEED: expected a whole number, got 'many'" in plain.run("seeds", 1, seed="many").error
+    assert (
+        "KDISTILL_EMULATION_SEED: expected a whole number, got 'many'"
+        in plain.run("seeds", 1, seed="many").error
+    )
 
 
-# --- faults ------------------------------------------------------------------------------------------------------------------
+# --- faults
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("command", "parts"),
     [
-        ("barrier_in_branch", ["all 64 threads of block (0, 0, 0)", "40 at __syncthreads", "24 returned"]),
+        (
+            "barrier_in_branch",
+            ["all 64 threads of block (0, 0, 0)", "40 at __syncthreads", "24 returned"],
+        ),
         ("return_before_barrier", ["block (1, 0, 0)", "60 at __syncthreads", "4 returned"]),
         ("two_barriers", ["got 32 at __syncthreads", ", 32 at __syncthreads"]),
-        ("missing_lanes", ["31 at __shfl_down_sync", "in warp 1 with mask 0xffffffff, where the lanes 0x00000008 are missing"]),
+        (
+            "missing_lanes",
+            [
+                "31 at __shfl_down_sync",
+                "in warp 1 with mask 0xffffffff, where the lanes 0x00000008 are missing",
+            ],
+        ),
         ("outside_mask", ["expected the calling lane in the mask"]),
-        ("warp_and_barrier", ["8 at __syncwarp", "the lanes 0xffffff00 are missing", "56 at __syncthreads"]),
+        (
+            "warp_and_barrier",
+            ["8 at __syncwarp", "the lanes 0xffffff00 are missing", "56 at __syncthreads"],
+        ),
     ],
 )
 def test_threads_that_wait_in_vain_are_reported(emulated, command, parts):
@@ -218,7 +273,11 @@ def test_launch_limits(plain, grid, block, shared, status):
         assert outcome.values == [1]
     else:
         text = f"{status} ("
-        assert text in outcome.error and f"grid {grid}" in outcome.error and f"{shared} bytes" in outcome.error
+        assert (
+            text in outcome.error
+            and f"grid {grid}" in outcome.error
+            and f"{shared} bytes" in outcome.error
+        )
 
 
 def test_static_shared_memory_counts_towards_the_limit(emulated):
@@ -227,35 +286,55 @@ def test_static_shared_memory_counts_towards_the_limit(emulated):
 
 
 def test_a_write_beyond_dynamic_shared_memory_is_reported(plain, sanitized):
-    assert "expected writes inside the 64 bytes of dynamic shared memory" in plain.run("past_dynamic", 64).error
+    assert (
+        "expected writes inside the 64 bytes of dynamic shared memory"
+        in plain.run("past_dynamic", 64).error
+    )
     outcome = sanitized.run("past_dynamic", 64)
     assert "use-after-poison" in outcome.err and "past_dynamic_kernel" in outcome.err
 
 
 @pytest.mark.parametrize(
-    ("command", "kind"), [("past_static", "global-buffer-overflow"), ("past_stack", "stack-buffer-overflow")]
+    ("command", "kind"),
+    [("past_static", "global-buffer-overflow"), ("past_stack", "stack-buffer-overflow")],
 )
 def test_sanitizers_see_into_kernels(sanitized, command, kind):
     outcome = sanitized.run(command, 14)
     assert outcome.status not in (0, 3)
     assert f"{command}_kernel" in outcome.err or "faulty.cu:" in outcome.err
-    assert kind in outcome.err or "runtime error" in outcome.err  # ASan's word, or that of UBSan where it comes first
+    assert (
+        kind in outcome.err or "runtime error" in outcome.err
+    )  # ASan's word, or that of UBSan where it comes first
 
 
-# --- one source --------------------------------------------------------------------------------------------------------------
+# --- one source
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", ["kernels.cu", "faulty.cu"])
 def test_nvcc_compiles_the_same_files(source, tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not on PATH: the files were compiled by g++ alone")
-    command = ["nvcc", "-std=c++17", "-arch=sm_90", f"-I{HERE.parents[1] / 'csrc'}", f"-I{HERE}", "-Werror", "all-warnings"]
-    done = subprocess.run([*command, "-c", str(HERE / source), "-o", str(tmp_path / "kernels.o")], capture_output=True, text=True)
+    command = [
+        "nvcc",
+        "-std=c++17",
+        "-arch=sm_90",
+        f"-I{HERE.parents[1] / 'csrc'}",
+        f"-I{HERE}",
+        "-Werror",
+        "all-warnings",
+    ]
+    done = subprocess.run(
+        [*command, "-c", str(HERE / source), "-o", str(tmp_path / "kernels.o")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_switch_between_fibers_is_cheap(plain):
     first, second = plain.run("measure", 65536, 256, 16).out.splitlines()
-    # 15 to 25 ns and about 15 ns per thread on one 2020s server core; the bounds leave room for a busy machine
+    # 15 to 25 ns and about 15 ns per thread on one 2020s server core; the bounds leave room for a
+    # busy machine
     assert float(second.split(",")[2].split()[0]) < 300
     assert math.isfinite(float(first.split()[2])) and float(first.split()[2]) < 1000

@@ -12,7 +12,9 @@ from kdistill import _native
 def gcc_major():
     if not sys.platform.startswith("linux") or shutil.which("g++") is None:
         return 0
-    said = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ["g++", "-dumpversion"], capture_output=True, text=True, check=True
+    ).stdout
     return int(said.split(".")[0])
 
 
@@ -22,6 +24,7 @@ def test_the_cuda_sources_can_be_executed():
     if missing:
         pytest.fail(
             f"{missing}\nThe tests of the CUDA kernels were left out of this run: install with\n"
-            "    KDISTILL_EMULATION=on pip install -e '.[demo,report,test]'\nas `make test` does, and run it again",
+            "    KDISTILL_EMULATION=on pip install -e '.[demo,report,test]'\nas `make test` does, "
+            "and run it again",
             pytrace=False,
         )

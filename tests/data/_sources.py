@@ -49,7 +49,11 @@ class HuggingFace:
     def __init__(self, columns, features, streamed=False):
         self.columns, self.features, self.column_names = columns, features, list(columns)
         if not streamed:
-            self.__class__ = type("Dataset", (HuggingFace,), {"__len__": lambda self: len(next(iter(self.columns.values())))})
+            self.__class__ = type(
+                "Dataset",
+                (HuggingFace,),
+                {"__len__": lambda self: len(next(iter(self.columns.values())))},
+            )
 
     def __getitem__(self, row):
         return {name: values[row] for name, values in self.columns.items()}

@@ -41,7 +41,9 @@ def tree(tmp_path, picture) -> Callable[..., Path]:
         for seed, (folder, count) in enumerate(counts.items()):
             (tmp_path / name / folder).mkdir(parents=True, exist_ok=True)
             for k in range(count):
-                picture(seed=100 * seed + k, **how).save(tmp_path / name / folder / f"{k:03d}{suffix}")
+                picture(seed=100 * seed + k, **how).save(
+                    tmp_path / name / folder / f"{k:03d}{suffix}"
+                )
         return tmp_path / name
 
     return make

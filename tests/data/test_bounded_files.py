@@ -25,7 +25,9 @@ def npy(array) -> bytes:
 def header(shape, dtype="|u1") -> bytes:
     """Return the beginning of an array file that has no data."""
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
     return stream.getvalue()
 
 
@@ -47,14 +49,22 @@ IMAGES = npy(np.zeros((4, 8, 8), np.uint8))
 
 
 def test_an_archive_whose_array_is_too_large_is_refused_before_it_is_decoded(tmp_path):
-    path = archive(tmp_path / "a.npz", x_train=header((4, 100_000, 1000)) + bytes(100), y_train=LABELS)
+    path = archive(
+        tmp_path / "a.npz", x_train=header((4, 100_000, 1000)) + bytes(100), y_train=LABELS
+    )
     said = refused(path)
     assert "it describes 401 MB, where a file of " in said and "may describe 33 MB" in said
     assert said.endswith("if that is meant, save it with numpy.savez, which does not compress")
 
 
 def test_other_members_of_an_archive_are_not_decoded(tmp_path):
-    path = archive(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS, extra=header((10**9,)), note=b"no array at all")
+    path = archive(
+        tmp_path / "a.npz",
+        x_train=IMAGES,
+        y_train=LABELS,
+        extra=header((10**9,)),
+        note=b"no array at all",
+    )
     assert len(load_data(path, quiet=True).train) > 0
     assert set(read_npz(archive(tmp_path / "b.npz", x=IMAGES), frozenset({"y"}))) == {"x"}
     said = refused(archive(tmp_path / "c.npz", pictures=IMAGES, other=LABELS))
@@ -76,7 +86,9 @@ def test_a_tensor_of_stride_0_is_refused(legacy, tmp_path):
     assert "it describes 121 MB, where a file of " in said
     assert said.endswith("if that is meant, pass the tensors themselves, or save contiguous ones")
     torch.save(pair[0], path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(DataError, match="expected tensors in proportion to the file, got more: it describes 120 MB"):
+    with pytest.raises(
+        DataError, match="expected tensors in proportion to the file, got more: it describes 120 MB"
+    ):
         import_published(path, transform=Identity(), classes=["a", "b"])
 
 
@@ -93,7 +105,10 @@ def test_a_list_that_holds_one_image_many_times_is_refused(tmp_path):
 
 def test_a_compressed_file_of_tensors_is_refused(tmp_path):
     torch.save((torch.zeros(100, 1, 400, 400), torch.arange(100) % 2), tmp_path / "whole.pt")
-    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(tmp_path / "whole.pt") as whole,
+        zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for info in whole.infolist():
             packed.writestr(info.filename, whole.read(info))
     assert "it describes 65 MB" in refused(tmp_path / "a.pt")
@@ -110,7 +125,10 @@ class Call:
 @pytest.mark.parametrize(
     ("value", "got"),
     [
-        (Call(bytearray, 10**10), r"it names __builtin__\.bytearray; pickled objects are not loaded"),
+        (
+            Call(bytearray, 10**10),
+            r"it names __builtin__\.bytearray; pickled objects are not loaded",
+        ),
         ({1 << 70: 1}, "a dictionary with keys that are neither text nor small whole numbers"),
         ({(1, 2): 1}, "a dictionary with keys that are neither text nor small whole numbers"),
         ({1, 2}, r"it names __builtin__\.set; "),
@@ -134,7 +152,11 @@ def test_what_people_save_is_read(tmp_path):
     for legacy in (False, True):
         torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
         back = load_tensors(tmp_path / "a.pt")
-        assert list(back) == list(content) and back["y"] == content["y"] and torch.equal(back["x"], content["x"])
+        assert (
+            list(back) == list(content)
+            and back["y"] == content["y"]
+            and torch.equal(back["x"], content["x"])
+        )
     assert allowed_nbytes(10**9) > 10**10
 
 
@@ -142,6 +164,8 @@ def test_a_large_photograph_is_read_where_its_file_is_large_enough(tmp_path, mon
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         Image.effect_noise((35, 35), 50).save(tmp_path / label / "noise.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow warns beyond, and refuses beyond twice as many
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 1000
+    )  # Pillow warns beyond, and refuses beyond twice as many
     with pytest.warns(Image.DecompressionBombWarning):
         assert len(load_data(tmp_path, test=0, quiet=True).train) == 2

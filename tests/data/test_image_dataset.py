@@ -17,7 +17,9 @@ def arrays(counts=(30, 20, 10), side=4, seed=0):
     return rng.integers(0, 256, (len(labels), side, side), dtype=np.uint8), labels
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.floats(0.01, 0.99), st.integers(0, 5))
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=6), st.floats(0.01, 0.99), st.integers(0, 5)
+)
 def test_stratified_split_is_a_partition_with_the_same_shares(counts, fraction, seed):
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     large, small = stratified_split(labels, fraction, seed=seed, purpose="p")
@@ -33,7 +35,11 @@ def test_stratified_split_is_a_partition_with_the_same_shares(counts, fraction, 
 
 def test_stratified_split_depends_on_seed_and_purpose():
     labels = torch.zeros(100, dtype=torch.int64)
-    draws = {stratified_split(labels, 0.2, seed=s, purpose=p)[1].numpy().tobytes() for s in (0, 1) for p in ("a", "b")}
+    draws = {
+        stratified_split(labels, 0.2, seed=s, purpose=p)[1].numpy().tobytes()
+        for s in (0, 1)
+        for p in ("a", "b")
+    }
     assert len(draws) == 4
 
 
@@ -48,18 +54,30 @@ def test_holdout_withholds_and_keeps_the_rest():
     smaller, validation = data.holdout(0.25, seed=3)
     assert len(smaller.train) + len(validation) == len(data.train) == 48 and len(validation) == 12
     rows = {image.numpy().tobytes() for image in data.train.images}
-    parts = [{image.numpy().tobytes() for image in split.images} for split in (smaller.train, validation)]
+    parts = [
+        {image.numpy().tobytes() for image in split.images} for split in (smaller.train, validation)
+    ]
     assert parts[0] | parts[1] == rows and not parts[0] & parts[1]
-    assert smaller.test is data.test and smaller.transform is data.transform and smaller.fingerprint == data.fingerprint
+    assert (
+        smaller.test is data.test
+        and smaller.transform is data.transform
+        and smaller.fingerprint == data.fingerprint
+    )
     assert torch.equal(validation.images, data.holdout(0.25, seed=3)[1].images)
     assert not torch.equal(validation.images, data.holdout(0.25, seed=4)[1].images)
 
 
 def test_holdout_gives_the_validation_split_of_the_source():
     (x, y), (xv, yv) = arrays(), arrays(seed=1)
-    data = load_data({"x_train": x, "y_train": y, "x_test": x, "y_test": y, "x_val": xv, "y_val": yv}, quiet=True)
+    data = load_data(
+        {"x_train": x, "y_train": y, "x_test": x, "y_test": y, "x_val": xv, "y_val": yv}, quiet=True
+    )
     smaller, validation = data.holdout(0.5, seed=9)
-    assert validation is data.validation and smaller.validation is None and len(smaller.train) == len(data.train) == 60
+    assert (
+        validation is data.validation
+        and smaller.validation is None
+        and len(smaller.train) == len(data.train) == 60
+    )
     assert "60 training, 60 validation and 60 test images" in data.describe()
 
 
@@ -81,19 +99,28 @@ def test_describe_is_printed_on_standard_error_unless_quiet(capsys):
     data = load_data(arrays(), name="toy")
     out, err = capsys.readouterr()
     assert out == "" and err == data.describe() + "\n"
-    assert data.describe().startswith("toy: 48 training and 12 test images, 1×4×4, 3 classes of 8 to 24 training images; mean 0.")
+    assert data.describe().startswith(
+        "toy: 48 training and 12 test images, 1×4×4, 3 classes of 8 to 24 training images; mean 0."
+    )
     load_data(arrays(), quiet=True)
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("kind", "says"), [("standard", "mean"), ("zca", "ZCA fitted, eps 0.1"), ("none", "not normalised")])
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("standard", "mean"), ("zca", "ZCA fitted, eps 0.1"), ("none", "not normalised")],
+)
 def test_normalisation_is_fitted_on_the_training_images(kind, says):
     data = load_data(arrays(), normalisation=kind, quiet=True)
     assert data.transform.kind == kind and says in data.describe()
     if kind == "standard":
-        assert data.transform.mean.item() == pytest.approx(data.train.images.double().mean().item(), rel=1e-12)
+        assert data.transform.mean.item() == pytest.approx(
+            data.train.images.double().mean().item(), rel=1e-12
+        )
     moved = data.to("cpu")
-    assert torch.equal(moved.transform.apply(moved.train.images), data.transform.apply(data.train.images))
+    assert torch.equal(
+        moved.transform.apply(moved.train.images), data.transform.apply(data.train.images)
+    )
 
 
 def test_images_do_not_alias_the_source():
@@ -112,10 +139,26 @@ def test_images_do_not_alias_the_source():
         (lambda x, y: Split((255 * x).byte(), y), ShapeError, "got uint8"),
         (lambda x, y: Split(x, y[:2]), ShapeError, r"int64 labels \[4\]"),
         (lambda x, y: Split(x, y.float()), ShapeError, "got float32"),
-        (lambda x, y: ImageDataset(Split(x, y), Split(x, y), ("a",)), DataError, r"labels 0\.\.0, got 1 at train image 1"),
-        (lambda x, y: ImageDataset(Split(x, y), Split(x, y - 1), ("a", "b")), DataError, "got -1 at test image 0"),
-        (lambda x, y: ImageDataset(Split(x[:0], y[:0]), Split(x, y), ("a", "b")), DataError, "training images, got none"),
-        (lambda x, y: ImageDataset(Split(x, y), Split(x[:, :, :1], y), ("a", "b")), ShapeError, "expected test images"),
+        (
+            lambda x, y: ImageDataset(Split(x, y), Split(x, y), ("a",)),
+            DataError,
+            r"labels 0\.\.0, got 1 at train image 1",
+        ),
+        (
+            lambda x, y: ImageDataset(Split(x, y), Split(x, y - 1), ("a", "b")),
+            DataError,
+            "got -1 at test image 0",
+        ),
+        (
+            lambda x, y: ImageDataset(Split(x[:0], y[:0]), Split(x, y), ("a", "b")),
+            DataError,
+            "training images, got none",
+        ),
+        (
+            lambda x, y: ImageDataset(Split(x, y), Split(x[:, :, :1], y), ("a", "b")),
+            ShapeError,
+            "expected test images",
+        ),
     ],
 )
 def test_refusals(make, error, says):
@@ -126,5 +169,7 @@ def test_refusals(make, error, says):
 def test_made_by_hand_it_needs_only_splits_and_names():
     split = Split(torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 0, 1]))
     data = ImageDataset(split, split, ("a", "b"))
-    assert (data.channels, data.size, data.num_classes) == (1, 2, 2) and isinstance(data.transform, Identity)
+    assert (data.channels, data.size, data.num_classes) == (1, 2, 2) and isinstance(
+        data.transform, Identity
+    )
     assert data.fingerprint == fingerprint(split, split)

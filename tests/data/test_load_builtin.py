@@ -23,23 +23,46 @@ def sha(values: torch.Tensor) -> str:
 @pytest.mark.parametrize(
     ("name", "labels", "train", "test", "sizes", "fingerprint"),
     [
-        ("digits", "a3c91c262eddcf7b", "8fdd7957badbc09f", "a606dd1dc7bf51a9", (1437, 360), "46de4d06ad641652"),
-        ("mnist5k", "c3556f4a243d7dc7", "613301fc4da3ce6e", "a15a886e062869ed", (4000, 1000), "3a1b6cca1151f22a"),
+        (
+            "digits",
+            "a3c91c262eddcf7b",
+            "8fdd7957badbc09f",
+            "a606dd1dc7bf51a9",
+            (1437, 360),
+            "46de4d06ad641652",
+        ),
+        (
+            "mnist5k",
+            "c3556f4a243d7dc7",
+            "613301fc4da3ce6e",
+            "a15a886e062869ed",
+            (4000, 1000),
+            "3a1b6cca1151f22a",
+        ),
     ],
 )
 def test_splits_are_frozen(name, labels, train, test, sizes, fingerprint):
     source = torch.from_numpy(read_builtin(name).train.labels)
-    kept, withheld = stratified_split(source, 0.2, seed=0, purpose="split test")
-    assert (len(kept), len(withheld)) == sizes
-    assert (sha(source), sha(kept), sha(withheld)) == (labels, train, test)
+    kept, held_out = stratified_split(source, 0.2, seed=0, purpose="split test")
+    assert (len(kept), len(held_out)) == sizes
+    assert (sha(source), sha(kept), sha(held_out)) == (labels, train, test)
     data = load_data(name, quiet=True)
     assert (len(data.train), len(data.test)) == sizes and data.fingerprint.startswith(fingerprint)
-    assert torch.equal(data.train.labels, source[kept]) and torch.equal(data.test.labels, source[withheld])
-    assert data.classes == tuple("0123456789") and data.train.images.amin() == 0.0 and data.train.images.amax() == 1.0
+    assert torch.equal(data.train.labels, source[kept]) and torch.equal(
+        data.test.labels, source[held_out]
+    )
+    assert (
+        data.classes == tuple("0123456789")
+        and data.train.images.amin() == 0.0
+        and data.train.images.amax() == 1.0
+    )
 
 
 def test_another_seed_splits_otherwise():
-    assert load_data("digits", quiet=True, seed=1).fingerprint != load_data("digits", quiet=True).fingerprint
+    assert (
+        load_data("digits", quiet=True, seed=1).fingerprint
+        != load_data("digits", quiet=True).fingerprint
+    )
 
 
 def test_photo_patches_has_its_check_values():
@@ -65,7 +88,12 @@ def test_photo_patches_shares_no_pixel_between_train_and_test(tmp_path):
     board = ((rows + columns) % 2 * 255).astype(np.uint8)  # even tiles black, odd ones white
     Image.fromarray(board).save(tmp_path / "board.png")
     arrays = photo_patches([tmp_path / "board.png"])
-    assert arrays["x_train"].shape == (500, 32, 32, 3) and arrays["x_test"].shape == (200, 32, 32, 3)
+    assert arrays["x_train"].shape == (500, 32, 32, 3) and arrays["x_test"].shape == (
+        200,
+        32,
+        32,
+        3,
+    )
     assert arrays["x_train"].max() == 0 and arrays["x_test"].min() == 255
 
 
@@ -93,10 +121,15 @@ def test_cache_is_used_and_rebuilt_when_damaged_or_outdated(tmp_path, monkeypatc
         assert "rebuilding it" in caplog.text and file.read_bytes() == whole
     monkeypatch.setitem(BUILTIN, "digits", replace(BUILTIN["digits"], recipe=2))
     caplog.clear()
-    assert load_data("digits", quiet=True).fingerprint == first and "was made from other files" in caplog.text
+    assert (
+        load_data("digits", quiet=True).fingerprint == first
+        and "was made from other files" in caplog.text
+    )
 
 
-@pytest.mark.parametrize("by", ["shuffled pixels", "others can write the folder", "others can write the file", "a link"])
+@pytest.mark.parametrize(
+    "by", ["shuffled pixels", "others can write the folder", "others can write the file", "a link"]
+)
 def test_a_cached_copy_that_somebody_changed_is_not_used(by, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "cache"))
     first = load_data("digits", quiet=True).fingerprint
@@ -116,11 +149,16 @@ def test_a_cached_copy_that_somebody_changed_is_not_used(by, tmp_path, monkeypat
     assert "cannot use the cached" in caplog.text and reason in caplog.text
 
 
-def test_a_copy_with_a_checksum_of_its_own_is_not_used_and_other_versions_are_said(tmp_path, monkeypatch, caplog):
+def test_a_copy_with_a_checksum_of_its_own_is_not_used_and_other_versions_are_said(
+    tmp_path, monkeypatch, caplog
+):
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(BUILTIN, "digits", replace(BUILTIN["digits"], digest="0" * 64))
     load_data("digits", quiet=True)
-    assert "expected the images that kdistill was measured with, got others from this version of sklearn" in caplog.text
+    assert (
+        "expected the images that kdistill was measured with, got others from this version of "
+        "sklearn" in caplog.text
+    )
     assert not [*tmp_path.rglob("*.npz")]
 
 
@@ -162,10 +200,14 @@ def test_missing_package_names_the_extra(name, monkeypatch):
 
 
 def test_package_without_the_file_or_with_another_one(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("sklearn", tmp_path / "__init__.py", submodule_search_locations=[str(tmp_path)])
+    spec = importlib.util.spec_from_file_location(
+        "sklearn", tmp_path / "__init__.py", submodule_search_locations=[str(tmp_path)]
+    )
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match=r"expected digits.csv.gz inside the package sklearn, got no such file"):
+    with pytest.raises(
+        DataError, match=r"expected digits.csv.gz inside the package sklearn, got no such file"
+    ):
         load_data("digits", quiet=True)
     (tmp_path / "datasets" / "data").mkdir(parents=True)
     np.savetxt(tmp_path / "datasets" / "data" / "digits.csv.gz", np.zeros((3, 65)), delimiter=",")
@@ -173,7 +215,10 @@ def test_package_without_the_file_or_with_another_one(tmp_path, monkeypatch):
         load_data("digits", quiet=True)
 
 
-@pytest.mark.parametrize(("wrong", "hint"), [("minst5k", "mnist5k"), ("photo_patches", "photo-patches"), ("digit", "digits")])
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [("minst5k", "mnist5k"), ("photo_patches", "photo-patches"), ("digit", "digits")],
+)
 def test_unknown_name_suggests_the_nearest(wrong, hint):
     with pytest.raises(ConfigError, match=f"got '{wrong}'; did you mean '{hint}'"):
         load_data(wrong, quiet=True)

@@ -10,7 +10,14 @@ from tests.data._sources import chw, load
 
 NPZ = {
     "keras": ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val"),
-    "medmnist": ("train_images", "train_labels", "test_images", "test_labels", "val_images", "val_labels"),
+    "medmnist": (
+        "train_images",
+        "train_labels",
+        "test_images",
+        "test_labels",
+        "val_images",
+        "val_labels",
+    ),
     "upper case": ("X_train", "Y_train", "X_test", "Y_test", "X_val", "Y_val"),
 }
 
@@ -25,7 +32,9 @@ def test_files_of_named_arrays(suffix, names, colour, tmp_path):
     data = load(path)
     assert (len(data.train), len(data.test), len(data.validation)) == (24, 9, 6)
     assert (
-        torch.equal(data.train.images, torch.from_numpy(chw(x)).float() / 255) and data.name == "set" and data.source == str(path)
+        torch.equal(data.train.images, torch.from_numpy(chw(x)).float() / 255)
+        and data.name == "set"
+        and data.source == str(path)
     )
 
 
@@ -39,7 +48,9 @@ def save(path, arrays):
         torch.save(tensors, path)
 
 
-@pytest.mark.parametrize("pair", [("x", "y"), ("X", "y"), ("images", "labels"), ("data", "targets")])
+@pytest.mark.parametrize(
+    "pair", [("x", "y"), ("X", "y"), ("images", "labels"), ("data", "targets")]
+)
 def test_files_with_one_plain_pair(pair, colour, tmp_path):
     np.savez(tmp_path / "set.npz", **dict(zip(pair, colour, strict=True)))
     assert torch.equal(load(str(tmp_path / "set.npz")).train.images, load(colour).train.images)
@@ -58,8 +69,16 @@ def test_pt_with_a_pair(colour, tmp_path):
 )  # fmt: skip
 def test_folders_of_every_kind_of_picture(mode, suffix, channels, tree):
     data = load(tree({"cat": 4, "dog": 3}, mode=mode, suffix=suffix))
-    assert (data.channels, data.size, data.classes, data.name) == (channels, 8, ("cat", "dog"), "pets")
-    assert len(data.train) + len(data.test) == 7 and 0 <= data.train.images.min() < 0.5 < data.train.images.max() <= 1
+    assert (data.channels, data.size, data.classes, data.name) == (
+        channels,
+        8,
+        ("cat", "dog"),
+        "pets",
+    )
+    assert (
+        len(data.train) + len(data.test) == 7
+        and 0 <= data.train.images.min() < 0.5 < data.train.images.max() <= 1
+    )
 
 
 def test_pixels_of_a_folder_are_those_of_its_files(tree):
@@ -67,7 +86,10 @@ def test_pixels_of_a_folder_are_those_of_its_files(tree):
     data = load(root)
     files = ["a/000.png", "b/000.png", "b/001.png"]
     for image, label, file in zip(data.train.images, data.train.labels, files, strict=True):
-        assert np.array_equal((image * 255).round().numpy(), np.asarray(Image.open(root / "train" / file)).transpose(2, 0, 1))
+        assert np.array_equal(
+            (image * 255).round().numpy(),
+            np.asarray(Image.open(root / "train" / file)).transpose(2, 0, 1),
+        )
         assert data.classes[label] == file[0]
     assert len(data.test) == 2 and "split off" not in data.describe()
 
@@ -76,14 +98,23 @@ def test_sixteen_bits_and_palettes_keep_their_values(tmp_path, picture):
     deep = picture("I;16", seed=5)
     palette = picture("RGB", seed=6).quantize(7)
     see_through = picture("L", seed=7)
-    for name, image, extra in (("deep", deep, {}), ("palette", palette, {}), ("see-through", see_through, {"transparency": 0})):
+    for name, image, extra in (
+        ("deep", deep, {}),
+        ("palette", palette, {}),
+        ("see-through", see_through, {"transparency": 0}),
+    ):
         (tmp_path / name / "a").mkdir(parents=True)
         (tmp_path / name / "b").mkdir()
         for folder in "ab":
             image.save(tmp_path / name / folder / "0.png", **extra)
-    seen = {name: load(tmp_path / name, test=0.5).train.images[0].numpy() for name in ("deep", "palette", "see-through")}
+    seen = {
+        name: load(tmp_path / name, test=0.5).train.images[0].numpy()
+        for name in ("deep", "palette", "see-through")
+    }
     assert np.allclose(seen["deep"][0], np.asarray(deep) / 65535, atol=1e-7)
-    assert np.allclose(seen["palette"] * 255, np.asarray(palette.convert("RGB")).transpose(2, 0, 1), atol=1e-4)
+    assert np.allclose(
+        seen["palette"] * 255, np.asarray(palette.convert("RGB")).transpose(2, 0, 1), atol=1e-4
+    )
     grey = np.asarray(see_through)
     assert seen["see-through"].shape[0] == 1 and np.allclose(
         seen["see-through"][0] * 255, np.where(grey == 0, 255, grey), atol=1e-4
@@ -96,7 +127,11 @@ def test_mixed_folder_grey_colour_and_depths(tree):
         tree({f"x/{other.replace(';', '')}": 1}, mode=other)
     (root / "x").rename(root / "b")
     data = load(root)
-    assert data.channels == 3 and len(data.train) + len(data.test) == 6 and "alpha laid over white" in data.describe()
+    assert (
+        data.channels == 3
+        and len(data.train) + len(data.test) == 6
+        and "alpha laid over white" in data.describe()
+    )
 
 
 def test_orientation_of_photographs_is_followed(tmp_path):
@@ -113,8 +148,17 @@ def test_orientation_of_photographs_is_followed(tmp_path):
 
 def test_layout_with_val_only_and_with_all_three(tree):
     data = load(tree({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1}, name="two"))
-    assert len(data.test) == 2 and data.validation is None and "the validation images serve as the test images" in data.describe()
-    data = load(tree({f"{s}/{c}": k for s, k in (("train", 3), ("valid", 2), ("test", 1)) for c in "ab"}, name="three"))
+    assert (
+        len(data.test) == 2
+        and data.validation is None
+        and "the validation images serve as the test images" in data.describe()
+    )
+    data = load(
+        tree(
+            {f"{s}/{c}": k for s, k in (("train", 3), ("valid", 2), ("test", 1)) for c in "ab"},
+            name="three",
+        )
+    )
     assert (len(data.train), len(data.validation), len(data.test)) == (6, 4, 2)
 
 

@@ -37,29 +37,53 @@ def poisoned(rows, value=np.nan):
 
 ARRAYS = {
     "one class": ((X, np.zeros(N, int)), "at least 2 classes, got 1 ('0')"),
-    "NaN": ((poisoned([5]), Y), "finite pixels, got NaN or infinity in 1 image, first train image 5"),
+    "NaN": (
+        (poisoned([5]), Y),
+        "finite pixels, got NaN or infinity in 1 image, first train image 5",
+    ),
     "infinity": ((poisoned([7, 9, 11], -np.inf), Y), "in 3 images, first train image 7"),
-    "more labels": ((X, np.arange(N + 1)), "as many labels as images in train, got 13 labels for 12 images"),
+    "more labels": (
+        (X, np.arange(N + 1)),
+        "as many labels as images in train, got 13 labels for 12 images",
+    ),
     "fewer labels": ((X, Y[:-1]), "got 11 labels for 12 images"),
     "no images": ((X[:0], Y[:0]), "training images, got none"),
     "empty list": (([], []), "images, got none"),
-    "normalised": (((F - 0.5) / 0.25, Y), "they look normalised: give the images as they were before"),
-    "0..16": ((F * 16, Y), "pixels in 0..1 (or 0..255), got 0..16; divide them by their largest possible value"),
+    "normalised": (
+        ((F - 0.5) / 0.25, Y),
+        "they look normalised: give the images as they were before",
+    ),
+    "0..16": (
+        (F * 16, Y),
+        "pixels in 0..1 (or 0..255), got 0..16; divide them by their largest possible value",
+    ),
     "beyond 255": ((F * 1000, Y), "divide them by their largest possible value"),
     "negative integers": ((X.astype(int) - 3, Y), "got -3..252"),
     "flat rows": ((X.reshape(N, -1), Y), "reshape each row to [H, W]"),
     "five channels": ((np.zeros((N, 5, 6, 6), np.uint8), Y), "expected 1 or 3 channels"),
     "five dimensions": ((X[None], Y), "got [1, 12, 6, 6, 3]"),
-    "not square": ((X[:, :4], Y), "square images, got 4×6; pass size=32 to resize and centre-crop them"),
-    "two sizes": (([*X[:-1], X[0, :4]], Y), "6×6 (train image 0) and 4×6 (train image 11); pass size=32"),
+    "not square": (
+        (X[:, :4], Y),
+        "square images, got 4×6; pass size=32 to resize and centre-crop them",
+    ),
+    "two sizes": (
+        ([*X[:-1], X[0, :4]], Y),
+        "6×6 (train image 0) and 4×6 (train image 11); pass size=32",
+    ),
     "text for pixels": ((np.array([["a"]]), Y), "to be numbers"),
-    "complex": ((torch.zeros(N, 1, 6, 6, dtype=torch.complex64), Y), "real numbers, got torch.complex64"),
+    "complex": (
+        (torch.zeros(N, 1, 6, 6, dtype=torch.complex64), Y),
+        "real numbers, got torch.complex64",
+    ),
     "fractions": ((X, Y + 0.5), "whole numbers or text in train, got 0.5"),
     "soft labels": ((X, np.full((N, 3), 1 / 3)), "one label per image in train, got [12, 3]"),
     "missing label": ((X, [None, *Y[1:].tolist()]), "whole numbers or text in train, got None"),
     "NaN label": ((X, np.where(Y == 2, np.nan, Y)), "got nan"),
     "ragged labels": ((X, [[0], [1, 2]] * 6), "one label per image"),
-    "unknown names": ({"a": X, "b": Y}, "expected 'x_train' and 'y_train', 'train_images' and 'train_labels'"),
+    "unknown names": (
+        {"a": X, "b": Y},
+        "expected 'x_train' and 'y_train', 'train_images' and 'train_labels'",
+    ),
     "a number": (3, "expected a name, a path, (X, y) arrays or a data set with a length, got int"),
     "an empty data set": ([], "got an empty list"),
     "items without labels": ([*X], "expected items (image, label), got ndarray at item 0"),
@@ -77,13 +101,31 @@ def test_labels_out_of_range():
     refused("a label in 0..2, got -1 (train image 0; 4 images in all)", (X, Y - 1), num_classes=3)
     refused("a label in 0..1, got 2 (train image 2", (X, Y), classes=["a", "b"])
     refused("training images of every class, got none of '3' and 1 more", (X, Y), num_classes=5)
-    refused("one of the class names, got 'c' (train image 2", (X, np.array(["a", "b", "c"])[Y]), classes=["a", "b"])
-    refused("a class of the training images, got 3 (test image 1; 1 image in all)", (X, Y), test=(X[:2], [0, 3]))
-    refused("the labels of test to be of one kind, got text where the training labels are numbers", (X, Y), test=(X, ["a"] * N))
+    refused(
+        "one of the class names, got 'c' (train image 2",
+        (X, np.array(["a", "b", "c"])[Y]),
+        classes=["a", "b"],
+    )
+    refused(
+        "a class of the training images, got 3 (test image 1; 1 image in all)",
+        (X, Y),
+        test=(X[:2], [0, 3]),
+    )
+    refused(
+        "the labels of test to be of one kind, got text where the training labels are numbers",
+        (X, Y),
+        test=(X, ["a"] * N),
+    )
 
 
 def test_contradicting_options():
-    refused("num_classes: expected 2 as there are class names, got 3", (X, Y % 2), ConfigError, classes=["a", "b"], num_classes=3)
+    refused(
+        "num_classes: expected 2 as there are class names, got 3",
+        (X, Y % 2),
+        ConfigError,
+        classes=["a", "b"],
+        num_classes=3,
+    )
     refused("distinct names, got 'a' twice", (X, Y % 2), ConfigError, classes=["a", "a"])
     refused("num_classes: expected at least 2, got 1", (X, Y), ConfigError, num_classes=1)
     refused("did you mean 'standard'", (X, Y), ConfigError, normalisation="standart")
@@ -102,7 +144,9 @@ def test_an_empty_path_is_not_the_current_folder(spec, tree, monkeypatch):
     refused("a name or a path, got '", spec)
 
 
-@pytest.mark.parametrize("spec", ["no/such/folder", "./nothing", "~/nothing-here", "missing.npz", "images.zip"])
+@pytest.mark.parametrize(
+    "spec", ["no/such/folder", "./nothing", "~/nothing-here", "missing.npz", "images.zip"]
+)
 def test_missing_path(spec):
     refused(f"an existing file or folder, got {spec}; check the path", spec)
 
@@ -113,12 +157,16 @@ def test_folders(tree, tmp_path):
     root = tree({"cat": 2}, name="one")
     refused("at least 2 classes, got 1 ('cat')", root)
     (root / "dog").mkdir()
-    refused("at least 2 classes, got 1 ('cat')", root)  # an empty class folder stops nothing by itself
+    refused(
+        "at least 2 classes, got 1 ('cat')", root
+    )  # an empty class folder stops nothing by itself
     flat = tree({"": 3}, name="flat")
     refused("expected one folder per class", flat)
     root = tree({"cat": 2, "dog": 2}, name="sizes")
     tree({"dog": 1}, name="sizes", size=(9, 7))
-    refused(f"8×8 ({root / 'cat' / '000.png'}) and 7×9 ({root / 'dog' / '000.png'}); pass size=32", root)
+    refused(
+        f"8×8 ({root / 'cat' / '000.png'}) and 7×9 ({root / 'dog' / '000.png'}); pass size=32", root
+    )
     refused("square images, got 9×5", tree({"cat": 2, "dog": 2}, name="tall", size=(5, 9)))
     root = tree({"train/a": 1, "train/b": 1, "test/a": 1, "test/c": 1}, name="classes")
     refused("one of the class names, got 'c'", root)
@@ -130,7 +178,14 @@ def test_damaged_pictures_are_named(suffix, damage, tree):
     root = tree({"cat": 2, "dog": 2}, suffix=suffix, size=(64, 64))
     file = root / "dog" / f"001{suffix}"
     whole = file.read_bytes()
-    file.write_bytes({"truncated": whole[: len(whole) // 3], "zeros": bytes(len(whole)), "text": b"<html>", "empty": b""}[damage])
+    file.write_bytes(
+        {
+            "truncated": whole[: len(whole) // 3],
+            "zeros": bytes(len(whole)),
+            "text": b"<html>",
+            "empty": b"",
+        }[damage]
+    )
     refused(f"a picture that Pillow can read, got {file} (", root)
 
 
@@ -173,7 +228,9 @@ def test_pickles_are_never_executed(tmp_path):
 def test_named_pipes_and_links_to_themselves_end_in_a_sentence(tree, tmp_path):
     for name in ("pipe.csv", "pipe.npz", "pipe"):
         os.mkfifo(tmp_path / name)
-        with pytest.raises(DataError, match=r"expected a regular file or a folder, got .*pipe.*; check the path"):
+        with pytest.raises(
+            DataError, match=r"expected a regular file or a folder, got .*pipe.*; check the path"
+        ):
             load(tmp_path / name)
     root = tree({"a": 3, "b": 3})
     (root / "round").symlink_to("round")
@@ -191,5 +248,8 @@ def test_a_folder_that_cannot_be_listed_is_named(tree, monkeypatch):
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuses)
-    with pytest.raises(DataError, match=r"expected folders that can be listed, got .*/b \(Permission denied\); change its"):
+    with pytest.raises(
+        DataError,
+        match=r"expected folders that can be listed, got .*/b \(Permission denied\); change its",
+    ):
         load(root)

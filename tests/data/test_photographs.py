@@ -44,13 +44,18 @@ def test_reduced_decoding_stays_close_to_full_decoding(photographs, monkeypatch)
             full.setattr(pictures, "DRAFT_FACTOR", 10_000)
             exact = everything(load(photographs, size=size))
         error = (drafted - exact).abs() * 255
-        assert 0 < error.mean() < 0.5 and error.max() <= 8, (size, error.mean(), error.max())  # docs/data.md states it
+        assert 0 < error.mean() < 0.5 and error.max() <= 8, (
+            size,
+            error.mean(),
+            error.max(),
+        )  # docs/data.md states it
 
 
 def test_the_second_time_comes_from_the_cache_with_the_same_bits(photographs, monkeypatch):
     first = load(photographs, size=16)
     assert (
-        f"decoded pictures kept in {cache.images_folder()}" in first.describe() and "kdistill cache --empty" in first.describe()
+        f"decoded pictures kept in {cache.images_folder()}" in first.describe()
+        and "kdistill cache --empty" in first.describe()
     )
     with monkeypatch.context() as broken:
         broken.setattr(pictures, "decode", None)
@@ -66,12 +71,18 @@ def test_a_changed_or_new_picture_is_decoded_again_and_the_others_are_not(photog
     Image.new("L", (40, 40), 7).save(photographs / "b" / "new.png")
     decoded = []
     real = pictures.decode
-    monkeypatch.setattr(pictures, "decode", lambda path, *rest: (decoded.append(path.name), real(path, *rest))[1])
+    monkeypatch.setattr(
+        pictures, "decode", lambda path, *rest: (decoded.append(path.name), real(path, *rest))[1]
+    )
     changed = load(photographs, size=16)
-    assert sorted(decoded) == ["IMG_1.jpg", "new.png"] and len(changed.train) + len(changed.test) == 7
+    assert (
+        sorted(decoded) == ["IMG_1.jpg", "new.png"] and len(changed.train) + len(changed.test) == 7
+    )
 
 
-@pytest.mark.parametrize("damage", ["cut off", "another byte", "rubbish", "writable by others", "a link"])
+@pytest.mark.parametrize(
+    "damage", ["cut off", "another byte", "rubbish", "writable by others", "a link"]
+)
 def test_a_cache_that_is_damaged_or_not_ours_is_not_used(damage, photographs, caplog, tmp_path):
     first = load(photographs, size=16)
     (file,) = cache.images_folder().iterdir()
@@ -83,7 +94,9 @@ def test_a_cache_that_is_damaged_or_not_ours_is_not_used(damage, photographs, ca
         file.symlink_to(tmp_path / "elsewhere")
     else:
         changed = content[:-1] + bytes([content[-1] ^ 1])
-        file.write_bytes({"cut off": content[:-9], "another byte": changed, "rubbish": b"rubbish"}[damage])
+        file.write_bytes(
+            {"cut off": content[:-9], "another byte": changed, "rubbish": b"rubbish"}[damage]
+        )
     again = load(photographs, size=16)
     assert again.fingerprint == first.fingerprint and "kept in" in again.describe()
     assert "cannot use the cached pictures" in caplog.text
@@ -106,7 +119,9 @@ def test_grey_deep_and_transparent_pictures_come_back_from_the_cache(photographs
     picture("RGBA", (20, 20)).save(photographs / "b" / "clear.png")
     first, second = load(photographs, size=16), load(photographs, size=16)
     assert first.fingerprint == second.fingerprint and "taken from" in second.describe()
-    assert "alpha laid over white" in first.describe() and "alpha laid over white" in second.describe()
+    assert (
+        "alpha laid over white" in first.describe() and "alpha laid over white" in second.describe()
+    )
 
 
 def test_pictures_are_decoded_in_parallel_in_their_order(photographs, monkeypatch):
@@ -156,7 +171,10 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, picture, monkeypa
     monkeypatch.setattr(tree, "is_picture", lambda name: name.endswith(".png"))
     without = load(tmp_path, test=0)
     assert len(without.train) == 2
-    assert '2 other files in train ignored (2 .heic); .heic needs pip install "kdistill[heif]"' in without.describe()
+    assert (
+        '2 other files in train ignored (2 .heic); .heic needs pip install "kdistill[heif]"'
+        in without.describe()
+    )
 
 
 def test_every_ignored_file_is_counted_by_ending_and_files_outside_the_classes_are_named(tree):
@@ -175,7 +193,10 @@ def test_all_unreadable_pictures_are_listed_at_once_or_left_out(tree):
     with pytest.raises(DataError) as caught:
         load(root)
     message = str(caught.value)
-    assert message.startswith(f"load_data: expected pictures that Pillow can read, got 3 that it cannot: {root / 'a/001.png'} (")
+    assert message.startswith(
+        "load_data: expected pictures that Pillow can read, got 3 that it cannot: "
+        f"{root / 'a/001.png'} ("
+    )
     assert str(root / "b/002.png") in message and str(root / "c/000.png") in message
     assert message.endswith("remove or replace them, or leave them out with skip_unreadable=True")
     data = load(root, skip_unreadable=True)
@@ -188,7 +209,10 @@ def test_an_empty_class_folder_and_a_dangling_link_stop_nothing(tree):
     (root / "empty").mkdir()
     (root / "a" / "gone.png").symlink_to(root / "nowhere.png")
     data = load(root)
-    assert data.classes == ("a", "b") and "class folder without a picture left out (empty)" in data.describe()
+    assert (
+        data.classes == ("a", "b")
+        and "class folder without a picture left out (empty)" in data.describe()
+    )
     assert f"not read: {root / 'a' / 'gone.png'} (a link that leads nowhere)" in data.describe()
 
 
@@ -202,4 +226,7 @@ def test_links_in_a_circle_and_special_files_neither_hang_nor_mix_classes(tree):
     os.mkfifo(root / "b" / "z.png")
     data = load(root, test=0)
     assert torch.bincount(data.train.labels).tolist() == [3, 3]
-    assert "a link to a folder that is read already" in data.describe() and "z.png (not a regular file)" in data.describe()
+    assert (
+        "a link to a folder that is read already" in data.describe()
+        and "z.png (not a regular file)" in data.describe()
+    )

@@ -10,7 +10,9 @@ from kdistill.testing.backends import runnable_backends
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def library(x, scale, weight, padding):
@@ -67,12 +69,16 @@ def test_only_wanted_gradients_are_made(monkeypatch):
 def test_where_winograd_pays(shape, weight, ours, monkeypatch):
     monkeypatch.delenv("KDISTILL_CONVOLUTION", raising=False)
     x = torch.randn(shape, requires_grad=True)
-    assert is_ours(convolve(x, torch.randn(weight), weight[2] // 2)) == (ours and "cpu" in runnable_backends())
+    assert is_ours(convolve(x, torch.randn(weight), weight[2] // 2)) == (
+        ours and "cpu" in runnable_backends()
+    )
     with ops.use_backend("reference"):
         assert not is_ours(convolve(x, torch.randn(weight), weight[2] // 2))
 
 
-@pytest.mark.parametrize(("outputs", "kernel", "padding"), [(3, 1, 0), (5, 1, 0), (3, 1, 1), (6, 3, 2), (6, 3, 1)])
+@pytest.mark.parametrize(
+    ("outputs", "kernel", "padding"), [(3, 1, 0), (5, 1, 0), (3, 1, 1), (6, 3, 2), (6, 3, 1)]
+)
 def test_the_scale_of_every_image_and_channel(outputs, kernel, padding):
     x = randn(2, 4, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
     scale = randn(2, 4, seed=1).requires_grad_()
@@ -84,11 +90,16 @@ def test_the_scale_of_every_image_and_channel(outputs, kernel, padding):
     for a, b in zip(found, known, strict=True):
         torch.testing.assert_close(a, b)
     with ops.use_backend("reference"):
-        assert torch.equal(convolve_scaled(x, scale, weight, padding), library(x, scale, weight, padding))
+        assert torch.equal(
+            convolve_scaled(x, scale, weight, padding), library(x, scale, weight, padding)
+        )
 
 
 def test_under_autocast_the_library_converts_what_differs():
-    x, weight = randn(3, 32, 8, 8, dtype=torch.bfloat16), randn(32, 32, 3, 3, seed=1, dtype=torch.float32)
+    x, weight = (
+        randn(3, 32, 8, 8, dtype=torch.bfloat16),
+        randn(32, 32, 3, 3, seed=1, dtype=torch.float32),
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = convolve(x, weight, 1)
     torch.testing.assert_close(out, F.conv2d(x, weight.bfloat16(), padding=1))

@@ -22,7 +22,9 @@ NAMES = ("loss", "loss_tangent", "grad", "hvp", "images_tangent", "labels_tangen
 def drawn(student, *, soft, batch=5, dtype=torch.float64):
     g = torch.Generator().manual_seed(0)
     theta = student.init(generator(1)).to(dtype)
-    images = torch.randn(batch, student.channels, student.size, student.size, generator=g, dtype=torch.float64).to(dtype)
+    images = torch.randn(
+        batch, student.channels, student.size, student.size, generator=g, dtype=torch.float64
+    ).to(dtype)
     labels = torch.randn(batch, student.classes, generator=g, dtype=torch.float64).to(dtype)
     v = torch.randn(student.num_params, generator=g, dtype=torch.float64).to(dtype)
     return theta, images, labels if soft else labels.argmax(1), v
@@ -37,7 +39,9 @@ def double_backward(student, theta, images, labels, v):
 @pytest.mark.parametrize(("channels", "size", "depth"), [(1, 28, 2), (3, 16, 2), (5, 9, 1)])
 def test_the_fast_path_is_exact_in_float64(channels, size, depth, soft, way, monkeypatch):
     monkeypatch.setenv("KDISTILL_CONVOLUTION", way)
-    student = build_student("convnet", channels=channels, size=size, classes=4, width=18, depth=depth)
+    student = build_student(
+        "convnet", channels=channels, size=size, classes=4, width=18, depth=depth
+    )
     inputs = drawn(student, soft=soft)
     ours, truth = grad_jvp(student, *inputs), double_backward(student, *inputs)
     for name in NAMES:
@@ -64,7 +68,9 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     monkeypatch.setattr(layers, "CHUNK_BYTES", 3 * 2 * 16 * 16 * 16 * 8)
     parts = grad_jvp(student, *inputs)
     for name in NAMES:
-        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            getattr(parts, name), getattr(whole, name), rtol=1e-10, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize(
@@ -89,12 +95,16 @@ def test_other_blocks_agree_with_torch_func(options):
     found = grad_jvp(student, theta, images, z, v)
     gradients, tangents = jvp(lambda t: grad(loss, argnums=(0, 1, 2))(t, images, z), (theta,), (v,))
     torch.testing.assert_close(found.grad, gradients[0])
-    for ours, truth in zip((found.hvp, found.images_tangent, found.labels_tangent), tangents, strict=True):
+    for ours, truth in zip(
+        (found.hvp, found.images_tangent, found.labels_tangent), tangents, strict=True
+    ):
         torch.testing.assert_close(ours, truth)
 
 
 def test_a_user_module_agrees_with_torch_func():
-    module = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 9, 3)).double()
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 9, 3)
+    ).double()
     student = build_student(module, channels=3, size=8, classes=3)
     theta, images, labels, v = drawn(student, soft=False)
     names = [name for name, _ in module.named_parameters()]
@@ -134,11 +144,17 @@ def test_a_group_is_its_members(shared):
     student = build_student("convnet", channels=1, size=8, classes=3, width=4, depth=1)
     theta = torch.stack([student.init(generator(seed)) for seed in (1, 2)]).double()
     v = torch.randn_like(theta)
-    images, z = torch.randn(2, 4, 1, 8, 8, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)
+    images, z = (
+        torch.randn(2, 4, 1, 8, 8, dtype=torch.float64),
+        torch.randn(2, 4, 3, dtype=torch.float64),
+    )
     if shared:
         images, z = images[0], z[0]
     found = grad_jvp(student, theta, images, z, v)
-    alone = [grad_jvp(student, theta[g], images if shared else images[g], z if shared else z[g], v[g]) for g in (0, 1)]
+    alone = [
+        grad_jvp(student, theta[g], images if shared else images[g], z if shared else z[g], v[g])
+        for g in (0, 1)
+    ]
     torch.testing.assert_close(found.hvp, torch.stack([one.hvp for one in alone]))
     together = torch.stack([one.images_tangent for one in alone])
     torch.testing.assert_close(found.images_tangent, together.sum(0) if shared else together)
@@ -151,7 +167,11 @@ def test_only_what_is_wanted_is_computed():
     for calls in (student.grad_jvp, functools.partial(Student._grad_jvp, student)):
         for wanted in ("grad", "hvp", "images"):
             found = calls(*inputs, want=(wanted,))
-            present = {name for name in ("grad", "hvp", "images_tangent") if getattr(found, name) is not None}
+            present = {
+                name
+                for name in ("grad", "hvp", "images_tangent")
+                if getattr(found, name) is not None
+            }
             assert present == {{"images": "images_tangent"}.get(wanted, wanted)}
             torch.testing.assert_close(getattr(found, *present), getattr(whole, *present))
             torch.testing.assert_close(found.loss_tangent, whole.loss_tangent)

@@ -10,7 +10,8 @@ from kdistill.keys import generator
 from kdistill.testing.backends import runnable_backends, running_on
 
 EPS = 1e-6
-# torch.func forward mode, inside blocks that are not the standard one, scripts its formulas the first time
+# torch.func forward mode, inside blocks that are not the standard one, scripts its formulas the
+# first time
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 
@@ -57,7 +58,9 @@ def assert_is_the_oracle(student, inputs, tolerance=1e-9, **options):
     mask = options.pop("mask", None)
     for c in range(len(images)):
         keep = mask if mask is None or mask.ndim == 1 else mask[c]
-        of_class, truth = oracle(student, theta, images[c], labels[c], real[c], mask=keep, **options)
+        of_class, truth = oracle(
+            student, theta, images[c], labels[c], real[c], mask=keep, **options
+        )
         torch.testing.assert_close(loss[c], of_class.double(), rtol=tolerance, atol=tolerance)
         assert float((grad[c] - truth).abs().max()) <= tolerance * float(truth.abs().max())
 
@@ -67,7 +70,9 @@ def assert_is_the_oracle(student, inputs, tolerance=1e-9, **options):
 @pytest.mark.parametrize(("channels", "size", "depth"), [(1, 28, 2), (3, 16, 2), (5, 9, 1)])
 def test_all_classes_at_once_are_exact_in_float64(channels, size, depth, soft, way, monkeypatch):
     monkeypatch.setenv("KDISTILL_CONVOLUTION", way)
-    student = build_student("convnet", channels=channels, size=size, classes=4, width=18, depth=depth)
+    student = build_student(
+        "convnet", channels=channels, size=size, classes=4, width=18, depth=depth
+    )
     assert_is_the_oracle(student, drawn(student, soft=soft))
 
 
@@ -77,13 +82,21 @@ def test_distances_and_masks(distance, mask):
     student = build_student("convnet", channels=3, size=8, classes=4, width=6, depth=2)
     inputs = drawn(student)
     kept = {"none": None, "shared": (student.num_params,), "own": inputs[3].shape}[mask]
-    keep = None if kept is None else (torch.rand(kept, generator=torch.Generator().manual_seed(3)) < 0.6).double()
+    keep = (
+        None
+        if kept is None
+        else (torch.rand(kept, generator=torch.Generator().manual_seed(3)) < 0.6).double()
+    )
     if keep is not None:
         keep[..., :54] = 0  # whole rows of the first convolution
     assert_is_the_oracle(student, inputs, distance=distance, mask=keep)
 
 
-@pytest.mark.parametrize("options", [{"norm": "batch"}, {"norm": "none"}, {"activation": "silu"}, {"pooling": "max"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"norm": "batch"}, {"norm": "none"}, {"activation": "silu"}, {"pooling": "max"}],
+    ids=str,
+)
 def test_other_blocks(options):
     student = build_student("convnet", channels=2, size=8, classes=3, width=4, depth=2, **options)
     assert_is_the_oracle(student, drawn(student))
@@ -118,16 +131,22 @@ def test_one_class_is_a_group_of_one_and_a_group_has_networks_of_its_own():
     each = torch.stack([theta, 0.5 * theta, -theta])
     own = gradient_match(student, each, images, labels, real)
     for c in range(3):
-        for got, expected in zip(together, gradient_match(student, theta, images[c], labels[c], real[c]), strict=True):
+        for got, expected in zip(
+            together, gradient_match(student, theta, images[c], labels[c], real[c]), strict=True
+        ):
             assert torch.equal(got[c], expected)
-        for got, expected in zip(own, gradient_match(student, each[c], images[c], labels[c], real[c]), strict=True):
+        for got, expected in zip(
+            own, gradient_match(student, each[c], images[c], labels[c], real[c]), strict=True
+        ):
             assert torch.equal(got[c], expected)
 
 
 def test_float32_at_a_small_width_keeps_the_bound_of_the_design():
     student = build_student("convnet", channels=3, size=16, classes=10, width=24, depth=2)
     inputs = drawn(student, batch=8)
-    loss, grad = gradient_match(student, *[x.float() if x.is_floating_point() else x for x in inputs])
+    loss, grad = gradient_match(
+        student, *[x.float() if x.is_floating_point() else x for x in inputs]
+    )
     true_loss, truth = gradient_match(student, *inputs)
     assert float((grad - truth).norm() / truth.norm()) < 1e-4
     torch.testing.assert_close(loss, true_loss, rtol=1e-5, atol=1e-5)
@@ -147,10 +166,14 @@ def test_class_gradients_are_those_of_each_class():
     student = build_student("convnet", channels=1, size=8, classes=3, width=4, depth=1)
     theta, images, labels, _ = drawn(student, groups=1, batch=9)
     found = class_gradients(student, theta, images[0], labels[0], [4, 2, 3])
-    for row, x, y in zip(found, images[0].split([4, 2, 3]), labels[0].split([4, 2, 3]), strict=True):
+    for row, x, y in zip(
+        found, images[0].split([4, 2, 3]), labels[0].split([4, 2, 3]), strict=True
+    ):
         assert torch.equal(row, loss_and_grad(student, theta, x, y)[1])
     for sizes in ([4, 4], [4, 0, 5], []):
-        with pytest.raises(ShapeError, match="class_gradients: expected sizes above 0 that sum to 9 images, got"):
+        with pytest.raises(
+            ShapeError, match="class_gradients: expected sizes above 0 that sum to 9 images, got"
+        ):
             class_gradients(student, theta, images[0], labels[0], sizes)
 
 
@@ -167,5 +190,7 @@ def test_refusals():
         gradient_match(student, theta, images, labels[:, 1:], real)
     with pytest.raises(ShapeError, match=r"convert with .to\(syn\)"):
         gradient_match(student, theta, images, labels, real.float())
-    with pytest.raises(ConfigError, match=r"expected a known distance, got 'cosine_row'.*cosine_rows"):
+    with pytest.raises(
+        ConfigError, match=r"expected a known distance, got 'cosine_row'.*cosine_rows"
+    ):
         gradient_match(student, theta, images, labels, real, distance="cosine_row")

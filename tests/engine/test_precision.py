@@ -48,9 +48,15 @@ def test_the_error_of_emulated_tf32_is_within_the_bound_of_numerics(monkeypatch)
     assert 1e-6 < off(matched(), exact) < 0.02
 
 
-@pytest.mark.parametrize("student", [STUDENT, build_student("convnet", channels=3, size=8, classes=4, width=8, norm="group")])
+@pytest.mark.parametrize(
+    "student",
+    [STUDENT, build_student("convnet", channels=3, size=8, classes=4, width=8, norm="group")],
+)
 def test_bfloat16_gives_the_adjoint_what_it_gives_the_unroll(student):
-    images, labels = torch.randn(6, 3, student.size, student.size, generator=generator(7)), torch.arange(6) % 4
+    images, labels = (
+        torch.randn(6, 3, student.size, student.size, generator=generator(7)),
+        torch.arange(6) % 4,
+    )
     theta = student.init(generator(0))
     leaf = theta.clone().requires_grad_()
     with use_precision("bf16", CPU):
@@ -68,7 +74,11 @@ def test_operands_are_bfloat16_and_sums_are_float32(channels):
         conv = convolution_for(channels, 32, 1, 8, x)
     operand, weight = conv.input(x), conv.weight(w)
     got = conv.output(2, (operand, weight), (operand, weight))
-    assert (operand.dtype, weight.dtype, got.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    assert (operand.dtype, weight.dtype, got.dtype) == (
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float32,
+    )
     truth = 2 * functional.conv2d(x.bfloat16().double(), w.bfloat16().double(), padding=1)
     assert (got - truth).abs().max() <= 2**-8 * truth.abs().max()
     back = conv.input_grad(2, (conv.grad(got), weight))
@@ -82,7 +92,11 @@ def test_direct_convolutions_stay_channels_last(monkeypatch):
     conv = convolution_for(32, 32, 1, 8, x)
     operand, weight = conv.input(x), conv.weight(w)
     y = conv.output(4, (operand, weight))
-    for found in (y, conv.input_grad(4, (conv.grad(y), weight)), conv.weight_grad(None, (operand, conv.grad(y)))):
+    for found in (
+        y,
+        conv.input_grad(4, (conv.grad(y), weight)),
+        conv.weight_grad(None, (operand, conv.grad(y))),
+    ):
         assert found.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -95,7 +109,9 @@ def test_tf32_switches_the_libraries_and_switches_them_back():
     before = now()
     with use_precision("tf32", CUDA):
         assert (asked_precision(), now()) == ("tf32", ["tf32", "tf32"])
-        with use_precision("fp32", CUDA):  # torch's default lets cuDNN use TF32; float32 means float32 here
+        with use_precision(
+            "fp32", CUDA
+        ):  # torch's default lets cuDNN use TF32; float32 means float32 here
             assert now() == ["ieee", "ieee"]
         assert now() == ["tf32", "tf32"]
     assert (asked_precision(), now()) == ("fp32", before)
@@ -106,7 +122,10 @@ def test_tf32_switches_the_libraries_and_switches_them_back():
 def test_what_does_not_apply_is_refused_in_one_sentence():
     with pytest.raises(ConfigError, match="did you mean 'tf32'"), use_precision("tf23", CPU):
         pass
-    with pytest.raises(ConfigError, match="expected fp32 or bf16 on the CPU, got tf32"), use_precision("tf32", CPU):
+    with (
+        pytest.raises(ConfigError, match="expected fp32 or bf16 on the CPU, got tf32"),
+        use_precision("tf32", CPU),
+    ):
         pass
     mlp = build_student("mlp", channels=3, size=16, classes=4, width=8)
     with use_precision("bf16", CPU):

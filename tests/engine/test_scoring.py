@@ -22,22 +22,46 @@ def plainly(student, thetas, images, labels):
             leaf = theta.clone().requires_grad_()
             logits = student.apply(leaf, image[None])[0]
             log_p = F.log_softmax(logits, 0)
-            target = F.softmax(label, 0) if label.is_floating_point() else F.one_hot(label, student.classes).to(theta)
+            target = (
+                F.softmax(label, 0)
+                if label.is_floating_point()
+                else F.one_hot(label, student.classes).to(theta)
+            )
             loss = -(target * log_p).sum()
             (grad,) = torch.autograd.grad(loss, leaf)
             p, own = log_p.detach().exp(), int(target.argmax())
             others = torch.cat([p[:own], p[own + 1 :]])
             entropy = -(p * p.log()).sum()
             wrong = (logits.argmax() != own).to(p)
-            found = [(p - target).norm(), grad.norm(), grad[-last:].norm(), loss.detach(), others.max() - p[own], entropy, wrong]
+            found = [
+                (p - target).norm(),
+                grad.norm(),
+                grad[-last:].norm(),
+                loss.detach(),
+                others.max() - p[own],
+                entropy,
+                wrong,
+            ]
             rows.append(torch.stack(found))
-    return dict(zip(ALL, torch.stack(rows).view(len(thetas), len(images), -1).mean(0).unbind(1), strict=True))
+    return dict(
+        zip(
+            ALL, torch.stack(rows).view(len(thetas), len(images), -1).mean(0).unbind(1), strict=True
+        )
+    )
 
 
 def drawn(student, count=5, checkpoints=2, soft=False):
     images = torch.randn(count, student.channels, student.size, student.size, dtype=torch.float64)
-    labels = torch.randn(count, student.classes, dtype=torch.float64) if soft else torch.arange(count) % student.classes
-    return torch.stack([random_theta(student, seed=10 * k) for k in range(checkpoints)]), images, labels
+    labels = (
+        torch.randn(count, student.classes, dtype=torch.float64)
+        if soft
+        else torch.arange(count) % student.classes
+    )
+    return (
+        torch.stack([random_theta(student, seed=10 * k) for k in range(checkpoints)]),
+        images,
+        labels,
+    )
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
@@ -56,7 +80,11 @@ def test_one_checkpoint_and_one_metric_by_name():
     student = narrow("convnet", size=8)
     thetas, images, labels = drawn(student)
     alone = sample_scores(student, thetas[0], images, labels, "el2n")
-    assert list(alone) == ["el2n"] and alone["el2n"].shape == (5,) and alone["el2n"].dtype == torch.float64
+    assert (
+        list(alone) == ["el2n"]
+        and alone["el2n"].shape == (5,)
+        and alone["el2n"].dtype == torch.float64
+    )
 
 
 def test_images_are_read_in_slices_and_progress_is_told():
@@ -72,16 +100,28 @@ def test_images_are_read_in_slices_and_progress_is_told():
             read.append((rows.start, rows.stop))
             return images[rows]
 
-    got = sample_scores(student, thetas, Source(), labels, ("loss",), batch_size=2, on_batch=lambda *n: told.append(n))
+    got = sample_scores(
+        student,
+        thetas,
+        Source(),
+        labels,
+        ("loss",),
+        batch_size=2,
+        on_batch=lambda *n: told.append(n),
+    )
     assert read == [(0, 2), (2, 4), (4, 5)]
     assert told == [(2, 5), (4, 5), (5, 5)]
-    torch.testing.assert_close(got["loss"], sample_scores(student, thetas, images, labels, ("loss",))["loss"])
+    torch.testing.assert_close(
+        got["loss"], sample_scores(student, thetas, images, labels, ("loss",))["loss"]
+    )
 
 
 def test_no_images_give_no_scores():
     student = narrow("convnet", size=8)
     thetas, images, labels = drawn(student)
-    assert sample_scores(student, thetas, images[:0], labels[:0], ("el2n", "grand"))["grand"].shape == (0,)
+    assert sample_scores(student, thetas, images[:0], labels[:0], ("el2n", "grand"))[
+        "grand"
+    ].shape == (0,)
 
 
 def test_a_second_run_gives_the_same_bits():
@@ -92,11 +132,21 @@ def test_a_second_run_gives_the_same_bits():
 
 
 def test_batch_statistics_have_no_gradients_of_single_images():
-    for student in (narrow("convnet", size=8, norm="batch"), narrow("resnet18", size=8, norm="batch")):
+    for student in (
+        narrow("convnet", size=8, norm="batch"),
+        narrow("resnet18", size=8, norm="batch"),
+    ):
         thetas, images, labels = drawn(student)
-        with pytest.raises(ConfigError, match=r"images do not depend on each other, got .* with the statistics of the batch"):
+        with pytest.raises(
+            ConfigError,
+            match=r"images do not depend on each other, got .* with the statistics of the batch",
+        ):
             sample_scores(student, thetas, images, labels, ("grand",))
-        assert sample_scores(student, thetas, images, labels, ("grand_last", "el2n"))["grand_last"].isfinite().all()
+        assert (
+            sample_scores(student, thetas, images, labels, ("grand_last", "el2n"))["grand_last"]
+            .isfinite()
+            .all()
+        )
 
 
 def test_frozen_statistics_have():
@@ -126,7 +176,11 @@ def test_a_module_whose_logits_are_not_its_classifiers():
 def test_a_last_layer_without_bias():
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4, bias=False))
     student = build_student(module, channels=1, size=8, classes=4)
-    theta, images, labels = student.init(generator(0)).double(), torch.randn(3, 1, 8, 8).double(), torch.arange(3)
+    theta, images, labels = (
+        student.init(generator(0)).double(),
+        torch.randn(3, 1, 8, 8).double(),
+        torch.arange(3),
+    )
     got = sample_scores(student, theta, images, labels, ("grand", "grand_last"))
     torch.testing.assert_close(got["grand"], got["grand_last"])
 
@@ -134,17 +188,34 @@ def test_a_last_layer_without_bias():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"metrics": ("el2m",)}, ConfigError, r"expected a known metric, got 'el2m'; did you mean 'el2n'\?"),
-        ({"labels": torch.zeros(4, dtype=torch.int64)}, ShapeError, "sample_scores: expected labels int64"),
+        (
+            {"metrics": ("el2m",)},
+            ConfigError,
+            r"expected a known metric, got 'el2m'; did you mean 'el2n'\?",
+        ),
+        (
+            {"labels": torch.zeros(4, dtype=torch.int64)},
+            ShapeError,
+            "sample_scores: expected labels int64",
+        ),
         ({"thetas": torch.zeros(0, 7)}, ShapeError, r"expected thetas \[K, P\] with K >= 1"),
         ({"thetas": torch.zeros(1, 7)}, ShapeError, r"expected theta \[\d+\]"),
-        ({"labels": torch.full((5,), 5)}, ShapeError, "expected labels 0..4, got 5; use logits of as many classes as there are"),
+        (
+            {"labels": torch.full((5,), 5)},
+            ShapeError,
+            "expected labels 0..4, got 5; use logits of as many classes as there are",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):
     student = narrow("convnet", size=8)
     thetas, images, labels = drawn(student)
-    arguments = {"thetas": thetas, "images": images, "labels": labels, "metrics": ("el2n",)} | change
+    arguments = {
+        "thetas": thetas,
+        "images": images,
+        "labels": labels,
+        "metrics": ("el2n",),
+    } | change
     with pytest.raises(error, match=message):
         sample_scores(student, **arguments)
 

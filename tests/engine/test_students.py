@@ -12,18 +12,22 @@ NARROW = {"convnet": 4, "mlp": 8, "lenet": 3, "alexnet": 4, "vgg11": 4, "resnet1
 
 
 def narrow(name, size=32, channels=3, classes=5, **options):
-    return build_student(name, channels=channels, size=size, classes=classes, width=NARROW[name], **options)
+    return build_student(
+        name, channels=channels, size=size, classes=classes, width=NARROW[name], **options
+    )
 
 
 @pytest.mark.parametrize(
-    ("size", "classes", "count"), [(32, 10, 320_010), (32, 100, 504_420), (64, 200, 857_160), (128, 10, 615_690)]
+    ("size", "classes", "count"),
+    [(32, 10, 320_010), (32, 100, 504_420), (64, 200, 857_160), (128, 10, 615_690)],
 )
 def test_convnet_has_the_published_number_of_parameters(size, classes, count):
     assert build_student("convnet", channels=3, size=size, classes=classes).num_params == count
 
 
 @pytest.mark.parametrize(
-    ("size", "depth", "features"), [(8, 1, 16), (16, 2, 16), (28, 3, 16), (32, 3, 16), (33, 3, 16), (64, 4, 16), (256, 6, 16)]
+    ("size", "depth", "features"),
+    [(8, 1, 16), (16, 2, 16), (28, 3, 16), (32, 3, 16), (33, 3, 16), (64, 4, 16), (256, 6, 16)],
 )
 def test_depth_follows_the_size(size, depth, features):
     student = build_student("convnet", channels=1, size=size, classes=10, width=2)
@@ -34,7 +38,11 @@ def test_theta_begins_with_the_first_block_and_ends_with_the_classifier():
     student = narrow("convnet", depth=2)
     block = ["conv.weight", "conv.bias", "norm.weight", "norm.bias"]
     wanted = [f"blocks.{level}.{part}" for level in range(2) for part in block]
-    assert [slot.name for slot in student.slots] == [*wanted, "classifier.weight", "classifier.bias"]
+    assert [slot.name for slot in student.slots] == [
+        *wanted,
+        "classifier.weight",
+        "classifier.bias",
+    ]
 
 
 def test_init_is_pytorchs_default_bit_for_bit():
@@ -43,7 +51,9 @@ def test_init_is_pytorchs_default_bit_for_bit():
     blocks = [[nn.Conv2d(c, 6, 3), nn.GroupNorm(6, 6)] for c in (3, 6)]
     modules = nn.Sequential(*blocks[0], *blocks[1], nn.Linear(student.feature_dim, 4))
     wanted = nn.utils.parameters_to_vector(modules.parameters())
-    torch.testing.assert_close(student.init(torch.Generator().manual_seed(5)), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(
+        student.init(torch.Generator().manual_seed(5)), wanted, rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -54,7 +64,11 @@ def test_init_uses_the_generator_and_nothing_else(name):
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
-    assert first.shape == (student.num_params,) and first.dtype == torch.float32 and first.isfinite().all()
+    assert (
+        first.shape == (student.num_params,)
+        and first.dtype == torch.float32
+        and first.isfinite().all()
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -64,7 +78,9 @@ def test_every_student_runs(name, size, channels):
     student = narrow(name, size, channels)
     theta, images = student.init(generator(3)), torch.randn(2, channels, size, size)
     logits = student.apply(theta, images)
-    assert logits.shape == (2, 5) and logits.isfinite().all() and not torch.equal(logits[0], logits[1])
+    assert (
+        logits.shape == (2, 5) and logits.isfinite().all() and not torch.equal(logits[0], logits[1])
+    )
     assert student.features(theta, images).shape == (2, student.feature_dim)
     maps = student.features(theta, images, layers="all")
     assert len(maps) >= 1 and all(m.shape[0] == 2 and m.isfinite().all() for m in maps)
@@ -85,7 +101,10 @@ def test_the_zoo_follows_norm(name, norm):
 
 def test_the_last_of_all_maps_leads_to_the_features():
     student = narrow("convnet")
-    theta, images = student.init(generator(0)).double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    theta, images = (
+        student.init(generator(0)).double(),
+        torch.randn(2, 3, 32, 32, dtype=torch.float64),
+    )
     maps = student.features(theta, images, layers="all")
     assert [tuple(m.shape[1:]) for m in maps] == [(4, 32, 32), (4, 16, 16), (4, 8, 8)]
     pooled = nn.functional.avg_pool2d(maps[-1], 2).flatten(1)
@@ -97,15 +116,23 @@ def test_a_group_gives_what_its_members_give():
     thetas = torch.stack([student.init(generator(k)) for k in range(3)])
     images = torch.randn(3, 2, 3, 8, 8)
     for call in (student.apply, student.features, student.infer):
-        assert torch.equal(call(thetas, images), torch.stack([call(t, x) for t, x in zip(thetas, images, strict=True)]))
-        assert torch.equal(call(thetas, images[0]), torch.stack([call(t, images[0]) for t in thetas]))
+        assert torch.equal(
+            call(thetas, images),
+            torch.stack([call(t, x) for t, x in zip(thetas, images, strict=True)]),
+        )
+        assert torch.equal(
+            call(thetas, images[0]), torch.stack([call(t, images[0]) for t in thetas])
+        )
     maps = student.features(thetas, images, layers="all")
     assert torch.equal(maps[0][1], student.features(thetas[1], images[1], layers="all")[0])
 
 
 def test_batch_statistics_can_be_frozen():
     student = narrow("convnet", 8, norm="batch")
-    theta, images = student.init(generator(0)).double(), torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    theta, images = (
+        student.init(generator(0)).double(),
+        torch.randn(6, 3, 8, 8, dtype=torch.float64),
+    )
     frozen = student.with_statistics(student.batch_statistics(theta, images))
     torch.testing.assert_close(frozen.apply(theta, images), student.apply(theta, images))
     torch.testing.assert_close(frozen.apply(theta, images[:2]), student.apply(theta, images)[:2])
@@ -115,12 +142,24 @@ def test_batch_statistics_can_be_frozen():
 
 def test_a_users_module_is_copied_and_keeps_its_order():
     torch.manual_seed(1)
-    module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(108, 4))
+    module = nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Flatten(),
+        nn.Linear(108, 4),
+    )
     student = build_student(module, channels=1, size=8, classes=4)
-    theta, images = nn.utils.parameters_to_vector(module.parameters()).detach(), torch.randn(5, 1, 8, 8)
+    theta, images = (
+        nn.utils.parameters_to_vector(module.parameters()).detach(),
+        torch.randn(5, 1, 8, 8),
+    )
     logits = student.apply(theta, images)
     assert torch.equal(logits, student.apply(theta, images)), "dropout is off"
-    assert int(module[1].num_batches_tracked) == 0 and module.training, "the user's module is left alone"
+    assert int(module[1].num_batches_tracked) == 0 and module.training, (
+        "the user's module is left alone"
+    )
     module[3].eval()
     torch.testing.assert_close(logits, module(images))
     assert student.feature_dim == 108 and student.features(theta, images).shape == (5, 108)
@@ -144,7 +183,9 @@ def test_a_users_module_is_drawn_from_the_generator():
         assert not torch.equal(student.init(generator(1)), student.init(generator(2)))
     assert torch.equal(torch.get_rng_state(), before)
     where = [slot.name for slot in of_module.slots].index("scale")
-    assert torch.equal(of_module.unflatten(of_module.init(generator(1)))[where], module.scale), "no reset: kept"
+    assert torch.equal(of_module.unflatten(of_module.init(generator(1)))[where], module.scale), (
+        "no reset: kept"
+    )
     first, second = (of_factory.unflatten(of_factory.init(generator(k)))[where] for k in (1, 2))
     assert not torch.equal(first, second), "the factory draws it"
 
@@ -173,7 +214,10 @@ def test_wrong_shapes_are_refused():
         build_student("convnet", channels=3, size=4, classes=10)
     student = narrow("convnet", 8)
     theta, images = student.init(generator(0)), torch.randn(2, 3, 8, 8)
-    with pytest.raises(ShapeError, match=r"expected theta \[\d+\] and images \[B, 3, 8, 8\], got .* and \[2, 1, 8, 8\]"):
+    with pytest.raises(
+        ShapeError,
+        match=r"expected theta \[\d+\] and images \[B, 3, 8, 8\], got .* and \[2, 1, 8, 8\]",
+    ):
         student.apply(theta, images[:, :1])
     with pytest.raises(ShapeError, match="expected images like theta"):
         student.forward(theta, images.double())
@@ -187,8 +231,12 @@ def test_wrong_shapes_are_refused():
 
 def test_a_module_that_does_not_fit_is_explained():
     images = torch.zeros(2, 3, 8, 8)
-    wrong = build_student(nn.Sequential(nn.Flatten(), nn.Linear(5, 4)), channels=3, size=8, classes=4)
-    with pytest.raises(ShapeError, match=r"takes images \[2, 3, 8, 8\].*build it for 3 channels of 8 pixels"):
+    wrong = build_student(
+        nn.Sequential(nn.Flatten(), nn.Linear(5, 4)), channels=3, size=8, classes=4
+    )
+    with pytest.raises(
+        ShapeError, match=r"takes images \[2, 3, 8, 8\].*build it for 3 channels of 8 pixels"
+    ):
         wrong.apply(wrong.init(generator(0)), images)
     empty = build_student(nn.Flatten(), channels=3, size=8, classes=4)
     with pytest.raises(ConfigError, match="parameters to train"):

@@ -86,7 +86,16 @@ def test_every_step_of_every_network_has_its_own_augmentation():
 
 def test_callback_sees_every_epoch():
     student, (images, labels), seen = tiny(), toy(), []
-    final = train(student, images, labels, epochs=3, lr=0.01, key=0, nets=2, on_epoch=lambda e, t: seen.append((e, t.clone())))
+    final = train(
+        student,
+        images,
+        labels,
+        epochs=3,
+        lr=0.01,
+        key=0,
+        nets=2,
+        on_epoch=lambda e, t: seen.append((e, t.clone())),
+    )
     assert [epoch for epoch, _ in seen] == [1, 2, 3]
     assert torch.equal(seen[-1][1], final) and not torch.equal(seen[0][1], final)
 
@@ -107,9 +116,12 @@ def test_counts_per_class_give_the_bits_of_the_accuracy():
     student, (images, labels) = tiny(), toy(13)
     thetas = torch.stack([student.init(generator(seed)) for seed in range(3)])
     counts = confusion(student, thetas, images, labels, batch_size=5)
-    assert counts.shape == (3, 3, 3) and torch.equal(counts.sum(-1), torch.bincount(labels).expand(3, 3))
+    assert counts.shape == (3, 3, 3) and torch.equal(
+        counts.sum(-1), torch.bincount(labels).expand(3, 3)
+    )
     assert torch.equal(
-        counts.diagonal(dim1=-2, dim2=-1).sum(-1).double() / 13, accuracy(student, thetas, images, labels, batch_size=5)
+        counts.diagonal(dim1=-2, dim2=-1).sum(-1).double() / 13,
+        accuracy(student, thetas, images, labels, batch_size=5),
     )
     assert torch.equal(confusion(student, thetas[1], images, labels, batch_size=5), counts[1])
     with pytest.raises(ConfigError, match="confusion: expected at least one image"):
@@ -120,7 +132,11 @@ def test_accuracy_counts_and_batches():
     student, (images, labels) = tiny(), toy()
     theta = student.init(generator(0))
     wanted = (student.apply(theta, images).argmax(1) == labels).double().mean()
-    assert accuracy(student, theta, images, labels) == wanted == accuracy(student, theta, images, labels, batch_size=5)
+    assert (
+        accuracy(student, theta, images, labels)
+        == wanted
+        == accuracy(student, theta, images, labels, batch_size=5)
+    )
 
 
 def test_a_user_module_trains_like_any_student():
@@ -140,7 +156,9 @@ def test_what_training_refuses():
         train(student, images, labels[:5], epochs=1, lr=0.1, key=0)
     with pytest.raises(ShapeError, match="expected at least one image, got none"):
         train(student, images[:0], labels[:0], epochs=1, lr=0.1, key=0)
-    with pytest.raises(NonFiniteError, match=r"expected a finite loss, got nan in epoch 1; lower lr \(now 0\.1\)"):
+    with pytest.raises(
+        NonFiniteError, match=r"expected a finite loss, got nan in epoch 1; lower lr \(now 0\.1\)"
+    ):
         train(student, images * math.nan, labels, epochs=1, lr=0.1, key=0)
     with pytest.raises(ConfigError, match="at least one image"):
         accuracy(student, student.init(generator(0)), images[:0], labels[:0])

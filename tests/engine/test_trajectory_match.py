@@ -17,18 +17,24 @@ DSA = Augment("color_crop_cutout_flip_scale_rotate", siamese=False, key=5, align
 def problem(student, *, steps, batch=None, soft=False, images=6, dtype=torch.float64):
     g = torch.Generator().manual_seed(0)
     start, target = student.init(generator(1)).to(dtype), student.init(generator(2)).to(dtype)
-    x = torch.randn(images, student.channels, student.size, student.size, generator=g, dtype=torch.float64).to(dtype)
+    x = torch.randn(
+        images, student.channels, student.size, student.size, generator=g, dtype=torch.float64
+    ).to(dtype)
     z = 3 * torch.randn(images, student.classes, generator=g, dtype=torch.float64).to(dtype)
     batches = []
     while len(batches) < steps:
-        batches += list(permutation(len(batches), images).split(batch or images))[: steps - len(batches)]
+        batches += list(permutation(len(batches), images).split(batch or images))[
+            : steps - len(batches)
+        ]
     return {
         "start": start, "target": target, "images": x, "labels": z if soft else z.argmax(1), "lr": 0.05, "batches": batches,
     }  # fmt: skip
 
 
 def convnet(**options):
-    return build_student("convnet", **{"channels": 3, "size": 8, "classes": 3, "width": 18, "depth": 1, **options})
+    return build_student(
+        "convnet", **{"channels": 3, "size": 8, "classes": 3, "width": 18, "depth": 1, **options}
+    )
 
 
 def compare(found, truth, rtol=1e-9):
@@ -46,8 +52,17 @@ CASES = {
     "one step": {"steps": 1},
     "minibatches": {"steps": 5, "batch": 4},
     "soft labels": {"steps": 3, "soft": True},
-    "DSA and soft minibatches": {"steps": 4, "batch": 4, "soft": True, "augment": DSA, "first_step": 7},
-    "a function as augmentation": {"steps": 3, "augment": lambda x, step: torch.sin(x * (step + 1))},
+    "DSA and soft minibatches": {
+        "steps": 4,
+        "batch": 4,
+        "soft": True,
+        "augment": DSA,
+        "first_step": 7,
+    },
+    "a function as augmentation": {
+        "steps": 3,
+        "augment": lambda x, step: torch.sin(x * (step + 1)),
+    },
 }
 
 
@@ -56,9 +71,15 @@ CASES = {
 def test_the_adjoint_is_the_unrolled_gradient(case, mask):
     options = dict(CASES[case])
     student = convnet()
-    inputs = problem(student, **{k: options.pop(k) for k in ("steps", "batch", "soft") if k in options})
+    inputs = problem(
+        student, **{k: options.pop(k) for k in ("steps", "batch", "soft") if k in options}
+    )
     half = torch.arange(student.num_params) >= student.num_params // 2
-    masks = {"prefix": half.double(), "function": lambda final, target: ((final - target).abs() > 0.05).double(), None: None}
+    masks = {
+        "prefix": half.double(),
+        "function": lambda final, target: ((final - target).abs() > 0.05).double(),
+        None: None,
+    }
     run = {**inputs, **options, "mask": masks[mask]}
     compare(trajectory_match(student, **run), trajectory_match(student, **run, grad_mode="unroll"))
 
@@ -77,7 +98,10 @@ def test_fifty_steps_stay_exact(way, monkeypatch):
 def test_checkpoints_change_no_bit(every):
     student = convnet()
     inputs = {**problem(student, steps=5, batch=4, soft=True), "augment": DSA}
-    whole, parts = trajectory_match(student, **inputs), trajectory_match(student, **inputs, checkpoint_every=every)
+    whole, parts = (
+        trajectory_match(student, **inputs),
+        trajectory_match(student, **inputs, checkpoint_every=every),
+    )
     for name in ("loss", "grad_images", "grad_labels", "grad_lr", "final"):
         assert torch.equal(getattr(whole, name), getattr(parts, name)), name
 
@@ -91,18 +115,27 @@ def test_every_backend(backend):
         compare(trajectory_match(student, **inputs), truth)
 
 
-@pytest.mark.parametrize("options", [{"norm": "batch"}, {"norm": "none"}, {"activation": "silu"}, {"pooling": "max"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"norm": "batch"}, {"norm": "none"}, {"activation": "silu"}, {"pooling": "max"}],
+    ids=str,
+)
 def test_other_students(options):
     student = convnet(width=4, **options)
     inputs = problem(student, steps=3, batch=4)
-    compare(trajectory_match(student, **inputs), trajectory_match(student, **inputs, grad_mode="unroll"))
+    compare(
+        trajectory_match(student, **inputs), trajectory_match(student, **inputs, grad_mode="unroll")
+    )
 
 
 def test_float32_is_close_at_a_small_width():
     student = convnet(width=24)
     wide = problem(student, steps=10, soft=True)
     truth = trajectory_match(student, **wide, grad_mode="unroll")
-    narrow = {k: v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in wide.items()}
+    narrow = {
+        k: v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+        for k, v in wide.items()
+    }
     found = trajectory_match(student, **narrow)
     for name in ("grad_images", "grad_labels"):
         ours, true = getattr(found, name).double(), getattr(truth, name)
@@ -115,7 +148,9 @@ def test_tesla_is_exact_for_one_step_only():
     one = problem(student, steps=1)
     compare(trajectory_match(student, **one, grad_mode="tesla"), trajectory_match(student, **one))
     many = problem(student, steps=6)
-    tesla, exact = (trajectory_match(student, **many, grad_mode=mode) for mode in ("tesla", "adjoint"))
+    tesla, exact = (
+        trajectory_match(student, **many, grad_mode=mode) for mode in ("tesla", "adjoint")
+    )
     assert torch.equal(tesla.loss, exact.loss)
     assert float((tesla.grad_images - exact.grad_images).norm() / exact.grad_images.norm()) > 1e-3
 
@@ -135,7 +170,9 @@ def test_tesla_is_the_published_formula():
     total = torch.zeros_like(images)
     for rows, at in zip(run["batches"], thetas, strict=True):
         at = at.detach().requires_grad_()
-        loss = torch.nn.functional.cross_entropy(student.apply(at, images[rows]), run["labels"][rows])
+        loss = torch.nn.functional.cross_entropy(
+            student.apply(at, images[rows]), run["labels"][rows]
+        )
         (g,) = torch.autograd.grad(loss, at, create_graph=True)
         total += torch.autograd.grad(2 * (v @ g) / norm, images)[0]
     torch.testing.assert_close(found.grad_images, total)
@@ -149,7 +186,10 @@ def test_a_group_is_its_members():
     start = torch.stack([run["start"], student.init(generator(7)).double()])
     target = torch.stack([run["target"], student.init(generator(8)).double()])
     both = trajectory_match(student, **{**run, "start": start, "target": target})
-    alone = [trajectory_match(student, **{**run, "start": a, "target": b}) for a, b in zip(start, target, strict=True)]
+    alone = [
+        trajectory_match(student, **{**run, "start": a, "target": b})
+        for a, b in zip(start, target, strict=True)
+    ]
     assert torch.equal(both.loss, torch.stack([one.loss for one in alone]))
     torch.testing.assert_close(both.grad_images, alone[0].grad_images + alone[1].grad_images)
     torch.testing.assert_close(both.grad_lr, alone[0].grad_lr + alone[1].grad_lr)

@@ -14,8 +14,18 @@ def digits():
 
 @pytest.fixture
 def tiny():
-    # few steps, so that they must be large; one family of augmentation, so that so few of them are enough
-    return Protocol(name="tiny", width=8, epochs=12, full_epochs=2, nets=2, lr=0.1, strategy="crop", eight_bit=False)
+    # few steps, so that they must be large; one family of augmentation, so that so few of them are
+    # enough
+    return Protocol(
+        name="tiny",
+        width=8,
+        epochs=12,
+        full_epochs=2,
+        nets=2,
+        lr=0.1,
+        strategy="crop",
+        eight_bit=False,
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -52,8 +52,17 @@ def test_rows_pool_the_seeds_and_name_their_conditions(plan):
     assert lines["dm"].gap_closed and not lines["random"].gap_closed
     assert lines["dm"].options == "batch_real=8 iterations=2 width=8"
     for line in lines.values():
-        assert (line.commit, line.command, line.data) == ("abc123", "python -m benchmarks.accuracy", "digits")
-        assert float(line.mean) > 0 and line.machine and "torch" in line.versions and float(line.seconds) >= 0
+        assert (line.commit, line.command, line.data) == (
+            "abc123",
+            "python -m benchmarks.accuracy",
+            "digits",
+        )
+        assert (
+            float(line.mean) > 0
+            and line.machine
+            and "torch" in line.versions
+            and float(line.seconds) >= 0
+        )
     assert sorted(accuracy.read(plan.results), key=str) == sorted(lines.values(), key=str)
 
 
@@ -105,6 +114,16 @@ def test_from_fifty_images_per_class_on_one_seed_is_enough():
 
 
 def test_the_command_line(tmp_path):
-    plan = accuracy.parsed(["--data", "digits", "--ipc", "1", "10", "--set", "iterations=5", "--seeds", "3"])
-    assert (plan.data, plan.ipc, plan.options, plan.seeds) == (["digits"], [1, 10], {"iterations": 5}, [3])
-    assert plan.command == "python -m benchmarks.accuracy --data digits --ipc 1 10 --set iterations=5 --seeds 3"
+    plan = accuracy.parsed(
+        ["--data", "digits", "--ipc", "1", "10", "--set", "iterations=5", "--seeds", "3"]
+    )
+    assert (plan.data, plan.ipc, plan.options, plan.seeds) == (
+        ["digits"],
+        [1, 10],
+        {"iterations": 5},
+        [3],
+    )
+    assert (
+        plan.command
+        == "python -m benchmarks.accuracy --data digits --ipc 1 10 --set iterations=5 --seeds 3"
+    )

@@ -30,7 +30,12 @@ def small_set(data, ipc=5, **changes):
     kept, _ = data.holdout(0.1)
     rows = select("herding", kept.train.images.flatten(1), kept.train.labels, ipc, 0)
     return DistilledDataset(
-        **{"images": kept.train.images[rows], "labels": kept.train.labels[rows], "classes": data.classes, **changes}
+        **{
+            "images": kept.train.images[rows],
+            "labels": kept.train.labels[rows],
+            "classes": data.classes,
+            **changes,
+        }
     )
 
 
@@ -82,7 +87,11 @@ def test_every_row_is_there_and_says_what_its_spread_is_over(digits, small, tiny
 
 
 def test_the_set_remembers_its_evaluation(digits, small, tiny, tmp_path):
-    own = small_set(digits, config={"source": {"fingerprint": digits.fingerprint}}, metrics={"distillation": {"seconds": 1.0}})
+    own = small_set(
+        digits,
+        config={"source": {"fingerprint": digits.fingerprint}},
+        metrics={"distillation": {"seconds": 1.0}},
+    )
     copy = own.with_metrics()
     found = evaluate(own, digits, protocol=tiny, baselines=("random",))
     assert Evaluation.from_dict(own.metrics["evaluation"]) == found
@@ -97,7 +106,9 @@ def test_the_set_remembers_its_evaluation(digits, small, tiny, tmp_path):
 
 def test_a_measurement_on_other_data_is_not_the_sets_own(digits, small, tiny):
     other = small_set(digits, config={"source": {"fingerprint": "0" * 64}})
-    assert "other data" in " ".join(evaluate(other, digits, protocol=tiny, baselines=(), nets=1).notes)
+    assert "other data" in " ".join(
+        evaluate(other, digits, protocol=tiny, baselines=(), nets=1).notes
+    )
     assert "evaluation" not in other.metrics
 
 
@@ -130,11 +141,16 @@ def test_baselines_are_trained_once(digits, small, tiny, tasks):
     assert first.row("random").sources == second.row("random").sources
     tasks.clear()
     evaluate(other, digits, protocol=tiny)
-    assert [task.name for task in tasks] == ["distilled", "random", "herding", "k-center"]  # the full data serve every size
+    # the full data serve every size
+    assert [task.name for task in tasks] == ["distilled", "random", "herding", "k-center"]
 
 
-@pytest.mark.parametrize("change", ["recipe", "seed", "code", "threads", "data", "backend", "convolution"])
-def test_a_kept_baseline_does_not_serve_anything_else(digits, small, tiny, tasks, monkeypatch, change):
+@pytest.mark.parametrize(
+    "change", ["recipe", "seed", "code", "threads", "data", "backend", "convolution"]
+)
+def test_a_kept_baseline_does_not_serve_anything_else(
+    digits, small, tiny, tasks, monkeypatch, change
+):
     run = {"protocol": tiny, "baselines": ("random",), "nets": 1}
     evaluate(small, digits, **run)
     tasks.clear()
@@ -161,18 +177,27 @@ def test_a_kept_baseline_does_not_serve_anything_else(digits, small, tiny, tasks
     [
         ("cut off", "damaged or cut off"),
         ("edited accuracy", "expected the contents that its checksum names, got others"),
-        ("accuracy above 1", "expected what an evaluation measures of full, got accuracies above 1"),
+        (
+            "accuracy above 1",
+            "expected what an evaluation measures of full, got accuracies above 1",
+        ),
         ("more accuracies", "got accuracies of 2 numbers"),
         ("other accuracy", "got accuracies that disagree with the confusion matrix"),
         ("other confusion", "got a confusion matrix of other test images"),
         ("other source", "got the row of another baseline"),
         ("no row", "accuracies"),
         ("another entry", "expected the baseline that its name says, got another"),
-        ("others can write", "expected a cache that only its owner can write, got one that others can write; chmod go-w it"),
+        (
+            "others can write",
+            "expected a cache that only its owner can write, got one that others can write; chmod "
+            "go-w it",
+        ),
         ("a link", "a symbolic link, which is not followed"),
     ],
 )
-def test_a_kept_baseline_that_is_damaged_or_edited_is_trained_again(digits, small, tiny, tmp_path, caplog, damage, reason):
+def test_a_kept_baseline_that_is_damaged_or_edited_is_trained_again(
+    digits, small, tiny, tmp_path, caplog, damage, reason
+):
     run = {"protocol": tiny, "baselines": ("full",), "nets": 1}
     first = evaluate(small, digits, **run)
     (file,) = (tmp_path / "cache/baselines").iterdir()
@@ -191,12 +216,20 @@ def test_a_kept_baseline_that_is_damaged_or_edited_is_trained_again(digits, smal
         file.write_bytes(encode(tensors, {**kept, "facts": {**facts, "accuracies": [0.99]}}))
     else:
         right = facts["accuracies"][0]
-        changed = {"accuracy above 1": [1.5], "more accuracies": [right] * 2, "other accuracy": [0.5 * right]}
+        changed = {
+            "accuracy above 1": [1.5],
+            "more accuracies": [right] * 2,
+            "other accuracy": [0.5 * right],
+        }
         facts = {**facts, "accuracies": changed.get(damage, [right])}
-        facts["confusion"] = facts["confusion"][::-1] if damage == "other confusion" else facts["confusion"]
+        facts["confusion"] = (
+            facts["confusion"][::-1] if damage == "other confusion" else facts["confusion"]
+        )
         facts["sources"] = ["0" * 32] if damage == "other source" else facts["sources"]
         facts = {"name": "full"} if damage == "no row" else facts
-        file.write_bytes(encode(tensors, {**kept, "facts": facts, "sha256": digest(tensors, facts)}))
+        file.write_bytes(
+            encode(tensors, {**kept, "facts": facts, "sha256": digest(tensors, facts)})
+        )
     with caplog.at_level(logging.WARNING, logger="kdistill"):
         again = evaluate(small, digits, **run)
     assert reason in caplog.text and "again" in caplog.text and len(caplog.records) == 1
@@ -218,7 +251,9 @@ def test_kept_parameters_that_do_not_fit_are_trained_again(digits, small, tiny, 
     assert "finite parameters, got others" in caplog.text
 
 
-def test_a_cache_that_cannot_be_written_is_said_and_survived(digits, small, tiny, tmp_path, monkeypatch, caplog):
+def test_a_cache_that_cannot_be_written_is_said_and_survived(
+    digits, small, tiny, tmp_path, monkeypatch, caplog
+):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING, logger="kdistill"):
@@ -244,12 +279,16 @@ def test_herding_does_not_depend_on_whether_the_full_row_was_asked_for(digits, s
 
 
 def test_withheld_images_are_in_no_training_set(digits, small, tiny, tasks):
-    found = evaluate(small, digits, protocol=replace(tiny, validation=0.2), baselines=("full",), nets=1)
-    _, withheld = digits.holdout(0.2)
-    held = {image.numpy().tobytes() for image in digits.transform.apply(withheld.images)}
+    found = evaluate(
+        small, digits, protocol=replace(tiny, validation=0.2), baselines=("full",), nets=1
+    )
+    _, held_out = digits.holdout(0.2)
+    held = {image.numpy().tobytes() for image in digits.transform.apply(held_out.images)}
     full = next(task for task in tasks if task.name == "full")
     trained = {image.numpy().tobytes() for image in full.sets[0][0]}
-    assert found.data["validation"] == len(withheld) and len(full.sets[0][0]) + len(withheld) == len(digits.train)
+    assert found.data["validation"] == len(held_out) and len(full.sets[0][0]) + len(
+        held_out
+    ) == len(digits.train)
     assert not held & trained
 
 
@@ -260,11 +299,19 @@ def test_the_share_that_the_run_withheld_decides(digits, tiny):
     assert found.data["validation"] == len(digits.holdout(0.3)[1])
     assert not found.notes
     leaky = small_set(digits, config={"run": {"method": "dm", "validation": 0.0}})
-    assert "flatters" in " ".join(evaluate(leaky, digits, protocol=tiny, baselines=(), nets=1).notes)
+    assert "flatters" in " ".join(
+        evaluate(leaky, digits, protocol=tiny, baselines=(), nets=1).notes
+    )
 
 
 def test_the_full_data_get_at_least_as_many_steps(digits, small, tiny, tasks):
-    evaluate(small, digits, protocol=replace(tiny, batch_size=10, full_epochs=1), baselines=("full",), nets=1)
+    evaluate(
+        small,
+        digits,
+        protocol=replace(tiny, batch_size=10, full_epochs=1),
+        baselines=("full",),
+        nets=1,
+    )
     full = next(task for task in tasks if task.name == "full")
     assert full.epochs * -(-len(full.sets[0][0]) // 10) >= 12 * 5
 
@@ -281,50 +328,94 @@ def test_learned_labels_and_step_size_are_used(digits, small, tiny):
     assert found.small.nbytes == 50 * (64 * 4 + 40)
 
 
-def test_a_set_with_soft_labels_is_compared_with_random_images_that_a_teacher_labelled(digits, small, tiny, tasks):
+def test_a_set_with_soft_labels_is_compared_with_random_images_that_a_teacher_labelled(
+    digits, small, tiny, tasks
+):
     tiny = replace(tiny, full_epochs=8)  # a teacher that knows something
     hard = evaluate(small, digits, protocol=tiny, baselines=("random", "full"))
     tasks.clear()
     soft = small_set(digits, label_logits=nn.functional.one_hot(small.labels, 10) * 10.0)
     found = evaluate(soft, digits, protocol=tiny, baselines=("random", "full"))
     names = [row.name for row in found.rows]
-    assert names == ["distilled", "distilled, hard labels", "random", "random, teacher labels", "full"]
-    assert [task.name for task in tasks] == ["distilled", "distilled, hard labels", "random, teacher labels"]  # others were kept
+    assert names == [
+        "distilled",
+        "distilled, hard labels",
+        "random",
+        "random, teacher labels",
+        "full",
+    ]
+    # others were kept
+    assert [task.name for task in tasks] == [
+        "distilled",
+        "distilled, hard labels",
+        "random, teacher labels",
+    ]
     assert numbers(hard)["random", "convnet"] == numbers(found)["random", "convnet"]
     teacher = found.row("random, teacher labels")
-    assert teacher.soft and teacher.kind == "baseline" and teacher.seeds == "2 subsets × 1 net" and teacher.mean > 4 * CHANCE
+    assert (
+        teacher.soft
+        and teacher.kind == "baseline"
+        and teacher.seeds == "2 subsets × 1 net"
+        and teacher.mean > 4 * CHANCE
+    )
     assert found.scores()["ior"] == found.small.mean - teacher.mean
     labelled = tasks[-1].sets
     tasks.clear()
     again = evaluate(soft, digits, protocol=tiny, baselines=("random",), reuse=False)
-    assert again.row("random, teacher labels").accuracies == teacher.accuracies  # one teacher, kept or trained for this alone
-    plain, labels = (next(task for task in tasks if task.name == f"random{name}").sets for name in ("", ", teacher labels"))
+    # one teacher, kept or trained for this alone
+    assert again.row("random, teacher labels").accuracies == teacher.accuracies
+    plain, labels = (
+        next(task for task in tasks if task.name == f"random{name}").sets
+        for name in ("", ", teacher labels")
+    )
     for (images, truth), (same, logits), (_, before) in zip(plain, labels, labelled, strict=True):
         assert torch.equal(images, same) and torch.equal(logits, before)
         assert logits.shape == (50, 10) and float((logits.argmax(1) == truth).float().mean()) > 0.6
-    assert "random, teacher labels" in soft.metrics["evaluation"]["scores"]["convnet"]["over_random"]
-    without = evaluate(soft, digits, protocol=replace(tiny, teacher_labels=False), baselines=("random",), nets=1)
+    assert (
+        "random, teacher labels" in soft.metrics["evaluation"]["scores"]["convnet"]["over_random"]
+    )
+    without = evaluate(
+        soft, digits, protocol=replace(tiny, teacher_labels=False), baselines=("random",), nets=1
+    )
     assert [row.name for row in without.rows][2:] == ["random"] and "ior" not in without.scores()
 
 
 def test_robustness_of_soft_labels_is_that_over_a_teachers_labels(digits, small, tiny):
     soft = small_set(digits, label_logits=nn.functional.one_hot(small.labels, 10) * 10.0)
-    found = evaluate(soft, digits, protocol=replace(tiny, robustness=True, hard_labels=False), baselines=("random",), nets=1)
-    assert [row.name for row in found.rows][-2:] == ["random, teacher labels", "random, teacher labels, no augmentation"]
-    plain = found.row("distilled, no augmentation").mean, found.row("random, teacher labels, no augmentation").mean
+    found = evaluate(
+        soft,
+        digits,
+        protocol=replace(tiny, robustness=True, hard_labels=False),
+        baselines=("random",),
+        nets=1,
+    )
+    assert [row.name for row in found.rows][-2:] == [
+        "random, teacher labels",
+        "random, teacher labels, no augmentation",
+    ]
+    plain = (
+        found.row("distilled, no augmentation").mean,
+        found.row("random, teacher labels, no augmentation").mean,
+    )
     teacher = found.row("random, teacher labels").mean
     assert found.scores()["ars"] == metrics.ars(found.small.mean, teacher, *plain)
 
 
 def test_a_loss_that_is_not_finite_names_the_row_and_the_network(digits, small, tiny):
-    with pytest.raises(NonFiniteError, match=r"finite loss of mlp on 'distilled', got none at lr 1e\+30 .*lr='auto'"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"finite loss of mlp on 'distilled', got none at lr 1e\+30 .*lr='auto'",
+    ):
         evaluate(small, digits, protocol=tiny, models="mlp", baselines=(), lr=1e30)
 
 
 def test_a_network_that_did_not_train_is_marked(digits, small, tiny):
     found = evaluate(small, digits, protocol=tiny, baselines=("random",), lr=1e-12)
     assert (found.small.untrained, found.row("random").untrained) == (2, 2)
-    assert "convnet did not train (2 of 2 on 'distilled', 2 of 2 on 'random'): no better than chance" in str(found)
+    assert (
+        "convnet did not train (2 of 2 on 'distilled', 2 of 2 on 'random'): no better than chance"
+        in str(found)
+    )
     trained = evaluate(small, digits, protocol=tiny, baselines=("full",))
     assert not any(row.untrained for row in trained.rows) and "†" not in str(trained)
 
@@ -339,17 +430,24 @@ def test_classes_are_counted_one_by_one(digits, small, tiny):
     assert row.mean == pytest.approx(float(counts.diagonal().sum()) / float(counts.sum()))
     assert sum(row.balanced) / 2 == pytest.approx(sum(row.per_class) / 10)
     assert row.per_class == pytest.approx((counts.diagonal() / counts.sum(1)).tolist())
-    assert "balanced %" in str(found) and f"test classes have {shown.min()} to {shown.max()} images" in str(found)
+    assert "balanced %" in str(
+        found
+    ) and f"test classes have {shown.min()} to {shown.max()} images" in str(found)
     text = found.per_class()
     assert [line.split()[0] for line in text.splitlines()[2:12]] == list("0123456789")
     assert "distilled: true \\ predicted" in text
     plain = evaluate(small, digits, protocol=replace(tiny, eight_bit=True), baselines=(), nets=1)
-    assert "balanced %" not in str(plain) and [bool(row.confusion) for row in plain.rows] == [True, False]
+    assert "balanced %" not in str(plain) and [bool(row.confusion) for row in plain.rows] == [
+        True,
+        False,
+    ]
 
 
 def test_a_tiny_test_set_is_said(digits, small, tiny):
     rows = torch.cat([(digits.test.labels == label).nonzero()[:2, 0] for label in range(9)])
-    found = evaluate(small, replace(digits, test=digits.test.take(rows)), protocol=tiny, baselines=(), nets=1)
+    found = evaluate(
+        small, replace(digits, test=digits.test.take(rows)), protocol=tiny, baselines=(), nets=1
+    )
     text = str(found)
     assert "18 test images: they alone leave an accuracy uncertain by ± " in text
     assert "1 of 10 classes have no test image" in text
@@ -360,19 +458,24 @@ def test_the_price_of_eight_bits(digits, small, tiny):
     eight = replace(tiny, eight_bit=True)
     rounded = small_set(digits, images=(small.images * 255).round() / 255)
     assert evaluate(rounded, digits, protocol=eight, baselines=()).eight_bit_cost() == 0.0
-    # hardly any contrast around one grey level, which instance norm restores: gone once it is rounded
+    # hardly any contrast around one grey level, which instance norm restores: gone once it is
+    # rounded
     faint = small_set(digits, images=78 / 255 + 3.5e-3 * (small.images - 0.5))
     found = evaluate(faint, digits, protocol=replace(eight, strategy="none"), baselines=())
     assert found.row("distilled, 8 bits").mean < 2.5 * CHANCE
     assert found.eight_bit_cost() > 2.5 * CHANCE
 
 
-def test_lr_auto_chooses_on_validation_images_and_survives_an_explosion(digits, small, tiny, monkeypatch):
+def test_lr_auto_chooses_on_validation_images_and_survives_an_explosion(
+    digits, small, tiny, monkeypatch
+):
     chooses = replace(tiny, lr="auto", lr_candidates=(1e-6, 0.1, 1e30))
     found = evaluate(small, digits, protocol=chooses, baselines=("random",), nets=1)
     assert found.small.lr == found.row("random").lr == (0.1,)
     learned = small_set(digits, learned_lr=0.2)
-    own = evaluate(learned, digits, protocol=replace(chooses, lr_candidates=(1e-6, 1e-5)), baselines=(), nets=1)
+    own = evaluate(
+        learned, digits, protocol=replace(chooses, lr_candidates=(1e-6, 1e-5)), baselines=(), nets=1
+    )
     assert own.small.lr == (0.2,)
     assert "chosen among several and the one that it learned (0.2)" in str(own)
     with pytest.raises(NonFiniteError, match="smaller lr_candidates"):
@@ -414,7 +517,9 @@ def test_the_precision_of_the_networks_is_the_protocols(digits, small, tiny, mon
         ),
     ],
 )
-def test_a_precision_that_networks_or_device_do_not_have_is_refused(digits, small, tiny, tasks, options, message):
+def test_a_precision_that_networks_or_device_do_not_have_is_refused(
+    digits, small, tiny, tasks, options, message
+):
     with pytest.raises(ConfigError, match=message):
         evaluate(small, digits, protocol=tiny, baselines=(), **options)
     assert not tasks
@@ -422,7 +527,9 @@ def test_a_precision_that_networks_or_device_do_not_have_is_refused(digits, smal
 
 def test_best_on_test_is_apart_and_never_below_the_last_epoch(digits, small, tiny):
     plain = evaluate(small, digits, protocol=tiny, baselines=())
-    best = evaluate(small, digits, protocol=replace(tiny, best_on_test=True, test_every=5), baselines=())
+    best = evaluate(
+        small, digits, protocol=replace(tiny, best_on_test=True, test_every=5), baselines=()
+    )
     assert plain.small.best_on_test is None
     assert plain.small.accuracies == best.small.accuracies
     assert all(b >= a for a, b in zip(best.small.accuracies, best.small.best_on_test, strict=True))
@@ -435,13 +542,25 @@ def test_robustness_adds_rows_without_augmentation(digits, small, tiny):
     assert names == ["distilled", "distilled, no augmentation", "random", "random, no augmentation"]
     assert found.row("random").accuracies != found.row("random, no augmentation").accuracies
     assert 0.0 < found.scores()["ars"] < 1.0
-    plain = evaluate(small, digits, protocol=replace(tiny, robustness=True, strategy="none"), baselines=("random",))
+    plain = evaluate(
+        small,
+        digits,
+        protocol=replace(tiny, robustness=True, strategy="none"),
+        baselines=("random",),
+    )
     assert [row.name for row in plain.rows] == names
 
 
 def test_other_networks_and_own_modules(digits, small, tiny):
     own = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    found = evaluate(small, digits, protocol=tiny, models=("convnet", "mlp", own), baselines=("herding", "full"), nets=1)
+    found = evaluate(
+        small,
+        digits,
+        protocol=tiny,
+        models=("convnet", "mlp", own),
+        baselines=("herding", "full"),
+        nets=1,
+    )
     assert found.models == ("convnet", "mlp", "Sequential")
     assert len(found.rows) == 9
     assert all(found.row("full", model).mean > 3 * CHANCE for model in found.models)
@@ -450,7 +569,9 @@ def test_other_networks_and_own_modules(digits, small, tiny):
 
 def test_the_norm_of_a_network_is_the_protocols(digits, tiny):
     sizes = [
-        student_of("alexnet", digits, replace(tiny, other_widths={"alexnet": 8}, other_norms=norms)).num_params
+        student_of(
+            "alexnet", digits, replace(tiny, other_widths={"alexnet": 8}, other_norms=norms)
+        ).num_params
         for norms in ({}, {"alexnet": "none"})
     ]
     assert sizes[0] - sizes[1] == 2 * (8 + 12 + 16 + 12 + 12)  # a scale and a shift of every map
@@ -469,15 +590,33 @@ def grey_to_colour(small):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda s, d: (grey_to_colour(s), d), DataError, "1×8×8 images in 10 classes .* got 3×8×8 in 10"),
+        (
+            lambda s, d: (grey_to_colour(s), d),
+            DataError,
+            "1×8×8 images in 10 classes .* got 3×8×8 in 10",
+        ),
         (lambda s, d: (replace(s, images=s.images[:, :, :, :6]), d), DataError, "got 1×8×6"),
-        (lambda s, d: (replace(s, classes=(*s.classes, "ten")), d), DataError, "in 11; load the data"),
-        (lambda s, d: (replace(s, classes=("zero", *s.classes[1:])), d), DataError, "label 0 to mean '0'"),
-        (lambda s, d: (s, replace(d, test=Split(d.test.images[:0], d.test.labels[:0]))), DataError, "expected test images"),
+        (
+            lambda s, d: (replace(s, classes=(*s.classes, "ten")), d),
+            DataError,
+            "in 11; load the data",
+        ),
+        (
+            lambda s, d: (replace(s, classes=("zero", *s.classes[1:])), d),
+            DataError,
+            "label 0 to mean '0'",
+        ),
+        (
+            lambda s, d: (s, replace(d, test=Split(d.test.images[:0], d.test.labels[:0]))),
+            DataError,
+            "expected test images",
+        ),
     ],
     ids=["channels", "size", "classes", "names", "test"],
 )
-def test_a_set_that_does_not_fit_the_data_is_refused_in_one_sentence(digits, small, tiny, change, error, message):
+def test_a_set_that_does_not_fit_the_data_is_refused_in_one_sentence(
+    digits, small, tiny, change, error, message
+):
     with pytest.raises(error, match=message) as caught:
         evaluate(*change(small, digits), protocol=tiny)
     assert "\n" not in str(caught.value)
@@ -510,11 +649,18 @@ def test_a_class_with_too_few_real_images_is_named(digits, tiny):
 def test_what_a_reader_should_know_is_noted(digits, small, tiny):
     eye = torch.eye(64)
     uneven = DistilledDataset(
-        images=small.images[:-1], labels=small.labels[:-1], classes=digits.classes, transform=Zca(torch.zeros(64), eye, eye)
+        images=small.images[:-1],
+        labels=small.labels[:-1],
+        classes=digits.classes,
+        transform=Zca(torch.zeros(64), eye, eye),
     )
     notes = " ".join(evaluate(uneven, digits, protocol=tiny, baselines=(), nets=1).notes)
     assert "have 4 to 5 images" in notes
     assert "normalisation='zca'" in notes
     assert "may flatter" in notes
-    other = small_set(digits, config={"run": {"validation": 0.1}, "source": {"fingerprint": "0" * 64}})
-    assert "other data" in " ".join(evaluate(other, digits, protocol=tiny, baselines=(), nets=1).notes)
+    other = small_set(
+        digits, config={"run": {"validation": 0.1}, "source": {"fingerprint": "0" * 64}}
+    )
+    assert "other data" in " ".join(
+        evaluate(other, digits, protocol=tiny, baselines=(), nets=1).notes
+    )

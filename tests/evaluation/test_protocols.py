@@ -10,8 +10,19 @@ from kdistill.evaluation import PROTOCOLS, Protocol, protocols
 def test_the_named_protocols_of_the_design():
     bench, paper = PROTOCOLS["bench"], PROTOCOLS["paper"]
     assert (bench.width, bench.epochs, bench.nets) == (32, 300, 5)
-    assert (paper.width, paper.epochs, paper.nets, paper.lr, paper.batch_size) == (128, 1000, 20, 0.01, 256)
-    assert (paper.momentum, paper.weight_decay, paper.schedule, paper.align_corners) == (0.9, 5e-4, "step", False)
+    assert (paper.width, paper.epochs, paper.nets, paper.lr, paper.batch_size) == (
+        128,
+        1000,
+        20,
+        0.01,
+        256,
+    )
+    assert (paper.momentum, paper.weight_decay, paper.schedule, paper.align_corners) == (
+        0.9,
+        5e-4,
+        "step",
+        False,
+    )
     assert PROTOCOLS["quick"].epochs < bench.epochs
 
 
@@ -50,7 +61,11 @@ def test_digits_are_not_mirrored():
 
 def test_the_published_protocol_trains_alexnet_without_normalisation():
     assert protocols.norm_of(PROTOCOLS["paper"], "alexnet") == "none"
-    assert protocols.norm_of(PROTOCOLS["paper"], "vgg11") == protocols.norm_of(PROTOCOLS["bench"], "alexnet") == "instance"
+    assert (
+        protocols.norm_of(PROTOCOLS["paper"], "vgg11")
+        == protocols.norm_of(PROTOCOLS["bench"], "alexnet")
+        == "instance"
+    )
 
 
 def test_widths():

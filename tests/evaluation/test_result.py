@@ -12,14 +12,29 @@ from kdistill.evaluation import PROTOCOLS, Evaluation, Row, merge, metrics
 
 
 def row(name="dm", kind="distilled", accuracies=(0.9, 0.94), source="a", **changes):
-    unit = {"distilled": "distillation seed", "variant": "distillation seed"}.get(kind, "" if name == "full" else "subset")
-    given = {"model": "convnet", "validation": (0.9,) * len(accuracies), "lr": (0.01,), "epochs": 3, "images": 10, "nbytes": 3200}
+    unit = {"distilled": "distillation seed", "variant": "distillation seed"}.get(
+        kind, "" if name == "full" else "subset"
+    )
+    given = {
+        "model": "convnet",
+        "validation": (0.9,) * len(accuracies),
+        "lr": (0.01,),
+        "epochs": 3,
+        "images": 10,
+        "nbytes": 3200,
+    }
     given |= {"seconds": 1.5, "unit": unit, "sources": (source,), **changes}
     return Row(name=name, kind=kind, accuracies=accuracies, **given)
 
 
 def evaluation(*rows, **changes):
-    given = {"protocol": PROTOCOLS["bench"], "data": {"name": "digits"}, "seconds": 2.0, "peak_bytes": 2**30, **changes}
+    given = {
+        "protocol": PROTOCOLS["bench"],
+        "data": {"name": "digits"},
+        "seconds": 2.0,
+        "peak_bytes": 2**30,
+        **changes,
+    }
     return Evaluation(rows=rows or (row(),), **given)
 
 
@@ -60,30 +75,51 @@ def test_hlr_takes_the_hard_labels_of_a_soft_set():
 
 
 def test_the_augmentation_robust_score():
-    plain = row("dm, no augmentation", "variant", (0.7, 0.7)), row("random, no augmentation", "variant", (0.7, 0.7))
+    plain = (
+        row("dm, no augmentation", "variant", (0.7, 0.7)),
+        row("random, no augmentation", "variant", (0.7, 0.7)),
+    )
     assert evaluation(row(), *plain, *BASELINES).scores()["ars"] == pytest.approx(
         (math.exp(0.06) - 1 / math.e) / (math.e - 1 / math.e)
     )
 
 
 def test_the_difference_to_random_images_has_an_interval_that_fits_what_was_measured():
-    worse = evaluation(row(accuracies=(0.70, 0.71, 0.72)), row("random", "baseline", (0.80, 0.82, 0.81), "r", sets=3))
+    worse = evaluation(
+        row(accuracies=(0.70, 0.71, 0.72)),
+        row("random", "baseline", (0.80, 0.82, 0.81), "r", sets=3),
+    )
     gap = worse.over_random()["random"]  # network i starts like network i of the other row
     assert gap.test == "paired t" and gap.mean == pytest.approx(-0.1) and gap.is_clear
-    assert "BELOW 'random'" in str(worse) and "-10.00 points, 95 % interval -12.48 to -7.52" in str(worse)
-    noise = evaluation(row(accuracies=(0.70, 0.90, 0.70)), row("random", "baseline", (0.80, 0.78, 0.80), "r", sets=3))
+    assert "BELOW 'random'" in str(worse) and "-10.00 points, 95 % interval -12.48 to -7.52" in str(
+        worse
+    )
+    noise = evaluation(
+        row(accuracies=(0.70, 0.90, 0.70)),
+        row("random", "baseline", (0.80, 0.78, 0.80), "r", sets=3),
+    )
     assert "not better than 'random'" in str(noise) and "BELOW" not in str(noise)
-    several = evaluation(row(accuracies=(0.6, 0.8, 0.7, 0.7), sets=2), row("random", "baseline", (0.9, 0.9), "r", sets=2))
-    assert several.over_random()["random"].test == "Welch t"  # two sets against two subsets: nothing belongs together
+    several = evaluation(
+        row(accuracies=(0.6, 0.8, 0.7, 0.7), sets=2),
+        row("random", "baseline", (0.9, 0.9), "r", sets=2),
+    )
+    assert (
+        several.over_random()["random"].test == "Welch t"
+    )  # two sets against two subsets: nothing belongs together
     assert several.over_random()["random"].is_clear
     assert several.to_dict()["scores"]["convnet"]["over_random"]["random"]["high"] < 0
     assert "chosen at random" not in str(evaluation(row(), *BASELINES))
-    json.dumps(evaluation(row(accuracies=(0.9,)), row("random", "baseline", (0.8,))).to_dict(), allow_nan=False)
+    json.dumps(
+        evaluation(row(accuracies=(0.9,)), row("random", "baseline", (0.8,))).to_dict(),
+        allow_nan=False,
+    )
 
 
 def test_improvement_over_random_compares_equal_kinds_of_labels():
     teacher = row("random, teacher labels", "baseline", (0.85, 0.85), "t", sets=2, soft=True)
-    soft = evaluation(row(soft=True), row("dm, hard labels", "variant", (0.6, 0.6)), *BASELINES, teacher)
+    soft = evaluation(
+        row(soft=True), row("dm, hard labels", "variant", (0.6, 0.6)), *BASELINES, teacher
+    )
     assert soft.scores() == pytest.approx({"hlr": 0.4, "ior": 0.07, "lrs": metrics.lrs(0.4, 0.07)})
     assert "the small set minus 'random, teacher labels'" in str(soft)
     without = evaluation(row(soft=True), *BASELINES)
@@ -103,12 +139,23 @@ def test_a_network_that_did_not_train_is_left_out_of_the_mean_over_networks():
     assert "10.0 ± 0.0†" in across and "left out of the last column in every row: vgg11" in across
     assert [line.split()[-1] for line in across.splitlines()[2:4]] == ["60.0", "40.0"]
     assert "† vgg11 did not train (2 of 2 on 'dm')" in text and "10.00 ± 0.00†" in text
-    assert merge([evaluation(row(untrained=1)), evaluation(row(source="b", untrained=1))]).small.untrained == 2
+    assert (
+        merge(
+            [evaluation(row(untrained=1)), evaluation(row(source="b", untrained=1))]
+        ).small.untrained
+        == 2
+    )
 
 
 def test_counts_per_class_are_pooled_over_seeds_and_come_back_from_json():
     one = row(balanced=(0.5, 0.75), per_class=(1.0, 0.25), confusion=((4, 0), (3, 1)))
-    two = row(accuracies=(0.9,), source="b", balanced=(0.5,), per_class=(0.5, 0.5), confusion=((1, 1), (1, 1)))
+    two = row(
+        accuracies=(0.9,),
+        source="b",
+        balanced=(0.5,),
+        per_class=(0.5, 0.5),
+        confusion=((1, 1), (1, 1)),
+    )
     data = {"name": "digits", "classes": ["cat", "dog"], "test_per_class": [2, 2], "test": 4}
     both = merge([evaluation(one, data=data), evaluation(two, data=data)])
     assert both.small.balanced == (0.5, 0.75, 0.5) and both.small.confusion == ((5, 1), (4, 2))
@@ -125,11 +172,28 @@ MODELS = ("convnet", "resnet18", "NetworkOfAUserWithALongName")
 
 
 def long_evaluation(name: str):
-    counts = {"balanced": (0.5,) * 20, "per_class": (0.5,) * 12, "confusion": ((3,) * 12,) * 12, "best_on_test": (0.6,) * 20}
+    counts = {
+        "balanced": (0.5,) * 20,
+        "per_class": (0.5,) * 12,
+        "confusion": ((3,) * 12,) * 12,
+        "best_on_test": (0.6,) * 20,
+    }
     rows = [
-        row(title, kind, tuple(0.5 + 0.01 * n for n in range(20)), source=title, model=model, lr=(0.003, 0.01), **counts)
+        row(
+            title,
+            kind,
+            tuple(0.5 + 0.01 * n for n in range(20)),
+            source=title,
+            model=model,
+            lr=(0.003, 0.01),
+            **counts,
+        )
         for model in MODELS
-        for title, kind in ((name, "distilled"), (f"{name}, 8 bits", "variant"), ("random, teacher labels", "baseline"))
+        for title, kind in (
+            (name, "distilled"),
+            (f"{name}, 8 bits", "variant"),
+            ("random, teacher labels", "baseline"),
+        )
     ]
     data = {
         "name": "d",
@@ -145,18 +209,31 @@ def long_evaluation(name: str):
 def test_tables_keep_to_the_width_with_long_names_many_networks_and_classes(name, width):
     found, stream = long_evaluation(name), StringIO()
     Console(file=stream, width=width).print(found.table(width))
-    tables = [line for text in (found.to_text(width), found.per_class(width=width)) for line in text.splitlines() if "  " in line]
+    tables = [
+        line
+        for text in (found.to_text(width), found.per_class(width=width))
+        for line in text.splitlines()
+        if "  " in line
+    ]
     assert max(map(len, [*tables, *stream.getvalue().splitlines()])) <= width
-    assert not [line for line in stream.getvalue().splitlines() if line.strip() in ("8 bits", "labels")]  # no cell is folded
-    assert [line for line in found.to_text(None).splitlines() if line.startswith(f"{name}, 8 bits  ")]
+    assert not [
+        line for line in stream.getvalue().splitlines() if line.strip() in ("8 bits", "labels")
+    ]  # no cell is folded
+    assert [
+        line for line in found.to_text(None).splitlines() if line.startswith(f"{name}, 8 bits  ")
+    ]
 
 
 def test_every_part_of_a_divided_table_names_set_and_network():
     parts = [line for line in str(long_evaluation("dm")).splitlines() if line.startswith("set  ")]
-    rows = [line for line in str(long_evaluation("dm")).splitlines() if line.startswith("dm, 8 bits")]
+    rows = [
+        line for line in str(long_evaluation("dm")).splitlines() if line.startswith("dm, 8 bits")
+    ]
     own = [line for line in parts if "network" in line]
     assert len(own) > 1 and all("%" in line or "lr" in line for line in own)
-    assert len(rows) == len(MODELS) * len(own) and all(any(model in line for model in MODELS) for line in rows)
+    assert len(rows) == len(MODELS) * len(own) and all(
+        any(model in line for model in MODELS) for line in rows
+    )
 
 
 def test_print_shows_every_row_and_what_follows():
@@ -179,7 +256,9 @@ def test_print_shows_every_row_and_what_follows():
 def test_best_on_test_is_a_column_of_its_own():
     found = evaluation(row(best_on_test=(0.95, 0.97)))
     assert "best on test %" in str(found)
-    assert "papers report the best over the iterations of the distillation" in " ".join(str(found).split())
+    assert "papers report the best over the iterations of the distillation" in " ".join(
+        str(found).split()
+    )
     assert "96.00 ± 1.41" in str(found)
     assert found.row("dm").mean == pytest.approx(0.92)
 
@@ -197,7 +276,9 @@ def words(text):
 def test_the_table_for_terminals_has_the_same_cells():
     found = evaluation(row(), row(model="mlp", lr=(0.1,)), *BASELINES)
     assert words(shown(found, 250)) == words(found.to_text())
-    assert "dm, 8 bits  92.00 ± 2.83" in shown(evaluation(*BASELINES, row(), row("dm, 8 bits", "variant", nbytes=316_000)), 80)
+    assert "dm, 8 bits  92.00 ± 2.83" in shown(
+        evaluation(*BASELINES, row(), row("dm, 8 bits", "variant", nbytes=316_000)), 80
+    )
     header = str(found).splitlines()[0].split()
     assert "network" in header and "lr" in header
     assert "network" not in str(evaluation()).splitlines()[0]
@@ -209,13 +290,20 @@ def test_a_table_keeps_to_the_width_and_names_what_it_leaves_out(width):
     names = ("random, teacher labels", "random, teacher labels, no augmentation", "full")
     found = evaluation(
         *(row(model=model, lr=(0.003,)) for model in models),
-        *(row(name, "baseline", model=model, source=name + model) for name in names for model in models),
+        *(
+            row(name, "baseline", model=model, source=name + model)
+            for name in names
+            for model in models
+        ),
         student="convnet",
     )
     text = found.to_text(width)
     assert max(len(line) for line in text.splitlines() if set(line) == {"-"}) <= width
     assert max(map(len, shown(found, width).splitlines())) <= width
-    assert "left out for lack of width: seconds, size" in text and "seconds" not in text.splitlines()[0]
+    assert (
+        "left out for lack of width: seconds, size" in text
+        and "seconds" not in text.splitlines()[0]
+    )
     for name in (*names, "alexnet", "vgg11", "resnet18"):  # nothing is torn apart
         assert name in text and name in shown(found, width)
     assert "seconds" in found.to_text().splitlines()[0] and "lack of width" not in found.to_text()
@@ -232,7 +320,9 @@ def test_to_dict_is_json_and_has_what_the_card_reads():
 
 
 def test_what_to_dict_wrote_comes_back():
-    found = evaluation(row(best_on_test=(0.95, 0.97)), *BASELINES, notes=("n",), environment={"threads": 2})
+    found = evaluation(
+        row(best_on_test=(0.95, 0.97)), *BASELINES, notes=("n",), environment={"threads": 2}
+    )
     again = Evaluation.from_dict(json.loads(json.dumps(found.to_dict())))
     assert again == found
     assert str(again) == str(found)
@@ -242,7 +332,13 @@ def test_what_to_dict_wrote_comes_back():
 
 def test_merge_pools_distillation_seeds_and_counts_a_kept_baseline_once():
     first = evaluation(row(), *BASELINES, seeds=(0,), notes=("n",))
-    second = evaluation(row(accuracies=(0.8, 0.8), source="b"), BASELINES[0], seeds=(0,), notes=("n",), peak_bytes=2**31)
+    second = evaluation(
+        row(accuracies=(0.8, 0.8), source="b"),
+        BASELINES[0],
+        seeds=(0,),
+        notes=("n",),
+        peak_bytes=2**31,
+    )
     merged = merge([first, second])
     assert merged.small.accuracies == (0.9, 0.94, 0.8, 0.8)
     assert merged.small.seeds == "2 distillation seeds × 2 nets"
@@ -286,7 +382,21 @@ def test_across_architectures_the_same_network_is_first_and_the_others_are_summe
     found = evaluation(*rows, student="convnet")
     lines = str(found).split("\n\n")[-1].splitlines()
     assert lines[0].split() == ["set", "convnet", "(same)", "mlp", "vit", "others"]
-    assert lines[2].split() == ["dm", "95.0", "±", "7.1", "65.0", "±", "7.1", "85.0", "±", "7.1", "75.0", "±", "14.1"]
+    assert lines[2].split() == [
+        "dm",
+        "95.0",
+        "±",
+        "7.1",
+        "65.0",
+        "±",
+        "7.1",
+        "85.0",
+        "±",
+        "7.1",
+        "75.0",
+        "±",
+        "14.1",
+    ]
     assert lines[3].split() == ["random", "-", "-", "50.0", "±", "0.0", "50.0"]
     assert "8 bits" not in "".join(lines)
     again = Evaluation.from_dict(json.loads(json.dumps(found.to_dict())))

@@ -20,7 +20,9 @@ def test_quantiles_between_whole_degrees_of_freedom_agree_with_scipy():
     stats = pytest.importorskip("scipy.stats")
     for confidence in (0.5, 0.95, 0.999):
         for freedom in (1.0, 1.1, 2.7, 8.3):
-            assert t_quantile(confidence, freedom) == pytest.approx(stats.t.ppf(0.5 + confidence / 2, freedom), rel=1e-8)
+            assert t_quantile(confidence, freedom) == pytest.approx(
+                stats.t.ppf(0.5 + confidence / 2, freedom), rel=1e-8
+            )
 
 
 def test_equal_seeds_are_paired():
@@ -35,7 +37,9 @@ def test_other_seeds_are_welch():
     stats = pytest.importorskip("scipy.stats")
     first, second = {0: 0.91, 1: 0.85, 2: 0.88, 3: 0.93}, {7: 0.80, 8: 0.86}
     found = difference(first, second)
-    truth = stats.ttest_ind(list(first.values()), list(second.values()), equal_var=False).confidence_interval(0.95)
+    truth = stats.ttest_ind(
+        list(first.values()), list(second.values()), equal_var=False
+    ).confidence_interval(0.95)
     assert found.test == "Welch t" and found.seeds == (4, 2)
     assert (found.low, found.high) == pytest.approx((truth.low, truth.high), rel=1e-9)
     assert not found.is_clear

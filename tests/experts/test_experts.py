@@ -61,16 +61,22 @@ def test_gsam_is_the_published_step(images):
     e = 0.05 * theta**2 * g / ((theta.abs() * g).norm() + 1e-12)
     _, ahead = loss_and_grad(STUDENT, theta + e, x, y)
     cosine = torch.nn.functional.cosine_similarity(g, ahead, 0)
-    torch.testing.assert_close(direction, ahead - 0.3 * (g - g.norm() * cosine * ahead / ahead.norm()))
+    torch.testing.assert_close(
+        direction, ahead - 0.3 * (g - g.norm() * cosine * ahead / ahead.norm())
+    )
 
 
 def test_a_killed_training_goes_on_with_the_same_bits(images, tmp_path, capsys):
     whole = train_experts(SPEC, STUDENT, *images, store_in(tmp_path / "whole"))
-    train_experts(ExpertSpec(**{**vars(SPEC), "count": 1}), STUDENT, *images, store_in(tmp_path / "parts"))
+    train_experts(
+        ExpertSpec(**{**vars(SPEC), "count": 1}), STUDENT, *images, store_in(tmp_path / "parts")
+    )
     parts = train_experts(SPEC, STUDENT, *images, store_in(tmp_path / "parts"))
     assert "2 experts to train" in capsys.readouterr().err
     assert all(torch.equal(whole.snapshot(i, 2), parts.snapshot(i, 2)) for i in range(3))
-    files = [sorted(p.read_bytes() for p in (tmp_path / name).iterdir()) for name in ("whole", "parts")]
+    files = [
+        sorted(p.read_bytes() for p in (tmp_path / name).iterdir()) for name in ("whole", "parts")
+    ]
     assert files[0] == files[1]
 
 
@@ -165,7 +171,9 @@ def test_writers_at_the_same_time_lose_no_entry(tmp_path, monkeypatch):
         list(pool.map(write, range(4)))
     monkeypatch.undo()
     store = TrajectoryStore(tmp_path, IDENTITY)
-    assert [float(store.snapshot(expert, 1)[1]) for expert in range(12)] == [float(expert) for expert in range(12)]
+    assert [float(store.snapshot(expert, 1)[1]) for expert in range(12)] == [
+        float(expert) for expert in range(12)
+    ]
 
 
 def test_processes_at_the_same_time_train_every_expert_once(images, tmp_path, monkeypatch):
@@ -196,7 +204,9 @@ def test_a_killed_process_leaves_its_expert_to_the_others(images, tmp_path, monk
         time.sleep(60)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the child uses none of them
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of threads: the child uses none of them
         child = os.fork()
     if child == 0:
         training.train_expert = stuck
@@ -237,13 +247,18 @@ def test_an_expert_that_another_process_trained_again_is_taken_over(images, tmp_
         assert not is_missing and store.has(1)
 
 
-@pytest.mark.parametrize("name", ["/dev/zero", "../expert-00000.safetensors", "expert-0.safetensors", "notes.txt"])
+@pytest.mark.parametrize(
+    "name", ["/dev/zero", "../expert-00000.safetensors", "expert-0.safetensors", "notes.txt"]
+)
 def test_an_index_that_names_files_elsewhere_is_refused(images, tmp_path, name):
     train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
     index = json.loads((tmp_path / INDEX).read_text())
     index["shards"][name] = "0" * 64
     (tmp_path / INDEX).write_text(json.dumps(index))
-    with pytest.raises(DataError, match=r"expected a trajectory index in .*, got: a shard named '.*'; delete the folder"):
+    with pytest.raises(
+        DataError,
+        match=r"expected a trajectory index in .*, got: a shard named '.*'; delete the folder",
+    ):
         store_in(tmp_path)
 
 
@@ -263,7 +278,10 @@ def test_a_shard_of_another_size_is_not_read(images, tmp_path):
     train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
     with (tmp_path / "expert-00001.safetensors").open("r+b") as file:
         file.truncate(1 << 40)  # a terabyte that no disk holds
-    with pytest.raises(DataError, match=r"expected a little more than [\d,]+ bytes in .*, got 1,099,511,627,776; delete"):
+    with pytest.raises(
+        DataError,
+        match=r"expected a little more than [\d,]+ bytes in .*, got 1,099,511,627,776; delete",
+    ):
         store_in(tmp_path).snapshot(1, 2)
 
 
@@ -299,7 +317,9 @@ def test_what_is_not_there_is_refused(images, tmp_path):
             store.snapshot(expert, epoch)
 
 
-@pytest.mark.parametrize("change", [{"count": 0}, {"lr": 0.0}, {"epochs": 0}, {"optimiser": "gsan"}])
+@pytest.mark.parametrize(
+    "change", [{"count": 0}, {"lr": 0.0}, {"epochs": 0}, {"optimiser": "gsan"}]
+)
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ConfigError):
         ExpertSpec(**change)
@@ -325,27 +345,40 @@ def test_a_curriculum_decides_what_an_epoch_sees(images):
 
 def test_a_curriculum_of_everything_changes_no_bit(images):
     whole = train_expert(SPEC, STUDENT, *images, 1)
-    assert torch.equal(whole, train_expert(SPEC, STUDENT, *images, 1, lambda epoch: torch.arange(20)))
+    assert torch.equal(
+        whole, train_expert(SPEC, STUDENT, *images, 1, lambda epoch: torch.arange(20))
+    )
 
 
 def test_a_killed_training_with_a_curriculum_goes_on_with_the_same_bits(images, tmp_path):
     identity = SPEC.identity({"fingerprint": "abc"}, "convnet of width 4", {"scores": "x"})
-    whole = train_experts(SPEC, STUDENT, *images, store_in(tmp_path / "whole", identity), rows_of=half)
+    whole = train_experts(
+        SPEC, STUDENT, *images, store_in(tmp_path / "whole", identity), rows_of=half
+    )
     parts = store_in(tmp_path / "parts", identity)
     train_experts(ExpertSpec(**{**vars(SPEC), "count": 1}), STUDENT, *images, parts, rows_of=half)
-    parts = train_experts(SPEC, STUDENT, *images, store_in(tmp_path / "parts", identity), rows_of=half)
+    parts = train_experts(
+        SPEC, STUDENT, *images, store_in(tmp_path / "parts", identity), rows_of=half
+    )
     assert all(torch.equal(whole.snapshot(i, 2), parts.snapshot(i, 2)) for i in range(3))
 
 
 def test_a_shorter_epoch_is_a_shorter_estimate(images):
     spec = ExpertSpec(**{**vars(SPEC), "epochs": 1})
-    assert estimate(spec, STUDENT, *images, 3, half).nbytes == estimate(spec, STUDENT, *images, 3).nbytes
+    assert (
+        estimate(spec, STUDENT, *images, 3, half).nbytes
+        == estimate(spec, STUDENT, *images, 3).nbytes
+    )
 
 
 def test_trajectories_of_another_selection_are_refused(images, tmp_path):
-    ours = SPEC.identity({"fingerprint": "abc"}, "convnet of width 4", {"scores": "x", "initial_ratio": 0.75})
+    ours = SPEC.identity(
+        {"fingerprint": "abc"}, "convnet of width 4", {"scores": "x", "initial_ratio": 0.75}
+    )
     train_experts(SPEC, STUDENT, *images, store_in(tmp_path, ours), rows_of=half)
-    with pytest.raises(ConfigError, match=r"selection None, got \{'initial_ratio': 0.75, 'scores': 'x'\}"):
+    with pytest.raises(
+        ConfigError, match=r"selection None, got \{'initial_ratio': 0.75, 'scores': 'x'\}"
+    ):
         store_in(tmp_path)
     with pytest.raises(ConfigError, match=r"selection.initial_ratio 0.5, got 0.75"):
         store_in(tmp_path, {**ours, "selection": {**ours["selection"], "initial_ratio": 0.5}})
@@ -353,6 +386,8 @@ def test_trajectories_of_another_selection_are_refused(images, tmp_path):
 
 def test_trajectories_that_are_too_short_are_refused_with_both_numbers(images, tmp_path):
     train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
-    longer = ExpertSpec(**{**vars(SPEC), "epochs": 7}).identity({"fingerprint": "abc"}, "convnet of width 4")
+    longer = ExpertSpec(**{**vars(SPEC), "epochs": 7}).identity(
+        {"fingerprint": "abc"}, "convnet of width 4"
+    )
     with pytest.raises(ConfigError, match=r"trajectories of 7 epochs .* got 2 in"):
         store_in(tmp_path, longer)

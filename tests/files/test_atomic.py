@@ -36,7 +36,10 @@ def test_a_link_is_replaced_and_followed_only_where_the_user_named_it(tmp_path):
 
 def test_a_pipe_or_a_folder_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match="pipe: expected a place that can be written, got: a named pipe; check the path"):
+    with pytest.raises(
+        DataError,
+        match="pipe: expected a place that can be written, got: a named pipe; check the path",
+    ):
         write_atomic(tmp_path / "pipe", b"x")
 
 
@@ -54,7 +57,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, disk_with_room_for):
     write_atomic(tmp_path / "file", b"old")
     with (
         disk_with_room_for(1000),
-        pytest.raises(DataError, match=r"file: expected 100 kB of free disk space, got: .*unchanged"),
+        pytest.raises(
+            DataError, match=r"file: expected 100 kB of free disk space, got: .*unchanged"
+        ),
     ):
         write_atomic(tmp_path / "file", b"x" * 100_000)
     assert (tmp_path / "file").read_bytes() == b"old"
@@ -64,7 +69,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, disk_with_room_for):
 def test_a_full_disk_names_the_place_that_was_asked_for(tmp_path, disk_with_room_for):
     small = DistilledDataset(images=torch.rand(4, 1, 8, 8), labels=torch.arange(4))
     with disk_with_room_for(100):
-        with pytest.raises(DataError, match=r"/set: expected \d+ kB of free disk space, got") as caught:
+        with pytest.raises(
+            DataError, match=r"/set: expected \d+ kB of free disk space, got"
+        ) as caught:
             small.save_pretrained(tmp_path / "set")
         assert "tmp:" not in str(caught.value) and ".next" not in str(caught.value)
         with pytest.raises(DataError, match=r"/state: expected 2 kB of free disk space, got"):
@@ -72,7 +79,12 @@ def test_a_full_disk_names_the_place_that_was_asked_for(tmp_path, disk_with_room
 
 
 def test_sizes_have_a_unit_that_fits():
-    assert [_amount(n) for n in (1, 999_999, 1_000_000, 2_500_000_000)] == ["1 kB", "1000 kB", "1.0 MB", "2.5 GB"]
+    assert [_amount(n) for n in (1, 999_999, 1_000_000, 2_500_000_000)] == [
+        "1 kB",
+        "1000 kB",
+        "1.0 MB",
+        "2.5 GB",
+    ]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -116,7 +128,10 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
     with new_folder(tmp_path / "a") as staging:
         (staging / "x").write_text("1")
     assert os.listdir(tmp_path / "a") == ["x"]
-    with pytest.raises(DataError, match="expected a new or empty folder"), new_folder(tmp_path / "a"):
+    with (
+        pytest.raises(DataError, match="expected a new or empty folder"),
+        new_folder(tmp_path / "a"),
+    ):
         pass
 
 
@@ -125,7 +140,11 @@ def test_leftovers_of_dead_processes_go_and_others_stay(tmp_path):
     dead.wait()
     machine, token = _machine(), "0123456789abcdef"
     gone = [f".file.{machine}-{dead.pid}-{token}.tmp", f".other.{machine}-{dead.pid}-{token}.tmp"]
-    stay = [f".file.{machine}-{os.getpid()}-{token}.tmp", f".file.00000000-{dead.pid}-{token}.tmp", ".mine.tmp"]
+    stay = [
+        f".file.{machine}-{os.getpid()}-{token}.tmp",
+        f".file.00000000-{dead.pid}-{token}.tmp",
+        ".mine.tmp",
+    ]
     for name in [*gone, *stay]:
         (tmp_path / name).write_bytes(b"")
     folder = tmp_path / f".folder.{machine}-{dead.pid}-{token}.tmp"

@@ -40,9 +40,15 @@ def test_what_is_no_file_is_neither_opened_nor_waited_for(tmp_path):
     assert refused("/dev/zero") == "a device"
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/dev/zero", "a/b", ".hidden", "a\\b", "a\n", "é", "x" * 101, 7, None])
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "/dev/zero", "a/b", ".hidden", "a\\b", "a\n", "é", "x" * 101, 7, None],
+)
 def test_names_that_lead_elsewhere_are_refused(name):
-    with pytest.raises(DataError, match=r"^index: expected plain names of files in the same folder, got .*restore it$"):
+    with pytest.raises(
+        DataError,
+        match=r"^index: expected plain names of files in the same folder, got .*restore it$",
+    ):
         check_plain(name, "index")
     assert check_plain("expert-00001.safetensors", "index")
 
@@ -53,7 +59,10 @@ def test_lines_are_appended_to_a_regular_file_only(tmp_path):
     assert (tmp_path / "lines").read_text() == "1\n2\n"
     (tmp_path / "link").symlink_to("lines")
     os.mkfifo(tmp_path / "pipe")
-    for name, what in (("link", "a symbolic link, which is not followed"), ("pipe", "a named pipe")):
+    for name, what in (
+        ("link", "a symbolic link, which is not followed"),
+        ("pipe", "a named pipe"),
+    ):
         with pytest.raises(OSError) as caught:
             append_regular(tmp_path / name, "3\n")
         assert caught.value.strerror == what

@@ -53,8 +53,15 @@ def test_a_link_in_the_place_of_prepared_files_moves_nothing(tmp_path):
     LAYOUT.write(victim, OLD)
     LAYOUT.write(folder, NEW)
     (folder / ".next").symlink_to(victim)
-    for act in (lambda: LAYOUT.write(folder, NEW), lambda: LAYOUT.read(folder, "a"), lambda: LAYOUT.settle(folder)):
-        with pytest.raises(DataError, match=r"\.next: expected a folder that an interrupted save left, got a symbolic link"):
+    for act in (
+        lambda: LAYOUT.write(folder, NEW),
+        lambda: LAYOUT.read(folder, "a"),
+        lambda: LAYOUT.settle(folder),
+    ):
+        with pytest.raises(
+            DataError,
+            match=r"\.next: expected a folder that an interrupted save left, got a symbolic link",
+        ):
             act()
     assert content(victim) == OLD
 
@@ -74,7 +81,10 @@ def test_only_known_names_are_moved(tmp_path, odd):
     else:
         (ahead / ("a" if odd == "nothing named" else odd)).write_bytes(b"x")
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(DataError, match=r"\.next: expected the files of an interrupted save, got one with .*; it was not"):
+    with pytest.raises(
+        DataError,
+        match=r"\.next: expected the files of an interrupted save, got one with .*; it was not",
+    ):
         LAYOUT.write(tmp_path, NEW)
     assert sorted(os.listdir(tmp_path)) == before and (tmp_path / "a").read_bytes() == b"old"
 
@@ -89,7 +99,10 @@ def test_names_in_the_last_file_lead_nowhere(tmp_path):
 
 def test_a_full_disk_changes_nothing(tmp_path, disk_with_room_for):
     LAYOUT.write(tmp_path, OLD)
-    with disk_with_room_for(100), pytest.raises(DataError, match=r"expected 2 kB of free disk space, got: .*unchanged"):
+    with (
+        disk_with_room_for(100),
+        pytest.raises(DataError, match=r"expected 2 kB of free disk space, got: .*unchanged"),
+    ):
         LAYOUT.write(tmp_path, {**NEW, "new": b"x" * 1001})
     assert content(tmp_path) == OLD and sorted(os.listdir(tmp_path)) == ["a", "index", "old"]
 

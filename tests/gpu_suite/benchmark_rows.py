@@ -12,7 +12,12 @@ from tests.gpu_suite.stage import arguments, device_of
 from tests.gpu_suite.stage import main as run_stage
 
 ROWS_FILE = "benchmarks.csv"
-HEADLINE = ("norm_act_pool", "norm_act_pool_tangent", "dm_iteration", "trajectory_match")  # one shape each
+HEADLINE = (
+    "norm_act_pool",
+    "norm_act_pool_tangent",
+    "dm_iteration",
+    "trajectory_match",
+)  # one shape each
 TINY = ("step_with_dots",)
 
 
@@ -20,14 +25,28 @@ def measure(report: Report, device: torch.device, name: str, extra: list[str]) -
     """Run one benchmark, and report how many rows it wrote; wrong ones are failures."""
     target = report.out / ROWS_FILE
     with report.trying(name) as values:
-        command = ["--op", name, "--device", device.type, "--threads", str(torch.get_num_threads()), "--output", str(target)]
+        command = [
+            "--op",
+            name,
+            "--device",
+            device.type,
+            "--threads",
+            str(torch.get_num_threads()),
+            "--output",
+            str(target),
+        ]
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
             status = run.main([*command, *extra])
         rows = [row for row in _table.read_rows(target) if row.op.startswith(name)]
-        values.update(rows=len(rows), best={f"{r.metric} {r.backend} {r.shape}": r.median for r in rows if r.is_ours})
+        values.update(
+            rows=len(rows),
+            best={f"{r.metric} {r.backend} {r.shape}": r.median for r in rows if r.is_ours},
+        )
         if status:
-            raise AssertionError("; ".join(row.status for row in rows if row.status.startswith("wrong")))
+            raise AssertionError(
+                "; ".join(row.status for row in rows if row.status.startswith("wrong"))
+            )
 
 
 def choose(report: Report) -> None:
@@ -48,12 +67,22 @@ def main(argv: list[str] | None = None) -> int:
 
     def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
         short = options.part == "headline" or is_tiny
-        extra = ["--quick", "--seconds", "0.01" if is_tiny else "0.2"] if short else ["--seconds", "0.1"]
+        extra = (
+            ["--quick", "--seconds", "0.01" if is_tiny else "0.2"]
+            if short
+            else ["--seconds", "0.1"]
+        )
         for name in names(options.part, is_tiny):
             measure(report, device, name, extra)
         choose(report)
 
-    report_to = ["--out", str(options.out), "--device", str(device_of(options.device)), *(["--tiny"] if options.tiny else [])]
+    report_to = [
+        "--out",
+        str(options.out),
+        "--device",
+        str(device_of(options.device)),
+        *(["--tiny"] if options.tiny else []),
+    ]
     return run_stage(f"{options.part}.py", stage, report_to)
 
 

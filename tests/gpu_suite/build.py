@@ -16,7 +16,8 @@ from tests.gpu_suite.stage import main
 FOLDER = ROOT / "build" / "gpu-check"
 NATIVE = FOLDER / "native"  # KDISTILL_NATIVE_DIR of the stages that follow
 IMPORTS = (
-    'from kdistill import _native; why = _native.why_missing("_cuda"); print(why or "loaded"); raise SystemExit(why is not None)'
+    'from kdistill import _native; why = _native.why_missing("_cuda"); '
+    'print(why or "loaded"); raise SystemExit(why is not None)'
 )
 
 
@@ -25,11 +26,27 @@ def commands(architecture: str, targets: tuple[str, ...], folder: Path) -> list[
     import pybind11
 
     configure = [
-        *("cmake", "-S", str(ROOT), "-B", str(folder / "cmake"), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"),
-        *(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", "-DKDISTILL_CUDA=on", "-DKDISTILL_EMULATION=OFF"),
+        *(
+            "cmake",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(folder / "cmake"),
+            "-G",
+            "Ninja",
+            f"-DPython_EXECUTABLE={sys.executable}",
+        ),
+        *(
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            "-DKDISTILL_CUDA=on",
+            "-DKDISTILL_EMULATION=OFF",
+        ),
         *(f"-DKDISTILL_CUDA_ARCHITECTURES={architecture}", "-DCMAKE_CUDA_FLAGS=-Xptxas=-v"),
     ]
-    return [configure, ["cmake", "--build", str(folder / "cmake"), "--verbose", "--target", *targets]]
+    return [
+        configure,
+        ["cmake", "--build", str(folder / "cmake"), "--verbose", "--target", *targets],
+    ]
 
 
 def kernels(log: str) -> list[dict[str, object]]:
@@ -38,7 +55,9 @@ def kernels(log: str) -> list[dict[str, object]]:
     for line in log.splitlines():
         if name := re.search(r"Compiling entry function '(\w+)' for '(sm_\w+)'", line):
             found.append({"kernel": name[1], "architecture": name[2]})
-        elif found and (frame := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", line)):
+        elif found and (
+            frame := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", line)
+        ):
             found[-1].setdefault("stack", int(frame[1]))
             found[-1].setdefault("spills", int(frame[2]))
         elif found and (used := re.search(r"Used (\d+) registers", line)):
@@ -50,11 +69,16 @@ def demangled(names: list[str]) -> list[str]:
     if not shutil.which("c++filt"):
         return names
     done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True)
-    return [re.sub(r"\(anonymous namespace\)::|kd::cuda::|\(.*", "", line) for line in done.stdout.splitlines()]
+    return [
+        re.sub(r"\(anonymous namespace\)::|kd::cuda::|\(.*", "", line)
+        for line in done.stdout.splitlines()
+    ]
 
 
 def stage(report: Report, device: torch.device, is_tiny: bool, folder: Path = FOLDER) -> None:
-    missing = [f"no {tool} on PATH" for tool in ("nvcc", "cmake", "ninja") if shutil.which(tool) is None]
+    missing = [
+        f"no {tool} on PATH" for tool in ("nvcc", "cmake", "ninja") if shutil.which(tool) is None
+    ]
     missing += ["no pybind11"] if importlib.util.find_spec("pybind11") is None else []
     if missing:
         report.row("_cuda", f"skipped: {' and '.join(missing)}; stages use what is installed")
@@ -67,10 +91,15 @@ def stage(report: Report, device: torch.device, is_tiny: bool, folder: Path = FO
         log = ""
         try:
             for command in commands(f"{major}{minor}", targets, folder):
-                done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                done = subprocess.run(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                )
                 log += done.stdout
                 if done.returncode:
-                    raise RuntimeError(f"{' '.join(command[:2])} ended with status {done.returncode}: {done.stdout[-1500:]}")
+                    raise RuntimeError(
+                        f"{' '.join(command[:2])} ended with status {done.returncode}: "
+                        f"{done.stdout[-1500:]}"
+                    )
         finally:
             values.update(write_kernels(report, log))
         native.mkdir(parents=True)
@@ -94,8 +123,11 @@ def write_kernels(report: Report, log: str) -> dict[str, object]:
     found = kernels(log)
     names = demangled([str(one["kernel"]) for one in found])
     lines = [
-        f"{one.get('registers')} registers, {one.get('stack')} bytes of stack, {one.get('spills')} spilled: {name}"
-        for name, one in sorted(zip(names, found, strict=True), key=lambda pair: -int(str(pair[1].get("spills", 0))))
+        f"{one.get('registers')} registers, {one.get('stack')} bytes of stack, {one.get('spills')} "
+        f"spilled: {name}"
+        for name, one in sorted(
+            zip(names, found, strict=True), key=lambda pair: -int(str(pair[1].get("spills", 0)))
+        )
     ]
     report.out.mkdir(parents=True, exist_ok=True)
     (report.out / "ptxas.txt").write_text("\n".join(lines) + "\n")

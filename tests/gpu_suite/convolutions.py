@@ -13,7 +13,11 @@ from tests.gpu_suite.stage import main
 from tests.gpu_suite.timing import by_name, copies, kernels_of, replayed_ms
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-PRECISIONS = {"fp32": ("fp32", torch.float32), "tf32": ("tf32", torch.float32), "bf16": ("fp32", torch.bfloat16)}
+PRECISIONS = {
+    "fp32": ("fp32", torch.float32),
+    "tf32": ("tf32", torch.float32),
+    "bf16": ("fp32", torch.bfloat16),
+}
 
 
 def forward(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
@@ -33,7 +37,9 @@ def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
         precision, dtype = PRECISIONS[name]
         x = torch.randn(batch, width, side, side, device=device)
         weight = torch.randn(width, width, 3, 3, device=device)
-        inputs = tuple(t.to(dtype, memory_format=LAYOUTS[layout]) for t in (x, weight, torch.randn_like(x)))
+        inputs = tuple(
+            t.to(dtype, memory_format=LAYOUTS[layout]) for t in (x, weight, torch.randn_like(x))
+        )
         with (
             report.trying(f"{layout} {name} batch {batch} side {side}") as values,
             torch.no_grad(),
@@ -41,7 +47,9 @@ def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
         ):
             for what, function in (("forward", forward), ("backward", backward)):
                 values[f"{what}_ms"] = replayed_ms(function, copies(inputs, is_tiny), device)
-                values[f"{what}_kernels"] = [k for k, *_ in by_name(kernels_of(partial(function, *inputs), device), 4)]
+                values[f"{what}_kernels"] = [
+                    k for k, *_ in by_name(kernels_of(partial(function, *inputs), device), 4)
+                ]
 
 
 if __name__ == "__main__":

@@ -26,8 +26,27 @@ MOST_LAUNCHES = 60
 
 
 def command(device: torch.device, child: list[str]) -> list[str]:
-    ncu = ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none", "--metrics", ",".join(METRICS)]
-    return [*ncu, "--kernel-name", f"regex:{'|'.join(OPS)}", "--launch-count", str(MOST_LAUNCHES), sys.executable, *child]
+    ncu = [
+        "ncu",
+        "--csv",
+        "--page",
+        "raw",
+        "--print-units",
+        "base",
+        "--clock-control",
+        "none",
+        "--metrics",
+        ",".join(METRICS),
+    ]
+    return [
+        *ncu,
+        "--kernel-name",
+        f"regex:{'|'.join(OPS)}",
+        "--launch-count",
+        str(MOST_LAUNCHES),
+        sys.executable,
+        *child,
+    ]
 
 
 def table(output: str) -> list[dict[str, str]]:
@@ -55,18 +74,35 @@ def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
     if shutil.which("ncu") is None:
         report.row("ncu", "skipped: not on PATH")
         return
-    child = ["-m", "tests.gpu_suite.counters", "--out", str(report.out), "--device", str(device), "--child", "yes"]
+    child = [
+        "-m",
+        "tests.gpu_suite.counters",
+        "--out",
+        str(report.out),
+        "--device",
+        str(device),
+        "--child",
+        "yes",
+    ]
     rows = []
     with report.trying("ncu"):
         done = subprocess.run(
-            command(device, [*child, *(["--tiny"] if is_tiny else [])]), cwd=ROOT, capture_output=True, text=True
+            command(device, [*child, *(["--tiny"] if is_tiny else [])]),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         if "ERR_NVGPUCTRPERM" in done.stdout + done.stderr:
             raise Skipped("the driver lets administrators alone read counters")
         rows = table(done.stdout + done.stderr)
     for row in rows:
         counted = {shown: row.get(metric, "") for metric, shown in METRICS.items()}
-        report.row(row["Kernel Name"][:80], **counted, grid=row.get("Grid Size"), block=row.get("Block Size"))
+        report.row(
+            row["Kernel Name"][:80],
+            **counted,
+            grid=row.get("Grid Size"),
+            block=row.get("Block Size"),
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,27 +19,59 @@ PROCESSES = 6  # each has a CUDA context and keeps the memory of its largest tes
 FINISHED = (0, 1, 5)  # pytest's exit status: all passed, some failed, none was left to run
 
 
-def share(report: Report, part: int, parts: int, folder: Path, arguments: list[str], seconds: float) -> int:
+def share(
+    report: Report, part: int, parts: int, folder: Path, arguments: list[str], seconds: float
+) -> int:
     """Run one share of the tests, in as many processes as it takes; return how many tests ended theirs."""
     file, ended = folder / f"begun-{part}.txt", set()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.gpu_suite.limits", *arguments]
-    command += ["--share", f"{part}/{parts}", "--seconds", str(seconds), "--rows", str(report.out), "--begun", str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "tests.gpu_suite.limits",
+        *arguments,
+    ]
+    command += [
+        "--share",
+        f"{part}/{parts}",
+        "--seconds",
+        str(seconds),
+        "--rows",
+        str(report.out),
+        "--begun",
+        str(file),
+    ]
     while True:
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         print(done.stdout[-3000:], flush=True)
         cut_off = {name for name, has_ended in begun(file).items() if not has_ended} - ended
         for name in cut_off:
-            report.row(name, f"failed: it ended its process with status {done.returncode}, or took more than {seconds:g} s")
+            report.row(
+                name,
+                f"failed: it ended its process with status {done.returncode}, or took more than "
+                f"{seconds:g} s",
+            )
         ended |= cut_off
         if not cut_off and done.returncode in FINISHED:
             return len(ended)
         if not cut_off:
-            raise RuntimeError(f"pytest ended with status {done.returncode} between tests: {done.stdout[-800:]}")
+            raise RuntimeError(
+                f"pytest ended with status {done.returncode} between tests: {done.stdout[-800:]}"
+            )
 
 
 def run(report: Report, processes: int, arguments: list[str], seconds: float = SECONDS) -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as pool:
-        parts = [pool.submit(share, report, i, processes, Path(folder), arguments, seconds) for i in range(processes)]
+        parts = [
+            pool.submit(share, report, i, processes, Path(folder), arguments, seconds)
+            for i in range(processes)
+        ]
         for part in parts:
             part.result()
 
@@ -48,13 +80,22 @@ def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
     if device.type != "cuda":
         report.row("pytest -m gpu", "skipped: no GPU that torch can use")
         return
-    if missing := [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]:
+    if missing := [
+        name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None
+    ]:
         report.row("pytest -m gpu", f"skipped: {' and '.join(missing)} not installed")
         return
     # only files that have such tests: another that cannot be imported here would end the collection
-    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
+    files = [
+        str(path)
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "pytest.mark.gpu" in path.read_text()
+    ]
     # what newer libraries deprecate is no failure of a kernel
-    quiet = [f"-Wdefault::{kind}" for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")]
+    quiet = [
+        f"-Wdefault::{kind}"
+        for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")
+    ]
     run(report, min(PROCESSES, os.cpu_count() or 1), ["-m", "gpu", *quiet, *files])
 
 

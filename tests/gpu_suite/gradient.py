@@ -22,12 +22,18 @@ DSA = Augment("color_crop_cutout_flip_scale_rotate", siamese=False, key=1, align
 class Problem:
     """One small trajectory; everything random comes from the host, so that it is the same on every device."""
 
-    def __init__(self, device: torch.device, is_tiny: bool, *, is_soft: bool = False, groups: int = 0):
+    def __init__(
+        self, device: torch.device, is_tiny: bool, *, is_soft: bool = False, groups: int = 0
+    ):
         width, size = (4, 8) if is_tiny else (24, 32)
         self.device = device
-        self.student = build_student("convnet", channels=3, size=size, classes=4, width=width, depth=2)
+        self.student = build_student(
+            "convnet", channels=3, size=size, classes=4, width=width, depth=2
+        )
         rows = [self.student.init(generator(seed)) for seed in range(2 * max(groups, 1))]
-        self.start, self.target = (torch.stack(x) if groups else x[0] for x in (rows[::2], rows[1::2]))
+        self.start, self.target = (
+            torch.stack(x) if groups else x[0] for x in (rows[::2], rows[1::2])
+        )
         self.images = torch.randn(8, 3, size, size, generator=generator(20))
         self.labels = torch.randn(8, 4, generator=generator(21)) if is_soft else torch.arange(8) % 4
         self.mask = (torch.rand(self.student.num_params, generator=generator(22)) > 0.3).float()
@@ -44,7 +50,13 @@ class Problem:
         tensors = (there(x) for x in (self.start, self.target, self.images, self.labels))
         lr = torch.full((), 0.02, dtype=dtype, device=self.device)
         return trajectory_match(
-            self.student, *tensors, lr, batches=batches, augment=DSA, first_step=step * len(batches), **options
+            self.student,
+            *tensors,
+            lr,
+            batches=batches,
+            augment=DSA,
+            first_step=step * len(batches),
+            **options,
         )
 
 
@@ -55,14 +67,21 @@ def distance(ours: Tensor, truth: Tensor) -> float:
 
 def apart(ours: TrajectoryMatch, truth: TrajectoryMatch) -> dict[str, float]:
     """Return the relative distance of every part that both have."""
-    pairs = {name: (getattr(ours, name), value) for name, value in vars(truth).items() if value is not None}
+    pairs = {
+        name: (getattr(ours, name), value)
+        for name, value in vars(truth).items()
+        if value is not None
+    }
     return {name: distance(mine, true) for name, (mine, true) in pairs.items()}
 
 
 def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
     cases = {
         "hard labels": (Problem(device, is_tiny), {}),
-        "soft labels, a mask, checkpoints": (Problem(device, is_tiny, is_soft=True), {"masked": True, "checkpoint_every": 2}),
+        "soft labels, a mask, checkpoints": (
+            Problem(device, is_tiny, is_soft=True),
+            {"masked": True, "checkpoint_every": 2},
+        ),
         "two trajectories": (Problem(device, is_tiny, groups=2), {}),
     }
     for name, (problem, options) in cases.items():
@@ -72,7 +91,9 @@ def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
             errors = apart(problem.match(torch.float64, **options), truth)
             values["error"] = max(errors.values())
             if not values["error"] <= EXACT:
-                raise AssertionError(f"expected the gradient of autograd within {EXACT}, got {errors}")
+                raise AssertionError(
+                    f"expected the gradient of autograd within {EXACT}, got {errors}"
+                )
     problem, room = cases["hard labels"][0], 2.0 if is_tiny else 1.0  # four channels average little
     exact = problem.match(torch.float64)
     for precision in PRECISIONS:
@@ -82,7 +103,9 @@ def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
         with report.trying(f"float32 in {precision}") as values, use_precision(precision, device):
             values["error"] = distance(problem.match(torch.float32).grad_images, exact.grad_images)
             if not values["error"] <= room * BOUNDS[precision]:
-                raise AssertionError(f"expected the image gradient within {room * BOUNDS[precision]}")
+                raise AssertionError(
+                    f"expected the image gradient within {room * BOUNDS[precision]}"
+                )
 
 
 if __name__ == "__main__":

@@ -70,11 +70,15 @@ def recovers(device: torch.device) -> str:
         for factor in (1.0, 2.0):
             (got,) = capture(owner, "records", lambda x: (3 * x,), [factor * x])
             if not torch.equal(got, 3 * factor * x):
-                raise AssertionError(f"expected a recording after one that failed to be right, got {got.tolist()}")
+                raise AssertionError(
+                    f"expected a recording after one that failed to be right, got {got.tolist()}"
+                )
     if device.type == "cuda" and torch.cuda.current_stream(device) != stream:
         raise AssertionError("the failed recording left another stream behind")
     if device.type in _capture.RECORDERS and len(said.lines) != 1:
-        raise AssertionError(f"expected one line that says why nothing is recorded, got {said.lines}")
+        raise AssertionError(
+            f"expected one line that says why nothing is recorded, got {said.lines}"
+        )
     return said.lines[0] if said.lines else f"nothing is recorded on {device.type}"
 
 
@@ -89,12 +93,18 @@ def repeated(problem: Problem) -> dict[str, Callable[[], list[Tensor]]]:
 
     def gradients() -> list[Tensor]:
         goal = class_gradients(student, theta, real, labels, (4, 4))
-        return list(gradient_match(student, theta, images.unflatten(0, (2, 4)), labels.unflatten(0, (2, 4)), goal))
+        return list(
+            gradient_match(
+                student, theta, images.unflatten(0, (2, 4)), labels.unflatten(0, (2, 4)), goal
+            )
+        )
 
     return {
         "trajectory_match": matched,
         "trajectory_match, recorded": lambda: matched(cuda_graph=True),
-        "distribution_match": lambda: list(distribution_match(student, theta, real, labels, images, labels, augment=DSA)),
+        "distribution_match": lambda: list(
+            distribution_match(student, theta, real, labels, images, labels, augment=DSA)
+        ),
         "gradient_match": gradients,
         "train": lambda: [train(student, images, labels, epochs=2, lr=0.1, key=3, batch_size=5)],
     }

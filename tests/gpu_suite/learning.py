@@ -9,14 +9,19 @@ import kdistill
 from tests.gpu_suite.report import Report
 from tests.gpu_suite.stage import main
 
-CURVE_WITHIN, END_WITHIN = 1e-2, 0.1  # relative distance from the CPU's curve, at its first look and at its end
+CURVE_WITHIN, END_WITHIN = (
+    1e-2,
+    0.1,
+)  # relative distance from the CPU's curve, at its first look and at its end
 POINTS_WITHIN = 5.0  # of accuracy
 SIZES = {"width": 32, "depth": 2, "iterations": 60}
 TINY = {"width": 4, "depth": 1, "iterations": 20}
 METHODS = {"dm": {}, "dc": {"outer_steps": 2, "inner_epochs": 1, "iterations": 20}}
 
 
-def curve(method: str, options: dict[str, object], device: torch.device) -> tuple[list[float], float]:
+def curve(
+    method: str, options: dict[str, object], device: torch.device
+) -> tuple[list[float], float]:
     """Return the loss at every look, and the accuracy of networks trained on the result, in percent."""
     looks: list[float] = []
     data = kdistill.load_data("digits")
@@ -39,8 +44,14 @@ def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
             theirs, expected = curve(method, options, torch.device("cpu"))
             values.update(losses=ours, losses_cpu=theirs, accuracy=accuracy, accuracy_cpu=expected)
             off = [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]
-            if not (off[0] <= CURVE_WITHIN and off[-1] <= END_WITHIN and abs(accuracy - expected) <= POINTS_WITHIN):
-                raise AssertionError(f"expected the CPU's curve within {CURVE_WITHIN} to {END_WITHIN}, got {off}")
+            if not (
+                off[0] <= CURVE_WITHIN
+                and off[-1] <= END_WITHIN
+                and abs(accuracy - expected) <= POINTS_WITHIN
+            ):
+                raise AssertionError(
+                    f"expected the CPU's curve within {CURVE_WITHIN} to {END_WITHIN}, got {off}"
+                )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A pytest plugin of the GPU check: one share of the tests, a time limit for each, and a row per test that is on disk.
 
-A test that runs out of time ends the process with the traceback of every thread; the next process leaves out what has run.
-"""
+A test that runs out of time ends the process with the traceback of every thread; the next process
+leaves out what has run."""
 
 import faulthandler
 from pathlib import Path
@@ -16,7 +16,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--share", default="0/1", help="part/parts of the tests")
     group.addoption("--seconds", type=float, default=90.0, help="of one test at most")
     group.addoption("--rows", type=Path, help="folder of the rows")
-    group.addoption("--begun", type=Path, help="file of the tests that have begun; they are not run again")
+    group.addoption(
+        "--begun", type=Path, help="file of the tests that have begun; they are not run again"
+    )
 
 
 def begun(file: Path) -> dict[str, bool]:
@@ -29,13 +31,20 @@ class Limits:
     def __init__(self, config: pytest.Config):
         part, parts = config.getoption("--share").split("/")
         self.part, self.parts, self.seconds = int(part), int(parts), config.getoption("--seconds")
-        self.report, self.file = Report(config.getoption("--rows"), "gpu_tests"), config.getoption("--begun")
+        self.report, self.file = (
+            Report(config.getoption("--rows"), "gpu_tests"),
+            config.getoption("--begun"),
+        )
         self.status, self.said = "ok", ""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         old = begun(self.file)
-        items[:] = [item for number, item in enumerate(items) if number % self.parts == self.part and item.nodeid not in old]
+        items[:] = [
+            item
+            for number, item in enumerate(items)
+            if number % self.parts == self.part and item.nodeid not in old
+        ]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._note("begun", nodeid)
@@ -48,7 +57,9 @@ class Limits:
             self.said = str(report.longrepr)[-800:]
         elif report.skipped and self.status == "ok":
             self.status = "skipped"
-            self.said = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            self.said = (
+                report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            )
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         faulthandler.cancel_dump_traceback_later()

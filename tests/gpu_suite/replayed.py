@@ -23,7 +23,11 @@ def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
     for case in every_case():
         shape = case.tiny if is_tiny else case.bench_shapes[0]
         for backend in (name for name in ours if has_kernel(case.name, name)):
-            with report.trying(f"{case.name} {backend} {shape}") as values, torch.no_grad(), running_on(backend):
+            with (
+                report.trying(f"{case.name} {backend} {shape}") as values,
+                torch.no_grad(),
+                running_on(backend),
+            ):
                 if reason := why_not(backend, device):
                     raise Skipped(reason)
                 inputs = case.inputs(shape, seed=0, device=str(device))

@@ -31,12 +31,17 @@ class Report:
         """Append a row and wait until it is on disk."""
         self.failures += status.startswith("failed")
         self.out.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"stage": self.stage, "what": what, "status": status, **values}, default=str)
+        line = json.dumps(
+            {"stage": self.stage, "what": what, "status": status, **values}, default=str
+        )
         with (self.out / ROWS).open("a+") as file:
             file.write(("\n" if _ends_inside_a_line(file) else "") + line + "\n")
             file.flush()
             os.fsync(file.fileno())
-        shown = " ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items())
+        shown = " ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in values.items()
+        )
         print(f"{self.stage}: {what}: {status} {shown}"[:400], flush=True)
 
     @contextmanager

@@ -17,7 +17,8 @@ from tests.gpu_suite.stage import main
 
 TOOLS = ("memcheck", "racecheck", "initcheck")
 ENVIRONMENT = {
-    "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",  # every tensor is an allocation of its own, so that its end is seen
+    # every tensor is an allocation of its own, so that its end is seen
+    "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
@@ -36,7 +37,17 @@ def verdict(output: str) -> str:
 
 def run(tool: str, device: torch.device, report: Report) -> None:
     with report.trying(tool) as values, tempfile.TemporaryDirectory() as folder:
-        smoke = ["-m", "tests.gpu_suite.smoke", "--out", folder, "--device", str(device), "--tiny", "--backend", "cuda"]
+        smoke = [
+            "-m",
+            "tests.gpu_suite.smoke",
+            "--out",
+            folder,
+            "--device",
+            str(device),
+            "--tiny",
+            "--backend",
+            "cuda",
+        ]
         done = subprocess.run(
             [str(program()), "--tool", tool, "--target-processes", "all", sys.executable, *smoke],
             cwd=ROOT, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -46,7 +57,9 @@ def run(tool: str, device: torch.device, report: Report) -> None:
         values.update(said=verdict(done.stdout), ops=len(read_rows(Path(folder))))
         if not re.match(r"0 (errors|hazards)", values["said"]):
             errors = [line for line in done.stdout.splitlines() if line.startswith("=========")]
-            raise AssertionError(" / ".join(line.removeprefix("=========").strip() for line in errors[1:6]))
+            raise AssertionError(
+                " / ".join(line.removeprefix("=========").strip() for line in errors[1:6])
+            )
 
 
 def stage(report: Report, device: torch.device, is_tiny: bool) -> None:

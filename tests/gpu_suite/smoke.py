@@ -1,7 +1,7 @@
 """Every op on every backend and in both dtypes against the float64 reference, its outputs poisoned before the kernels write.
 
-A kernel that breaks the process's CUDA context breaks every later call in it: the rest is then run in a new process.
-"""
+A kernel that breaks the process's CUDA context breaks every later call in it: the rest is then run
+in a new process."""
 
 import importlib.util
 import os
@@ -30,7 +30,13 @@ def backends(device: torch.device) -> list[str]:
 def plan(device: torch.device) -> list[tuple[OpCase, str, torch.dtype]]:
     """Return every combination that has a kernel; the order is the same in every process."""
     names = backends(device)
-    return [(case, name, dtype) for case in every_case() for name in names if has_kernel(case.name, name) for dtype in DTYPES]
+    return [
+        (case, name, dtype)
+        for case in every_case()
+        for name in names
+        if has_kernel(case.name, name)
+        for dtype in DTYPES
+    ]
 
 
 def why_not(backend: str, device: torch.device) -> str | None:
@@ -47,7 +53,9 @@ def shapes(case: OpCase, is_tiny: bool) -> Iterator[object]:
         yield case.shapes[1]
 
 
-def check(case: OpCase, backend: str, dtype: torch.dtype, device: torch.device, is_tiny: bool) -> None:
+def check(
+    case: OpCase, backend: str, dtype: torch.dtype, device: torch.device, is_tiny: bool
+) -> None:
     if reason := why_not(backend, device):
         raise Skipped(reason)
     with running_on(backend), use_precision("fp32", device):
@@ -68,7 +76,9 @@ def is_broken(device: torch.device) -> bool:
         return True
 
 
-def run(report: Report, device: torch.device, is_tiny: bool, first: int, only: str, share: str = "0/1") -> int | None:
+def run(
+    report: Report, device: torch.device, is_tiny: bool, first: int, only: str, share: str = "0/1"
+) -> int | None:
     """Try combination ``first`` and those after it; return where a new process has to go on, or None at the end.
 
     ``only`` names a backend, and ``share`` is part/parts of the combinations.
@@ -84,7 +94,9 @@ def run(report: Report, device: torch.device, is_tiny: bool, first: int, only: s
         with report.trying(f"{case.name} {backend} {str(dtype).removeprefix('torch.')}"):
             check(case, backend, dtype, device, is_tiny)
         if report.failures > before and is_broken(device):
-            report.row(f"{case.name} {backend}", "failed: it broke the CUDA context; a new process goes on")
+            report.row(
+                f"{case.name} {backend}", "failed: it broke the CUDA context; a new process goes on"
+            )
             return number + 1
     return None
 
@@ -93,24 +105,43 @@ def main(argv: list[str] | None = None) -> int:
     options = arguments(argv, first=0, failures=0, backend="", share="0/1", parallel=0)
     report = Report(options.out, "smoke", options.failures)
     device = device_of(options.device)
-    again = [sys.executable, "-m", "tests.gpu_suite.smoke", "--out", str(options.out), "--device", str(device)]
+    again = [
+        sys.executable,
+        "-m",
+        "tests.gpu_suite.smoke",
+        "--out",
+        str(options.out),
+        "--device",
+        str(device),
+    ]
     again += ["--tiny"] if options.tiny else []
     if options.parallel and device.type == "cuda" and not options.backend:
         return in_parallel(again, options.parallel)
     following = run(report, device, options.tiny, options.first, options.backend, options.share)
     if following is not None:
         rest = ["--first", str(following), "--failures", str(report.failures)]
-        os.execv(sys.executable, [*again, *rest, "--backend", options.backend, "--share", options.share])
+        os.execv(
+            sys.executable, [*again, *rest, "--backend", options.backend, "--share", options.share]
+        )
     return 1 if report.failures else 0
 
 
 def in_parallel(command: list[str], parts: int) -> int:
     """Run every backend in a process of its own, and Triton, which compiles, in several; return 1 if one of them failed."""
-    shares = [("reference", "0/1"), ("cuda", "0/1"), *(("triton", f"{part}/{parts}") for part in range(parts))]
-    running = [subprocess.Popen([*command, "--backend", backend, "--share", share], cwd=ROOT) for backend, share in shares]
+    shares = [
+        ("reference", "0/1"),
+        ("cuda", "0/1"),
+        *(("triton", f"{part}/{parts}") for part in range(parts)),
+    ]
+    running = [
+        subprocess.Popen([*command, "--backend", backend, "--share", share], cwd=ROOT)
+        for backend, share in shares
+    ]
     return max(process.wait() for process in running) and 1
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product, which is later
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # read at the first product, which is later
     sys.exit(main())

@@ -15,8 +15,12 @@ Function = Callable[[Report, torch.device, bool], None]
 def arguments(argv: list[str] | None, **defaults: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="auto", help="auto: cuda where torch can use one, else cpu")
-    parser.add_argument("--tiny", action="store_true", help="the smallest sizes: does every line run?")
+    parser.add_argument(
+        "--device", default="auto", help="auto: cuda where torch can use one, else cpu"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="the smallest sizes: does every line run?"
+    )
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     return parser.parse_args(argv)

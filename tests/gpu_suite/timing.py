@@ -28,7 +28,9 @@ def copies(inputs: tuple[Any, ...], is_tiny: bool) -> list[tuple[Any, ...]]:
     return [tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs) for _ in range(wanted)]
 
 
-def replayed_ms(function: Callable[..., object], rotated: Sequence[tuple[Any, ...]], device: torch.device) -> float:
+def replayed_ms(
+    function: Callable[..., object], rotated: Sequence[tuple[Any, ...]], device: torch.device
+) -> float:
     """Return milliseconds per call: kernels alone, from a recording on a GPU; plain calls elsewhere."""
 
     def every_call() -> None:
@@ -75,7 +77,10 @@ def kernels_of(call: Callable[[], object], device: torch.device) -> list[Kernel]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     events = [e for e in profiled.events() or () if e.device_type == kind]
-    return sorted((Kernel(e.name, e.time_range.start, e.time_range.end) for e in events), key=lambda k: k.start)
+    return sorted(
+        (Kernel(e.name, e.time_range.start, e.time_range.end) for e in events),
+        key=lambda k: k.start,
+    )
 
 
 def busy_us(kernels: Sequence[Kernel]) -> float:

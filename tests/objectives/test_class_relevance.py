@@ -15,20 +15,28 @@ CLASSES = 3
 def images_of(count, seed, shift=0.0):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % CLASSES
-    return torch.randn(count, 1, 8, 8, generator=generator) + shift * labels[:, None, None, None], labels
+    return torch.randn(count, 1, 8, 8, generator=generator) + shift * labels[
+        :, None, None, None
+    ], labels
 
 
 def student_of(name, **options):
     options = {"width": 4} | options
     student = build_student(name, channels=1, size=8, classes=CLASSES, **options)
-    return student, torch.stack([student.init(torch.Generator().manual_seed(seed)) for seed in (1, 2)])
+    return student, torch.stack(
+        [student.init(torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    )
 
 
 def plain_convnet(theta, x):
     """Return maps, features and logits of a two-block ConvNet of width 4, written out."""
-    w1, b1, g1, s1, w2, b2, g2, s2, w3, b3 = theta.split([36, 4, 4, 4, 144, 4, 4, 4, CLASSES * 16, CLASSES])
+    w1, b1, g1, s1, w2, b2, g2, s2, w3, b3 = theta.split(
+        [36, 4, 4, 4, 144, 4, 4, 4, CLASSES * 16, CLASSES]
+    )
     m1 = F.group_norm(F.conv2d(x, w1.view(4, 1, 3, 3), b1, padding=1), 4, g1, s1).relu()
-    m2 = F.group_norm(F.conv2d(F.avg_pool2d(m1, 2), w2.view(4, 4, 3, 3), b2, padding=1), 4, g2, s2).relu()
+    m2 = F.group_norm(
+        F.conv2d(F.avg_pool2d(m1, 2), w2.view(4, 4, 3, 3), b2, padding=1), 4, g2, s2
+    ).relu()
     features = F.avg_pool2d(m2, 2).flatten(1)
     return m1, m2, features, features @ w3.view(CLASSES, 16).T + b3
 
@@ -41,7 +49,10 @@ def plain_distance(thetas, real, real_labels, syn, syn_labels, layers, weighting
             for x in real[real_labels == c]:
                 m1, _, _, logits = plain_convnet(theta, x[None].requires_grad_())
                 grads.append(torch.autograd.grad(logits[0, c], m1)[0][0].mean((1, 2)))
-            inner, row = torch.stack(grads).mean(0)[:, None, None], theta[-CLASSES * 16 - CLASSES : -CLASSES].view(CLASSES, 16)[c]
+            inner, row = (
+                torch.stack(grads).mean(0)[:, None, None],
+                theta[-CLASSES * 16 - CLASSES : -CLASSES].view(CLASSES, 16)[c],
+            )
             (r1, _, rf, _), (s1, _, sf, _) = (
                 plain_convnet(theta, x[y == c]) for x, y in ((real, real_labels), (syn, syn_labels))
             )
@@ -61,21 +72,35 @@ def test_equals_plain_loops_in_float64(layers, weighting):
     (real, real_labels), (syn, labels) = images_of(13, 0), images_of(7, 1, 0.5)
     real, syn = real.double(), syn.double().requires_grad_()
     wanted = plain_distance(thetas, real, real_labels, syn, labels, layers, weighting)
-    measure = class_relevant_distance(student, thetas, real, real_labels, layers=layers, weighting=weighting, batch_size=2)
+    measure = class_relevant_distance(
+        student, thetas, real, real_labels, layers=layers, weighting=weighting, batch_size=2
+    )
     found = measure(syn, labels)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=0)
     (slope,), (wanted_slope,) = torch.autograd.grad(found, syn), torch.autograd.grad(wanted, syn)
     torch.testing.assert_close(slope, wanted_slope, rtol=1e-8, atol=1e-12)
     with torch.no_grad():
-        torch.testing.assert_close(measure(syn.detach(), labels), wanted.detach(), rtol=1e-10, atol=0)
-        single = class_relevant_distance(student, thetas.float(), real.float(), real_labels, layers=layers, weighting=weighting)
-        torch.testing.assert_close(single(syn.float(), labels).double(), wanted.detach(), rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            measure(syn.detach(), labels), wanted.detach(), rtol=1e-10, atol=0
+        )
+        single = class_relevant_distance(
+            student, thetas.float(), real.float(), real_labels, layers=layers, weighting=weighting
+        )
+        torch.testing.assert_close(
+            single(syn.float(), labels).double(), wanted.detach(), rtol=1e-4, atol=0
+        )
 
 
 @pytest.mark.parametrize("weighting", ["cam", "none"])
 def test_a_head_of_averages_compares_maps_with_the_weight_of_each_channel(weighting):
     def network():
-        return nn.Sequential(nn.Conv2d(1, 5, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, CLASSES))
+        return nn.Sequential(
+            nn.Conv2d(1, 5, 3, 2),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(5, CLASSES),
+        )
 
     student = build_student(network, channels=1, size=8, classes=CLASSES)
     theta = student.init(torch.Generator().manual_seed(3)).double()
@@ -84,19 +109,29 @@ def test_a_head_of_averages_compares_maps_with_the_weight_of_each_channel(weight
     weight, bias, rows = theta[:45].view(5, 1, 3, 3), theta[45:50], theta[50:65].view(CLASSES, 5)
     wanted = 0.0
     for c in range(CLASSES):
-        r, s = (F.conv2d(x[y == c], weight, bias, 2).relu().mean(0) for x, y in ((real, real_labels), (syn, labels)))
-        wanted += ((rows[c][:, None, None] if weighting == "cam" else 1.0) * (r - s)).square().mean()
+        r, s = (
+            F.conv2d(x[y == c], weight, bias, 2).relu().mean(0)
+            for x, y in ((real, real_labels), (syn, labels))
+        )
+        wanted += (
+            ((rows[c][:, None, None] if weighting == "cam" else 1.0) * (r - s)).square().mean()
+        )
     for layers in ("last", "all"):  # one block: the same
-        measure = class_relevant_distance(student, theta[None], real, real_labels, layers=layers, weighting=weighting)
+        measure = class_relevant_distance(
+            student, theta[None], real, real_labels, layers=layers, weighting=weighting
+        )
         torch.testing.assert_close(measure(syn, labels), wanted, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet", "alexnet", "vgg11", "resnet18", "vit"])
 def test_every_student_has_one(name):
-    student, thetas = student_of(name, **({"width": 64, "depth": 1} if name == "vit" else {"width": 8}))
+    student, thetas = student_of(
+        name, **({"width": 64, "depth": 1} if name == "vit" else {"width": 8})
+    )
     (real, real_labels), (syn, labels) = images_of(6, 0), images_of(3, 1)
     values = [
-        class_relevant_distance(student, thetas[:1], real, real_labels, layers=layers)(syn, labels) for layers in ("all", "last")
+        class_relevant_distance(student, thetas[:1], real, real_labels, layers=layers)(syn, labels)
+        for layers in ("all", "last")
     ]
     assert 0 < values[1] <= values[0]
 
@@ -109,7 +144,10 @@ def test_a_set_is_at_no_distance_from_itself_and_larger_samples_come_nearer():
     order = torch.randperm(32, generator=torch.Generator().manual_seed(1))
     mean = []
     for ipc in (1, 4, 16):
-        draws = [(CLASSES * order[i : i + ipc, None] + torch.arange(CLASSES)).flatten() for i in range(0, 16, ipc)]
+        draws = [
+            (CLASSES * order[i : i + ipc, None] + torch.arange(CLASSES)).flatten()
+            for i in range(0, 16, ipc)
+        ]
         mean.append(sum(float(measure(real[rows], labels[rows])) for rows in draws) / len(draws))
     assert mean[0] > mean[1] > mean[2]
 
@@ -133,7 +171,10 @@ def test_bad_input():
     with pytest.raises(DataError, match="got none of class 2; add some"):
         class_relevant_distance(student, thetas, real, labels.clamp(max=1))
     headless = build_student(
-        lambda: nn.Sequential(nn.Conv2d(1, CLASSES, 8), nn.ReLU(), nn.Flatten()), channels=1, size=8, classes=CLASSES
+        lambda: nn.Sequential(nn.Conv2d(1, CLASSES, 8), nn.ReLU(), nn.Flatten()),
+        channels=1,
+        size=8,
+        classes=CLASSES,
     )
     with pytest.raises(ConfigError, match="ends in a linear classifier"):
         class_relevant_distance(headless, headless.init(torch.Generator())[None], real, labels)

@@ -22,14 +22,25 @@ def test_matches_the_float64_reference(backend, shape, dtype):
 
 def test_registration():
     for shape in CASE.shapes[:2]:
-        torch.library.opcheck(torch.ops.kdistill.class_mean_sqdist.default, CASE.inputs(shape, seed=1))
+        torch.library.opcheck(
+            torch.ops.kdistill.class_mean_sqdist.default, CASE.inputs(shape, seed=1)
+        )
 
 
-@given(n=st.integers(0, 40), m=st.integers(0, 20), f=st.integers(0, 70), k=st.integers(1, 9), pad=st.integers(1, 3))
+@given(
+    n=st.integers(0, 40),
+    m=st.integers(0, 20),
+    f=st.integers(0, 70),
+    k=st.integers(1, 9),
+    pad=st.integers(1, 3),
+)
 def test_any_shape_stride_and_alignment(n, m, f, k, pad):
     shape = Shape(n=n, m=m, f=f, k=k)
     _, real_labels, _, syn_labels, _, _ = CASE.inputs(shape, seed=0)
-    real, syn = torch.randn(n, f + pad)[:, pad:], torch.randn(m, f + pad)[:, :f]  # strided; real misaligned as well
+    real, syn = (
+        torch.randn(n, f + pad)[:, pad:],
+        torch.randn(m, f + pad)[:, :f],
+    )  # strided; real misaligned as well
     CASE.check((real, real_labels, syn, syn_labels, k, None), shape)
 
 
@@ -62,14 +73,22 @@ def test_without_a_graph_the_bits_are_the_same(backend, shape):
 
 
 def test_a_gradient_of_many_pages():
-    n, f = (33 << 20) // (4 * 2048), 2048  # past the size from which memory is fresh and huge pages are asked for
+    n, f = (
+        (33 << 20) // (4 * 2048),
+        2048,
+    )  # past the size from which memory is fresh and huge pages are asked for
     real, labels = torch.randn(n, f, requires_grad=True), torch.arange(n) % 3
     syn, syn_labels = torch.randn(6, f), torch.arange(6) % 3
     (grad,) = torch.autograd.grad(ops.class_mean_sqdist(real, labels, syn, syn_labels, 3), real)
     for c in range(3):
         mine = labels == c
         diff = real.detach()[mine].double().mean(0) - syn[syn_labels == c].double().mean(0)
-        torch.testing.assert_close(grad[mine].double(), (2 * diff / mine.sum()).expand(int(mine.sum()), f), rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(
+            grad[mine].double(),
+            (2 * diff / mine.sum()).expand(int(mine.sum()), f),
+            rtol=1e-4,
+            atol=1e-8,
+        )
 
 
 def test_one_thread_and_two_give_the_same_bits():
@@ -97,7 +116,14 @@ def test_one_thread_and_two_give_the_same_bits():
     ],
 )
 def test_wrong_arguments_are_named(change, message):
-    arguments = [torch.randn(3, 4), torch.tensor([0, 1, 1]), torch.randn(2, 4), torch.tensor([0, 1]), 2, None]
+    arguments = [
+        torch.randn(3, 4),
+        torch.tensor([0, 1, 1]),
+        torch.randn(2, 4),
+        torch.tensor([0, 1]),
+        2,
+        None,
+    ]
     for position, value in change.items():
         arguments[position] = value
     with pytest.raises(ShapeError, match=message):

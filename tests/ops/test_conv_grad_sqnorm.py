@@ -40,7 +40,10 @@ def test_it_is_the_norm_of_autograds_gradient(backend, padding, form):
     x = torch.randn(3, 3, 5, 6, dtype=torch.float64)
     out = torch.nn.functional.conv2d(x, weight, padding=padding)
     cotangent = torch.randn_like(out)
-    wanted = [torch.autograd.grad(out[i], weight, cotangent[i], retain_graph=True)[0].square().sum() for i in range(3)]
+    wanted = [
+        torch.autograd.grad(out[i], weight, cotangent[i], retain_graph=True)[0].square().sum()
+        for i in range(3)
+    ]
     with running_on(backend):
         got = ops.conv_grad_sqnorm(x, cotangent, padding, form=form)
     torch.testing.assert_close(got, torch.stack(wanted), rtol=1e-10, atol=0)
@@ -52,8 +55,11 @@ def test_a_map_too_large_for_the_kernels_rows_takes_the_products():
 
 
 def test_the_cheaper_form_of_the_students_layers():
-    # ConvNet-3, width 128, 32 pixels: few channels by products, the others by inner products; wide maps by products again
-    assert [is_gram_cheaper(c, 128, s**2, s**2) for c, s in ((3, 32), (128, 16), (128, 8), (128, 32))] == [
+    # ConvNet-3, width 128, 32 pixels: few channels by products, the others by inner products; wide
+    # maps by products again
+    assert [
+        is_gram_cheaper(c, 128, s**2, s**2) for c, s in ((3, 32), (128, 16), (128, 8), (128, 32))
+    ] == [
         False,
         True,
         True,
@@ -72,7 +78,9 @@ def test_one_thread_and_two_give_the_same_bits(form):
             results.append(CASE.op(*inputs))
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(*results, rtol=1e-14, atol=0)  # the library's products promise no more
+    torch.testing.assert_close(
+        *results, rtol=1e-14, atol=0
+    )  # the library's products promise no more
 
 
 @pytest.mark.parametrize(
@@ -84,9 +92,24 @@ def test_one_thread_and_two_give_the_same_bits(form):
             1,
             r"expected x \[N, C, H, W\] and grad \[N, K, H \+ 2p - 2, W \+ 2p - 2\]",
         ),
-        (torch.zeros(2, 3, 4), torch.zeros(2, 5, 4, 4), 1, r"got \[2, 3, 4\], \[2, 5, 4, 4\] and padding 1"),
-        (torch.zeros(2, 3, 1, 4), torch.zeros(2, 5, 0, 2), 0, "pass what a 3x3 convolution with stride 1 read"),
-        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 4, 4, dtype=torch.float64), 1, r"convert with .to\(x\)"),
+        (
+            torch.zeros(2, 3, 4),
+            torch.zeros(2, 5, 4, 4),
+            1,
+            r"got \[2, 3, 4\], \[2, 5, 4, 4\] and padding 1",
+        ),
+        (
+            torch.zeros(2, 3, 1, 4),
+            torch.zeros(2, 5, 0, 2),
+            0,
+            "pass what a 3x3 convolution with stride 1 read",
+        ),
+        (
+            torch.zeros(2, 3, 4, 4),
+            torch.zeros(2, 5, 4, 4, dtype=torch.float64),
+            1,
+            r"convert with .to\(x\)",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(x, grad, padding, message):
@@ -95,7 +118,9 @@ def test_wrong_arguments_are_named(x, grad, padding, message):
 
 
 def test_an_unknown_form_is_named():
-    with pytest.raises(ConfigError, match="expected a known form, got 'grams'; did you mean 'gram'"):
+    with pytest.raises(
+        ConfigError, match="expected a known form, got 'grams'; did you mean 'gram'"
+    ):
         ops.conv_grad_sqnorm(torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 4, 4), form="grams")
 
 

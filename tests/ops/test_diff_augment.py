@@ -6,7 +6,15 @@ from hypothesis import strategies as st
 
 from kdistill.errors import NotDifferentiableError, ShapeError
 from kdistill.ops import diff_augment
-from kdistill.ops.diff_augment import AFFINE, COLOR, CROP, CUTOUT, FLIP, IDENTITY, diff_augment_transpose
+from kdistill.ops.diff_augment import (
+    AFFINE,
+    COLOR,
+    CROP,
+    CUTOUT,
+    FLIP,
+    IDENTITY,
+    diff_augment_transpose,
+)
 from kdistill.testing.backends import runnable_backends, running_on
 from kdistill.testing.cases import Shape, case
 
@@ -30,8 +38,12 @@ def test_matches_the_float64_reference(backend, shape, dtype):
 
 def test_registration():
     images, params, index, align_corners = CASE.inputs(CASE.shapes[1], seed=1)
-    torch.library.opcheck(torch.ops.kdistill.diff_augment.default, (images, params, index, align_corners, False))
-    torch.library.opcheck(torch.ops.kdistill.diff_augment_bwd.default, (images, params, index, align_corners))
+    torch.library.opcheck(
+        torch.ops.kdistill.diff_augment.default, (images, params, index, align_corners, False)
+    )
+    torch.library.opcheck(
+        torch.ops.kdistill.diff_augment_bwd.default, (images, params, index, align_corners)
+    )
 
 
 @given(
@@ -42,7 +54,9 @@ def test_any_shape_stride_and_alignment(b, c, h, w, pad, align, family):
     shape = Shape(b=b, c=c, h=h, w=w, family=family, align=align)
     _, *rest = CASE.inputs(shape, seed=b + 10 * h)
     CASE.check((torch.randn(b, c, h, w + pad)[..., pad:], *rest), shape)  # strided
-    CASE.check((torch.randn(b * c * h * w + pad)[pad:].view(b, c, h, w), *rest), shape)  # misaligned
+    CASE.check(
+        (torch.randn(b * c * h * w + pad)[pad:].view(b, c, h, w), *rest), shape
+    )  # misaligned
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -50,7 +64,9 @@ def test_any_shape_stride_and_alignment(b, c, h, w, pad, align, family):
 def test_affine_is_affine_grid_and_grid_sample(backend, align_corners):
     x = torch.randn(40, 2, 11, 7, dtype=torch.float64)
     theta = torch.randn(40, 2, 2, dtype=torch.float64)
-    params = torch.cat([torch.full((40, 1), float(AFFINE)), theta.flatten(1), torch.zeros(40, 3)], 1).double()
+    params = torch.cat(
+        [torch.full((40, 1), float(AFFINE)), theta.flatten(1), torch.zeros(40, 3)], 1
+    ).double()
     grid = F.affine_grid(F.pad(theta, (0, 1)), list(x.shape), align_corners=align_corners)
     with running_on(backend):
         got = diff_augment(x, params, torch.arange(40), align_corners=align_corners)
@@ -68,7 +84,15 @@ def test_align_corners_matters_only_where_the_image_is_not_square():
 @pytest.mark.parametrize("backend", runnable_backends())
 def test_the_other_families_by_plain_slicing(backend):
     x = torch.randn(7, 3, 8, 6, dtype=torch.float64)
-    params = table([CROP, 1, -2], [CROP, -3, 2], [CUTOUT, 0, 6, 4, 3], [CUTOUT, 5, 2, 3, 2], [FLIP, 1], [FLIP, 0], [IDENTITY])
+    params = table(
+        [CROP, 1, -2],
+        [CROP, -3, 2],
+        [CUTOUT, 0, 6, 4, 3],
+        [CUTOUT, 5, 2, 3, 2],
+        [FLIP, 1],
+        [FLIP, 0],
+        [IDENTITY],
+    )
     expected = x.clone()
     expected[0], expected[1] = 0, 0
     expected[0, :, :7, 2:] = x[0, :, 1:, :4]
@@ -88,7 +112,9 @@ def test_color_is_brightness_then_saturation_then_contrast(backend):
     y = (y - y.mean(1, keepdim=True)) * 1.7 + y.mean(1, keepdim=True)
     y = (y - y.mean((1, 2, 3), keepdim=True)) * 0.6 + y.mean((1, 2, 3), keepdim=True)
     with running_on(backend):
-        got = diff_augment(x, table([COLOR, 0.3, 1.7, 0.6]), torch.zeros(2, dtype=torch.int64), align_corners=False)
+        got = diff_augment(
+            x, table([COLOR, 0.3, 1.7, 0.6]), torch.zeros(2, dtype=torch.int64), align_corners=False
+        )
     torch.testing.assert_close(got, y)
 
 
@@ -102,7 +128,9 @@ def test_one_row_for_all_is_that_row_for_each():
 def test_transpose_is_the_gradient_without_a_forward():
     images, params, index, align = CASE.inputs(CASE.shapes[1], seed=5, requires_grad=True)
     cotangent = torch.randn_like(images)
-    (grad,) = torch.autograd.grad(diff_augment(images, params, index, align_corners=align), images, cotangent)
+    (grad,) = torch.autograd.grad(
+        diff_augment(images, params, index, align_corners=align), images, cotangent
+    )
     assert torch.equal(diff_augment_transpose(cotangent, params, index, align_corners=align), grad)
 
 
@@ -124,10 +152,15 @@ def test_channels_last_images_and_no_alias():
     images, params, index, align = CASE.inputs(CASE.shapes[1], seed=6)
     before = images.clone()
     expected = diff_augment(images, params, index, align_corners=align)
-    got = diff_augment(images.to(memory_format=torch.channels_last), params, index, align_corners=align)
+    got = diff_augment(
+        images.to(memory_format=torch.channels_last), params, index, align_corners=align
+    )
     assert torch.equal(got, expected)
     assert torch.equal(images, before)
-    assert diff_augment(images[:1], table([IDENTITY]), index[:1] * 0, align_corners=align).data_ptr() != images.data_ptr()
+    assert (
+        diff_augment(images[:1], table([IDENTITY]), index[:1] * 0, align_corners=align).data_ptr()
+        != images.data_ptr()
+    )
 
 
 def test_vmap_over_images_and_tables():
@@ -141,12 +174,18 @@ def test_vmap_over_images_and_tables():
     assert torch.equal(torch.func.vmap(value)(stacked, tables), expected)
     by_table = torch.func.vmap(value, in_dims=(None, 0))(images, tables)
     assert torch.equal(by_table, torch.stack([value(images, p) for p in tables]))
-    grads = torch.func.vmap(torch.func.grad(lambda x, p: value(x, p).square().sum()), in_dims=(0, 0))(stacked, tables)
+    grads = torch.func.vmap(
+        torch.func.grad(lambda x, p: value(x, p).square().sum()), in_dims=(0, 0)
+    )(stacked, tables)
     for got, x, p in zip(grads, stacked, tables, strict=True):
-        torch.testing.assert_close(got, diff_augment_transpose(2 * value(x, p), p, index, align_corners=align))
+        torch.testing.assert_close(
+            got, diff_augment_transpose(2 * value(x, p), p, index, align_corners=align)
+        )
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo does so itself
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # dynamo does so itself
 def test_compiles_into_one_graph():
     images, params, index, align = CASE.inputs(CASE.shapes[1], seed=9, requires_grad=True)
 
@@ -160,14 +199,20 @@ def test_compiles_into_one_graph():
 
 def test_values_that_no_row_should_hold_stay_inside_memory():
     nan, huge = float("nan"), 1e300
-    rows = [[code, *[value] * 4] for code in (COLOR, CROP, CUTOUT, FLIP, AFFINE) for value in (nan, huge, -huge)]
+    rows = [
+        [code, *[value] * 4]
+        for code in (COLOR, CROP, CUTOUT, FLIP, AFFINE)
+        for value in (nan, huge, -huge)
+    ]
     images = torch.randn(len(rows), 2, 5, 6)
     for backend in runnable_backends():
         if backend == "reference":
             continue  # PyTorch leaves the conversion of NaN to an integer undefined
         with running_on(backend):
             out = diff_augment(images, table(*rows), torch.arange(len(rows)), align_corners=False)
-            back = diff_augment_transpose(images, table(*rows), torch.arange(len(rows)), align_corners=False)
+            back = diff_augment_transpose(
+                images, table(*rows), torch.arange(len(rows)), align_corners=False
+            )
         assert out[3:].isfinite().all()
         assert back[3:].isfinite().all()
 
@@ -181,7 +226,10 @@ def test_values_that_no_row_should_hold_stay_inside_memory():
             r"expected images \[B, C, H, W\] of a floating dtype, got torch.uint8",
         ),
         ({"params": torch.zeros(2, 7, dtype=torch.float64)}, r"expected params float64 \[S, 8\]"),
-        ({"params": torch.zeros(2, 8)}, r"expected params float64 \[S, 8\] on cpu, got torch.float32"),
+        (
+            {"params": torch.zeros(2, 8)},
+            r"expected params float64 \[S, 8\] on cpu, got torch.float32",
+        ),
         ({"params": torch.zeros(0, 8, dtype=torch.float64)}, "at least one row of params"),
         ({"index": torch.tensor([0, 1])}, r"expected index int64 \[3\]"),
         ({"index": torch.tensor([0, 1, 2], dtype=torch.int32)}, "torch.int32"),
@@ -193,7 +241,11 @@ def test_values_that_no_row_should_hold_stay_inside_memory():
 )
 @pytest.mark.parametrize("op", [diff_augment, diff_augment_transpose])
 def test_wrong_arguments_are_named(op, change, message):
-    arguments = {"images": torch.randn(3, 1, 4, 4), "params": table([FLIP, 1], [0]), "index": torch.tensor([0, 1, 1])} | change
+    arguments = {
+        "images": torch.randn(3, 1, 4, 4),
+        "params": table([FLIP, 1], [0]),
+        "index": torch.tensor([0, 1, 1]),
+    } | change
     with pytest.raises(ShapeError, match=message):
         op(*arguments.values(), align_corners=False)
 

@@ -27,8 +27,12 @@ def test_matches_the_float64_reference(backend, shape, dtype):
 def test_registration(shape):
     x, bias, up_taps, down_taps, up, down, padding = CASE.inputs(shape, seed=1)
     filters, numbers = (up_taps, down_taps), (up, down, list(padding), 0.2, 1.4)
-    torch.library.opcheck(torch.ops.kdistill.filtered_lrelu.default, (x, bias, *filters, *numbers, 2.5, True))
-    torch.library.opcheck(torch.ops.kdistill.filtered_lrelu.default, (x, None, *filters, *numbers, math.inf, False))
+    torch.library.opcheck(
+        torch.ops.kdistill.filtered_lrelu.default, (x, bias, *filters, *numbers, 2.5, True)
+    )
+    torch.library.opcheck(
+        torch.ops.kdistill.filtered_lrelu.default, (x, None, *filters, *numbers, math.inf, False)
+    )
     out, mask = torch.ops.kdistill.filtered_lrelu(x, bias, *filters, *numbers, 2.5, True)
     given_grads = (torch.randn_like(out), mask, *filters, *x.shape[2:], *numbers)
     torch.library.opcheck(torch.ops.kdistill.filtered_lrelu_bwd.default, given_grads)
@@ -41,7 +45,9 @@ def test_registration(shape):
 )  # fmt: skip
 def test_any_shape_stride_alignment_and_padding(n, c, h, w, up, down, t, s, pads, layout):
     low, high = pads
-    if min(h, w) * up + min(low, 0) + min(high, 0) < 0 or min(h, w) * up + low + high - max(t, 1) + 1 < max(s, 1):
+    if min(h, w) * up + min(low, 0) + min(high, 0) < 0 or min(h, w) * up + low + high - max(
+        t, 1
+    ) + 1 < max(s, 1):
         low = high = t + s
     shape = Shape(n=n, c=c, h=h, w=w, up=up, down=down, t=t, s=s, low=low, high=high)
     x, *others = CASE.inputs(shape, seed=0)
@@ -99,7 +105,10 @@ def test_the_derivative_is_that_of_the_operators_one_after_the_other(backend):
 
 @pytest.mark.parametrize("backend", runnable_backends())
 def test_without_filters_it_is_bias_and_nonlinearity(backend):
-    x, bias = torch.tensor([0.0, -0.0, 1.0, 3.0, -3.0, -50.0]).reshape(1, 1, 1, 6).requires_grad_(), torch.zeros(1)
+    x, bias = (
+        torch.tensor([0.0, -0.0, 1.0, 3.0, -3.0, -50.0]).reshape(1, 1, 1, 6).requires_grad_(),
+        torch.zeros(1),
+    )
     with running_on(backend):
         out = ops.filtered_lrelu(x, bias, slope=0.5, gain=2.0, clamp=4.0)
         (dx,) = torch.autograd.grad(out.sum(), x)
@@ -119,7 +128,9 @@ def test_a_map_can_be_padded_and_cropped_without_filters(backend):
 
 @pytest.mark.parametrize("backend", runnable_backends())
 def test_a_nan_is_seen_where_the_filters_reach_and_has_no_effect_elsewhere(backend):
-    x, bias, *others = CASE.inputs(Shape(n=2, c=3, h=9, w=9, up=2, down=2, t=4, s=4, low=2, high=2), seed=5)
+    x, bias, *others = CASE.inputs(
+        Shape(n=2, c=3, h=9, w=9, up=2, down=2, t=4, s=4, low=2, high=2), seed=5
+    )
     with running_on(backend):
         good = CASE.op(x, bias, *others)
         x[1, 2, 4, 4] = math.nan
@@ -134,7 +145,10 @@ def test_a_nan_is_seen_where_the_filters_reach_and_has_no_effect_elsewhere(backe
 def test_results_do_not_depend_on_threads_and_repeat_bit_by_bit():
     before = torch.get_num_threads()
     try:
-        for shape in (CASE.shapes[1], Shape(n=2, c=21, h=5, w=90, up=2, down=2, t=12, s=12, low=9, high=8)):
+        for shape in (
+            CASE.shapes[1],
+            Shape(n=2, c=21, h=5, w=90, up=2, down=2, t=12, s=12, low=9, high=8),
+        ):
             inputs, results = CASE.inputs(shape, seed=6), []
             for threads in (1, 2, 5, 2):
                 torch.set_num_threads(threads)
@@ -156,7 +170,9 @@ def test_the_value_does_not_depend_on_whether_a_gradient_will_be_wanted(backend)
 def test_two_bits_are_saved_of_every_raised_value(backend):
     x = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0]).reshape(1, 1, 1, 5)
     with running_on(backend):
-        _, mask = torch.ops.kdistill.filtered_lrelu(x, None, None, None, 1, 1, [0, 0, 0, 0], 0.5, 1.0, 2.0, True)
+        _, mask = torch.ops.kdistill.filtered_lrelu(
+            x, None, None, None, 1, 1, [0, 0, 0, 0], 0.5, 1.0, 2.0, True
+        )
     assert mask.flatten().tolist() == [2 + (1 << 6), 3]
 
 
@@ -183,11 +199,23 @@ def test_some_raised_values_of_the_case_are_clamped_and_none_is_near_a_kink():
     [
         ({"x": torch.randn(2, 3, 5)}, ShapeError, "expected x .N, C, H, W. and bias"),
         ({"bias": torch.randn(2)}, ShapeError, r"got \[2, 3, 5, 5\] and \[2\]; add the dimensions"),
-        ({"up_taps": torch.randn(4, 4)}, ShapeError, r"expected taps \[T\], got \[4, 4\]; filter outside the op"),
+        (
+            {"up_taps": torch.randn(4, 4)},
+            ShapeError,
+            r"expected taps \[T\], got \[4, 4\]; filter outside the op",
+        ),
         ({"down_taps": torch.randn(0)}, ShapeError, r"got \[0\]"),
-        ({"down_taps": torch.randn(12)}, ShapeError, "a raised map that holds the taps, got 7 x 7 from"),
+        (
+            {"down_taps": torch.randn(12)},
+            ShapeError,
+            "a raised map that holds the taps, got 7 x 7 from",
+        ),
         ({"x": torch.randn(2, 3, 0, 5)}, ShapeError, "pad more or crop less"),
-        ({"padding": (-11, 20, 0, 0)}, ShapeError, r"padding \[-11, 20, 0, 0\]; pad more or crop less"),
+        (
+            {"padding": (-11, 20, 0, 0)},
+            ShapeError,
+            r"padding \[-11, 20, 0, 0\]; pad more or crop less",
+        ),
         ({"up_taps": torch.ones(4, dtype=torch.float64)}, ShapeError, r"convert with .to\(x\)"),
         ({"up": 0}, ConfigError, "up and down from 1 on"),
         ({"padding": (1, 1)}, ConfigError, r"left, right, above, below\), got 2, 2 and \[1, 1\]"),
@@ -198,7 +226,12 @@ def test_some_raised_values_of_the_case_are_clamped_and_none_is_near_a_kink():
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):
-    tensors = {"x": torch.randn(2, 3, 5, 5), "bias": torch.randn(3), "up_taps": torch.ones(4), "down_taps": torch.ones(4)}
+    tensors = {
+        "x": torch.randn(2, 3, 5, 5),
+        "bias": torch.randn(3),
+        "up_taps": torch.ones(4),
+        "down_taps": torch.ones(4),
+    }
     arguments = {**tensors, "up": 2, "down": 2, **change}
     with pytest.raises(error, match=message):
         ops.filtered_lrelu(**arguments)

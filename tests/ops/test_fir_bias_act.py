@@ -27,8 +27,12 @@ def test_matches_the_float64_reference(backend, shape, dtype):
 def test_registration(shape):
     x, scale, bias, noise, taps = CASE.inputs(shape, seed=1)
     numbers = (0.2, 1.4, 2.5)
-    torch.library.opcheck(torch.ops.kdistill.fir_bias_act.default, (x, scale, bias, noise, taps, *numbers))
-    torch.library.opcheck(torch.ops.kdistill.fir_bias_act.default, (x, scale, None, None, None, 1.0, 1.0, math.inf))
+    torch.library.opcheck(
+        torch.ops.kdistill.fir_bias_act.default, (x, scale, bias, noise, taps, *numbers)
+    )
+    torch.library.opcheck(
+        torch.ops.kdistill.fir_bias_act.default, (x, scale, None, None, None, 1.0, 1.0, math.inf)
+    )
     out = torch.ops.kdistill.fir_bias_act(x, scale, bias, noise, taps, *numbers)
     for rows in (0, noise.shape[0]):
         given_grads = (torch.randn_like(out), out, x, scale, taps, *numbers, rows)
@@ -98,7 +102,10 @@ def test_a_nan_is_seen_where_the_filter_reaches(backend):
 def test_results_do_not_depend_on_threads_and_repeat_bit_by_bit():
     before = torch.get_num_threads()
     try:
-        for shape in (Shape(n=3, m=1, c=70, h=18, w=40, fir=1), Shape(n=2, m=1, c=64, h=33, w=33, fir=0)):
+        for shape in (
+            Shape(n=3, m=1, c=70, h=18, w=40, fir=1),
+            Shape(n=2, m=1, c=64, h=33, w=33, fir=0),
+        ):
             inputs, results = CASE.inputs(shape, seed=6), []
             for threads in (1, 2, 5, 2):
                 torch.set_num_threads(threads)
@@ -134,9 +141,17 @@ def test_the_case_keeps_away_from_kinks():
     [
         ({"x": torch.randn(2, 3, 5)}, ShapeError, "expected x .N, C, H, W."),
         ({"x": torch.randn(2, 3, 1, 5)}, ShapeError, "with taps of H, W >= 2"),
-        ({"scale": torch.randn(3)}, ShapeError, r"expected scale \[2, 3\] and bias \[3\], got \[3\]"),
+        (
+            {"scale": torch.randn(3)},
+            ShapeError,
+            r"expected scale \[2, 3\] and bias \[3\], got \[3\]",
+        ),
         ({"bias": torch.randn(2)}, ShapeError, "expand them"),
-        ({"taps": torch.randn(4, 4)}, ShapeError, r"expected taps \[4\], got \[4, 4\]; filter before the op"),
+        (
+            {"taps": torch.randn(4, 4)},
+            ShapeError,
+            r"expected taps \[4\], got \[4, 4\]; filter before the op",
+        ),
         ({"noise": torch.randn(1, 5, 5)}, ShapeError, r"expected noise \[1, 4, 4\] or \[2, 4, 4\]"),
         ({"noise": torch.randn(3, 4, 4)}, ShapeError, "for the map that goes out"),
         ({"scale": torch.randn(2, 3, dtype=torch.float64)}, ShapeError, r"convert with .to\(x\)"),
@@ -147,7 +162,12 @@ def test_the_case_keeps_away_from_kinks():
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):
-    tensors = {"x": torch.randn(2, 3, 5, 5), "scale": torch.randn(2, 3), "bias": torch.randn(3), "noise": None}
+    tensors = {
+        "x": torch.randn(2, 3, 5, 5),
+        "scale": torch.randn(2, 3),
+        "bias": torch.randn(3),
+        "noise": None,
+    }
     arguments = {**tensors, "taps": torch.ones(4), **change}
     with pytest.raises(error, match=message):
         ops.fir_bias_act(**arguments)

@@ -59,7 +59,9 @@ class Recording:
 
     def __exit__(self, kind, *_):
         if kind is not None:
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            raise RuntimeError(
+                "CUDA error: operation failed due to a previous error during capture"
+            )
         self.gpus.streams.pop()
 
 
@@ -74,7 +76,9 @@ def gpus(monkeypatch):
     }  # fmt: skip
     for name, value in replaced.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: made.ended.append(pool), raising=False)
+    monkeypatch.setattr(
+        torch._C, "_cuda_endAllocateToPool", lambda *pool: made.ended.append(pool), raising=False
+    )
     default = Stream(0)
     made.streams = [default]
     return made
@@ -98,7 +102,11 @@ def triton_driver(monkeypatch):
     """Return a stand-in for Triton's driver, and forget what was said of the real one."""
     runtime = pytest.importorskip("triton.runtime")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    made = type("Driver", (), {"active": type("Active", (), {"get_current_target": staticmethod(lambda: "cuda:90")})})
+    made = type(
+        "Driver",
+        (),
+        {"active": type("Active", (), {"get_current_target": staticmethod(lambda: "cuda:90")})},
+    )
     monkeypatch.setattr(runtime, "driver", made)
     triton_backend.why_no_launch.cache_clear()
     yield made
@@ -109,11 +117,16 @@ def test_triton_is_asked_whether_it_can_launch(triton_driver, monkeypatch):
     assert triton_backend.refusal(tensor_on("cuda:0")) is None
 
     def no_compiler():
-        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+        raise RuntimeError(
+            "Failed to find C compiler.\nPlease specify via CC environment variable."
+        )
 
     triton_driver.active.get_current_target = no_compiler
     why = triton_backend.refusal(tensor_on("cuda:1"))
-    assert why == "Triton cannot use its driver: Failed to find C compiler. Please specify via CC environment variable."
+    assert (
+        why
+        == "Triton cannot use its driver: Failed to find C compiler. Please specify via CC environment variable."
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     why = triton_backend.refusal(tensor_on("cuda:2"))
     assert why == "the GPU has compute capability 7.5; Triton needs 8.0 or newer"

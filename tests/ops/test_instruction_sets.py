@@ -28,7 +28,11 @@ def test_the_best_instruction_set_is_what_everything_else_runs_on():
 def test_an_instruction_set_that_does_not_run_here_has_a_reason(monkeypatch):
     monkeypatch.setattr(_native, "function", lambda module, name: lambda: "avx2")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert isa_refusals() == {"generic": None, "avx2": None, "avx512": "this processor does not offer it"}
+    assert isa_refusals() == {
+        "generic": None,
+        "avx2": None,
+        "avx512": "this processor does not offer it",
+    }
     monkeypatch.setattr(_native, "function", lambda module, name: lambda: "generic")
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     assert isa_refusals()["avx2"] == "not for arm64"

@@ -9,11 +9,24 @@ from kdistill.errors import KDistillError, ShapeError
 from kdistill.ops import _registry
 from kdistill.ops.class_mean_sqdist import class_mean_sqdist_and_grad
 from kdistill.ops.norm_act_pool import norm_act_pool_bwd, norm_act_pool_fwd
-from kdistill.ops.winograd_conv import winograd_conv_input_grad, winograd_conv_output, winograd_conv_weight_grad
+from kdistill.ops.winograd_conv import (
+    winograd_conv_input_grad,
+    winograd_conv_output,
+    winograd_conv_weight_grad,
+)
 from kdistill.testing.backends import runnable_backends, running_on
 from kdistill.testing.cases import case, every_case
 
-OTHER_DTYPES = [torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64]
+OTHER_DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+]
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +35,19 @@ def calls() -> dict[str, list[tuple]]:
     seen: dict[str, list[tuple]] = {name: [] for name in _registry.guarded}
     choose = _registry.choose
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_registry, "choose", lambda name, args: seen.get(name, []).append(args) or choose(name, args))
+        patch.setattr(
+            _registry,
+            "choose",
+            lambda name, args: seen.get(name, []).append(args) or choose(name, args),
+        )
         _registry.forget_choices()
         for of in every_case():
             for shape in (of.interpreted or of.shapes[:2])[-2:]:
                 of.results(of.op, of.inputs(shape, seed=0))
                 of.op(*of.inputs(shape, seed=0))
-        class_mean_sqdist_and_grad(*case("class_mean_sqdist").inputs(case("class_mean_sqdist").tiny, seed=0))
+        class_mean_sqdist_and_grad(
+            *case("class_mean_sqdist").inputs(case("class_mean_sqdist").tiny, seed=0)
+        )
         x, weight, grad = torch.randn(2, 3, 6, 5), torch.randn(4, 3, 3, 3), torch.randn(2, 4, 6, 5)
         for pairs in (1, 2):
             winograd_conv_output(*[(x, weight)] * pairs, padding=1)
@@ -38,13 +57,32 @@ def calls() -> dict[str, list[tuple]]:
 
 
 def wrong_tensors(x: Tensor) -> list[Tensor]:
-    found = [x.new_empty(0), x[None].clone(), x.flatten(), x.to("meta"), *(x.to(dtype) for dtype in OTHER_DTYPES)]
+    found = [
+        x.new_empty(0),
+        x[None].clone(),
+        x.flatten(),
+        x.to("meta"),
+        *(x.to(dtype) for dtype in OTHER_DTYPES),
+    ]
     for dim in range(x.ndim):
-        found += [x.narrow(dim, 0, max(x.shape[dim] - 1, 0)).clone(), x.repeat_interleave(2, dim), x.narrow(dim, 0, 0).clone()]
-        found.append(torch.stack([x, x], dim + 1).flatten(dim, dim + 1).unflatten(dim, (-1, 2)).select(dim + 1, 0))  # strided
+        found += [
+            x.narrow(dim, 0, max(x.shape[dim] - 1, 0)).clone(),
+            x.repeat_interleave(2, dim),
+            x.narrow(dim, 0, 0).clone(),
+        ]
+        found.append(
+            torch.stack([x, x], dim + 1)
+            .flatten(dim, dim + 1)
+            .unflatten(dim, (-1, 2))
+            .select(dim + 1, 0)
+        )  # strided
         found.append(x.narrow(dim, 0, 1).expand_as(x) if x.shape[dim] else x)
     if x.ndim > 1:
-        found += [x.transpose(-1, -2), x.transpose(0, 1).contiguous().transpose(0, 1), x.mT.contiguous().mT]
+        found += [
+            x.transpose(-1, -2),
+            x.transpose(0, 1).contiguous().transpose(0, 1),
+            x.mT.contiguous().mT,
+        ]
     if x.ndim == 4:
         found += [x.contiguous(), x.contiguous(memory_format=torch.channels_last)]
     return found
@@ -58,7 +96,14 @@ def wrong_values(value) -> list:
     if isinstance(value, int):
         return [value - 1, value + 1, 0, -value, -7, 2 * value + 1]
     if isinstance(value, list):
-        return [[], value[:-1], [*value, 0], [v - 3 for v in value], [v + 1 for v in value], [-90] * 4]
+        return [
+            [],
+            value[:-1],
+            [*value, 0],
+            [v - 3 for v in value],
+            [v + 1 for v in value],
+            [-90] * 4,
+        ]
     return []
 
 
@@ -83,7 +128,9 @@ def test_wrong_arguments_raise_or_give_the_numbers_of_the_reference(name, calls)
                     refused += 1
                     continue
                 with running_on("reference"):
-                    torch.testing.assert_close(got, call(name, changed), rtol=1e-3, atol=1e-3, equal_nan=True)
+                    torch.testing.assert_close(
+                        got, call(name, changed), rtol=1e-3, atol=1e-3, equal_nan=True
+                    )
     assert refused > 10
 
 
@@ -100,14 +147,21 @@ def test_a_map_in_another_order_is_refused_with_what_to_call(backend):
 
 def test_a_meta_tensor_among_others_is_refused():
     x, row = torch.randn(2, 3, 4, 6).contiguous(memory_format=torch.channels_last), torch.ones(1, 3)
-    with pytest.raises(ShapeError, match=r"^norm_act_pool: expected tensors on one device, got cpu, meta; call "):
-        torch.ops.kdistill.norm_act_pool(x, row.to("meta"), row, 1e-5)  # else memory that nothing has written comes back
+    with pytest.raises(
+        ShapeError, match=r"^norm_act_pool: expected tensors on one device, got cpu, meta; call "
+    ):
+        torch.ops.kdistill.norm_act_pool(
+            x, row.to("meta"), row, 1e-5
+        )  # else memory that nothing has written comes back
 
 
 def test_a_tensor_without_memory_is_refused_even_after_an_equal_one_with_memory():
     x, row = torch.randn(2, 3, 4, 6), torch.ones(3)
     norm_act_pool_fwd(x, row, row)
-    with FakeTensorMode() as mode, pytest.raises(ShapeError, match="memory of its own, got FakeTensor"):
+    with (
+        FakeTensorMode() as mode,
+        pytest.raises(ShapeError, match="memory of its own, got FakeTensor"),
+    ):
         norm_act_pool_fwd(*map(mode.from_tensor, (x, row, row)))
 
 

@@ -28,7 +28,10 @@ def test_registration():
     x, weight, bias = CASE.inputs(CASE.shapes[1], seed=1)
     torch.library.opcheck(torch.ops.kdistill.norm_act_pool.default, (x, weight, bias, 1e-5))
     out, mean, rstd = norm_act_pool_fwd(x, weight, bias)
-    torch.library.opcheck(torch.ops.kdistill.norm_act_pool_bwd.default, (torch.randn_like(out), x, weight, bias, mean, rstd))
+    torch.library.opcheck(
+        torch.ops.kdistill.norm_act_pool_bwd.default,
+        (torch.randn_like(out), x, weight, bias, mean, rstd),
+    )
 
 
 # w >= 3: in an image that is one window the gradients cancel to rounding
@@ -54,7 +57,9 @@ def test_torch_instance_norm_relu_pool_is_the_same_function(backend):
     x, weight, bias = CASE.inputs(Shape(n=2, c=5, h=6, w=8, g=0), seed=3, dtype=torch.float64)
     with running_on(backend):
         got = CASE.op(x, weight, bias)
-    torch.testing.assert_close(got, F.avg_pool2d(F.relu(F.instance_norm(x, weight=weight, bias=bias)), 2))
+    torch.testing.assert_close(
+        got, F.avg_pool2d(F.relu(F.instance_norm(x, weight=weight, bias=bias)), 2)
+    )
 
 
 @pytest.mark.parametrize("backend", runnable_backends())
@@ -128,7 +133,9 @@ def test_the_pair_without_a_graph_is_the_op_and_its_backward(backend):
     x, weight, bias = inputs
     with running_on(backend):
         expected = CASE.with_gradients(CASE.op, inputs, seed=8)
-        grad = torch.randn(expected[0].shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64).to(x)
+        grad = torch.randn(
+            expected[0].shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64
+        ).to(x)
         out, mean, rstd = norm_act_pool_fwd(x.contiguous(), weight, bias)
         got = (out, *norm_act_pool_bwd(grad, x.contiguous(), weight, bias, mean, rstd))
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
@@ -145,10 +152,14 @@ def test_outputs_are_channels_last_and_inputs_are_not_touched():
     assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile's own doing
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # torch.compile's own doing
 def test_compiles_without_a_graph_break():
     x, weight, bias = CASE.inputs(CASE.shapes[1], seed=10)
-    compiled = torch.compile(lambda *a: ops.norm_act_pool(*a).square(), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda *a: ops.norm_act_pool(*a).square(), fullgraph=True, backend="aot_eager"
+    )
     x.requires_grad_()
     expected = torch.autograd.grad(ops.norm_act_pool(x, weight, bias).square().sum(), x)[0]
     torch.testing.assert_close(torch.autograd.grad(compiled(x, weight, bias).sum(), x)[0], expected)
@@ -165,18 +176,38 @@ def test_the_case_keeps_away_from_kinks():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"x": torch.randn(4, 3, 5)}, ShapeError, "expected x .N, C, H, W. with C >= 1 and H, W >= 2"),
+        (
+            {"x": torch.randn(4, 3, 5)},
+            ShapeError,
+            "expected x .N, C, H, W. with C >= 1 and H, W >= 2",
+        ),
         ({"x": torch.randn(4, 3, 1, 5)}, ShapeError, "fewer blocks"),
         ({"weight": torch.randn(2)}, ShapeError, "one value per channel"),
         ({"bias": torch.randn(2, 3)}, ShapeError, "one value per channel"),
-        ({"weight": torch.randn(3, 3), "bias": torch.randn(3, 3)}, ShapeError, "same number of images"),
-        ({"weight": torch.randn(0, 3), "bias": torch.randn(0, 3)}, ShapeError, "same number of images"),
+        (
+            {"weight": torch.randn(3, 3), "bias": torch.randn(3, 3)},
+            ShapeError,
+            "same number of images",
+        ),
+        (
+            {"weight": torch.randn(0, 3), "bias": torch.randn(0, 3)},
+            ShapeError,
+            "same number of images",
+        ),
         ({"weight": torch.randn(3, dtype=torch.float64)}, ShapeError, r"convert with .to\(x\)"),
         ({"eps": 0.0}, ConfigError, "expected eps > 0, got 0.0"),
         ({"eps": math.nan}, ConfigError, "expected eps > 0, got nan"),
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):
-    arguments = {"x": torch.randn(4, 3, 4, 4), "weight": torch.randn(3), "bias": torch.randn(3), "eps": 1e-5, **change}
+    arguments = {
+        "x": torch.randn(4, 3, 4, 4),
+        "weight": torch.randn(3),
+        "bias": torch.randn(3),
+        "eps": 1e-5,
+        **change,
+    }
     with pytest.raises(error, match=message):
-        ops.norm_act_pool(arguments["x"], arguments["weight"], arguments["bias"], eps=arguments["eps"])
+        ops.norm_act_pool(
+            arguments["x"], arguments["weight"], arguments["bias"], eps=arguments["eps"]
+        )

@@ -9,14 +9,21 @@ from hypothesis import strategies as st
 
 from kdistill.backends.reference import norm_act_pool as reference
 from kdistill.errors import NotDifferentiableError
-from kdistill.ops.norm_act_pool import norm_act_pool_bwd, norm_act_pool_bwd_tangent, norm_act_pool_fwd, norm_act_pool_tangent
+from kdistill.ops.norm_act_pool import (
+    norm_act_pool_bwd,
+    norm_act_pool_bwd_tangent,
+    norm_act_pool_fwd,
+    norm_act_pool_tangent,
+)
 from kdistill.testing.backends import instruction_set, isas, runnable_backends, running_on
 from kdistill.testing.cases import Shape, case
 from kdistill.testing.cases.norm_act_pool import forward_over_reverse
 from kdistill.testing.tolerance import assert_close_enough, to_float64
 
 # torch.func.jvp's own doing, the first time
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
+)
 CASE = case("norm_act_pool").tangents
 NAMES = ("out", "out_dot", "dx", "dx_dot", "dweight", "dweight_dot", "dbias", "dbias_dot")
 STATISTICS = ("mean", "rstd", "x_dot_mean", "x_dot_proj")
@@ -30,8 +37,8 @@ def oracle(x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot):
     """Forward-over-reverse of the reference by ``torch.func``, in the order of ``NAMES``."""
 
     def value_and_pull_back(x, weight, bias, grad):
-        out, pull_back = torch.func.vjp(lambda *a: reference.norm_act_pool(*a, 1e-5)[0], x, weight, bias)
-        return out, *pull_back(grad)
+        out, vjp = torch.func.vjp(lambda *a: reference.norm_act_pool(*a, 1e-5)[0], x, weight, bias)
+        return out, *vjp(grad)
 
     primal, tangent = torch.func.jvp(
         value_and_pull_back,
@@ -44,7 +51,9 @@ def oracle(x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot):
 def assert_agree(got, expected, tolerance):
     for name, a, b in zip(NAMES, got, expected, strict=True):
         assert a.shape == b.shape, name
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            a, b, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("shape", [*CASE.shapes, CASE.tiny], ids=str)
@@ -55,14 +64,19 @@ def test_the_reference_is_forward_over_reverse(shape):
 
 @pytest.mark.parametrize("shape", CASE.shapes, ids=str)
 def test_the_reference_is_the_derivative_of_its_own_value(shape):
-    # statistics included: the derivative of mean and rstd is what x_dot_mean and x_dot_proj stand for
-    x, x_dot, weight, weight_dot, bias, bias_dot, *_ = CASE.inputs(shape, seed=1, dtype=torch.float64)
+    # statistics included: the derivative of mean and rstd is what x_dot_mean and x_dot_proj stand
+    # for
+    x, x_dot, weight, weight_dot, bias, bias_dot, *_ = CASE.inputs(
+        shape, seed=1, dtype=torch.float64
+    )
     weight, weight_dot, bias, bias_dot = (rows(p) for p in (weight, weight_dot, bias, bias_dot))
     out, out_dot, mean, rstd, x_dot_mean, x_dot_proj = reference.norm_act_pool_tangent(
         x, x_dot, weight, weight_dot, bias, bias_dot, 1e-5
     )
     values, tangents = torch.func.jvp(
-        lambda *a: reference.norm_act_pool(*a, 1e-5), (x, weight, bias), (x_dot, weight_dot, bias_dot)
+        lambda *a: reference.norm_act_pool(*a, 1e-5),
+        (x, weight, bias),
+        (x_dot, weight_dot, bias_dot),
     )
     got = ((out, mean, rstd), (out_dot, x_dot_mean, -rstd.square() * x_dot_proj))
     for a, b in zip((t for pair in got for t in pair), (*values, *tangents), strict=True):
@@ -78,7 +92,9 @@ def test_matches_the_float64_reference(backend, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", CASE.shapes[1:], ids=str)  # not the first: a mean of six numbers cancels to rounding
+@pytest.mark.parametrize(
+    "shape", CASE.shapes[1:], ids=str
+)  # not the first: a mean of six numbers cancels to rounding
 @pytest.mark.parametrize("backend", runnable_backends())
 def test_statistics_match_the_float64_reference(backend, shape, dtype):
     inputs = CASE.inputs(shape, seed=3, dtype=dtype)[:6]
@@ -152,7 +168,10 @@ def test_each_group_of_images_has_its_own_row(backend):
     inputs = CASE.inputs(Shape(n=6, c=4, h=4, w=4, g=3), seed=6)
     with running_on(backend):
         together = CASE.op(*inputs)
-        alone = [CASE.op(*(t[2 * g : 2 * g + 2] if t.ndim == 4 else t[g] for t in inputs)) for g in range(3)]
+        alone = [
+            CASE.op(*(t[2 * g : 2 * g + 2] if t.ndim == 4 else t[g] for t in inputs))
+            for g in range(3)
+        ]
     for a, b in zip(together, zip(*alone, strict=True), strict=True):
         assert torch.equal(a, torch.cat(b))
 
@@ -167,16 +186,22 @@ def test_a_large_mean_of_the_direction_keeps_its_digits(backend):
 
 @pytest.mark.parametrize("backend", runnable_backends())
 def test_a_constant_channel_has_finite_derivatives(backend):
-    x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot = CASE.inputs(Shape(n=2, c=3, h=5, w=4, g=0), seed=8)
+    x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot = CASE.inputs(
+        Shape(n=2, c=3, h=5, w=4, g=0), seed=8
+    )
     x[:, 1], bias[1] = 700.3, 0.5
     with running_on(backend):
-        out, out_dot, _, _, x_dot_mean, x_dot_proj = norm_act_pool_tangent(x, x_dot, weight, weight_dot, bias, bias_dot)
+        out, out_dot, _, _, x_dot_mean, x_dot_proj = norm_act_pool_tangent(
+            x, x_dot, weight, weight_dot, bias, bias_dot
+        )
         found = CASE.op(x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot)
     assert all(torch.isfinite(t).all() for t in found)
     assert torch.equal(out[:, 1], torch.full((2, 2, 2), 0.5))
     assert not x_dot_proj[:, 1].any()
     centred = x_dot[:, 1, :4] - x_dot_mean[:, 1, None, None]
-    expected = torch.nn.functional.avg_pool2d(weight[1] * centred / math.sqrt(1e-5), 2) + bias_dot[1]
+    expected = (
+        torch.nn.functional.avg_pool2d(weight[1] * centred / math.sqrt(1e-5), 2) + bias_dot[1]
+    )
     torch.testing.assert_close(out_dot[:, 1], expected)
 
 

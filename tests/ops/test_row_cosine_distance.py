@@ -36,11 +36,15 @@ def test_any_shape_stride_and_alignment(g, r, n, gap, pad, masked):
     rows = CASE.inputs(Shape(r=r, n=n, gap=gap), seed=0)[2]
     wide = torch.randn(2, g, rows.numel + pad)
     mask = torch.ones(rows.numel + pad)[pad:] if masked else None
-    CASE.check((wide[0, :, pad:], wide[1, :, : rows.numel], rows, mask), Shape(g=g, r=r, n=n, gap=gap))
+    CASE.check(
+        (wide[0, :, pad:], wide[1, :, : rows.numel], rows, mask), Shape(g=g, r=r, n=n, gap=gap)
+    )
 
 
 @pytest.mark.parametrize("backend", runnable_backends())
-@pytest.mark.parametrize("shape", [Shape(r=7, n=31, gap=3), Shape(g=3, r=4, n=27, gap=1, mask="own")], ids=str)
+@pytest.mark.parametrize(
+    "shape", [Shape(r=7, n=31, gap=3), Shape(g=3, r=4, n=27, gap=1, mask="own")], ids=str
+)
 def test_the_gradient_is_that_of_autograd(backend, shape):
     syn, real, rows, mask = CASE.inputs(shape, seed=1, dtype=torch.float64)
     leaf = syn.clone().requires_grad_()
@@ -126,13 +130,23 @@ def test_nan_stays_nan(backend):
 
 def test_rows_of_tensors_are_output_units():
     rows = RowTable.of_shapes([(2, 3, 2, 2), (2,), (4, 5)])
-    assert rows.on(torch.device("cpu")).tolist() == [[0, 12], [12, 12], [26, 5], [31, 5], [36, 5], [41, 5]]
+    assert rows.on(torch.device("cpu")).tolist() == [
+        [0, 12],
+        [12, 12],
+        [26, 5],
+        [31, 5],
+        [36, 5],
+        [41, 5],
+    ]
     assert repr(rows) == "RowTable(6 rows in 46 elements)"
 
 
 @pytest.mark.parametrize("rows", [[(0, 0)], [(0, 4), (3, 2)], [(8, 3)], [(-1, 2)]], ids=str)
 def test_wrong_tables_are_named(rows):
-    with pytest.raises(ShapeError, match=r"^RowTable: expected rows \(offset, length\) that ascend within 10 elements"):
+    with pytest.raises(
+        ShapeError,
+        match=r"^RowTable: expected rows \(offset, length\) that ascend within 10 elements",
+    ):
         RowTable(rows, 10)
 
 
@@ -146,8 +160,14 @@ def test_wrong_tables_are_named(rows):
         ({1: torch.randn(2, 4)}, "flatten gradients into one vector per row of the group"),
         ({1: torch.randn(3, 4, dtype=torch.float64)}, r"convert with .to\(syn\)"),
         ({2: RowTable([(0, 4)], 5)}, r"expected syn and real \[5\] or \[G, 5\]"),
-        ({3: torch.ones(3)}, r"expected mask \[4\] or \[3, 4\], got \[3\]; pass one number, 0 or 1, per parameter"),
-        ({3: torch.ones(4, dtype=torch.bool)}, r"expected mask like syn \(torch.float32 on cpu\), got torch.bool"),
+        (
+            {3: torch.ones(3)},
+            r"expected mask \[4\] or \[3, 4\], got \[3\]; pass one number, 0 or 1, per parameter",
+        ),
+        (
+            {3: torch.ones(4, dtype=torch.bool)},
+            r"expected mask like syn \(torch.float32 on cpu\), got torch.bool",
+        ),
         ({4: 0.0}, r"expected eps above 0, got 0.0; leave it out for 1e-06"),
     ],
 )
@@ -161,4 +181,6 @@ def test_wrong_arguments_are_named(change, message):
 
 def test_a_graph_is_refused():
     with pytest.raises(NotDifferentiableError, match="expected inputs without requires_grad"):
-        ops.row_cosine_distance(torch.randn(4, requires_grad=True), torch.randn(4), RowTable([(0, 4)], 4))
+        ops.row_cosine_distance(
+            torch.randn(4, requires_grad=True), torch.randn(4), RowTable([(0, 4)], 4)
+        )

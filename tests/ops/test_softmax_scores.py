@@ -77,7 +77,9 @@ def test_a_soft_label_on_one_class_is_a_hard_one(backend):
     logits, labels = CASE.inputs(Shape(n=31, k=10), seed=3, dtype=torch.float64)
     soft = torch.full_like(logits, -800.0).scatter_(1, labels[:, None], 0.0)
     with running_on(backend):
-        for hard, same in zip(ops.softmax_scores(logits, labels), ops.softmax_scores(logits, soft), strict=True):
+        for hard, same in zip(
+            ops.softmax_scores(logits, labels), ops.softmax_scores(logits, soft), strict=True
+        ):
             torch.testing.assert_close(hard, same)
 
 
@@ -103,12 +105,28 @@ def test_one_thread_and_two_give_the_same_bits(soft):
             torch.zeros(3, dtype=torch.int64),
             r"expected float logits \[N, K\] with K >= 2, got torch.float32 \[3\]",
         ),
-        (torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64), "pass one row of class logits per sample"),
-        (torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64), r"expected labels int64 \[3\] \(hard\) or float \[3, 2\]"),
+        (
+            torch.zeros(3, 1),
+            torch.zeros(3, dtype=torch.int64),
+            "pass one row of class logits per sample",
+        ),
+        (
+            torch.zeros(3, 2),
+            torch.zeros(2, dtype=torch.int64),
+            r"expected labels int64 \[3\] \(hard\) or float \[3, 2\]",
+        ),
         (torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.float64), r"convert with .to\(logits\)"),
-        (torch.zeros(3, 2), torch.tensor([0, -1, 1]), "expected labels 0..1, got -1; use logits of as many classes as there are"),
+        (
+            torch.zeros(3, 2),
+            torch.tensor([0, -1, 1]),
+            "expected labels 0..1, got -1; use logits of as many classes as there are",
+        ),
         (torch.zeros(3, 2), torch.tensor([0, 2, 1]), "expected labels 0..1, got 2"),
-        (torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64, device="meta"), "where the logits are, got meta; move them"),
+        (
+            torch.zeros(3, 2),
+            torch.zeros(3, dtype=torch.int64, device="meta"),
+            "where the logits are, got meta; move them",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(logits, labels, message):

@@ -21,13 +21,18 @@ def test_matches_the_float64_reference(backend, shape, dtype):
         CASE.check(inputs, shape)
         out, dots = CASE.op(*inputs)
     # out has no sum behind it: three roundings at most, not the sqrt(P) of the dots
-    assert_close_enough(out, CASE.reference(*inputs)[0], CASE.reference(*to_float64(inputs))[0], 1.0)
+    assert_close_enough(
+        out, CASE.reference(*inputs)[0], CASE.reference(*to_float64(inputs))[0], 1.0
+    )
     assert dots.dtype == torch.float64
 
 
 @given(g=st.integers(0, 4), p=st.integers(0, 300), pad=st.integers(1, 3), steps=st.booleans())
 def test_any_shape_stride_and_alignment(g, p, pad, steps):
-    y, x = torch.randn(g, p + pad)[:, pad:], torch.randn(g, p + pad)[:, :p]  # strided; y misaligned as well
+    y, x = (
+        torch.randn(g, p + pad)[:, pad:],
+        torch.randn(g, p + pad)[:, :p],
+    )  # strided; y misaligned as well
     step = torch.randn(1).expand(g) if steps else torch.randn(())
     CASE.check((y, x, step), Shape(g=g, p=p))
 
@@ -57,7 +62,9 @@ def test_out_may_be_an_input(backend, place, shape):
     y, x, step = CASE.inputs(shape, seed=4)
     with running_on(backend):
         expected = ops.step_with_dots(y, x, step)
-        got = ops.step_with_dots(y, x, step, out=y if place == "y" else x)  # the dots are those of before
+        got = ops.step_with_dots(
+            y, x, step, out=y if place == "y" else x
+        )  # the dots are those of before
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
@@ -115,21 +122,32 @@ def test_an_output_of_many_pages():
         ({"y": torch.ones(3, 4, dtype=torch.int64)}, "of a floating dtype, got torch.int64"),
         ({"x": torch.randn(3, 4, dtype=torch.float64)}, r"convert with .to\(y\)"),
         ({"step": torch.tensor(0.1, dtype=torch.float64)}, r"expected step like y \(torch.float32"),
-        ({"step": torch.randn(4)}, r"expected step \[\] or \[3\], got \[4\]; pass one number, or one per row"),
+        (
+            {"step": torch.randn(4)},
+            r"expected step \[\] or \[3\], got \[4\]; pass one number, or one per row",
+        ),
         ({"out": torch.empty(4)}, "pass a row of a buffer"),
         ({"out": torch.empty(4, 3).T}, r"contiguous, got \[3, 4\] with strides \(1, 3\)"),
         ({"out": torch.empty(3, 4, dtype=torch.float64)}, "expected out like y"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
-    arguments = {"y": torch.randn(3, 4), "x": torch.randn(3, 4), "step": torch.tensor(0.1), "out": None} | change
+    arguments = {
+        "y": torch.randn(3, 4),
+        "x": torch.randn(3, 4),
+        "step": torch.tensor(0.1),
+        "out": None,
+    } | change
     with pytest.raises(ShapeError, match=message):
         ops.step_with_dots(**arguments)
 
 
 def test_overlapping_memory_is_refused():
     buffer = torch.zeros(12)
-    with pytest.raises(ShapeError, match="expected out to be x itself or apart from it, got memory that begins 4 bytes"):
+    with pytest.raises(
+        ShapeError,
+        match="expected out to be x itself or apart from it, got memory that begins 4 bytes",
+    ):
         ops.step_with_dots(torch.zeros(8), buffer[1:9], torch.tensor(0.1), out=buffer[:8])
 
 

@@ -39,16 +39,34 @@ def check_registration(shape):
     x, weight, styles, bias, noise, taps = CASE.inputs(shape, seed=1)
     numbers = (0.2, 1.4, 2.5)
     for keep, drawn in ((False, None), (True, noise)):
-        torch.library.opcheck(torch.ops.kdistill.styled_conv.default, (x, weight, styles, bias, drawn, taps, *numbers, keep))
-    out, y, scale = torch.ops.kdistill.styled_conv(x, weight, styles, bias, noise, taps, *numbers, True)
+        torch.library.opcheck(
+            torch.ops.kdistill.styled_conv.default,
+            (x, weight, styles, bias, drawn, taps, *numbers, keep),
+        )
+    out, y, scale = torch.ops.kdistill.styled_conv(
+        x, weight, styles, bias, noise, taps, *numbers, True
+    )
     for rows, wants_weight in ((0, False), (noise.shape[0], True)):
-        given_grads = (torch.randn_like(out), out, y, scale, x, weight, styles, taps, *numbers, rows, wants_weight)
+        given_grads = (
+            torch.randn_like(out),
+            out,
+            y,
+            scale,
+            x,
+            weight,
+            styles,
+            taps,
+            *numbers,
+            rows,
+            wants_weight,
+        )
         torch.library.opcheck(torch.ops.kdistill.styled_conv_bwd.default, given_grads)
 
 
 @given(
     n=st.integers(0, 3), shared=st.booleans(), fir=st.integers(0, 1), c=st.integers(5, 40), k=st.integers(1, 40),
-    h=st.integers(1, 9), w=st.integers(1, 18),  # of fewer channels the gradient of styles is a small rest of large terms
+    # of fewer channels the gradient of styles is a small rest of large terms
+    h=st.integers(1, 9), w=st.integers(1, 18),
     layout=st.sampled_from(["channels_last", "contiguous", "strided", "misaligned"]),
 )  # fmt: skip
 def test_any_shape_stride_and_alignment(n, shared, fir, c, k, h, w, layout):
@@ -88,10 +106,10 @@ def test_gradients_of_first_and_second_order(backend, tiny):
 def test_the_pullback_of_torch_func(backend, tiny):
     x, *others = CASE.inputs(tiny, seed=4, dtype=torch.float64)
     with running_on(backend):
-        out, pullback = torch.func.vjp(lambda x: CASE.op(x, *others), x)
+        out, vjp = torch.func.vjp(lambda x: CASE.op(x, *others), x)
         leaf = x.clone().requires_grad_()
         known = torch.autograd.grad(CASE.op(leaf, *others).sum(), leaf)[0]
-        torch.testing.assert_close(pullback(torch.ones_like(out))[0], known)
+        torch.testing.assert_close(vjp(torch.ones_like(out))[0], known)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -100,7 +118,9 @@ def test_the_derivative_at_the_clamp_is_0_in_both_orders(backend):
     with running_on(backend):
         out = ops.styled_conv(x, torch.ones(5, 3, 3, 3), torch.ones(2, 3), bias, clamp=2.0)
         for create_graph in (False, True):
-            assert not torch.autograd.grad(out.sum(), bias, retain_graph=True, create_graph=create_graph)[0].any()
+            assert not torch.autograd.grad(
+                out.sum(), bias, retain_graph=True, create_graph=create_graph
+            )[0].any()
 
 
 @pytest.mark.parametrize("tiny", TINY, ids=str)
@@ -116,7 +136,9 @@ def test_inputs_that_are_made_of_others_count_once(backend, tiny):
     known_second = torch.autograd.grad(sum(g.square().sum() for g in known), leaves)
     with running_on(backend):
         first = torch.autograd.grad(layer(CASE.op, *leaves).square().sum(), leaves)
-        found = torch.autograd.grad(layer(CASE.op, *leaves).square().sum(), leaves, create_graph=True)
+        found = torch.autograd.grad(
+            layer(CASE.op, *leaves).square().sum(), leaves, create_graph=True
+        )
         second = torch.autograd.grad(sum(g.square().sum() for g in found), leaves)
     for a, b in zip((*first, *found, *second), (*known, *known, *known_second), strict=True):
         torch.testing.assert_close(a, b)
@@ -169,7 +191,10 @@ def test_results_do_not_depend_on_threads_and_repeat_bit_by_bit(filters, monkeyp
     monkeypatch.setattr("kdistill.backends.cpu.winograd_conv._FILTERS", filters)
     before = torch.get_num_threads()
     try:
-        sizes = ({"n": 3, "m": 1, "c": 70, "k": 130, "h": 18, "w": 20}, {"n": 2, "m": 2, "c": 16, "k": 64, "h": 32, "w": 32})
+        sizes = (
+            {"n": 3, "m": 1, "c": 70, "k": 130, "h": 18, "w": 20},
+            {"n": 2, "m": 2, "c": 16, "k": 64, "h": 32, "w": 32},
+        )
         for shape in (Shape(**size, fir=fir) for size in sizes for fir in (0, 1)):
             inputs, results = CASE.inputs(shape, seed=8), []
             for threads in (1, 2, 5, 2):
@@ -185,7 +210,9 @@ def test_results_do_not_depend_on_threads_and_repeat_bit_by_bit(filters, monkeyp
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("shape", CASE.shapes, ids=str)
 def test_panel_after_panel(shape, isa, monkeypatch):
-    monkeypatch.setattr("kdistill.backends.cpu.winograd_conv._FILTERS", 0)  # as layers with many filters go
+    monkeypatch.setattr(
+        "kdistill.backends.cpu.winograd_conv._FILTERS", 0
+    )  # as layers with many filters go
     monkeypatch.setattr("kdistill.backends.cpu.winograd_conv._MOST_TILES_OF_A_PANEL", 5)
     with instruction_set(isa), running_on("cpu"):
         CASE.check(CASE.inputs(shape, seed=10), shape)
@@ -205,16 +232,32 @@ def test_outputs_are_channels_last_and_inputs_are_not_touched():
     [
         ({"x": torch.randn(2, 3, 5)}, ShapeError, "expected x .N, C, H, W."),
         ({"weight": torch.randn(4, 3, 1, 1)}, ShapeError, "conv2d for other kernels"),
-        ({"weight": torch.randn(4, 2, 3, 3)}, ShapeError, r"weight .K, C, 3, 3., got \[2, 3, 5, 5\] and \[4, 2, 3, 3\]"),
+        (
+            {"weight": torch.randn(4, 2, 3, 3)},
+            ShapeError,
+            r"weight .K, C, 3, 3., got \[2, 3, 5, 5\] and \[4, 2, 3, 3\]",
+        ),
         ({"x": torch.randn(2, 3, 0, 5)}, ShapeError, "channels, rows and columns"),
         ({"x": torch.ones(2, 3, 5, 5, dtype=torch.int64)}, ShapeError, "expected floats"),
-        ({"styles": torch.randn(3)}, ShapeError, r"expected styles \[2, 3\] and bias \[4\], got \[3\] and \[4\]; expand them"),
+        (
+            {"styles": torch.randn(3)},
+            ShapeError,
+            r"expected styles \[2, 3\] and bias \[4\], got \[3\] and \[4\]; expand them",
+        ),
         ({"bias": torch.randn(3)}, ShapeError, "expand them"),
         ({"noise": torch.randn(1, 4, 4)}, ShapeError, r"expected noise \[1, 5, 5\] or \[2, 5, 5\]"),
         ({"noise": torch.randn(3, 5, 5)}, ShapeError, "draw it for this map"),
-        ({"noise": torch.randn(1, 5, 5), "taps": torch.ones(4)}, ShapeError, r"expected noise \[1, 10, 10\]"),
+        (
+            {"noise": torch.randn(1, 5, 5), "taps": torch.ones(4)},
+            ShapeError,
+            r"expected noise \[1, 10, 10\]",
+        ),
         ({"taps": torch.ones(4, 4)}, ShapeError, r"expected taps \[4\], got \[4, 4\]"),
-        ({"taps": torch.ones(4, requires_grad=True)}, NotDifferentiableError, r"pass taps.detach\(\)"),
+        (
+            {"taps": torch.ones(4, requires_grad=True)},
+            NotDifferentiableError,
+            r"pass taps.detach\(\)",
+        ),
         ({"styles": torch.randn(2, 3, dtype=torch.float64)}, ShapeError, r"convert with .to\(x\)"),
         ({"slope": 1.1}, ConfigError, "slope in 0 to 1"),
         ({"gain": 0.0}, ConfigError, "gain > 0"),
@@ -222,7 +265,11 @@ def test_outputs_are_channels_last_and_inputs_are_not_touched():
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):
-    tensors = {"x": torch.randn(2, 3, 5, 5), "weight": torch.randn(4, 3, 3, 3), "styles": torch.randn(2, 3)}
+    tensors = {
+        "x": torch.randn(2, 3, 5, 5),
+        "weight": torch.randn(4, 3, 3, 3),
+        "styles": torch.randn(2, 3),
+    }
     arguments = {**tensors, "bias": torch.randn(4), "noise": None, **change}
     with pytest.raises(error, match=message):
         ops.styled_conv(**arguments)

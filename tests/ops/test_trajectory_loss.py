@@ -33,7 +33,9 @@ def test_any_shape_stride_and_alignment(g, p, pad, masked):
 
 
 @pytest.mark.parametrize("backend", runnable_backends())
-@pytest.mark.parametrize("shape", [Shape(p=127, mask="shared"), Shape(g=3, p=1021, mask="own")], ids=str)
+@pytest.mark.parametrize(
+    "shape", [Shape(p=127, mask="shared"), Shape(g=3, p=1021, mask="own")], ids=str
+)
 def test_the_gradient_is_that_of_autograd(backend, shape):
     final, target, start, mask = CASE.inputs(shape, seed=1, dtype=torch.float64)
     leaf = final.clone().requires_grad_()
@@ -139,8 +141,14 @@ def test_a_student_that_diverged_is_not_an_error_of_the_snapshots(backend):
         ({1: torch.randn(3, 5)}, "flatten parameters into one vector per row"),
         ({2: torch.randn(4)}, r"got torch.float32 \[3, 4\], \[3, 4\] and \[4\]"),
         ({2: torch.randn(3, 4, dtype=torch.float64)}, r"convert with .to\(final\)"),
-        ({3: torch.ones(3)}, r"expected mask \[4\] or \[3, 4\], got \[3\]; pass one number, 0 or 1, per parameter"),
-        ({3: torch.ones(4, dtype=torch.bool)}, r"expected mask like final \(torch.float32 on cpu\), got torch.bool"),
+        (
+            {3: torch.ones(3)},
+            r"expected mask \[4\] or \[3, 4\], got \[3\]; pass one number, 0 or 1, per parameter",
+        ),
+        (
+            {3: torch.ones(4, dtype=torch.bool)},
+            r"expected mask like final \(torch.float32 on cpu\), got torch.bool",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

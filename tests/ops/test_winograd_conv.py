@@ -8,13 +8,20 @@ from hypothesis import strategies as st
 
 from kdistill import _native, ops
 from kdistill.errors import NotDifferentiableError, ShapeError
-from kdistill.ops.winograd_conv import winograd_conv_input_grad, winograd_conv_output, winograd_conv_weight_grad
+from kdistill.ops.winograd_conv import (
+    winograd_conv_input_grad,
+    winograd_conv_output,
+    winograd_conv_weight_grad,
+)
 from kdistill.testing.backends import instruction_set, isas, running_on
 from kdistill.testing.cases import Shape, case
 from kdistill.testing.tolerance import error
 
 CASE = case("winograd_conv")
-BACKENDS = ["reference", *(["cpu"] if _native.why_missing("_cpu") is None else [])]  # CUDA has cuDNN: see the note
+BACKENDS = [
+    "reference",
+    *(["cpu"] if _native.why_missing("_cpu") is None else []),
+]  # CUDA has cuDNN: see the note
 
 
 def randn(*shape, seed=0):
@@ -26,7 +33,10 @@ def two_convolutions(shape):
     """Return inputs, weights and gradients of two convolutions of one shape."""
     h, w = shape.h + 2 * shape.p - 2, shape.w + 2 * shape.p - 2
     sizes = (shape.n, shape.c, shape.h, shape.w), (shape.k, shape.c, 3, 3), (shape.n, shape.k, h, w)
-    return [[randn(*size, seed=10 * i + j).contiguous() for j in range(2)] for i, size in enumerate(sizes)]
+    return [
+        [randn(*size, seed=10 * i + j).contiguous() for j in range(2)]
+        for i, size in enumerate(sizes)
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -85,7 +95,10 @@ def test_any_shape_stride_and_alignment(n, c, k, h, w, p, layout):
     if layout == "contiguous":
         x = x.contiguous()
     elif layout == "strided":
-        x, weight = torch.stack([x, x], -1)[..., 0], weight.transpose(0, 1).contiguous().transpose(0, 1)
+        x, weight = (
+            torch.stack([x, x], -1)[..., 0],
+            weight.transpose(0, 1).contiguous().transpose(0, 1),
+        )
     elif layout == "misaligned":
         x = torch.zeros(x.numel() + 1)[1:].reshape(n, h, w, c).permute(0, 3, 1, 2).copy_(x)
     CASE.check((x, weight, p), shape)
@@ -97,7 +110,10 @@ def test_the_error_stays_within_the_stated_multiple_of_the_plain_sum():
     x, weight, padding = CASE.inputs(shape, seed=3)
     truth = F.conv2d(x.double(), weight.double(), padding=padding)
     ours, plain = ops.winograd_conv(x, weight, padding), F.conv2d(x, weight, padding=padding)
-    rms = [float((y.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt()) for y in (ours, plain)]
+    rms = [
+        float((y.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt())
+        for y in (ours, plain)
+    ]
     assert rms[0] < 3e-6  # NUMERICS.md
     assert error(ours, truth) < 16 * error(plain, truth)
 
@@ -106,7 +122,9 @@ def test_the_error_stays_within_the_stated_multiple_of_the_plain_sum():
 @pytest.mark.parametrize(
     "shape",
     [
-        Shape(n=5, c=24, k=70, h=20, w=12, p=1),  # few filters: the weight gradient by parts of the tiles
+        Shape(
+            n=5, c=24, k=70, h=20, w=12, p=1
+        ),  # few filters: the weight gradient by parts of the tiles
         Shape(n=2, c=70, k=130, h=9, w=13, p=1),  # many: by parts of the channels
         Shape(n=1, c=70, k=130, h=3, w=4, p=2),
     ],
@@ -122,20 +140,29 @@ def test_threads_do_not_change_a_bit(shape, filters, monkeypatch):
             torch.set_num_threads(threads)
             y = winograd_conv_output((x, weight), (x1, weight1), padding=shape.p)
             dx = winograd_conv_input_grad((grad, weight), padding=shape.p)
-            results.append((y, dx, winograd_conv_weight_grad((x, grad), (x1, grad1), padding=shape.p)))
+            results.append(
+                (y, dx, winograd_conv_weight_grad((x, grad), (x1, grad1), padding=shape.p))
+            )
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     (x, x1), _, (grad, grad1) = exact
-    known = sum(torch.nn.grad.conv2d_weight(a, weight.shape, b, padding=shape.p) for a, b in ((x, grad), (x1, grad1)))
-    torch.testing.assert_close(results[0][2].double(), known, rtol=1e-4, atol=1e-4 * float(known.abs().max()))
+    known = sum(
+        torch.nn.grad.conv2d_weight(a, weight.shape, b, padding=shape.p)
+        for a, b in ((x, grad), (x1, grad1))
+    )
+    torch.testing.assert_close(
+        results[0][2].double(), known, rtol=1e-4, atol=1e-4 * float(known.abs().max())
+    )
 
 
 def test_a_default_device_of_torch_changes_nothing(monkeypatch):
     x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)
     wanted = ops.winograd_conv(x, weight)
-    monkeypatch.setattr("kdistill.backends.cpu._of_thread", threading.local())  # no scratch memory yet
+    monkeypatch.setattr(
+        "kdistill.backends.cpu._of_thread", threading.local()
+    )  # no scratch memory yet
     with torch.device("meta"):
         assert torch.equal(ops.winograd_conv(x, weight), wanted)
 

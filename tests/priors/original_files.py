@@ -1,8 +1,8 @@
 """Test-only: tiny networks, and files of them in the layout that the original repositories write.
 
-The layout is documented in kdistill/priors/network_files; the classes that pickle would name (``torch_utils.persistence`` and
-others) are made up here for the moment of writing, so that the standard pickler writes their names.
-"""
+The layout is documented in kdistill/priors/network_files; the classes that pickle would name
+(``torch_utils.persistence`` and others) are made up here for the moment of writing, so that the
+standard pickler writes their names."""
 
 import io
 import pickle
@@ -26,7 +26,8 @@ from kdistill.priors.stylegan import (
     new_stylegan2,
 )
 
-# name, size in, size out, channels in, channels out, up, down, kernel, is_torgb: a StyleGAN-XL of 16 px whose numbering skips
+# name, size in, size out, channels in, channels out, up, down, kernel, is_torgb: a StyleGAN-XL of
+# 16 px whose numbering skips
 XL_LAYERS = (
     ("L0_20_6", 20, 20, 6, 6, 2, 2, 3, False),
     ("L7_28_6", 20, 28, 6, 5, 4, 2, 3, False),
@@ -34,7 +35,17 @@ XL_LAYERS = (
     ("L10_16_4", 28, 16, 5, 4, 2, 2, 3, False),
     ("L11_16_3", 16, 16, 4, 3, 1, 1, 1, True),
 )
-BUFFERS = {"w_avg", "magnitude_ema", "up_filter", "down_filter", "resample_filter", "noise_const", "transform", "freqs", "phases"}
+BUFFERS = {
+    "w_avg",
+    "magnitude_ema",
+    "up_filter",
+    "down_filter",
+    "resample_filter",
+    "noise_const",
+    "transform",
+    "freqs",
+    "phases",
+}
 ARCHITECTURE, MULTIPLIER = "skip", 0.01  # what the files say; a test may lie
 
 
@@ -42,15 +53,30 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def tiny_stylegan2(classes: int = 3, size: int = 16, channels: int = 3, **options: Any) -> StyleGAN2:
+def tiny_stylegan2(
+    classes: int = 3, size: int = 16, channels: int = 3, **options: Any
+) -> StyleGAN2:
     """Return a StyleGAN2 with noise switched on and a clamp."""
-    given = {"z_dim": 5, "w_dim": 6, "channel_base": 64, "channel_max": 8, "clamp": 256.0, **options}
-    generator = new_stylegan2(size=size, channels=channels, classes=classes, generator=rng(), **given)
+    given = {
+        "z_dim": 5,
+        "w_dim": 6,
+        "channel_base": 64,
+        "channel_max": 8,
+        "clamp": 256.0,
+        **options,
+    }
+    generator = new_stylegan2(
+        size=size, channels=channels, classes=classes, generator=rng(), **given
+    )
     random = rng(1)
     changed = {
-        n: torch.randn(x.shape, generator=random) for n, x in generator.tensors.items() if n.endswith(("bias", "strength"))
+        n: torch.randn(x.shape, generator=random)
+        for n, x in generator.tensors.items()
+        if n.endswith(("bias", "strength"))
     }
-    return generator.with_tensors({name: 0.2 * x + (1.0 if "affine" in name else 0.0) for name, x in changed.items()})
+    return generator.with_tensors(
+        {name: 0.2 * x + (1.0 if "affine" in name else 0.0) for name, x in changed.items()}
+    )
 
 
 def tiny_stylegan3(classes: int = 3, table: bool = False, radial: bool = False) -> StyleGAN3:
@@ -102,7 +128,11 @@ def tiny_stylegan3(classes: int = 3, table: bool = False, radial: bool = False) 
         total = (size_out - 1) * down + 1 - (size_in + kernel - 1) * up + sum(lengths) - 2
         low = (total + up) // 2
         padding = (low, total - low, low, total - low)
-        layers.append(LayerConfig(name=name, is_torgb=is_torgb, up=up, down=down, padding=padding, clamp=256.0))
+        layers.append(
+            LayerConfig(
+                name=name, is_torgb=is_torgb, up=up, down=down, padding=padding, clamp=256.0
+            )
+        )
     embedding = "none" if not classes else "table" if table else "linear"
     mapping = MappingConfig(z_dim=5, w_dim=6, classes=classes, num_layers=2, embedding=embedding)
     source = InputConfig(size=(20, 20), sampling_rate=16.0, bandwidth=2.0)
@@ -138,16 +168,27 @@ def _module(path: str, tree: dict[str, Any], generator: Generator) -> Any:
         table.weight = torch.nn.Parameter(tree["weight"].clone())
         return table
     own = {name: x for name, x in tree.items() if isinstance(x, torch.Tensor)}
-    children = {name: _module(f"{path}.{name}".strip("."), x, generator) for name, x in tree.items() if isinstance(x, dict)}
+    children = {
+        name: _module(f"{path}.{name}".strip("."), x, generator)
+        for name, x in tree.items()
+        if isinstance(x, dict)
+    }
     state: dict[str, Any] = {
         **({"bias_gain": MULTIPLIER} if path.startswith("mapping.fc") else {}),
         "training": False,
-        "_parameters": {name: torch.nn.Parameter(x.clone()) for name, x in own.items() if name not in BUFFERS},
+        "_parameters": {
+            name: torch.nn.Parameter(x.clone()) for name, x in own.items() if name not in BUFFERS
+        },
         "_buffers": {name: x.clone() for name, x in own.items() if name in BUFFERS},
         "_non_persistent_buffers_set": set(),
         "_modules": children,
     }
-    top = {"z_dim": mapping.z_dim, "c_dim": mapping.classes, "w_dim": mapping.w_dim, "num_ws": generator.num_ws}
+    top = {
+        "z_dim": mapping.z_dim,
+        "c_dim": mapping.classes,
+        "w_dim": mapping.w_dim,
+        "num_ws": generator.num_ws,
+    }
     size = {"img_resolution": generator.size, "img_channels": generator.channels}
     if path == "":
         return Persistent("Generator", {**state, **top, **size})
@@ -156,17 +197,29 @@ def _module(path: str, tree: dict[str, Any], generator: Generator) -> Any:
     return Persistent("SynthesisPart", {**state, **_attributes(path, generator, config, size)})
 
 
-def _attributes(path: str, generator: Generator, config: Any, size: dict[str, int]) -> dict[str, Any]:
+def _attributes(
+    path: str, generator: Generator, config: Any, size: dict[str, int]
+) -> dict[str, Any]:
     if isinstance(generator, StyleGAN2):
         if path.count(".") == 1:
             return {"architecture": ARCHITECTURE, "use_fp16": False}
         return {"conv_clamp": config.clamp}
     layers = {f"synthesis.{layer.name}": layer for layer in config.layers}
     if path == "synthesis":
-        return {"layer_names": [*generator.layer_names], "output_scale": config.output_scale, "margin_size": 10, **size}
+        return {
+            "layer_names": [*generator.layer_names],
+            "output_scale": config.output_scale,
+            "margin_size": 10,
+            **size,
+        }
     if path == "synthesis.input":
         rate, bandwidth = np.float64(config.input.sampling_rate), np.float64(config.input.bandwidth)
-        return {"size": np.array(config.input.size), "sampling_rate": rate, "bandwidth": bandwidth, "channels": 6}
+        return {
+            "size": np.array(config.input.size),
+            "sampling_rate": rate,
+            "bandwidth": bandwidth,
+            "channels": 6,
+        }
     if path in layers:
         layer = layers[path]
         return {
@@ -211,7 +264,15 @@ CREATE_ARRAY = "dill._dill._create_array"
 LOAD_TYPE = "dill._dill._load_type"
 
 
-def write(path: Path, generator: Generator, *, dill: bool = False, cuda: bool = False, protocol: int = 4, **beside: Any) -> Path:
+def write(
+    path: Path,
+    generator: Generator,
+    *,
+    dill: bool = False,
+    cuda: bool = False,
+    protocol: int = 4,
+    **beside: Any,
+) -> Path:
     """Write a network file.
 
     Args:
@@ -227,7 +288,12 @@ def write(path: Path, generator: Generator, *, dill: bool = False, cuda: bool = 
         class Pickler(pickle.Pickler):
             def reducer_override(self, x: Any) -> Any:
                 if isinstance(x, Persistent):
-                    meta = {"type": "class", "version": 6, "module_src": "raise SystemExit('run')", "class_name": x.class_name}
+                    meta = {
+                        "type": "class",
+                        "version": 6,
+                        "module_src": "raise SystemExit('run')",
+                        "class_name": x.class_name,
+                    }
                     return made[PERSISTENT], ({**meta, "state": x.state},)
                 if isinstance(x, np.ndarray) and dill:
                     function, arguments, state = x.__reduce__()
@@ -238,11 +304,19 @@ def write(path: Path, generator: Generator, *, dill: bool = False, cuda: bool = 
                     return x.function, x.arguments
                 if isinstance(x, torch.storage.TypedStorage) and cuda:
                     function, (raw,) = x.__reduce__()
-                    return function, (raw.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"),)
+                    return function, (
+                        raw.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"),
+                    )
                 return NotImplemented
 
         stream = io.BytesIO()
-        top = {"G": None, "D": None, "G_ema": layout(generator), "training_set_kwargs": {"path": "x.zip"}, **beside}
+        top = {
+            "G": None,
+            "D": None,
+            "G_ema": layout(generator),
+            "training_set_kwargs": {"path": "x.zip"},
+            **beside,
+        }
         Pickler(stream, protocol).dump(top)
     path.write_bytes(stream.getvalue())
     return path

@@ -30,7 +30,13 @@ SMALL = {
 }
 MTT = {
     "objective": "mtt",
-    "settings": {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 1, "num_experts": 1, "batch_syn": None},
+    "settings": {
+        "syn_steps": 2,
+        "expert_epochs": 1,
+        "max_start_epoch": 1,
+        "num_experts": 1,
+        "batch_syn": None,
+    },
     "lr_f": 100.0,
     "lr_w": 1.0,
 }
@@ -45,7 +51,9 @@ def digits():
 @pytest.fixture(scope="module")
 def prior(tmp_path_factory):
     """A folder with an untrained generator of 8x8 grey images of ten classes."""
-    generator = new_stylegan2(size=8, channels=1, classes=10, generator=rng(), z_dim=8, w_dim=8, channel_max=8)
+    generator = new_stylegan2(
+        size=8, channels=1, classes=10, generator=rng(), z_dim=8, w_dim=8, channel_max=8
+    )
     return str(save_generator(generator, tmp_path_factory.mktemp("prior")))
 
 
@@ -55,7 +63,13 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 def run(digits, folder, ipc=1, given=None, **options):
-    return kdistill.distill(digits, method="glad", ipc=ipc, options={**SMALL, "prior": folder, **options}, **(given or {}))
+    return kdistill.distill(
+        digits,
+        method="glad",
+        ipc=ipc,
+        options={**SMALL, "prior": folder, **options},
+        **(given or {}),
+    )
 
 
 def test_the_loss_of_dm_falls(digits, prior):
@@ -68,7 +82,16 @@ def test_the_loss_of_dm_falls(digits, prior):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"layer": None}, {"learn_g": True}, {"rand_f": True}, MTT, {**MTT, "objective": "ftd"}, DC]
+    "options",
+    [
+        {},
+        {"layer": None},
+        {"learn_g": True},
+        {"rand_f": True},
+        MTT,
+        {**MTT, "objective": "ftd"},
+        DC,
+    ],
 )
 def test_every_form_runs_and_moves(digits, prior, options):
     before, after = (run(digits, prior, iterations=n, **options).images for n in (0, 3))
@@ -76,22 +99,31 @@ def test_every_form_runs_and_moves(digits, prior, options):
     assert not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("options", [{"lr_f": None, "lr_w": 0.0}, {"lr_f": 0.0, "lr_w": None}, {"layer": None, "lr_w": None}])
+@pytest.mark.parametrize(
+    "options",
+    [{"lr_f": None, "lr_w": 0.0}, {"lr_f": 0.0, "lr_w": None}, {"layer": None, "lr_w": None}],
+)
 @pytest.mark.parametrize("objective", [{}, {**DC, "strategy": "none"}], ids=["dm", "dsa"])
 def test_the_first_step_moves_the_images_by_the_same_share(digits, prior, options, objective):
     given = {"strategy": "none", **objective, **options}
     before, after = (run(digits, prior, iterations=n, **given) for n in (0, 1))
     first, then = (small.transform.apply(small.images) for small in (before, after))
     share = 0.01 if objective else 0.03
-    assert 0.4 * share < float((then - first).norm() / first.norm()) < 3.0 * share  # the mean of three draws, here the first
+    assert (
+        0.4 * share < float((then - first).norm() / first.norm()) < 3.0 * share
+    )  # the mean of three draws, here the first
     rates = after.metrics["distillation"]["learning_rates"]
     named = {"lr_w": rates["ws"], "lr_f": rates.get("f", 0.0)}
     assert torch.equal(
-        run(digits, prior, iterations=3, **{**given, **named}).images, run(digits, prior, iterations=3, **given).images
+        run(digits, prior, iterations=3, **{**given, **named}).images,
+        run(digits, prior, iterations=3, **given).images,
     )
 
 
-@pytest.mark.parametrize(("factor", "message"), [(0.0, "got zeros in 3"), (float("nan"), "expected finite gradients in f")])
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [(0.0, "got zeros in 3"), (float("nan"), "expected finite gradients in f")],
+)
 def test_without_gradients_a_step_size_has_to_be_named(digits, prior, monkeypatch, factor, message):
     match = dm.distribution_match
 
@@ -106,18 +138,32 @@ def test_without_gradients_a_step_size_has_to_be_named(digits, prior, monkeypatc
 
 @pytest.mark.parametrize("name", ["glad", "hglad"])
 def test_published_presets_hold_the_published_values_of_the_objectives(name):
-    published = {preset: resolve(name, preset, {"prior": "x"}) for preset in methods.get(name).presets if preset != "fast"}
+    published = {
+        preset: resolve(name, preset, {"prior": "x"})
+        for preset in methods.get(name).presets
+        if preset != "fast"
+    }
     for config in published.values():
         _, base = config.base()
-        if config.objective == "dc":  # T_o = 1, not the ten steps of the pixel method at 10 per class
+        if (
+            config.objective == "dc"
+        ):  # T_o = 1, not the ten steps of the pixel method at 10 per class
             assert base.loops(10) == (1, 1)
         if config.objective == "mtt":
-            assert (base.lr_init, base.lr_lr, base.syn_steps, base.expert_epochs, base.grad_mode) == (0.01, 1e-6, 20, 3, "tesla")
+            assert (
+                base.lr_init,
+                base.lr_lr,
+                base.syn_steps,
+                base.expert_epochs,
+                base.grad_mode,
+            ) == (0.01, 1e-6, 20, 3, "tesla")
     assert {"dm", "dc", "mtt"} == {config.objective for config in published.values()}
 
 
 def test_latents_without_influence_stay(digits, prior):
-    small = run(digits, prior, iterations=1, layer=3, lr_f=None, lr_w=None)  # the last layer is behind all of W+
+    small = run(
+        digits, prior, iterations=1, layer=3, lr_f=None, lr_w=None
+    )  # the last layer is behind all of W+
     rates = small.metrics["distillation"]["learning_rates"]
     assert rates["ws"] == 0.0 < rates["f"]
 
@@ -147,7 +193,9 @@ def test_a_resumed_run_has_the_same_bits(digits, prior, tmp_path, options):
 
 def test_a_run_cannot_be_resumed_with_another_generator(digits, prior, tmp_path):
     changed = load_generator(prior)
-    changed = changed.with_tensors({"synthesis.b4.const": changed.tensors["synthesis.b4.const"] + 1})
+    changed = changed.with_tensors(
+        {"synthesis.b4.const": changed.tensors["synthesis.b4.const"] + 1}
+    )
     other = save_generator(load_generator(prior), tmp_path / "prior")
 
     def stop(progress):
@@ -161,15 +209,24 @@ def test_a_run_cannot_be_resumed_with_another_generator(digits, prior, tmp_path)
 
 
 def test_latents_that_blow_up_are_named_and_the_last_good_state_is_kept(digits, prior, tmp_path):
-    with pytest.raises(NonFiniteError, match=r"lower lr_f or lr_w \(now ws 0.01, f 1e\+38\); iteration 0 is saved in"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"lower lr_f or lr_w \(now ws 0.01, f 1e\+38\); iteration 0 is saved in",
+    ):
         run(digits, prior, lr_f=1e38, lr_w=0.01, given={"out": tmp_path})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prior": ""}, "expected the folder of a generator, got none; make one with kdistill prior train"),
-        ({"layer": 9}, "expected 0 to 3, .* got 9; layers: 0 input, 1 b4.conv1, 2 b8.conv0, 3 b8.conv1"),
+        (
+            {"prior": ""},
+            "expected the folder of a generator, got none; make one with kdistill prior train",
+        ),
+        (
+            {"layer": 9},
+            "expected 0 to 3, .* got 9; layers: 0 input, 1 b4.conv1, 2 b8.conv0, 3 b8.conv1",
+        ),
         ({"objective": "glad"}, "expected a method on pixels"),
         ({"objective": "dmm"}, "did you mean 'dm'"),
         ({"objective_preset": "slow"}, "expected one of dm's, got 'slow'"),
@@ -202,9 +259,18 @@ def test_a_generator_of_other_images_is_mapped(digits, tmp_path):
 
 
 def test_the_peak_of_a_step_is_that_of_the_objective_or_of_one_chunk(tmp_path):
-    data = kdistill.load_data((torch.rand(60, 3, 16, 16, generator=rng()), torch.arange(60) % 3), quiet=True)
+    data = kdistill.load_data(
+        (torch.rand(60, 3, 16, 16, generator=rng()), torch.arange(60) % 3), quiet=True
+    )
     folder = save_generator(tiny_stylegan2(channel_base=512, channel_max=32), tmp_path)
-    options = {**SMALL, "layer": 1, "width": 16, "chunk": 6, "prior": str(folder), "settings": {"batch_real": 4}}
+    options = {
+        **SMALL,
+        "layer": 1,
+        "width": 16,
+        "chunk": 6,
+        "prior": str(folder),
+        "settings": {"batch_real": 4},
+    }
     problem = methods.get("glad").build(resolve("glad", "fast", options), data, 8, 0, None)
     zeros = {name: torch.zeros_like(x) for name, x in problem.state.items()}
     chunk = {name: x[:6] for name, x in problem.state.items()}
@@ -213,23 +279,31 @@ def test_the_peak_of_a_step_is_that_of_the_objective_or_of_one_chunk(tmp_path):
     def step():
         images = problem.prior.render(problem.state, 0)
         found = problem.objective(0, images, problem.state)
-        grads = problem.prior.pull_back(problem.state, found.grad_images, 0)
+        grads = problem.prior.vjp(problem.state, found.grad_images, 0)
         loop.sgd_step(loop.Snapshot(0, problem.state, zeros, {}), grads, problem)
 
     with torch.no_grad():
         objective = peak_of(lambda: problem.objective(0, images, problem.state))
-        one_chunk = peak_of(lambda: problem.prior.pull_back(chunk, images[:6], 0))
+        one_chunk = peak_of(lambda: problem.prior.vjp(chunk, images[:6], 0))
         assert peak_of(step) <= 1.15 * max(objective, one_chunk)
 
 
 def test_published_normalisation_is_an_option():
     random = torch.rand(30, 3, 16, 16, generator=rng())
     data = kdistill.load_data((random, torch.arange(30) % 3), quiet=True)
-    same, other = (prior_for(GladConfig(layer=1, glad_norm=norm), tiny_stylegan3(), data, 0) for norm in ("data", "repo"))
+    same, other = (
+        prior_for(GladConfig(layer=1, glad_norm=norm), tiny_stylegan3(), data, 0)
+        for norm in ("data", "repo")
+    )
     state = same.init(torch.arange(3))
     pixels = data.transform.invert(same.render(state, 0))
     mean, std = torch.tensor([0.4377, 0.4438, 0.4728]), torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(other.render(state, 0), (pixels - mean[:, None, None]) / std[:, None, None], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        other.render(state, 0),
+        (pixels - mean[:, None, None]) / std[:, None, None],
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_presets_resolve():
@@ -239,7 +313,9 @@ def test_presets_resolve():
 
 def test_plan_and_experts_follow_the_objective(digits, prior):
     found = plan(
-        digits, method="glad", options={**SMALL, "prior": prior, **MTT, "settings": {**MTT["settings"], "num_experts": 2}}
+        digits,
+        method="glad",
+        options={**SMALL, "prior": prior, **MTT, "settings": {**MTT["settings"], "num_experts": 2}},
     )
     assert found.num_params > 0
     assert found.expert_seconds > 0
@@ -250,18 +326,33 @@ def test_plan_and_experts_follow_the_objective(digits, prior):
 def test_convert_and_distill_from_the_command_line(tmp_path):
     from typer.testing import CliRunner
 
-    file = write(tmp_path / "net.pkl", new_stylegan2(size=8, channels=1, classes=10, generator=rng(), z_dim=8, w_dim=8))
+    file = write(
+        tmp_path / "net.pkl",
+        new_stylegan2(size=8, channels=1, classes=10, generator=rng(), z_dim=8, w_dim=8),
+    )
     shown = CliRunner().invoke(app, ["prior", "convert", str(file), str(tmp_path / "prior")])
     assert shown.exit_code == 0
     assert "StyleGAN2, 8x8, 1 channel, 10 classes, 3 layers" in shown.output
     assert "1 b4.conv1" in shown.output
     given = {**SMALL, "iterations": 1, "prior": tmp_path / "prior", "settings.batch_real": 8}
     options = [f"--set={key}={value}" for key, value in given.items() if key != "settings"]
-    command = ["distill", "digits", "--method", "glad", "--ipc", "1", "--out", str(tmp_path / "run"), *options]
+    command = [
+        "distill",
+        "digits",
+        "--method",
+        "glad",
+        "--ipc",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+        *options,
+    ]
     assert CliRunner().invoke(app, command).exit_code == 0
     assert json.loads((tmp_path / "run/config.json").read_text())["run"]["options"]["layer"] == 1
     (tmp_path / "bad.pkl").write_bytes(b"no")
-    shown = CliRunner().invoke(app, ["prior", "convert", str(tmp_path / "bad.pkl"), str(tmp_path / "prior2")])
+    shown = CliRunner().invoke(
+        app, ["prior", "convert", str(tmp_path / "bad.pkl"), str(tmp_path / "prior2")]
+    )
     assert shown.exit_code == 2
     assert "expected a network file" in shown.output
     assert "Examples" in CliRunner().invoke(app, ["prior", "convert", "--help"]).output

@@ -38,17 +38,33 @@ SMALL = {
 }
 MTT = {
     "objective": "mtt",
-    "settings": {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 1, "num_experts": 1, "batch_syn": None},
+    "settings": {
+        "syn_steps": 2,
+        "expert_epochs": 1,
+        "max_start_epoch": 1,
+        "num_experts": 1,
+        "batch_syn": None,
+    },
     "lr_f": 100.0,
     "lr_w": 1.0,
 }
 DM: dict[str, object] = {}
 DC = {"objective": "dc", "settings": {"batch_real": 8, "outer_steps": 1}, "lr_w": 1e-3}
 FTD = {**MTT, "objective": "ftd"}
-FLAT = {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 2, "num_experts": 1, "batch_syn": None}
+FLAT = {
+    "syn_steps": 2,
+    "expert_epochs": 1,
+    "max_start_epoch": 2,
+    "num_experts": 1,
+    "batch_syn": None,
+}
 ALIGNED = {**FLAT, "first_max_start_epoch": 1, "expand_until": 5, "expert_length": None}
 DATM = {**MTT, "objective": "datm", "settings": ALIGNED}
-PAD = {**MTT, "objective": "pad", "settings": {**ALIGNED, "add_until": 1, "score_nets": 1, "score_epochs": 1}}
+PAD = {
+    **MTT,
+    "objective": "pad",
+    "settings": {**ALIGNED, "add_until": 1, "score_nets": 1, "score_epochs": 1},
+}
 DSA = {**DC, "objective": "dsa"}
 TESLA = {**MTT, "objective": "tesla"}
 
@@ -63,7 +79,9 @@ def digits():
 @pytest.fixture(scope="module")
 def prior(tmp_path_factory):
     """A folder with an untrained generator of 8x8 grey images of ten classes and three layers."""
-    generator = new_stylegan2(size=8, channels=1, classes=10, generator=rng(), z_dim=8, w_dim=8, channel_max=8)
+    generator = new_stylegan2(
+        size=8, channels=1, classes=10, generator=rng(), z_dim=8, w_dim=8, channel_max=8
+    )
     return str(save_generator(generator, tmp_path_factory.mktemp("prior")))
 
 
@@ -73,11 +91,19 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 def run(digits, folder, ipc=1, given=None, **options):
-    return kdistill.distill(digits, method="hglad", ipc=ipc, options={**SMALL, "prior": folder, **options}, **(given or {}))
+    return kdistill.distill(
+        digits,
+        method="hglad",
+        ipc=ipc,
+        options={**SMALL, "prior": folder, **options},
+        **(given or {}),
+    )
 
 
 def build(digits, folder, **options):
-    return methods.get("hglad").build(resolve("hglad", "fast", {**SMALL, "prior": folder, **options}), digits, 1, 0, None)
+    return methods.get("hglad").build(
+        resolve("hglad", "fast", {**SMALL, "prior": folder, **options}), digits, 1, 0, None
+    )
 
 
 def snapshots(problem):
@@ -93,7 +119,9 @@ def snapshots(problem):
     return found
 
 
-@pytest.mark.parametrize("network", [tiny_stylegan2(), tiny_stylegan3()], ids=["stylegan2", "stylegan3"])
+@pytest.mark.parametrize(
+    "network", [tiny_stylegan2(), tiny_stylegan3()], ids=["stylegan2", "stylegan3"]
+)
 @pytest.mark.parametrize("noise", ["const", "random"])
 def test_going_down_keeps_the_images(network, noise):
     prior = HierarchicalPrior(network, View(size=12), chunk=2, key=3, noise=noise)
@@ -104,11 +132,15 @@ def test_going_down_keeps_the_images(network, noise):
         state = prior.descend(state, stage, 7)
         seen.append(prior.stage(state))
         torch.testing.assert_close(prior.render(state, 7), images, rtol=1e-5, atol=1e-5)
-        grads = prior.pull_back(state, torch.ones_like(images), 7)
-        assert {name: x.shape for name, x in grads.items()} == {name: x.shape for name, x in state.items()}
+        grads = prior.vjp(state, torch.ones_like(images), 7)
+        assert {name: x.shape for name, x in grads.items()} == {
+            name: x.shape for name, x in state.items()
+        }
     assert seen == [None, *range(1, network.num_layers + 1), PIXELS]
     assert list(state) == ["images"]
-    with pytest.raises(ConfigError, match="expected a stage below pixels, got 2; stages only go down"):
+    with pytest.raises(
+        ConfigError, match="expected a stage below pixels, got 2; stages only go down"
+    ):
         prior.descend(state, 2, 7)
 
 
@@ -116,7 +148,9 @@ def test_a_stage_may_skip_layers_and_maps_are_cleaned():
     network = tiny_stylegan2()
     prior = HierarchicalPrior(network, View(), chunk=2, key=3)
     state = prior.init(torch.tensor([0, 1]))
-    torch.testing.assert_close(prior.descend(state, 3, 0)["f.3"], network.to_f(state["ws"], 3).clamp(-10, 10))
+    torch.testing.assert_close(
+        prior.descend(state, 3, 0)["f.3"], network.to_f(state["ws"], 3).clamp(-10, 10)
+    )
     deep = prior.descend(prior.descend(state, 1, 0), 3, 0)
     torch.testing.assert_close(deep["f.3"], prior.descend(state, 3, 0)["f.3"])
     wild = {**deep, "f.3": torch.full_like(deep["f.3"], torch.nan)}
@@ -127,29 +161,48 @@ def test_the_search_goes_through_every_space_down_to_pixels(digits, prior):
     problem = build(digits, prior)
     assert problem.search.ends == (4, 8, 12, 16, 20)
     found = snapshots(problem)
-    assert [problem.prior.stage(s.state) for s in found] == [None] * 3 + [1] * 4 + [2] * 4 + [3] * 4 + [PIXELS] * 5
+    assert [problem.prior.stage(s.state) for s in found] == [None] * 3 + [1] * 4 + [2] * 4 + [
+        3
+    ] * 4 + [PIXELS] * 5
     for before, after in pairwise(found):  # what is live is what the steps move
         assert set(after.velocity) == {n for n in after.state if not n.startswith("search.")}
-        if problem.prior.stage(before.state) == problem.prior.stage(after.state) and after.iteration < 20:
-            assert all(not torch.equal(before.state[n], after.state[n]) for n in after.velocity if n != "ws")
+        if (
+            problem.prior.stage(before.state) == problem.prior.stage(after.state)
+            and after.iteration < 20
+        ):
+            assert all(
+                not torch.equal(before.state[n], after.state[n])
+                for n in after.velocity
+                if n != "ws"
+            )
     assert not torch.equal(found[4].state["ws"], found[5].state["ws"])
 
 
 def test_what_is_kept_are_copies_and_a_stage_goes_on_from_its_best(digits, prior, monkeypatch):
-    values = iter([9.0, 5.0, 3.0, 4.0, 7.0, 1.0, 2.0, 6.0, 8.0, 6.5, 0.5])  # the start, then two looks a stage
+    values = iter(
+        [9.0, 5.0, 3.0, 4.0, 7.0, 1.0, 2.0, 6.0, 8.0, 6.5, 0.5]
+    )  # the start, then two looks a stage
     problem = build(digits, prior)
-    monkeypatch.setattr(problem.search.distance.__class__, "__call__", lambda self, images: next(values))
+    monkeypatch.setattr(
+        problem.search.distance.__class__, "__call__", lambda self, images: next(values)
+    )
     found = snapshots(problem)
     state = {s.iteration: s.state for s in found}
-    at_look = problem.prior.descend({n: x for n, x in state[10].items() if n in ("ws", "f.2")}, 3, 10)
-    assert torch.equal(state[12]["f.3"], at_look["f.3"])  # F2: 1.0 at iteration 10 was better than 2.0 at 12
+    at_look = problem.prior.descend(
+        {n: x for n, x in state[10].items() if n in ("ws", "f.2")}, 3, 10
+    )
+    assert torch.equal(
+        state[12]["f.3"], at_look["f.3"]
+    )  # F2: 1.0 at iteration 10 was better than 2.0 at 12
     assert not torch.equal(state[10]["f.2"], state[11]["f.2"])
     kept = state[11]["search.best.f.2"]
     assert torch.equal(kept, state[10]["f.2"])
     assert kept.data_ptr() != state[10]["f.2"].data_ptr()
     assert torch.equal(state[12]["search.winner.f.2"], kept)
     assert not any(x.any() for x in found[11].velocity.values())  # momentum starts afresh
-    assert problem.prior.stage(problem.search.result(state[19])) == 2  # 1.0 against 6.0 in F3 and 6.5 so far in pixels
+    assert (
+        problem.prior.stage(problem.search.result(state[19])) == 2
+    )  # 1.0 against 6.0 in F3 and 6.5 so far in pixels
     assert problem.prior.stage(problem.search.result(state[20])) == PIXELS
     assert torch.equal(problem.search.result(state[20])["images"], state[20]["images"])
     metrics = problem.search.findings(state[20]).metrics
@@ -178,8 +231,14 @@ def test_the_result_is_the_nearest_of_all_looks(digits, prior):
     assert chosen["distance"] == min(later)
     problem = build(digits, prior)
     seen = digits.holdout(0.1, seed=0)[0]
-    measure = methods.get("hglad").build(resolve("hglad", "fast", {**SMALL, "prior": prior}), seen, 1, 0, None).search.distance
-    assert measure(small.transform.apply(small.images)) == pytest.approx(chosen["distance"], rel=1e-4)
+    measure = (
+        methods.get("hglad")
+        .build(resolve("hglad", "fast", {**SMALL, "prior": prior}), seen, 1, 0, None)
+        .search.distance
+    )
+    assert measure(small.transform.apply(small.images)) == pytest.approx(
+        chosen["distance"], rel=1e-4
+    )
     assert problem.search.stages == (None, 1, 2, 3, PIXELS)
 
 
@@ -202,7 +261,9 @@ def test_the_whole_path_is_in_the_artefact(digits, prior, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["prior"]["stages"] == STAGES
 
 
-@pytest.mark.parametrize("options", [{}, {"noise": "random"}, MTT, DC, FTD], ids=["dm", "noise", "mtt", "dc", "ftd"])
+@pytest.mark.parametrize(
+    "options", [{}, {"noise": "random"}, MTT, DC, FTD], ids=["dm", "noise", "mtt", "dc", "ftd"]
+)
 def test_a_resumed_run_has_the_same_bits(digits, prior, tmp_path, options):
     def stop(progress):
         if progress.iteration == 10:
@@ -226,7 +287,11 @@ def test_every_objective_runs(digits, prior, method, options):
         small = run(digits, prior, **{"iterations": 5, **options})
         assert [row["stage"] for row in small.metrics["search"]["best"]] == STAGES
     else:
-        shared = {name: x for name, x in SMALL.items() if name not in ("check_every", "num_nets", "net_epochs")}
+        shared = {
+            name: x
+            for name, x in SMALL.items()
+            if name not in ("check_every", "num_nets", "net_epochs")
+        }
         given = {**shared, "prior": prior, "layer": 2, "iterations": 2, **options}
         small = kdistill.distill(digits, method="glad", ipc=1, options=given)
     assert (small.label_logits is not None) == (options in (DATM, PAD))
@@ -234,7 +299,9 @@ def test_every_objective_runs(digits, prior, method, options):
 
 
 def test_stages_end_where_every_step_is_skipped(digits, prior):
-    small = run(digits, prior, **{**DATM, "iterations": 5, "settings": {**ALIGNED, "skip_above": 1e-9}})
+    small = run(
+        digits, prior, **{**DATM, "iterations": 5, "settings": {**ALIGNED, "skip_above": 1e-9}}
+    )
     assert small.metrics["distillation"]["skipped"] == 5
     assert [row["stage"] for row in small.metrics["search"]["best"]] == STAGES
     drawn = run(digits, prior, **{**DATM, "iterations": 0}).images
@@ -263,7 +330,9 @@ def test_a_run_that_runs_out_of_time_gives_its_best_so_far(digits, prior):
     assert first.metrics["search"]["best"] == []
 
 
-@pytest.mark.parametrize("options", [{"nets": "random"}, {"layers": "last"}, {"weighting": "none"}, {"stride": 2}])
+@pytest.mark.parametrize(
+    "options", [{"nets": "random"}, {"layers": "last"}, {"weighting": "none"}, {"stride": 2}]
+)
 def test_every_form_runs(digits, prior, options):
     small = run(digits, prior, **{"iterations": 5, **options})
     assert [row["stage"] for row in small.metrics["search"]["best"]] == (
@@ -273,7 +342,9 @@ def test_every_form_runs(digits, prior, options):
 
 @pytest.mark.parametrize(("method", "share"), [(DM, 0.03), (DSA, 0.01)], ids=["dm", "dsa"])
 def test_every_stage_has_a_step_size_that_was_found_for_it(digits, prior, method, share):
-    problem = build(digits, prior, iterations=5, **{**method, "lr_f": None, "lr_w": None, "strategy": "none"})
+    problem = build(
+        digits, prior, iterations=5, **{**method, "lr_f": None, "lr_w": None, "strategy": "none"}
+    )
     rates, state = problem.learning_rates, problem.state
     assert set(rates) == {"ws", "f.1", "f.2", "f.3", "images"}
     images = problem.prior.render(state, 0)
@@ -282,13 +353,20 @@ def test_every_stage_has_a_step_size_that_was_found_for_it(digits, prior, method
         own = {name: state[name] for name in problem.prior.names(state)}
         state = own if stage is None else problem.prior.descend(own, stage, 0)
         name = "ws" if stage is None else f"f.{stage}"
-        grads = problem.prior.pull_back(state, grad_images, 0)
-        moved = problem.prior.render({**state, name: state[name] - rates[name] * grads[name]}, 0) - images
-        assert 0.4 * share < float(moved.norm() / images.norm()) < 2.5 * share  # the mean of three draws, here one of them
+        grads = problem.prior.vjp(state, grad_images, 0)
+        moved = (
+            problem.prior.render({**state, name: state[name] - rates[name] * grads[name]}, 0)
+            - images
+        )
+        assert (
+            0.4 * share < float(moved.norm() / images.norm()) < 2.5 * share
+        )  # the mean of three draws, here one of them
 
 
 def test_step_sizes_that_are_named_are_kept(digits, prior):
-    named = run(digits, prior, iterations=5, lr_f=2.0, lr_w=3.0).metrics["distillation"]["learning_rates"]
+    named = run(digits, prior, iterations=5, lr_f=2.0, lr_w=3.0).metrics["distillation"][
+        "learning_rates"
+    ]
     assert {name: rate for name, rate in named.items() if name != "images"} == {"ws": 3.0, "f": 2.0}
 
 
@@ -299,7 +377,9 @@ def test_stages_of_a_given_length(digits, prior):
 
 
 @pytest.mark.parametrize("weighting", ["cam", "none"])
-def test_the_networks_of_the_distance_are_made_once(digits, prior, tmp_path, monkeypatch, caplog, weighting):
+def test_the_networks_of_the_distance_are_made_once(
+    digits, prior, tmp_path, monkeypatch, caplog, weighting
+):
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path))
     problem = build(digits, prior, weighting=weighting)
     images = problem.prior.render(problem.state, 0)
@@ -308,7 +388,9 @@ def test_the_networks_of_the_distance_are_made_once(digits, prior, tmp_path, mon
     (kept,) = (tmp_path / "distances").iterdir()
     with monkeypatch.context() as patch:
         patch.setattr("kdistill.methods.latent.cached_distance.train", None)
-        again = build(digits, prior, weighting=weighting, objective="dc", lr_f=2.0, settings={}).search.distance
+        again = build(
+            digits, prior, weighting=weighting, objective="dc", lr_f=2.0, settings={}
+        ).search.distance
         assert again(images) == measure(images)
     kept.write_bytes(b"cut off")
     assert build(digits, prior, weighting=weighting).search.distance(images) == measure(images)
@@ -320,7 +402,11 @@ def test_the_networks_of_the_distance_are_made_once(digits, prior, tmp_path, mon
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"iterations": 4}, "at least one for each of the 5 stages, got 4; raise it, or take fewer layers with stride"),
+        (
+            {"iterations": 4},
+            "at least one for each of the 5 stages, got 4; raise it, or take fewer layers with "
+            "stride",
+        ),
         ({"objective": "glad"}, "expected a method on pixels, got 'glad'"),
         ({"objective": "hglad"}, "expected a method on pixels, got 'hglad'"),
         ({"prior": ""}, "expected the folder of a generator, got none"),
@@ -347,7 +433,11 @@ def test_a_generator_of_other_images_is_refused_until_it_is_mapped(digits, tmp_p
         ("resize", "the data's size 8x8, got one of 16x16; load the data with size=16"),
     ):
         with pytest.raises(ConfigError, match=message):
-            run(digits, folder, **{name: value for name, value in mapping.items() if name != missing})
+            run(
+                digits,
+                folder,
+                **{name: value for name, value in mapping.items() if name != missing},
+            )
     assert run(digits, folder, iterations=7, **mapping).images.shape == (10, 1, 8, 8)
 
 
@@ -357,7 +447,10 @@ def test_images_to_begin_with_are_refused(digits, prior):
 
 
 def test_latents_that_blow_up_are_named_and_the_last_good_state_is_kept(digits, prior, tmp_path):
-    with pytest.raises(NonFiniteError, match=r"distance .* lower lr_f, lr_w .*\(now at stage F1\).*; iteration 0 is saved"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"distance .* lower lr_f, lr_w .*\(now at stage F1\).*; iteration 0 is saved",
+    ):
         run(digits, prior, lr_f=1e38, given={"out": tmp_path})
 
 
@@ -370,7 +463,9 @@ def test_presets_and_plan(digits, prior):
 def test_files_of_an_artefact(digits, prior, tmp_path):
     small = run(digits, prior, iterations=0)
     with pytest.raises(DataError, match=r"got 'config.json'; rename it"):
-        kdistill.DistilledDataset(images=small.images, labels=small.labels, files={"config.json": b""})
+        kdistill.DistilledDataset(
+            images=small.images, labels=small.labels, files={"config.json": b""}
+        )
     with pytest.raises(DataError, match=r"got '\.\./a'; rename it"):
         kdistill.DistilledDataset(images=small.images, labels=small.labels, files={"../a": b""})
     small.save_pretrained(tmp_path)
@@ -378,6 +473,8 @@ def test_files_of_an_artefact(digits, prior, tmp_path):
     (tmp_path / "filmstrip.png").write_bytes(b"other")
     with pytest.raises(DataError, match=r"filmstrip.png: expected \d+ bytes, got 5"):
         kdistill.DistilledDataset.from_pretrained(tmp_path)
-    kdistill.DistilledDataset(images=small.images, labels=small.labels).save_pretrained(tmp_path)  # takes their place
+    kdistill.DistilledDataset(images=small.images, labels=small.labels).save_pretrained(
+        tmp_path
+    )  # takes their place
     assert not (tmp_path / "filmstrip.png").exists()
     assert not (tmp_path / "path.safetensors").exists()

@@ -10,12 +10,23 @@ from kdistill.transforms import Standardise
 from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3
 
 CLASSES = torch.tensor([0, 0, 1, 1, 2])
-NETWORKS = {"stylegan2": tiny_stylegan2(), "stylegan3": tiny_stylegan3(), "stylegan-xl": tiny_stylegan3(table=True)}
+NETWORKS = {
+    "stylegan2": tiny_stylegan2(),
+    "stylegan3": tiny_stylegan3(),
+    "stylegan-xl": tiny_stylegan3(table=True),
+}
 VIEW = View(Standardise(torch.tensor([0.4]), torch.tensor([0.3])), channels=1, size=12)
 
 
 def prior_of(generator, layer=2, chunk=2, **options):
-    return LatentPrior(generator=generator, layer=layer, view=options.pop("view", View()), chunk=chunk, key=5, **options)
+    return LatentPrior(
+        generator=generator,
+        layer=layer,
+        view=options.pop("view", View()),
+        chunk=chunk,
+        key=5,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -30,16 +41,20 @@ def test_two_passes_in_chunks_have_the_gradient_of_one(name, layer, dtype):
         leaves, next(iter(prior_of(generator, layer, chunk=5).parts(state, 3)))[1]
     )
     weight = torch.randn(images.shape, generator=rng(1)).to(dtype)
-    wanted = torch.autograd.grad((images * weight).sum(), list(leaves.values()), materialize_grads=True)
+    wanted = torch.autograd.grad(
+        (images * weight).sum(), list(leaves.values()), materialize_grads=True
+    )
     rendered = prior.render({**state, "lr": torch.ones(())}, 3)
-    found = prior.pull_back({**state, "lr": torch.ones(())}, weight, 3)
+    found = prior.vjp({**state, "lr": torch.ones(())}, weight, 3)
     assert not rendered.requires_grad
     assert rendered.shape == (5, 1, 12, 12)
     assert list(found) == list(state)
     bound = 1e-5 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(rendered, images.detach(), rtol=bound, atol=bound)
     for name_of, grad in zip(leaves, wanted, strict=True):
-        assert float((found[name_of] - grad).norm()) <= bound * max(float(grad.norm()), 1e-3), name_of
+        assert float((found[name_of] - grad).norm()) <= bound * max(float(grad.norm()), 1e-3), (
+            name_of
+        )
 
 
 def test_noise_is_the_same_in_both_passes_and_new_in_every_iteration():
@@ -54,7 +69,9 @@ def test_noise_is_the_same_in_both_passes_and_new_in_every_iteration():
 def peak_of(work):
     """Return the most bytes that torch held at one time within ``work``, beyond those before it."""
     work()  # lazily made things
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
         work()
     held = peak = 0
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -72,7 +89,7 @@ def test_the_peak_is_that_of_one_chunk():
     def peak(rows, chunk):
         prior = prior_of(generator, 1, chunk)
         state = prior.init(classes[:rows])
-        return peak_of(lambda: prior.pull_back(state, weight[:rows], 0))
+        return peak_of(lambda: prior.vjp(state, weight[:rows], 0))
 
     chunk, all_at_once, gradient = peak(4, 4), peak(24, 24), 4 * 24 * (19 * 4 * 4 + 8 * 6)
     assert peak(24, 4) <= 1.15 * (chunk + gradient)
@@ -93,7 +110,10 @@ def test_first_images_belong_to_their_class_and_differ(name):
 
 def test_averages_are_of_each_images_own_share():
     prior = prior_of(NETWORKS["stylegan2"], layer=None)
-    one, shared = prior.init(torch.tensor([0]), average=512)["ws"], prior.init(torch.tensor([0, 0]), average=512)["ws"]
+    one, shared = (
+        prior.init(torch.tensor([0]), average=512)["ws"],
+        prior.init(torch.tensor([0, 0]), average=512)["ws"],
+    )
     assert not torch.equal(shared[0], shared[1])
     many = prior.init(torch.zeros(64, dtype=torch.int64))["ws"][:, 0]
     spread, centre = many.std(0), many.mean(0)
@@ -120,7 +140,9 @@ def test_first_features_are_finite_and_bounded():
 def test_latents_that_are_not_finite_are_refused():
     generator = NETWORKS["stylegan2"]
     broken = generator.with_tensors({"mapping.fc0.bias": torch.full((6,), torch.nan)})
-    with pytest.raises(DataError, match="expected finite latents, got some that are not; the generator is damaged"):
+    with pytest.raises(
+        DataError, match="expected finite latents, got some that are not; the generator is damaged"
+    ):
         prior_of(broken).init(CLASSES)
 
 
@@ -128,14 +150,23 @@ def test_colours_and_sizes_are_converted():
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     assert View(channels=1)(images).shape == (2, 1, 16, 16)
     red, green, blue = (0.5 * images + 0.5).unbind(1)
-    torch.testing.assert_close(View(channels=1)(images)[:, 0], 0.299 * red + 0.587 * green + 0.114 * blue)
+    torch.testing.assert_close(
+        View(channels=1)(images)[:, 0], 0.299 * red + 0.587 * green + 0.114 * blue
+    )
     assert View(channels=3)(images[:, :1]).shape == (2, 3, 16, 16)
     assert View(size=28)(images).shape == (2, 3, 28, 28)
     torch.testing.assert_close(View(size=8)(torch.ones(1, 3, 16, 16)), torch.ones(1, 3, 8, 8))
     assert torch.equal(View()(images), 0.5 * (images + 1.0))
 
 
-FITS = {"classes": ("a", "b", "c"), "channels": 3, "size": 16, "mapped": False, "convert": False, "resize": False}
+FITS = {
+    "classes": ("a", "b", "c"),
+    "channels": 3,
+    "size": 16,
+    "mapped": False,
+    "convert": False,
+    "resize": False,
+}
 
 
 def test_what_does_not_fit_is_named_with_the_option_that_maps_it():
@@ -144,13 +175,19 @@ def test_what_does_not_fit_is_named_with_the_option_that_maps_it():
     check_fit(tiny_stylegan2(classes=0), **{**FITS, "classes": tuple("abcd")})
     two = {**FITS, "classes": ("cat", "dog")}
     with pytest.raises(
-        ConfigError, match=r"data's 2 classes, got one of 3; .* cat, dog with classes=\[...\], 2 numbers from 0 to 2"
+        ConfigError,
+        match=r"data's 2 classes, got one of 3; .* cat, dog with classes=\[...\], 2 numbers from 0 to 2",
     ):
         check_fit(generator, **two)
     check_fit(generator, **{**two, "mapped": True})
-    with pytest.raises(ConfigError, match="data's 1 channels, got one of 3; set channels='convert'"):
+    with pytest.raises(
+        ConfigError, match="data's 1 channels, got one of 3; set channels='convert'"
+    ):
         check_fit(generator, **{**FITS, "channels": 1})
-    with pytest.raises(ConfigError, match=r"data's size 28x28, got one of 16x16; load the data with size=16, or set resize=true"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data's size 28x28, got one of 16x16; load the data with size=16, or set resize=true",
+    ):
         check_fit(generator, **{**FITS, "size": 28})
 
 
@@ -158,7 +195,9 @@ def test_classes_are_mapped():
     generator, labels = NETWORKS["stylegan2"], torch.tensor([0, 1, 1])
     assert generator_classes(generator, labels, None, 2) is labels
     assert generator_classes(generator, labels, (2, 0), 2).tolist() == [2, 0, 0]
-    with pytest.raises(ConfigError, match="expected 2 numbers from 0 to 2, one for each class of the data, got 3;"):
+    with pytest.raises(
+        ConfigError, match="expected 2 numbers from 0 to 2, one for each class of the data, got 3;"
+    ):
         generator_classes(generator, labels, (0, 3), 2)
     with pytest.raises(ConfigError, match="got 1 numbers"):
         generator_classes(generator, labels, (0,), 2)

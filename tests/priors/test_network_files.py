@@ -15,7 +15,12 @@ import torch
 
 from kdistill.errors import DataError
 from kdistill.files.pickles import Made, Name, NotReadable, parse
-from kdistill.priors.network_files import convert_network, load_generator, read_network, save_generator
+from kdistill.priors.network_files import (
+    convert_network,
+    load_generator,
+    read_network,
+    save_generator,
+)
 from kdistill.priors.network_files import pickle_values as _values
 from kdistill.priors.network_files.limits import excess
 from kdistill.priors.network_files.pickle_values import Reader
@@ -38,12 +43,18 @@ def images(generator, count=3):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("form", [{}, {"dill": True, "cuda": True}, {"protocol": 2}], ids=["pickle", "dill-cuda", "protocol2"])
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"dill": True, "cuda": True}, {"protocol": 2}],
+    ids=["pickle", "dill-cuda", "protocol2"],
+)
 def test_a_converted_network_renders_the_same_bits(name, form, tmp_path):
     original = NETWORKS[name]()
     before = set(sys.modules)
     converted = convert_network(write(tmp_path / "net.pkl", original, **form), tmp_path / "prior")
-    assert not {m for m in set(sys.modules) - before if m.startswith(("torch_utils", "dill", "dnnlib"))}
+    assert not {
+        m for m in set(sys.modules) - before if m.startswith(("torch_utils", "dill", "dnnlib"))
+    }
     loaded = load_generator(tmp_path / "prior")
     assert torch.equal(images(converted), images(original))
     assert torch.equal(images(loaded), images(original))
@@ -55,7 +66,10 @@ def test_later_loads_do_not_look_at_the_pickle(tmp_path):
     file = write(tmp_path / "net.pkl", tiny_stylegan2())
     convert_network(file, tmp_path / "prior")
     file.unlink()
-    assert {p.name for p in (tmp_path / "prior").iterdir()} == {"generator.safetensors", "config.json"}
+    assert {p.name for p in (tmp_path / "prior").iterdir()} == {
+        "generator.safetensors",
+        "config.json",
+    }
     load_generator(tmp_path / "prior")
 
 
@@ -108,7 +122,9 @@ def test_a_hostile_storage_in_a_tensor_is_refused(tmp_path):
     flag, network = tmp_path / "flag", tiny_stylegan2()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            torch.storage.TypedStorage, "__reduce__", lambda self: (torch.storage._load_from_bytes, (nested_save(flag),))
+            torch.storage.TypedStorage,
+            "__reduce__",
+            lambda self: (torch.storage._load_from_bytes, (nested_save(flag),)),
         )
         file = write(tmp_path / "net.pkl", network)
     with pytest.raises(DataError, match="got a storage of another format"):
@@ -155,7 +171,9 @@ def number(x: int) -> bytes:
 )
 def test_what_is_no_pickle_is_said(payload, tmp_path):
     (tmp_path / "net.pkl").write_bytes(payload)
-    with pytest.raises(DataError, match=r"expected a network file of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL, got "):
+    with pytest.raises(
+        DataError, match=r"expected a network file of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL, got "
+    ):
         read_network(tmp_path / "net.pkl")
 
 
@@ -186,7 +204,9 @@ def test_a_network_without_a_tensor_or_with_a_wrong_shape_is_refused(tmp_path):
     with pytest.raises(DataError, match=rf"a generator without '{name}'"):
         read_network(write(tmp_path / "less.pkl", less))
     with pytest.raises(DataError, match="tensors that do not fit together"):
-        read_network(write(tmp_path / "odd.pkl", whole.with_tensors({name: torch.zeros(5, 7, 3, 3)})))
+        read_network(
+            write(tmp_path / "odd.pkl", whole.with_tensors({name: torch.zeros(5, 7, 3, 3)}))
+        )
 
 
 def test_what_is_not_understood_is_refused(tmp_path, monkeypatch):
@@ -194,7 +214,9 @@ def test_what_is_not_understood_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="architecture resnet in b4, where 'skip' is understood"):
         read_network(write(tmp_path / "net.pkl", tiny_stylegan2()))
     monkeypatch.setattr(original_files, "MULTIPLIER", 0.1)
-    with pytest.raises(DataError, match=r"the learning rate multiplier 0\.1, where 0\.01 is understood"):
+    with pytest.raises(
+        DataError, match=r"the learning rate multiplier 0\.1, where 0\.01 is understood"
+    ):
         read_network(write(tmp_path / "net.pkl", tiny_stylegan3()))
 
 
@@ -230,7 +252,9 @@ def test_a_small_file_cannot_fill_the_memory():
 def test_modules_that_share_modules_end():
     twice = Made(Name("torch.nn", "Module"), (), state={})
     for _ in range(12):
-        twice = Made(Name("torch.nn", "Module"), (), state={"_modules": dict.fromkeys("abcdefgh", twice)})
+        twice = Made(
+            Name("torch.nn", "Module"), (), state={"_modules": dict.fromkeys("abcdefgh", twice)}
+        )
     with pytest.raises(NotReadable, match="more than"):
         Reader(1000).module(twice)
     loop = Made(Name("torch.nn", "Module"), (), state={"_modules": {}})
@@ -257,7 +281,10 @@ def test_storages_are_read_once(monkeypatch):
 
 
 def test_keys_of_one_hash_and_long_names_cost_nothing():
-    keys = b"".join(b"\x8a\x0a" + (n * (2**61 - 1)).to_bytes(10, "little", signed=True) + b"N" for n in range(20_000))
+    keys = b"".join(
+        b"\x8a\x0a" + (n * (2**61 - 1)).to_bytes(10, "little", signed=True) + b"N"
+        for n in range(20_000)
+    )
     started = time.process_time()
     assert len(parse(b"}(" + keys + b"u.").value) == 20_000
     assert time.process_time() - started < 2.0
@@ -291,12 +318,16 @@ def test_a_generator_asks_for_no_more_than_its_parameters_allow(network, tmp_pat
     wide = replace(config, mapping=replace(config.mapping, classes=10**9))
     assert excess(type(whole)(wide, whole.tensors)).startswith("sizes of 1000000000 with ")
     save_generator(type(whole)(wide, whole.tensors), tmp_path)
-    with pytest.raises(DataError, match="expected a generator in proportion to its tensors, got sizes of 1000000000"):
+    with pytest.raises(
+        DataError,
+        match="expected a generator in proportion to its tensors, got sizes of 1000000000",
+    ):
         load_generator(tmp_path)
 
 
 def test_the_published_configuration_of_most_work_for_its_parameters_is_allowed():
-    # StyleGAN3-R at 1024 pixels, by the formulas of the paper: channels, sizes and filters of every layer; nothing is made
+    # StyleGAN3-R at 1024 pixels, by the formulas of the paper: channels, sizes and filters of every
+    # layer; nothing is made
     count, size = 14, 1024
     steps = [min(n / (count - 2), 1.0) for n in range(count + 1)]
     cutoffs = [2 * (size / 4) ** x for x in steps]
@@ -317,16 +348,29 @@ def test_the_published_configuration_of_most_work_for_its_parameters_is_allowed(
             tensors[f"synthesis.{name}.down_filter"] = empty.expand(6 * down, 6 * down)
         total = (sides[n] - 1) * down + 1 - sides[before] * up + 6 * (up + down) - 2
         padding = (total // 2, total - total // 2, total // 2, total - total // 2)
-        layers.append(LayerConfig(name=name, is_torgb=n == count, up=up, down=down, padding=padding, clamp=256.0))
-    config = replace(tiny_stylegan3().config, size=size, input=InputConfig(size=(36, 36), sampling_rate=16.0, bandwidth=2.0))
+        layers.append(
+            LayerConfig(
+                name=name, is_torgb=n == count, up=up, down=down, padding=padding, clamp=256.0
+            )
+        )
+    config = replace(
+        tiny_stylegan3().config,
+        size=size,
+        input=InputConfig(size=(36, 36), sampling_rate=16.0, bandwidth=2.0),
+    )
     assert excess(StyleGAN3(replace(config, layers=tuple(layers)), tensors)) is None
 
 
 def test_a_large_input_of_a_small_network_is_refused_before_it_is_made(tmp_path):
     small = tiny_stylegan3()
-    large = type(small)(replace(small.config, input=replace(small.config.input, size=(4096, 4096))), small.tensors)
+    large = type(small)(
+        replace(small.config, input=replace(small.config.input, size=(4096, 4096))), small.tensors
+    )
     started = time.process_time()
-    with pytest.raises(DataError, match=r"got feature maps of [\d,]+ numbers with [\d,]+ parameters; fetch it again"):
+    with pytest.raises(
+        DataError,
+        match=r"got feature maps of [\d,]+ numbers with [\d,]+ parameters; fetch it again",
+    ):
         read_network(write(tmp_path / "net.pkl", large))
     assert time.process_time() - started < 3.0
 
@@ -336,7 +380,10 @@ def test_messages_do_not_write_out_what_is_endless():
     for _ in range(60):
         twice = (twice, twice)
     dtype = Made(Name("numpy", "dtype"), (twice, False, True))
-    for value in (Made(Made(twice, (twice,)), (twice,)), Made(Name("numpy._core.multiarray", "scalar"), (dtype, b"x"))):
+    for value in (
+        Made(Made(twice, (twice,)), (twice,)),
+        Made(Name("numpy._core.multiarray", "scalar"), (dtype, b"x")),
+    ):
         with pytest.raises(NotReadable):
             Reader(1000).plain(value)
 
@@ -355,7 +402,8 @@ def test_a_saved_generator_comes_back(name, tmp_path):
 
 def test_a_damaged_folder_is_named(tmp_path):
     with pytest.raises(
-        DataError, match=r"expected a generator in .*; make one with kdistill prior train, or kdistill prior convert"
+        DataError,
+        match=r"expected a generator in .*; make one with kdistill prior train, or kdistill prior convert",
     ):
         load_generator(tmp_path)
     save_generator(tiny_stylegan2(), tmp_path)
@@ -364,7 +412,9 @@ def test_a_damaged_folder_is_named(tmp_path):
     (tmp_path / "generator.safetensors").write_bytes(data)
     with pytest.raises(DataError, match=r"expected the contents that config\.json names"):
         load_generator(tmp_path)
-    with pytest.raises(DataError, match=r"expected a folder, got the file .*kdistill prior convert"):
+    with pytest.raises(
+        DataError, match=r"expected a folder, got the file .*kdistill prior convert"
+    ):
         load_generator(tmp_path / "config.json")
 
 
@@ -376,19 +426,26 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
 
 def test_a_pipe_is_no_network_and_no_generator(tmp_path):
     os.mkfifo(tmp_path / "net.pkl")
-    with pytest.raises(DataError, match=r"net\.pkl: expected a network file, got: a named pipe; check the path"):
+    with pytest.raises(
+        DataError, match=r"net\.pkl: expected a network file, got: a named pipe; check the path"
+    ):
         convert_network(tmp_path / "net.pkl", tmp_path / "prior")
     folder = save_generator(tiny_stylegan2(), tmp_path / "prior")
     for name in ("config.json", "generator.safetensors"):
         whole = (folder / name).read_bytes()
         (folder / name).unlink()
         (folder / name).symlink_to("/dev/zero")
-        with pytest.raises(DataError, match=r"expected a generator in .*, got: a symbolic link, which is not followed"):
+        with pytest.raises(
+            DataError,
+            match=r"expected a generator in .*, got: a symbolic link, which is not followed",
+        ):
             load_generator(folder)
         (folder / name).unlink()
         (folder / name).write_bytes(whole)
     (folder / "generator.safetensors").write_bytes(whole + bytes(1))
-    with pytest.raises(DataError, match=r"got: [\d,]+ bytes, more than the [\d,]+ that it may have"):
+    with pytest.raises(
+        DataError, match=r"got: [\d,]+ bytes, more than the [\d,]+ that it may have"
+    ):
         load_generator(folder)
 
 
@@ -396,9 +453,17 @@ def test_a_full_disk_leaves_the_earlier_generator(tmp_path, disk_with_room_for):
     folder = save_generator(tiny_stylegan2(), tmp_path / "prior", files={"README.md": b"card"})
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for room in (0, 100, len(before["config.json"]) + 1):
-        with disk_with_room_for(room), pytest.raises(DataError, match=r"prior: expected .* of free disk space, got: .*unchanged"):
+        with (
+            disk_with_room_for(room),
+            pytest.raises(
+                DataError, match=r"prior: expected .* of free disk space, got: .*unchanged"
+            ),
+        ):
             save_generator(tiny_stylegan3(), folder)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     save_generator(tiny_stylegan3(), folder)
-    assert {path.name for path in folder.iterdir()} == {"config.json", "generator.safetensors"}  # the card was the other's
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "generator.safetensors",
+    }  # the card was the other's
     assert torch.equal(images(load_generator(folder)), images(tiny_stylegan3()))

@@ -16,9 +16,9 @@ from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.keys import generator as keyed
 from kdistill.priors.gan_training import PriorSpec, fit
 from kdistill.priors.gan_training.discriminator import Discriminator, _spread, group_of
-from kdistill.priors.gan_training.fit import CHECKPOINT
 from kdistill.priors.gan_training.state import Trained
-from kdistill.priors.gan_training.steps import new_game
+from kdistill.priors.gan_training.steps import new_gan_training
+from kdistill.priors.gan_training.training_loop import CHECKPOINT
 from kdistill.priors.network_files import load_generator
 from tests.files.test_lock import elsewhere
 
@@ -26,7 +26,15 @@ TINY = {
     "iterations": 12, "batch_size": 4, "channel_base": 64, "channel_max": 8, "z_dim": 4, "w_dim": 4, "r1_every": 3,
     "quality_images": 60, "quality_steps": 2, "quality_width": 4,
 }  # fmt: skip
-FILES = {"generator.safetensors", "config.json", "samples.png", "metrics.json", "metrics.jsonl", "README.md", CHECKPOINT}
+FILES = {
+    "generator.safetensors",
+    "config.json",
+    "samples.png",
+    "metrics.json",
+    "metrics.jsonl",
+    "README.md",
+    CHECKPOINT,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +45,23 @@ def digits():
 @pytest.fixture(scope="module")
 def colours():
     """Two classes that a generator learns at once: dark red and bright blue."""
-    images = torch.tensor([[0.3, 0.0, 0.0], [0.2, 0.5, 1.0]]).repeat_interleave(60, 0)[:, :, None, None].expand(-1, -1, 8, 8)
-    images = (images + 0.05 * torch.randn(120, 3, 8, 8, generator=keyed(1))).clamp(0.0, 1.0).permute(0, 2, 3, 1)
+    images = (
+        torch.tensor([[0.3, 0.0, 0.0], [0.2, 0.5, 1.0]])
+        .repeat_interleave(60, 0)[:, :, None, None]
+        .expand(-1, -1, 8, 8)
+    )
+    images = (
+        (images + 0.05 * torch.randn(120, 3, 8, 8, generator=keyed(1)))
+        .clamp(0.0, 1.0)
+        .permute(0, 2, 3, 1)
+    )
     labels = torch.arange(2).repeat_interleave(60)
     return kdistill.load_data((images.numpy(), labels.numpy()), quiet=True)
 
 
 def game(data, **options):
     spec = PriorSpec(**{**TINY, **options})
-    return new_game(spec, data, "crop_scale")
+    return new_gan_training(spec, data, "crop_scale")
 
 
 def test_the_discriminator_can_be_differentiated_twice():
@@ -112,11 +128,15 @@ def test_the_average_follows_with_its_half_life(digits):
     now = replace(now, iteration=10_000)
     after, _ = played.iterate(now)
     keep = 0.5 ** (4 / 8)
-    torch.testing.assert_close(after.average, keep * now.average + (1 - keep) * after.generator.theta)
+    torch.testing.assert_close(
+        after.average, keep * now.average + (1 - keep) * after.generator.theta
+    )
 
 
 def test_the_probability_of_augmentation_follows_the_sign(digits):
-    played = game(digits, augment_images=64, augment_target=0.5)  # 4 iterations of 4 images: a quarter up or down
+    played = game(
+        digits, augment_images=64, augment_target=0.5
+    )  # 4 iterations of 4 images: a quarter up or down
     for signs, wanted in ((2.1, 0.75), (1.9, 0.25)):
         now = replace(played.start(), iteration=4, augment_p=0.5, signs=signs)
         after = played._adjusted(now)
@@ -132,11 +152,13 @@ def test_augmentation_that_is_off_or_improbable_changes_nothing(digits):
     assert played._seen(images, played.start(), "real") is images
     barely = played._seen(images, replace(played.start(), augment_p=1e-12), "real")
     torch.testing.assert_close(barely, images)
-    assert not torch.allclose(played._seen(images, replace(played.start(), augment_p=1.0), "real"), images)
+    assert not torch.allclose(
+        played._seen(images, replace(played.start(), augment_p=1.0), "real"), images
+    )
 
 
 def test_classes_are_learned(colours):
-    played = new_game(PriorSpec(**{**TINY, "lr": 0.02, "batch_size": 8}), colours, "none")
+    played = new_gan_training(PriorSpec(**{**TINY, "lr": 0.02, "batch_size": 8}), colours, "none")
     now = played.start()
     for _ in range(80):
         now, _ = played.iterate(now)
@@ -145,7 +167,11 @@ def test_classes_are_learned(colours):
         network.forward(network.mapping(z, torch.ones(20, dtype=torch.int64))).mean((0, 2, 3))
         - network.forward(network.mapping(z, torch.zeros(20, dtype=torch.int64))).mean((0, 2, 3))
     ).tolist()
-    assert blue > 0.7 and green > red, (red, green, blue)  # on the scale from -1 to 1; truth: 2, 1 and -0.2
+    assert blue > 0.7 and green > red, (
+        red,
+        green,
+        blue,
+    )  # on the scale from -1 to 1; truth: 2, 1 and -0.2
 
 
 def test_a_training_leaves_what_glad_takes(digits, tmp_path):
@@ -159,17 +185,28 @@ def test_a_training_leaves_what_glad_takes(digits, tmp_path):
     assert about["source"]["classes"] == list(digits.classes)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == {**about["quality"], "iterations": 12}
-    assert all(0.0 <= metrics[f"{kind}_{place}"] <= 1.0 for kind in ("generated", "real") for place in ("validation", "test"))
+    assert all(
+        0.0 <= metrics[f"{kind}_{place}"] <= 1.0
+        for kind in ("generated", "real")
+        for place in ("validation", "test")
+    )
     text = (out / "README.md").read_text()
     assert f"{100 * metrics['generated_test']:.1f} %" in text and "12 iterations" in text
     for name, x in load_generator(out).tensors.items():
         assert torch.equal(x, made.generator.tensors[name])
     options = {"prior": str(out), "layer": 1, "iterations": 1, "n_avg": 2, "width": 4}
-    assert kdistill.distill(digits, method="glad", ipc=1, options=options).images.shape == (10, 1, 8, 8)
+    assert kdistill.distill(digits, method="glad", ipc=1, options=options).images.shape == (
+        10,
+        1,
+        8,
+        8,
+    )
 
 
 def test_without_withheld_images_that_part_is_not_measured(digits, tmp_path):
-    made = kdistill.train_prior(digits, out=tmp_path / "prior", options={**TINY, "iterations": 1}, validation=0.0)
+    made = kdistill.train_prior(
+        digits, out=tmp_path / "prior", options={**TINY, "iterations": 1}, validation=0.0
+    )
     assert made.quality.generated_validation is None and made.quality.generated_test is not None
     assert "| not measured |" in (tmp_path / "prior/README.md").read_text()
 
@@ -179,7 +216,9 @@ def test_a_killed_training_resumes_with_the_same_bits(digits, tmp_path):
 
     def copied(state):
         if state.iteration == 7:
-            shutil.copytree(tmp_path / "whole", tmp_path / "killed")  # what a kill would leave there
+            shutil.copytree(
+                tmp_path / "whole", tmp_path / "killed"
+            )  # what a kill would leave there
 
     (tmp_path / "whole").mkdir()
     kwargs = {"identity": {"settings": 1}, "checkpoint_minutes": 0.0}
@@ -197,15 +236,31 @@ def test_a_stopped_training_resumes_to_the_same_files(digits, tmp_path):
     made = kdistill.train_prior(digits, out=tmp_path / "part", options=TINY, resume=True)
     assert made.finished
     for name in ("generator.safetensors", "samples.png", "metrics.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "part" / name).read_bytes(), name
-    longer = kdistill.train_prior(digits, out=tmp_path / "part", options={**TINY, "iterations": 14}, resume=True)
+        assert (tmp_path / "whole" / name).read_bytes() == (
+            tmp_path / "part" / name
+        ).read_bytes(), name
+    longer = kdistill.train_prior(
+        digits, out=tmp_path / "part", options={**TINY, "iterations": 14}, resume=True
+    )
     assert longer.iterations == 14
 
 
 def test_ctrl_c_keeps_the_state(tmp_path, interrupted):
     out = tmp_path / "prior"
     tiny = [f"--set={name}={value}" for name, value in {**TINY, "iterations": 100_000}.items()]
-    command = [sys.executable, "-m", "kdistill", "prior", "train", "digits", "--out", str(out), "--threads", "1", *tiny]
+    command = [
+        sys.executable,
+        "-m",
+        "kdistill",
+        "prior",
+        "train",
+        "digits",
+        "--out",
+        str(out),
+        "--threads",
+        "1",
+        *tiny,
+    ]
     status, said = interrupted(command, out / "metrics.jsonl")
     assert status == 130
     assert "continue with --resume" in said
@@ -222,7 +277,9 @@ def test_help_has_two_examples():
 
 def shaped(side, classes=2, per_class=15, channels=3):
     images = torch.rand(classes * per_class, side, side, channels, generator=keyed(0)).numpy()
-    return kdistill.load_data((images, torch.arange(classes).repeat_interleave(per_class).numpy()), quiet=True)
+    return kdistill.load_data(
+        (images, torch.arange(classes).repeat_interleave(per_class).numpy()), quiet=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,12 +316,17 @@ def test_folders_that_do_not_fit_are_refused(digits, colours, tmp_path):
     out = tmp_path / "prior"
     kdistill.train_prior(digits, out=out, options={**TINY, "iterations": 2})
     before = (out / CHECKPOINT).read_bytes()
-    train = lambda data=digits, **options: kdistill.train_prior(data, out=out, options={**TINY, **options}, resume=True)  # noqa: E731
+
+    def train(data=digits, **options):
+        return kdistill.train_prior(data, out=out, options={**TINY, **options}, resume=True)
+
     with pytest.raises(ConfigError, match="continue it with resume=True"):
         kdistill.train_prior(digits, out=out, options=TINY)
     with pytest.raises(ConfigError, match=r"got another settings.batch_size \(6, was 4\)"):
         train(batch_size=6)
-    with pytest.raises(ConfigError, match=r"got another source.classes \(\['0', '1'\], was \['0', '1', '2'"):
+    with pytest.raises(
+        ConfigError, match=r"got another source.classes \(\['0', '1'\], was \['0', '1', '2'"
+    ):
         train(colours)
     with pytest.raises(ConfigError, match="at most 1 iterations, got one of 2; raise iterations"):
         train(iterations=1)
@@ -274,34 +336,51 @@ def test_folders_that_do_not_fit_are_refused(digits, colours, tmp_path):
     with pytest.raises(DataError, match=r"new or empty folder, got .*other with notes.txt"):
         kdistill.train_prior(digits, out=tmp_path / "other", options=TINY)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"expected a folder that can be written, got .*file is no folder"):
+    with pytest.raises(
+        DataError, match=r"expected a folder that can be written, got .*file is no folder"
+    ):
         kdistill.train_prior(digits, out=tmp_path / "file", options=TINY)
     (tmp_path / "early").mkdir()
     (tmp_path / "early/metrics.jsonl").write_text("")  # killed before the first checkpoint
-    made = kdistill.train_prior(digits, out=tmp_path / "early", options={**TINY, "iterations": 1}, resume=True)
+    made = kdistill.train_prior(
+        digits, out=tmp_path / "early", options={**TINY, "iterations": 1}, resume=True
+    )
     assert made.finished
 
 
 def test_a_folder_serves_one_training_at_a_time(digits, tmp_path):
     def refused():
-        with pytest.raises(ConfigError, match="expected a folder in which nothing else works, got one that another run is using"):
+        with pytest.raises(
+            ConfigError,
+            match="expected a folder in which nothing else works, got one that another run is using",
+        ):
             kdistill.train_prior(digits, out=tmp_path, options=TINY, quiet=True)
         return True
 
     told = []
-    kdistill.train_prior(digits, out=tmp_path, options=TINY, callbacks=[lambda progress: told.append(elsewhere(refused))])
+    kdistill.train_prior(
+        digits,
+        out=tmp_path,
+        options=TINY,
+        callbacks=[lambda progress: told.append(elsewhere(refused))],
+    )
     assert told == [True, True]
 
 
 def test_the_checkpoint_of_something_else_is_refused(digits, tmp_path):
     out = tmp_path / "run"
-    kdistill.distill(digits, ipc=1, out=out, options={"iterations": 1, "width": 4, "batch_real": 12})
+    kdistill.distill(
+        digits, ipc=1, out=out, options={"iterations": 1, "width": 4, "batch_real": 12}
+    )
     with pytest.raises(DataError, match="checkpoint of a generator's training, got another"):
         kdistill.train_prior(digits, out=out, options=TINY, resume=True)
 
 
 def test_a_training_that_blows_up_keeps_the_last_good_state(digits, tmp_path):
-    with pytest.raises(NonFiniteError, match=r"prior train: expected at iteration \d+ a finite .*lower lr .*last good one"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"prior train: expected at iteration \d+ a finite .*lower lr .*last good one",
+    ):
         kdistill.train_prior(digits, out=tmp_path / "prior", options={**TINY, "lr": 1e30})
     assert (tmp_path / "prior" / CHECKPOINT).exists()
 
@@ -312,16 +391,23 @@ def test_what_is_not_finite_is_named(digits, tmp_path, monkeypatch):
 
     def broken(self, now):
         after, losses = iterate(self, now)
-        return after, replace(losses, generator=losses.generator * float("nan")) if now.iteration == 4 else losses
+        return after, replace(
+            losses, generator=losses.generator * float("nan")
+        ) if now.iteration == 4 else losses
 
     monkeypatch.setattr(type(played), "iterate", broken)
-    with pytest.raises(NonFiniteError, match=r"at iteration 5 a finite generator loss, got nan; .* after iteration 4, the last"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"at iteration 5 a finite generator loss, got nan; .* after iteration 4, the last",
+    ):
         fit(played, tmp_path, identity={})
 
 
 def test_groups_of_a_batch_are_of_one_class_and_classes_come_as_often_as_they_are(colours):
     few = colours.train.take(torch.cat([torch.arange(30), torch.arange(90, 96)]))
-    played = new_game(PriorSpec(**{**TINY, "batch_size": 8}), replace(colours, train=few), "none")
+    played = new_gan_training(
+        PriorSpec(**{**TINY, "batch_size": 8}), replace(colours, train=few), "none"
+    )
     rows = torch.stack([played._rows(iteration) for iteration in range(400)])
     labels = played.labels[rows].view(400, 4, 2)  # images 2 and more apart are a group of four
     assert (labels == labels[:, :1]).all()
@@ -332,7 +418,9 @@ def test_groups_of_a_batch_are_of_one_class_and_classes_come_as_often_as_they_ar
 
 def test_the_spread_is_that_of_a_group():
     x = torch.randn(8, 3, 4, 4, generator=keyed(0))
-    wanted = torch.stack([x[group::2].std(0, correction=0).mean() for group in (0, 1)])  # images 2 apart are a group of four
+    wanted = torch.stack(
+        [x[group::2].std(0, correction=0).mean() for group in (0, 1)]
+    )  # images 2 apart are a group of four
     torch.testing.assert_close(_spread(x), wanted)
     assert float(_spread(x[:1].expand(8, -1, -1, -1)).max()) < 1e-3
     assert [group_of(count) for count in (2, 3, 8, 10)] == [2, 1, 4, 2]

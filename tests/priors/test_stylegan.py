@@ -11,7 +11,14 @@ from kdistill import ops
 from kdistill.errors import ConfigError, ShapeError
 from kdistill.priors import Noise
 from kdistill.priors.stylegan import new_stylegan2
-from kdistill.priors.stylegan.operators import filtered_lrelu, line_of, modulated_conv, modulated_conv_up, styled_conv, upfirdn
+from kdistill.priors.stylegan.operators import (
+    filtered_lrelu,
+    line_of,
+    modulated_conv,
+    modulated_conv_up,
+    styled_conv,
+    upfirdn,
+)
 from kdistill.testing.backends import runnable_backends, running_on
 from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3
 
@@ -83,13 +90,17 @@ def test_gradients_of_latents_and_features(name):
     ws = latents(generator, 1, torch.float64).requires_grad_()
     f = generator.to_f(ws, n).detach().requires_grad_()
     weight = randn(1, 3, 16, 16)
-    assert torch.autograd.gradcheck(lambda f, ws: (generator.from_f(f, ws, n) * weight).sum(), (f, ws), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda f, ws: (generator.from_f(f, ws, n) * weight).sum(), (f, ws), fast_mode=True
+    )
 
 
 def test_layers_out_of_range_are_listed():
     generator = NETWORKS["stylegan2"]
     ws = latents(generator)
-    with pytest.raises(ConfigError, match=r"expected 0 to 5, .* got 6; layers: 0 input, 1 b4.conv1, 2 b8.conv0"):
+    with pytest.raises(
+        ConfigError, match=r"expected 0 to 5, .* got 6; layers: 0 input, 1 b4.conv1, 2 b8.conv0"
+    ):
         generator.to_f(ws, 6)
     with pytest.raises(ConfigError, match="got -1; layers"):
         generator.from_f(generator.to_f(ws, 0), ws, -1)
@@ -112,14 +123,18 @@ def test_latents_and_classes_of_another_shape_are_refused():
 def test_truncation_goes_towards_the_average():
     generator = NETWORKS["stylegan-xl"]
     z, labels = torch.randn(2, 5), torch.tensor([0, 2])
-    torch.testing.assert_close(generator.mapping(z, labels, psi=0.0)[:, 0], generator.tensors["mapping.w_avg"][labels])
+    torch.testing.assert_close(
+        generator.mapping(z, labels, psi=0.0)[:, 0], generator.tensors["mapping.w_avg"][labels]
+    )
 
 
 def test_random_noise_depends_on_key_and_image_not_on_the_chunk():
     generator = NETWORKS["stylegan2"]
     ws = latents(generator, 3)
     whole = generator.forward(ws, Noise(5, range(3)))
-    parts = torch.cat([generator.forward(ws[i : i + 1], Noise(5, range(i, i + 1))) for i in range(3)])
+    parts = torch.cat(
+        [generator.forward(ws[i : i + 1], Noise(5, range(i, i + 1))) for i in range(3)]
+    )
     torch.testing.assert_close(whole, parts)
     assert not torch.allclose(whole, generator.forward(ws, Noise(6, range(3))))
     assert not torch.allclose(whole, generator.forward(ws))
@@ -148,7 +163,9 @@ def test_upfirdn_is_zeros_convolution_and_decimation(up, down, padding, separabl
     raised = np.zeros((2, 3, 7 * up, 8 * up))
     raised[:, :, ::up, ::up] = x
     left, right, above, below = padding
-    raised = np.pad(raised, ((0, 0), (0, 0), (max(above, 0), max(below, 0)), (max(left, 0), max(right, 0))))
+    raised = np.pad(
+        raised, ((0, 0), (0, 0), (max(above, 0), max(below, 0)), (max(left, 0), max(right, 0)))
+    )
     rows = slice(max(-above, 0), raised.shape[2] - max(-below, 0))
     columns = slice(max(-left, 0), raised.shape[3] - max(-right, 0))
     raised = raised[:, :, rows, columns]
@@ -185,7 +202,9 @@ def test_the_raising_convolution_is_zeros_fir_and_a_flipped_kernel():
     v = per_image_weights(weight, styles, True, 1.0)
     raised = upfirdn(x, taps, up=2, padding=(3, 2, 3, 2), gain=4.0)
     wanted = torch.cat([F.conv2d(raised[i : i + 1], v[i].flip(2, 3)) for i in range(2)])
-    torch.testing.assert_close(modulated_conv_up(x, weight, styles, taps), wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        modulated_conv_up(x, weight, styles, taps), wanted, rtol=1e-10, atol=1e-10
+    )
 
 
 RAISE = {"up": 2, "down": 2, "padding": (4, 3, 4, 3), "slope": 0.2, "gain": 1.4, "clamp": 3.0}
@@ -193,7 +212,11 @@ RAISE = {"up": 2, "down": 2, "padding": (4, 3, 4, 3), "slope": 0.2, "gain": 1.4,
 
 @pytest.mark.parametrize("radial", [False, True], ids=["separable", "radial"])
 def test_filtered_lrelu_gradcheck(radial):
-    x, bias, line = randn(1, 2, 5, 5).requires_grad_(), randn(2, seed=1).requires_grad_(), randn(6, seed=2)
+    x, bias, line = (
+        randn(1, 2, 5, 5).requires_grad_(),
+        randn(2, seed=1).requires_grad_(),
+        randn(6, seed=2),
+    )
     down_taps = torch.outer(line, line) if radial else line.flip(0)
 
     def op(x, bias):
@@ -211,7 +234,10 @@ def plain_nonlinearity(x, bias, up_taps, down_taps, up, down, padding, slope, ga
 
 @pytest.mark.parametrize("backend", runnable_backends())
 def test_the_fused_nonlinearity_is_the_plain_one(backend):
-    given, line = [randn(2, 3, 6, 6).requires_grad_(), randn(3, seed=1).requires_grad_()], randn(6, seed=2)
+    given, line = (
+        [randn(2, 3, 6, 6).requires_grad_(), randn(3, seed=1).requires_grad_()],
+        randn(6, seed=2),
+    )
     with running_on(backend):
         out = filtered_lrelu(*given, up_taps=line, down_taps=line.flip(0), **RAISE)
     wanted = plain_nonlinearity(*given, line, line.flip(0), **RAISE)
@@ -223,7 +249,11 @@ def test_the_fused_nonlinearity_is_the_plain_one(backend):
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_the_reference_backend_gives_the_bits_of_the_plain_nonlinearity(memory_format, one_thread):
-    x, bias, line = randn(2, 3, 6, 6).float().contiguous(memory_format=memory_format), randn(3).float(), randn(6, seed=2).float()
+    x, bias, line = (
+        randn(2, 3, 6, 6).float().contiguous(memory_format=memory_format),
+        randn(3).float(),
+        randn(6, seed=2).float(),
+    )
     with ops.use_backend("reference"):
         found = filtered_lrelu(x, bias, up_taps=line, down_taps=line.flip(0), **RAISE)
     assert torch.equal(found, plain_nonlinearity(x, bias, line, line.flip(0), **RAISE))
@@ -245,13 +275,20 @@ def plain_layer(x, weight, styles, noise, bias, taps, clamp):
         y = y * (styles.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()[:, :, None, None]
     else:
         y = modulated_conv_up(x, weight, styles, taps)
-    return (F.leaky_relu(y + noise[:, None] + bias[:, None, None], 0.2) * 2**0.5).clamp(-clamp, clamp)
+    return (F.leaky_relu(y + noise[:, None] + bias[:, None, None], 0.2) * 2**0.5).clamp(
+        -clamp, clamp
+    )
 
 
 def layer_inputs(taps, dtype):
     x = randn(2, 4, 6, 6).to(dtype).contiguous(memory_format=torch.channels_last)
     side = 6 if taps is None else 12
-    weight, styles, noise, bias = randn(5, 4, 3, 3, seed=1), randn(2, 4, seed=2), randn(2, side, side, seed=3), randn(5, seed=4)
+    weight, styles, noise, bias = (
+        randn(5, 4, 3, 3, seed=1),
+        randn(2, 4, seed=2),
+        randn(2, side, side, seed=3),
+        randn(5, seed=4),
+    )
     return tuple(t.to(dtype) for t in (x, weight, styles, noise, bias))
 
 
@@ -277,7 +314,9 @@ def test_the_reference_backend_gives_the_bits_of_the_plain_layer(taps, one_threa
     line = None if taps is None else 2.0 * line_of(taps)
     given = layer_inputs(taps, torch.float32)
     with ops.use_backend("reference"):
-        assert torch.equal(styled_conv(*given, line=line, clamp=2.0), plain_layer(*given, taps, 2.0))
+        assert torch.equal(
+            styled_conv(*given, line=line, clamp=2.0), plain_layer(*given, taps, 2.0)
+        )
 
 
 @pytest.mark.parametrize(
@@ -300,7 +339,10 @@ def test_a_filter_is_taken_along_the_axes_only_where_it_is_separable(taps, is_se
 
 def test_a_network_whose_filter_is_not_separable_takes_the_plain_way():
     generator = tiny_stylegan2()
-    tensors = {k: torch.eye(4) / 4 if k.endswith("conv0.resample_filter") else v for k, v in generator.tensors.items()}
+    tensors = {
+        k: torch.eye(4) / 4 if k.endswith("conv0.resample_filter") else v
+        for k, v in generator.tensors.items()
+    }
     other = replace(generator, tensors=tensors)
     ws = latents(other)
     assert other.forward(ws).isfinite().all()

@@ -13,13 +13,17 @@ def ranking_of(*counts, classes=()):
     """Classes of ``counts`` images, interleaved rows, the score of an image falling with its row."""
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
-    return rank(-torch.arange(len(labels)).double(), labels, num_classes=len(counts), classes=classes), labels
+    return rank(
+        -torch.arange(len(labels)).double(), labels, num_classes=len(counts), classes=classes
+    ), labels
 
 
 def test_every_class_is_sorted_from_easy_to_hard():
     ranking, labels = ranking_of(5, 3)
     for label, rows in enumerate(ranking.rows):
-        assert rows.tolist() == sorted(torch.nonzero(labels == label).flatten().tolist(), reverse=True)
+        assert rows.tolist() == sorted(
+            torch.nonzero(labels == label).flatten().tolist(), reverse=True
+        )
 
 
 def test_equal_scores_keep_the_order_of_rows_and_never_learnt_is_hardest():
@@ -27,7 +31,10 @@ def test_equal_scores_keep_the_order_of_rows_and_never_learnt_is_hardest():
     assert ranking.rows[0].tolist() == [3, 0, 2, 1]
 
 
-@pytest.mark.parametrize(("count", "share", "expected"), [(5000, 0.75, 3750), (500, 0.75, 375), (7, 0.5, 4), (10, 0.25, 3)])
+@pytest.mark.parametrize(
+    ("count", "share", "expected"),
+    [(5000, 0.75, 3750), (500, 0.75, 375), (7, 0.5, 4), (10, 0.25, 3)],
+)
 def test_a_quota_is_rounded_once_for_every_class(count, share, expected):
     assert quota(count, share) == expected
 
@@ -67,7 +74,9 @@ def test_no_class_is_ever_empty_and_classes_stay_balanced(per_class):
 def test_a_curriculum_that_empties_a_class_is_refused_with_the_numbers():
     ranking, _ = ranking_of(30, 2, classes=("cat", "dog"))
     steep = Curriculum(initial_ratio=0.1)
-    with pytest.raises(DataError, match=r"1 images of class 1 \('dog'\) between the shares 0 and 0.1 .* got 0 of 2"):
+    with pytest.raises(
+        DataError, match=r"1 images of class 1 \('dog'\) between the shares 0 and 0.1 .* got 0 of 2"
+    ):
         steep.check(ranking, 5)
     with pytest.raises(DataError, match="at least 9 images of class 0"):
         ranking_of(10, 10)[0].keep(0.2, 1.0, at_least=9)
@@ -109,7 +118,9 @@ def test_images_that_a_network_gets_right_come_first():
     asked = []
 
     def predictions(network):
-        asked.append(network)  # network 0 knows rows below 6, network 1 those below 20, both say "other" elsewhere
+        asked.append(
+            network
+        )  # network 0 knows rows below 6, network 1 those below 20, both say "other" elsewhere
         return torch.where(torch.arange(40) < (6, 20)[network], labels, 1 - labels)
 
     rows = select_correct(predictions, 2, labels, 5, key=3, num_classes=2)

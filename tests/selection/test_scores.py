@@ -28,14 +28,18 @@ def drawn(count=24, seed=0):
     images = 0.3 * torch.rand(count, 1, 8, 8, generator=generator)
     for k in range(3):
         images[labels == k, :, 2 * k : 2 * k + 3] += 0.5
-    return ImageDataset(Split(images, labels), Split(images[:3], labels[:3]), ("a", "b", "c"), name="stripes")
+    return ImageDataset(
+        Split(images, labels), Split(images[:3], labels[:3]), ("a", "b", "c"), name="stripes"
+    )
 
 
 def test_a_table_and_two_pictures(tmp_path):
     data, said = drawn(), []
     table = kdistill.score(data, options=SMALL, validation=0.0, out=tmp_path, say=said.append)
     assert list(table.scores) == list(ScoreSpec().metrics) and len(table) == 24
-    assert all(values.shape == (24,) and bool(values.isfinite().all()) for values in table.scores.values())
+    assert all(
+        values.shape == (24,) and bool(values.isfinite().all()) for values in table.scores.values()
+    )
     assert "network 2 of 2, epoch 3 of 3" in said and said[-1] == "scored 24 of 24 images"
     for picture in ("histogram.png", "extremes.png"):
         assert np.asarray(Image.open(tmp_path / picture)).std() > 5
@@ -51,16 +55,24 @@ def test_images_of_files_are_named_in_the_table_and_on_the_sheet(tmp_path, monke
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((255 * image[0].clamp(0, 1)).byte().numpy()).save(path)
     photos, sheets = kdistill.load_data(tmp_path / "photos", quiet=True), []
-    monkeypatch.setattr(scoring, "extremes", lambda *given: sheets.append(given) or extremes(*given))
+    monkeypatch.setattr(
+        scoring, "extremes", lambda *given: sheets.append(given) or extremes(*given)
+    )
     table = kdistill.score(photos, options=SMALL | {"metrics": ("el2n",)}, out=tmp_path / "out")
     held = photos.holdout(0.1, seed=0)[0].train
     assert table.files == held.files and len(table.files) == len(table) < 18
-    for file, image, label in zip(table.files, held.images, table.labels, strict=True):  # the right name at the right image
+    for file, image, label in zip(
+        table.files, held.images, table.labels, strict=True
+    ):  # the right name at the right image
         assert "abc"[label] == Path(file).parent.name
         assert np.array_equal(np.asarray(Image.open(file)) / np.float32(255), image[0].numpy())
-    assert load_scores(tmp_path / "out/scores.csv").files == table.files  # a comma in a name is no column
+    assert (
+        load_scores(tmp_path / "out/scores.csv").files == table.files
+    )  # a comma in a name is no column
     assert sheets[0][-1] == [Path(file).name for file in table.files]
-    kdistill.score(data, options=SMALL | {"metrics": ("el2n",)}, validation=0.0, out=tmp_path / "plain")
+    kdistill.score(
+        data, options=SMALL | {"metrics": ("el2n",)}, validation=0.0, out=tmp_path / "plain"
+    )
     assert sheets[1][-1] == [str(row) for row in range(18)]
     assert ",file," not in (tmp_path / "plain/scores.csv").read_text()
     sheet = extremes(*sheets[0])
@@ -75,14 +87,23 @@ def test_a_second_run_writes_the_same_bytes(tmp_path):
 
 
 def test_what_is_withheld_is_not_scored():
-    assert len(kdistill.score(drawn(60), options=SMALL | {"metrics": ("el2n",)}, validation=0.1)) == 54
+    assert (
+        len(kdistill.score(drawn(60), options=SMALL | {"metrics": ("el2n",)}, validation=0.1)) == 54
+    )
 
 
 def test_el2n_ranks_like_plain_pytorch_on_the_same_checkpoints():
     data = drawn(90)
     student = build_student("convnet", channels=1, size=8, classes=3, width=8)
     thetas = train(
-        student, data.train.images, data.train.labels, epochs=2, lr=0.02, key=make_key(0, "test"), batch_size=16, nets=3
+        student,
+        data.train.images,
+        data.train.labels,
+        epochs=2,
+        lr=0.02,
+        key=make_key(0, "test"),
+        batch_size=16,
+        nets=3,
     )
     got = sample_scores(student, thetas, data.train.images, data.train.labels, ("el2n",))["el2n"]
     wanted = torch.zeros(90)
@@ -94,8 +115,13 @@ def test_el2n_ranks_like_plain_pytorch_on_the_same_checkpoints():
 
 
 def test_forgetting_counts_what_was_right_and_is_wrong():
-    images, labels = torch.rand(40, 1, 8, 8), torch.arange(40) % 3  # noise: nothing but memory helps
-    spec = ScoreSpec(metrics=("forgetting",), runs=1, epochs=6, width=2, batch_size=5, lr=0.3, momentum=0.0)
+    images, labels = (
+        torch.rand(40, 1, 8, 8),
+        torch.arange(40) % 3,
+    )  # noise: nothing but memory helps
+    spec = ScoreSpec(
+        metrics=("forgetting",), runs=1, epochs=6, width=2, batch_size=5, lr=0.3, momentum=0.0
+    )
     student = build_student("convnet", channels=1, size=8, classes=3, width=2)
     right = []
 
@@ -114,19 +140,31 @@ def test_forgetting_counts_what_was_right_and_is_wrong():
 
 
 def test_ranks_begin_with_the_easiest_of_every_class():
-    table = ScoreTable(torch.tensor([0, 1, 0, 1, 0]), {"el2n": torch.tensor([0.5, 0.1, 0.2, 0.1, 0.9])}, ("a", "b"), "d", {})
+    table = ScoreTable(
+        torch.tensor([0, 1, 0, 1, 0]),
+        {"el2n": torch.tensor([0.5, 0.1, 0.2, 0.1, 0.9])},
+        ("a", "b"),
+        "d",
+        {},
+    )
     assert table.ranks("el2n").tolist() == [1, 0, 0, 1, 2]
-    with pytest.raises(ConfigError, match=r"expected a metric of this table, got 'grand'; known: el2n"):
+    with pytest.raises(
+        ConfigError, match=r"expected a metric of this table, got 'grand'; known: el2n"
+    ):
         table.of("grand")
 
 
 def test_a_file_of_other_data_is_refused(tmp_path):
     kdistill.score(drawn(), options=SMALL | {"metrics": ("el2n",)}, validation=0.0, out=tmp_path)
     with pytest.raises(
-        DataError, match=r"expected scores of the 27 training images, got 24 in .*; score this data set, with the"
+        DataError,
+        match=r"expected scores of the 27 training images, got 24 in .*; score this data set, with the",
     ):
         load_scores_of(drawn(27), tmp_path / "scores.csv")
-    with pytest.raises(DataError, match=r"expected scores of images with digest \w{12}, got \w{12} in .*; score this data set"):
+    with pytest.raises(
+        DataError,
+        match=r"expected scores of images with digest \w{12}, got \w{12} in .*; score this data set",
+    ):
         load_scores_of(drawn(seed=1), tmp_path / "scores.csv")
 
 
@@ -158,17 +196,44 @@ def test_rows_belong_to_the_index_in_them(tmp_path, columns, rows):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": ROWS.replace("2,0,", "0,0,")}, r"expected one row for each index 0\.\.2, got 0 for 1 in .*; make it again"),
-        ({"rows": ROWS.replace("2,0,", "3,0,")}, r"expected one row for each index 0\.\.2, got 3 for 2 in"),
-        ({"rows": ROWS.replace("2,0,", "-1,0,")}, r"expected one row for each index 0\.\.2, got -1 for 0 in"),
-        ({"rows": ROWS.replace("1,1,", "1,0,")}, r"expected label 1 for image 1, got 0 in .*; make it again"),
-        ({"rows": ROWS.replace("0.25", "nan")}, r"expected a number as el2n of image 1, got NaN in .*; make it again"),
-        ({"rows": ROWS.replace("0.25,0", "0.25")}, r"3 values in the row 1,1,0.25\); make it again"),
-        ({"rows": ROWS.replace("0.25,0", "0.25,0,7")}, r"5 values in the row 1,1,0.25,0,7\); make it again"),
-        ({"columns": "index,label,el2n,el2n"}, r"a column twice in index,label,el2n,el2n\); make it again"),
+        (
+            {"rows": ROWS.replace("2,0,", "0,0,")},
+            r"expected one row for each index 0\.\.2, got 0 for 1 in .*; make it again",
+        ),
+        (
+            {"rows": ROWS.replace("2,0,", "3,0,")},
+            r"expected one row for each index 0\.\.2, got 3 for 2 in",
+        ),
+        (
+            {"rows": ROWS.replace("2,0,", "-1,0,")},
+            r"expected one row for each index 0\.\.2, got -1 for 0 in",
+        ),
+        (
+            {"rows": ROWS.replace("1,1,", "1,0,")},
+            r"expected label 1 for image 1, got 0 in .*; make it again",
+        ),
+        (
+            {"rows": ROWS.replace("0.25", "nan")},
+            r"expected a number as el2n of image 1, got NaN in .*; make it again",
+        ),
+        (
+            {"rows": ROWS.replace("0.25,0", "0.25")},
+            r"3 values in the row 1,1,0.25\); make it again",
+        ),
+        (
+            {"rows": ROWS.replace("0.25,0", "0.25,0,7")},
+            r"5 values in the row 1,1,0.25,0,7\); make it again",
+        ),
+        (
+            {"columns": "index,label,el2n,el2n"},
+            r"a column twice in index,label,el2n,el2n\); make it again",
+        ),
         ({"columns": "row,label,el2n,el2n_rank"}, r"KeyError: 'index'"),
         ({"head": HEAD.replace("3", "1e999")}, r"OverflowError"),
-        ({"head": HEAD.replace("{", '{"format": 2, ')}, r"expected a table of format 1, got 2 in .*; make it again"),
+        (
+            {"head": HEAD.replace("{", '{"format": 2, ')},
+            r"expected a table of format 1, got 2 in .*; make it again",
+        ),
         ({"rows": ""}, r"expected the 3 rows that .* speaks of, got 0; make it again"),
     ],
 )
@@ -187,8 +252,16 @@ def test_a_label_outside_the_classes_is_refused_without_data(tmp_path):
     [
         (None, r"expected a file that can be read"),
         ("not a table", r"expected a table of kdistill score"),
-        ('# {"num_samples": 2, "digest": "d", "classes": ["a"]}\nindex,label,el2n,el2n_rank\n0,0,0.5,0\n', "the 2 rows that"),
-        ('# {"num_samples": 1, "digest": "d", "classes": ["a"]}\nindex,label,el2n,el2n_rank\n0,0,much,0\n', "make it again"),
+        (
+            '# {"num_samples": 2, "digest": "d", "classes": '
+            '["a"]}\nindex,label,el2n,el2n_rank\n0,0,0.5,0\n',
+            "the 2 rows that",
+        ),
+        (
+            '# {"num_samples": 1, "digest": "d", "classes": '
+            '["a"]}\nindex,label,el2n,el2n_rank\n0,0,much,0\n',
+            "make it again",
+        ),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, text, message):
@@ -233,20 +306,34 @@ def test_a_recipe_out_of_range_is_refused(change):
 
 @pytest.mark.parametrize("step", range(0, 22, 3))
 def test_killed_at_any_step_the_old_scores_or_the_new_ones_are_there(tmp_path, killed_at, step):
-    tables = [ScoreTable(torch.arange(6) % 2, {"loss": torch.rand(6) + seed}, ("a", "b"), "d", {}, None) for seed in (0, 1)]
+    tables = [
+        ScoreTable(torch.arange(6) % 2, {"loss": torch.rand(6) + seed}, ("a", "b"), "d", {}, None)
+        for seed in (0, 1)
+    ]
     data = drawn(6)
     scoring._write(tables[0], data, tmp_path)
     was_killed = killed_at(step, lambda: scoring._write(tables[1], data, tmp_path))
     left = load_scores(tmp_path / "scores.csv").of("loss")
-    assert torch.equal(left, tables[1].of("loss")) or (was_killed and torch.equal(left, tables[0].of("loss")))
+    assert torch.equal(left, tables[1].of("loss")) or (
+        was_killed and torch.equal(left, tables[0].of("loss"))
+    )
     scoring._write(tables[1], data, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"scores.csv", "histogram.png", "extremes.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "scores.csv",
+        "histogram.png",
+        "extremes.png",
+    }
 
 
 def test_a_pipe_is_no_table_and_a_link_that_the_user_names_is_followed(tmp_path):
-    ScoreTable(torch.arange(6) % 2, {"loss": torch.rand(6)}, ("a", "b"), "d", {}, None).save(tmp_path / "table.csv")
+    ScoreTable(torch.arange(6) % 2, {"loss": torch.rand(6)}, ("a", "b"), "d", {}, None).save(
+        tmp_path / "table.csv"
+    )
     (tmp_path / "scores.csv").symlink_to("table.csv")
     assert len(load_scores(tmp_path / "scores.csv")) == 6
     os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(DataError, match=r"scores: expected a file that can be read, got .*pipe\.csv \(a named pipe\)"):
+    with pytest.raises(
+        DataError,
+        match=r"scores: expected a file that can be read, got .*pipe\.csv \(a named pipe\)",
+    ):
         load_scores(tmp_path / "pipe.csv")

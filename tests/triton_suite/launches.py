@@ -1,7 +1,7 @@
 """What the Triton kernels are launched with, and their compilation for a GPU that need not be there.
 
-The signatures are those of real launches: the ops run on the cases with ``JITFunction.run`` replaced by a recorder.
-"""
+The signatures are those of real launches: the ops run on the cases with ``JITFunction.run``
+replaced by a recorder."""
 
 import importlib
 import inspect
@@ -34,7 +34,8 @@ TYPES = {
     torch.int32: "*i32",
     torch.bool: "*i1",
 }
-ALIGNED = 16  # bytes of an address, and what a number is a multiple of, that Triton makes code of its own for
+# bytes of an address, and what a number is a multiple of, that Triton makes code of its own for
+ALIGNED = 16
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,19 @@ class Launch:
     @property
     def name(self) -> str:
         constants = "_".join(str(value) for _, value in self.constants)
-        return f"{self.kernel.fn.__name__}-{'float64' if self.is_float64 else 'float32'}-{constants}"
+        return (
+            f"{self.kernel.fn.__name__}-{'float64' if self.is_float64 else 'float32'}-{constants}"
+        )
 
     def compiled(self, architecture: int) -> dict[str, Any]:
         """Return the code of every stage, down to ``"cubin"``; no GPU is needed."""
         attributes = {(i,): [["tt.divisibility", ALIGNED]] for i in self.aligned}
-        source = ASTSource(fn=self.kernel, signature=dict(self.signature), constexprs=dict(self.constants), attrs=attributes)
+        source = ASTSource(
+            fn=self.kernel,
+            signature=dict(self.signature),
+            constexprs=dict(self.constants),
+            attrs=attributes,
+        )
         return triton.compile(source, target=GPUTarget("cuda", architecture, 32)).asm
 
 
@@ -72,7 +80,9 @@ def type_of(value: object) -> str:
         return "i32" if -(2**31) <= value < 2**31 else "i64"
     if isinstance(value, float):
         return "fp32"
-    raise TypeError(f"expected a tensor or a number, got {type(value).__name__}; teach type_of about it")
+    raise TypeError(
+        f"expected a tensor or a number, got {type(value).__name__}; teach type_of about it"
+    )
 
 
 def is_aligned(value: object) -> bool:
@@ -80,23 +90,39 @@ def is_aligned(value: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number % ALIGNED == 0
 
 
-def launch_of(kernel: triton.JITFunction, args: tuple[object, ...], kwargs: dict[str, object], specialised: bool) -> Launch:
+def launch_of(
+    kernel: triton.JITFunction,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    specialised: bool,
+) -> Launch:
     parameters = inspect.signature(kernel.fn).parameters
-    bound = dict(zip(parameters, args, strict=False)) | {k: v for k, v in kwargs.items() if k in parameters}
-    constants = {k: v for k, v in bound.items() if parameters[k].annotation is tl.constexpr or v is None}
+    bound = dict(zip(parameters, args, strict=False)) | {
+        k: v for k, v in kwargs.items() if k in parameters
+    }
+    constants = {
+        k: v for k, v in bound.items() if parameters[k].annotation is tl.constexpr or v is None
+    }
     if specialised:
         constants |= {k: v for k, v in bound.items() if type(v) is int and v == 1}
     signature = {k: "constexpr" if k in constants else type_of(v) for k, v in bound.items()}
-    aligned = [i for i, (k, v) in enumerate(bound.items()) if specialised and k not in constants and is_aligned(v)]
+    aligned = [
+        i
+        for i, (k, v) in enumerate(bound.items())
+        if specialised and k not in constants and is_aligned(v)
+    ]
     return Launch(kernel, tuple(signature.items()), tuple(constants.items()), tuple(aligned))
 
 
 def recorded_launches(
-    shapes_of: Callable[[OpCase], list[Shape]] = attrgetter("interpreted"), *, specialised: bool = False
+    shapes_of: Callable[[OpCase], list[Shape]] = attrgetter("interpreted"),
+    *,
+    specialised: bool = False,
 ) -> list[Launch]:
     """Return every distinct launch of every case and its backwards on some shapes, in both dtypes.
 
-    ``specialised``: with what Triton compiles in beside types at run time, numbers that are 1 and multiples of 16.
+    ``specialised``: with what Triton compiles in beside types at run time, numbers that are 1 and
+        multiples of 16.
     """
     found: dict[Launch, None] = {}
 
@@ -104,9 +130,13 @@ def recorded_launches(
         found[launch_of(self, args, kwargs, specialised)] = None
 
     for module in pkgutil.iter_modules(kernels.__path__):
-        importlib.import_module(f"{kernels.__name__}.{module.name}")  # decorated now, before the variable is set
+        importlib.import_module(
+            f"{kernels.__name__}.{module.name}"
+        )  # decorated now, before the variable is set
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # what no kernel wrote is NaN, not chance
+        patch.setattr(
+            torch.utils.deterministic, "fill_uninitialized_memory", True
+        )  # what no kernel wrote is NaN, not chance
         patch.setattr(triton.JITFunction, "run", record)
         patch.setenv("TRITON_INTERPRET", "1")  # lets CPU tensors through; no kernel runs
         torch.use_deterministic_algorithms(True, warn_only=True)

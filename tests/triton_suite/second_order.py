@@ -22,7 +22,12 @@ def second_gradients(case, function, inputs):
 
 
 def check_second_order(case, inputs, shape):
-    got, eager = second_gradients(case, case.op, inputs), second_gradients(case, case.reference, inputs)
+    got, eager = (
+        second_gradients(case, case.op, inputs),
+        second_gradients(case, case.reference, inputs),
+    )
     truth = second_gradients(case, case.reference, to_float64(inputs))
     for i, (ours, same, true) in enumerate(zip(got, eager, truth, strict=True)):
-        assert_close_enough(ours, same, true, case.depth(shape), f"{case.name} {shape}: second gradient {i}")
+        assert_close_enough(
+            ours, same, true, case.depth(shape), f"{case.name} {shape}: second gradient {i}"
+        )

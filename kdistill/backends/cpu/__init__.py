@@ -7,7 +7,8 @@ from torch import Tensor
 
 from kdistill import _native
 
-# glibc serves allocations from 32 MiB on with fresh pages every time; below, it reuses memory that is already mapped
+# glibc serves allocations from 32 MiB on with fresh pages every time; below, it reuses memory that
+# is already mapped
 _FRESH_NBYTES = 32 << 20
 _KEPT_NBYTES = 64 << 20
 

@@ -10,7 +10,9 @@ from kdistill import _native
 supports = partial(_native.refusal, "_cpu")
 
 
-def diff_augment(images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool) -> Tensor:
+def diff_augment(
+    images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool
+) -> Tensor:
     out = torch.empty_like(images)
     run = _native.kernel("_cpu", "diff_augment", images.dtype)
     run(

@@ -29,7 +29,9 @@ def _tile(width: int) -> int:
     return -(-width // -(-width // _COLUMNS) // 4) * 4
 
 
-def _scratch(like: Tensor, rows: int, tile: int, first: int, second: int, up: int, down: int) -> tuple[Tensor, int, int]:
+def _scratch(
+    like: Tensor, rows: int, tile: int, first: int, second: int, up: int, down: int
+) -> tuple[Tensor, int, int]:
     """Return memory for the factors and for every thread, and both sizes; the filters in the order in which they run."""
     tables = -(-(first + second + up + down + 2 * max(first, second)) // 16) * 16
     raised = tile * down + second
@@ -62,8 +64,33 @@ def filtered_lrelu(
     scratch, *sizes = _scratch(x, rows, tile, t, s, up, down)
     run = _native.kernel("_cpu", "filtered_lrelu", x.dtype)
     run(
-        *(x.data_ptr(), _address(bias), _address(up_taps), _address(down_taps), out.data_ptr(), mask.data_ptr() if keep else 0),
-        *(scratch.data_ptr(), n, c, h, w, rows, columns, *out.shape[2:], t, s, up, down, left, above, slope, gain, limit),
+        *(
+            x.data_ptr(),
+            _address(bias),
+            _address(up_taps),
+            _address(down_taps),
+            out.data_ptr(),
+            mask.data_ptr() if keep else 0,
+        ),
+        *(
+            scratch.data_ptr(),
+            n,
+            c,
+            h,
+            w,
+            rows,
+            columns,
+            *out.shape[2:],
+            t,
+            s,
+            up,
+            down,
+            left,
+            above,
+            slope,
+            gain,
+            limit,
+        ),
         *(tile, *sizes, torch.get_num_threads()),
     )
     return out, mask
@@ -91,8 +118,32 @@ def filtered_lrelu_bwd(
     scratch, *sizes = _scratch(grad, rows, tile, s, t, down, up)
     run = _native.kernel("_cpu", "filtered_lrelu_bwd", grad.dtype)
     run(
-        *(grad.data_ptr(), mask.data_ptr(), _address(up_taps), _address(down_taps), dx.data_ptr(), dbias.data_ptr()),
-        *(partials.data_ptr(), scratch.data_ptr(), n, c, height, width, rows, columns, h, w, t, s, up, down, left, above),
+        *(
+            grad.data_ptr(),
+            mask.data_ptr(),
+            _address(up_taps),
+            _address(down_taps),
+            dx.data_ptr(),
+            dbias.data_ptr(),
+        ),
+        *(
+            partials.data_ptr(),
+            scratch.data_ptr(),
+            n,
+            c,
+            height,
+            width,
+            rows,
+            columns,
+            h,
+            w,
+            t,
+            s,
+            up,
+            down,
+            left,
+            above,
+        ),
         *(slope, gain, tile, *sizes, torch.get_num_threads()),
     )
     return dx, dbias

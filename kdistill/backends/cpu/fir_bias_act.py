@@ -38,7 +38,14 @@ def fir_bias_act(
     out = _empty(x, n, c, h - (taps is not None), w - (taps is not None))
     run = _native.kernel("_cpu", "fir_bias_act", x.dtype)
     run(
-        *(x.data_ptr(), scale.data_ptr(), _address(bias), _address(noise), _address(taps), out.data_ptr()),
+        *(
+            x.data_ptr(),
+            scale.data_ptr(),
+            _address(bias),
+            _address(noise),
+            _address(taps),
+            out.data_ptr(),
+        ),
         *(n, c, *out.shape[2:], 0 if noise is None else noise.shape[0], slope, gain, limit),
         *(_rows(out.shape[2]), torch.get_num_threads()),
     )
@@ -65,7 +72,14 @@ def fir_bias_act_bwd(
     run = _native.kernel("_cpu", "fir_bias_act_bwd", x.dtype)
     run(
         *(grad.data_ptr(), out.data_ptr(), x.data_ptr(), scale.data_ptr(), _address(taps)),
-        *(dx.data_ptr(), dscale.data_ptr(), dbias.data_ptr(), dnoise.data_ptr(), of_images.data_ptr(), partials.data_ptr()),
+        *(
+            dx.data_ptr(),
+            dscale.data_ptr(),
+            dbias.data_ptr(),
+            dnoise.data_ptr(),
+            of_images.data_ptr(),
+            partials.data_ptr(),
+        ),
         *(n, c, *out.shape[2:], noise_rows, slope, gain, limit, rows, torch.get_num_threads()),
     )
     return dx, dscale, dbias, dnoise

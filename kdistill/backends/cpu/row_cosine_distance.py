@@ -11,7 +11,9 @@ from kdistill.backends.cpu import new_output
 supports = partial(_native.refusal, "_cpu")
 
 
-def row_cosine_distance(syn: Tensor, real: Tensor, rows: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+def row_cosine_distance(
+    syn: Tensor, real: Tensor, rows: Tensor, mask: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     g, p = syn.shape if syn.ndim == 2 else (1, syn.shape[0])
     grad = new_output(syn, syn.shape)
     loss = syn.new_empty(syn.shape[:-1], dtype=torch.float64)

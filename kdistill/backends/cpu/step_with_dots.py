@@ -21,7 +21,14 @@ def step_with_dots(y: Tensor, x: Tensor, step: Tensor, out: Tensor | None) -> tu
     partials = y.new_empty((g, -(-p // _BLOCK), 2), dtype=torch.float64)
     run = _native.kernel("_cpu", "step_with_dots", y.dtype)
     run(
-        *(y.data_ptr(), x.data_ptr(), step.data_ptr(), out.data_ptr(), dots.data_ptr(), partials.data_ptr()),
+        *(
+            y.data_ptr(),
+            x.data_ptr(),
+            step.data_ptr(),
+            out.data_ptr(),
+            dots.data_ptr(),
+            partials.data_ptr(),
+        ),
         *(g, p, step.ndim == 1, torch.get_num_threads()),
     )
     return out, dots

@@ -12,52 +12,85 @@ from kdistill.backends.cpu import scratch
 
 supports = partial(_native.refusal, "_cpu")
 
-PLANES, DOUBLED = 36, 81  # of filters, and of maps where the size is kept; of maps where it is doubled or halved
+PLANES, DOUBLED = (
+    36,
+    81,
+)  # of filters, and of maps where the size is kept; of maps where it is doubled or halved
 _PANEL = 32  # outputs that the native pass multiplies at a time, at most (float32, AVX-512)
 _GAP = 16  # elements between two of its planes
 _BLOCK = 40  # tiles that a thread takes through all channels together, at most
 _FILTERS = 8 << 20  # bytes of transformed filters, from which on a pass goes by panels
 _MOST_TILES_OF_A_PANEL = 96
-_FEWEST_IMAGES = 4  # of which threads take whole ones; fewer go by panels, however many threads: these must change no bit
+# of which threads take whole ones; fewer go by panels, however many threads: these must change no
+# bit
+_FEWEST_IMAGES = 4
 _FEW_FILTERS, _MOST_PARTS = 64 * 64, 8  # a weight gradient of fewer goes by parts of the tiles
 
 
 def plan(
-    like: Tensor, inputs: int, outputs: int, tiles: int, planes: int = PLANES, images: int | None = None
+    like: Tensor,
+    inputs: int,
+    outputs: int,
+    tiles: int,
+    planes: int = PLANES,
+    images: int | None = None,
 ) -> tuple[Tensor, tuple[Any, ...]]:
     """Return memory for the native pass, which must outlive it, and how it goes: its last five arguments.
 
     ``images``: where a thread takes whole ones only, their number.
     """
     threads, width = torch.get_num_threads(), _padded_to_panels(outputs)
-    if PLANES * inputs * width * like.element_size() > _FILTERS or (images is not None and images < _FEWEST_IMAGES):
+    if PLANES * inputs * width * like.element_size() > _FILTERS or (
+        images is not None and images < _FEWEST_IMAGES
+    ):
         block = max(1, min(tiles, _MOST_TILES_OF_A_PANEL))
         shared = planes * (block * inputs + _GAP)
         per_thread = PLANES * (inputs * _PANEL + _GAP) + planes * (block * _PANEL + _GAP)
         by_panels = True
     else:
-        share = max(1, -(-tiles // threads) if images is None else -(-images // threads) * (tiles // max(1, images)))
-        block = -(-share // -(-share // (_BLOCK * PLANES // planes)))  # equal ones, as many for every thread
-        shared, per_thread = PLANES * (inputs * width + _GAP), planes * (block * (inputs + width) + 2 * _GAP)
+        share = max(
+            1,
+            -(-tiles // threads)
+            if images is None
+            else -(-images // threads) * (tiles // max(1, images)),
+        )
+        block = -(
+            -share // -(-share // (_BLOCK * PLANES // planes))
+        )  # equal ones, as many for every thread
+        shared, per_thread = (
+            PLANES * (inputs * width + _GAP),
+            planes * (block * (inputs + width) + 2 * _GAP),
+        )
         by_panels = False
     memory = scratch(like, shared + threads * per_thread)
     return memory, (block, by_panels, shared, per_thread, threads)
 
 
-def winograd_conv(x: Tensor, weight: Tensor, padding: int, turned: bool, x1: Tensor | None, weight1: Tensor | None) -> Tensor:
+def winograd_conv(
+    x: Tensor, weight: Tensor, padding: int, turned: bool, x1: Tensor | None, weight1: Tensor | None
+) -> Tensor:
     n, c, h, w = x.shape
     k = weight.shape[1 if turned else 0]
     y = x.new_empty((n, h + 2 * padding - 2, w + 2 * padding - 2, k)).permute(0, 3, 1, 2)
     memory, way = plan(x, c if x1 is None else 2 * c, k, tiles_of(y))
     run = _native.kernel("_cpu", "winograd_conv", x.dtype)
     run(
-        *(x.data_ptr(), _address(x1), weight.data_ptr(), _address(weight1), y.data_ptr(), memory.data_ptr()),
+        *(
+            x.data_ptr(),
+            _address(x1),
+            weight.data_ptr(),
+            _address(weight1),
+            y.data_ptr(),
+            memory.data_ptr(),
+        ),
         *(n, h, w, c, k, padding, turned, *way),
     )
     return y
 
 
-def winograd_conv_weight_grad(x: Tensor, grad: Tensor, padding: int, x1: Tensor | None, grad1: Tensor | None) -> Tensor:
+def winograd_conv_weight_grad(
+    x: Tensor, grad: Tensor, padding: int, x1: Tensor | None, grad1: Tensor | None
+) -> Tensor:
     return weight_grad(x, grad, padding, None, x1, grad1)
 
 
@@ -77,7 +110,8 @@ def weight_grad(
     """
     (n, c, h, w), k, threads = x.shape, grad.shape[1], torch.get_num_threads()
     planes, tiles = (DOUBLED, tiles_of(x)) if doubles else (PLANES, tiles_of(grad))
-    # few channels: parts of the tiles, as many for any number of threads; many: a square of parts of both channels
+    # few channels: parts of the tiles, as many for any number of threads; many: a square of parts
+    # of both channels
     maps = 1 if x1 is None else 2
     of_tiles = max(1, min(maps * tiles // _BLOCK, _MOST_PARTS)) if c * k <= _FEW_FILTERS else 1
     rest = max(1, threads // of_tiles)
@@ -89,11 +123,30 @@ def weight_grad(
     way = (_BLOCK, of_tiles, of_inputs, of_outputs, per_thread, threads)
     if doubles:
         run = _native.kernel("_cpu", "styled_conv_doubled_weight_grad", x.dtype)
-        run(x.data_ptr(), _address(scale), grad.data_ptr(), dweight.data_ptr(), memory.data_ptr(), n, h, w, c, k, *way)
+        run(
+            x.data_ptr(),
+            _address(scale),
+            grad.data_ptr(),
+            dweight.data_ptr(),
+            memory.data_ptr(),
+            n,
+            h,
+            w,
+            c,
+            k,
+            *way,
+        )
     else:
         run = _native.kernel("_cpu", "winograd_conv_weight_grad", x.dtype)
         run(
-            *(x.data_ptr(), _address(x1), _address(scale), grad.data_ptr(), _address(grad1), dweight.data_ptr()),
+            *(
+                x.data_ptr(),
+                _address(x1),
+                _address(scale),
+                grad.data_ptr(),
+                _address(grad1),
+                dweight.data_ptr(),
+            ),
             *(memory.data_ptr(), n, h, w, c, k, padding, *way),
         )
     return dweight[0] if of_tiles == 1 else dweight[0].clone()  # not a view of all parts

@@ -20,7 +20,12 @@ def class_lists(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
 
 
 def class_mean_sqdist(
-    real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None
+    real: Tensor,
+    real_labels: Tensor,
+    syn: Tensor,
+    syn_labels: Tensor,
+    num_classes: int,
+    weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     real_order, real_offsets = class_lists(real_labels, num_classes)
     syn_order, syn_offsets = class_lists(syn_labels, num_classes)
@@ -32,13 +37,20 @@ def class_mean_sqdist(
         run(
             *(real.data_ptr(), real_order.data_ptr(), real_offsets.data_ptr()),
             *(syn.data_ptr(), syn_order.data_ptr(), syn_offsets.data_ptr()),
-            *(0 if weights is None else weights.data_ptr(), value.data_ptr(), diff.data_ptr(), partials.data_ptr()),
+            *(
+                0 if weights is None else weights.data_ptr(),
+                value.data_ptr(),
+                diff.data_ptr(),
+                partials.data_ptr(),
+            ),
             *(f, num_classes, stream),
         )
     return value, diff
 
 
-def class_mean_sqdist_bwd(grad: Tensor, diff: Tensor, weights: Tensor | None, labels: Tensor, sign: float) -> Tensor:
+def class_mean_sqdist_bwd(
+    grad: Tensor, diff: Tensor, weights: Tensor | None, labels: Tensor, sign: float
+) -> Tensor:
     table = row_gradient_table(grad, diff, weights, labels, sign).contiguous()
     n, f = labels.numel(), diff.shape[1]
     out = diff.new_empty((n, f))
@@ -49,7 +61,12 @@ def class_mean_sqdist_bwd(grad: Tensor, diff: Tensor, weights: Tensor | None, la
 
 
 def class_mean_sqdist_and_grad(
-    real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None
+    real: Tensor,
+    real_labels: Tensor,
+    syn: Tensor,
+    syn_labels: Tensor,
+    num_classes: int,
+    weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     value, diff = class_mean_sqdist(real, real_labels, syn, syn_labels, num_classes, weights)
     return value, class_mean_sqdist_bwd(torch.ones_like(value), diff, weights, syn_labels, -1.0)

@@ -16,10 +16,22 @@ def conv_grad_sqnorm(x: Tensor, grad: Tensor, padding: int, gram: bool) -> Tenso
         return by_products(x, grad, padding)
     n, _, H, W = x.shape
     step = gram_chunk(x, grad)
-    out, partials = x.new_empty(n, dtype=torch.float64), x.new_empty((step, *grad.shape[2:], 2), dtype=torch.float64)
+    out, partials = (
+        x.new_empty(n, dtype=torch.float64),
+        x.new_empty((step, *grad.shape[2:], 2), dtype=torch.float64),
+    )
     run = _native.kernel("_cuda", "conv_grad_sqnorm", x.dtype, x.device)
     with _native.stream_of(x) as stream:
-        for images, grads, found in zip(x.split(step), grad.split(step), out.split(step), strict=True):
+        for images, grads, found in zip(
+            x.split(step), grad.split(step), out.split(step), strict=True
+        ):
             gx, gg = grams(images, grads)
-            run(*(t.data_ptr() for t in (gx, gg, found, partials)), len(images), H, W, padding, stream)
+            run(
+                *(t.data_ptr() for t in (gx, gg, found, partials)),
+                len(images),
+                H,
+                W,
+                padding,
+                stream,
+            )
     return out

@@ -17,12 +17,20 @@ def _partials(images: Tensor) -> Tensor:
     return images.new_empty((n, -(-(h * w) // _TILE)), dtype=torch.float64)
 
 
-def diff_augment(images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool) -> Tensor:
+def diff_augment(
+    images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool
+) -> Tensor:
     out, partials = torch.empty_like(images), _partials(images)
     run = _native.kernel("_cuda", "diff_augment", images.dtype, images.device)
     with _native.stream_of(images) as stream:
         run(
-            *(images.data_ptr(), params.data_ptr(), index.data_ptr(), out.data_ptr(), partials.data_ptr()),
+            *(
+                images.data_ptr(),
+                params.data_ptr(),
+                index.data_ptr(),
+                out.data_ptr(),
+                partials.data_ptr(),
+            ),
             *(*images.shape, len(params), align_corners, linear, stream),
         )
     return out
@@ -33,7 +41,13 @@ def diff_augment_bwd(grad: Tensor, params: Tensor, index: Tensor, align_corners:
     run = _native.kernel("_cuda", "diff_augment_bwd", grad.dtype, grad.device)
     with _native.stream_of(grad) as stream:
         run(
-            *(grad.data_ptr(), params.data_ptr(), index.data_ptr(), out.data_ptr(), partials.data_ptr()),
+            *(
+                grad.data_ptr(),
+                params.data_ptr(),
+                index.data_ptr(),
+                out.data_ptr(),
+                partials.data_ptr(),
+            ),
             *(*grad.shape, len(params), align_corners, stream),
         )
     return out

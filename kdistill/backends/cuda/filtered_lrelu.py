@@ -47,7 +47,22 @@ def filtered_lrelu(
     with _native.stream_of(x) as stream:
         run(
             *(x.data_ptr(), _address(bias), _address(up_taps), _address(down_taps), out.data_ptr()),
-            *(mask.data_ptr() if keep else 0, n, c, h, w, rows, columns, *out.shape[2:], t, s, up, down, left, above),
+            *(
+                mask.data_ptr() if keep else 0,
+                n,
+                c,
+                h,
+                w,
+                rows,
+                columns,
+                *out.shape[2:],
+                t,
+                s,
+                up,
+                down,
+                left,
+                above,
+            ),
             *(slope, gain, limit, stream),
         )
     return out, mask
@@ -75,7 +90,33 @@ def filtered_lrelu_bwd(
     run = _native.kernel("_cuda", "filtered_lrelu_bwd", grad.dtype, grad.device)
     with _native.stream_of(grad) as stream:
         run(
-            *(grad.data_ptr(), mask.data_ptr(), _address(up_taps), _address(down_taps), dx.data_ptr(), dbias.data_ptr()),
-            *(partials.data_ptr(), n, c, height, width, rows, columns, h, w, t, s, up, down, left, above, slope, gain, stream),
+            *(
+                grad.data_ptr(),
+                mask.data_ptr(),
+                _address(up_taps),
+                _address(down_taps),
+                dx.data_ptr(),
+                dbias.data_ptr(),
+            ),
+            *(
+                partials.data_ptr(),
+                n,
+                c,
+                height,
+                width,
+                rows,
+                columns,
+                h,
+                w,
+                t,
+                s,
+                up,
+                down,
+                left,
+                above,
+                slope,
+                gain,
+                stream,
+            ),
         )
     return dx, dbias

@@ -35,8 +35,24 @@ def fir_bias_act(
     run = _native.kernel("_cuda", "fir_bias_act", x.dtype, x.device)
     with _native.stream_of(x) as stream:
         run(
-            *(x.data_ptr(), scale.data_ptr(), _address(bias), _address(noise), _address(taps), out.data_ptr()),
-            *(n, c, *out.shape[2:], 0 if noise is None else noise.shape[0], slope, gain, limit, stream),
+            *(
+                x.data_ptr(),
+                scale.data_ptr(),
+                _address(bias),
+                _address(noise),
+                _address(taps),
+                out.data_ptr(),
+            ),
+            *(
+                n,
+                c,
+                *out.shape[2:],
+                0 if noise is None else noise.shape[0],
+                slope,
+                gain,
+                limit,
+                stream,
+            ),
         )
     return out
 
@@ -61,7 +77,14 @@ def fir_bias_act_bwd(
     with _native.stream_of(x) as stream:
         run(
             *(grad.data_ptr(), out.data_ptr(), x.data_ptr(), scale.data_ptr(), _address(taps)),
-            *(dx.data_ptr(), dscale.data_ptr(), dbias.data_ptr(), dnoise.data_ptr(), of_tiles.data_ptr(), partials.data_ptr()),
+            *(
+                dx.data_ptr(),
+                dscale.data_ptr(),
+                dbias.data_ptr(),
+                dnoise.data_ptr(),
+                of_tiles.data_ptr(),
+                partials.data_ptr(),
+            ),
             *(n, c, *out.shape[2:], noise_rows, slope, gain, limit, stream),
         )
     return dx, dscale, dbias, dnoise

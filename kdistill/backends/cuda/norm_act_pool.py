@@ -10,14 +10,25 @@ from kdistill import _native
 supports = partial(_native.refusal, "_cuda")
 
 
-def norm_act_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def norm_act_pool(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
-    out = torch.empty((n, c, h // 2, w // 2), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out = torch.empty(
+        (n, c, h // 2, w // 2), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
     mean, rstd = x.new_empty((n, c)), x.new_empty((n, c))
     run = _native.kernel("_cuda", "norm_act_pool", x.dtype, x.device)
     with _native.stream_of(x) as stream:
         run(
-            *(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr(), mean.data_ptr(), rstd.data_ptr()),
+            *(
+                x.data_ptr(),
+                weight.data_ptr(),
+                bias.data_ptr(),
+                out.data_ptr(),
+                mean.data_ptr(),
+                rstd.data_ptr(),
+            ),
             *(n, c, h, w, weight.shape[0], eps, stream),
         )
     return out, mean, rstd
@@ -27,12 +38,25 @@ def norm_act_pool_bwd(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
-    dx = torch.empty((n, c, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    dweight, dbias, partials = torch.empty_like(weight), torch.empty_like(bias), x.new_empty((2, n, c))
+    dx = torch.empty(
+        (n, c, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
+    dweight, dbias, partials = (
+        torch.empty_like(weight),
+        torch.empty_like(bias),
+        x.new_empty((2, n, c)),
+    )
     run = _native.kernel("_cuda", "norm_act_pool_bwd", x.dtype, x.device)
     with _native.stream_of(x) as stream:
         run(
-            *(grad.data_ptr(), x.data_ptr(), weight.data_ptr(), bias.data_ptr(), mean.data_ptr(), rstd.data_ptr()),
+            *(
+                grad.data_ptr(),
+                x.data_ptr(),
+                weight.data_ptr(),
+                bias.data_ptr(),
+                mean.data_ptr(),
+                rstd.data_ptr(),
+            ),
             *(dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), partials.data_ptr()),
             *(n, c, h, w, weight.shape[0], stream),
         )
@@ -40,14 +64,24 @@ def norm_act_pool_bwd(
 
 
 def _channels_last_output(x: Tensor, h: int, w: int) -> Tensor:
-    return torch.empty((*x.shape[:2], h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return torch.empty(
+        (*x.shape[:2], h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
 
 
 def norm_act_pool_tangent(
-    x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor, bias_dot: Tensor, eps: float
+    x: Tensor,
+    x_dot: Tensor,
+    weight: Tensor,
+    weight_dot: Tensor,
+    bias: Tensor,
+    bias_dot: Tensor,
+    eps: float,
 ) -> tuple[Tensor, ...]:
     n, c, h, w = x.shape
-    outputs = [_channels_last_output(x, h // 2, w // 2) for _ in range(2)] + [x.new_empty((n, c)) for _ in range(4)]
+    outputs = [_channels_last_output(x, h // 2, w // 2) for _ in range(2)] + [
+        x.new_empty((n, c)) for _ in range(4)
+    ]
     run = _native.kernel("_cuda", "norm_act_pool_tangent", x.dtype, x.device)
     with _native.stream_of(x) as stream:
         run(
@@ -62,10 +96,27 @@ def norm_act_pool_bwd_tangent(
     mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     n, c, h, w = x.shape
-    inputs = (grad, grad_dot, x, x_dot, weight, weight_dot, bias, mean, rstd, x_dot_mean, x_dot_proj)
-    outputs = [_channels_last_output(x, h, w) for _ in range(2)] + [torch.empty_like(weight) for _ in range(4)]
+    inputs = (
+        grad,
+        grad_dot,
+        x,
+        x_dot,
+        weight,
+        weight_dot,
+        bias,
+        mean,
+        rstd,
+        x_dot_mean,
+        x_dot_proj,
+    )
+    outputs = [_channels_last_output(x, h, w) for _ in range(2)] + [
+        torch.empty_like(weight) for _ in range(4)
+    ]
     partials = x.new_empty((4, n, c))
     run = _native.kernel("_cuda", "norm_act_pool_bwd_tangent", x.dtype, x.device)
     with _native.stream_of(x) as stream:
-        run(*(t.data_ptr() for t in (*inputs, *outputs, partials)), *(n, c, h, w, weight.shape[0], stream))
+        run(
+            *(t.data_ptr() for t in (*inputs, *outputs, partials)),
+            *(n, c, h, w, weight.shape[0], stream),
+        )
     return tuple(outputs)

@@ -21,7 +21,14 @@ def step_with_dots(y: Tensor, x: Tensor, step: Tensor, out: Tensor | None) -> tu
     run = _native.kernel("_cuda", "step_with_dots", y.dtype, y.device)
     with _native.stream_of(y) as stream:
         run(
-            *(y.data_ptr(), x.data_ptr(), step.data_ptr(), out.data_ptr(), dots.data_ptr(), partials.data_ptr()),
+            *(
+                y.data_ptr(),
+                x.data_ptr(),
+                step.data_ptr(),
+                out.data_ptr(),
+                dots.data_ptr(),
+                partials.data_ptr(),
+            ),
             *(g, p, step.ndim == 1, stream),
         )
     return out, dots

@@ -6,7 +6,9 @@ from torch import Tensor
 
 def class_counts(labels: Tensor, num_classes: int, like: Tensor) -> Tensor:
     """Return the number of rows of each class, ``[num_classes]`` in the dtype of ``like``."""
-    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).sum(0).to(like.dtype)
+    return (
+        (labels[:, None] == torch.arange(num_classes, device=labels.device)).sum(0).to(like.dtype)
+    )
 
 
 def _means(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -16,7 +18,12 @@ def _means(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tens
 
 
 def class_mean_sqdist(
-    real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None
+    real: Tensor,
+    real_labels: Tensor,
+    syn: Tensor,
+    syn_labels: Tensor,
+    num_classes: int,
+    weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     real_mean, real_counts = _means(real, real_labels, num_classes)
     syn_mean, syn_counts = _means(syn, syn_labels, num_classes)
@@ -26,19 +33,28 @@ def class_mean_sqdist(
     return scaled.square().sum(), diff
 
 
-def row_gradient_table(grad: Tensor, diff: Tensor, weights: Tensor | None, labels: Tensor, sign: float) -> Tensor:
+def row_gradient_table(
+    grad: Tensor, diff: Tensor, weights: Tensor | None, labels: Tensor, sign: float
+) -> Tensor:
     """Return d value / d row for a row of each class, ``[K, F]``: ``sign * 2 * grad * w^2 * diff / count``."""
     counts = class_counts(labels, diff.shape[0], diff).clamp(min=1)
     squared = diff if weights is None else weights.square() * diff
     return (sign * 2.0 * grad) * squared / counts[:, None]
 
 
-def class_mean_sqdist_bwd(grad: Tensor, diff: Tensor, weights: Tensor | None, labels: Tensor, sign: float) -> Tensor:
+def class_mean_sqdist_bwd(
+    grad: Tensor, diff: Tensor, weights: Tensor | None, labels: Tensor, sign: float
+) -> Tensor:
     return row_gradient_table(grad, diff, weights, labels, sign)[labels]  # [N, F]
 
 
 def class_mean_sqdist_and_grad(
-    real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None
+    real: Tensor,
+    real_labels: Tensor,
+    syn: Tensor,
+    syn_labels: Tensor,
+    num_classes: int,
+    weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     value, diff = class_mean_sqdist(real, real_labels, syn, syn_labels, num_classes, weights)
     return value, class_mean_sqdist_bwd(torch.ones_like(value), diff, weights, syn_labels, -1.0)

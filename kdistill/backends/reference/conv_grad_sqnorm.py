@@ -17,7 +17,9 @@ def by_products(x: Tensor, grad: Tensor, padding: int) -> Tensor:
     rows = grad.flatten(2).transpose(1, 2)  # [N, h*w, K]
     per_image = 9 * x.shape[1] * (rows.shape[1] + rows.shape[2]) * x.element_size()
     squares = [x.new_zeros(0, dtype=torch.float64)]
-    for images, out in zip(*(t.split(max(1, SCRATCH_NBYTES // per_image)) for t in (x, rows)), strict=True):
+    for images, out in zip(
+        *(t.split(max(1, SCRATCH_NBYTES // per_image)) for t in (x, rows)), strict=True
+    ):
         gradients = torch.bmm(F.unfold(images, 3, padding=padding), out)  # [n, 9*C, K]
         squares.append(gradients.double().square().sum((1, 2)))
     return torch.cat(squares)
@@ -25,7 +27,9 @@ def by_products(x: Tensor, grad: Tensor, padding: int) -> Tensor:
 
 def grams(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Return the inner products of all pixels of ``x [n, C, H, W]`` and of ``grad``: ``[n, H*W, H*W]`` and ``[n, h*w, h*w]``."""
-    pixels, outs = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (x, grad))  # views where channels are last
+    pixels, outs = (
+        t.permute(0, 2, 3, 1).flatten(1, 2) for t in (x, grad)
+    )  # views where channels are last
     return torch.bmm(pixels, pixels.transpose(1, 2)), torch.bmm(outs, outs.transpose(1, 2))
 
 

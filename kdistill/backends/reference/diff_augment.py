@@ -20,7 +20,9 @@ ROW = 8  # columns
 Part = Callable[[Tensor, Tensor], Tensor]
 
 
-def diff_augment(images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool) -> Tensor:
+def diff_augment(
+    images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool
+) -> Tensor:
     return _by_family(
         images, params, index,
         color=lambda x, p: _color(x, p, offset=not linear),
@@ -39,7 +41,9 @@ def diff_augment_bwd(grad: Tensor, params: Tensor, index: Tensor, align_corners:
     )  # fmt: skip
 
 
-def _by_family(x: Tensor, params: Tensor, index: Tensor, *, color: Part, crop: Part, affine: Part) -> Tensor:
+def _by_family(
+    x: Tensor, params: Tensor, index: Tensor, *, color: Part, crop: Part, affine: Part
+) -> Tensor:
     parts = {COLOR: color, CROP: crop, CUTOUT: _cutout, FLIP: _flip, AFFINE: affine}
     out = x.clone()
     if x.numel() == 0:
@@ -53,7 +57,9 @@ def _by_family(x: Tensor, params: Tensor, index: Tensor, *, color: Part, crop: P
 
 
 def _color(x: Tensor, p: Tensor, *, offset: bool) -> Tensor:
-    brightness, saturation, contrast = (column[:, None, None, None].to(x.dtype) for column in p[:, :3].unbind(1))
+    brightness, saturation, contrast = (
+        column[:, None, None, None].to(x.dtype) for column in p[:, :3].unbind(1)
+    )
     if offset:
         x = x + brightness
     over_channels = x.mean(1, keepdim=True)
@@ -74,7 +80,9 @@ def _crop(x: Tensor, shift_h: Tensor, shift_w: Tensor) -> Tensor:
     cols = torch.arange(w, device=x.device) + shift_w[:, None]  # [N, W]
     inside = ((rows >= 0) & (rows < h))[:, :, None] & ((cols >= 0) & (cols < w))[:, None, :]
     image = torch.arange(n, device=x.device)[:, None, None]
-    moved = x[image, :, rows.clamp(0, h - 1)[:, :, None], cols.clamp(0, w - 1)[:, None, :]]  # [N, H, W, C]
+    moved = x[
+        image, :, rows.clamp(0, h - 1)[:, :, None], cols.clamp(0, w - 1)[:, None, :]
+    ]  # [N, H, W, C]
     return torch.where(inside[:, None], moved.permute(0, 3, 1, 2), torch.zeros_like(x))
 
 

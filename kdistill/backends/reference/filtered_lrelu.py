@@ -1,7 +1,7 @@
 """Reference of filtered_lrelu: any dtype and device, twice differentiable.
 
-Between the filters every value has a code: 1 where it is positive, 2 where the clamp holds it.  Four neighbours in a row share a
-byte of the mask, the first one in its lowest bits.
+Between the filters every value has a code: 1 where it is positive, 2 where the clamp holds it.
+Four neighbours in a row share a byte of the mask, the first one in its lowest bits.
 """
 
 import math
@@ -12,7 +12,13 @@ from torch import Tensor
 
 
 def upfirdn(
-    x: Tensor, taps: Tensor | None, *, up: int = 1, down: int = 1, padding: tuple[int, ...] = (0, 0, 0, 0), gain: float = 1.0
+    x: Tensor,
+    taps: Tensor | None,
+    *,
+    up: int = 1,
+    down: int = 1,
+    padding: tuple[int, ...] = (0, 0, 0, 0),
+    gain: float = 1.0,
 ) -> Tensor:
     """Return ``x`` with zeros inserted, padded, filtered and decimated.
 
@@ -26,7 +32,9 @@ def upfirdn(
     """
     n, c, h, w = x.shape
     if up > 1:
-        x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(n, c, h * up, w * up)
+        x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(
+            n, c, h * up, w * up
+        )
     if any(padding):
         x = F.pad(x, list(padding))
     if taps is None:
@@ -42,7 +50,9 @@ def _packed(codes: Tensor) -> Tensor:
     n, c, h, w = codes.shape
     quads = F.pad(codes, (0, -w % 4)).reshape(n, c, h, (w + 3) // 4, 4)
     weights = torch.tensor([1, 4, 16, 64], dtype=torch.uint8, device=codes.device)
-    return (quads * weights).sum(-1, dtype=torch.uint8).permute(0, 2, 3, 1).contiguous()  # [N, h, ceil(w / 4), C]
+    return (
+        (quads * weights).sum(-1, dtype=torch.uint8).permute(0, 2, 3, 1).contiguous()
+    )  # [N, h, ceil(w / 4), C]
 
 
 def _unpacked(mask: Tensor, width: int) -> Tensor:
@@ -95,9 +105,13 @@ def filtered_lrelu_bwd(
     around = (s - 1, raised_w - w * down, s - 1, raised_h - h * down)
     g = upfirdn(grad, None if down_taps is None else down_taps.flip(0), up=down, padding=around)
     codes = _unpacked(mask, raised_w)
-    g = g * torch.full_like(g, gain * slope).masked_fill(codes & 1 > 0, gain).masked_fill(codes > 1, 0.0)
+    g = g * torch.full_like(g, gain * slope).masked_fill(codes & 1 > 0, gain).masked_fill(
+        codes > 1, 0.0
+    )
     low = (t - 1 - left, t - 1 - above)
     high = ((width - 1) * up + t - raised_w - low[0], (height - 1) * up + t - raised_h - low[1])
     around = (low[0], high[0], low[1], high[1])
-    dx = upfirdn(g, None if up_taps is None else up_taps.flip(0), down=up, padding=around, gain=float(up**2))
+    dx = upfirdn(
+        g, None if up_taps is None else up_taps.flip(0), down=up, padding=around, gain=float(up**2)
+    )
     return dx.contiguous(memory_format=torch.channels_last), dx.sum((0, 2, 3))

@@ -10,7 +10,9 @@ def _fir(x: Tensor, taps: Tensor | None) -> Tensor:
     if taps is None:
         return x
     c = x.shape[1]
-    return F.conv2d(F.pad(x, (1, 1, 1, 1)), torch.outer(taps, taps).flip(0, 1).expand(c, 1, -1, -1), groups=c)
+    return F.conv2d(
+        F.pad(x, (1, 1, 1, 1)), torch.outer(taps, taps).flip(0, 1).expand(c, 1, -1, -1), groups=c
+    )
 
 
 def _fir_transposed(g: Tensor, taps: Tensor | None) -> Tensor:
@@ -35,7 +37,11 @@ def fir_bias_act(
         y = y + noise[:, None]
     if bias is not None:
         y = y + bias[:, None, None]
-    return (F.leaky_relu(y, slope) * gain).clamp(-limit, limit).contiguous(memory_format=torch.channels_last)
+    return (
+        (F.leaky_relu(y, slope) * gain)
+        .clamp(-limit, limit)
+        .contiguous(memory_format=torch.channels_last)
+    )
 
 
 def fir_bias_act_bwd(
@@ -49,7 +55,11 @@ def fir_bias_act_bwd(
     limit: float,
     noise_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    factor = torch.full_like(out, gain * slope).masked_fill(out > 0, gain).masked_fill(out.abs() >= limit, 0.0)
+    factor = (
+        torch.full_like(out, gain * slope)
+        .masked_fill(out > 0, gain)
+        .masked_fill(out.abs() >= limit, 0.0)
+    )
     g = grad * factor
     raw = _fir_transposed(g, taps)
     dx = (raw * scale[:, :, None, None]).contiguous(memory_format=torch.channels_last)

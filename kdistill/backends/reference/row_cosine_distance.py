@@ -4,17 +4,26 @@ import torch
 from torch import Tensor
 
 
-def row_cosine_distance(syn: Tensor, real: Tensor, rows: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+def row_cosine_distance(
+    syn: Tensor, real: Tensor, rows: Tensor, mask: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     offsets, lengths = rows.unbind(1)
-    owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), lengths)  # row of every element that has one
-    at = torch.arange(len(owner), device=rows.device) + (offsets - lengths.cumsum(0) + lengths)[owner]  # its place in the vector
+    owner = torch.repeat_interleave(
+        torch.arange(len(rows), device=rows.device), lengths
+    )  # row of every element that has one
+    at = (
+        torch.arange(len(owner), device=rows.device)
+        + (offsets - lengths.cumsum(0) + lengths)[owner]
+    )  # its place in the vector
 
     def row_sums(x: Tensor) -> Tensor:
         return x.new_zeros((*x.shape[:-1], len(rows))).index_add(-1, owner, x)  # [R] or [G, R]
 
     def norms(x: Tensor) -> Tensor:
         squares = row_sums(x.square())
-        return torch.where(squares > 0, torch.where(squares > 0, squares, 1.0).sqrt(), 0.0)  # derivative 0 at 0
+        return torch.where(
+            squares > 0, torch.where(squares > 0, squares, 1.0).sqrt(), 0.0
+        )  # derivative 0 at 0
 
     keep = None if mask is None else mask[..., at]
     a, b = (x[..., at] if keep is None else keep * x[..., at] for x in (syn, real))

@@ -14,7 +14,8 @@ def softmax_scores(logits: Tensor, labels: Tensor) -> Tensor:
     p, is_own = log_p.exp(), torch.arange(classes, device=logits.device) == own[:, None]
     target = torch.softmax(labels, 1) if is_soft else is_own.to(p.dtype)
     others = torch.where(is_own, 0.0, p)
-    # 1 - p[own] as the sum of the others: small numbers where the network is sure, not a difference of two near 1
+    # 1 - p[own] as the sum of the others: small numbers where the network is sure, not a difference
+    # of two near 1
     distance = p - target if is_soft else torch.where(is_own, others.sum(1, keepdim=True), p)
     loss, entropy = -_weighted(target, log_p), -_weighted(p, log_p)
     el2n = distance.square().sum(1).sqrt()

@@ -33,7 +33,11 @@ def styled_conv(
     else:
         y = F.conv_transpose2d(modulated, weight.transpose(0, 1), stride=2)
     y = y.contiguous(memory_format=torch.channels_last)
-    return fir_bias_act(y, scale, bias, noise, taps, slope, gain, limit), y if keep else x.new_empty(0), scale
+    return (
+        fir_bias_act(y, scale, bias, noise, taps, slope, gain, limit),
+        y if keep else x.new_empty(0),
+        scale,
+    )
 
 
 def styled_conv_bwd(
@@ -51,17 +55,25 @@ def styled_conv_bwd(
     noise_rows: int,
     wants_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dy, dscale, dbias, dnoise = fir_bias_act_bwd(grad, out, y, scale, taps, slope, gain, limit, noise_rows)
+    dy, dscale, dbias, dnoise = fir_bias_act_bwd(
+        grad, out, y, scale, taps, slope, gain, limit, noise_rows
+    )
     modulated, dweight = x * styles[:, :, None, None], weight.new_empty(0)
     if taps is None:
         raw = F.conv_transpose2d(dy, weight, padding=1)
         if wants_weight:
-            dweight = torch.nn.grad.conv2d_weight(modulated, weight.shape, dy, padding=1).contiguous()
+            dweight = torch.nn.grad.conv2d_weight(
+                modulated, weight.shape, dy, padding=1
+            ).contiguous()
     else:
         across = weight.transpose(0, 1)
         raw = F.conv2d(dy, across, stride=2)
         if wants_weight:
-            dweight = torch.nn.grad.conv2d_weight(dy, across.shape, modulated, stride=2).transpose(0, 1).contiguous()
+            dweight = (
+                torch.nn.grad.conv2d_weight(dy, across.shape, modulated, stride=2)
+                .transpose(0, 1)
+                .contiguous()
+            )
     dx = (raw * styles[:, :, None, None]).contiguous(memory_format=torch.channels_last)
     dsums = -0.5 * scale**3 * dscale  # of what is under the root
     if wants_weight:

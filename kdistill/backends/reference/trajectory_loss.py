@@ -3,7 +3,9 @@
 from torch import Tensor
 
 
-def trajectory_loss(final: Tensor, target: Tensor, start: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def trajectory_loss(
+    final: Tensor, target: Tensor, start: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     left, whole = final - target, start - target  # [P] or [G, P]
     if mask is not None:
         left, whole = mask * left, mask * whole

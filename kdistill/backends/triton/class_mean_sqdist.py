@@ -13,12 +13,18 @@ __all__ = ["class_mean_sqdist", "class_mean_sqdist_and_grad", "class_mean_sqdist
 
 
 @triton.jit
-def _class_mean(x_ptr, order_ptr, first, last, cols, F, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr):
+def _class_mean(
+    x_ptr, order_ptr, first, last, cols, F, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr
+):
     acc = tl.zeros((BLOCK_N, BLOCK_F), dtype=x_ptr.dtype.element_ty)
     for start in range(first, last, BLOCK_N):
         i = start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
         rows = tl.load(order_ptr + i, mask=i < last, other=0)
-        acc += tl.load(x_ptr + rows[:, None] * F + cols[None, :], mask=(i < last)[:, None] & (cols < F)[None, :], other=0.0)
+        acc += tl.load(
+            x_ptr + rows[:, None] * F + cols[None, :],
+            mask=(i < last)[:, None] & (cols < F)[None, :],
+            other=0.0,
+        )
     return tl.sum(acc, axis=0) / (last - first).to(x_ptr.dtype.element_ty)  # [BLOCK_F]
 
 
@@ -55,15 +61,33 @@ def _class_mean_sqdist_bwd_kernel(table_ptr, labels_ptr, out_ptr, F, K, BLOCK_F:
 
 
 def class_mean_sqdist(
-    real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None
+    real: Tensor,
+    real_labels: Tensor,
+    syn: Tensor,
+    syn_labels: Tensor,
+    num_classes: int,
+    weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     real_order, real_offsets = class_lists(real_labels, num_classes)
     syn_order, syn_offsets = class_lists(syn_labels, num_classes)
     f, block_f = real.shape[1], 64
-    diff, partials = real.new_empty((num_classes, f)), real.new_empty((num_classes, triton.cdiv(f, block_f)))
+    diff, partials = (
+        real.new_empty((num_classes, f)),
+        real.new_empty((num_classes, triton.cdiv(f, block_f))),
+    )
     if diff.numel():
         _class_mean_sqdist_fwd_kernel[(triton.cdiv(f, block_f), num_classes)](
-            *(real, real_order, real_offsets, syn, syn_order, syn_offsets, real if weights is None else weights, diff, partials),
+            *(
+                real,
+                real_order,
+                real_offsets,
+                syn,
+                syn_order,
+                syn_offsets,
+                real if weights is None else weights,
+                diff,
+                partials,
+            ),
             *(f, weights is not None),
             BLOCK_N=16,
             BLOCK_F=block_f,
@@ -71,17 +95,26 @@ def class_mean_sqdist(
     return partials.sum(dtype=torch.float64).to(real.dtype), diff
 
 
-def class_mean_sqdist_bwd(grad: Tensor, diff: Tensor, weights: Tensor | None, labels: Tensor, sign: float) -> Tensor:
+def class_mean_sqdist_bwd(
+    grad: Tensor, diff: Tensor, weights: Tensor | None, labels: Tensor, sign: float
+) -> Tensor:
     table = row_gradient_table(grad, diff, weights, labels, sign).contiguous()
     n, f = labels.numel(), diff.shape[1]
     out = diff.new_empty((n, f))
     if out.numel():
-        _class_mean_sqdist_bwd_kernel[(n, triton.cdiv(f, 1024))](table, labels, out, f, diff.shape[0], BLOCK_F=1024)
+        _class_mean_sqdist_bwd_kernel[(n, triton.cdiv(f, 1024))](
+            table, labels, out, f, diff.shape[0], BLOCK_F=1024
+        )
     return out
 
 
 def class_mean_sqdist_and_grad(
-    real: Tensor, real_labels: Tensor, syn: Tensor, syn_labels: Tensor, num_classes: int, weights: Tensor | None
+    real: Tensor,
+    real_labels: Tensor,
+    syn: Tensor,
+    syn_labels: Tensor,
+    num_classes: int,
+    weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     value, diff = class_mean_sqdist(real, real_labels, syn, syn_labels, num_classes, weights)
     return value, class_mean_sqdist_bwd(torch.ones_like(value), diff, weights, syn_labels, -1.0)

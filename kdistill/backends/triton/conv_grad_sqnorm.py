@@ -14,11 +14,16 @@ _BLOCK = 256
 
 
 @triton.jit
-def _conv_grad_sqnorm_kernel(gx_ptr, gg_ptr, partials_ptr, H, W, h, w, padding, BLOCK: tl.constexpr):
+def _conv_grad_sqnorm_kernel(
+    gx_ptr, gg_ptr, partials_ptr, H, W, h, w, padding, BLOCK: tl.constexpr
+):
     # one program per (image, output pixel i), over all output pixels j
     unit = tl.program_id(0).to(tl.int64)
     outs, pixels = h * w, H * W
-    image, i = unit // outs, unit % outs + tl.zeros((BLOCK,), tl.int64)  # a block, so that every mask is one
+    image, i = (
+        unit // outs,
+        unit % outs + tl.zeros((BLOCK,), tl.int64),
+    )  # a block, so that every mask is one
     iy, ix = i // w - padding, i % w - padding
     sums = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, outs, BLOCK):
@@ -46,6 +51,8 @@ def conv_grad_sqnorm(x: Tensor, grad: Tensor, padding: int, gram: bool) -> Tenso
         if len(images):
             gx, gg = grams(images, grads)
             partials = x.new_empty((len(images), h * w), dtype=torch.float64)
-            _conv_grad_sqnorm_kernel[(partials.numel(),)](gx, gg, partials, H, W, h, w, padding, BLOCK=_BLOCK)
+            _conv_grad_sqnorm_kernel[(partials.numel(),)](
+                gx, gg, partials, H, W, h, w, padding, BLOCK=_BLOCK
+            )
             found.append(partials.sum(1))
     return torch.cat(found)

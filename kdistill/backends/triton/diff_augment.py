@@ -45,7 +45,8 @@ def _mean_kernel(x_ptr, params_ptr, index_ptr, mean_ptr, sets, size, BLOCK: tl.c
 
 @triton.jit
 def _position(t0, t1, dx, dy, centre, size):
-    # clamped to where no tap lies inside; float64, because an error here is an error of the image times its slope
+    # clamped to where no tap lies inside; float64, because an error here is an error of the image
+    # times its slope
     at = t0 * dx + t1 * dy + centre
     at = tl.minimum(tl.maximum(at, -1.0), size)
     first = tl.floor(at)
@@ -74,7 +75,8 @@ def _affine(x, plane, i, j, t00, t01, t10, t11, H, W, inside):
 
 @triton.jit
 def _box(at, reach, size):
-    # the first of the outputs that may have read this pixel, and how many: all of them where the map is singular
+    # the first of the outputs that may have read this pixel, and how many: all of them where the
+    # map is singular
     reach = tl.minimum(reach, size)
     count = tl.minimum(tl.floor(2 * reach).to(tl.int32) + 1, size)
     first = tl.where(count == size, 0.0, tl.ceil(at - reach))
@@ -82,7 +84,9 @@ def _box(at, reach, size):
 
 
 @triton.jit
-def _affine_transpose(g, plane, i, j, t00, t01, t10, t11, H, W, inside, BLOCK: tl.constexpr, CHANNELS: tl.constexpr):
+def _affine_transpose(
+    g, plane, i, j, t00, t01, t10, t11, H, W, inside, BLOCK: tl.constexpr, CHANNELS: tl.constexpr
+):
     # a gather over the outputs whose source lies within one pixel: no atomics, one fixed order
     centre_x, centre_y = (W - 1) / 2.0, (H - 1) / 2.0
     dx, dy = j.to(tl.float64) - centre_x, i.to(tl.float64) - centre_y
@@ -147,7 +151,9 @@ def _diff_augment_kernel(
         # theta in pixels: align_corners only changes the ratio of the two axes' units
         t01, t10 = p1 * SIZE_W / tl.maximum(SIZE_H, 1), p2 * SIZE_H / tl.maximum(SIZE_W, 1)
         if TRANSPOSE:
-            value = _affine_transpose(x, plane, i, j, p0, t01, t10, p3, H, W, inside, BLOCK, CHANNELS)
+            value = _affine_transpose(
+                x, plane, i, j, p0, t01, t10, p3, H, W, inside, BLOCK, CHANNELS
+            )
         else:
             value = _affine(x, plane, i, j, p0, t01, t10, p3, H, W, inside)
     else:
@@ -163,11 +169,15 @@ def _diff_augment_kernel(
         if (family == _FLIP) & (p0 != 0):
             from_j = W - 1 - j
         keep = keep & (from_i >= 0) & (from_i < H) & (from_j >= 0) & (from_j < W)
-        value = tl.load(x + plane + (from_i * W + from_j)[:, None], mask=inside & keep[:, None], other=0.0)
+        value = tl.load(
+            x + plane + (from_i * W + from_j)[:, None], mask=inside & keep[:, None], other=0.0
+        )
     tl.store(out_ptr + image * C * H * W + plane + at[:, None], value, mask=inside)
 
 
-def _launch(x: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool, transpose: bool) -> Tensor:
+def _launch(
+    x: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool, transpose: bool
+) -> Tensor:
     n, c, h, w = x.shape
     out = torch.empty_like(x)
     if out.numel() == 0:
@@ -186,7 +196,9 @@ def _launch(x: Tensor, params: Tensor, index: Tensor, align_corners: bool, linea
     return out
 
 
-def diff_augment(images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool) -> Tensor:
+def diff_augment(
+    images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool
+) -> Tensor:
     return _launch(images, params, index, align_corners, linear, transpose=False)
 
 

@@ -10,7 +10,8 @@ from kdistill.backends.triton import refusal as supports
 __all__ = ["filtered_lrelu", "filtered_lrelu_bwd", "supports"]
 
 _BLOCK_C = {torch.float32: 16, torch.float64: 2}  # channels of a program
-_TILE = 16  # columns of the result of a program; times any factor a multiple of 4, whole bytes of the mask
+# columns of the result of a program; times any factor a multiple of 4, whole bytes of the mask
+_TILE = 16
 _BAND = 8  # rows of the result of a program
 
 
@@ -28,7 +29,8 @@ def _taps(ptr, at, inside, LENGTH: tl.constexpr, TURNED: tl.constexpr, DTYPE: tl
 
 @triton.jit
 def _product(a, b, dtype: tl.constexpr):
-    # a @ b; float64, which checks gradients and is not for speed, without tensor cores: Triton 3.6 fails to compile them here
+    # a @ b; float64, which checks gradients and is not for speed, without tensor cores: Triton 3.6
+    # fails to compile them here
     if dtype == tl.float64:
         return tl.sum(a[:, :, None] * b[None, :, :], axis=1)
     return tl.dot(a, b, input_precision="ieee", out_dtype=dtype)
@@ -45,11 +47,14 @@ def _point(
     y, mask_ptr, u, v, cols, C, S, own_u, own_v, SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr,
     BACKWARD: tl.constexpr, SIZE: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    # y [SIZE, BLOCK_C]: raised columns v of row u; forward: the nonlinearity, codes to the mask; backward: its derivative
+    # y [SIZE, BLOCK_C]: raised columns v of row u; forward: the nonlinearity, codes to the mask;
+    # backward: its derivative
     quads = (S + 3) // 4
     if BACKWARD:
         there = ((v >= 0) & (v < S))[:, None] & (cols < C)[None, :]
-        byte = tl.load(mask_ptr + (u * quads + v // 4)[:, None] * C + cols[None, :], mask=there, other=0)
+        byte = tl.load(
+            mask_ptr + (u * quads + v // 4)[:, None] * C + cols[None, :], mask=there, other=0
+        )
         codes = byte.to(tl.int32) >> ((v & 3) * 2)[:, None]
         z = y * GAIN
         z = tl.where((codes & 1) != 0, z, z * SLOPE)
@@ -73,8 +78,9 @@ def _filter(
     SCALE: tl.constexpr, SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr, BACKWARD: tl.constexpr,
     RAISED: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr, BAND: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    # one program per image, BAND x TILE results and BLOCK_C channels.  Raised sample u is the sum over j of
-    # first[j * UP + origin - u] * in[j], result o the sum over s of second[s] * raised[o * DOWN + start + s].
+    # one program per image, BAND x TILE results and BLOCK_C channels.  Raised sample u is the sum
+    # over j of first[j * UP + origin - u] * in[j], result o the sum over s of second[s] * raised[o
+    # * DOWN + start + s].
     DTYPE: tl.constexpr = in_ptr.dtype.element_ty
     image, tiles = tl.program_id(0).to(tl.int64), tl.cdiv(W, TILE)
     y0, x0 = tl.program_id(1) // tiles * BAND, tl.program_id(1) % tiles * TILE
@@ -90,7 +96,14 @@ def _filter(
     v, j = v0 + tl.arange(0, RAISED), _first_sample(v0, origin_x, UP) + tl.arange(0, SAMPLES)
     o_y, o_x = tl.arange(0, BAND), tl.arange(0, TILE)
     t = j[None, :] * UP + origin_x - v[:, None]
-    raising = _taps(first_ptr, t, (t >= 0) & (t < FIRST) & ((v >= 0) & (v < S))[:, None], FIRST, not BACKWARD, DTYPE)
+    raising = _taps(
+        first_ptr,
+        t,
+        (t >= 0) & (t < FIRST) & ((v >= 0) & (v < S))[:, None],
+        FIRST,
+        not BACKWARD,
+        DTYPE,
+    )
     s = (v - v0)[None, :] - o_x[:, None] * DOWN
     lowering = _taps(second_ptr, s, (s >= 0) & (s < SECOND), SECOND, not BACKWARD, DTYPE)
     shift = tl.zeros((BLOCK_C,), dtype=DTYPE)
@@ -106,12 +119,32 @@ def _filter(
             tap = phase + k * UP
             real = (tap < FIRST) & (i + k >= 0) & (i + k < IN_H)
             there = ((j >= 0) & (j < tl.where(real, IN_W, 0)))[:, None] & inside[None, :]
-            x = tl.load(in_ptr + ((i + k) * IN_W + j)[:, None] * C + cols[None, :], mask=there, other=0.0)
-            row += _taps(first_ptr, tap, real, FIRST, not BACKWARD, DTYPE) * tl.where(there, x + shift[None, :], 0.0)
+            x = tl.load(
+                in_ptr + ((i + k) * IN_W + j)[:, None] * C + cols[None, :], mask=there, other=0.0
+            )
+            row += _taps(first_ptr, tap, real, FIRST, not BACKWARD, DTYPE) * tl.where(
+                there, x + shift[None, :], 0.0
+            )
         y = _product(raising, row, DTYPE)
         if not BACKWARD:
             y *= SCALE
-        z = _point(y, mask_ptr, u, v, cols, C, S, own_u, own_v, SLOPE, GAIN, LIMIT, BACKWARD, RAISED, BLOCK_C)
+        z = _point(
+            y,
+            mask_ptr,
+            u,
+            v,
+            cols,
+            C,
+            S,
+            own_u,
+            own_v,
+            SLOPE,
+            GAIN,
+            LIMIT,
+            BACKWARD,
+            RAISED,
+            BLOCK_C,
+        )
         lowered = _product(lowering, z, DTYPE)  # [TILE, BLOCK_C]
         lag = u - u0 - o_y * DOWN
         factors = _taps(second_ptr, lag, (lag >= 0) & (lag < SECOND), SECOND, not BACKWARD, DTYPE)
@@ -123,7 +156,11 @@ def _filter(
     tl.store(out_ptr + at, result, mask=there)
     if BACKWARD:  # [N, tiles, C]
         total = tl.sum(tl.sum(tl.where(there, result, 0.0), axis=0), axis=0)
-        tl.store(partials_ptr + (image * tl.num_programs(1) + tl.program_id(1)) * C + cols, total, mask=inside)
+        tl.store(
+            partials_ptr + (image * tl.num_programs(1) + tl.program_id(1)) * C + cols,
+            total,
+            mask=inside,
+        )
 
 
 @triton.jit
@@ -161,7 +198,9 @@ def _empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
 
 
 def _sizes(dtype: torch.dtype, first: int, second: int, up: int, down: int) -> dict[str, int]:
-    raised = _TILE * down + second  # columns behind a tile of the result, those of its share of the mask included
+    raised = (
+        _TILE * down + second
+    )  # columns behind a tile of the result, those of its share of the mask included
     wide = {"RAISED": raised, "SAMPLES": (raised + first) // up + 2}
     blocks = {"TILE": _TILE, "BAND": _BAND, "BLOCK_C": _BLOCK_C[dtype]}
     return {name: max(16, triton.next_power_of_2(size)) for name, size in wide.items()} | blocks
@@ -189,8 +228,31 @@ def filtered_lrelu(
     if out.numel():
         tiles = triton.cdiv(out.shape[2], _BAND) * triton.cdiv(out.shape[3], _TILE)
         _filtered_lrelu_fwd_kernel[(n, tiles, triton.cdiv(c, _BLOCK_C[x.dtype]))](
-            *(x, bias, up_taps, down_taps, mask if keep else None, out, c, h, w, rows, columns, *out.shape[2:], above, left),
-            **{"T": t, "TAPS": s, "UP": up, "DOWN": down, "SLOPE": slope, "GAIN": gain, "LIMIT": limit},
+            *(
+                x,
+                bias,
+                up_taps,
+                down_taps,
+                mask if keep else None,
+                out,
+                c,
+                h,
+                w,
+                rows,
+                columns,
+                *out.shape[2:],
+                above,
+                left,
+            ),
+            **{
+                "T": t,
+                "TAPS": s,
+                "UP": up,
+                "DOWN": down,
+                "SLOPE": slope,
+                "GAIN": gain,
+                "LIMIT": limit,
+            },
             **_sizes(x.dtype, t, s, up, down),
         )
     return out, mask
@@ -213,11 +275,30 @@ def filtered_lrelu_bwd(
     t, s = _length(up_taps), _length(down_taps)
     left, right, above, _ = padding
     rows, columns = mask.shape[1], width * up + left + right - t + 1
-    dx, tiles = _empty(grad, n, c, height, width), triton.cdiv(height, _BAND) * triton.cdiv(width, _TILE)
+    dx, tiles = (
+        _empty(grad, n, c, height, width),
+        triton.cdiv(height, _BAND) * triton.cdiv(width, _TILE),
+    )
     partials = grad.new_empty((n, tiles, c))
     if grad.numel():
         _filtered_lrelu_bwd_kernel[(n, tiles, triton.cdiv(c, _BLOCK_C[grad.dtype]))](
-            *(grad, up_taps, down_taps, mask, dx, partials, c, h, w, rows, columns, height, width, above, left),
+            *(
+                grad,
+                up_taps,
+                down_taps,
+                mask,
+                dx,
+                partials,
+                c,
+                h,
+                w,
+                rows,
+                columns,
+                height,
+                width,
+                above,
+                left,
+            ),
             **{"T": t, "TAPS": s, "UP": up, "DOWN": down, "SLOPE": slope, "GAIN": gain},
             **_sizes(grad.dtype, s, t, down, up),
         )

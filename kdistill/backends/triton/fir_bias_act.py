@@ -26,7 +26,8 @@ def _fir_bias_act_fwd_kernel(
     x_ptr, scale_ptr, bias_ptr, noise_ptr, taps_ptr, out_ptr, C, H, W, NOISE_STRIDE,
     SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    # one program per image, BLOCK_P pixels of the result and BLOCK_C channels; with taps the sides of x are one longer
+    # one program per image, BLOCK_P pixels of the result and BLOCK_C channels; with taps the sides
+    # of x are one longer
     image = tl.program_id(0).to(tl.int64)
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     cols = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -45,7 +46,9 @@ def _fir_bias_act_fwd_kernel(
                 column = p % W + b - 1
                 seen = (row >= 0) & (row <= H) & (column >= 0) & (column <= W)
                 source = (row * (W + 1) + column)[:, None] * C + cols[None, :]
-                along += tl.load(taps_ptr + 3 - b) * tl.load(x_ptr + source, mask=mask & seen[:, None], other=0.0)
+                along += tl.load(taps_ptr + 3 - b) * tl.load(
+                    x_ptr + source, mask=mask & seen[:, None], other=0.0
+                )
             value += tl.load(taps_ptr + 3 - a) * along
     value *= tl.load(scale_ptr + image * C + cols, mask=inside, other=0.0)[None, :]
     if noise_ptr is not None:
@@ -63,7 +66,8 @@ def _fir_bias_act_bwd_kernel(
     grad_ptr, out_ptr, x_ptr, scale_ptr, taps_ptr, dx_ptr, of_noise_ptr, partials_ptr, N, C, H, W,
     SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    # one program per image, BLOCK_P pixels of x and BLOCK_C channels; its sums go to partials [2, N, blocks, C]
+    # one program per image, BLOCK_P pixels of x and BLOCK_C channels; its sums go to partials [2,
+    # N, blocks, C]
     image = tl.program_id(0).to(tl.int64)
     block, blocks = tl.program_id(1), tl.num_programs(1)
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -79,7 +83,9 @@ def _fir_bias_act_bwd_kernel(
     seen = (row < H) & (column < W)
     source = (row * W + column)[:, None] * C + cols[None, :]
     grad = tl.load(grad_ptr + source, mask=mask & seen[:, None], other=0.0)
-    own = _pulled_back(tl.load(out_ptr + source, mask=mask & seen[:, None], other=0.0), grad, SLOPE, GAIN, LIMIT)
+    own = _pulled_back(
+        tl.load(out_ptr + source, mask=mask & seen[:, None], other=0.0), grad, SLOPE, GAIN, LIMIT
+    )
     raw = own
     if taps_ptr is not None:
         raw = tl.zeros((BLOCK_P, BLOCK_C), dtype=x_ptr.dtype.element_ty)
@@ -99,7 +105,9 @@ def _fir_bias_act_bwd_kernel(
     tl.store(dx_ptr + at, raw * scale[None, :], mask=mask)
     of_scale = tl.sum(raw * tl.load(x_ptr + at, mask=mask, other=0.0), axis=0)
     tl.store(partials_ptr + (image * blocks + block) * C + cols, of_scale, mask=inside)
-    tl.store(partials_ptr + ((N + image) * blocks + block) * C + cols, tl.sum(own, axis=0), mask=inside)
+    tl.store(
+        partials_ptr + ((N + image) * blocks + block) * C + cols, tl.sum(own, axis=0), mask=inside
+    )
     if of_noise_ptr is not None:  # [N, tiles of channels, H, W]
         tile, tiles = tl.program_id(2), tl.num_programs(2)
         of_noise_ptr += (image * tiles + tile) * H * W
@@ -131,7 +139,13 @@ def fir_bias_act(
         stride = h * w if noise is not None and noise.shape[0] > 1 else 0
         _fir_bias_act_fwd_kernel[(n, triton.cdiv(h * w, _BLOCK_P), triton.cdiv(c, _BLOCK_C))](
             *(x, scale, bias, noise, taps, out, c, h, w, stride),
-            **{"SLOPE": slope, "GAIN": gain, "LIMIT": limit, "BLOCK_P": _BLOCK_P, "BLOCK_C": _BLOCK_C},
+            **{
+                "SLOPE": slope,
+                "GAIN": gain,
+                "LIMIT": limit,
+                "BLOCK_P": _BLOCK_P,
+                "BLOCK_C": _BLOCK_C,
+            },
         )
     return out
 
@@ -156,7 +170,13 @@ def fir_bias_act_bwd(
     if x.numel():
         _fir_bias_act_bwd_kernel[(n, blocks, tiles)](
             *(grad, out, x, scale, taps, dx, of_noise, partials, n, c, h, w),
-            **{"SLOPE": slope, "GAIN": gain, "LIMIT": limit, "BLOCK_P": _BLOCK_P, "BLOCK_C": _BLOCK_C},
+            **{
+                "SLOPE": slope,
+                "GAIN": gain,
+                "LIMIT": limit,
+                "BLOCK_P": _BLOCK_P,
+                "BLOCK_C": _BLOCK_C,
+            },
         )
     if of_noise is None:
         dnoise = x.new_empty((0, h, w))

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from kdistill.backends.triton import refusal as supports
 
-__all__ = ["norm_act_pool", "norm_act_pool_bwd", "norm_act_pool_bwd_tangent", "norm_act_pool_tangent", "supports"]
+__all__ = [
+    "norm_act_pool",
+    "norm_act_pool_bwd",
+    "norm_act_pool_bwd_tangent",
+    "norm_act_pool_tangent",
+    "supports",
+]
 
 _BLOCK_C = 32  # channels of a program
 _BLOCK_P = 64  # pixels, or pooling windows, of a step
@@ -21,7 +27,9 @@ def _moments(x_ptr, P, C, cols, inside, BLOCK_P: tl.constexpr):
     for first in range(0, P, BLOCK_P):
         p = first + tl.arange(0, BLOCK_P)
         mask = (p < P)[:, None] & inside[None, :]
-        x = tl.load(x_ptr + p[:, None] * C + cols[None, :], mask=mask, other=0.0)  # [BLOCK_P, BLOCK_C]
+        x = tl.load(
+            x_ptr + p[:, None] * C + cols[None, :], mask=mask, other=0.0
+        )  # [BLOCK_P, BLOCK_C]
         count = tl.minimum(P - first, BLOCK_P).to(x.dtype)
         local = tl.sum(x, axis=0) / count
         d = tl.where(mask, x - local[None, :], 0.0)
@@ -60,7 +68,9 @@ def _norm_act_pool_fwd_kernel(
     tl.store(mean_ptr + image * C + cols, mean, mask=inside)
     tl.store(rstd_ptr + image * C + cols, rstd, mask=inside)
     row = image // IMAGES * C + cols
-    scale = 0.25 * tl.load(weight_ptr + row, mask=inside, other=0.0) * rstd  # a window averages four
+    scale = (
+        0.25 * tl.load(weight_ptr + row, mask=inside, other=0.0) * rstd
+    )  # a window averages four
     shift = 0.25 * tl.load(bias_ptr + row, mask=inside, other=0.0)
     for first in range(0, windows, BLOCK_P):
         j = first + tl.arange(0, BLOCK_P)
@@ -90,14 +100,22 @@ def _norm_act_pool_bwd_kernel(
     row = image // IMAGES * C + cols
     scale = 0.25 * tl.load(weight_ptr + row, mask=inside, other=0.0) * rstd
     shift = 0.25 * tl.load(bias_ptr + row, mask=inside, other=0.0)
-    sum_h = tl.zeros((BLOCK_C,), dtype=x_ptr.dtype.element_ty)  # h: grad where the activation is positive
+    sum_h = tl.zeros(
+        (BLOCK_C,), dtype=x_ptr.dtype.element_ty
+    )  # h: grad where the activation is positive
     sum_hd = tl.zeros((BLOCK_C,), dtype=x_ptr.dtype.element_ty)
     for first in range(0, windows, BLOCK_P):
         j = first + tl.arange(0, BLOCK_P)
         mask = (j < windows)[:, None] & inside[None, :]
         grad = tl.load(grad_ptr + j[:, None] * C + cols[None, :], mask=mask, other=0.0)
         for corner in tl.static_range(4):
-            p = x_ptr + _window(j, W, C)[:, None] + cols[None, :] + (corner // 2) * W * C + (corner % 2) * C
+            p = (
+                x_ptr
+                + _window(j, W, C)[:, None]
+                + cols[None, :]
+                + (corner // 2) * W * C
+                + (corner % 2) * C
+            )
             d = tl.load(p, mask=mask, other=0.0) - mean
             h = tl.where(d * scale + shift > 0.0, grad, 0.0)
             sum_h += tl.sum(h, axis=0)
@@ -123,13 +141,20 @@ def _norm_act_pool_bwd_kernel(
         tl.store(dx_ptr + at, h + (d * slope + offset), mask=mask)
 
 
-def norm_act_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def norm_act_pool(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
-    out = torch.empty((n, c, h // 2, w // 2), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out = torch.empty(
+        (n, c, h // 2, w // 2), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
     mean, rstd = x.new_empty((n, c)), x.new_empty((n, c))
     if x.numel():
         _norm_act_pool_fwd_kernel[(n, triton.cdiv(c, _BLOCK_C))](
-            *(x, weight, bias, out, mean, rstd, c, h, w, n // weight.shape[0]), EPS=eps, BLOCK_P=_BLOCK_P, BLOCK_C=_BLOCK_C
+            *(x, weight, bias, out, mean, rstd, c, h, w, n // weight.shape[0]),
+            EPS=eps,
+            BLOCK_P=_BLOCK_P,
+            BLOCK_C=_BLOCK_C,
         )
     return out, mean, rstd
 
@@ -138,7 +163,9 @@ def norm_act_pool_bwd(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
-    dx = torch.empty((n, c, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    dx = torch.empty(
+        (n, c, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
     partials = x.new_empty((2, n, c))
     if x.numel():
         _norm_act_pool_bwd_kernel[(n, triton.cdiv(c, _BLOCK_C))](
@@ -147,7 +174,9 @@ def norm_act_pool_bwd(
             BLOCK_C=_BLOCK_C,
         )
     groups = weight.shape[0]
-    dweight, dbias = partials.view(2, groups, n // groups, c).sum(2, dtype=torch.float64).to(x.dtype).unbind(0)
+    dweight, dbias = (
+        partials.view(2, groups, n // groups, c).sum(2, dtype=torch.float64).to(x.dtype).unbind(0)
+    )
     return dx, dweight.clone(), dbias.clone()
 
 
@@ -188,7 +217,9 @@ def _norm_act_pool_tangent_kernel(
     windows, pixels = (H // 2) * (W // 2), H * W
     x_ptr += image * pixels * C
     x_dot_ptr += image * pixels * C
-    mean, squares, mean_dot, products = _dual_moments(x_ptr, x_dot_ptr, pixels, C, cols, inside, BLOCK_P)
+    mean, squares, mean_dot, products = _dual_moments(
+        x_ptr, x_dot_ptr, pixels, C, cols, inside, BLOCK_P
+    )
     rstd = 1.0 / tl.sqrt(squares / pixels + EPS)
     proj = products * (rstd / pixels)
     of = image * C + cols
@@ -213,7 +244,9 @@ def _norm_act_pool_tangent_kernel(
             e = tl.load(x_dot_ptr + pixel, mask=mask, other=0.0) - mean_dot
             y = d * scale + shift
             acc += _relu(y)
-            acc_dot += tl.where(y <= 0.0, 0.0, e * scale + (d * scale_dot + shift_dot))  # a NaN stays
+            acc_dot += tl.where(
+                y <= 0.0, 0.0, e * scale + (d * scale_dot + shift_dot)
+            )  # a NaN stays
         to = image * windows * C + j[:, None] * C + cols[None, :]
         tl.store(out_ptr + to, acc, mask=mask)
         tl.store(out_dot_ptr + to, acc_dot, mask=mask)
@@ -255,7 +288,9 @@ def _norm_act_pool_bwd_tangent_kernel(
         grad = tl.load(grad_ptr + from_window, mask=mask, other=0.0)
         grad_dot = tl.load(grad_dot_ptr + from_window, mask=mask, other=0.0)
         for corner in tl.static_range(4):
-            at = _window(j, W, C)[:, None] + cols[None, :] + (corner // 2) * W * C + (corner % 2) * C
+            at = (
+                _window(j, W, C)[:, None] + cols[None, :] + (corner // 2) * W * C + (corner % 2) * C
+            )
             d = tl.load(x_ptr + at, mask=mask, other=0.0) - mean
             e = tl.load(x_dot_ptr + at, mask=mask, other=0.0) - mean_dot
             positive = d * scale + shift > 0.0
@@ -296,17 +331,39 @@ def _norm_act_pool_bwd_tangent_kernel(
 
 
 def _channels_last_output(x: Tensor, h: int, w: int) -> Tensor:
-    return torch.empty((*x.shape[:2], h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return torch.empty(
+        (*x.shape[:2], h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
 
 
 def norm_act_pool_tangent(
-    x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor, bias_dot: Tensor, eps: float
+    x: Tensor,
+    x_dot: Tensor,
+    weight: Tensor,
+    weight_dot: Tensor,
+    bias: Tensor,
+    bias_dot: Tensor,
+    eps: float,
 ) -> tuple[Tensor, ...]:
     n, c, h, w = x.shape
-    outputs = [_channels_last_output(x, h // 2, w // 2) for _ in range(2)] + [x.new_empty((n, c)) for _ in range(4)]
+    outputs = [_channels_last_output(x, h // 2, w // 2) for _ in range(2)] + [
+        x.new_empty((n, c)) for _ in range(4)
+    ]
     if x.numel():
         _norm_act_pool_tangent_kernel[(n, triton.cdiv(c, _BLOCK_C))](
-            *(x, x_dot, weight, weight_dot, bias, bias_dot, *outputs, c, h, w, n // weight.shape[0]),
+            *(
+                x,
+                x_dot,
+                weight,
+                weight_dot,
+                bias,
+                bias_dot,
+                *outputs,
+                c,
+                h,
+                w,
+                n // weight.shape[0],
+            ),
             EPS=eps,
             BLOCK_P=_BLOCK_P,
             BLOCK_C=_BLOCK_C,
@@ -319,11 +376,29 @@ def norm_act_pool_bwd_tangent(
     mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     (n, c, h, w), groups = x.shape, weight.shape[0]
-    inputs = (grad, grad_dot, x, x_dot, weight, weight_dot, bias, mean, rstd, x_dot_mean, x_dot_proj)
-    dx, dx_dot, partials = _channels_last_output(x, h, w), _channels_last_output(x, h, w), x.new_empty((4, n, c))
+    inputs = (
+        grad,
+        grad_dot,
+        x,
+        x_dot,
+        weight,
+        weight_dot,
+        bias,
+        mean,
+        rstd,
+        x_dot_mean,
+        x_dot_proj,
+    )
+    dx, dx_dot, partials = (
+        _channels_last_output(x, h, w),
+        _channels_last_output(x, h, w),
+        x.new_empty((4, n, c)),
+    )
     if x.numel():
         _norm_act_pool_bwd_tangent_kernel[(n, triton.cdiv(c, _BLOCK_C))](
-            *(*inputs, dx, dx_dot, partials, n, c, h, w, n // groups), BLOCK_P=_BLOCK_P, BLOCK_C=_BLOCK_C
+            *(*inputs, dx, dx_dot, partials, n, c, h, w, n // groups),
+            BLOCK_P=_BLOCK_P,
+            BLOCK_C=_BLOCK_C,
         )
     summed = partials.view(4, groups, n // groups, c).sum(2, dtype=torch.float64).to(x.dtype)
     dweight, dbias, dweight_dot, dbias_dot = (s.clone() for s in summed.unbind(0))

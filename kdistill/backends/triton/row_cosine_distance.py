@@ -45,8 +45,13 @@ def _row_cosine_distance_kernel(
     if MASKED:
         value = tl.where(tl.sum(kept, axis=0) > 0.0, value, 0.0)
     tl.store(values_ptr + unit, value)
-    along_a = tl.where(norm_a > 0.0, dot * norm_b / (tl.where(norm_a > 0.0, norm_a, 1.0) * q * q), 0.0)
-    factor_a, factor_b = along_a.to(grad_ptr.dtype.element_ty), (1.0 / q).to(grad_ptr.dtype.element_ty)
+    along_a = tl.where(
+        norm_a > 0.0, dot * norm_b / (tl.where(norm_a > 0.0, norm_a, 1.0) * q * q), 0.0
+    )
+    factor_a, factor_b = (
+        along_a.to(grad_ptr.dtype.element_ty),
+        (1.0 / q).to(grad_ptr.dtype.element_ty),
+    )
     for first in range(0, length, BLOCK):
         i = first + tl.arange(0, BLOCK)
         a = tl.load(syn_ptr + start + i, mask=i < length, other=0.0)
@@ -57,13 +62,23 @@ def _row_cosine_distance_kernel(
         tl.store(grad_ptr + start + i, v, mask=i < length)
 
 
-def row_cosine_distance(syn: Tensor, real: Tensor, rows: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+def row_cosine_distance(
+    syn: Tensor, real: Tensor, rows: Tensor, mask: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     g, p = syn.shape if syn.ndim == 2 else (1, syn.shape[0])
     grad = torch.zeros_like(syn)  # the kernel writes rows only
     values = syn.new_empty((g, len(rows)), dtype=torch.float64)
     if values.numel():
         _row_cosine_distance_kernel[(values.numel(),)](
-            *(syn, real, rows, syn if mask is None else mask, syn.new_full((), eps, dtype=torch.float64), grad, values),
+            *(
+                syn,
+                real,
+                rows,
+                syn if mask is None else mask,
+                syn.new_full((), eps, dtype=torch.float64),
+                grad,
+                values,
+            ),
             *(p, len(rows), mask is not None, mask is not None and mask.ndim == 2),
             BLOCK=_BLOCK,
         )

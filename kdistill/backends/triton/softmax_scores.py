@@ -17,8 +17,11 @@ def _load_row(row_ptr, j, K):
 
 
 @triton.jit
-def _softmax_scores_kernel(logits_ptr, labels_ptr, out_ptr, N, K, SOFT: tl.constexpr, BLOCK: tl.constexpr):
-    # one program per row; int64 because N*K may pass 2^31.  Of a soft label's equal largest logits the first is its class
+def _softmax_scores_kernel(
+    logits_ptr, labels_ptr, out_ptr, N, K, SOFT: tl.constexpr, BLOCK: tl.constexpr
+):
+    # one program per row; int64 because N*K may pass 2^31.  Of a soft label's equal largest logits
+    # the first is its class
     i = tl.program_id(0).to(tl.int64)
     row, columns = logits_ptr + i * K, tl.arange(0, BLOCK)
     label_row, label_most = labels_ptr + i * K, 0.0
@@ -31,7 +34,10 @@ def _softmax_scores_kernel(logits_ptr, labels_ptr, out_ptr, N, K, SOFT: tl.const
         first = tl.zeros((BLOCK,), tl.int64) + K
         for j in range(0, K, BLOCK):
             z = _load_row(label_row, j + columns, K)
-            first = tl.minimum(first, tl.where((z == label_most) & (j + columns < K), (j + columns).to(tl.int64), K))
+            first = tl.minimum(
+                first,
+                tl.where((z == label_most) & (j + columns < K), (j + columns).to(tl.int64), K),
+            )
         own = tl.min(first, axis=0)
     else:
         own = tl.load(labels_ptr + i)
@@ -59,14 +65,25 @@ def _softmax_scores_kernel(logits_ptr, labels_ptr, out_ptr, N, K, SOFT: tl.const
             wholes += tl.exp(_load_row(label_row, j + columns, K) - label_most)
     rest, own_e, other_e = tl.sum(rests, axis=0), tl.exp(own_logit - most), tl.exp(other - most)
     total = rest + own_e
-    # log(1 + rest) where the own class is the largest: exact for a small rest by the quotient of Goldberg and Kahan
+    # log(1 + rest) where the own class is the largest: exact for a small rest by the quotient of
+    # Goldberg and Kahan
     one_more = 1.0 + rest
-    log_more = tl.where(one_more == 1.0, rest, tl.log(one_more) * (rest / tl.where(one_more == 1.0, 1.0, one_more - 1.0)))
+    log_more = tl.where(
+        one_more == 1.0,
+        rest,
+        tl.log(one_more) * (rest / tl.where(one_more == 1.0, 1.0, one_more - 1.0)),
+    )
     log_sum = tl.where(own_e == 1.0, log_more, tl.log(total))
-    loss, distance = log_sum - (own_logit - most), tl.sqrt(tl.sum(squares, axis=0) + rest * rest) / total
+    loss, distance = (
+        log_sum - (own_logit - most),
+        tl.sqrt(tl.sum(squares, axis=0) + rest * rest) / total,
+    )
     if SOFT:
         whole = tl.sum(wholes, axis=0)
-        losses, distances = tl.zeros((BLOCK,), logits_ptr.dtype.element_ty), tl.zeros((BLOCK,), logits_ptr.dtype.element_ty)
+        losses, distances = (
+            tl.zeros((BLOCK,), logits_ptr.dtype.element_ty),
+            tl.zeros((BLOCK,), logits_ptr.dtype.element_ty),
+        )
         for j in range(0, K, BLOCK):
             t = tl.exp(_load_row(label_row, j + columns, K) - label_most) / whole
             shifted = tl.where(j + columns < K, _load_row(row, j + columns, K) - most, 0.0)
@@ -74,7 +91,11 @@ def _softmax_scores_kernel(logits_ptr, labels_ptr, out_ptr, N, K, SOFT: tl.const
             losses += tl.where(t == 0.0, 0.0, t * (log_sum - shifted))
             distances += apart * apart
         loss, distance = tl.sum(losses, axis=0), tl.sqrt(tl.sum(distances, axis=0))
-    correct = inside & (total == total) & ((own_logit > other) | ((own_logit == other) & (tl.sum(before, axis=0) == 0)))
+    correct = (
+        inside
+        & (total == total)
+        & ((own_logit > other) | ((own_logit == other) & (tl.sum(before, axis=0) == 0)))
+    )
     missing = tl.where(inside, 0.0, float("nan"))
     tl.store(out_ptr + i, loss + missing)
     tl.store(out_ptr + N + i, distance + missing)
@@ -88,5 +109,7 @@ def softmax_scores(logits: Tensor, labels: Tensor) -> Tensor:
     out = logits.new_empty((5, n))
     if n:
         block = min(triton.next_power_of_2(k), _MOST)
-        _softmax_scores_kernel[(n,)](logits, labels, out, n, k, SOFT=labels.is_floating_point(), BLOCK=block)
+        _softmax_scores_kernel[(n,)](
+            logits, labels, out, n, k, SOFT=labels.is_floating_point(), BLOCK=block
+        )
     return out

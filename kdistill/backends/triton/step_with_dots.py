@@ -35,5 +35,7 @@ def step_with_dots(y: Tensor, x: Tensor, step: Tensor, out: Tensor | None) -> tu
     blocks = triton.cdiv(p, _BLOCK)
     partials = y.new_empty((g, blocks, 2), dtype=torch.float64)
     if out.numel():
-        _step_with_dots_kernel[(g * blocks,)](y, x, step, out, partials, p, step.ndim == 1, BLOCK=_BLOCK)
+        _step_with_dots_kernel[(g * blocks,)](
+            y, x, step, out, partials, p, step.ndim == 1, BLOCK=_BLOCK
+        )
     return out, partials.sum(1).reshape(*y.shape[:-1], 2)

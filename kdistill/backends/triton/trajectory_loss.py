@@ -43,7 +43,9 @@ def _trajectory_loss_scale_kernel(grad_ptr, sums_ptr, P, BLOCK: tl.constexpr):
     tl.store(grad_ptr + row * P + i, left * factor, mask=i < P)
 
 
-def trajectory_loss(final: Tensor, target: Tensor, start: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def trajectory_loss(
+    final: Tensor, target: Tensor, start: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     g, p = final.shape if final.ndim == 2 else (1, final.shape[0])
     blocks, grad = triton.cdiv(p, _BLOCK), torch.empty_like(final)
     partials = final.new_empty((g, blocks, 2), dtype=torch.float64)

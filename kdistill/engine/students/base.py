@@ -1,6 +1,7 @@
 """The interface of every student: a network as a function of one flat parameter vector.
 
-Symbols: P parameters, B images, C channels, S their side, N classes, F features, G members of a group (one network each).
+Symbols: P parameters, B images, C channels, S their side, N classes, F features, G members of a
+    group (one network each).
 """
 
 import math
@@ -30,7 +31,8 @@ class Slot:
     Attributes:
         name: Dotted, e.g. ``"blocks.0.conv.weight"``.
         shape: Of the tensor.
-        fan_in: Drawn from U(±1/sqrt(fan_in)), PyTorch's default of convolutions and linear layers; None for a constant.
+        fan_in: Drawn from U(±1/sqrt(fan_in)), PyTorch's default of convolutions and linear layers;
+            None for a constant.
         value: The constant.
     """
 
@@ -52,14 +54,18 @@ class Slot:
             bound = 1.0 / math.sqrt(self.fan_in)
         else:  # the same number, rounded as torch.nn.init rounds it
             bound = math.sqrt(3.0) * (math.sqrt(2.0 / 6.0) / math.sqrt(self.fan_in))
-        return torch.empty(self.numel, device=generator.device).uniform_(-bound, bound, generator=generator)
+        return torch.empty(self.numel, device=generator.device).uniform_(
+            -bound, bound, generator=generator
+        )
 
 
 class Student(ABC):
     """A network as a function of one flat parameter vector ``theta [P]``.
 
-    Every call also takes a group: ``theta [G, P]`` with ``images [G, B, C, S, S]``, or with one shared ``[B, C, S, S]``; results
-    then begin with G.  Images are what the network sees (normalised), float32 or float64 like theta.
+    Every call also takes a group: ``theta [G, P]`` with ``images [G, B, C, S, S]``, or with one
+        shared ``[B, C, S, S]``; results
+    then begin with G.  Images are what the network sees (normalised), float32 or float64 like
+    theta.
 
     Attributes:
         name: E.g. ``"convnet"``.
@@ -72,7 +78,15 @@ class Student(ABC):
 
     is_joint = False  # whether images of a batch depend on each other (batch statistics)
 
-    def __init__(self, name: str, channels: int, size: int, classes: int, slots: Sequence[Slot], feature_dim: int):
+    def __init__(
+        self,
+        name: str,
+        channels: int,
+        size: int,
+        classes: int,
+        slots: Sequence[Slot],
+        feature_dim: int,
+    ):
         self.name, self.channels, self.size, self.classes = name, channels, size, classes
         self.slots, self.feature_dim = tuple(slots), feature_dim
         self.num_params = sum(slot.numel for slot in self.slots)
@@ -87,7 +101,10 @@ class Student(ABC):
 
     def unflatten(self, theta: Tensor) -> list[Tensor]:
         """Return ``theta [P]`` as views of the shapes of ``slots``."""
-        return [part.view(slot.shape) for part, slot in zip(theta.split(self._numels), self.slots, strict=True)]
+        return [
+            part.view(slot.shape)
+            for part, slot in zip(theta.split(self._numels), self.slots, strict=True)
+        ]
 
     # ---- differentiable calls
 
@@ -95,19 +112,23 @@ class Student(ABC):
         """Return logits ``[B, N]`` (``[G, B, N]``); differentiable twice in theta and images."""
         return self._each(theta, images, self._logits)
 
-    def features(self, theta: Tensor, images: Tensor, layers: str = "last") -> Tensor | list[Tensor]:
+    def features(
+        self, theta: Tensor, images: Tensor, layers: str = "last"
+    ) -> Tensor | list[Tensor]:
         """Return what the network computes before its classifier; differentiable twice in theta and images.
 
         Args:
             theta: ``[P]`` or ``[G, P]``.
             images: ``[B, C, S, S]`` or ``[G, B, C, S, S]``.
-            layers: ``"last"``: the vector that the classifier reads, ``[B, F]``.  ``"all"``: the post-activation maps of every
-                block before its pooling, shallow to deep.
+            layers: ``"last"``: the vector that the classifier reads, ``[B, F]``.  ``"all"``: the
+                post-activation maps of every block before its pooling, shallow to deep.
         """
         if layers == "last":
             return self._each(theta, images, self._features)
         if layers != "all":
-            raise ConfigError(f"features: expected layers 'last' or 'all', got '{layers}'; pass one of the two")
+            raise ConfigError(
+                f"features: expected layers 'last' or 'all', got '{layers}'; pass one of the two"
+            )
         if theta.ndim == 1:
             return self.trace(theta, images).maps
         members = [self.trace(t, x).maps for t, x in self._members(theta, images)]
@@ -130,7 +151,8 @@ class Student(ABC):
             to: ``"logits"`` or ``"features"`` (the vector before the classifier).
 
         Returns:
-            (out ``[B, N]`` or ``[B, F]``, saved).  Theta and images must not change before ``backward``.
+            (out ``[B, N]`` or ``[B, F]``, saved).  Theta and images must not change before
+            ``backward``.
         """
         _check_end("forward", to)
         if theta.ndim == 1:
@@ -141,17 +163,25 @@ class Student(ABC):
         return torch.stack([out for out, _ in pairs]), saved
 
     @torch.no_grad()
-    def backward(self, saved: Any, grad_out: Tensor, *, want: Sequence[str] = GRADS) -> tuple[Tensor | None, Tensor | None]:
+    def backward(
+        self, saved: Any, grad_out: Tensor, *, want: Sequence[str] = GRADS
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Return (dL/dtheta or None, dL/dimages or None) from ``grad_out = dL/dout``; ``want`` names those to compute.
 
-        Shapes are those of ``theta`` and ``images`` in ``forward``; images shared by a group get the sum over the group.
+        Shapes are those of ``theta`` and ``images`` in ``forward``; images shared by a group get
+        the sum over the group.
         """
         if not set(want) <= set(GRADS):
-            raise ConfigError(f"backward: expected want among {GRADS}, got {tuple(want)}; leave the others out")
+            raise ConfigError(
+                f"backward: expected want among {GRADS}, got {tuple(want)}; leave the others out"
+            )
         flags = "theta" in want, "images" in want
         if not isinstance(saved, GroupSaved):
             return self._backward(saved, grad_out, *flags)
-        pairs = [self._backward(kept, grad, *flags) for kept, grad in zip(saved.members, grad_out, strict=True)]
+        pairs = [
+            self._backward(kept, grad, *flags)
+            for kept, grad in zip(saved.members, grad_out, strict=True)
+        ]
         grad_theta = torch.stack([t for t, _ in pairs if t is not None]) if flags[0] else None
         if not flags[1]:
             return grad_theta, None
@@ -159,20 +189,25 @@ class Student(ABC):
         return grad_theta, grads.sum(0) if saved.shared else grads
 
     @torch.no_grad()
-    def infer(self, theta: Tensor, images: Tensor, *, to: str = "logits", batch_size: int | None = None) -> Tensor:
+    def infer(
+        self, theta: Tensor, images: Tensor, *, to: str = "logits", batch_size: int | None = None
+    ) -> Tensor:
         """Return what ``forward`` returns and keep nothing.
 
         Args:
             theta: ``[P]`` or ``[G, P]``.
             images: ``[B, C, S, S]`` or ``[G, B, C, S, S]``.
             to: ``"logits"`` or ``"features"``.
-            batch_size: Most images at a time; None leaves it to the student.  Under batch statistics it changes the result.
+            batch_size: Most images at a time; None leaves it to the student.  Under batch
+                statistics it changes the result.
         """
         _check_end("infer", to)
         call = self._infer_logits if to == "logits" else self._infer_features
         if batch_size is None:
             return self._each(theta, images, call)
-        return self._each(theta, images, lambda t, x: torch.cat([call(t, part) for part in x.split(batch_size)]))
+        return self._each(
+            theta, images, lambda t, x: torch.cat([call(t, part) for part in x.split(batch_size)])
+        )
 
     @torch.no_grad()
     def loss_and_grad(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +216,8 @@ class Student(ABC):
         Args:
             theta: ``[P]`` or ``[G, P]``.
             images: ``[B, C, S, S]``, or ``[G, B, C, S, S]``.
-            labels: int64 ``[B]``, or float logits of soft labels ``[B, N]``; with a G in front if the images have one.
+            labels: int64 ``[B]``, or float logits of soft labels ``[B, N]``; with a G in front if
+                the images have one.
         """
         layers.check_labels("loss_and_grad", labels, tuple(images.shape[:-3]), self.classes)
         if theta.ndim == 1:
@@ -193,14 +229,25 @@ class Student(ABC):
         return torch.stack([loss for loss, _ in pairs]), torch.stack([grad for _, grad in pairs])
 
     @torch.no_grad()
-    def grad_jvp(self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, *, want: Sequence[str] = JVPS) -> GradJvp:
+    def grad_jvp(
+        self,
+        theta: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        v: Tensor,
+        *,
+        want: Sequence[str] = JVPS,
+    ) -> GradJvp:
         """Return loss and gradient, and their derivatives in the direction ``v`` of theta; see ``kdistill.engine.grad_jvp``."""
         layers.check_labels("grad_jvp", labels, tuple(images.shape[:-3]), self.classes)
         if not set(want) <= set(JVPS):
-            raise ConfigError(f"grad_jvp: expected want among {JVPS}, got {tuple(want)}; leave the others out")
+            raise ConfigError(
+                f"grad_jvp: expected want among {JVPS}, got {tuple(want)}; leave the others out"
+            )
         if v.shape != theta.shape or v.dtype != theta.dtype or v.device != theta.device:
             raise ShapeError(
-                f"grad_jvp: expected v like theta ({theta.dtype} {list(theta.shape)} on {theta.device}), got {v.dtype} "
+                f"grad_jvp: expected v like theta ({theta.dtype} {list(theta.shape)} on "
+                f"{theta.device}), got {v.dtype} "
                 f"{list(v.shape)} on {v.device}; pass one direction per network"
             )
         if theta.ndim == 1:
@@ -224,15 +271,20 @@ class Student(ABC):
             direction: ``g [P] -> v [P]``, called once; v is a constant of the derivative.
 
         Returns:
-            Like ``images``; the same as ``grad_jvp(theta, images, labels, v).images_tangent``, from one pass forward and backward
-            instead of two where the network can keep what it found on the way to g.
+            Like ``images``; the same as ``grad_jvp(theta, images, labels, v).images_tangent``, from
+            one pass forward and backward instead of two where the network can keep what it found on
+            the way to g.
         """
-        layers.check_labels("grad_then_images_tangent", labels, tuple(images.shape[:-3]), self.classes)
+        layers.check_labels(
+            "grad_then_images_tangent", labels, tuple(images.shape[:-3]), self.classes
+        )
         self._check(theta, images)
         return self._grad_then_images_tangent(theta, images, labels, direction)
 
     @torch.no_grad()
-    def sample_grads(self, theta: Tensor, images: Tensor, labels: Tensor, *, want: Sequence[str] = SAMPLE_GRADS) -> SampleGrads:
+    def sample_grads(
+        self, theta: Tensor, images: Tensor, labels: Tensor, *, want: Sequence[str] = SAMPLE_GRADS
+    ) -> SampleGrads:
         """Return the logits and the squared norm of every image's own gradient; ``want``: "all" parameters, "last" layer."""
         layers.check_labels("sample_grads", labels, tuple(images.shape[:-3]), self.classes)
         self._check(theta, images)
@@ -266,14 +318,24 @@ class Student(ABC):
             out = self._logits(theta, images) if to == "logits" else self._features(theta, images)
         return out.detach(), GraphSaved(theta, images, out)
 
-    def _backward(self, saved: Any, grad_out: Tensor, want_theta: bool, want_images: bool) -> tuple[Tensor | None, Tensor | None]:
-        inputs = [x for x, wanted in ((saved.theta, want_theta), (saved.images, want_images)) if wanted]
+    def _backward(
+        self, saved: Any, grad_out: Tensor, want_theta: bool, want_images: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        inputs = [
+            x for x, wanted in ((saved.theta, want_theta), (saved.images, want_images)) if wanted
+        ]
         if not inputs:
             return None, None
-        grads = iter(torch.autograd.grad(saved.out, inputs, grad_out, retain_graph=True, materialize_grads=True))
+        grads = iter(
+            torch.autograd.grad(
+                saved.out, inputs, grad_out, retain_graph=True, materialize_grads=True
+            )
+        )
         return next(grads) if want_theta else None, next(grads) if want_images else None
 
-    def _loss_and_grad(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss_and_grad(
+        self, theta: Tensor, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         leaf = theta.detach().requires_grad_()
         with torch.enable_grad():
             logits = self._logits(leaf, images)
@@ -281,9 +343,13 @@ class Student(ABC):
         (grad,) = torch.autograd.grad(logits, leaf, grad_logits, materialize_grads=True)
         return loss, grad
 
-    def _grad_jvp(self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, want: Sequence[str]) -> GradJvp:
+    def _grad_jvp(
+        self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, want: Sequence[str]
+    ) -> GradJvp:
         is_soft = labels.is_floating_point()
-        leaves = [x.detach().requires_grad_() for x in (theta, images, labels)[: 3 if is_soft else 2]]
+        leaves = [
+            x.detach().requires_grad_() for x in (theta, images, labels)[: 3 if is_soft else 2]
+        ]
         with torch.enable_grad():
             targets = functional.softmax(leaves[2], 1) if is_soft else labels
             loss = functional.cross_entropy(self._logits(*leaves[:2]), targets)
@@ -310,23 +376,36 @@ class Student(ABC):
         return tangent
 
     def _features_and_logits(self, theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor, bool]:
-        return self._infer_features(theta, images), self._infer_logits(theta, images), True  # True: the last layer has a bias
+        return (
+            self._infer_features(theta, images),
+            self._infer_logits(theta, images),
+            True,
+        )  # True: the last layer has a bias
 
-    def _sample_grads(self, theta: Tensor, images: Tensor, labels: Tensor, want_last: bool) -> SampleGrads:
+    def _sample_grads(
+        self, theta: Tensor, images: Tensor, labels: Tensor, want_last: bool
+    ) -> SampleGrads:
         return _sample_grads.by_loop(self, theta, images, labels, want_last)
 
     # ---- groups and checks
 
-    def _each(self, theta: Tensor, images: Tensor, call: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _each(
+        self, theta: Tensor, images: Tensor, call: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         if theta.ndim == 1:
             self._check(theta, images)
             return call(theta, images)
         return torch.stack([call(t, x) for t, x in self._members(theta, images)])
 
     def _members(self, theta: Tensor, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        if theta.ndim != 2 or images.ndim not in (4, 5) or (images.ndim == 5 and images.shape[0] != theta.shape[0]):
+        if (
+            theta.ndim != 2
+            or images.ndim not in (4, 5)
+            or (images.ndim == 5 and images.shape[0] != theta.shape[0])
+        ):
             raise ShapeError(
-                f"{self.name}: expected theta [P] or [G, P] and images [B, C, S, S] or [G, B, C, S, S], "
+                f"{self.name}: expected theta [P] or [G, P] and images [B, C, S, S] or [G, B, C, "
+                "S, S], "
                 f"got {list(theta.shape)} and {list(images.shape)}; give both the same G"
             )
         each = list(images) if images.ndim == 5 else [images] * theta.shape[0]
@@ -335,18 +414,27 @@ class Student(ABC):
 
     def _check(self, theta: Tensor, images: Tensor) -> None:
         want = (self.channels, self.size, self.size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != want or tuple(theta.shape) != (self.num_params,):
+        if (
+            images.ndim != 4
+            or tuple(images.shape[1:]) != want
+            or tuple(theta.shape) != (self.num_params,)
+        ):
             raise ShapeError(
-                f"{self.name}: expected theta [{self.num_params}] and images [B, {', '.join(map(str, want))}], got "
-                f"{list(theta.shape)} and {list(images.shape)}; build the student for this size and these channels"
+                f"{self.name}: expected theta [{self.num_params}] and images [B, "
+                f"{', '.join(map(str, want))}], got "
+                f"{list(theta.shape)} and {list(images.shape)}; build the student for this size "
+                "and these channels"
             )
         if theta.dtype != images.dtype or theta.device != images.device:
             raise ShapeError(
-                f"{self.name}: expected images like theta ({theta.dtype} on {theta.device}), got {images.dtype} on "
+                f"{self.name}: expected images like theta ({theta.dtype} on {theta.device}), got "
+                f"{images.dtype} on "
                 f"{images.device}; convert with .to(theta)"
             )
 
 
 def _check_end(where: str, to: str) -> None:
     if to not in ("logits", "features"):
-        raise ConfigError(f"{where}: expected to='logits' or 'features', got '{to}'; pass one of the two")
+        raise ConfigError(
+            f"{where}: expected to='logits' or 'features', got '{to}'; pass one of the two"
+        )

@@ -1,7 +1,7 @@
 """Any ``torch.nn.Module`` as a student, through ``torch.func.functional_call``; the zoo's networks run this way too.
 
-The module is copied and runs in evaluation mode (dropout off) with buffers frozen at their present values, except that batch
-norm always uses the statistics of the batch, and they stay in the graph.
+The module is copied and runs in evaluation mode (dropout off) with buffers frozen at their present
+values, except that batch norm always uses the statistics of the batch, and they stay in the graph.
 """
 
 import copy
@@ -17,14 +17,26 @@ from kdistill.engine.students.base import Slot, Student
 from kdistill.engine.students.results import Trace
 from kdistill.errors import ConfigError, ShapeError
 
-ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Hardswish, nn.Mish, nn.PReLU, nn.Tanh, nn.Sigmoid)
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.SiLU,
+    nn.GELU,
+    nn.ELU,
+    nn.Hardswish,
+    nn.Mish,
+    nn.PReLU,
+    nn.Tanh,
+    nn.Sigmoid,
+)
 
 
 class ModuleStudent(Student):
     """A module as a function of theta; parameters in the order of ``module.named_parameters()``.
 
-    The classifier is the last ``nn.Linear`` with as many outputs as there are classes: its input are the features.  ``taps`` are
-    the modules whose outputs are the maps of ``features(..., layers="all")``; by default all activation modules.
+    The classifier is the last ``nn.Linear`` with as many outputs as there are classes: its input
+    are the features.  ``taps`` are the modules whose outputs are the maps of ``features(...,
+    layers="all")``; by default all activation modules.
     """
 
     def __init__(
@@ -41,7 +53,9 @@ class ModuleStudent(Student):
         self.module = _frozen(module)
         self._fresh = fresh
         modules = dict(self.module.named_modules())
-        linears = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m.out_features == classes]
+        linears = [
+            n for n, m in modules.items() if isinstance(m, nn.Linear) and m.out_features == classes
+        ]
         self._classifier = linears[-1] if linears else None
         known = tuple(n for n, m in modules.items() if isinstance(m, ACTIVATIONS))
         self.taps = known if taps is None else taps
@@ -54,9 +68,9 @@ class ModuleStudent(Student):
     def init(self, generator: torch.Generator) -> Tensor:
         """Return fresh parameters ``[P]``, float32, drawn from ``generator`` alone.
 
-        The zoo draws every tensor from it.  A user's factory is called again, and a user's module gets ``reset_parameters()`` of
-        all its parts (other parameters keep their value), with the CPU's global generator seeded from ``generator`` meanwhile and
-        restored afterwards.
+        The zoo draws every tensor from it.  A user's factory is called again, and a user's module
+        gets ``reset_parameters()`` of all its parts (other parameters keep their value), with the
+        CPU's global generator seeded from ``generator`` meanwhile and restored afterwards.
         """
         if hasattr(self.module, "draw_parameters"):
             return _flat(self.module.draw_parameters(generator))
@@ -71,19 +85,26 @@ class ModuleStudent(Student):
 
     def _call(self, theta: Tensor, images: Tensor) -> Tensor:
         if not self._names:
-            raise ConfigError(f"{self.name}: expected a module with parameters to train, got none; add a layer that has some")
+            raise ConfigError(
+                f"{self.name}: expected a module with parameters to train, got none; add a layer "
+                "that has some"
+            )
         if asked_precision() == "bf16":
             raise ConfigError(
-                f"precision: expected student convnet with bf16, got {self.name}; use tf32 or fp32 for other networks"
+                f"precision: expected student convnet with bf16, got {self.name}; use tf32 or fp32 "
+                "for other networks"
             )
         state = dict(zip(self._names, self.unflatten(theta), strict=True))
         for name, buffer in self.module.named_buffers():
-            state[name] = buffer.to(images) if buffer.is_floating_point() else buffer.to(images.device)
+            state[name] = (
+                buffer.to(images) if buffer.is_floating_point() else buffer.to(images.device)
+            )
         try:
             return functional_call(self.module, state, (images,))
         except RuntimeError as error:
             raise ShapeError(
-                f"{self.name}: expected a module that takes images {list(images.shape)}, got: {str(error).splitlines()[0]}; "
+                f"{self.name}: expected a module that takes images {list(images.shape)}, got: "
+                f"{str(error).splitlines()[0]}; "
                 f"build it for {self.channels} channels of {self.size} pixels"
             ) from error
 
@@ -91,7 +112,8 @@ class ModuleStudent(Student):
         out = self._call(theta, images)
         if tuple(out.shape) != (images.shape[0], self.classes):
             raise ShapeError(
-                f"{self.name}: expected logits [{images.shape[0]}, {self.classes}], got {list(out.shape)}; "
+                f"{self.name}: expected logits [{images.shape[0]}, {self.classes}], got "
+                f"{list(out.shape)}; "
                 "let the module return one row of class logits per image"
             )
         return out
@@ -100,7 +122,8 @@ class ModuleStudent(Student):
         features = self._watched(theta, images, ()).features
         if features is None:
             raise ConfigError(
-                f"{self.name}: expected a classifier nn.Linear(..., {self.classes}) to read features from, got none; end the "
+                f"{self.name}: expected a classifier nn.Linear(..., {self.classes}) to read "
+                "features from, got none; end the "
                 "module with one"
             )
         return features.flatten(1)
@@ -118,24 +141,36 @@ class ModuleStudent(Student):
         features, out = ends[-2:]
         if out is not logits or features.ndim != 2:
             raise ConfigError(
-                f"{self.name}: expected a module that returns what its classifier nn.Linear(..., {self.classes}) makes of one "
-                "vector per image, got something else; score with other metrics than 'grand_last', or end the module with it"
+                f"{self.name}: expected a module that returns what its classifier nn.Linear(..., "
+                f"{self.classes}) makes of one "
+                "vector per image, got something else; score with other metrics than 'grand_last', "
+                "or end the module with it"
             )
         return features, logits, getattr(classifier, "bias", None) is not None
 
     def _trace(self, theta: Tensor, images: Tensor) -> Trace:
         if not self.taps:
-            raise ConfigError(f"{self.name}: expected activation modules such as nn.ReLU, got none; use them, or layers='last'")
+            raise ConfigError(
+                f"{self.name}: expected activation modules such as nn.ReLU, got none; use them, or "
+                "layers='last'"
+            )
         return self._watched(theta, images, self.taps)
 
     def _watched(self, theta: Tensor, images: Tensor, taps: tuple[str, ...]) -> Trace:
         """Return one pass with the outputs of ``taps`` and the input of the classifier."""
         maps: list[Tensor] = []
         features: list[Tensor] = []
-        hooks = [self.module.get_submodule(name).register_forward_hook(lambda _, __, out: maps.append(out)) for name in taps]
+        hooks = [
+            self.module.get_submodule(name).register_forward_hook(
+                lambda _, __, out: maps.append(out)
+            )
+            for name in taps
+        ]
         if self._classifier is not None:
             classifier = self.module.get_submodule(self._classifier)
-            hooks.append(classifier.register_forward_pre_hook(lambda _, args: features.append(args[0])))
+            hooks.append(
+                classifier.register_forward_pre_hook(lambda _, args: features.append(args[0]))
+            )
         try:
             logits = self._call(theta, images)
         finally:

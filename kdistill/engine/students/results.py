@@ -72,5 +72,9 @@ def stacked(members: list[GradJvp], shared: bool) -> GradJvp:
             found[entry.name] = None
         else:
             each = torch.stack(values)
-            found[entry.name] = each.sum(0) if shared and entry.name in ("images_tangent", "labels_tangent") else each
+            found[entry.name] = (
+                each.sum(0)
+                if shared and entry.name in ("images_tangent", "labels_tangent")
+                else each
+            )
     return GradJvp(**found)

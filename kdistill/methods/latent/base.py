@@ -14,7 +14,7 @@ from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
-from kdistill.methods.base import Method, MethodConfig, Rehearsal
+from kdistill.methods.base import DryRun, Method, MethodConfig
 from kdistill.methods.options import COUNT, FOUND, NOT_NEGATIVE, Unset, Words
 from kdistill.priors import View
 from kdistill.priors.latents import NOISES, check_fit
@@ -22,8 +22,9 @@ from kdistill.priors.network_files import load_generator
 from kdistill.priors.stylegan import Generator
 from kdistill.transforms import Standardise, Transform
 
-# what the published code of GLaD and H-GLaD gives the objectives for ImageNet subsets at 128 px, whatever the images per class:
-# one matching step per network for DC, TESLA's truncated gradient and a learned rate that begins at 0.01 for MTT
+# what the published code of GLaD and H-GLaD gives the objectives for ImageNet subsets at 128 px,
+# whatever the images per class: one matching step per network for DC, TESLA's truncated gradient
+# and a learned rate that begins at 0.01 for MTT
 PUBLISHED_DC = {"outer_steps": 1, "inner_epochs": 1}
 PUBLISHED_MTT = {
     "grad_mode": "tesla",
@@ -33,29 +34,33 @@ PUBLISHED_MTT = {
     "lr_lr": 1e-6,
     "lr_init": 0.01,
 }
-REPO_MEAN, REPO_STD = (0.4377, 0.4438, 0.4728), (0.229, 0.224, 0.225)  # of generated images in the published code
+REPO_MEAN, REPO_STD = (
+    (0.4377, 0.4438, 0.4728),
+    (0.229, 0.224, 0.225),
+)  # of generated images in the published code
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentConfig(MethodConfig):
-    """Options of the methods on latents beside those that every method has; step sizes: GLaD's for DM on ImageNet subsets.
+    """Options of the methods on latents beside those that every method has; learning rates: GLaD's for DM on ImageNet subsets.
 
     Attributes:
         prior: Folder of the generator (``kdistill prior train`` or ``convert``).
         objective: Name of the method whose objective is used.
         objective_preset: Preset of that method.
         settings: Options of that method on top of its preset, as ``settings.NAME=VALUE``.
-        lr_f: Learning rate of the feature maps; where it is found, the first step along them alone moves the images by 3 % of
-            their norm (1 % under dc and dsa).
+        lr_f: Learning rate of the feature maps; where it is found, the first step along them alone
+            moves the images by 3 % of their norm (1 % under dc and dsa).
         lr_w: Learning rate of the latents in W+; found as ``lr_f`` is.
         n_avg: Mapped draws per class, where a run begins with averages of them.
         chunk: Images that have a graph of the generator at one time: less memory, more time.
-        noise: StyleGAN2's noise inputs: ``"const"`` (the network's own) or ``"random"`` (new in every iteration).
+        noise: StyleGAN2's noise inputs: ``"const"`` (the network's own) or ``"random"`` (new in
+            every iteration).
         classes: The generator's class for each class of the data.
         channels: ``"same"``, or ``"convert"`` between colour and grey.
         resize: Scale the generator's images to the size of the data.
-        glad_norm: How generated images are normalised: ``"data"`` (as the real ones), or ``"repo"``: by the mean and deviation
-            that the published code has for them.
+        glad_norm: How generated images are normalised: ``"data"`` (as the real ones), or
+            ``"repo"``: by the mean and deviation that the published code has for them.
     """
 
     iterations: int = 1000
@@ -77,18 +82,27 @@ class LatentConfig(MethodConfig):
         """Return the method whose objective is used, and its options: the preset, then the shared ones, then ``settings``.
 
         Raises:
-            ConfigError: The objective or its preset is unknown, or ``settings`` holds an option that every method has.
+            ConfigError: The objective or its preset is unknown, or ``settings`` holds an option
+                that every method has.
         """
         found = methods.get(self.objective)
         if issubclass(found.config, LatentConfig):
-            raise ConfigError(f"objective: expected a method on pixels, got '{self.objective}'; such as dm or mtt")
+            raise ConfigError(
+                f"objective: expected a method on pixels, got '{self.objective}'; such as dm or mtt"
+            )
         if self.objective_preset not in found.presets:
             hint = did_you_mean(self.objective_preset, list(found.presets))
-            raise ConfigError(f"objective_preset: expected one of {self.objective}'s, got '{self.objective_preset}'; {hint}")
+            raise ConfigError(
+                f"objective_preset: expected one of {self.objective}'s, got "
+                f"'{self.objective_preset}'; {hint}"
+            )
         shared = {entry.name: getattr(self, entry.name) for entry in fields(MethodConfig)}
         both = sorted(set(shared) & set(self.settings))
         if both:
-            raise ConfigError(f"settings: expected options of {self.objective} alone, got '{both[0]}'; set it beside settings")
+            raise ConfigError(
+                f"settings: expected options of {self.objective} alone, got '{both[0]}'; set it "
+                "beside settings"
+            )
         given = {**found.presets[self.objective_preset], **shared, **self.settings}
         return found, from_mapping(found.config, given, where=f"settings of {self.objective}")
 
@@ -101,7 +115,10 @@ def network_for(config: LatentConfig, data: ImageDataset) -> Generator:
         DataError: The folder holds none, or a damaged one.
     """
     if not config.prior:
-        raise ConfigError("prior: expected the folder of a generator, got none; make one with kdistill prior train DATA")
+        raise ConfigError(
+            "prior: expected the folder of a generator, got none; make one with kdistill prior "
+            "train DATA"
+        )
     return load_generator(config.prior, data.train.images.device)
 
 
@@ -126,36 +143,49 @@ def view_for(config: LatentConfig, network: Generator, data: ImageDataset) -> Vi
 def refuse_start(name: str, start: Tensor | None) -> None:
     """Raise ConfigError if images to begin with were given."""
     if start is not None:
-        raise ConfigError(f"{name}: expected no images to begin with, got some (init); latents begin from draws, leave init out")
+        raise ConfigError(
+            f"{name}: expected no images to begin with, got some (init); latents begin from draws, "
+            "leave init out"
+        )
 
 
 def about(network: Generator) -> dict[str, Any]:
     """Return what the record says of the generator."""
-    return {"layers": network.num_layers, "sha256": digest(network.tensors, to_mapping(network.config))}
+    return {
+        "layers": network.num_layers,
+        "sha256": digest(network.tensors, to_mapping(network.config)),
+    }
 
 
 def experts(config: LatentConfig, data: ImageDataset) -> TrajectoryStore:
     """Train the experts of the objective's method."""
     method, base_config = config.base()
     if method.experts is None:
-        raise ConfigError(f"experts: expected an objective with expert trajectories, got '{config.objective}'; such as mtt")
+        raise ConfigError(
+            f"experts: expected an objective with expert trajectories, got '{config.objective}'; "
+            "such as mtt"
+        )
     return method.experts(base_config, data)
 
 
-def rehearse(config: LatentConfig, data: ImageDataset, folder: Path) -> Rehearsal:
-    """Return the rehearsal of the objective's method."""
+def dry_run(config: LatentConfig, data: ImageDataset, folder: Path) -> DryRun:
+    """Return the dry run of the objective's method."""
     method, base_config = config.base()
-    if method.rehearse is None:
-        return Rehearsal(config)
-    rehearsal = method.rehearse(base_config, data, folder)
+    if method.dry_run is None:
+        return DryRun(config)
+    dry_run = method.dry_run(base_config, data, folder)
     shared = {entry.name for entry in fields(MethodConfig)}
-    settings = {name: value for name, value in to_mapping(rehearsal.config).items() if name not in shared}
-    return replace(rehearsal, config=replace(config, settings=settings))
+    settings = {
+        name: value for name, value in to_mapping(dry_run.config).items() if name not in shared
+    }
+    return replace(dry_run, config=replace(config, settings=settings))
 
 
 def _transform(config: LatentConfig, data: ImageDataset) -> Transform:
     if config.glad_norm == "data":
         return data.transform
     if data.channels != 3:
-        raise ConfigError(f"glad_norm: expected colour images for 'repo', got {data.channels} channel; use 'data'")
+        raise ConfigError(
+            f"glad_norm: expected colour images for 'repo', got {data.channels} channel; use 'data'"
+        )
     return Standardise(torch.tensor(REPO_MEAN), torch.tensor(REPO_STD)).to(data.train.images.device)

@@ -18,14 +18,20 @@ from kdistill.errors import DataError
 from kdistill.experts.expert_spec import digest_of
 from kdistill.files import is_trusted, make_private
 from kdistill.keys import generator, make_key
-from kdistill.objectives.class_relevance import ClassRelevantDistance, class_relevant_distance, restored_distance
+from kdistill.objectives.class_relevance import (
+    ClassRelevantDistance,
+    class_relevant_distance,
+    restored_distance,
+)
 from kdistill.status import note
 
 if TYPE_CHECKING:
     from kdistill.methods.latent.hglad import HGladConfig
 
 NETS = ("trained", "random")
-KEEP_BYTES = 2**28  # larger statistics are not written: 5 networks of width 128 at 128 px have half a gigabyte
+KEEP_BYTES = (
+    2**28
+)  # larger statistics are not written: 5 networks of width 128 at 128 px have half a gigabyte
 
 _log = logging.getLogger("kdistill")
 
@@ -62,9 +68,17 @@ class Measure:
                 return restored_distance(student, real, config.layers, load_checkpoint(path)[0])
             except (DataError, LookupError, TypeError, ValueError, RuntimeError) as error:
                 _log.warning("%s; the distance is made again", error)
-        note(f"distance: {config.num_nets} networks, {config.nets}, and class means of {len(real)} images")
+        note(
+            f"distance: {config.num_nets} networks, {config.nets}, and class means of {len(real)} "
+            "images"
+        )
         found = class_relevant_distance(
-            student, self._thetas(student, real), real, self.data.train.labels, layers=config.layers, weighting=config.weighting
+            student,
+            self._thetas(student, real),
+            real,
+            self.data.train.labels,
+            layers=config.layers,
+            weighting=config.weighting,
         )
         tensors = found.tensors()
         if is_usable and sum(x.nbytes for x in tensors.values()) <= KEEP_BYTES:
@@ -82,12 +96,16 @@ class Measure:
                 student, real, self.data.train.labels, epochs=config.net_epochs, lr=config.net_lr, key=key,
                 nets=config.num_nets, schedule="constant",
             )  # fmt: skip
-        nets = [student.init(generator(make_key(key, "init", net))) for net in range(config.num_nets)]
+        nets = [
+            student.init(generator(make_key(key, "init", net))) for net in range(config.num_nets)
+        ]
         return torch.stack(nets).to(real)
 
     def _path(self, student: Student) -> Path:
         config = self.config
-        names = ["nets", "num_nets", "layers", "weighting"] + ["net_epochs", "net_lr"] * (config.nets == "trained")
+        names = ["nets", "num_nets", "layers", "weighting"] + ["net_epochs", "net_lr"] * (
+            config.nets == "trained"
+        )
         network = f"{student!r}, width {config.width}, depth {config.depth}, norm {config.norm}"
         identity = {name: getattr(config, name) for name in names}
         identity |= {"training": self.data.training_digest(), "student": network, "seed": self.seed}

@@ -1,11 +1,14 @@
 """GLaD: the images are those of a generator, and its latents are optimised, under the objective of any other method.
 
-Paper: Cazenavette, Wang, Torralba, Efros and Zhu, "Generalizing Dataset Distillation via Deep Generative Prior", CVPR 2023.
+Paper: Cazenavette, Wang, Torralba, Efros and Zhu, "Generalizing Dataset Distillation via Deep
+    Generative Prior", CVPR 2023.
 
-    min_{w, f}  L( { G_{n ->}(f_j; w_j) }, T )          L of DM, DC, MTT, ...; f the feature map after n layers of G, w in W+
+    min_{w, f}  L( { G_{n ->}(f_j; w_j) }, T )          L of DM, DC, MTT, ...; f the feature map
+    after n layers of G, w in W+
 
-The objective gives dL/dimages first, without the generator's graph; the generator is then rendered again in small chunks for the
-gradient in f and w (and in its weights with ``learn_g``).  Exact by the chain rule, in the memory of the larger of the two.
+The objective gives dL/dimages first, without the generator's graph; the generator is then rendered
+again in small chunks for the gradient in f and w (and in its weights with ``learn_g``).  Exact by
+the chain rule, in the memory of the larger of the two.
 """
 
 from dataclasses import dataclass, replace
@@ -22,10 +25,10 @@ from kdistill.methods.latent.base import (
     PUBLISHED_MTT,
     LatentConfig,
     about,
+    dry_run,
     experts,
     network_for,
     refuse_start,
-    rehearse,
     view_for,
 )
 from kdistill.methods.options import NOT_NEGATIVE, Unset
@@ -42,8 +45,10 @@ class GladConfig(LatentConfig):
         layer: n of F_n: the feature map after the first n layers is learned.
         lr_g: Learning rate of the generator's weights, with ``learn_g``.
         learn_g: Learn the weights of the layers after n too.
-        rand_f: Begin with feature maps drawn from a normal distribution with each image's mean and deviation.
-        avg_w: Begin with averages of mapped draws; the images of a class share ``n_avg`` between them.
+        rand_f: Begin with feature maps drawn from a normal distribution with each image's mean and
+            deviation.
+        avg_w: Begin with averages of mapped draws; the images of a class share ``n_avg`` between
+            them.
     """
 
     layer: Annotated[int | None, "a layer of the generator", Unset("W+ alone is learned")] = 20
@@ -57,13 +62,23 @@ def prior_for(config: GladConfig, network: Generator, data: ImageDataset, key: i
     """Return the prior: the generator's images as networks see the data.
 
     Raises:
-        ConfigError: The generator does not fit the data (says which), or the layer does not exist (lists them).
+        ConfigError: The generator does not fit the data (says which), or the layer does not exist
+            (lists them).
     """
     view = view_for(config, network, data)
-    return LatentPrior(generator=network, layer=config.layer, view=view, chunk=config.chunk, key=key, noise=config.noise)
+    return LatentPrior(
+        generator=network,
+        layer=config.layer,
+        view=view,
+        chunk=config.chunk,
+        key=key,
+        noise=config.noise,
+    )
 
 
-def build(config: GladConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
+def build(
+    config: GladConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
+) -> Problem:
     """Return the run of the objective's method, with images that are rendered from latents."""
     refuse_start("glad", start)
     network = network_for(config, data)
@@ -77,7 +92,9 @@ def build(config: GladConfig, data: ImageDataset, ipc: int, seed: int, start: Te
         learn_weights=config.learn_g,
     )
     images = prior.render(state, 0)
-    pixels = {"lr_images": 1.0} if base_config.lr_images is None else {}  # of no use here: nothing is to be spent on finding it
+    pixels = (
+        {"lr_images": 1.0} if base_config.lr_images is None else {}
+    )  # of no use here: nothing is to be spent on finding it
     problem = method.build(replace(base_config, **pixels), data, ipc, seed, images)
     names = {name.partition(".")[0] for name in state}
     given = {"ws": config.lr_w, "f": config.lr_f, "generator": config.lr_g}
@@ -104,7 +121,13 @@ METHOD = Method(
     presets={
         # of the authors' README, ImageNet subsets at 128 px with a StyleGAN-XL of 26 layers
         "paper": {},
-        "paper_dc": {"objective": "dc", "layer": 16, "lr_f": 1.0, "lr_w": 1e-3, "settings": PUBLISHED_DC},
+        "paper_dc": {
+            "objective": "dc",
+            "layer": 16,
+            "lr_f": 1.0,
+            "lr_w": 1e-3,
+            "settings": PUBLISHED_DC,
+        },
         "paper_mtt": {
             "objective": "mtt",
             "layer": 12,
@@ -126,13 +149,15 @@ METHOD = Method(
     },
     build=build,
     deviations=(
-        "generated and real images are normalised alike; glad_norm='repo' has the other mean of the published code",
-        "avg_w works for any number of images per class: each takes the average of its own share of the draws",
+        "generated and real images are normalised alike; glad_norm='repo' has the other mean of "
+        "the published code",
+        "avg_w works for any number of images per class: each takes the average of its own share "
+        "of the draws",
         "the generator runs in float32; the published code runs most layers in float16 on a GPU",
         "randomness is keyed; the last iteration is the result, not the best on the test set",
     ),
     experts=experts,
-    rehearse=rehearse,
+    dry_run=dry_run,
     cost="that of the objective, and three passes through the generator",
     needs="a generator; expert trajectories where the objective does",
 )

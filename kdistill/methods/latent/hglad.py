@@ -1,13 +1,17 @@
 """H-GLaD: latents of a generator are optimised layer by layer, from W+ to pixels, and the best state of every stage is kept.
 
-Paper: Zhong, Fang, Chen, Gu, Dai, Qiu and Xia, "Hierarchical Features Matter: A Deep Exploration of Progressive Parameterization
+Paper: Zhong, Fang, Chen, Gu, Dai, Qiu and Xia, "Hierarchical Features Matter: A Deep Exploration of
+    Progressive Parameterization
 Method for Dataset Distillation", CVPR 2025.
 
-    for stage in W+, F_1, ..., F_L, pixels:     minimise L(images) over the stage's latents, L of DM, DC, MTT, ...
-                                                go on from the state with the smallest class-relevant feature distance
+    for stage in W+, F_1, ..., F_L, pixels:     minimise L(images) over the stage's latents, L of
+    DM, DC, MTT, ...
+                                                go on from the state with the smallest
+                                                class-relevant feature distance
 
-The distance (``kdistill.objectives.class_relevance``) compares class means of CAM-weighted features of real and synthetic images
-under the same few networks; the result is the best state of the best stage.
+The distance (``kdistill.objectives.class_relevance``) compares class means of CAM-weighted features
+of real and synthetic images under the same few networks; the result is the best state of the best
+stage.
 """
 
 from dataclasses import dataclass, replace
@@ -26,10 +30,10 @@ from kdistill.methods.latent.base import (
     PUBLISHED_MTT,
     LatentConfig,
     about,
+    dry_run,
     experts,
     network_for,
     refuse_start,
-    rehearse,
     view_for,
 )
 from kdistill.methods.latent.cached_distance import NETS, Measure
@@ -48,18 +52,24 @@ class HGladConfig(LatentConfig):
         stage_iterations: Outer steps of every stage; overrides ``iterations``.
         stride: Every stride-th layer is a stage: F_1, F_(1 + stride), ...
         lr_images: Learning rate of the pixels, in the last stage.
-        avg_w: Begin with averages of mapped draws; the images of a class share ``n_avg`` between them.
-        check_every: Iterations between two measurements of the distance; there is one at the end of a stage too.
-        nets: Networks of the distance: ``"trained"`` on the real images for ``net_epochs``, or ``"random"``.
+        avg_w: Begin with averages of mapped draws; the images of a class share ``n_avg`` between
+            them.
+        check_every: Iterations between two measurements of the distance; there is one at the end of
+            a stage too.
+        nets: Networks of the distance: ``"trained"`` on the real images for ``net_epochs``, or
+            ``"random"``.
         num_nets: Number of networks of the distance.
         net_epochs: Epochs of their training on the real images.
         net_lr: Learning rate of their training.
         layers: Feature maps of the distance: those of ``"all"`` blocks, or of the ``"last"`` alone.
-        weighting: Weights of the feature maps in the distance: class activation maps (``"cam"``) or ``"none"``.
+        weighting: Weights of the feature maps in the distance: class activation maps (``"cam"``) or
+            ``"none"``.
         choose: The result: the stage with the smallest ``"distance"``, or the ``"last"`` one.
     """
 
-    stage_iterations: Annotated[int | None, COUNT, Unset("iterations are shared out equally")] = None
+    stage_iterations: Annotated[int | None, COUNT, Unset("iterations are shared out equally")] = (
+        None
+    )
     stride: Annotated[int, COUNT] = 1
     lr_images: Annotated[float | None, NOT_NEGATIVE, Unset("the objective's own")] = None
     avg_w: bool = True
@@ -77,7 +87,9 @@ class HGladConfig(LatentConfig):
         return None, *range(1, num_layers + 1, self.stride), PIXELS
 
 
-def build(config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
+def build(
+    config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
+) -> Problem:
     """Return the run of the objective's method, with images that are rendered from one stage after another."""
     refuse_start("hglad", start)
     network = network_for(config, data)
@@ -86,7 +98,8 @@ def build(config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: T
         config = replace(config, iterations=config.stage_iterations * len(stages))
     if 0 < config.iterations < len(stages):
         raise ConfigError(
-            f"iterations: expected at least one for each of the {len(stages)} stages, got {config.iterations}; raise it, or "
+            f"iterations: expected at least one for each of the {len(stages)} stages, got "
+            f"{config.iterations}; raise it, or "
             "take fewer layers with stride"
         )
     method, base_config = config.base()
@@ -118,7 +131,10 @@ def build(config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: T
         {**state, **search.begin(images)},
         {**_rates(config, problem, prior, stages, state, images), "images": pixel_rate},
         advice="lower lr_f or lr_w, or lr_images if pixels were reached",
-        about={**problem.about, "prior": {**about(network), "stages": [stage_name(stage) for stage in stages]}},
+        about={
+            **problem.about,
+            "prior": {**about(network), "stages": [stage_name(stage) for stage in stages]},
+        },
         objective=search.hand_on(problem.objective),
         average={},
         search=search,
@@ -126,10 +142,17 @@ def build(config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: T
 
 
 def _rates(
-    config: HGladConfig, problem: Problem, prior: HierarchicalPrior, stages: tuple[Stage, ...], state: State, images: Tensor
+    config: HGladConfig,
+    problem: Problem,
+    prior: HierarchicalPrior,
+    stages: tuple[Stage, ...],
+    state: State,
+    images: Tensor,
 ) -> dict[str, float]:
-    """Return the step sizes of W+, found where it stands alone, and of the feature maps, found for every stage by itself."""
-    rates = {name: rate for name, rate in (("ws", config.lr_w), ("f", config.lr_f)) if rate is not None}
+    """Return the learning rates of W+, found where it stands alone, and of the feature maps, found for every stage by itself."""
+    rates = {
+        name: rate for name, rate in (("ws", config.lr_w), ("f", config.lr_f)) if rate is not None
+    }
     if len(rates) == 2:
         return rates
     first = FirstGradients.of(problem, images, state)
@@ -154,7 +177,8 @@ METHOD = Method(
     config=HGladConfig,
     presets={
         "paper": {},
-        # the published step sizes for ImageNet subsets at 128 px; GLaD's 1000 iterations shared out
+        # the published learning rates for ImageNet subsets at 128 px; GLaD's 1000 iterations shared
+        # out
         "equal_time": {},
         "equal_time_dc": _DC,
         "equal_time_mtt": _MTT,
@@ -175,14 +199,17 @@ METHOD = Method(
     },
     build=build,
     deviations=(
-        "the released code keeps references that later steps overwrite; here the best state of a stage is a copy, and restored",
+        "the released code keeps references that later steps overwrite; here the best state of a "
+        "stage is a copy, and restored",
         "the released code ends at the last layer; here pixels are the last stage",
-        "the released distance has no class weights and other networks for either side; here CAM weights and the same networks",
-        "W+ is a stage of its own; a running mean of the objective's method (ftd) gives way to the best state",
+        "the released distance has no class weights and other networks for either side; here CAM "
+        "weights and the same networks",
+        "W+ is a stage of its own; a running mean of the objective's method (ftd) gives way to the "
+        "best state",
         "generated and real images are normalised alike; randomness is keyed",
     ),
     experts=experts,
-    rehearse=rehearse,
+    dry_run=dry_run,
     cost="that of glad; a few networks trained once per data and seed, and a look at the distance every check_every iterations",
     needs="a generator; expert trajectories where the objective does",
 )

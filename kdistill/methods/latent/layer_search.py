@@ -1,7 +1,8 @@
 """H-GLaD's search: down through the layers of a generator, keeping the best state of every stage.
 
-All that it remembers are tensors of the run's state whose names begin with ``search.``; a checkpoint holds them, so a resumed run
-has the same bits.  What is kept are copies: no later step can reach them.
+All that it remembers are tensors of the run's state whose names begin with ``search.``; a
+checkpoint holds them, so a resumed run has the same bits.  What is kept are copies: no later step
+can reach them.
 """
 
 import math
@@ -36,9 +37,11 @@ class ProgressiveSearch:
         prior: The prior of the run.
         stages: In order.
         ends: The iteration at which each is over.
-        check_every: Iterations of a stage between two looks at the distance; there is one at its end too.
+        check_every: Iterations of a stage between two looks at the distance; there is one at its
+            end too.
         distance: Of images as networks see them; called at every look.
-        choose: ``"distance"`` takes the result from the stage with the smallest, ``"last"`` from the last stage.
+        choose: ``"distance"`` takes the result from the stage with the smallest, ``"last"`` from
+            the last stage.
         to_pixels: From what networks see to pixel space.
         labels: Of the images.
     """
@@ -90,7 +93,9 @@ class ProgressiveSearch:
         chosen = self.prior.stage(self.result(state))
         names = [stage_name(stage) for stage in self.stages]
         metrics: dict[str, Any] = {
-            "stages": [{"stage": name, "until": end} for name, end in zip(names, self.ends, strict=True)],
+            "stages": [
+                {"stage": name, "until": end} for name, end in zip(names, self.ends, strict=True)
+            ],
             "best": [{"stage": name, "iteration": n, "distance": d} for name, n, d, _ in rows],
             "chosen": stage_name(chosen),
             "choose": self.choose,
@@ -99,16 +104,25 @@ class ProgressiveSearch:
         start = state[f"{KEPT}images"][0]
         first = "" if looks is None else f"distance {looks[0, 1]:.4g}"
         frames = [Frame("start", first, self.to_pixels(start.cpu()))]
-        frames += [Frame(name, f"distance {d:.4g}", x, name == stage_name(chosen)) for name, _, d, x in rows]
+        frames += [
+            Frame(name, f"distance {d:.4g}", x, name == stage_name(chosen))
+            for name, _, d, x in rows
+        ]
         tensors = {
             "images": torch.stack([frame.images for frame in frames]),
             "labels": self.labels.cpu(),
             "iterations": torch.tensor([0, *(n for _, n, _, _ in rows)]),
-            "distances": torch.tensor([math.nan if looks is None else float(looks[0, 1]), *(d for _, _, d, _ in rows)]),
+            "distances": torch.tensor(
+                [math.nan if looks is None else float(looks[0, 1]), *(d for _, _, d, _ in rows)]
+            ),
         }
         about = {"stages": ["start", *(name for name, *_ in rows)], "chosen": stage_name(chosen)}
-        picture = filmstrip(frames, self.labels.cpu(), "from latents to pixels: the best state of every stage")
-        return Findings(metrics, {"filmstrip.png": picture, "path.safetensors": encode(tensors, about)})
+        picture = filmstrip(
+            frames, self.labels.cpu(), "from latents to pixels: the best state of every stage"
+        )
+        return Findings(
+            metrics, {"filmstrip.png": picture, "path.safetensors": encode(tensors, about)}
+        )
 
     def _looked(self, iteration: int, state: State, velocity: State) -> State:
         """Return the state with the distance of its images, and with a copy of it if none of this stage was better."""
@@ -118,10 +132,15 @@ class ProgressiveSearch:
             found.insert(0, (0, self.distance(state[f"{KEPT}images"][0])))
         value = found[-1][1]
         if not math.isfinite(value):
-            latents = (name for name in self.prior.names(state) if not bool(torch.isfinite(state[name]).all()))
+            latents = (
+                name
+                for name in self.prior.names(state)
+                if not bool(torch.isfinite(state[name]).all())
+            )
             what = next(latents, "distance of the images")
             raise NonFiniteError(
-                f"distill: expected a finite {what} at iteration {iteration}, got a distance of {value}; lower lr_f, lr_w or, in "
+                f"distill: expected a finite {what} at iteration {iteration}, got a distance of "
+                f"{value}; lower lr_f, lr_w or, in "
                 f"pixels, lr_images (now at stage {stage_name(self.prior.stage(state))})"
             )
         state = dict(state)
@@ -129,7 +148,10 @@ class ProgressiveSearch:
         state[f"{KEPT}looks"] = torch.cat([state[f"{KEPT}looks"], row]) if len(found) == 1 else row
         if f"{KEPT}best_look" not in state or value < _distance(state, BEST):
             ours = self.prior.names(state)
-            names = [*ours, *(name for name in velocity if name not in ours and not name.startswith(KEPT))]
+            names = [
+                *ours,
+                *(name for name in velocity if name not in ours and not name.startswith(KEPT)),
+            ]
             state |= {BEST + name: state[name].clone() for name in names}
             state[f"{KEPT}best_look"] = row[-1].clone()
         return state
@@ -138,15 +160,25 @@ class ProgressiveSearch:
         """Return the state and zero velocities for the next stage, from the best of this one; after the last, that best state."""
         best, look = _part(state, BEST), state[f"{KEPT}best_look"]
         at = int(look[0])
-        kept = {name: x for name, x in _kept(state).items() if not name.startswith(BEST) and name != f"{KEPT}best_look"}
-        kept[f"{KEPT}images"] = torch.cat([kept[f"{KEPT}images"], self.prior.render(best, at)[None]])
+        kept = {
+            name: x
+            for name, x in _kept(state).items()
+            if not name.startswith(BEST) and name != f"{KEPT}best_look"
+        }
+        kept[f"{KEPT}images"] = torch.cat(
+            [kept[f"{KEPT}images"], self.prior.render(best, at)[None]]
+        )
         rows = [kept[f"{KEPT}bests"]] if f"{KEPT}bests" in kept else []
         kept[f"{KEPT}bests"] = torch.cat([*rows, look[None]])
         if not _part(state, WINNER) or float(look[1]) < _distance(state, WINNER):
             kept = {name: x for name, x in kept.items() if not name.startswith(WINNER)}
             kept |= {WINNER + name: x for name, x in best.items()} | {f"{KEPT}winner_look": look}
         ours = self.prior.names(state)
-        others = {name: best.get(name, x) for name, x in state.items() if name not in ours and not name.startswith(KEPT)}
+        others = {
+            name: best.get(name, x)
+            for name, x in state.items()
+            if name not in ours and not name.startswith(KEPT)
+        }
         own = {name: best[name] for name in ours}
         if index + 1 < len(self.stages):
             own = self.prior.descend(own, self.stages[index + 1], at)

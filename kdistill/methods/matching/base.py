@@ -1,10 +1,11 @@
 """What the gradient matching methods share: options, the two loops and the objective.
 
-    for a fresh network theta_0:  for o = 0 .. T-1:
-        S <- one step of SGD on  sum_c D(grad of the loss on S_c, grad on a real batch of class c)  at theta_o
-        theta_{o+1} <- theta_o trained on S for E epochs
+    for a fresh network theta_0:  for o = 0 .. T-1: S <- one step of SGD on  sum_c D(grad of the
+        loss on S_c, grad on a real batch of class c)  at theta_o theta_{o+1} <- theta_o trained on
+        S for E epochs
 
-One iteration of the loop is one matching step; the network travels in its state, so that a checkpoint holds all there is.
+One iteration of the loop is one matching step; the network travels in its state, so that a
+checkpoint holds all there is.
 """
 
 import math
@@ -24,14 +25,31 @@ from kdistill.keys import generator, make_key
 from kdistill.methods.base import Problem, Step, augmentation, balanced_labels, initial_images
 from kdistill.methods.calibration import calibrated_images
 from kdistill.methods.difficulty import FilteredConfig
-from kdistill.methods.options import COUNT, FOUND, MASKED_SHARE, NOT_NEGATIVE, POSITIVE, Unset, Words
+from kdistill.methods.options import (
+    COUNT,
+    FOUND,
+    MASKED_SHARE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Unset,
+    Words,
+)
 from kdistill.objectives.class_gradient_match import class_gradient_match
 from kdistill.objectives.masks import depth_mask
 from kdistill.priors import PixelPrior, State
 
-LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # images per class -> (T, E)
+LOOPS = {
+    1: (1, 1),
+    10: (10, 50),
+    20: (20, 25),
+    30: (30, 20),
+    40: (40, 15),
+    50: (50, 10),
+}  # images per class -> (T, E)
 MOST_STEPS, EPOCHS_IN_ALL = 50, 500  # what the published table follows, for any other number
-FIRST_MOVE = 0.01  # share of their norm by which a first step moves the images; 3 % is too much (docs/gradient_matching.md)
+# share of their norm by which a first step moves the images; 3 % is too much
+# (docs/gradient_matching.md)
+FIRST_MOVE = 0.01
 STATISTICS_REAL = 16  # real images of each class behind the frozen statistics of batch norm
 
 FAST = {
@@ -44,8 +62,8 @@ FAST = {
 class GradientConfig(FilteredConfig):
     """Options of gradient matching beside those that every method has; the defaults are the published ones for all data sets.
 
-    PAD for gradient matching (its appendix A.1): ``drop_hardest`` or ``drop_easiest`` with the options of scores (FIEX), and
-    ``mask_ratio`` (FIEM).
+    PAD for gradient matching (its appendix A.1): ``drop_hardest`` or ``drop_easiest`` with the
+    options of scores (FIEX), and ``mask_ratio`` (FIEM).
 
     Attributes:
         iterations: Fresh networks; every one is matched ``outer_steps`` times.
@@ -53,11 +71,13 @@ class GradientConfig(FilteredConfig):
         inner_epochs: E, epochs of training on the synthetic images between two matching steps.
         batch_real: Real images of each class per matching step.
         batch_train: Synthetic images per step of the network's training.
-        lr_images: Learning rate of the images (normalised pixels); where it is found, the first step moves them by 1 % of
-            their norm.
+        lr_images: Learning rate of the images (normalised pixels); where it is found, the first
+            step moves them by 1 % of their norm.
         lr_net: Learning rate of the network; no momentum, no weight decay.
-        distance: Between gradients: ``"cosine_rows"`` (the published one), ``"cosine"`` or ``"mse"``.
-        mask_ratio: Share of the parameters, shallow ones first, whose gradients are not compared (PAD's FIEM).
+        distance: Between gradients: ``"cosine_rows"`` (the published one), ``"cosine"`` or
+            ``"mse"``.
+        mask_ratio: Share of the parameters, shallow ones first, whose gradients are not compared
+            (PAD's FIEM).
     """
 
     iterations: int = 1000
@@ -77,28 +97,40 @@ class GradientConfig(FilteredConfig):
         return self.outer_steps or steps, self.inner_epochs or epochs
 
 
-def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
+def build_gradient(
+    config: GradientConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
+) -> Problem:
     """Return the run: every draw is keyed by its matching step."""
     student = config.network(data)
     _check_norm(student, config.norm)
     _check_mask(student, config)
     steps, epochs = config.loops(ipc)
     siamese, inner = (
-        augmentation(config.strategy, data, make_key(seed, purpose), siamese=flag, align_corners=False)
+        augmentation(
+            config.strategy, data, make_key(seed, purpose), siamese=flag, align_corners=False
+        )
         for purpose, flag in (("augment", True), ("augment training", False))
     )
     matched = config.kept(data).train
     real_labels = matched.labels.cpu()  # draws look at them on the host
     sampler = ClassSampler(real_labels, data.num_classes)
     seen = data.transform.apply(matched.images)
-    mask = depth_mask(student.num_params, config.mask_ratio).to(seen) if config.mask_ratio > 0.0 else None
+    mask = (
+        depth_mask(student.num_params, config.mask_ratio).to(seen)
+        if config.mask_ratio > 0.0
+        else None
+    )
     host_labels = balanced_labels(data.num_classes, ipc)
     labels = host_labels.to(seen.device)
-    per_call = epochs * -(-len(labels) // config.batch_train)  # steps of the network between two matching steps
+    per_call = epochs * -(
+        -len(labels) // config.batch_train
+    )  # steps of the network between two matching steps
 
     def network_at(iteration: int, images: Tensor, theta: Tensor) -> Tensor:
         if iteration % steps == 0:
-            return student.init(generator(make_key(seed, "student", iteration // steps))).to(images, non_blocking=True)
+            return student.init(generator(make_key(seed, "student", iteration // steps))).to(
+                images, non_blocking=True
+            )
         try:
             trained = train(
                 student, images, labels, epochs=epochs, lr=config.lr_net, key=make_key(seed, "training", iteration), momentum=0.0,
@@ -107,8 +139,10 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
             )  # fmt: skip
         except NonFiniteError:
             raise NonFiniteError(
-                f"distill: expected the network of matching step {iteration} to train on the images, got a loss that is not "
-                f"finite; lower lr_net (now {config.lr_net:g}) or the step size of the images or latents"
+                f"distill: expected the network of matching step {iteration} to train on the "
+                "images, got a loss that is not "
+                f"finite; lower lr_net (now {config.lr_net:g}) or the learning rate of the images "
+                "or latents"
             ) from None
         return trained[0]
 
@@ -127,7 +161,9 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
     state = {"images": images.clone(), "theta": images.new_zeros(student.num_params)}
     lr_images = config.lr_images
     if lr_images is None:  # from fresh networks, which every T-th step begins with
-        lr_images = calibrated_images(lambda iteration: objective(iteration * steps, images, state), images, FIRST_MOVE)
+        lr_images = calibrated_images(
+            lambda iteration: objective(iteration * steps, images, state), images, FIRST_MOVE
+        )
     return Problem(
         prior=PixelPrior(),
         state=state,
@@ -144,7 +180,9 @@ def build_gradient(config: GradientConfig, data: ImageDataset, ipc: int, seed: i
     )
 
 
-def _frozen(student: Student, theta: Tensor, seen: Tensor, sampler: ClassSampler, key: int) -> Student:
+def _frozen(
+    student: Student, theta: Tensor, seen: Tensor, sampler: ClassSampler, key: int
+) -> Student:
     """Return the student that matches: under batch norm one with the statistics of a few real images of all classes."""
     if not isinstance(student, ConvNet) or student.norm != "batch":
         return student
@@ -158,7 +196,8 @@ def _check_mask(student: Student, config: GradientConfig) -> None:
     last, length = output_rows(student.slots).on(torch.device("cpu"))[-1].tolist()
     if config.distance == "cosine_rows" and left_out >= last + length:
         raise ConfigError(
-            f"mask_ratio: expected weights to be left to compare, got {config.mask_ratio:g}, which leaves out {left_out} of "
+            f"mask_ratio: expected weights to be left to compare, got {config.mask_ratio:g}, which "
+            f"leaves out {left_out} of "
             f"{student.num_params} parameters, all weights up to {last + length}; lower it"
         )
 
@@ -166,6 +205,7 @@ def _check_mask(student: Student, config: GradientConfig) -> None:
 def _check_norm(student: Student, norm: str) -> None:
     if norm == "batch" and not isinstance(student, ConvNet):
         raise ConfigError(
-            f"norm: expected 'batch' with student 'convnet' alone, got '{student.name}'; gradients of single classes need frozen "
+            f"norm: expected 'batch' with student 'convnet' alone, got '{student.name}'; gradients "
+            "of single classes need frozen "
             "statistics, use norm 'instance'"
         )

@@ -1,11 +1,13 @@
 """DC: match the gradients of a network on the synthetic and on the real images of every class.
 
-Paper: Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021 (eq. 8 and 9, algorithm 1).
+Paper: Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021 (eq. 8 and
+    9, algorithm 1).
 
-    min_S  E_theta_0  sum_o sum_c  D(grad_theta l(S_c; theta_o), grad_theta l(T_c; theta_o)),   theta_{o+1}: theta_o trained on S
+    min_S  E_theta_0  sum_o sum_c  D(grad_theta l(S_c; theta_o), grad_theta l(T_c; theta_o)),
+    theta_{o+1}: theta_o trained on S
 
-D sums 1 - cos over the rows of all weights, one per output unit.  The gradient in the images is exact and needs no graph of a
-gradient (``kdistill.engine.gradient_match``).
+D sums 1 - cos over the rows of all weights, one per output unit.  The gradient in the images is
+exact and needs no graph of a gradient (``kdistill.engine.gradient_match``).
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,9 @@ class DCConfig(GradientConfig):
     init: str = "noise"
 
 
-def build(config: DCConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
+def build(
+    config: DCConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
+) -> Problem:
     """Return the run."""
     return build_gradient(config, data, ipc, seed, start)
 
@@ -38,13 +42,15 @@ METHOD = Method(
     paper="Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching, ICLR 2021",
     config=DCConfig,
     presets={
-        "paper": {},  # every published data set and number of images per class: the loops follow the latter
+        # every published data set and number of images per class: the loops follow the latter
+        "paper": {},
         "fast": FAST,
     },
     build=build,
     deviations=(
         "all classes in one call; randomness is keyed, not taken from the clock",
-        "the extra pass after the last network is left out; numbers of images per class outside the published table run, too",
+        "the extra pass after the last network is left out; numbers of images per class outside "
+        "the published table run, too",
     ),
     cost="second order; 3 products per convolution on the real batch, 7 on the synthetic images, then epochs of training",
 )

@@ -1,8 +1,10 @@
 """DM: match the mean embedding of every class under random networks.
 
-Paper: Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023 (eq. 5, algorithm 1).
+Paper: Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023 (eq. 5,
+    algorithm 1).
 
-    min_S  E_theta,omega  sum_c | mean_{x in T_c} psi_theta(A(x; omega_c)) - mean_{x in S_c} psi_theta(A(x; omega_c)) |^2
+    min_S  E_theta,omega  sum_c | mean_{x in T_c} psi_theta(A(x; omega_c)) - mean_{x in S_c}
+    psi_theta(A(x; omega_c)) |^2
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,14 @@ from kdistill.data import ImageDataset
 from kdistill.data.sampler import ClassSampler
 from kdistill.errors import ConfigError
 from kdistill.keys import generator, make_key
-from kdistill.methods.base import Method, Problem, Step, augmentation, balanced_labels, initial_images
+from kdistill.methods.base import (
+    Method,
+    Problem,
+    Step,
+    augmentation,
+    balanced_labels,
+    initial_images,
+)
 from kdistill.methods.calibration import calibrated_images
 from kdistill.methods.difficulty import FilteredConfig
 from kdistill.methods.options import COUNT, FOUND, MASKED_SHARE, NOT_NEGATIVE, Words
@@ -29,16 +38,18 @@ FEW = {"score_nets": 3, "score_epochs": 3}
 class DMConfig(FilteredConfig):
     """Options of DM beside those that every method has; the defaults are the paper's for CIFAR-10.
 
-    PAD for distribution matching (its appendix A.1): ``drop_hardest`` or ``drop_easiest`` with the options of scores (FIEX), and
-    ``layers="all"`` with ``mask_ratio`` (FIEM).
+    PAD for distribution matching (its appendix A.1): ``drop_hardest`` or ``drop_easiest`` with the
+    options of scores (FIEX), and ``layers="all"`` with ``mask_ratio`` (FIEM).
 
     Attributes:
         iterations: Outer steps; every one draws a new network.
         batch_real: Real images of each class per step.
-        lr_images: Learning rate of the images (normalised pixels); where it is found, the first step moves them by 3 % of
-            their norm.
-        layers: ``"last"`` compares the features before the classifier, ``"all"`` the feature maps of every block.
-        mask_ratio: Share of the blocks, shallow ones first, that ``layers="all"`` leaves out (PAD's FIEM).
+        lr_images: Learning rate of the images (normalised pixels); where it is found, the first
+            step moves them by 3 % of their norm.
+        layers: ``"last"`` compares the features before the classifier, ``"all"`` the feature maps
+            of every block.
+        mask_ratio: Share of the blocks, shallow ones first, that ``layers="all"`` leaves out (PAD's
+            FIEM).
     """
 
     iterations: int = 20_000
@@ -50,15 +61,25 @@ class DMConfig(FilteredConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layers == "last" and self.mask_ratio > 0.0:
-            raise ConfigError(f"mask_ratio: expected 0 with layers=last, got {self.mask_ratio:g}; set layers=all too")
+            raise ConfigError(
+                f"mask_ratio: expected 0 with layers=last, got {self.mask_ratio:g}; set layers=all "
+                "too"
+            )
 
 
-def build(config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
+def build(
+    config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
+) -> Problem:
     """Return the run: a fresh network, a fresh real batch and a fresh augmentation in every iteration, all by key."""
     student = config.network(data)
-    augment = augmentation(config.strategy, data, make_key(seed, "augment"), siamese=True, align_corners=False)
+    augment = augmentation(
+        config.strategy, data, make_key(seed, "augment"), siamese=True, align_corners=False
+    )
     matched = config.kept(data).train
-    real_labels, labels = matched.labels.cpu(), balanced_labels(data.num_classes, ipc)  # draws look at them on the host
+    real_labels, labels = (
+        matched.labels.cpu(),
+        balanced_labels(data.num_classes, ipc),
+    )  # draws look at them on the host
     sampler = ClassSampler(real_labels, data.num_classes)
     seen = data.transform.apply(matched.images)
     match = distribution_match
@@ -66,15 +87,30 @@ def build(config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tens
         match = partial(layered_distribution_match, mask_ratio=config.mask_ratio)
 
     def objective(iteration: int, images: Tensor, state: State) -> Step:
-        theta = student.init(generator(make_key(seed, "student", iteration))).to(images, non_blocking=True)
+        theta = student.init(generator(make_key(seed, "student", iteration))).to(
+            images, non_blocking=True
+        )
         rows = sampler.draw(config.batch_real, make_key(seed, "real", iteration))
         real = seen[rows.to(seen.device, non_blocking=True)]
-        return Step(*match(student, theta, real, real_labels[rows], images, labels, augment=augment, step=iteration))
+        return Step(
+            *match(
+                student,
+                theta,
+                real,
+                real_labels[rows],
+                images,
+                labels,
+                augment=augment,
+                step=iteration,
+            )
+        )
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
     lr_images = config.lr_images
     if lr_images is None:
-        lr_images = calibrated_images(lambda iteration: objective(iteration, images, {"images": images}), images)
+        lr_images = calibrated_images(
+            lambda iteration: objective(iteration, images, {"images": images}), images
+        )
     return Problem(
         prior=PixelPrior(),
         state={"images": images.clone()},
@@ -97,7 +133,14 @@ METHOD = Method(
     config=DMConfig,
     presets={
         "paper": {},
-        "fast": {"iterations": 800, "batch_real": 128, "width": 32, "lr_images": None, "init": "k_means", **FEW},
+        "fast": {
+            "iterations": 800,
+            "batch_real": 128,
+            "width": 32,
+            "lr_images": None,
+            "init": "k_means",
+            **FEW,
+        },
     },
     build=build,
     deviations=("all classes in one batched pass; randomness is keyed, not taken from the clock",),

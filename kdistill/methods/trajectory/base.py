@@ -1,6 +1,7 @@
 """What the trajectory methods share: options, expert store, inner batches and the objective.
 
-In every outer iteration: take an expert and a start epoch t, train from its snapshot t on the synthetic images for N steps, and
+In every outer iteration: take an expert and a start epoch t, train from its snapshot t on the
+    synthetic images for N steps, and
 compare with its snapshot t + M.  Paper: Cazenavette et al., CVPR 2022, algorithm 1.
 """
 
@@ -25,7 +26,15 @@ from kdistill.experts.expert_spec import digest_of
 from kdistill.experts.expert_training import Rows
 from kdistill.files import check_private, explained, make_private
 from kdistill.keys import generator, make_key, permutation, uniforms
-from kdistill.methods.base import MethodConfig, Problem, Rehearsal, Step, augmentation, balanced_labels, initial_images
+from kdistill.methods.base import (
+    DryRun,
+    MethodConfig,
+    Problem,
+    Step,
+    augmentation,
+    balanced_labels,
+    initial_images,
+)
 from kdistill.methods.calibration import calibrated
 from kdistill.methods.options import COUNT, FOUND, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.priors import PixelPrior, State
@@ -35,25 +44,27 @@ from kdistill.priors import PixelPrior, State
 class TrajectoryConfig(MethodConfig):
     """Options of the trajectory methods beside those that every method has; defaults: MTT's for CIFAR-10, 10 images per class.
 
-    The network and the augmentation are those of experts and students alike; ``momentum`` and ``schedule`` hold for the images
-    and for the student's step size.
+    The network and the augmentation are those of experts and students alike; ``momentum`` and
+    ``schedule`` hold for the images and for the student's learning rate.
 
     Attributes:
         iterations: Outer steps; every one takes an expert and a start epoch.
         syn_steps: N, steps of the student on the synthetic images.
         expert_epochs: M, epochs of the expert between start and target.
         max_start_epoch: T+; start epochs are drawn from 0 to T+ - 1.
-        lr_images: Learning rate of the images (normalised pixels); where it is found, the first step moves them by 3 % of
-            their norm.
+        lr_images: Learning rate of the images (normalised pixels); where it is found, the first
+            step moves them by 3 % of their norm.
         lr_lr: Learning rate of the student's learning rate.
         lr_init: The student's learning rate at the start; it is learned, and kept above 1e-6.
         batch_syn: Synthetic images per step of the student.
-        grad_mode: ``"adjoint"`` (exact), ``"unroll"`` (the same by autograd) or ``"tesla"`` (truncated).
-        checkpoint_every: Of a student's trajectory one parameter vector in this many is stored and the others are computed
-            again: less memory, more time.
-        cuda_graph: On a GPU, replay the kernels of an outer step from one recorded graph; it changes no kernel.
-        skip_move: Where ``lr_images`` is found: an iteration whose gradient alone would move the images by more than this share
-            of their norm changes nothing.
+        grad_mode: ``"adjoint"`` (exact), ``"unroll"`` (the same by autograd) or ``"tesla"``
+            (truncated).
+        checkpoint_every: Of a student's trajectory one parameter vector in this many is stored and
+            the others are computed again: less memory, more time.
+        cuda_graph: On a GPU, replay the kernels of an outer step from one recorded graph; it
+            changes no kernel.
+        skip_move: Where ``lr_images`` is found: an iteration whose gradient alone would move the
+            images by more than this share of their norm changes nothing.
         num_experts: Number of expert trajectories.
         expert_lr: Learning rate of the experts.
         expert_batch: Batch size of the experts.
@@ -99,9 +110,16 @@ class TrajectoryConfig(MethodConfig):
         """Return the first start epoch of an iteration, and the one after the last."""
         return 0, self.max_start_epoch
 
-    def rehearsed(self, folder: Path) -> Self:
-        """Return these options for a rehearsal: two inner steps, one expert of one epoch in ``folder``."""
-        short = replace(self, syn_steps=2, num_experts=1, max_start_epoch=1, expert_epochs=1, experts=str(folder))
+    def dry_run(self, folder: Path) -> Self:
+        """Return these options for a dry run: two inner steps, one expert of one epoch in ``folder``."""
+        short = replace(
+            self,
+            syn_steps=2,
+            num_experts=1,
+            max_start_epoch=1,
+            expert_epochs=1,
+            experts=str(folder),
+        )
         return replace(short, lr_init=self.lr_init or 0.01, lr_images=self.lr_images or 1.0)
 
 
@@ -119,7 +137,9 @@ class FlatExpertsConfig(TrajectoryConfig):
 
     def expert_spec(self, data: ImageDataset) -> ExpertSpec:
         """Return the recipe of MTT's experts with GSAM around SGD."""
-        return replace(super().expert_spec(data), optimiser="gsam", rho=self.rho, surrogate=self.surrogate)
+        return replace(
+            super().expert_spec(data), optimiser="gsam", rho=self.rho, surrogate=self.surrogate
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +148,7 @@ class SoftLabels:
 
     Attributes:
         logits: To begin with, ``[M, K]``.
-        lr: Their step size.
+        lr: Their learning rate.
         momentum: Of their SGD.
     """
 
@@ -141,8 +161,18 @@ def published(
     rows: Mapping[str, tuple[int, int, int, float, float, float, int | None]], **common: Any
 ) -> dict[str, dict[str, Any]]:
     """Return presets from a table of (N, M, T+, lr_images, lr_lr, lr_init, batch_syn)."""
-    names = ("syn_steps", "expert_epochs", "max_start_epoch", "lr_images", "lr_lr", "lr_init", "batch_syn")
-    return {preset: {**dict(zip(names, row, strict=True)), **common} for preset, row in rows.items()}
+    names = (
+        "syn_steps",
+        "expert_epochs",
+        "max_start_epoch",
+        "lr_images",
+        "lr_lr",
+        "lr_init",
+        "batch_syn",
+    )
+    return {
+        preset: {**dict(zip(names, row, strict=True)), **common} for preset, row in rows.items()
+    }
 
 
 def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
@@ -162,7 +192,9 @@ def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
     if config.precision != "fp32":
         seen["precision"] = config.precision
     selection = config.expert_selection(data)
-    identity = spec.identity(seen, f"{student!r}, width {config.width}, norm {config.norm}", selection)
+    identity = spec.identity(
+        seen, f"{student!r}, width {config.width}, norm {config.norm}", selection
+    )
     if config.experts:
         folder = Path(config.experts)
     else:
@@ -183,22 +215,26 @@ def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStor
     if not config.experts:
         with explained(store.folder):
             make_private(store.folder.parent)
-    return train_experts(config.expert_spec(data), config.network(data), images, labels, store, rows_of=rows_of)
+    return train_experts(
+        config.expert_spec(data), config.network(data), images, labels, store, rows_of=rows_of
+    )
 
 
-def rehearse_trajectory(config: TrajectoryConfig, data: ImageDataset, folder: Path) -> Rehearsal:
+def dry_run_trajectory(config: TrajectoryConfig, data: ImageDataset, folder: Path) -> DryRun:
     """Return the run with two inner steps and one made-up expert in ``folder``, and what the real one needs beyond it."""
     student, spec = config.network(data), config.expert_spec(data)
     store = open_store(config, data)
     missing = sum(not store.has(i) for i in range(spec.count))
-    ahead = estimate(spec, student, data.transform.apply(data.train.images), data.train.labels, missing)
-    short = config.rehearsed(folder)
+    ahead = estimate(
+        spec, student, data.transform.apply(data.train.images), data.train.labels, missing
+    )
+    short = config.dry_run(folder)
     start = student.init(generator(0))
     open_store(short, data).add(0, torch.stack([start, 1.01 * start + 1e-3]))
     kept_vectors = -(-config.syn_steps // config.checkpoint_every) + (
         config.checkpoint_every if config.checkpoint_every > 1 else 0
     )
-    return Rehearsal(
+    return DryRun(
         config=short,
         steps_ratio=config.syn_steps / short.syn_steps,
         more_bytes=max(kept_vectors - short.syn_steps, 0) * student.num_params * 4,
@@ -231,8 +267,8 @@ def build_trajectory(
         seed: Seed of the run.
         start: Images to begin with, or None.
         store: The experts, or None: they are opened, and those that are missing are trained.
-        labels_of: ``(student, target, images, labels) -> labels`` of the inner steps, constants of an iteration; None keeps
-            the hard ones.
+        labels_of: ``(student, target, images, labels) -> labels`` of the inner steps, constants of
+            an iteration; None keeps the hard ones.
         soft: Labels that are learned; None keeps the hard ones.
         mask: Of the parameters that are compared (PAD), see ``trajectory_match``.
         skip_above: An iteration with a larger loss changes nothing.
@@ -240,11 +276,15 @@ def build_trajectory(
     """
     student, experts = config.network(data), expert_store(config, data) if store is None else store
     labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
-    augment = augmentation(config.strategy, data, make_key(seed, "augment"), siamese=False, align_corners=True)
+    augment = augmentation(
+        config.strategy, data, make_key(seed, "augment"), siamese=False, align_corners=True
+    )
 
     def objective(iteration: int, images: Tensor, state: State) -> Step:
         expert, epoch = _drawn(iteration, config.num_experts, config.window(iteration), seed)
-        target = experts.snapshot(expert, epoch + config.expert_epochs).to(images, non_blocking=True)
+        target = experts.snapshot(expert, epoch + config.expert_epochs).to(
+            images, non_blocking=True
+        )
         given = state.get("label_logits", labels)
         found = trajectory_match(
             student,
@@ -253,7 +293,12 @@ def build_trajectory(
             images,
             given if labels_of is None else labels_of(student, target, images, labels),
             state["lr"],
-            batches=_batches(len(images), config.batch_syn or len(images), config.syn_steps, make_key(seed, "batch", iteration)),
+            batches=_batches(
+                len(images),
+                config.batch_syn or len(images),
+                config.syn_steps,
+                make_key(seed, "batch", iteration),
+            ),
             augment=augment if augment.families else None,
             first_step=iteration * config.syn_steps,
             mask=mask,
@@ -266,12 +311,20 @@ def build_trajectory(
         if soft is not None and found.grad_labels is not None:
             grads["label_logits"] = found.grad_labels
         is_skipped = skip_above is not None and bool(found.loss > skip_above)
-        return Step(found.loss, found.grad_images, grads, is_skipped=is_skipped or too_long(found.grad_images, images))
+        return Step(
+            found.loss,
+            found.grad_images,
+            grads,
+            is_skipped=is_skipped or too_long(found.grad_images, images),
+        )
 
     def too_long(grad: Tensor, images: Tensor) -> bool:
         if found_lr is None or config.skip_move is None:
             return False
-        return bool(found_lr * torch.linalg.vector_norm(grad) > config.skip_move * torch.linalg.vector_norm(images))
+        return bool(
+            found_lr * torch.linalg.vector_norm(grad)
+            > config.skip_move * torch.linalg.vector_norm(images)
+        )
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
     learned = {} if soft is None else {"label_logits": soft.logits.clone()}
@@ -289,7 +342,9 @@ def build_trajectory(
         labels=labels,
         objective=objective,
         learning_rates=rates if soft is None else {**rates, "label_logits": soft.lr},
-        momentum=config.momentum if soft is None else {**dict.fromkeys(rates, config.momentum), "label_logits": soft.momentum},
+        momentum=config.momentum
+        if soft is None
+        else {**dict.fromkeys(rates, config.momentum), "label_logits": soft.momentum},
         iterations=config.iterations,
         schedule=config.schedule,
         lower={"lr": SMALLEST_LR},
@@ -322,7 +377,9 @@ def _check_finite(found: TrajectoryMatch, lr: Tensor, epoch: int, iteration: int
         return
     step = int((~torch.isfinite(norms)).nonzero()[0])
     raise NonFiniteError(
-        f"distill: expected the student of iteration {iteration} to train, got a gradient that is not finite at step {step} "
-        f"(step size {float(lr):g}, start epoch {epoch}); lower lr_lr or lr_init if the step size has grown, else that of the "
+        f"distill: expected the student of iteration {iteration} to train, got a gradient that is "
+        f"not finite at step {step} "
+        f"(learning rate {float(lr):g}, start epoch {epoch}); lower lr_lr or lr_init if the "
+        "learning rate has grown, else that of the "
         "images or latents"
     )

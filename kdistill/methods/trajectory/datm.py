@@ -1,13 +1,15 @@
 """DATM: match early epochs of experts for few images and late ones for many, and learn soft labels.
 
-Paper: Guo, Wang, Cazenavette, Li, Zhang and You, "Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory
+Paper: Guo, Wang, Cazenavette, Li, Zhang and You, "Towards Lossless Dataset Distillation via
+    Difficulty-Aligned Trajectory
 Matching", ICLR 2024.  Its released code is the specification.
 
-    min_{S, z, alpha}  E_{expert, t}  | theta_N(S, z, alpha; theta*_t) - theta*_{t+M} |^2 / | theta*_t - theta*_{t+M} |^2
-    t ~ U{T-, ..., U(it) - 1},   U(it) = min(T+, T + floor((T+ - T) it / E))
+    min_{S, z, alpha}  E_{expert, t}  | theta_N(S, z, alpha; theta*_t) - theta*_{t+M} |^2 / |
+    theta*_t - theta*_{t+M} |^2 t ~ U{T-, ..., U(it) - 1},   U(it) = min(T+, T + floor((T+ - T) it /
+    E))
 
-The student's loss is the cross-entropy against softmax(z_j).  The images begin as real ones that an expert classifies correctly,
-z_j as the mean of the logits of the experts that do.
+The student's loss is the cross-entropy against softmax(z_j).  The images begin as real ones that an
+expert classifies correctly, z_j as the mean of the logits of the experts that do.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,14 +25,28 @@ from kdistill.engine.inner_steps import Mask
 from kdistill.errors import ConfigError
 from kdistill.experts import ExpertSpec, TrajectoryStore
 from kdistill.keys import make_key
-from kdistill.methods.base import INITS, Method, Problem, balanced_labels, initial_images, told_apart
+from kdistill.methods.base import (
+    INITS,
+    Method,
+    Problem,
+    balanced_labels,
+    initial_images,
+    told_apart,
+)
 from kdistill.methods.options import COUNT, MOMENTUM, NOT_NEGATIVE, POSITIVE, Unset, Words
-from kdistill.methods.trajectory.base import FlatExpertsConfig, SoftLabels, build_trajectory, expert_store, rehearse_trajectory
+from kdistill.methods.trajectory.base import (
+    FlatExpertsConfig,
+    SoftLabels,
+    build_trajectory,
+    dry_run_trajectory,
+    expert_store,
+)
 from kdistill.methods.trajectory.mtt import FAST as MTT_FAST
 from kdistill.selection import select_correct
 
-# the better of two settings on validation images (mnist5k, 10 per class, one run each); the first images are ones that an expert
-# classifies correctly, else labels begin at logits that are right about another class
+# the better of two settings on validation images (mnist5k, 10 per class, one run each); the first
+# images are ones that an expert classifies correctly, else labels begin at logits that are right
+# about another class
 FAST = {
     **MTT_FAST, "iterations": 80, "expert_length": None, "init": "correct",
     "first_max_start_epoch": 3, "expand_until": 50, "lr_labels": 2.0,
@@ -42,11 +58,13 @@ class DatmConfig(FlatExpertsConfig):
     """Options of DATM beside those of the methods with flat experts; the defaults are its code's for CIFAR-10 at 10 per class.
 
     Attributes:
-        init: As in other methods, or ``"correct"``: real images that an expert classifies correctly.
+        init: As in other methods, or ``"correct"``: real images that an expert classifies
+            correctly.
         min_start_epoch: T-, the first start epoch.
         first_max_start_epoch: T, the value of ``max_start_epoch`` (T+) at the start.
         expand_until: E, the iteration at which the last start epoch has become T+.
-        expert_length: Epochs of the experts, whose last networks judge the first images and make their labels.
+        expert_length: Epochs of the experts, whose last networks judge the first images and make
+            their labels.
         label_experts: Number of experts that make the first labels.
         lr_labels: Learning rate of the label logits.
         momentum_labels: Momentum of the label logits' SGD.
@@ -59,9 +77,13 @@ class DatmConfig(FlatExpertsConfig):
     batch_syn: int | None = 100
     init: Annotated[str, Words((*INITS, "correct"))] = "correct"
     min_start_epoch: Annotated[int, "0 or more"] = 0
-    first_max_start_epoch: Annotated[int | None, "at least 1", Unset("max_start_epoch from the start")] = 10
+    first_max_start_epoch: Annotated[
+        int | None, "at least 1", Unset("max_start_epoch from the start")
+    ] = 10
     expand_until: Annotated[int, COUNT] = 1000
-    expert_length: Annotated[int | None, COUNT, Unset("as far as the last start epoch and M reach")] = 100
+    expert_length: Annotated[
+        int | None, COUNT, Unset("as far as the last start epoch and M reach")
+    ] = 100
     label_experts: Annotated[int | None, COUNT, Unset("all")] = None
     lr_labels: Annotated[float, NOT_NEGATIVE] = 2.0
     momentum_labels: Annotated[float, MOMENTUM] = 0.9
@@ -72,14 +94,17 @@ class DatmConfig(FlatExpertsConfig):
         low, first, last = self.min_start_epoch, self.first_max_start_epoch, self.max_start_epoch
         if not 0 <= low < (last if first is None else first) <= last:
             raise ConfigError(
-                f"start epochs: expected 0 <= min_start_epoch < first_max_start_epoch <= max_start_epoch, got {low}, {first} and "
+                "start epochs: expected 0 <= min_start_epoch < first_max_start_epoch <= "
+                f"max_start_epoch, got {low}, {first} and "
                 f"{last}; set all three (first_max_start_epoch=none for no expansion)"
             )
         reached = last - 1 + self.expert_epochs
         if self.expert_length is not None and reached > self.expert_length:
             raise ConfigError(
-                f"start epochs: expected start epoch {last - 1} and {self.expert_epochs} epochs more to lie within the "
-                f"{self.expert_length} epochs of the experts, got epoch {reached}; lower max_start_epoch or raise expert_length"
+                f"start epochs: expected start epoch {last - 1} and {self.expert_epochs} epochs "
+                "more to lie within the "
+                f"{self.expert_length} epochs of the experts, got epoch {reached}; lower "
+                "max_start_epoch or raise expert_length"
             )
 
     def expert_spec(self, data: ImageDataset) -> ExpertSpec:
@@ -92,12 +117,20 @@ class DatmConfig(FlatExpertsConfig):
         first, last = self.first_max_start_epoch, self.max_start_epoch
         if first is None:
             return self.min_start_epoch, last
-        return self.min_start_epoch, min(last, first + (last - first) * iteration // self.expand_until)
+        return self.min_start_epoch, min(
+            last, first + (last - first) * iteration // self.expand_until
+        )
 
-    def rehearsed(self, folder: Path) -> Self:
-        """Return these options for a rehearsal."""
-        short = replace(self, min_start_epoch=0, first_max_start_epoch=None, expert_length=None, label_experts=None)
-        return super(DatmConfig, short).rehearsed(folder)
+    def dry_run(self, folder: Path) -> Self:
+        """Return these options for a dry run."""
+        short = replace(
+            self,
+            min_start_epoch=0,
+            first_max_start_epoch=None,
+            expert_length=None,
+            label_experts=None,
+        )
+        return super(DatmConfig, short).dry_run(folder)
 
 
 def presets(rows: Mapping[str, tuple[Any, ...]], **common: Any) -> dict[str, dict[str, Any]]:
@@ -106,8 +139,13 @@ def presets(rows: Mapping[str, tuple[Any, ...]], **common: Any) -> dict[str, dic
         "syn_steps", "expert_epochs", "min_start_epoch", "first_max_start_epoch", "max_start_epoch", "expand_until",
         "batch_syn", "lr_images", "lr_labels", "lr_lr",
     ]  # fmt: skip
-    chosen = {preset: {**dict(zip(names, row, strict=True)), **common} for preset, row in rows.items()}
-    return {preset: {k: v for k, v in row.items() if k != "expand_until" or v is not None} for preset, row in chosen.items()}
+    chosen = {
+        preset: {**dict(zip(names, row, strict=True)), **common} for preset, row in rows.items()
+    }
+    return {
+        preset: {k: v for k, v in row.items() if k != "expand_until" or v is not None}
+        for preset, row in chosen.items()
+    }
 
 
 def first_logits(votes: Iterable[Tensor], labels: Tensor) -> Tensor:
@@ -118,7 +156,8 @@ def first_logits(votes: Iterable[Tensor], labels: Tensor) -> Tensor:
         labels: int64 ``[M]``.
 
     Returns:
-        ``[M, K]``, finite: the published code divides 0 by 0 for an image that no expert classifies correctly.
+        ``[M, K]``, finite: the published code divides 0 by 0 for an image that no expert classifies
+            correctly.
     """
     right: Tensor | float = 0.0
     every: Tensor | float = 0.0
@@ -126,14 +165,26 @@ def first_logits(votes: Iterable[Tensor], labels: Tensor) -> Tensor:
     count = 0
     for logits in votes:
         is_right = (logits.argmax(1) == labels).to(logits)[:, None]
-        right, every, hits, count = right + is_right * logits, every + logits, hits + is_right, count + 1
+        right, every, hits, count = (
+            right + is_right * logits,
+            every + logits,
+            hits + is_right,
+            count + 1,
+        )
     if not isinstance(right, Tensor) or not isinstance(hits, Tensor):
-        raise ConfigError("first_logits: expected at least one expert, got none; train experts first")
+        raise ConfigError(
+            "first_logits: expected at least one expert, got none; train experts first"
+        )
     return torch.where(hits > 0, right / hits.clamp(min=1.0), every / count)
 
 
 def build_aligned(
-    config: DatmConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None, mask: Mask | None = None
+    config: DatmConfig,
+    data: ImageDataset,
+    ipc: int,
+    seed: int,
+    start: Tensor | None,
+    mask: Mask | None = None,
 ) -> Problem:
     """Return the run; ``mask`` is that of ``trajectory_match``, and experts that are missing are trained first."""
     store, student = expert_store(config, data), config.network(data)
@@ -141,14 +192,18 @@ def build_aligned(
         start = _first_images(config, data, ipc, seed, store)
     labels = balanced_labels(data.num_classes, ipc).to(start.device)
     judges = range(min(config.num_experts, config.label_experts or config.num_experts))
-    votes = (student.infer(store.snapshot(expert, store.epochs).to(start), start) for expert in judges)
+    votes = (
+        student.infer(store.snapshot(expert, store.epochs).to(start), start) for expert in judges
+    )
     soft = SoftLabels(first_logits(votes, labels), config.lr_labels, config.momentum_labels)
     return build_trajectory(
         config, data, ipc, seed, start, store=store, soft=soft, mask=mask, skip_above=config.skip_above
     )  # fmt: skip
 
 
-def _first_images(config: DatmConfig, data: ImageDataset, ipc: int, seed: int, store: TrajectoryStore) -> Tensor:
+def _first_images(
+    config: DatmConfig, data: ImageDataset, ipc: int, seed: int, store: TrajectoryStore
+) -> Tensor:
     if config.init != "correct":
         return initial_images(data, ipc, config.init, seed)
     student, seen = config.network(data), data.transform.apply(data.train.images)
@@ -158,11 +213,15 @@ def _first_images(config: DatmConfig, data: ImageDataset, ipc: int, seed: int, s
 
     key, classes = make_key(seed, "init"), data.classes
     labels, count = data.train.labels, config.num_experts
-    rows = select_correct(predictions, count, labels, ipc, key, num_classes=len(classes), classes=classes)
+    rows = select_correct(
+        predictions, count, labels, ipc, key, num_classes=len(classes), classes=classes
+    )
     return told_apart(seen[rows], rows, seed)
 
 
-def build(config: DatmConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
+def build(
+    config: DatmConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
+) -> Problem:
     """Return the run; experts that are missing are trained first."""
     return build_aligned(config, data, ipc, seed, start)
 
@@ -177,9 +236,11 @@ METHOD = Method(
     presets={
         "paper": {},  # CIFAR-10, IPC 10
         "fast": FAST,
-        # N, M, T-, T, T+, E, batch_syn, lr_images, lr_labels, lr_lr of the released configurations, all for ZCA: pass
-        # normalisation="zca" to load_data
-        **presets({"cifar10_ipc1": (80, 2, 0, None, 4, None, 10, 100.0, 5.0, 1e-7)}, skip_above=1.1),
+        # N, M, T-, T, T+, E, batch_syn, lr_images, lr_labels, lr_lr of the released configurations,
+        # all for ZCA: pass normalisation="zca" to load_data
+        **presets(
+            {"cifar10_ipc1": (80, 2, 0, None, 4, None, 10, 100.0, 5.0, 1e-7)}, skip_above=1.1
+        ),
         **presets(
             {
                 "cifar10_ipc10": (80, 2, 0, 10, 20, 1000, 100, 100.0, 2.0, 1e-5),
@@ -194,16 +255,22 @@ METHOD = Method(
                 "tiny_ipc50": (20, 2, 40, None, 70, None, 1000, 100.0, 10.0, 1e-4),
             }
         ),
-        **presets({"cifar100_ipc50": (80, 2, 20, None, 70, None, 1000, 1000.0, 10.0, 1e-5)}, init="real", label_experts=1),
+        **presets(
+            {"cifar100_ipc50": (80, 2, 20, None, 70, None, 1000, 1000.0, 10.0, 1e-5)},
+            init="real",
+            label_experts=1,
+        ),
     },
     build=build,
     deviations=(
-        "labels of an image that no expert classifies correctly begin at the mean of all experts' logits; the code has NaN there",
-        "the gradient is exact for any number of steps, in the memory of one; the code truncates it where memory is short",
+        "labels of an image that no expert classifies correctly begin at the mean of all experts' "
+        "logits; the code has NaN there",
+        "the gradient is exact for any number of steps, in the memory of one; the code truncates "
+        "it where memory is short",
         "the last iteration is the result, not the best on the test set; randomness is keyed",
     ),
     experts=expert_store,
-    rehearse=rehearse_trajectory,
+    dry_run=dry_run_trajectory,
     soft_labels=True,
     cost="second order, as MTT; the experts take two gradients per step",
 )

@@ -1,18 +1,27 @@
 """MTT: match the training trajectories of experts.
 
-Paper: Cazenavette, Wang, Torralba, Efros and Zhu, "Dataset Distillation by Matching Training Trajectories", CVPR 2022 (eq. 2,
+Paper: Cazenavette, Wang, Torralba, Efros and Zhu, "Dataset Distillation by Matching Training
+    Trajectories", CVPR 2022 (eq. 2,
 algorithm 1).
 
-    min_{S, alpha}  E_{expert, t}  | theta_N(S, alpha; theta*_t) - theta*_{t+M} |^2 / | theta*_t - theta*_{t+M} |^2
+    min_{S, alpha}  E_{expert, t}  | theta_N(S, alpha; theta*_t) - theta*_{t+M} |^2 / | theta*_t -
+    theta*_{t+M} |^2
 
-The gradient through the N steps of the student is exact and takes the memory of one step (``kdistill.engine.trajectory_match``).
+The gradient through the N steps of the student is exact and takes the memory of one step
+(``kdistill.engine.trajectory_match``).
 """
 
 from torch import Tensor
 
 from kdistill.data import ImageDataset
 from kdistill.methods.base import Method, Problem
-from kdistill.methods.trajectory.base import TrajectoryConfig, build_trajectory, expert_store, published, rehearse_trajectory
+from kdistill.methods.trajectory.base import (
+    TrajectoryConfig,
+    build_trajectory,
+    dry_run_trajectory,
+    expert_store,
+    published,
+)
 
 FAST = {
     "iterations": 100, "syn_steps": 20, "expert_epochs": 2, "max_start_epoch": 6, "lr_images": None, "lr_lr": 1e-5,
@@ -21,7 +30,9 @@ FAST = {
 }  # fmt: skip
 
 
-def build(config: TrajectoryConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
+def build(
+    config: TrajectoryConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
+) -> Problem:
     """Return the run; experts that are missing are trained first."""
     return build_trajectory(config, data, ipc, seed, start)
 
@@ -36,8 +47,9 @@ METHOD = Method(
     presets={
         "paper": {},  # CIFAR-10, IPC 10
         "fast": FAST,
-        # N, M, T+, lr_images, lr_lr, lr_init, batch_syn: DC-Bench; ImageNet subsets: the authors' README.  ZCA, but for
-        # cifar10_ipc50, cifar100_ipc10, tiny and imagenet: pass normalisation="zca" to load_data
+        # N, M, T+, lr_images, lr_lr, lr_init, batch_syn: DC-Bench; ImageNet subsets: the authors'
+        # README.  ZCA, but for cifar10_ipc50, cifar100_ipc10, tiny and imagenet: pass
+        # normalisation="zca" to load_data
         **published(
             {
                 "cifar10_ipc1": (50, 2, 2, 1e2, 1e-7, 0.01, None),
@@ -55,12 +67,14 @@ METHOD = Method(
     },
     build=build,
     deviations=(
-        "the student's step size is held at 1e-6 or above; the published code lets it become negative",
+        "the student's learning rate is held at 1e-6 or above; the published code lets it become "
+        "negative",
         "experts are trained for the T+ - 1 + M epochs that are looked at, not for 50",
-        "randomness is keyed, not taken from the clock; the last iteration is the result, not the best on the "
+        "randomness is keyed, not taken from the clock; the last iteration is the result, not the "
+        "best on the "
         "test set (distill --snapshot-every and evaluate --snapshots name that one)",
     ),
     experts=expert_store,
-    rehearse=rehearse_trajectory,
+    dry_run=dry_run_trajectory,
     cost="second order; 11 products per convolution and inner step, where training has 3",
 )

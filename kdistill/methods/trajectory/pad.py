@@ -1,11 +1,14 @@
 """PAD: DATM with aligned information: experts that see images by difficulty, and shallow parameters left out of the match.
 
-Paper: Li, Guo, Zhao, Zhang, Cheng, Khaki, Zhang, Sajedi, Plataniotis, Wang and You, "Prioritize Alignment in Dataset
+Paper: Li, Guo, Zhao, Zhang, Cheng, Khaki, Zhang, Sajedi, Plataniotis, Wang and You, "Prioritize
+    Alignment in Dataset
 Distillation", 2024 (arXiv:2408.03360).
 
-FIEX: the experts begin with the easiest images of every class, the others are added epoch by epoch, and later the easiest are
-taken away (``kdistill.selection.Curriculum``).  FIEM: the matching loss leaves out the first k = floor(P * mask_ratio)
-parameters, in the numerator and the denominator; the student trains all of them.
+FIEX: the experts begin with the easiest images of every class, the others are added epoch by epoch,
+    and later the easiest are
+taken away (``kdistill.selection.Curriculum``).  FIEM: the matching loss leaves out the first k =
+floor(P * mask_ratio) parameters, in the numerator and the denominator; the student trains all of
+them.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +25,7 @@ from kdistill.methods.base import Method, Problem
 from kdistill.methods.difficulty import DifficultyConfig, by_count
 from kdistill.methods.options import MASKED_SHARE, Words
 from kdistill.methods.trajectory import datm
-from kdistill.methods.trajectory.base import expert_store, rehearse_trajectory
+from kdistill.methods.trajectory.base import dry_run_trajectory, expert_store
 from kdistill.methods.trajectory.datm import DatmConfig, build_aligned
 from kdistill.objectives.masks import depth_mask, loss_mask
 from kdistill.selection import Curriculum, Ranking
@@ -44,8 +47,8 @@ class PadConfig(DatmConfig, DifficultyConfig):
         remove_ratio: Share of each class that is taken away after each of those epochs.
         fiem: Whether shallow parameters are left out of the match.
         mask_ratio: Share of the parameters that is left out.
-        fiem_mask: Which parameters are left out: ``"depth"``: the shallow ones, as the paper defines it; ``"loss"``: those with
-            the smallest error, as the released code does.
+        fiem_mask: Which parameters are left out: ``"depth"``: the shallow ones, as the paper
+            defines it; ``"loss"``: those with the smallest error, as the released code does.
     """
 
     fiex: bool = True
@@ -101,24 +104,36 @@ class PadConfig(DatmConfig, DifficultyConfig):
 
         return lambda epoch: curriculum.rows(ranking(), epoch)
 
-    def rehearsed(self, folder: Path) -> Self:
-        """Return these options for a rehearsal: nothing is scored."""
-        return super(PadConfig, replace(self, fiex=False)).rehearsed(folder)
+    def dry_run(self, folder: Path) -> Self:
+        """Return these options for a dry run: nothing is scored."""
+        return super(PadConfig, replace(self, fiex=False)).dry_run(folder)
 
 
-def build(config: PadConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
+def build(
+    config: PadConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
+) -> Problem:
     """Return the run; experts that are missing are trained first, and the images scored before that."""
     mask: Mask | None = None
     if config.fiem and config.mask_ratio > 0.0:
         by_depth = config.fiem_mask == "depth"
-        mask = depth_mask(config.network(data).num_params, config.mask_ratio) if by_depth else loss_mask(config.mask_ratio)
-    return replace(build_aligned(config, data, ipc, seed, start, mask=mask), about=config.table_identity(data))
+        mask = (
+            depth_mask(config.network(data).num_params, config.mask_ratio)
+            if by_depth
+            else loss_mask(config.mask_ratio)
+        )
+    return replace(
+        build_aligned(config, data, ipc, seed, start, mask=mask), about=config.table_identity(data)
+    )
 
 
-def _presets(variant: str, rows: Mapping[str, tuple[Any, ...]], **common: Any) -> dict[str, dict[str, Any]]:
+def _presets(
+    variant: str, rows: Mapping[str, tuple[Any, ...]], **common: Any
+) -> dict[str, dict[str, Any]]:
     """Return presets from a table of DATM's columns with mask_ratio at the end."""
     plain = datm.presets({name: row[:-1] for name, row in rows.items()}, **common)
-    return {f"{variant}_{name}": {**row, "mask_ratio": rows[name][-1]} for name, row in plain.items()}
+    return {
+        f"{variant}_{name}": {**row, "mask_ratio": rows[name][-1]} for name, row in plain.items()
+    }
 
 
 REPO = {"score_metric": "grand_last", "fiem_mask": "loss"}
@@ -133,9 +148,14 @@ METHOD = Method(
     presets={
         "paper": {},  # CIFAR-10, IPC 10
         "fast": FAST,
-        # N, M, T-, T, T+, E, batch_syn, lr_images, lr_labels, lr_lr, mask_ratio.  All for ZCA: pass normalisation="zca" to
-        # load_data.  Paper: table 7 (E = interval * (T+ - T); lr_lr is DATM's: the table has none)
-        **_presets("pad_paper", {"cifar10_ipc1": (80, 2, 0, 4, 4, None, 10, 100.0, 5.0, 1e-7, 0.0)}, skip_above=1.1),
+        # N, M, T-, T, T+, E, batch_syn, lr_images, lr_labels, lr_lr, mask_ratio.  All for ZCA: pass
+        # normalisation="zca" to load_data.  Paper: table 7 (E = interval * (T+ - T); lr_lr is
+        # DATM's: the table has none)
+        **_presets(
+            "pad_paper",
+            {"cifar10_ipc1": (80, 2, 0, 4, 4, None, 10, 100.0, 5.0, 1e-7, 0.0)},
+            skip_above=1.1,
+        ),
         **_presets(
             "pad_paper",
             {
@@ -159,7 +179,12 @@ METHOD = Method(
             add_until=40,
         ),
         # the configurations that the authors released
-        **_presets("pad_repo", {"cifar10_ipc1": (80, 2, 0, None, 4, None, 1000, 100.0, 5.0, 1e-7, 0.0)}, skip_above=1.1, **REPO),
+        **_presets(
+            "pad_repo",
+            {"cifar10_ipc1": (80, 2, 0, None, 4, None, 1000, 100.0, 5.0, 1e-7, 0.0)},
+            skip_above=1.1,
+            **REPO,
+        ),
         **_presets(
             "pad_repo",
             {
@@ -194,15 +219,19 @@ METHOD = Method(
     },
     build=build,
     deviations=(
-        "parameters are masked by depth, as the paper says; the released code masks by loss (fiem_mask=loss, pad_repo)",
-        "shares of a class are taken from its own number of images; the released code has 5000 there, and fails on other data",
-        "scores are computed (EL2N); the released index files are GraNd's (score_metric=grand_last, pad_repo)",
-        "no accuracy is changed: versions of the released code added one point to the mean that they logged",
+        "parameters are masked by depth, as the paper says; the released code masks by loss "
+        "(fiem_mask=loss, pad_repo)",
+        "shares of a class are taken from its own number of images; the released code has 5000 "
+        "there, and fails on other data",
+        "scores are computed (EL2N); the released index files are GraNd's "
+        "(score_metric=grand_last, pad_repo)",
+        "no accuracy is changed: versions of the released code added one point to the mean that "
+        "they logged",
         "removal epochs and shares are CIFAR-10's for every data set, as no others are published",
         "nothing else differs from datm",
     ),
     experts=expert_store,
-    rehearse=rehearse_trajectory,
+    dry_run=dry_run_trajectory,
     soft_labels=True,
     cost="as datm, and score_nets * score_epochs passes over the data for the scores",
 )

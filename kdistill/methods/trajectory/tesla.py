@@ -1,9 +1,11 @@
 """TESLA: trajectory matching with a truncated gradient, and labels from a teacher.
 
-Paper: Cui, Wang, Si and Hsieh, "Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory", ICML 2023.
+Paper: Cui, Wang, Si and Hsieh, "Scaling Up Dataset Distillation to ImageNet-1K with Constant
+    Memory", ICML 2023.
 
-The dependence of later parameters on earlier images is dropped (lambda_i = lambda_N in ``kdistill.engine.trajectory_match``):
-exact for one inner step only.  ``grad_mode="adjoint"`` asks for the exact gradient: a fifth more time, the same memory.
+The dependence of later parameters on earlier images is dropped (lambda_i = lambda_N in
+``kdistill.engine.trajectory_match``): exact for one inner step only.  ``grad_mode="adjoint"`` asks
+for the exact gradient: a fifth more time, the same memory.
 """
 
 from dataclasses import dataclass
@@ -13,7 +15,13 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.engine import Student
 from kdistill.methods.base import Method, Problem
-from kdistill.methods.trajectory.base import TrajectoryConfig, build_trajectory, expert_store, published, rehearse_trajectory
+from kdistill.methods.trajectory.base import (
+    TrajectoryConfig,
+    build_trajectory,
+    dry_run_trajectory,
+    expert_store,
+    published,
+)
 from kdistill.methods.trajectory.mtt import FAST
 
 
@@ -22,8 +30,8 @@ class TeslaConfig(TrajectoryConfig):
     """Options of TESLA: those of the trajectory methods, and one more.
 
     Attributes:
-        teacher_labels: Take soft labels in every iteration from the expert's target snapshot, on the images without
-            augmentation, in the place of the hard ones.
+        teacher_labels: Take soft labels in every iteration from the expert's target snapshot, on
+            the images without augmentation, in the place of the hard ones.
     """
 
     iterations: int = 10_000
@@ -36,13 +44,17 @@ class TeslaConfig(TrajectoryConfig):
     teacher_labels: bool = False
 
 
-def build(config: TeslaConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None) -> Problem:
+def build(
+    config: TeslaConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
+) -> Problem:
     """Return the run; experts that are missing are trained first."""
 
     def teacher(student: Student, target: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         return student.infer(target, images)
 
-    return build_trajectory(config, data, ipc, seed, start, labels_of=teacher if config.teacher_labels else None)
+    return build_trajectory(
+        config, data, ipc, seed, start, labels_of=teacher if config.teacher_labels else None
+    )
 
 
 METHOD = Method(
@@ -66,10 +78,12 @@ METHOD = Method(
     },
     build=build,
     deviations=(
-        "the factor 2 of the squared distance, lost in the published code, is there; published step sizes are halved for it",
-        "teacher_labels works for any number of images; the published code fails for 50 images or fewer",
+        "the factor 2 of the squared distance, lost in the published code, is there; published "
+        "learning rates are halved for it",
+        "teacher_labels works for any number of images; the published code fails for 50 images or "
+        "fewer",
     ),
     experts=expert_store,
-    rehearse=rehearse_trajectory,
+    dry_run=dry_run_trajectory,
     cost="second order, truncated; 9 products per convolution and inner step",
 )

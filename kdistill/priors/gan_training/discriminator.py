@@ -1,9 +1,10 @@
 """The discriminator of StyleGAN2, residual, with a projection of the class and a classifier.
 
-Papers: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020; Miyato and Koyama, "cGANs with
-Projection Discriminator", ICLR 2018; Odena et al., "Conditional Image Synthesis with
-Auxiliary Classifier GANs", ICML 2017.  A mean over 2x2 stands in for the published FIR before a stride of 2: at these widths the
-FIR costs a CPU as much as the convolution.
+Papers: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020; Miyato
+    and Koyama, "cGANs with
+Projection Discriminator", ICLR 2018; Odena et al., "Conditional Image Synthesis with Auxiliary
+Classifier GANs", ICML 2017.  A mean over 2x2 stands in for the published FIR before a stride of 2:
+at these widths the FIR costs a CPU as much as the convolution.
 
 Symbols: N images, C channels, S their side, K classes.
 """
@@ -90,7 +91,8 @@ class Discriminator:
 
         Args:
             tensors: Shaped like those of ``new``.
-            images: ``[N, C, S, S]``, -1 to 1.  The last block sees the spread over groups of four: images of a batch are coupled.
+            images: ``[N, C, S, S]``, -1 to 1.  The last block sees the spread over groups of four:
+                images of a batch are coupled.
             labels: int64 ``[N]``.
         """
         x = lrelu(_conv(tensors, "from_picture", images))
@@ -99,11 +101,15 @@ class Discriminator:
             x = F.avg_pool2d(lrelu(_conv(tensors, f"b{side}.conv0", x, padding=1)), 2)
             x = (lrelu(_conv(tensors, f"b{side}.conv1", x, padding=1)) + skip) * math.sqrt(0.5)
         spread = _spread(x)
-        of_image = spread.repeat(len(x) // len(spread))[:, None, None, None].expand(-1, 1, *x.shape[2:])
+        of_image = spread.repeat(len(x) // len(spread))[:, None, None, None].expand(
+            -1, 1, *x.shape[2:]
+        )
         x = lrelu(_conv(tensors, "b4.conv", torch.cat([x, of_image], 1), padding=1))
         x = lrelu(dense(tensors, "b4.fc", x.flatten(1)))
         of_class = (x * tensors["classes"][labels]).sum(1) / math.sqrt(x.shape[1])
-        return Judgement(dense(tensors, "out", x)[:, 0] + of_class, dense(tensors, "label", x), spread)
+        return Judgement(
+            dense(tensors, "out", x)[:, 0] + of_class, dense(tensors, "label", x), spread
+        )
 
 
 def group_of(count: int) -> int:

@@ -25,7 +25,8 @@ class Quality:
     """Accuracies in [0, 1] of one ConvNet per set, trained alike; None where there is nothing to test on.
 
     Attributes:
-        generated_validation: Trained on generated images, tested on the real images that were withheld.  Choose settings by this.
+        generated_validation: Trained on generated images, tested on the real images that were held
+            out.  Choose settings by this.
         real_validation: The same, trained on the real images that the generator saw.
         generated_test: As the first, on the test images.
         real_test: As the second.
@@ -41,17 +42,26 @@ class Quality:
     steps: int
 
     def described(self) -> str:
-        """Return a sentence for a terminal: on the test images, or on the withheld ones if there are none."""
+        """Return a sentence for a terminal: on the test images, or on the held_out ones if there are none."""
         place, ours, real = "test", self.generated_test, self.real_test
         if ours is None or real is None:
-            place, ours, real = "withheld", self.generated_validation, self.real_validation
+            place, ours, real = "held_out", self.generated_validation, self.real_validation
         if ours is None or real is None:
             return "quality: not measured, no images to test on"
-        accuracies = f"{100 * ours:.1f} % of the {place} images right; on real ones: {100 * real:.1f} %"
+        accuracies = (
+            f"{100 * ours:.1f} % of the {place} images right; on real ones: {100 * real:.1f} %"
+        )
         return f"a network trained on generated images alone: {accuracies}"
 
 
-def draw(network: Generator, labels: Tensor, key: int, view: View | None = None, *, has_noise: bool = False) -> Tensor:
+def draw(
+    network: Generator,
+    labels: Tensor,
+    key: int,
+    view: View | None = None,
+    *,
+    has_noise: bool = False,
+) -> Tensor:
     """Return one image per label, drawn in chunks without a graph; image i depends on key, label and i alone.
 
     Args:
@@ -59,14 +69,19 @@ def draw(network: Generator, labels: Tensor, key: int, view: View | None = None,
         labels: Classes, int64 ``[M]``.
         key: Of the draws.
         view: What is made of the images; None leaves them, about -1 to 1.
-        has_noise: New draws of the noise inputs for every image; False takes the network's own constants.
+        has_noise: New draws of the noise inputs for every image; False takes the network's own
+            constants.
     """
     like = network.tensors["mapping.w_avg"]
     z = Noise(key, range(len(labels))).normal("z", (network.config.mapping.z_dim,), like)
     parts = []
     with torch.no_grad():
         for rows in torch.arange(len(labels)).split(CHUNK):
-            noise = Noise(make_key(key, "noise"), range(int(rows[0]), int(rows[-1]) + 1)) if has_noise else None
+            noise = (
+                Noise(make_key(key, "noise"), range(int(rows[0]), int(rows[-1]) + 1))
+                if has_noise
+                else None
+            )
             images = network.forward(network.mapping(z[rows], labels[rows].to(like.device)), noise)
             parts.append(images if view is None else view(images))
     return torch.cat(parts)
@@ -82,14 +97,14 @@ def centred(network: Generator, seed: int, count: int = 4096) -> Generator:
         return network.with_tensors({"mapping.w_avg": network.mapping(z, labels)[:, 0].mean(0)})
 
 
-def measure(spec: PriorSpec, network: Generator, data: ImageDataset, withheld: Split) -> Quality:
+def measure(spec: PriorSpec, network: Generator, data: ImageDataset, held_out: Split) -> Quality:
     """Train one network on generated and one on real images, and test both.
 
     Args:
         spec: Settings: number of images, steps, width, seed.
         network: The generator.
         data: What it was trained on, and the test images.
-        withheld: Real training images that it has not seen; may be empty.
+        held_out: Real training images that it has not trained on; may be empty.
 
     Raises:
         NonFiniteError: A network's loss stopped being finite.
@@ -98,9 +113,24 @@ def measure(spec: PriorSpec, network: Generator, data: ImageDataset, withheld: S
     """
     count = min(spec.quality_images, len(data.train))
     labels = (torch.arange(count) % data.num_classes).to(data.train.labels.device)
-    generated = draw(network, labels, make_key(spec.seed, "prior quality"), View(transform=data.transform), has_noise=True)
-    sets = {"generated": (generated, labels), "real": (data.transform.apply(data.train.images), data.train.labels)}
-    student = build_student("convnet", channels=data.channels, size=data.size, classes=data.num_classes, width=spec.quality_width)
+    generated = draw(
+        network,
+        labels,
+        make_key(spec.seed, "prior quality"),
+        View(transform=data.transform),
+        has_noise=True,
+    )
+    sets = {
+        "generated": (generated, labels),
+        "real": (data.transform.apply(data.train.images), data.train.labels),
+    }
+    student = build_student(
+        "convnet",
+        channels=data.channels,
+        size=data.size,
+        classes=data.num_classes,
+        width=spec.quality_width,
+    )
     found: dict[str, float | None] = {}
     for name, (images, truth) in sets.items():
         theta = train(
@@ -113,7 +143,9 @@ def measure(spec: PriorSpec, network: Generator, data: ImageDataset, withheld: S
             batch_size=BATCH,
             schedule="cosine",
         )[0]
-        for place, split in (("validation", withheld), ("test", data.test)):
+        for place, split in (("validation", held_out), ("test", data.test)):
             seen = data.transform.apply(split.images)
-            found[f"{name}_{place}"] = float(accuracy(student, theta, seen, split.labels)) if len(split) else None
+            found[f"{name}_{place}"] = (
+                float(accuracy(student, theta, seen, split.labels)) if len(split) else None
+            )
     return Quality(**found, images=count, steps=spec.quality_steps)

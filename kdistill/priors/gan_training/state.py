@@ -35,7 +35,10 @@ class Layout:
     def named(self, vector: Tensor) -> dict[str, Tensor]:
         """Return views of ``vector`` by name; one node of a graph leads back to it."""
         parts = vector.split([shape.numel() for shape in self.shapes.values()])
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return {
+            name: part.view(shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,15 @@ class TrainingState:
     def numbers(self) -> dict[str, Any]:
         """Return the rest, for the meta data of a checkpoint (which keeps every bit)."""
         vectors = ("generator", "discriminator", "average")
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in vectors}
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in vectors
+        }
 
-    def with_saved(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> "TrainingState":
+    def with_saved(
+        self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+    ) -> "TrainingState":
         """Return the state that a checkpoint holds, on the device of this one; it must hold all of it."""
         there = {name: x.to(self.average.device) for name, x in tensors.items()}
         known = {name: type(value)(numbers[name]) for name, value in self.numbers().items()}

@@ -2,16 +2,20 @@
 
     discriminator   softplus(-D(A(x))) + softplus(D(A(G(z)))) + c * CE(class of A(x))
                     every k-th time + k * r1/2 * |dD(A(x))/dx|^2
-    generator       softplus(-D(A(G(z)))) + c * CE(class of A(G(z))) + d * relu(1 - spread of A(G(z)) / spread of A(x))
+    generator       softplus(-D(A(G(z)))) + c * CE(class of A(G(z))) + d * relu(1 - spread of
+    A(G(z)) / spread of A(x))
                     every k-th time + k * weight * (|J^T y| - mean)^2, y normal / side
 
-The images over which the discriminator takes a standard deviation, the spread, are of one class, the same in the real and in the
-generated batch.  Groups of mixed classes hide it when the images of a class are all alike; the last term asks for as much spread.
+The images over which the discriminator takes a standard deviation, the spread, are of one class,
+the same in the real and in the generated batch.  Groups of mixed classes hide it when the images of
+a class are all alike; the last term asks for as much spread.
 
-Papers: Goodfellow et al. 2014 (the non-saturating loss), Mescheder et al. 2018 (R1), Karras et al. 2020 (StyleGAN2: lazy
-penalties, path length; "Training Generative Adversarial Networks with Limited Data": augmentation of all that D sees, with a
-probability steered by the sign of its logits), Odena et al. 2017 (the classifier).  The published code gives a penalty a step of
-Adam of its own; here it is added to the loss of that iteration.  Both networks learn from the same generated images, drawn once.
+Papers: Goodfellow et al. 2014 (the non-saturating loss), Mescheder et al. 2018 (R1), Karras et al.
+    2020 (StyleGAN2: lazy
+penalties, path length; "Training Generative Adversarial Networks with Limited Data": augmentation
+of all that D sees, with a probability steered by the sign of its logits), Odena et al. 2017 (the
+classifier).  The published code gives a penalty a step of Adam of its own; here it is added to the
+loss of that iteration.  Both networks learn from the same generated images, drawn once.
 """
 
 from dataclasses import dataclass, field, replace
@@ -43,7 +47,9 @@ class BatchNoise(Noise):
 
     def normal(self, place: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return ``[len(rows), *shape]`` like ``like``."""
-        return torch.randn((len(self.rows), *shape), generator=keyed(make_key(self.key, place))).to(like)
+        return torch.randn((len(self.rows), *shape), generator=keyed(make_key(self.key, place))).to(
+            like
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Losses:
 
 
 @dataclass(frozen=True, eq=False)
-class Game:
+class GanTraining:
     """Two networks and the images they play for.
 
     Attributes:
@@ -97,7 +103,9 @@ class Game:
     starts: Tensor = field(init=False)  # where each class begins in it, and its end
 
     def __post_init__(self) -> None:
-        trained = {name: x for name, x in self.network.tensors.items() if not name.endswith(BUFFERS)}
+        trained = {
+            name: x for name, x in self.network.tensors.items() if not name.endswith(BUFFERS)
+        }
         object.__setattr__(self, "layout", Layout.of(trained))
         object.__setattr__(self, "opponent_layout", Layout.of(self.opponent.new(keyed(0))))
         counts = torch.bincount(self.labels.cpu(), minlength=self.opponent.classes)
@@ -125,9 +133,13 @@ class Game:
         """Return the state after one iteration, and what the losses were in it."""
         theta = now.generator.theta.detach().requires_grad_()
         rows = self._rows(now.iteration)
-        drawn = self._drawn(theta, "prior fake", now.iteration, self.labels[rows])  # for both networks
+        drawn = self._drawn(
+            theta, "prior fake", now.iteration, self.labels[rows]
+        )  # for both networks
         discriminator, signs, spread, loss_d, r1 = self._discriminate(now, rows, drawn)
-        generator, path_mean, loss_g, path = self._generate(now, theta, drawn, spread, discriminator.theta)
+        generator, path_mean, loss_g, path = self._generate(
+            now, theta, drawn, spread, discriminator.theta
+        )
         seen = (now.iteration + 1) * self.spec.batch_size
         half_life = min(float(self.spec.ema_images), max(WARM_UP * seen, 1e-8))
         keep = 0.5 ** (self.spec.batch_size / half_life)
@@ -147,11 +159,15 @@ class Game:
         if now.iteration % ADJUST_EVERY:
             return now
         sign = now.signs / ADJUST_EVERY
-        step = ADJUST_EVERY * self.spec.batch_size / self.spec.augment_images if self.augment else 0.0
+        step = (
+            ADJUST_EVERY * self.spec.batch_size / self.spec.augment_images if self.augment else 0.0
+        )
         p = now.augment_p + (step if sign > self.spec.augment_target else -step)
         return replace(now, augment_p=min(max(p, 0.0), 1.0), signs=0.0, sign=sign)
 
-    def _discriminate(self, now: TrainingState, rows: Tensor, drawn: Drawn) -> tuple[Trained, float, Tensor, Tensor, Tensor]:
+    def _discriminate(
+        self, now: TrainingState, rows: Tensor, drawn: Drawn
+    ) -> tuple[Trained, float, Tensor, Tensor, Tensor]:
         spec = self.spec
         real, labels = self.images[rows], self.labels[rows]
         penalised = spec.r1_weight(self.opponent.size) > 0.0 and now.iteration % spec.r1_every == 0
@@ -159,14 +175,18 @@ class Game:
         tensors = self.opponent_layout.named(theta)
         real.requires_grad_(penalised)
         on_real = self.opponent.judge(tensors, self._seen(real, now, "real"), labels)
-        on_fake = self.opponent.judge(tensors, self._seen(drawn.images.detach(), now, "fake"), labels)
+        on_fake = self.opponent.judge(
+            tensors, self._seen(drawn.images.detach(), now, "fake"), labels
+        )
         loss = F.softplus(-on_real.logits).mean() + F.softplus(on_fake.logits).mean()
         total = loss + spec.classify * F.cross_entropy(on_real.scores, labels)
         r1 = loss.new_zeros(())
         if penalised:
             (grad,) = torch.autograd.grad(on_real.logits.sum(), real, create_graph=True)
             r1 = grad.square().sum((1, 2, 3)).mean()
-        (grad,) = torch.autograd.grad(total + 0.5 * spec.r1_weight(self.opponent.size) * spec.r1_every * r1, theta)
+        (grad,) = torch.autograd.grad(
+            total + 0.5 * spec.r1_weight(self.opponent.size) * spec.r1_every * r1, theta
+        )
         signs = float(on_real.logits.detach().sign().mean())
         after = now.discriminator.step(grad, spec.lr, now.iteration)
         return after, signs, on_real.spread.detach(), loss.detach(), r1.detach()
@@ -178,7 +198,11 @@ class Game:
         judged = self.opponent.judge(tensors, self._seen(drawn.images, now, "step"), drawn.labels)
         loss = F.softplus(-judged.logits).mean()
         missing = (1.0 - judged.spread / spread).relu().mean()
-        total = loss + spec.classify * F.cross_entropy(judged.scores, drawn.labels) + spec.diversity * missing
+        total = (
+            loss
+            + spec.classify * F.cross_entropy(judged.scores, drawn.labels)
+            + spec.diversity * missing
+        )
         path, mean = loss.new_zeros(()), now.path_mean
         if spec.path_length > 0.0 and now.iteration % spec.path_every == 0:
             lengths = self._path_lengths(theta, now.iteration)
@@ -194,7 +218,9 @@ class Game:
         drawn = self._drawn(theta, "prior path", iteration, labels)
         key = make_key(self.spec.seed, "prior path y", iteration)
         y = torch.randn(drawn.images.shape, generator=keyed(key)).to(drawn.images)
-        (grad,) = torch.autograd.grad((drawn.images * y).sum() / self.opponent.size, drawn.ws, create_graph=True)
+        (grad,) = torch.autograd.grad(
+            (drawn.images * y).sum() / self.opponent.size, drawn.ws, create_graph=True
+        )
         return grad.square().sum(2).mean(1).sqrt()
 
     def _drawn(self, theta: Tensor, purpose: str, iteration: int, labels: Tensor) -> Drawn:
@@ -209,9 +235,13 @@ class Game:
         """Return a batch of row numbers of the real images, drawn with replacement; a group of ``_spread`` is of one class."""
         key, count = make_key(self.spec.seed, "prior rows", iteration), self.spec.batch_size
         group = group_of(count)
-        firsts = torch.from_numpy(uniforms(make_key(key, "first"), count // group) * len(self.labels)).long()
+        firsts = torch.from_numpy(
+            uniforms(make_key(key, "first"), count // group) * len(self.labels)
+        ).long()
         ranks = torch.from_numpy(uniforms(key, count))
-        of = torch.searchsorted(self.starts, firsts, right=True).sub(1).repeat(group)  # classes as often as they are
+        of = (
+            torch.searchsorted(self.starts, firsts, right=True).sub(1).repeat(group)
+        )  # classes as often as they are
         place = self.starts[of] + (ranks * (self.starts[of + 1] - self.starts[of])).long()
         return self.by_class[place].to(self.labels.device)
 
@@ -220,7 +250,9 @@ class Game:
         if self.augment is None or now.augment_p == 0.0:
             return images
         key = make_key(self.spec.seed, f"prior augment {which}", now.iteration)
-        augment = Augment(self.augment.strategy, mode="M", siamese=False, key=key, align_corners=False)
+        augment = Augment(
+            self.augment.strategy, mode="M", siamese=False, key=key, align_corners=False
+        )
         gated = []
         for place, (params, index) in enumerate(augment.parameters(shape=images.shape)):
             skipped = uniforms(make_key(key, "gate", place), len(images)) >= now.augment_p
@@ -229,7 +261,7 @@ class Game:
         return augment.apply(images + 1.0, gated) - 1.0  # what moves in from outside is black
 
 
-def new_game(spec: PriorSpec, data: ImageDataset, strategy: str) -> Game:
+def new_gan_training(spec: PriorSpec, data: ImageDataset, strategy: str) -> GanTraining:
     """Return the game for the training images of ``data`` (on their device).
 
     Args:
@@ -248,7 +280,7 @@ def new_game(spec: PriorSpec, data: ImageDataset, strategy: str) -> Game:
     )  # fmt: skip
     augment = Augment(strategy, mode="M", siamese=False, key=0, align_corners=False)
     device = data.train.images.device
-    return Game(
+    return GanTraining(
         spec,
         2.0 * data.train.images - 1.0,
         data.train.labels,

@@ -1,7 +1,8 @@
 """``prior convert``: the tensors and the configuration of a network file, taken out without running anything in it.
 
-Such a file is a pickle (StyleGAN-XL: written by dill) of a dictionary with ``G_ema``, the generator to use.  Its modules are
-persistent objects that carry their own source code; the stock loader runs it, this one does not look at it.
+Such a file is a pickle (StyleGAN-XL: written by dill) of a dictionary with ``G_ema``, the generator
+to use.  Its modules are persistent objects that carry their own source code; the stock loader runs
+it, this one does not look at it.
 """
 
 import hashlib
@@ -33,7 +34,8 @@ from kdistill.priors.stylegan import (
 _log = logging.getLogger("kdistill")
 SLACK = 1 << 20  # bytes
 
-# what a network has no use for, and an attack has: whoever names it means harm, though nothing is run either way
+# what a network has no use for, and an attack has: whoever names it means harm, though nothing is
+# run either way
 _HOSTILE_MODULES = {
     "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "runpy", "importlib", "ctypes", "_ctypes",
     "code", "codeop", "commands", "pickle", "_pickle", "cPickle", "marshal", "urllib", "requests", "http", "ftplib",
@@ -42,17 +44,31 @@ _HOSTILE_MODULES = {
     "pydoc", "doctest", "idlelib", "venv", "ensurepip",
 }  # fmt: skip
 _BUILTIN_MODULES = {"builtins", "__builtin__", "__builtins__"}
-_HOSTILE_BUILTINS = {"eval", "exec", "execfile", "compile", "open", "file", "input", "__import__", "breakpoint", "apply", "help"}
+_HOSTILE_BUILTINS = {
+    "eval",
+    "exec",
+    "execfile",
+    "compile",
+    "open",
+    "file",
+    "input",
+    "__import__",
+    "breakpoint",
+    "apply",
+    "help",
+}
 
 
 def read_network(path: str | Path) -> Generator:
     """Return the generator of a network file of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL.
 
-    The file is parsed, never unpickled: no name in it is imported, no code in it is compiled, tensors are copied from bytes
+    The file is parsed, never unpickled: no name in it is imported, no code in it is compiled,
+        tensors are copied from bytes
     (those of a GPU too).  What is not the generator is left aside.
 
     Raises:
-        DataError: The file cannot be read, names commands, is no pickle of such a network, or its parts do not fit together.
+        DataError: The file cannot be read, names commands, is no pickle of such a network, or its
+            parts do not fit together.
 
     Cost: the file and its generator's tensors in memory.
     """
@@ -60,16 +76,22 @@ def read_network(path: str | Path) -> Generator:
     try:
         data = read_regular(path, follow=True)
     except OSError as error:
-        raise DataError(f"{path}: expected a network file, got: {error.strerror}; check the path") from error
+        raise DataError(
+            f"{path}: expected a network file, got: {error.strerror}; check the path"
+        ) from error
     try:
         parsed = parse(data)
     except NotReadable as error:
         raise _not_a_network(path, f"no pickle that can be read ({_short(error)})") from error
-    hostile = sorted((name for name in parsed.names if _is_hostile(name)), key=lambda name: (name.module, name.name))
+    hostile = sorted(
+        (name for name in parsed.names if _is_hostile(name)),
+        key=lambda name: (name.module, name.name),
+    )
     if hostile:
         listed = _short(", ".join(map(str, hostile[:5])))
         raise DataError(
-            f"{path}: expected a network, got a file that asks to run {listed}; nothing of it was run: "
+            f"{path}: expected a network, got a file that asks to run {listed}; nothing of it was "
+            "run: "
             "do not open it with anything else, and fetch the network again from its authors"
         )
     reader = Reader(len(data) + SLACK)
@@ -81,8 +103,17 @@ def read_network(path: str | Path) -> Generator:
             raise NotReadable(too_much)
     except NotReadable as error:
         raise _not_a_network(path, str(error)) from error
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise _not_a_network(path, f"parts that do not fit together ({type(error).__name__}: {_short(error)})") from error
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
+        raise _not_a_network(
+            path, f"parts that do not fit together ({type(error).__name__}: {_short(error)})"
+        ) from error
     _try(generator, path)
     return generator
 
@@ -118,7 +149,10 @@ def _built(network: Module, reader: Reader) -> Generator:
         for name, x in network.all_tensors().items()
         if name.startswith(("mapping.", "synthesis."))
     }
-    values = {name: reader.plain(network.values[name]) for name in ("z_dim", "w_dim", "c_dim", "img_resolution", "img_channels")}
+    values = {
+        name: reader.plain(network.values[name])
+        for name in ("z_dim", "w_dim", "c_dim", "img_resolution", "img_channels")
+    }
     mapping = _mapping(network.children["mapping"], values, reader)
     synthesis = network.children["synthesis"]
     size = int(values["img_resolution"])
@@ -144,7 +178,8 @@ def _mapping(mapping: Module, values: dict[str, Any], reader: Reader) -> Mapping
         gain = reader.plain(mapping.children[f"fc{layers}"].values.get("bias_gain", MAPPING_LR))
         if gain != MAPPING_LR:
             raise NotReadable(
-                f"a mapping whose layers have the learning rate multiplier {gain}, where {MAPPING_LR} is understood"
+                f"a mapping whose layers have the learning rate multiplier {gain}, where "
+                f"{MAPPING_LR} is understood"
             )
         layers += 1
     embedding = "none"
@@ -192,7 +227,10 @@ def _stylegan2(synthesis: Module, reader: Reader, common: dict[str, Any]) -> Sty
     for name, block in synthesis.children.items():
         architecture = reader.plain(block.values.get("architecture", "skip"))
         if architecture != "skip":
-            raise NotReadable(f"a StyleGAN2 of architecture {_short(architecture)} in {name}, where 'skip' is understood")
+            raise NotReadable(
+                f"a StyleGAN2 of architecture {_short(architecture)} in {name}, where 'skip' is "
+                "understood"
+            )
     clamp = reader.plain(synthesis.children["b4"].children["conv1"].values.get("conv_clamp"))
     return StyleGAN2Config(**common, clamp=None if clamp is None else float(clamp))
 
@@ -213,7 +251,9 @@ def _try(generator: Generator, path: Path) -> None:
     if tuple(image.shape) != wanted:
         raise _not_a_network(path, f"a generator of images {list(image.shape)}, not {list(wanted)}")
     if not bool(torch.isfinite(image).all()):
-        _log.warning("%s: its first image is not finite; look at what it draws before using it", path)
+        _log.warning(
+            "%s: its first image is not finite; look at what it draws before using it", path
+        )
 
 
 def _is_hostile(name: Name) -> bool:

@@ -15,7 +15,13 @@ from kdistill.errors import ConfigError, DataError
 from kdistill.files import Layout, explained
 from kdistill.files.opener import JSON_LIMIT
 from kdistill.priors.network_files.limits import excess
-from kdistill.priors.stylegan import Generator, StyleGAN2, StyleGAN2Config, StyleGAN3, StyleGAN3Config
+from kdistill.priors.stylegan import (
+    Generator,
+    StyleGAN2,
+    StyleGAN2Config,
+    StyleGAN3,
+    StyleGAN3Config,
+)
 
 TENSORS, CONFIG = "generator.safetensors", "config.json"
 SCHEMA_VERSION = 1
@@ -68,7 +74,8 @@ def save_generator(
     with explained(folder, len(data)):
         if LAYOUT.has(folder, CONFIG) and not _is_generator(folder):
             raise DataError(
-                f"{folder}: expected a new folder or an earlier generator, got one with another {CONFIG}; choose another"
+                f"{folder}: expected a new folder or an earlier generator, got one with another "
+                f"{CONFIG}; choose another"
             )
         LAYOUT.write(folder, {TENSORS: data, CONFIG: to_json(described), **others})
     return folder
@@ -81,7 +88,9 @@ def holds(folder: str | Path, generator: Generator) -> bool:
     except DataError:
         return False
     ours = generator.tensors
-    return tensors.keys() == ours.keys() and all(torch.equal(x, ours[name].cpu()) for name, x in tensors.items())
+    return tensors.keys() == ours.keys() and all(
+        torch.equal(x, ours[name].cpu()) for name, x in tensors.items()
+    )
 
 
 def _is_generator(folder: Path) -> bool:
@@ -103,32 +112,45 @@ def load_generator(folder: str | Path, device: torch.device | str = "cpu") -> Ge
     """
     folder = Path(folder).expanduser()
     if folder.is_file():
-        raise DataError(f"prior: expected a folder, got the file {folder}; convert it: kdistill prior convert {folder} out/prior")
+        raise DataError(
+            f"prior: expected a folder, got the file {folder}; convert it: kdistill prior convert "
+            f"{folder} out/prior"
+        )
     return LAYOUT.read_together(folder, lambda: _loaded(folder)).to(device)
 
 
 def _loaded(folder: Path) -> Generator:
-    described = parse_table(_read(folder, CONFIG, JSON_LIMIT), folder / CONFIG, "convert the network again")
+    described = parse_table(
+        _read(folder, CONFIG, JSON_LIMIT), folder / CONFIG, "convert the network again"
+    )
     kind = _kind(described)
     if kind is None or described.get("schema_version") != SCHEMA_VERSION:
         raise DataError(
-            f"{folder / CONFIG}: expected a generator of this version, got kind {described.get('kind')!r}; "
+            f"{folder / CONFIG}: expected a generator of this version, got kind "
+            f"{described.get('kind')!r}; "
             "convert the network again"
         )
     size = described.get("bytes")  # older ones have none
     data = _read(folder, TENSORS, size if type(size) is int else None)
     if hashlib.sha256(data).hexdigest() != described.get("sha256"):
-        raise DataError(f"{folder / TENSORS}: expected the contents that {CONFIG} names, got others; convert the network again")
+        raise DataError(
+            f"{folder / TENSORS}: expected the contents that {CONFIG} names, got others; convert "
+            "the network again"
+        )
     tensors, _ = decode(data, folder / TENSORS)
     cls, config = KINDS[kind]
     try:
-        generator = cls(from_mapping(config, described.get("generator", {}), where=str(folder / CONFIG)), tensors)
+        generator = cls(
+            from_mapping(config, described.get("generator", {}), where=str(folder / CONFIG)),
+            tensors,
+        )
     except ConfigError as error:
         raise DataError(f"{error}; or convert the network again") from error
     too_much = excess(generator)
     if too_much:
         raise DataError(
-            f"{folder / CONFIG}: expected a generator in proportion to its tensors, got {too_much}; convert the network again"
+            f"{folder / CONFIG}: expected a generator in proportion to its tensors, got "
+            f"{too_much}; convert the network again"
         )
     return generator
 

@@ -8,11 +8,13 @@ from kdistill.priors.stylegan import Generator, StyleGAN3
 
 MAX_SIDE = 4096  # pixels of a feature map
 MAX_LAYERS = 200  # StyleGAN-XL at 1024 pixels has about 40
-# elements of one layer's feature maps, and multiplications of one image, that every generator may have, and for each parameter
+# elements of one layer's feature maps, and multiplications of one image, that every generator may
+# have, and for each parameter
 ELEMENTS, ELEMENTS_PER_PARAMETER = 1 << 23, 64
 PRODUCTS, PRODUCTS_PER_PARAMETER = 1 << 32, 40_000
-# what a parameter beyond these allows on top, which no small file has: by the formulas of StyleGAN3, configuration T at 1024
-# pixels has 17 elements and 19,000 multiplications per parameter, R (filters that are no lines) 49 and 110,000
+# what a parameter beyond these allows on top, which no small file has: by the formulas of
+# StyleGAN3, configuration T at 1024 pixels has 17 elements and 19,000 multiplications per
+# parameter, R (filters that are no lines) 49 and 110,000
 SMALL, ELEMENTS_BEYOND, PRODUCTS_BEYOND = 1 << 20, 256, 1_000_000
 
 
@@ -22,11 +24,19 @@ def excess(generator: Generator) -> str | None:
     parameters = sum(x.numel() for x in generator.tensors.values())
     sides = [config.size]
     if isinstance(generator, StyleGAN3):
-        numbers = [n for layer in config.layers for n in (16 * layer.up, 16 * layer.down, *layer.padding)]
+        numbers = [
+            n for layer in config.layers for n in (16 * layer.up, 16 * layer.down, *layer.padding)
+        ]
         sides += [*config.input.size, *map(abs, numbers)]
     if max(sides) > MAX_SIDE:
         return f"sizes beyond {MAX_SIDE} pixels"
-    widths = (config.channels, config.mapping.z_dim, config.mapping.w_dim, config.mapping.classes, config.mapping.num_layers)
+    widths = (
+        config.channels,
+        config.mapping.z_dim,
+        config.mapping.w_dim,
+        config.mapping.classes,
+        config.mapping.num_layers,
+    )
     if max(widths) > parameters:
         return f"sizes of {max(widths)} with {parameters} parameters"
     if max(generator.num_layers, config.mapping.num_layers) > MAX_LAYERS:
@@ -35,7 +45,9 @@ def excess(generator: Generator) -> str | None:
     most_elements = ELEMENTS + ELEMENTS_PER_PARAMETER * parameters + ELEMENTS_BEYOND * beyond
     most_products = PRODUCTS + PRODUCTS_PER_PARAMETER * parameters + PRODUCTS_BEYOND * beyond
     total = 0
-    for elements, products in _stylegan3(generator) if isinstance(generator, StyleGAN3) else _stylegan2(generator):
+    for elements, products in (
+        _stylegan3(generator) if isinstance(generator, StyleGAN3) else _stylegan2(generator)
+    ):
         total += products
         if elements > most_elements:
             return f"feature maps of {elements:,} numbers with {parameters:,} parameters"
@@ -51,7 +63,10 @@ def _stylegan2(generator: Generator) -> Iterator[tuple[int, int]]:
         if weight is None or weight.ndim != 4:
             return  # rendering stops there too, and says so
         pixels = int(name.split(".")[0][1:]) ** 2
-        yield (weight.shape[0] + weight.shape[1] + generator.channels) * pixels, weight.numel() * pixels
+        yield (
+            (weight.shape[0] + weight.shape[1] + generator.channels) * pixels,
+            weight.numel() * pixels,
+        )
 
 
 def _stylegan3(generator: StyleGAN3) -> Iterator[tuple[int, int]]:
@@ -63,7 +78,10 @@ def _stylegan3(generator: StyleGAN3) -> Iterator[tuple[int, int]]:
         weight = generator.tensors.get(f"synthesis.{layer.name}.weight")
         if weight is None or weight.ndim != 4:
             return
-        up, down = (generator.tensors.get(f"synthesis.{layer.name}.{part}_filter") for part in ("up", "down"))
+        up, down = (
+            generator.tensors.get(f"synthesis.{layer.name}.{part}_filter")
+            for part in ("up", "down")
+        )
         reach = weight.shape[-1] - 1
         convolved = max(0, width + reach) * max(0, height + reach)
         left, right, above, below = layer.padding
@@ -71,9 +89,13 @@ def _stylegan3(generator: StyleGAN3) -> Iterator[tuple[int, int]]:
         raised_height = max(0, (height + reach) * layer.up + above + below)
         raised = raised_width * raised_height
         elements = weight.shape[1] * width * height + weight.shape[0] * (convolved + raised)
-        yield elements, weight.numel() * convolved + weight.shape[0] * raised * (_taps(up) + _taps(down))
+        yield (
+            elements,
+            weight.numel() * convolved + weight.shape[0] * raised * (_taps(up) + _taps(down)),
+        )
         width, height = (
-            max(0, -(-(raised - (_length(up) + _length(down) - 2)) // layer.down)) for raised in (raised_width, raised_height)
+            max(0, -(-(raised - (_length(up) + _length(down) - 2)) // layer.down))
+            for raised in (raised_width, raised_height)
         )
 
 

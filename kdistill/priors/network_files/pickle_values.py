@@ -1,8 +1,9 @@
 """What the records of a network file mean: tensors, NumPy values and modules, by a closed table.
 
-A tensor of such a file is ``_rebuild_tensor_v2(storage, offset, size, stride, ...)``, and its storage the bytes of a nested
-``torch.save`` in the format of before 2020: five pickles (a magic number, a version, system facts, the storage, the keys), then
-for each key its length and its bytes.  They are read here, whatever device they were saved from.
+A tensor of such a file is ``_rebuild_tensor_v2(storage, offset, size, stride, ...)``, and its
+storage the bytes of a nested ``torch.save`` in the format of before 2020: five pickles (a magic
+number, a version, system facts, the storage, the keys), then for each key its length and its bytes.
+They are read here, whatever device they were saved from.
 """
 
 import struct
@@ -18,7 +19,8 @@ from kdistill.files.bounded import LEGACY_MAGIC, STORAGES
 from kdistill.files.pickles import Made, Name, NotReadable, Reference, parse
 
 MAX_DEPTH = 16  # of modules in modules
-MAX_RECORDS = 200_000  # entries of modules and numbers: the largest StyleGAN-XL has about a thousand modules of thirty
+# entries of modules and numbers: the largest StyleGAN-XL has about a thousand modules of thirty
+MAX_RECORDS = 200_000
 MAX_KEY = 200  # characters of a module's, tensor's or attribute's name
 
 _ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
@@ -61,7 +63,9 @@ class Reader:
 
     def __init__(self, budget: int):
         self.budget, self.records = budget, MAX_RECORDS
-        self._storages: dict[int, tuple[Any, Tensor]] = {}  # by the identity of their bytes, which stay alive beside them
+        self._storages: dict[
+            int, tuple[Any, Tensor]
+        ] = {}  # by the identity of their bytes, which stay alive beside them
 
     def _count(self, records: int = 1) -> None:
         self.records -= records
@@ -89,7 +93,11 @@ class Reader:
             class_name,
             {name: x for name, x in self._entries(state).items() if not name.startswith("_")},
             {name: self.tensor(x) for name, x in kept.items() if x is not None},
-            {name: self.module(x, depth + 1) for name, x in self._entries(state.get("_modules")).items() if x is not None},
+            {
+                name: self.module(x, depth + 1)
+                for name, x in self._entries(state.get("_modules")).items()
+                if x is not None
+            },
         )
 
     def tensor(self, value: Any) -> Tensor:
@@ -98,7 +106,10 @@ class Reader:
         maker, arguments = _call(value)
         if maker == "torch._utils._rebuild_parameter":
             return self.tensor(arguments[0])
-        if maker not in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor") or len(arguments) < 4:
+        if (
+            maker not in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
+            or len(arguments) < 4
+        ):
             raise NotReadable(f"a tensor made by {maker}")
         source, offset, size, stride = arguments[:4]
         maker, contents = _call(source)
@@ -123,7 +134,9 @@ class Reader:
 
     def _storage(self, contents: Any) -> Tensor:
         """Return a storage, read once however many tensors and records name its bytes."""
-        written = contents.arguments[0] if isinstance(contents, Made) and contents.arguments else contents
+        written = (
+            contents.arguments[0] if isinstance(contents, Made) and contents.arguments else contents
+        )
         if id(written) not in self._storages:
             self._storages[id(written)] = written, _storage(_raw(contents))
         return self._storages[id(written)][1]
@@ -137,7 +150,9 @@ class Reader:
             return [self.plain(x) for x in value]
         maker, arguments = _call(value)
         if maker in _SCALARS:
-            return np.frombuffer(self._numbers(arguments[1]), _dtype(arguments[0]), count=1)[0].item()
+            return np.frombuffer(self._numbers(arguments[1]), _dtype(arguments[0]), count=1)[
+                0
+            ].item()
         if maker == "dill._dill._create_array":
             _, _, state, *_ = arguments
         elif maker in _ARRAYS:
@@ -145,7 +160,9 @@ class Reader:
         else:
             raise NotReadable(f"a value made by {maker}")
         _, shape, dtype, is_fortran, raw = state
-        array = np.frombuffer(self._numbers(raw), _dtype(dtype)).reshape(shape, order="F" if is_fortran else "C")
+        array = np.frombuffer(self._numbers(raw), _dtype(dtype)).reshape(
+            shape, order="F" if is_fortran else "C"
+        )
         return array.tolist()
 
     def _numbers(self, value: Any) -> bytes:
@@ -183,7 +200,11 @@ def _call(value: Any) -> tuple[str, tuple[Any, ...]]:
 
 
 def _raw(value: Any) -> bytes:
-    if isinstance(value, Made) and value.maker == Name("_codecs", "encode") and isinstance(value.arguments[0], str):
+    if (
+        isinstance(value, Made)
+        and value.maker == Name("_codecs", "encode")
+        and isinstance(value.arguments[0], str)
+    ):
         value = value.arguments[0].encode("latin1")  # how protocols below 3 write bytes
     if not isinstance(value, (bytes, bytearray)):
         raise NotReadable("a value without its bytes")
@@ -195,7 +216,20 @@ def _dtype(value: Any) -> np.dtype[Any]:
     maker, arguments = _call(value)
     code = arguments[0]
     order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "|"
-    if maker != "numpy.dtype" or code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
+    if maker != "numpy.dtype" or code not in (
+        "b1",
+        "i1",
+        "i2",
+        "i4",
+        "i8",
+        "u1",
+        "u2",
+        "u4",
+        "u8",
+        "f2",
+        "f4",
+        "f8",
+    ):
         raise NotReadable(f"a NumPy type {code if isinstance(code, str) else type(code).__name__}")
     return np.dtype((">" if order == ">" else "<") + code)
 
@@ -206,12 +240,23 @@ def _storage(data: bytes) -> Tensor:
     magic = parse(stream).value
     parse(stream), parse(stream)
     reference, keys = parse(stream).value, parse(stream).value
-    if magic != LEGACY_MAGIC or not isinstance(reference, Reference) or not isinstance(reference.to, tuple):
+    if (
+        magic != LEGACY_MAGIC
+        or not isinstance(reference, Reference)
+        or not isinstance(reference.to, tuple)
+    ):
         raise NotReadable("a storage of another format")
     kind, storage_type, key, _, count, *view = reference.to
-    dtype = STORAGES.get(storage_type.name) if isinstance(storage_type, Name) and storage_type.module == "torch" else None
+    dtype = (
+        STORAGES.get(storage_type.name)
+        if isinstance(storage_type, Name) and storage_type.module == "torch"
+        else None
+    )
     if kind != "storage" or dtype is None:
-        raise NotReadable(f"a storage of type {storage_type if isinstance(storage_type, Name) else type(storage_type).__name__}")
+        raise NotReadable(
+            "a storage of type "
+            f"{storage_type if isinstance(storage_type, Name) else type(storage_type).__name__}"
+        )
     if not isinstance(key, str) or keys != [key] or any(x is not None for x in view):
         raise NotReadable("a storage that is shared")
     (length,) = struct.unpack("<q", stream.read(8))

@@ -1,6 +1,7 @@
 """What StyleGAN2 and StyleGAN3 share: mapping, configuration, and a synthesis network that can be split at any layer.
 
-Symbols: N images, L synthesis layers, ws ``[N, num_ws, w_dim]`` the latents of W+, f_n the state after n layers.
+Symbols: N images, L synthesis layers, ws ``[N, num_ws, w_dim]`` the latents of W+, f_n the state
+    after n layers.
 """
 
 from abc import ABC, abstractmethod
@@ -28,7 +29,8 @@ class MappingConfig:
         w_dim: Length of w.
         classes: Number of classes; 0 is an unconditional network.
         num_layers: Hidden layers.
-        embedding: Of the class: ``"none"``, ``"linear"`` (StyleGAN2 and 3) or ``"table"`` (StyleGAN-XL).
+        embedding: Of the class: ``"none"``, ``"linear"`` (StyleGAN2 and 3) or ``"table"``
+            (StyleGAN-XL).
     """
 
     z_dim: int
@@ -96,9 +98,13 @@ class Generator(ABC):
         """Number of classes; 0 for an unconditional generator."""
         return int(self.config.mapping.classes)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
         """Return the generator with its tensors elsewhere, or in another precision."""
-        return self.with_tensors({name: x.to(device=device, dtype=dtype) for name, x in self.tensors.items()})
+        return self.with_tensors(
+            {name: x.to(device=device, dtype=dtype) for name, x in self.tensors.items()}
+        )
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """Return the generator with some of its tensors replaced (they may require a gradient)."""
@@ -107,7 +113,9 @@ class Generator(ABC):
     def parameters(self, n: int) -> dict[str, Tensor]:
         """Return what training changes in the layers after the first n."""
         self.check_layer(n)
-        names = [name for position in range(n, self.num_layers) for name in self.layer_tensors(position)]
+        names = [
+            name for position in range(n, self.num_layers) for name in self.layer_tensors(position)
+        ]
         return {name: self.tensors[name] for name in names}
 
     def mapping(self, z: Tensor, labels: Tensor | None = None, *, psi: float = 1.0) -> Tensor:
@@ -123,7 +131,9 @@ class Generator(ABC):
         """
         config: MappingConfig = self.config.mapping
         if z.ndim != 2 or z.shape[1] != config.z_dim:
-            raise ShapeError(f"mapping: expected z [N, {config.z_dim}], got {list(z.shape)}; draw it anew")
+            raise ShapeError(
+                f"mapping: expected z [N, {config.z_dim}], got {list(z.shape)}; draw it anew"
+            )
         w = normalise(z)
         if config.embedding != "none":
             w = torch.cat([w, normalise(self._embedding(self._checked_labels(labels, len(z))))], 1)
@@ -161,7 +171,10 @@ class Generator(ABC):
         """Return f_{n+1} from f_n: one layer more."""
         self._check_ws(ws)
         if n == self.num_layers:
-            raise ConfigError(f"advance: expected a layer below {n}, the last one, got {n}; {self.layers_listed()}")
+            raise ConfigError(
+                f"advance: expected a layer below {n}, the last one, got {n}; "
+                f"{self.layers_listed()}"
+            )
         self.check_layer(n)
         return self.layer(f, ws, n, noise)
 
@@ -173,26 +186,37 @@ class Generator(ABC):
         """Raise ConfigError unless n is 0 to L; the message lists the layers."""
         if not 0 <= n <= self.num_layers:
             raise ConfigError(
-                f"layer: expected 0 to {self.num_layers}, the number of layers already applied, got {n}; {self.layers_listed()}"
+                f"layer: expected 0 to {self.num_layers}, the number of layers already applied, "
+                f"got {n}; {self.layers_listed()}"
             )
 
     def layers_listed(self) -> str:
         """Return the layers with their numbers, for messages."""
-        return "layers: " + ", ".join(f"{n} {name}" for n, name in enumerate(("input", *self.layer_names)))
+        return "layers: " + ", ".join(
+            f"{n} {name}" for n, name in enumerate(("input", *self.layer_names))
+        )
 
     def _embedding(self, labels: Tensor) -> Tensor:
         if self.config.mapping.embedding == "table":
-            return lrelu(dense(self.tensors, "mapping.embed_proj", self.tensors["mapping.embed.weight"][labels]))
+            return lrelu(
+                dense(
+                    self.tensors, "mapping.embed_proj", self.tensors["mapping.embed.weight"][labels]
+                )
+            )
         one_hot = F.one_hot(labels, self.classes).to(self.tensors["mapping.embed.weight"])
         return dense(self.tensors, "mapping.embed", one_hot)
 
     def _checked_labels(self, labels: Tensor | None, count: int) -> Tensor:
         if labels is None or labels.shape != (count,):
             got = "none" if labels is None else str(list(labels.shape))
-            raise ShapeError(f"mapping: expected one class per z, int64 [{count}], got {got}; the generator is conditional")
+            raise ShapeError(
+                f"mapping: expected one class per z, int64 [{count}], got {got}; the generator is "
+                "conditional"
+            )
         if count and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise ShapeError(
-                f"mapping: expected classes 0 to {self.classes - 1}, got {int(labels.min())} to {int(labels.max())}; "
+                f"mapping: expected classes 0 to {self.classes - 1}, got {int(labels.min())} to "
+                f"{int(labels.max())}; "
                 "number them as the generator was trained"
             )
         return labels
@@ -200,4 +224,7 @@ class Generator(ABC):
     def _check_ws(self, ws: Tensor) -> None:
         wanted = (self.num_ws, self.config.mapping.w_dim)
         if ws.ndim != 3 or tuple(ws.shape[1:]) != wanted:
-            raise ShapeError(f"ws: expected [N, {wanted[0]}, {wanted[1]}], got {list(ws.shape)}; use mapping(z, labels)")
+            raise ShapeError(
+                f"ws: expected [N, {wanted[0]}, {wanted[1]}], got {list(ws.shape)}; use mapping(z, "
+                "labels)"
+            )

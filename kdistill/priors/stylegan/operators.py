@@ -1,8 +1,9 @@
 """The operators of StyleGAN networks.  Equations: Karras et al. 2020 (StyleGAN2) and 2021 (StyleGAN3).
 
-Symbols: N images, I and O channels in and out, k kernel side, T filter taps.  ``modulated_conv`` and ``filtered_lrelu`` are
-where the time goes; what stands beside a convolution is the op ``fir_bias_act`` in StyleGAN2 (``styled_conv``) and the op
-``filtered_lrelu`` in StyleGAN3.
+Symbols: N images, I and O channels in and out, k kernel side, T filter taps.  ``modulated_conv``
+    and ``filtered_lrelu`` are
+where the time goes; what stands beside a convolution is the op ``fir_bias_act`` in StyleGAN2
+(``styled_conv``) and the op ``filtered_lrelu`` in StyleGAN3.
 """
 
 import math
@@ -39,12 +40,19 @@ def dense(tensors: Mapping[str, Tensor], name: str, x: Tensor, lr: float = 1.0) 
 
 
 def modulated_conv(
-    x: Tensor, weight: Tensor, styles: Tensor, *, demodulate: bool, padding: int, gain: Tensor | float = 1.0
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    *,
+    demodulate: bool,
+    padding: int,
+    gain: Tensor | float = 1.0,
 ) -> Tensor:
     """Return the convolution of every image with its own weights ``V = weight * styles``.
 
-    The styles scale the input and the demodulation scales the output, so that one dense convolution serves all images; the
-    published form writes the weights of every image and convolves in groups.  Equal but for rounding.
+    The styles scale the input and the demodulation scales the output, so that one dense convolution
+    serves all images; the published form writes the weights of every image and convolves in groups.
+    Equal but for rounding.
 
     Args:
         x: ``[N, I, H, W]``.
@@ -61,7 +69,14 @@ def modulated_conv(
 
 
 def styled_conv(
-    x: Tensor, weight: Tensor, styles: Tensor, noise: Tensor, bias: Tensor, *, line: Tensor | None, clamp: float | None
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    noise: Tensor,
+    bias: Tensor,
+    *,
+    line: Tensor | None,
+    clamp: float | None,
 ) -> Tensor:
     """Return a StyleGAN2 layer: modulated 3x3 convolution, noise, bias, leaky ReLU of gain sqrt(2), clamp.
 
@@ -71,8 +86,8 @@ def styled_conv(
         styles: ``[N, I]``.
         noise: ``[1, h, w]`` or ``[N, h, w]``, scaled.
         bias: ``[O]``.
-        line: None, or the taps ``[4]`` of a separable FIR of gain 2: the convolution doubles the size first, as in
-            ``modulated_conv_up``.
+        line: None, or the taps ``[4]`` of a separable FIR of gain 2: the convolution doubles the
+            size first, as in ``modulated_conv_up``.
         clamp: Largest magnitude of the result, or None.
     """
     gains = {"slope": SLOPE, "gain": math.sqrt(2.0), "clamp": clamp}
@@ -120,12 +135,14 @@ def filtered_lrelu(
 ) -> Tensor:
     """Return StyleGAN3's alias-free nonlinearity: bias, raise by ``up``, leaky ReLU, gain and clamp, lower by ``down``.
 
-    Filters along the axes, which all but the radial configuration have, run in the op ``filtered_lrelu``; a filter ``[T, T]``
-    takes one operator after the other.
+    Filters along the axes, which all but the radial configuration have, run in the op
+    ``filtered_lrelu``; a filter ``[T, T]`` takes one operator after the other.
     """
     if all(taps is None or taps.ndim == 1 for taps in (up_taps, down_taps)):
         numbers = {"slope": slope, "gain": gain, "clamp": clamp}
-        return ops.filtered_lrelu(x, bias, up_taps, down_taps, up=up, down=down, padding=padding, **numbers)
+        return ops.filtered_lrelu(
+            x, bias, up_taps, down_taps, up=up, down=down, padding=padding, **numbers
+        )
     x = upfirdn(x + bias[None, :, None, None], up_taps, up=up, padding=padding, gain=float(up**2))
     x = (F.leaky_relu(x, slope) if slope != 1.0 else x) * gain
     return upfirdn(limited(x, clamp), down_taps, down=down)

@@ -1,11 +1,14 @@
 """The synthesis network of StyleGAN2, skip architecture.
 
-Paper: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020; files of StyleGAN2-ADA (2020).
+Paper: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020; files of
+    StyleGAN2-ADA (2020).
 
-Layers are the convolutions b4.conv1, b8.conv0, b8.conv1, ...; a block's conv1 is followed by its ToRGB within the same layer.
-The state after n layers must hold the picture so far beside the features.  Both have the same side, because the picture is raised
-together with the features (raising and adding are linear, the order of operations is the published one), so f_n is one tensor
-``[N, features + channels, H, W]``; f_0 is the learned constant without a picture, f_L the picture alone.
+Layers are the convolutions b4.conv1, b8.conv0, b8.conv1, ...; a block's conv1 is followed by its
+ToRGB within the same layer. The state after n layers must hold the picture so far beside the
+features.  Both have the same side, because the picture is raised together with the features
+(raising and adding are linear, the order of operations is the published one), so f_n is one tensor
+``[N, features + channels, H, W]``; f_0 is the learned constant without a picture, f_L the picture
+alone.
 """
 
 import math
@@ -51,7 +54,10 @@ class StyleGAN2Config:
 
     def __post_init__(self) -> None:
         if self.size < 8 or self.size & (self.size - 1):
-            raise ConfigError(f"stylegan2: expected a size that is a power of two from 8 on, got {self.size}; resize the images")
+            raise ConfigError(
+                f"stylegan2: expected a size that is a power of two from 8 on, got {self.size}; "
+                "resize the images"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +92,16 @@ class StyleGAN2(Generator):
         x, picture = f[:, : weight.shape[1]], f[:, weight.shape[1] :]
         x = self._features(f"synthesis.{name}", x, weight, ws[:, position], noise)
         if name.endswith("conv0"):
-            return torch.cat([x, _doubled(picture, self.tensors[f"synthesis.{name.removesuffix('.conv0')}.resample_filter"])], 1)
+            return torch.cat(
+                [
+                    x,
+                    _doubled(
+                        picture,
+                        self.tensors[f"synthesis.{name.removesuffix('.conv0')}.resample_filter"],
+                    ),
+                ],
+                1,
+            )
         seen = self._torgb(f"synthesis.{name.removesuffix('conv1')}torgb", x, ws[:, position + 1])
         picture = picture + seen if picture.shape[1] else seen
         return picture if position + 1 == self.num_layers else torch.cat([x, picture], 1)
@@ -102,10 +117,16 @@ class StyleGAN2(Generator):
         lines = {name: line_of(self.tensors[f"{name}.resample_filter"]) for name in names}
         return {name: None if line is None else 2.0 * line for name, line in lines.items()}
 
-    def _features(self, name: str, x: Tensor, weight: Tensor, w: Tensor, noise: Noise | None) -> Tensor:
+    def _features(
+        self, name: str, x: Tensor, weight: Tensor, w: Tensor, noise: Noise | None
+    ) -> Tensor:
         doubles = name.endswith("conv0")
         size = [(2 if doubles else 1) * side for side in x.shape[2:]]
-        drawn = self.tensors[f"{name}.noise_const"][None] if noise is None else noise.normal(name, (1, *size), x)[:, 0]
+        drawn = (
+            self.tensors[f"{name}.noise_const"][None]
+            if noise is None
+            else noise.normal(name, (1, *size), x)[:, 0]
+        )
         drawn = drawn * self.tensors[f"{name}.noise_strength"]
         styles, bias = dense(self.tensors, f"{name}.affine", w), self.tensors[f"{name}.bias"]
         line = self._lines[name] if doubles else None
@@ -124,7 +145,11 @@ class StyleGAN2(Generator):
 def _doubled(picture: Tensor, taps: Tensor) -> Tensor:
     """Return the picture at twice the side."""
     low, high = (taps.shape[0] + 1) // 2, (taps.shape[0] - 2) // 2
-    return upfirdn(picture, taps, up=2, padding=(low, high, low, high), gain=4.0) if picture.shape[1] else picture
+    return (
+        upfirdn(picture, taps, up=2, padding=(low, high, low, high), gain=4.0)
+        if picture.shape[1]
+        else picture
+    )
 
 
 def new_stylegan2(
@@ -155,7 +180,11 @@ def new_stylegan2(
         clamp: Largest magnitude after a layer, or None.
     """
     mapping = MappingConfig(
-        z_dim=z_dim, w_dim=w_dim, classes=classes, num_layers=mapping_layers, embedding="linear" if classes else "none"
+        z_dim=z_dim,
+        w_dim=w_dim,
+        classes=classes,
+        num_layers=mapping_layers,
+        embedding="linear" if classes else "none",
     )
     config = StyleGAN2Config(mapping=mapping, size=size, channels=channels, clamp=clamp)
 
@@ -173,7 +202,12 @@ def new_stylegan2(
     if classes:
         add("mapping.embed", linear(classes, w_dim))
     for i in range(mapping_layers):
-        add(f"mapping.fc{i}", linear((z_dim + w_dim if classes else z_dim) if i == 0 else w_dim, w_dim, lr=MAPPING_LR))
+        add(
+            f"mapping.fc{i}",
+            linear(
+                (z_dim + w_dim if classes else z_dim) if i == 0 else w_dim, w_dim, lr=MAPPING_LR
+            ),
+        )
     taps = torch.tensor(FILTER)
     taps = torch.outer(taps, taps) / taps.sum() ** 2
     width = min(channel_base // 4, channel_max)
@@ -183,7 +217,14 @@ def new_stylegan2(
         side = int(block[1:])
         before, width = width, max(1, min(channel_base // side, channel_max))
         path = f"synthesis.{name}"
-        add(path, {"weight": randn(width, before, 3, 3), "bias": torch.zeros(width), "resample_filter": taps})
+        add(
+            path,
+            {
+                "weight": randn(width, before, 3, 3),
+                "bias": torch.zeros(width),
+                "resample_filter": taps,
+            },
+        )
         add(path, {"noise_const": randn(side, side), "noise_strength": torch.zeros(())})
         add(f"{path}.affine", linear(w_dim, before, bias=1.0))
         if conv == "conv1":

@@ -1,10 +1,12 @@
 """The synthesis network of StyleGAN3 and StyleGAN-XL in plain PyTorch.
 
-Papers: Karras et al., "Alias-Free Generative Adversarial Networks", NeurIPS 2021; Sauer et al., "StyleGAN-XL", SIGGRAPH 2022.
+Papers: Karras et al., "Alias-Free Generative Adversarial Networks", NeurIPS 2021; Sauer et al.,
+    "StyleGAN-XL", SIGGRAPH 2022.
 
-A layer is a modulated convolution (full padding), a bias, a raise by an FIR, leaky ReLU, and a lowering by an FIR.  Factors,
-padding and filters are those of the network file.  One thing differs from the published code: styles are divided by their root
-mean square per image, not over the batch, so that an image does not depend on its neighbours.  The demodulation takes the factor
+A layer is a modulated convolution (full padding), a bias, a raise by an FIR, leaky ReLU, and a
+lowering by an FIR.  Factors, padding and filters are those of the network file.  One thing differs
+from the published code: styles are divided by their root mean square per image, not over the batch,
+so that an image does not depend on its neighbours.  The demodulation takes the factor
 out again, but for its 1e-8: a relative difference of less than 1e-6, none for a batch of one.
 """
 
@@ -102,11 +104,16 @@ class StyleGAN3(Generator):
         freqs = part("input.freqs").expand(len(ws), -1, -1)  # [N, I, 2]
         phases = part("input.phases") + (freqs @ transform[:, :2, 2:]).squeeze(2)
         freqs = freqs @ transform[:, :2, :2]
-        fade = (freqs.norm(dim=2) - config.bandwidth) / (config.sampling_rate / 2 - config.bandwidth)
+        fade = (freqs.norm(dim=2) - config.bandwidth) / (
+            config.sampling_rate / 2 - config.bandwidth
+        )
         amplitudes = (1.0 - fade).clamp(0.0, 1.0)  # [N, I]
         width, height = config.size
         theta = torch.zeros(1, 2, 3, dtype=ws.dtype, device=ws.device)
-        theta[0, 0, 0], theta[0, 1, 1] = 0.5 * width / config.sampling_rate, 0.5 * height / config.sampling_rate
+        theta[0, 0, 0], theta[0, 1, 1] = (
+            0.5 * width / config.sampling_rate,
+            0.5 * height / config.sampling_rate,
+        )
         grid = F.affine_grid(theta, [1, 1, height, width], align_corners=False)  # [1, H, W, 2]
         x = torch.einsum("hwd,nid->nhwi", grid[0], freqs) + phases[:, None, None, :]
         x = torch.sin(2.0 * math.pi * x) * amplitudes[:, None, None, :]
@@ -126,7 +133,14 @@ class StyleGAN3(Generator):
             weight = weight * weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
             styles = styles * (styles.square().mean(1, keepdim=True) + EPS**2).rsqrt()
         return filtered_lrelu(
-            modulated_conv(f, weight, styles, demodulate=not config.is_torgb, padding=weight.shape[-1] - 1, gain=gain),
+            modulated_conv(
+                f,
+                weight,
+                styles,
+                demodulate=not config.is_torgb,
+                padding=weight.shape[-1] - 1,
+                gain=gain,
+            ),
             self.tensors[f"{name}.bias"],
             up_taps=self.tensors.get(f"{name}.up_filter"),
             down_taps=self.tensors.get(f"{name}.down_filter"),
@@ -150,6 +164,8 @@ def _rigid(t: Tensor) -> Tensor:
     """Return the rotation by (t0, t1) times the translation by -(t2, t3), ``[N, 3, 3]``."""
     cosine, sine, x, y = t.unbind(1)
     zero, one = torch.zeros_like(x), torch.ones_like(x)
-    rotation = torch.stack([cosine, -sine, zero, sine, cosine, zero, zero, zero, one], 1).view(-1, 3, 3)
+    rotation = torch.stack([cosine, -sine, zero, sine, cosine, zero, zero, zero, one], 1).view(
+        -1, 3, 3
+    )
     translation = torch.stack([one, zero, -x, zero, one, -y, zero, zero, one], 1).view(-1, 3, 3)
     return rotation @ translation

@@ -16,7 +16,12 @@ def case(name: str) -> OpCase:
 
 def all_cases() -> list[OpCase]:
     """Return the case of every op, by name."""
-    return [case(name) for name in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))]
+    return [
+        case(name)
+        for name in sorted(
+            m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")
+        )
+    ]
 
 
 def every_case() -> list[OpCase]:

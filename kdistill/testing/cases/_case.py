@@ -31,7 +31,8 @@ class Bench:
     Attributes:
         differentiable: Positions of the inputs that gradients are taken in.
         bytes: Moved at the least.
-        without_graph: The engine's entry: the same inputs to (value, gradients for a cotangent of ones), without autograd.
+        without_graph: The engine's entry: the same inputs to (value, gradients for a cotangent of
+            ones), without autograd.
     """
 
     differentiable: tuple[int, ...]
@@ -45,10 +46,13 @@ class OpCase:
 
     Attributes:
         name: The op's stem.
-        op: The public function, called as ``op(*inputs)``; returns a tensor, or a tuple of them where grad_order is 0.
-        reference: The same signature in plain PyTorch; run in float64 it is the truth, in the op's dtype it is "eager".
+        op: The public function, called as ``op(*inputs)``; returns a tensor, or a tuple of them
+            where grad_order is 0.
+        reference: The same signature in plain PyTorch; run in float64 it is the truth, in the op's
+            dtype it is "eager".
         grad_order: How often ``op`` may be differentiated.
-        make: ``(shape, randn, generator) -> inputs``; ``randn(*sizes)`` draws in the dtype asked for.
+        make: ``(shape, randn, generator) -> inputs``; ``randn(*sizes)`` draws in the dtype asked
+            for.
         differentiable: Positions of the inputs that gradients are taken in.
         tiny: For finite differences.
         shapes: For tests: zeros, ones, primes, a power of two plus one.
@@ -58,8 +62,10 @@ class OpCase:
         flops: Of forward, of the real computation.
         bytes: Moved by forward + backward at the least.
         peers: Other formulations of the same function.
-        benches: By name of the metric, what to time beside forward and forward + backward in all differentiable inputs.
-        tangents: The case of ``<op>_tangent`` and ``<op>_bwd_tangent``, one after the other, where the op has them.
+        benches: By name of the metric, what to time beside forward and forward + backward in all
+            differentiable inputs.
+        tangents: The case of ``<op>_tangent`` and ``<op>_bwd_tangent``, one after the other, where
+            the op has them.
     """
 
     name: str
@@ -115,11 +121,15 @@ class OpCase:
         leaves = [x.detach().clone() if isinstance(x, Tensor) else x for x in inputs]
         wanted = [leaves[i].requires_grad_() for i in (self.differentiable if wrt is None else wrt)]
         out = function(*leaves)
-        drawn = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        drawn = torch.randn(
+            out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         grads = torch.autograd.grad(out, wanted, drawn.to(out))
         return (out.detach(), *(g.detach() for g in grads))
 
-    def results(self, function: Callable[..., Any], inputs: tuple[Any, ...], *, seed: int = 0) -> tuple[Tensor, ...]:
+    def results(
+        self, function: Callable[..., Any], inputs: tuple[Any, ...], *, seed: int = 0
+    ) -> tuple[Tensor, ...]:
         """Return all that ``function`` computes: value and gradients, or the values alone where the op has no gradients."""
         if self.grad_order:
             return self.with_gradients(function, inputs, seed=seed)
@@ -128,8 +138,14 @@ class OpCase:
     def check(self, inputs: tuple[Any, ...], shape: Shape) -> None:
         """Raise ToleranceError unless value and gradients of ``op`` obey the tolerance rule on ``inputs``."""
         run = partial(self.results, seed=1)
-        got, eager, truth = run(self.op, inputs), run(self.reference, inputs), run(self.reference, to_float64(inputs))
+        got, eager, truth = (
+            run(self.op, inputs),
+            run(self.reference, inputs),
+            run(self.reference, to_float64(inputs)),
+        )
         gradients = [f"gradient in input {i}" for i in self.differentiable]
-        names = ["value", *gradients] if self.grad_order else [f"value {i}" for i in range(len(got))]
+        names = (
+            ["value", *gradients] if self.grad_order else [f"value {i}" for i in range(len(got))]
+        )
         for what, ours, same, true in zip(names, got, eager, truth, strict=True):
             assert_close_enough(ours, same, true, self.depth(shape), f"{self.name} {shape}: {what}")

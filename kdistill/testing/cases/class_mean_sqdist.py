@@ -40,7 +40,8 @@ CASE = OpCase(
     make=_make,
     differentiable=(0, 2),
     tiny=Shape(n=5, m=4, f=3, k=2, w=1),
-    # one row; primes; no synthetic row; more classes than rows, so that some are absent; more features than one strip
+    # one row; primes; no synthetic row; more classes than rows, so that some are absent; more
+    # features than one strip
     shapes=[
         Shape(n=1, m=1, f=1, k=1),
         Shape(n=127, m=31, f=53, k=7, w=1),

@@ -25,7 +25,12 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
     padding = getattr(s, "p", 1)
     out = (s.h + 2 * padding - 2, s.w + 2 * padding - 2)
     # positive maps, as behind a ReLU: their inner products have a large common part
-    return randn(s.n, s.c, s.h, s.w).relu(), randn(s.n, s.k, *out), padding, getattr(s, "form", "auto")
+    return (
+        randn(s.n, s.c, s.h, s.w).relu(),
+        randn(s.n, s.k, *out),
+        padding,
+        getattr(s, "form", "auto"),
+    )
 
 
 def _by_vmap(x: Tensor, grad: Tensor, padding: int, form: str) -> Tensor:
@@ -33,7 +38,13 @@ def _by_vmap(x: Tensor, grad: Tensor, padding: int, form: str) -> Tensor:
         return (torch.nn.functional.conv2d(image[None], weight, padding=padding) * out[None]).sum()
 
     weight = x.new_zeros(grad.shape[1], x.shape[1], 3, 3)
-    return vmap(gradient_of(loss), in_dims=(None, 0, 0))(weight, x, grad).double().square().sum((1, 2, 3, 4)).to(x.dtype)
+    return (
+        vmap(gradient_of(loss), in_dims=(None, 0, 0))(weight, x, grad)
+        .double()
+        .square()
+        .sum((1, 2, 3, 4))
+        .to(x.dtype)
+    )
 
 
 def _outs(s: Shape) -> int:
@@ -57,7 +68,8 @@ CASE = OpCase(
     make=_make,
     differentiable=(0, 1),
     tiny=Shape(n=2, c=3, k=2, h=3, w=4),
-    # one pixel; no image; primes; a power of two plus one; every padding in both forms; the student's own layers, narrower
+    # one pixel; no image; primes; a power of two plus one; every padding in both forms; the
+    # student's own layers, narrower
     shapes=[
         Shape(n=1, c=1, k=1, h=1, w=1, form="gram"),
         Shape(n=0, c=3, k=4, h=5, w=5, form="gram"),
@@ -69,7 +81,10 @@ CASE = OpCase(
         Shape(n=5, c=17, k=33, h=8, w=8),
         Shape(n=2, c=2, k=9, h=17, w=16),
     ],
-    interpreted=[Shape(n=2, c=3, k=2, h=4, w=3, form="gram"), Shape(n=1, c=2, k=3, h=3, w=3, p=0, form="gram")],
+    interpreted=[
+        Shape(n=2, c=3, k=2, h=4, w=3, form="gram"),
+        Shape(n=1, c=2, k=3, h=3, w=3, p=0, form="gram"),
+    ],
     bench_shapes=[
         Shape(n=64, c=3, k=128, h=32, w=32),
         Shape(n=64, c=128, k=128, h=16, w=16),
@@ -77,7 +92,8 @@ CASE = OpCase(
         Shape(n=64, c=128, k=128, h=8, w=8),
         Shape(n=64, c=128, k=128, h=8, w=8, form="products"),
     ],
-    # a sum of squares of sums over pixels; in the Gram form its terms cancel, and the sum over pairs is a deeper one
+    # a sum of squares of sums over pixels; in the Gram form its terms cancel, and the sum over
+    # pairs is a deeper one
     depth=lambda s: float(_outs(s) ** 2 * s.c),
     flops=lambda s: 2 * _multiplications(s),
     bytes=lambda s, itemsize: itemsize * s.n * (s.c * s.h * s.w + s.k * _outs(s)) + 8 * s.n,

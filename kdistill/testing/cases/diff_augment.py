@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdistill.backends.reference import diff_augment as reference
-from kdistill.ops.diff_augment import AFFINE, COLOR, CROP, CUTOUT, FLIP, GRAD_ORDER, IDENTITY, ROW, diff_augment
+from kdistill.ops.diff_augment import (
+    AFFINE,
+    COLOR,
+    CROP,
+    CUTOUT,
+    FLIP,
+    GRAD_ORDER,
+    IDENTITY,
+    ROW,
+    diff_augment,
+)
 from kdistill.testing.cases._case import OpCase, Shape
 
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -28,7 +38,13 @@ def _row(family: str, h: int, w: int, u: list[float]) -> list[float]:
     rows: dict[str, list[float]] = {
         "identity": [IDENTITY],
         "color": [COLOR, u[0] - 0.5, 2 * u[1], u[2] + 0.5],
-        "crop": [CROP, *(round((2 * v - 1) * int(0.125 * size + 0.5)) for v, size in zip(u, (h, w), strict=False))],
+        "crop": [
+            CROP,
+            *(
+                round((2 * v - 1) * int(0.125 * size + 0.5))
+                for v, size in zip(u, (h, w), strict=False)
+            ),
+        ],
         "cutout": [CUTOUT, int(u[0] * h), int(u[1] * w), int(h / 2 + 0.5), int(w / 2 + 0.5)],
         "flip": [FLIP, float(u[0] < 0.7)],
         "scale": [AFFINE, 0.83 + 0.37 * u[0], 0.0, 0.0, 0.83 + 0.37 * u[1]],
@@ -36,7 +52,13 @@ def _row(family: str, h: int, w: int, u: list[float]) -> list[float]:
         "wild": [AFFINE, *(6 * v - 3 for v in u)],
         "singular": [AFFINE, 0.5, -0.25, 0.5, -0.25],
         "far": [CROP, round(4 * h * (u[0] - 0.5)), round(4 * w * (u[1] - 0.5))],
-        "outside": [CUTOUT, round(4 * h * (u[0] - 0.5)), round(4 * w * (u[1] - 0.5)), 3 * u[2] * h // 1, 2 * u[3] * w // 1],
+        "outside": [
+            CUTOUT,
+            round(4 * h * (u[0] - 0.5)),
+            round(4 * w * (u[1] - 0.5)),
+            3 * u[2] * h // 1,
+            2 * u[3] * w // 1,
+        ],
     }
     return rows[family]
 
@@ -54,7 +76,8 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
 
 
 def _published(images: Tensor, params: Tensor, index: Tensor, align_corners: bool) -> Tensor:
-    # one family per call, so a mixed batch is a loop over its families, as the published loop over classes is
+    # one family per call, so a mixed batch is a loop over its families, as the published loop over
+    # classes is
     rows = params[index].to(images)
     codes = rows[:, 0]
     if len(images) == 0 or bool((codes == codes[0]).all()):
@@ -83,14 +106,30 @@ def _published_family(x: Tensor, rows: Tensor, align_corners: bool) -> Tensor:
     if family == AFFINE:
         theta = x.new_zeros(n, 2, 3)
         theta[:, :, :2] = rows[:, 1:5].reshape(n, 2, 2)
-        return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=align_corners), align_corners=align_corners)
+        return F.grid_sample(
+            x,
+            F.affine_grid(theta, list(x.shape), align_corners=align_corners),
+            align_corners=align_corners,
+        )
     image, device = torch.arange(n, device=x.device), x.device
     if family == CROP:
-        batch, i, j = torch.meshgrid(image, torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-        i, j = torch.clamp(i + p[0].long() + 1, 0, h + 1), torch.clamp(j + p[1].long() + 1, 0, w + 1)
-        return F.pad(x, [1, 1, 1, 1]).permute(0, 2, 3, 1).contiguous()[batch, i, j].permute(0, 3, 1, 2)
+        batch, i, j = torch.meshgrid(
+            image, torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij"
+        )
+        i, j = (
+            torch.clamp(i + p[0].long() + 1, 0, h + 1),
+            torch.clamp(j + p[1].long() + 1, 0, w + 1),
+        )
+        return (
+            F.pad(x, [1, 1, 1, 1]).permute(0, 2, 3, 1).contiguous()[batch, i, j].permute(0, 3, 1, 2)
+        )
     side_h, side_w = int(rows[0, 3]), int(rows[0, 4])
-    batch, i, j = torch.meshgrid(image, torch.arange(side_h, device=device), torch.arange(side_w, device=device), indexing="ij")
+    batch, i, j = torch.meshgrid(
+        image,
+        torch.arange(side_h, device=device),
+        torch.arange(side_w, device=device),
+        indexing="ij",
+    )
     i = torch.clamp(i + p[0].long() - side_h // 2, 0, h - 1)
     j = torch.clamp(j + p[1].long() - side_w // 2, 0, w - 1)
     mask = x.new_ones(n, h, w)
@@ -103,8 +142,8 @@ def _depth(s: Shape) -> float:
     if kinds <= {"crop", "cutout", "flip"}:
         return 1.0
     mean = s.c * s.h * s.w if kinds & {"mixed", "color"} else 1
-    # a source position is as large as the image, and its rounding is that of the result times the slope of the image;
-    # where a map is singular all outputs meet in one pixel
+    # a source position is as large as the image, and its rounding is that of the result times the
+    # slope of the image; where a map is singular all outputs meet in one pixel
     return float(max(mean, (s.h + s.w) ** 2, s.h * s.w))
 
 
@@ -116,7 +155,8 @@ CASE = OpCase(
     make=_make,
     differentiable=(0,),
     tiny=Shape(b=7, c=2, h=3, w=4, family="mixed"),
-    # one pixel; primes, not square; no image; more channels than are interleaved; several tiles; every family by itself
+    # one pixel; primes, not square; no image; more channels than are interleaved; several tiles;
+    # every family by itself
     shapes=[
         Shape(b=8, c=1, h=1, w=1, family="mixed"),
         Shape(b=17, c=3, h=13, w=11, family="mixed"),

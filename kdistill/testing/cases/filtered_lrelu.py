@@ -12,15 +12,34 @@ from kdistill.ops.filtered_lrelu import GRAD_ORDER
 from kdistill.testing.cases._case import OpCase, Shape
 
 _SLOPE, _GAIN, _CLAMP = 0.2, math.sqrt(2.0), 0.4
-_EDGES = (0.0, _CLAMP / _GAIN, -_CLAMP / (_GAIN * _SLOPE))  # of the raised value: where the derivative jumps
-_DRAWS = 4  # of every map; the one whose raised values stay furthest from the edges is taken: no rounding flips a mask
+_EDGES = (
+    0.0,
+    _CLAMP / _GAIN,
+    -_CLAMP / (_GAIN * _SLOPE),
+)  # of the raised value: where the derivative jumps
+# of every map; the one whose raised values stay furthest from the edges is taken: no rounding flips
+# a mask
+_DRAWS = 4
 
 
 def op(
-    x: Tensor, bias: Tensor, up_taps: Tensor | None, down_taps: Tensor | None, up: int, down: int, padding: tuple[int, ...]
+    x: Tensor,
+    bias: Tensor,
+    up_taps: Tensor | None,
+    down_taps: Tensor | None,
+    up: int,
+    down: int,
+    padding: tuple[int, ...],
 ) -> Tensor:
     """Return the op with the numbers of the case."""
-    given = {"up": up, "down": down, "padding": padding, "slope": _SLOPE, "gain": _GAIN, "clamp": _CLAMP}
+    given = {
+        "up": up,
+        "down": down,
+        "padding": padding,
+        "slope": _SLOPE,
+        "gain": _GAIN,
+        "clamp": _CLAMP,
+    }
     return filtered_lrelu(x, bias, up_taps, down_taps, **given)
 
 
@@ -44,26 +63,55 @@ def taps_of(count: int) -> Tensor | None:
 
 def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
     bias = randn(s.c)
-    up_taps, down_taps = (None if t is None else t.to(bias.dtype) for t in (taps_of(s.t), taps_of(s.s)))
+    up_taps, down_taps = (
+        None if t is None else t.to(bias.dtype) for t in (taps_of(s.t), taps_of(s.s))
+    )
     padding = (s.low, s.high, s.high, s.low)
-    best, widest = torch.zeros(s.n, s.c, s.h, s.w, dtype=bias.dtype), torch.full((s.n, s.c), -1.0, dtype=torch.float64)
+    best, widest = (
+        torch.zeros(s.n, s.c, s.h, s.w, dtype=bias.dtype),
+        torch.full((s.n, s.c), -1.0, dtype=torch.float64),
+    )
     for _ in range(_DRAWS):
-        tried = 2.0 * torch.randn(best.shape, generator=generator, dtype=torch.float64).to(bias.dtype)
+        tried = 2.0 * torch.randn(best.shape, generator=generator, dtype=torch.float64).to(
+            bias.dtype
+        )
         y = tried.double() + bias.double()[:, None, None]
-        y = reference.upfirdn(y, None if up_taps is None else up_taps.double(), up=s.up, padding=padding, gain=float(s.up**2))
+        y = reference.upfirdn(
+            y,
+            None if up_taps is None else up_taps.double(),
+            up=s.up,
+            padding=padding,
+            gain=float(s.up**2),
+        )
         y = y.masked_fill(y == 0.0, math.inf)  # where no sample reaches there is no rounding
-        gap = torch.stack([(y - edge).abs().amin((2, 3)) for edge in _EDGES]).amin(0) if y.numel() else widest  # [N, C]
+        gap = (
+            torch.stack([(y - edge).abs().amin((2, 3)) for edge in _EDGES]).amin(0)
+            if y.numel()
+            else widest
+        )  # [N, C]
         best = torch.where((gap > widest)[:, :, None, None], tried, best)
         widest = torch.maximum(gap, widest)
-    return best.contiguous(memory_format=torch.channels_last), bias, up_taps, down_taps, s.up, s.down, padding
+    return (
+        best.contiguous(memory_format=torch.channels_last),
+        bias,
+        up_taps,
+        down_taps,
+        s.up,
+        s.down,
+        padding,
+    )
 
 
 def _raised(s: Shape) -> int:
-    return (s.h * s.up + s.low + s.high - max(s.t, 1) + 1) * (s.w * s.up + s.low + s.high - max(s.t, 1) + 1)
+    return (s.h * s.up + s.low + s.high - max(s.t, 1) + 1) * (
+        s.w * s.up + s.low + s.high - max(s.t, 1) + 1
+    )
 
 
 def _flops(s: Shape) -> float:
-    filters = 2.0 * max(s.t, 1) / s.up * (1 + 1 / s.up) + 2.0 * max(s.s, 1) / s.down * (1 + 1 / s.down)
+    filters = 2.0 * max(s.t, 1) / s.up * (1 + 1 / s.up) + 2.0 * max(s.s, 1) / s.down * (
+        1 + 1 / s.down
+    )
     return s.n * s.c * _raised(s) * (filters + 6.0)
 
 
@@ -75,8 +123,9 @@ CASE = OpCase(
     make=_make,
     differentiable=(0, 1),
     tiny=Shape(n=2, c=2, h=4, w=3, up=2, down=2, t=6, s=4, low=3, high=2),
-    # one pixel; a vector tail and sides that no factor divides; a raise by 4 that crops; no image; more than a tile of columns;
-    # no filter at all; more zeros around than the filters are long; factors 1 and 3
+    # one pixel; a vector tail and sides that no factor divides; a raise by 4 that crops; no image;
+    # more than a tile of columns; no filter at all; more zeros around than the filters are long;
+    # factors 1 and 3
     shapes=[
         Shape(n=1, c=1, h=1, w=1, up=1, down=1, t=1, s=1, low=0, high=0),
         Shape(n=2, c=13, h=7, w=5, up=2, down=2, t=12, s=12, low=9, high=8),
@@ -96,8 +145,12 @@ CASE = OpCase(
         Shape(n=4, c=128, h=38, w=38, up=4, down=2, t=24, s=12, low=-6, high=-9),
         Shape(n=2, c=512, h=38, w=38, up=2, down=2, t=12, s=12, low=-11, high=-12),
     ],
-    depth=lambda s: s.n * s.h * s.w + max(s.t, s.s) * 4,  # sums over maps and images behind dbias, taps along both axes
+    depth=lambda s: (
+        s.n * s.h * s.w + max(s.t, s.s) * 4
+    ),  # sums over maps and images behind dbias, taps along both axes
     flops=_flops,
-    bytes=lambda s, itemsize: s.n * s.c * (2 * itemsize * (s.h * s.w + _raised(s) / s.down**2) + _raised(s) / 2),
+    bytes=lambda s, itemsize: (
+        s.n * s.c * (2 * itemsize * (s.h * s.w + _raised(s) / s.down**2) + _raised(s) / 2)
+    ),
     peers={"channels_first": channels_first},
 )

@@ -20,7 +20,9 @@ def op(x: Tensor, scale: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | Non
     return fir_bias_act(x, scale, bias, noise, taps, slope=_SLOPE, gain=_GAIN, clamp=_CLAMP)
 
 
-def _reference(x: Tensor, scale: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None) -> Tensor:
+def _reference(
+    x: Tensor, scale: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None
+) -> Tensor:
     return reference.fir_bias_act(x, scale, bias, noise, taps, _SLOPE, _GAIN, _CLAMP)
 
 
@@ -29,7 +31,11 @@ def away_from_kinks(base: Tensor, noise: Tensor, generator: torch.Generator) -> 
     edges = torch.tensor([0.0, _CLAMP / _GAIN, -_CLAMP / (_GAIN * _SLOPE)], dtype=torch.float64)
     best, found = noise.double(), torch.full(noise.shape, -1.0, dtype=torch.float64)
     for _ in range(30 if base.numel() else 0):
-        tried = torch.randn(noise.shape, generator=generator, dtype=torch.float64).to(noise.dtype).double()
+        tried = (
+            torch.randn(noise.shape, generator=generator, dtype=torch.float64)
+            .to(noise.dtype)
+            .double()
+        )
         gap = (base + tried[:, None])[..., None].sub(edges).abs().amin((-1, 1))  # [N, h, w]
         gap = gap if len(noise) == len(base) else gap.amin(0, keepdim=True)
         best, found = torch.where(gap > found, tried, best), torch.maximum(gap, found)
@@ -37,20 +43,33 @@ def away_from_kinks(base: Tensor, noise: Tensor, generator: torch.Generator) -> 
 
 
 def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
-    x, scale, bias = randn(s.n, s.c, s.h, s.w).contiguous(memory_format=torch.channels_last), randn(s.n, s.c), randn(s.c)
+    x, scale, bias = (
+        randn(s.n, s.c, s.h, s.w).contiguous(memory_format=torch.channels_last),
+        randn(s.n, s.c),
+        randn(s.c),
+    )
     taps = torch.tensor([0.25, 0.75, 0.5, 0.125]).to(x) if s.fir else None
     size = (s.h - s.fir, s.w - s.fir)
     noise = randn(s.m, *size)
-    filtered = reference._fir(x.double(), None if taps is None else taps.double()) * scale.double()[:, :, None, None]
+    filtered = (
+        reference._fir(x.double(), None if taps is None else taps.double())
+        * scale.double()[:, :, None, None]
+    )
     quiet = away_from_kinks(filtered + bias.double()[:, None, None], noise, generator)
     return x, scale, bias, quiet, taps
 
 
-def scale_after(x: Tensor, scale: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None) -> Tensor:
+def scale_after(
+    x: Tensor, scale: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None
+) -> Tensor:
     """Return the same by the operators of the published network: a depthwise filter, then one operator after the other."""
     if taps is not None:
         c = x.shape[1]
-        x = F.conv2d(F.pad(x, (1, 1, 1, 1)), torch.outer(taps, taps).flip(0, 1).expand(c, 1, -1, -1), groups=c)
+        x = F.conv2d(
+            F.pad(x, (1, 1, 1, 1)),
+            torch.outer(taps, taps).flip(0, 1).expand(c, 1, -1, -1),
+            groups=c,
+        )
     x = x * scale[:, :, None, None] + noise[:, None]
     return (F.leaky_relu(x + bias[:, None, None], _SLOPE) * _GAIN).clamp(-_CLAMP, _CLAMP)
 
@@ -63,7 +82,8 @@ CASE = OpCase(
     make=_make,
     differentiable=(0, 1, 2, 3),
     tiny=Shape(n=2, m=1, c=2, h=4, w=3, fir=1),
-    # one pixel; odd sizes and a vector tail; no image; more columns and channels than one tile; no filter
+    # one pixel; odd sizes and a vector tail; no image; more columns and channels than one tile; no
+    # filter
     shapes=[
         Shape(n=1, m=1, c=1, h=2, w=2, fir=1),
         Shape(n=3, m=3, c=13, h=7, w=5, fir=1),

@@ -39,7 +39,11 @@ def away_from_kinks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if not near.any():
             break
         # twice the distance, because the move changes the statistics a little
-        wide = torch.where(near, wide + torch.where(y < 0, -2.0, 2.0) * _KINK / (scale * rstd[:, :, None, None]), wide)
+        wide = torch.where(
+            near,
+            wide + torch.where(y < 0, -2.0, 2.0) * _KINK / (scale * rstd[:, :, None, None]),
+            wide,
+        )
         wide = wide.to(x.dtype).double()
     return wide.to(x.dtype)
 
@@ -49,7 +53,11 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
     weight, bias = randn(*rows), randn(*rows)
     weight = weight + torch.where(weight < 0, -0.3, 0.3)  # a small weight would need large moves
     x = randn(s.n, s.c, s.h, s.w) + getattr(s, "mean", 0)
-    return away_from_kinks(x, weight, bias).contiguous(memory_format=torch.channels_last), weight, bias
+    return (
+        away_from_kinks(x, weight, bias).contiguous(memory_format=torch.channels_last),
+        weight,
+        bias,
+    )
 
 
 def _group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -72,32 +80,48 @@ def _make_tangents(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ..
 def both_passes(x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot) -> tuple[Tensor, ...]:
     """Return ``out, out_dot, dx, dx_dot, dweight, dweight_dot, dbias, dbias_dot`` from the pair without a graph."""
     out, out_dot, *saved = norm_act_pool_tangent(x, x_dot, weight, weight_dot, bias, bias_dot)
-    return out, out_dot, *norm_act_pool_bwd_tangent(grad, grad_dot, x, x_dot, weight, weight_dot, bias, *saved)
+    return (
+        out,
+        out_dot,
+        *norm_act_pool_bwd_tangent(grad, grad_dot, x, x_dot, weight, weight_dot, bias, *saved),
+    )
 
 
-def _reference_passes(x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot) -> tuple[Tensor, ...]:
+def _reference_passes(
+    x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot
+) -> tuple[Tensor, ...]:
     rows = [_rows(p) for p in (weight, weight_dot, bias, bias_dot)]
     out, out_dot, *saved = reference.norm_act_pool_tangent(x, x_dot, *rows, 1e-5)
-    return out, out_dot, *reference.norm_act_pool_bwd_tangent(grad, grad_dot, x, x_dot, *rows[:3], *saved)
+    return (
+        out,
+        out_dot,
+        *reference.norm_act_pool_bwd_tangent(grad, grad_dot, x, x_dot, *rows[:3], *saved),
+    )
 
 
-def forward_over_reverse(x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot) -> tuple[Tensor, ...]:
+def forward_over_reverse(
+    x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot
+) -> tuple[Tensor, ...]:
     """Return the same from ``torch.func``, for a weight ``[C]``: the tangent of value and pull-back of the eager formulation."""
 
-    def value_and_pull_back(x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        out, pull_back = torch.func.vjp(_group_norm, x, weight, bias)
-        return out, *pull_back(grad)
+    def value_and_pull_back(
+        x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor
+    ) -> tuple[Tensor, ...]:
+        out, vjp = torch.func.vjp(_group_norm, x, weight, bias)
+        return out, *vjp(grad)
 
     # NCHW: the derivative of group_norm takes views of nothing else
     x, x_dot, grad, grad_dot = (t.contiguous() for t in (x, x_dot, grad, grad_dot))
     with torch.enable_grad():  # else the pull-back is a fused kernel without a derivative
-        primal, tangent = torch.func.jvp(value_and_pull_back, (x, weight, bias, grad), (x_dot, weight_dot, bias_dot, grad_dot))
+        primal, tangent = torch.func.jvp(
+            value_and_pull_back, (x, weight, bias, grad), (x_dot, weight_dot, bias_dot, grad_dot)
+        )
     (out, dx, dweight, dbias), (out_dot, dx_dot, dweight_dot, dbias_dot) = primal, tangent
     return out, out_dot, dx, dx_dot, dweight[None], dweight_dot[None], dbias[None], dbias_dot[None]
 
 
-# one window; odd sizes, two rows of parameters and a vector tail; no image; powers of two plus one; a large mean;
-# more channels than one block
+# one window; odd sizes, two rows of parameters and a vector tail; no image; powers of two plus one;
+# a large mean; more channels than one block
 _SHAPES = [
     Shape(n=1, c=1, h=2, w=3, g=0),
     Shape(n=6, c=13, h=7, w=5, g=2),
@@ -117,7 +141,9 @@ _BENCH_SHAPES = [
 
 
 def _depth(s: Shape) -> float:
-    return (s.n + 4) * s.h * s.w  # four sums over an image behind dx, one over all of them behind dweight
+    return (
+        (s.n + 4) * s.h * s.w
+    )  # four sums over an image behind dx, one over all of them behind dweight
 
 
 TANGENTS = OpCase(
@@ -163,7 +189,9 @@ CASE = OpCase(
     benches={
         "forward_backward_engine": Bench(
             differentiable=(0, 1, 2),
-            bytes=lambda s, itemsize: itemsize * s.n * s.c * (3 * s.h * s.w + 2 * (s.h // 2) * (s.w // 2)),
+            bytes=lambda s, itemsize: (
+                itemsize * s.n * s.c * (3 * s.h * s.w + 2 * (s.h // 2) * (s.w // 2))
+            ),
             without_graph=_without_graph,
         )
     },

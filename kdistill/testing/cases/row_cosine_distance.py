@@ -11,7 +11,9 @@ from kdistill.ops.row_cosine_distance import EPS, GRAD_ORDER, RowTable
 from kdistill.testing.cases._case import OpCase, Shape
 
 
-def _reference(syn: Tensor, real: Tensor, rows: RowTable, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _reference(
+    syn: Tensor, real: Tensor, rows: RowTable, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     return reference.row_cosine_distance(syn, real, rows.on(syn.device), mask, EPS)
 
 
@@ -29,7 +31,9 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
     groups = (s.g,) if hasattr(s, "g") else ()
     real = randn(*groups, rows.numel)
     syn = 0.3 * real + randn(*groups, rows.numel)
-    kept = {"none": None, "shared": (rows.numel,), "own": (*groups, rows.numel)}[getattr(s, "mask", "none")]
+    kept = {"none": None, "shared": (rows.numel,), "own": (*groups, rows.numel)}[
+        getattr(s, "mask", "none")
+    ]
     if kept is None:
         return syn, real, rows, None
     mask = (torch.rand(*kept, generator=generator, dtype=torch.float64) < 0.7).to(syn)
@@ -38,13 +42,21 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
     return syn, real, rows, mask
 
 
-def _published(syn: Tensor, real: Tensor, rows: RowTable, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    # the published formulation: a matrix per parameter tensor, sums and norms along its rows, autograd for the gradient; in
-    # float64, because in float32 it misses the tolerance
+def _published(
+    syn: Tensor, real: Tensor, rows: RowTable, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    # the published formulation: a matrix per parameter tensor, sums and norms along its rows,
+    # autograd for the gradient; in float64, because in float32 it misses the tolerance
     table = rows.on(torch.device("cpu"))
-    tensors: list[tuple[int, int, int]] = []  # (offset, rows, length) of runs of adjacent rows of one length
+    tensors: list[
+        tuple[int, int, int]
+    ] = []  # (offset, rows, length) of runs of adjacent rows of one length
     for offset, length in table.tolist():
-        if tensors and tensors[-1][2] == length and tensors[-1][0] + tensors[-1][1] * length == offset:
+        if (
+            tensors
+            and tensors[-1][2] == length
+            and tensors[-1][0] + tensors[-1][1] * length == offset
+        ):
             tensors[-1] = (tensors[-1][0], tensors[-1][1] + 1, length)
         else:
             tensors.append((offset, 1, length))
@@ -52,7 +64,10 @@ def _published(syn: Tensor, real: Tensor, rows: RowTable, mask: Tensor | None = 
         leaf = syn.detach().requires_grad_()
         loss = torch.zeros(syn.shape[:-1], dtype=torch.float64, device=syn.device)
         for offset, count, length in tensors:
-            a, b = (x[..., offset : offset + count * length].double().unflatten(-1, (count, length)) for x in (leaf, real))
+            a, b = (
+                x[..., offset : offset + count * length].double().unflatten(-1, (count, length))
+                for x in (leaf, real)
+            )
             cosine = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1) + EPS)
             loss = loss + (1 - cosine).sum(-1)
         (grad,) = torch.autograd.grad(loss.sum(), leaf)
@@ -81,8 +96,9 @@ CASE = OpCase(
     make=_make,
     differentiable=(0, 1),
     tiny=Shape(g=2, r=3, n=5, gap=1),
-    # one row (not of one element: cosines near 1 leave nothing but rounding); primes; a power of two plus one, past one round of
-    # a block; no rows; no group; groups with each kind of mask; past the size for two threads; a real network
+    # one row (not of one element: cosines near 1 leave nothing but rounding); primes; a power of
+    # two plus one, past one round of a block; no rows; no group; groups with each kind of mask;
+    # past the size for two threads; a real network
     shapes=[
         Shape(r=1, n=5, gap=0),
         Shape(r=7, n=31, gap=3),
@@ -95,8 +111,15 @@ CASE = OpCase(
         Shape(g=2, r=1, n=20011, gap=2),
         Shape(g=2, convnet=8),
     ],
-    interpreted=[Shape(r=3, n=530, gap=2), Shape(g=2, r=3, n=17, gap=1, mask="shared"), Shape(g=2, r=3, n=5, gap=0, mask="own")],
-    bench_shapes=[Shape(g=10, convnet=128), Shape(convnet=128)],  # all classes of DC in one call; one class
+    interpreted=[
+        Shape(r=3, n=530, gap=2),
+        Shape(g=2, r=3, n=17, gap=1, mask="shared"),
+        Shape(g=2, r=3, n=5, gap=0, mask="own"),
+    ],
+    bench_shapes=[
+        Shape(g=10, convnet=128),
+        Shape(convnet=128),
+    ],  # all classes of DC in one call; one class
     depth=_depth,
     flops=lambda s: 11 * _elements(s),
     bytes=_bytes,

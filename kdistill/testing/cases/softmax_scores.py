@@ -44,7 +44,8 @@ CASE = OpCase(
     make=_make,
     differentiable=(0,),
     tiny=Shape(n=3, k=4),
-    # two classes; primes; a power of two plus one; no sample; sure networks; soft labels; past one block of each backend
+    # two classes; primes; a power of two plus one; no sample; sure networks; soft labels; past one
+    # block of each backend
     shapes=[
         Shape(n=1, k=2),
         Shape(n=127, k=10),
@@ -60,6 +61,8 @@ CASE = OpCase(
     bench_shapes=[Shape(n=50000, k=100), Shape(n=50000, k=10), Shape(n=50000, k=100, soft=True)],
     depth=lambda s: s.k,
     flops=lambda s: 20 * s.n * s.k,
-    bytes=lambda s, itemsize: itemsize * s.n * s.k * (2 if getattr(s, "soft", False) else 1) + (itemsize * 5 + 8) * s.n,
+    bytes=lambda s, itemsize: (
+        itemsize * s.n * s.k * (2 if getattr(s, "soft", False) else 1) + (itemsize * 5 + 8) * s.n
+    ),
     peers={"separate formulations": _separately},
 )

@@ -22,9 +22,12 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
 
 
 def _sub_and_two_dots(y: Tensor, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    # as one would write it; the products in float64, as ours are (in float32 they miss the tolerance)
+    # as one would write it; the products in float64, as ours are (in float32 they miss the
+    # tolerance)
     wide = x.double()
-    return torch.sub(y, x, alpha=float(step)), torch.stack([torch.dot(wide, y.double()), torch.dot(wide, wide)])
+    return torch.sub(y, x, alpha=float(step)), torch.stack(
+        [torch.dot(wide, y.double()), torch.dot(wide, wide)]
+    )
 
 
 def _elements(s: Shape) -> int:
@@ -39,7 +42,8 @@ CASE = OpCase(
     make=_make,
     differentiable=(0, 1, 2),
     tiny=Shape(g=2, p=5, steps=1),
-    # nothing; one; primes; a power of two plus one, past one block of each backend; a group; past the size for two threads
+    # nothing; one; primes; a power of two plus one, past one block of each backend; a group; past
+    # the size for two threads
     shapes=[
         Shape(p=0),
         Shape(p=1),

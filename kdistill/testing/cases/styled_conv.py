@@ -15,18 +15,37 @@ from kdistill.testing.cases.fir_bias_act import NUMBERS, away_from_kinks
 from kdistill.testing.cases.winograd_conv import GROWTH
 
 
-def op(x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None = None) -> Tensor:
+def op(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor,
+    noise: Tensor,
+    taps: Tensor | None = None,
+) -> Tensor:
     """Return the op with the numbers of the case."""
     slope, gain, clamp = NUMBERS
-    return styled_conv(x, weight, styles, bias, noise, taps=taps, slope=slope, gain=gain, clamp=clamp)
+    return styled_conv(
+        x, weight, styles, bias, noise, taps=taps, slope=slope, gain=gain, clamp=clamp
+    )
 
 
-def _reference(x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None = None) -> Tensor:
+def _reference(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor,
+    noise: Tensor,
+    taps: Tensor | None = None,
+) -> Tensor:
     return reference.styled_conv(x, weight, styles, bias, noise, taps, *NUMBERS, False)[0]
 
 
 def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
-    x, styles = randn(s.n, s.c, s.h, s.w).contiguous(memory_format=torch.channels_last), randn(s.n, s.c)
+    x, styles = (
+        randn(s.n, s.c, s.h, s.w).contiguous(memory_format=torch.channels_last),
+        randn(s.n, s.c),
+    )
     weight, bias, up = randn(s.k, s.c, 3, 3), randn(s.k), 1 + s.fir
     taps = torch.tensor([0.25, 0.75, 0.5, 0.125]).to(x) if s.fir else None
     exact = [None if t is None else t.double() for t in (x, weight, styles, bias, None, taps)]
@@ -35,7 +54,14 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
     return x, weight, styles, bias, noise, taps
 
 
-def grouped(x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None = None) -> Tensor:
+def grouped(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor,
+    noise: Tensor,
+    taps: Tensor | None = None,
+) -> Tensor:
     """Return the same by the published network's way: the weights of every image, one convolution in groups."""
     slope, gain, clamp = NUMBERS
     (n, c, h, w), k = x.shape, len(weight)
@@ -60,8 +86,8 @@ CASE = OpCase(
     make=_make,
     differentiable=(0, 1, 2, 3, 4),
     tiny=Shape(n=2, m=1, c=2, k=3, h=3, w=4, fir=0),
-    # one pixel (of few channels the gradient of styles is a small rest of large terms); odd sizes, tails of vectors and panels;
-    # no image; several panels and blocks
+    # one pixel (of few channels the gradient of styles is a small rest of large terms); odd sizes,
+    # tails of vectors and panels; no image; several panels and blocks
     shapes=[
         Shape(n=1, m=1, c=5, k=3, h=1, w=1, fir=0),
         Shape(n=3, m=3, c=13, k=7, h=7, w=5, fir=0),

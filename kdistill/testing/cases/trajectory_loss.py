@@ -12,7 +12,9 @@ from kdistill.ops.trajectory_loss import GRAD_ORDER
 from kdistill.testing.cases._case import OpCase, Shape
 
 
-def _reference(final: Tensor, target: Tensor, start: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _reference(
+    final: Tensor, target: Tensor, start: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     return reference.trajectory_loss(final, target, start, mask)[:2]
 
 
@@ -28,13 +30,18 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
     return final, target, start, mask
 
 
-def _published(final: Tensor, target: Tensor, start: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    # MTT's two sums of squares, here in float64 (in float32 they miss the tolerance), and autograd for the gradient
+def _published(
+    final: Tensor, target: Tensor, start: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    # MTT's two sums of squares, here in float64 (in float32 they miss the tolerance), and autograd
+    # for the gradient
     with torch.enable_grad():
         leaf = final.detach().requires_grad_()
         keep = 1.0 if mask is None else mask.double()
         left, whole = keep * leaf.double(), keep * target.double()
-        loss = F.mse_loss(left, whole, reduction="sum") / F.mse_loss(keep * start.double(), whole, reduction="sum")
+        loss = F.mse_loss(left, whole, reduction="sum") / F.mse_loss(
+            keep * start.double(), whole, reduction="sum"
+        )
         (grad,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), grad
 
@@ -44,7 +51,8 @@ def _elements(s: Shape) -> int:
 
 
 def _bytes(s: Shape, itemsize: int) -> float:
-    # three arrays in, one out; the mask once; the gradient is read and written once more for its scale
+    # three arrays in, one out; the mask once; the gradient is read and written once more for its
+    # scale
     masks = {"none": 0, "shared": s.p, "own": _elements(s)}[getattr(s, "mask", "none")]
     return itemsize * (6 * _elements(s) + masks)
 
@@ -57,8 +65,9 @@ CASE = OpCase(
     make=_make,
     differentiable=(0, 1, 2, 3),
     tiny=Shape(g=2, p=5, mask="own"),
-    # one; primes; a power of two plus one, past one block of each backend; no row; groups with each kind of mask; past the size
-    # for two threads (a row without parameters has no denominator: an error)
+    # one; primes; a power of two plus one, past one block of each backend; no row; groups with each
+    # kind of mask; past the size for two threads (a row without parameters has no denominator: an
+    # error)
     shapes=[
         Shape(p=1),
         Shape(p=127),
@@ -73,7 +82,11 @@ CASE = OpCase(
         Shape(g=3, p=32771),
     ],
     interpreted=[Shape(p=2053), Shape(g=3, p=37, mask="shared"), Shape(g=2, p=41, mask="own")],
-    bench_shapes=[Shape(p=320010), Shape(p=320010, mask="shared"), Shape(p=1 << 24)],  # ConvNet-3 of width 128; past any cache
+    bench_shapes=[
+        Shape(p=320010),
+        Shape(p=320010, mask="shared"),
+        Shape(p=1 << 24),
+    ],  # ConvNet-3 of width 128; past any cache
     depth=lambda s: s.p,
     flops=lambda s: 9 * _elements(s),
     bytes=_bytes,

@@ -53,6 +53,8 @@ CASE = OpCase(
     ],
     depth=lambda s: GROWTH**2 * 9 * s.c,
     flops=lambda s: 18 * s.n * (s.h + 2 * s.p - 2) * (s.w + 2 * s.p - 2) * s.c * s.k,
-    bytes=lambda s, itemsize: itemsize * (s.n * s.h * s.w * s.c + 9 * s.c * s.k + s.n * s.h * s.w * s.k),
+    bytes=lambda s, itemsize: (
+        itemsize * (s.n * s.h * s.w * s.c + 9 * s.c * s.k + s.n * s.h * s.w * s.k)
+    ),
     peers={"conv2d": _contiguous, "conv2d channels-last": _reference},
 )

@@ -1,8 +1,11 @@
 """ConvNet-D's per-sample gradient norms: one forward and one backward pass in which no per-sample gradient is made.
 
-The gradient of a sum of losses in a map is, image by image, that of the image's own loss.  So an ordinary backward pass without
-weight gradients has all that is needed: a layer's input and the gradient of its output give the squared norm of each image's
-weight gradient (``conv_grad_sqnorm``), while both are in cache; a block's scale and shift get one row per image.
+The gradient of a sum of losses in a map is, image by image, that of the image's own loss.  So an
+ordinary backward pass without
+weight gradients has all that is needed: a layer's input and the gradient of its output give the
+    squared norm of each image's
+weight gradient (``conv_grad_sqnorm``), while both are in cache; a block's scale and shift get one
+row per image.
 Symbols: see ``_convnet_fast``.
 """
 

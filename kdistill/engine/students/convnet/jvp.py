@@ -1,6 +1,7 @@
 """ConvNet-D and its derivative in a direction of the weights: one forward and one backward pass of dual layers.
 
-Every map x goes with ẋ = d/dε x(θ + εv).  Images do not move with θ, so the first convolution has no tangent of its input.
+Every map x goes with ẋ = d/dε x(θ + εv).  Images do not move with θ, so the first convolution has
+no tangent of its input.
 Symbols: see ``_convnet_fast``.
 """
 
@@ -20,7 +21,8 @@ from kdistill.engine.students.results import GradJvp
 if TYPE_CHECKING:
     from kdistill.engine.students.convnet.network import ConvNet
 
-MAPS = 2  # a dual pass keeps this many maps where a plain pass keeps one: its chunks are smaller by that
+# a dual pass keeps this many maps where a plain pass keeps one: its chunks are smaller by that
+MAPS = 2
 
 
 @dataclass
@@ -54,7 +56,14 @@ class DualPass:
     want_images: bool
 
 
-def grad_jvp(student: "ConvNet", theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, want: Sequence[str]) -> GradJvp:
+def grad_jvp(
+    student: "ConvNet",
+    theta: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    v: Tensor,
+    want: Sequence[str],
+) -> GradJvp:
     """Return what ``Student.grad_jvp`` promises; every chunk goes forward and backward while it is in cache."""
     net, dot = fast.prepare(student, theta), fast.prepare(student, v)
     sums_dot, sums = (Sums(net, theta) if name in want else None for name in ("hvp", "grad"))
@@ -78,8 +87,12 @@ def grad_jvp(student: "ConvNet", theta: Tensor, images: Tensor, labels: Tensor, 
         loss_tangent=loss_dot,
         grad=run.sums.finish() if run.sums is not None else None,
         hvp=run.sums_dot.finish() if run.sums_dot is not None else None,
-        images_tangent=torch.cat([x for x in images_dot if x is not None]) if run.want_images else None,
-        labels_tangent=torch.cat([x for x in labels_dot if x is not None]) if labels.is_floating_point() else None,
+        images_tangent=torch.cat([x for x in images_dot if x is not None])
+        if run.want_images
+        else None,
+        labels_tangent=torch.cat([x for x in labels_dot if x is not None])
+        if labels.is_floating_point()
+        else None,
     )
 
 
@@ -88,11 +101,16 @@ def _forward(run: DualPass, images: Tensor) -> DualSaved:
     blocks: list[DualBlock] = []
     source, source_dot = images, None
     for level, conv in enumerate(net.convs):
-        operand, operand_dot = conv.input(source), None if source_dot is None else conv.input(source_dot)
+        operand, operand_dot = (
+            conv.input(source),
+            None if source_dot is None else conv.input(source_dot),
+        )
         weight, weight_dot = net.weights[level], dot.weights[level]
         x = conv.output(batch, (operand, weight))
         x_dot = conv.output(batch, *_product_rule(operand, operand_dot, weight, weight_dot))
-        source, source_dot, kept = net.blocks[level].forward_tangent(x, x_dot, net.affine[level], dot.affine[level])
+        source, source_dot, kept = net.blocks[level].forward_tangent(
+            x, x_dot, net.affine[level], dot.affine[level]
+        )
         blocks.append(DualBlock(operand, operand_dot, x, x_dot, kept))
     return DualSaved(blocks, source.flatten(1), source_dot.flatten(1))
 
@@ -113,7 +131,9 @@ def _backward(run: DualPass, saved: DualSaved, grad: Tensor, grad_dot: Tensor) -
     """Add the blocks' gradients to the sums; return the tangent of dL/dimages if it is asked for."""
     net, dot, sums, sums_dot, batch = run.net, run.dot, run.sums, run.sums_dot, len(saved.features)
     last = net.student.blocks[-1]
-    grad, grad_dot = (g.reshape(-1, net.student.width, last.pooled, last.pooled) for g in (grad, grad_dot))
+    grad, grad_dot = (
+        g.reshape(-1, net.student.width, last.pooled, last.pooled) for g in (grad, grad_dot)
+    )
     for level in reversed(range(net.student.depth)):
         kept, conv = saved.blocks[level], net.convs[level]
         dx, dx_dot, daffine, daffine_dot = net.blocks[level].backward_tangent(

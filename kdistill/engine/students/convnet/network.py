@@ -1,8 +1,9 @@
 """ConvNet-D, the field's standard student: D times (3×3 conv → norm → activation → 2×2 pool), then a linear classifier.
 
-Source: Gidaris and Komodakis, CVPR 2018, as used by Zhao et al. (dataset condensation) and everyone after them.
-The standard block (instance norm, ReLU, average pooling) runs through the fused op; the passes without a graph are in
-``_convnet_fast``, ``_convnet_dual`` and ``_convnet_match``.
+Source: Gidaris and Komodakis, CVPR 2018, as used by Zhao et al. (dataset condensation) and everyone
+    after them.
+The standard block (instance norm, ReLU, average pooling) runs through the fused op; the passes
+without a graph are in ``_convnet_fast``, ``_convnet_dual`` and ``_convnet_match``.
 Symbols: P parameters, B images, C channels, S their side, W width, N classes, F features.
 """
 
@@ -31,7 +32,11 @@ from kdistill.engine.students.sample_grads import SampleGrads
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.ops.norm_act_pool import norm_act_pool
 
-ACTIVATIONS = {"relu": functional.relu, "leaky_relu": functional.leaky_relu, "silu": functional.silu}
+ACTIVATIONS = {
+    "relu": functional.relu,
+    "leaky_relu": functional.leaky_relu,
+    "silu": functional.silu,
+}
 NORMS = ("instance", "group", "batch", "none")
 POOLINGS = ("avg", "max", "none")
 
@@ -41,7 +46,9 @@ Statistics = list[tuple[Tensor, Tensor]]
 def check_choice(where: str, what: str, value: str, known: tuple[str, ...] | list[str]) -> None:
     """Raise ConfigError unless ``value`` is one of ``known``."""
     if value not in known:
-        raise ConfigError(f"{where}: expected a known {what}, got '{value}'; {did_you_mean(value, list(known))}")
+        raise ConfigError(
+            f"{where}: expected a known {what}, got '{value}'; {did_you_mean(value, list(known))}"
+        )
 
 
 def first_padding(size: int) -> int:
@@ -103,10 +110,14 @@ class ConvNet(Student):
     def with_statistics(self, statistics: Statistics | None) -> "ConvNet":
         """Return this student with frozen normalisation statistics, constants in every derivative; None for the batch's own."""
         if self.norm != "batch":
-            raise ConfigError(f"with_statistics: expected norm 'batch', got '{self.norm}'; only batch norm has such statistics")
+            raise ConfigError(
+                f"with_statistics: expected norm 'batch', got '{self.norm}'; only batch norm has "
+                "such statistics"
+            )
         if statistics is not None and len(statistics) != self.depth:
             raise ConfigError(
-                f"with_statistics: expected {self.depth} pairs, got {len(statistics)}; pass the result of batch_statistics"
+                f"with_statistics: expected {self.depth} pairs, got {len(statistics)}; pass the "
+                "result of batch_statistics"
             )
         student = copy.copy(self)
         student.statistics = statistics
@@ -127,7 +138,12 @@ class ConvNet(Student):
         return functional.linear(features, weight, bias)
 
     def _run(
-        self, theta: Tensor, images: Tensor, *, maps: list[Tensor] | None = None, statistics: Statistics | None = None
+        self,
+        theta: Tensor,
+        images: Tensor,
+        *,
+        maps: list[Tensor] | None = None,
+        statistics: Statistics | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         parts = self.unflatten(theta)
         per_block = (len(parts) - 2) // self.depth
@@ -193,7 +209,9 @@ class ConvNet(Student):
     def affine_slots(self, level: int) -> range:
         """Return which slots hold the parameters of a block; a bias that cancels is not among them."""
         first = self.conv_slot(level)
-        return range(first + (2 if self.is_standard else 1), first + (4 if self.norm != "none" else 2))
+        return range(
+            first + (2 if self.is_standard else 1), first + (4 if self.norm != "none" else 2)
+        )
 
     def block_layers(self) -> list[BlockLayer]:
         """Return the blocks between the convolutions."""
@@ -202,7 +220,11 @@ class ConvNet(Student):
 
         def function(level: int, x: Tensor, bias: Tensor, *affine: Tensor) -> Tensor:
             y = self._normalise_plainly(x + bias[:, None, None], affine, level)
-            return self._pool(y * torch.sigmoid(y) if self.activation == "silu" else ACTIVATIONS[self.activation](y))
+            return self._pool(
+                y * torch.sigmoid(y)
+                if self.activation == "silu"
+                else ACTIVATIONS[self.activation](y)
+            )
 
         return [composed(partial(function, level)) for level in range(self.depth)]
 
@@ -215,20 +237,28 @@ class ConvNet(Student):
     def _forward(self, theta: Tensor, images: Tensor, to: str) -> tuple[Tensor, Any]:
         return fast.forward(self, theta, images, to, keep=True)
 
-    def _backward(self, saved: Any, grad_out: Tensor, want_theta: bool, want_images: bool) -> tuple[Tensor | None, Tensor | None]:
+    def _backward(
+        self, saved: Any, grad_out: Tensor, want_theta: bool, want_images: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
         return fast.backward(saved, grad_out, want_theta, want_images)
 
-    def _loss_and_grad(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss_and_grad(
+        self, theta: Tensor, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return fast.loss_and_grad(self, theta, images, labels)
 
     def _features_and_logits(self, theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor, bool]:
         features, (weight, bias) = self._infer_features(theta, images), self.unflatten(theta)[-2:]
         return features, functional.linear(features, weight, bias), True
 
-    def _sample_grads(self, theta: Tensor, images: Tensor, labels: Tensor, want_last: bool) -> SampleGrads:
+    def _sample_grads(
+        self, theta: Tensor, images: Tensor, labels: Tensor, want_last: bool
+    ) -> SampleGrads:
         return scores.sample_grads(self, theta, images, labels)
 
-    def _grad_jvp(self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, want: Sequence[str]) -> GradJvp:
+    def _grad_jvp(
+        self, theta: Tensor, images: Tensor, labels: Tensor, v: Tensor, want: Sequence[str]
+    ) -> GradJvp:
         return dual.grad_jvp(self, theta, images, labels, v, want)
 
     def _grad_then_images_tangent(
@@ -239,7 +269,10 @@ class ConvNet(Student):
     def convolutions(self, like: Tensor) -> list[Convolution]:
         """Return the convolution of every block for tensors like ``like``."""
         sizes = zip([self.channels, *[self.width] * (self.depth - 1)], self.blocks, strict=True)
-        return [convolution_for(c, self.width, b.padding, b.side - 2 * b.padding + 2, like) for c, b in sizes]
+        return [
+            convolution_for(c, self.width, b.padding, b.side - 2 * b.padding + 2, like)
+            for c, b in sizes
+        ]
 
 
 def _blocks(size: int, depth: int, norm: str, pooling: str) -> list[Block]:
@@ -251,7 +284,8 @@ def _blocks(size: int, depth: int, norm: str, pooling: str) -> list[Block]:
         pooled = side if pooling == "none" else side // 2
         if pooled == 0 or (side == 1 and norm == "instance"):
             raise ConfigError(
-                f"convnet: expected depth <= {level} for {size}-pixel images, got {depth}; the map has shrunk to 1×1 "
+                f"convnet: expected depth <= {level} for {size}-pixel images, got {depth}; the map "
+                "has shrunk to 1×1 "
                 f"before block {level + 1}"
             )
         blocks.append(Block(padding, side, pooled))
@@ -259,7 +293,9 @@ def _blocks(size: int, depth: int, norm: str, pooling: str) -> list[Block]:
     return blocks
 
 
-def _slots(channels: int, width: int, depth: int, has_norm: bool, features: int, classes: int) -> list[Slot]:
+def _slots(
+    channels: int, width: int, depth: int, has_norm: bool, features: int, classes: int
+) -> list[Slot]:
     slots = []
     for level in range(depth):
         fan_in = 9 * (width if level else channels)

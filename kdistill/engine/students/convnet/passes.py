@@ -1,9 +1,12 @@
 """ConvNet-D without an autograd graph: explicit passes, in chunks of images that fit the cache.
 
-A bias before an instance norm cancels: the fused block leaves it out, and its gradient is exactly zero.
-When a batch takes several chunks, the first convolution is not saved but repeated in the backward pass: it has by far the largest
-map and the fewest flops, and writing 4/3 of the memory of all the rest costs more than the GEMM.
-Symbols: B images of a chunk, C channels, S their side, W width, N classes, F features, P parameters.
+A bias before an instance norm cancels: the fused block leaves it out, and its gradient is exactly
+    zero.
+When a batch takes several chunks, the first convolution is not saved but repeated in the backward
+pass: it has by far the largest map and the fewest flops, and writing 4/3 of the memory of all the
+rest costs more than the GEMM.
+Symbols: B images of a chunk, C channels, S their side, W width, N classes, F features, P
+    parameters.
 """
 
 from dataclasses import dataclass
@@ -78,7 +81,9 @@ class Sums:
         """Return dL/dtheta ``[P]``."""
         for level, total in enumerate(self.convs):
             if total is not None:
-                self.parts[self.net.student.conv_slot(level)].copy_(self.net.convs[level].from_weight(total))
+                self.parts[self.net.student.conv_slot(level)].copy_(
+                    self.net.convs[level].from_weight(total)
+                )
         return self.flat
 
 
@@ -95,23 +100,38 @@ def chunks_of(student: "ConvNet", images: Tensor, maps: int = 1) -> list[Tensor]
     """Return ``images`` split so that ``maps`` times the largest map of a chunk stay in cache."""
     if student.is_joint:  # statistics of the whole batch
         return [images]
-    largest = maps * max(block.side for block in student.blocks) ** 2 * student.width * images.element_size()
+    largest = (
+        maps
+        * max(block.side for block in student.blocks) ** 2
+        * student.width
+        * images.element_size()
+    )
     return list(images.split(layers.chunk_rows(images, largest)))
 
 
-def forward(student: "ConvNet", theta: Tensor, images: Tensor, to: str, *, keep: bool) -> tuple[Tensor, FastSaved]:
+def forward(
+    student: "ConvNet", theta: Tensor, images: Tensor, to: str, *, keep: bool
+) -> tuple[Tensor, FastSaved]:
     """Return (logits or features, saved); saved is empty unless ``keep``."""
     net, outs, saved = prepare(student, theta), [], []
     parts = chunks_of(student, images)
     for part in parts:
-        chunk = _chunk_forward(net, part, keep=keep, keep_first=len(parts) == 1, keep_operands=False)
-        outs.append(layers.linear_fwd(chunk.features, net.weight, net.bias) if to == "logits" else chunk.features)
+        chunk = _chunk_forward(
+            net, part, keep=keep, keep_first=len(parts) == 1, keep_operands=False
+        )
+        outs.append(
+            layers.linear_fwd(chunk.features, net.weight, net.bias)
+            if to == "logits"
+            else chunk.features
+        )
         if keep:
             saved.append(chunk)
     return outs[0] if len(outs) == 1 else torch.cat(outs), FastSaved(net, saved, to)
 
 
-def backward(saved: FastSaved, grad_out: Tensor, want_theta: bool, want_images: bool) -> tuple[Tensor | None, Tensor | None]:
+def backward(
+    saved: FastSaved, grad_out: Tensor, want_theta: bool, want_images: bool
+) -> tuple[Tensor | None, Tensor | None]:
     """Return (dL/dtheta or None, dL/dimages or None)."""
     rows = [chunk.features.shape[0] for chunk in saved.chunks]
     sums = Sums(saved.net, grad_out) if want_theta else None
@@ -123,7 +143,9 @@ def backward(saved: FastSaved, grad_out: Tensor, want_theta: bool, want_images: 
     return grad_theta, torch.cat([g for g in grads if g is not None]) if want_images else None
 
 
-def loss_and_grad(student: "ConvNet", theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def loss_and_grad(
+    student: "ConvNet", theta: Tensor, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return (mean cross-entropy, dL/dtheta [P]); every chunk goes forward and backward while it is in cache."""
     net, loss = prepare(student, theta), theta.new_zeros(())
     sums, parts = Sums(net, theta), chunks_of(student, images)
@@ -136,7 +158,9 @@ def loss_and_grad(student: "ConvNet", theta: Tensor, images: Tensor, labels: Ten
     return loss, sums.finish()
 
 
-def _chunk_forward(net: Net, images: Tensor, *, keep: bool, keep_first: bool, keep_operands: bool) -> ChunkSaved:
+def _chunk_forward(
+    net: Net, images: Tensor, *, keep: bool, keep_first: bool, keep_operands: bool
+) -> ChunkSaved:
     saved, source = [], images
     for level, conv in enumerate(net.convs):
         operand = conv.input(source)
@@ -149,7 +173,9 @@ def _chunk_forward(net: Net, images: Tensor, *, keep: bool, keep_first: bool, ke
     return ChunkSaved(images, saved, source.flatten(1))
 
 
-def _chunk_backward(net: Net, chunk: ChunkSaved, grad: Tensor, to: str, sums: Sums | None, want_images: bool) -> Tensor | None:
+def _chunk_backward(
+    net: Net, chunk: ChunkSaved, grad: Tensor, to: str, sums: Sums | None, want_images: bool
+) -> Tensor | None:
     """Return dL/dimages of a chunk or None, and add its dL/dtheta to ``sums``."""
     student, last, batch = net.student, net.student.blocks[-1], len(chunk.images)
     if to == "logits":
@@ -160,7 +186,11 @@ def _chunk_backward(net: Net, chunk: ChunkSaved, grad: Tensor, to: str, sums: Su
     grad = grad.reshape(-1, student.width, last.pooled, last.pooled)
     for level in reversed(range(student.depth)):
         kept, conv = chunk.blocks[level], net.convs[level]
-        operand = conv.input(kept.source) if kept.operand is None and (sums is not None or kept.x is None) else kept.operand
+        operand = (
+            conv.input(kept.source)
+            if kept.operand is None and (sums is not None or kept.x is None)
+            else kept.operand
+        )
         x = conv.output(batch, (_there(operand), net.weights[level])) if kept.x is None else kept.x
         dx, daffine = net.blocks[level].backward(grad, x, net.affine[level], kept.kept)
         grad_operand = conv.grad(dx)

@@ -45,4 +45,6 @@ def refuse(where: str, **options: tuple[object, tuple[object, ...]]) -> None:
     for option, (value, allowed) in options.items():
         if value not in allowed:
             known = ", ".join(str(a) for a in allowed)
-            raise ConfigError(f"{where}: expected {option} among {known}, got {value}; leave it at its default")
+            raise ConfigError(
+                f"{where}: expected {option} among {known}, got {value}; leave it at its default"
+            )

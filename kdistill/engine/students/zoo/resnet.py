@@ -18,7 +18,9 @@ class BasicBlock(nn.Module):
         self.shortcut = (
             nn.Identity()
             if stride == 1 and inputs == outputs
-            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm_layer(norm, outputs))
+            else nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm_layer(norm, outputs)
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,7 +32,9 @@ class BasicBlock(nn.Module):
 class ResNet18(ZooModule):
     """Stages of 1, 2, 4 and 8 times ``width`` maps; a stage halves the map unless that would leave less than 2×2."""
 
-    def __init__(self, channels: int, size: int, classes: int, width: int = 64, norm: str = "instance"):
+    def __init__(
+        self, channels: int, size: int, classes: int, width: int = 64, norm: str = "instance"
+    ):
         super().__init__()
         padding, stride = (3 if size == 28 else 1), max(1, size // 32)
         self.conv = nn.Conv2d(channels, width, 3, stride, padding, bias=False)
@@ -40,7 +44,10 @@ class ResNet18(ZooModule):
             halve = 2 if stage > 0 and side >= 3 else 1
             side = -(-side // halve)
             outputs = width * 2**stage
-            blocks += [BasicBlock(inputs, outputs, halve, norm), BasicBlock(outputs, outputs, 1, norm)]
+            blocks += [
+                BasicBlock(inputs, outputs, halve, norm),
+                BasicBlock(outputs, outputs, 1, norm),
+            ]
             inputs = outputs
         self.blocks = nn.ModuleList(blocks)
         self.classifier = nn.Linear(inputs, classes)

@@ -12,13 +12,19 @@ POOLED = (0, 1, 3, 5, 7)  # the convolutions that a 2×2 max pooling follows
 class Vgg11(ZooModule):
     """See the module.  Smaller images skip the poolings that would leave a 1×1 map early; larger ones pool wider at the end."""
 
-    def __init__(self, channels: int, size: int, classes: int, width: int = 64, norm: str = "instance"):
+    def __init__(
+        self, channels: int, size: int, classes: int, width: int = 64, norm: str = "instance"
+    ):
         super().__init__()
         padding = 3 if size == 28 else 1
         side, inputs, parts, self.pools = size + 2 * padding - 2, channels, [], {}
         for level, ratio in enumerate(RATIOS):
             conv = nn.Conv2d(inputs, width * ratio, 3, padding=padding if level == 0 else 1)
-            parts.append(nn.ModuleDict({"conv": conv, "norm": norm_layer(norm, width * ratio), "act": nn.ReLU()}))
+            parts.append(
+                nn.ModuleDict(
+                    {"conv": conv, "norm": norm_layer(norm, width * ratio), "act": nn.ReLU()}
+                )
+            )
             inputs = width * ratio
             if level == POOLED[-1]:
                 self.pools[level] = side  # what is left goes to 1×1: 2 at 32 pixels

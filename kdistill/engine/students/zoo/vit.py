@@ -1,6 +1,7 @@
 """A small vision transformer: patches, a class token, pre-norm blocks of attention and MLP, no dropout.
 
-Variant of our own for small images (the field has no fixed one): 4-pixel patches at 32 pixels, 64 tokens at most, 6 blocks.
+Variant of our own for small images (the field has no fixed one): 4-pixel patches at 32 pixels, 64
+tokens at most, 6 blocks.
 """
 
 import torch
@@ -20,7 +21,11 @@ class TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm1, self.qkv, self.out = nn.LayerNorm(width, EPS), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm1, self.qkv, self.out = (
+            nn.LayerNorm(width, EPS),
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
         self.norm2, self.up, self.act, self.down = (
             nn.LayerNorm(width, EPS),
             nn.Linear(width, 2 * width),
@@ -31,7 +36,9 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[B, T, width]`` from the same."""
         batch, tokens, width = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        )
         weights = (q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5).softmax(-1)
         x = x + self.out((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
         return x + self.down(self.act(self.up(self.norm2(x))))
@@ -44,7 +51,10 @@ class Vit(ZooModule):
         super().__init__()
         heads = max(1, width // HEAD)
         if width % heads:
-            raise ConfigError(f"vit: expected a width that {heads} heads divide, got {width}; use a multiple of {HEAD}")
+            raise ConfigError(
+                f"vit: expected a width that {heads} heads divide, got {width}; use a multiple of "
+                f"{HEAD}"
+            )
         self.patch = 2 if size < 24 else 4 * max(1, size // 32)
         side = -(-size // self.patch)
         self.pad = side * self.patch - size
@@ -58,14 +68,26 @@ class Vit(ZooModule):
 
     def draw_parameters(self, generator: Generator) -> list[Tensor]:
         """Return initial values; the class token and the positions are N(0, 0.02²)."""
-        values = dict(zip([n for n, _ in self.named_parameters()], super().draw_parameters(generator), strict=True))
+        values = dict(
+            zip(
+                [n for n, _ in self.named_parameters()],
+                super().draw_parameters(generator),
+                strict=True,
+            )
+        )
         for name in ("token", "position"):
-            values[name] = 0.02 * torch.randn(values[name].shape, generator=generator, device=generator.device)
+            values[name] = 0.02 * torch.randn(
+                values[name].shape, generator=generator, device=generator.device
+            )
         return list(values.values())
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits."""
-        x = self.embed(functional.pad(images, (0, self.pad, 0, self.pad))).flatten(2).transpose(1, 2)
+        x = (
+            self.embed(functional.pad(images, (0, self.pad, 0, self.pad)))
+            .flatten(2)
+            .transpose(1, 2)
+        )
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
         for block in self.blocks:
             x = block(x)

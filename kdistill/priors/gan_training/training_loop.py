@@ -15,7 +15,7 @@ from kdistill._native import peak_bytes, return_freed_memory
 from kdistill.artifacts.checkpoint import first_difference, load_checkpoint, save_checkpoint
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
 from kdistill.priors.gan_training.state import TrainingState
-from kdistill.priors.gan_training.steps import Game, Losses
+from kdistill.priors.gan_training.steps import GanTraining, Losses
 
 _log = logging.getLogger("kdistill")
 CHECKPOINT = "checkpoint.safetensors"
@@ -29,9 +29,11 @@ class PriorProgress:
     Attributes:
         iteration: Iterations done.
         iterations: In all.
-        loss_discriminator: Of the last iteration; 1.39 (2 ln 2) is that of one which cannot tell real from generated.
+        loss_discriminator: Of the last iteration; 1.39 (2 ln 2) is that of one which cannot tell
+            real from generated.
         loss_generator: Of the last iteration.
-        sign: Mean sign of the logits on real images, lately; near 1 the discriminator knows them by heart.
+        sign: Mean sign of the logits on real images, lately; near 1 the discriminator knows them by
+            heart.
         augment_p: Probability of each family of augmentations.
         seconds: Since this process began the loop.
         rate: Iterations per second.
@@ -65,7 +67,7 @@ class PriorOutcome:
 
 
 def fit(
-    game: Game,
+    game: GanTraining,
     folder: Path,
     *,
     identity: dict[str, Any],
@@ -95,10 +97,14 @@ def fit(
     loop = _Loop(game, folder, identity, tuple(callbacks), on_checkpoint)
     loop.state = loop.load() if resume else game.start()
     try:
-        return loop.go(float("inf") if max_minutes is None else 60.0 * max_minutes, 60.0 * checkpoint_minutes)
+        return loop.go(
+            float("inf") if max_minutes is None else 60.0 * max_minutes, 60.0 * checkpoint_minutes
+        )
     except KeyboardInterrupt as error:
         loop.save()
-        error.args = (f"iteration {loop.state.iteration:,} is saved in {folder}; continue with resume=True",)
+        error.args = (
+            f"iteration {loop.state.iteration:,} is saved in {folder}; continue with resume=True",
+        )
         raise
     except NonFiniteError as error:
         loop.save()
@@ -113,7 +119,7 @@ def fit(
 class _Loop:
     def __init__(
         self,
-        game: Game,
+        game: GanTraining,
         folder: Path,
         identity: dict[str, Any],
         callbacks: tuple[Callable[[PriorProgress], None], ...],
@@ -154,40 +160,67 @@ class _Loop:
             callback(progress)
 
     def save(self) -> None:
-        save_checkpoint(self.folder / CHECKPOINT, self.state.tensors(), {**self.state.numbers(), "identity": self.identity})
+        save_checkpoint(
+            self.folder / CHECKPOINT,
+            self.state.tensors(),
+            {**self.state.numbers(), "identity": self.identity},
+        )
 
     def load(self) -> TrainingState:
         path = self.folder / CHECKPOINT
         start = self.game.start()
         if not path.exists() and not path.with_name(path.name + ".prev").exists():
-            _log.warning("resume: no checkpoint in %s yet; starting from the beginning", self.folder)
+            _log.warning(
+                "resume: no checkpoint in %s yet; starting from the beginning", self.folder
+            )
             return start
         tensors, meta = load_checkpoint(path)
         numbers = start.numbers()
-        if not isinstance(meta, dict) or any(type(meta.get(name)) is not type(value) for name, value in numbers.items()):
-            raise DataError(f"resume: expected the checkpoint of a generator's training, got another in {path}; start afresh")
-        if "identity" not in meta or set(tensors) != set(start.tensors()) or not set(meta) >= set(start.numbers()):
-            raise DataError(f"resume: expected the checkpoint of a generator's training, got another in {path}; start afresh")
+        if not isinstance(meta, dict) or any(
+            type(meta.get(name)) is not type(value) for name, value in numbers.items()
+        ):
+            raise DataError(
+                "resume: expected the checkpoint of a generator's training, got another in "
+                f"{path}; start afresh"
+            )
+        if (
+            "identity" not in meta
+            or set(tensors) != set(start.tensors())
+            or not set(meta) >= set(start.numbers())
+        ):
+            raise DataError(
+                "resume: expected the checkpoint of a generator's training, got another in "
+                f"{path}; start afresh"
+            )
         if difference := first_difference(self.identity, meta["identity"]):
             key, ours, theirs = difference
             raise ConfigError(
-                f"resume: expected the training that the checkpoint belongs to, got another {key} ({ours!r}, was {theirs!r}); "
+                f"resume: expected the training that the checkpoint belongs to, got another {key} "
+                f"({ours!r}, was {theirs!r}); "
                 "use the same settings or another folder"
             )
         if meta["iteration"] > self.game.spec.iterations:
             raise ConfigError(
-                f"resume: expected a checkpoint of at most {self.game.spec.iterations} iterations, got one of "
+                f"resume: expected a checkpoint of at most {self.game.spec.iterations} iterations, "
+                "got one of "
                 f"{meta['iteration']}; raise iterations, or use another folder"
             )
         if wrong := next(
-            (name for name, x in start.tensors().items() if (tensors[name].shape, tensors[name].dtype) != (x.shape, x.dtype)),
+            (
+                name
+                for name, x in start.tensors().items()
+                if (tensors[name].shape, tensors[name].dtype) != (x.shape, x.dtype)
+            ),
             None,
         ):
-            raise DataError(f"resume: expected '{wrong}' of this version's networks, got another length in {path}; start afresh")
+            raise DataError(
+                f"resume: expected '{wrong}' of this version's networks, got another length in "
+                f"{path}; start afresh"
+            )
         return start.with_saved(tensors, meta)
 
 
-def _check_finite(after: TrainingState, losses: Losses, game: Game) -> None:
+def _check_finite(after: TrainingState, losses: Losses, game: GanTraining) -> None:
     """Raise NonFiniteError that names what stopped being a number first."""
     named = {
         "discriminator loss": losses.discriminator,
@@ -196,10 +229,20 @@ def _check_finite(after: TrainingState, losses: Losses, game: Game) -> None:
         "path-length penalty": losses.path,
     }
     values = {name: float(value) for name, value in named.items()}
-    wrong = next((f"{name}, got {value}" for name, value in values.items() if not abs(value) < float("inf")), None)
+    wrong = next(
+        (f"{name}, got {value}" for name, value in values.items() if not abs(value) < float("inf")),
+        None,
+    )
     if wrong is None:
         networks = {"discriminator": after.discriminator, "generator": after.generator}
-        wrong = next((f"{name} after the step, got one that is not" for name, x in networks.items() if not x.is_finite), None)
+        wrong = next(
+            (
+                f"{name} after the step, got one that is not"
+                for name, x in networks.items()
+                if not x.is_finite
+            ),
+            None,
+        )
     if wrong is not None:
         r1 = game.spec.r1_weight(game.opponent.size)
         raise NonFiniteError(
