@@ -24,7 +24,7 @@ from kdistill.priors.gan_training import PriorProgress, PriorSpec, Quality, card
 from kdistill.priors.gan_training.quality import centred, draw
 from kdistill.priors.gan_training.steps import GanTraining, new_gan_training
 from kdistill.priors.gan_training.training_loop import CHECKPOINT, PriorOutcome
-from kdistill.priors.latents import View
+from kdistill.priors.latents import GeneratorAdapter
 from kdistill.priors.network_files import save_generator
 from kdistill.priors.network_files.generator_folder import holds
 from kdistill.priors.stylegan import Generator
@@ -303,7 +303,10 @@ def _picture(
     """Write ``samples.png``: the same latents every time, classes as rows."""
     labels = torch.arange(data.num_classes).repeat_interleave(SHOWN)
     images = draw(
-        game.generator_of(average), labels, make_key(game.spec.seed, "prior samples"), View()
+        game.generator_of(average),
+        labels,
+        make_key(game.spec.seed, "prior samples"),
+        GeneratorAdapter(),
     )
     heading = {
         "source": {"name": data.name},

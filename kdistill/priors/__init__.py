@@ -2,11 +2,12 @@
 
 from kdistill.priors.base import Noise, Prior, RenderedPrior, State
 from kdistill.priors.hierarchical import PIXELS, HierarchicalPrior, Stage
-from kdistill.priors.latents import LatentPrior, View
+from kdistill.priors.latents import GeneratorAdapter, LatentPrior
 from kdistill.priors.pixels import PixelPrior
 
 __all__ = [
     "PIXELS",
+    "GeneratorAdapter",
     "HierarchicalPrior",
     "LatentPrior",
     "Noise",
@@ -15,5 +16,4 @@ __all__ = [
     "RenderedPrior",
     "Stage",
     "State",
-    "View",
 ]

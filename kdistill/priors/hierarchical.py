@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdistill.errors import ConfigError
 from kdistill.priors.base import Noise, State
-from kdistill.priors.latents import LatentPrior, View, clean
+from kdistill.priors.latents import GeneratorAdapter, LatentPrior, clean
 from kdistill.priors.stylegan import Generator
 
 PIXELS = "pixels"
@@ -26,14 +26,14 @@ class HierarchicalPrior:
 
     Attributes:
         generator: The generator.
-        view: From its images to what networks see; pixels are in that space already.
+        adapter: From its images to what networks see; pixels are in that space already.
         chunk: Images that have a graph at one time.
         key: Of the draws.
         noise: StyleGAN2's noise inputs, as in ``LatentPrior``.
     """
 
     generator: Generator
-    view: View
+    adapter: GeneratorAdapter
     chunk: int
     key: int
     noise: str = "const"
@@ -114,4 +114,4 @@ class HierarchicalPrior:
         return self._latents(layer), latents
 
     def _latents(self, layer: int | None) -> LatentPrior:
-        return LatentPrior(self.generator, layer, self.view, self.chunk, self.key, self.noise)
+        return LatentPrior(self.generator, layer, self.adapter, self.chunk, self.key, self.noise)

@@ -25,7 +25,7 @@ NOISES = ("const", "random")
 
 
 @dataclass(frozen=True)
-class View:
+class GeneratorAdapter:
     """From the generator's images (about -1 to 1) to what networks see: colours, size, normalisation.
 
     Attributes:
@@ -52,7 +52,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class LatentPrior(RenderedPrior):
-    """The images ``view(from_f(f, ws, layer))`` of a frozen generator, or of one whose weights are learned too.
+    """The images ``adapter(from_f(f, ws, layer))`` of a frozen generator, or of one whose weights are learned too.
 
     The state holds ``ws [M, num_ws, w_dim]``, for F_n also ``f [M, ...]``, and with learned weights
     a ``generator.<name>`` for each.  Latents of layers that ``f`` stands for have no influence, and
@@ -61,7 +61,7 @@ class LatentPrior(RenderedPrior):
     Attributes:
         generator: The generator.
         layer: n of F_n, 0 to L; None optimises W+ alone.
-        view: From its images to what networks see.
+        adapter: From its images to what networks see.
         chunk: Images that have a graph at one time.
         key: Of the draws.
         noise: StyleGAN2's noise inputs: ``"const"`` (the network's own) or ``"random"`` (keyed, new
@@ -73,7 +73,7 @@ class LatentPrior(RenderedPrior):
 
     generator: Generator
     layer: int | None
-    view: View
+    adapter: GeneratorAdapter
     chunk: int
     key: int
     noise: str = "const"
@@ -142,8 +142,8 @@ class LatentPrior(RenderedPrior):
         network = self.generator.with_tensors(weights) if weights else self.generator
         drawn = noise if self.noise == "random" else None
         if self.layer is None:
-            return self.view(network.forward(state["ws"], drawn))
-        return self.view(network.from_f(state["f"], state["ws"], self.layer, drawn))
+            return self.adapter(network.forward(state["ws"], drawn))
+        return self.adapter(network.from_f(state["f"], state["ws"], self.layer, drawn))
 
     def _mapped(self, row: int, classes: Tensor, average: int) -> Tensor:
         """Return ``[1, num_ws, w_dim]`` for one image; its draws depend on the key and its number alone."""

@@ -19,7 +19,7 @@ from kdistill.artifacts.snapshot_folder import snapshot_iterations
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.methods.latent.layer_search import ProgressiveSearch, stage_ends
-from kdistill.priors import PIXELS, HierarchicalPrior, View
+from kdistill.priors import PIXELS, GeneratorAdapter, HierarchicalPrior
 from kdistill.priors.network_files import save_generator
 from kdistill.priors.stylegan import new_stylegan2
 from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3
@@ -124,7 +124,7 @@ def snapshots(problem):
 )
 @pytest.mark.parametrize("noise", ["const", "random"])
 def test_going_down_keeps_the_images(network, noise):
-    prior = HierarchicalPrior(network, View(size=12), chunk=2, key=3, noise=noise)
+    prior = HierarchicalPrior(network, GeneratorAdapter(size=12), chunk=2, key=3, noise=noise)
     state = prior.init(torch.tensor([0, 1, 2]), average=4)
     images = prior.render(state, 7)
     seen = [prior.stage(state)]
@@ -146,7 +146,7 @@ def test_going_down_keeps_the_images(network, noise):
 
 def test_a_stage_may_skip_layers_and_maps_are_cleaned():
     network = tiny_stylegan2()
-    prior = HierarchicalPrior(network, View(), chunk=2, key=3)
+    prior = HierarchicalPrior(network, GeneratorAdapter(), chunk=2, key=3)
     state = prior.init(torch.tensor([0, 1]))
     torch.testing.assert_close(
         prior.descend(state, 3, 0)["f.3"], network.to_f(state["ws"], 3).clamp(-10, 10)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdistill.errors import ConfigError, DataError
-from kdistill.priors import LatentPrior, View
+from kdistill.priors import GeneratorAdapter, LatentPrior
 from kdistill.priors.latents import check_fit, generator_classes
 from kdistill.transforms import Standardise
 from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3
@@ -15,14 +15,16 @@ NETWORKS = {
     "stylegan3": tiny_stylegan3(),
     "stylegan-xl": tiny_stylegan3(table=True),
 }
-VIEW = View(Standardise(torch.tensor([0.4]), torch.tensor([0.3])), channels=1, size=12)
+ADAPTER = GeneratorAdapter(
+    Standardise(torch.tensor([0.4]), torch.tensor([0.3])), channels=1, size=12
+)
 
 
 def prior_of(generator, layer=2, chunk=2, **options):
     return LatentPrior(
         generator=generator,
         layer=layer,
-        view=options.pop("view", View()),
+        adapter=options.pop("adapter", GeneratorAdapter()),
         chunk=chunk,
         key=5,
         **options,
@@ -34,10 +36,10 @@ def prior_of(generator, layer=2, chunk=2, **options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 def test_two_passes_in_chunks_have_the_gradient_of_one(name, layer, dtype):
     generator = NETWORKS[name].to(dtype=dtype)
-    prior = prior_of(generator, layer, view=VIEW, noise="random")
+    prior = prior_of(generator, layer, adapter=ADAPTER, noise="random")
     state = {n: x.to(dtype) for n, x in prior.init(CLASSES, learn_weights=True).items()}
     leaves = {n: x.clone().requires_grad_() for n, x in state.items()}
-    images = prior_of(generator, layer, chunk=len(CLASSES), view=VIEW, noise="random").draw(
+    images = prior_of(generator, layer, chunk=len(CLASSES), adapter=ADAPTER, noise="random").draw(
         leaves, next(iter(prior_of(generator, layer, chunk=5).parts(state, 3)))[1]
     )
     weight = torch.randn(images.shape, generator=rng(1)).to(dtype)
@@ -104,7 +106,7 @@ def test_first_images_belong_to_their_class_and_differ(name):
     assert len(torch.unique(state["ws"].flatten(1), dim=0)) == 5
     expected = prior.generator.to_f(state["ws"], 2).clamp(-10, 10)
     torch.testing.assert_close(state["f"], expected)
-    direct = prior.view(prior.generator.from_f(state["f"], state["ws"], 2))
+    direct = prior.adapter(prior.generator.from_f(state["f"], state["ws"], 2))
     torch.testing.assert_close(prior.render(state, 0), direct)
 
 
@@ -148,15 +150,17 @@ def test_latents_that_are_not_finite_are_refused():
 
 def test_colours_and_sizes_are_converted():
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    assert View(channels=1)(images).shape == (2, 1, 16, 16)
+    assert GeneratorAdapter(channels=1)(images).shape == (2, 1, 16, 16)
     red, green, blue = (0.5 * images + 0.5).unbind(1)
     torch.testing.assert_close(
-        View(channels=1)(images)[:, 0], 0.299 * red + 0.587 * green + 0.114 * blue
+        GeneratorAdapter(channels=1)(images)[:, 0], 0.299 * red + 0.587 * green + 0.114 * blue
     )
-    assert View(channels=3)(images[:, :1]).shape == (2, 3, 16, 16)
-    assert View(size=28)(images).shape == (2, 3, 28, 28)
-    torch.testing.assert_close(View(size=8)(torch.ones(1, 3, 16, 16)), torch.ones(1, 3, 8, 8))
-    assert torch.equal(View()(images), 0.5 * (images + 1.0))
+    assert GeneratorAdapter(channels=3)(images[:, :1]).shape == (2, 3, 16, 16)
+    assert GeneratorAdapter(size=28)(images).shape == (2, 3, 28, 28)
+    torch.testing.assert_close(
+        GeneratorAdapter(size=8)(torch.ones(1, 3, 16, 16)), torch.ones(1, 3, 8, 8)
+    )
+    assert torch.equal(GeneratorAdapter()(images), 0.5 * (images + 1.0))
 
 
 FITS = {

@@ -16,7 +16,7 @@ from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
 from kdistill.methods.base import DryRun, Method, MethodConfig
 from kdistill.methods.options import COUNT, FOUND, NOT_NEGATIVE, Unset, Words
-from kdistill.priors import View
+from kdistill.priors import GeneratorAdapter
 from kdistill.priors.latents import NOISES, check_fit
 from kdistill.priors.network_files import load_generator
 from kdistill.priors.stylegan import Generator
@@ -122,7 +122,7 @@ def network_for(config: LatentConfig, data: ImageDataset) -> Generator:
     return load_generator(config.prior, data.train.images.device)
 
 
-def view_for(config: LatentConfig, network: Generator, data: ImageDataset) -> View:
+def adapter_for(config: LatentConfig, network: Generator, data: ImageDataset) -> GeneratorAdapter:
     """Return the way from the generator's images to those that networks see.
 
     Raises:
@@ -137,7 +137,7 @@ def view_for(config: LatentConfig, network: Generator, data: ImageDataset) -> Vi
         convert=config.channels == "convert",
         resize=config.resize,
     )
-    return View(_transform(config, data), data.channels, data.size)
+    return GeneratorAdapter(_transform(config, data), data.channels, data.size)
 
 
 def refuse_start(name: str, start: Tensor | None) -> None:

@@ -25,11 +25,11 @@ from kdistill.methods.latent.base import (
     PUBLISHED_MTT,
     LatentConfig,
     about,
+    adapter_for,
     dry_run,
     experts,
     network_for,
     refuse_start,
-    view_for,
 )
 from kdistill.methods.options import NOT_NEGATIVE, Unset
 from kdistill.priors import LatentPrior
@@ -65,11 +65,11 @@ def prior_for(config: GladConfig, network: Generator, data: ImageDataset, key: i
         ConfigError: The generator does not fit the data (says which), or the layer does not exist
             (lists them).
     """
-    view = view_for(config, network, data)
+    adapter = adapter_for(config, network, data)
     return LatentPrior(
         generator=network,
         layer=config.layer,
-        view=view,
+        adapter=adapter,
         chunk=config.chunk,
         key=key,
         noise=config.noise,

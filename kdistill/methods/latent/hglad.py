@@ -30,11 +30,11 @@ from kdistill.methods.latent.base import (
     PUBLISHED_MTT,
     LatentConfig,
     about,
+    adapter_for,
     dry_run,
     experts,
     network_for,
     refuse_start,
-    view_for,
 )
 from kdistill.methods.latent.cached_distance import NETS, Measure
 from kdistill.methods.latent.layer_search import ProgressiveSearch, stage_ends, stage_name
@@ -105,7 +105,7 @@ def build(
     method, base_config = config.base()
     prior = HierarchicalPrior(
         generator=network,
-        view=view_for(config, network, data),
+        adapter=adapter_for(config, network, data),
         chunk=config.chunk,
         key=make_key(seed, "prior"),
         noise=config.noise,

@@ -12,7 +12,7 @@ from kdistill.keys import generator as keyed
 from kdistill.keys import make_key
 from kdistill.priors.base import Noise
 from kdistill.priors.gan_training.prior_spec import PriorSpec
-from kdistill.priors.latents import View
+from kdistill.priors.latents import GeneratorAdapter
 from kdistill.priors.stylegan import Generator
 
 BATCH = 64  # of the network
@@ -58,7 +58,7 @@ def draw(
     network: Generator,
     labels: Tensor,
     key: int,
-    view: View | None = None,
+    adapter: GeneratorAdapter | None = None,
     *,
     has_noise: bool = False,
 ) -> Tensor:
@@ -68,7 +68,7 @@ def draw(
         network: The generator.
         labels: Classes, int64 ``[M]``.
         key: Of the draws.
-        view: What is made of the images; None leaves them, about -1 to 1.
+        adapter: What is made of the images; None leaves them, about -1 to 1.
         has_noise: New draws of the noise inputs for every image; False takes the network's own
             constants.
     """
@@ -83,7 +83,7 @@ def draw(
                 else None
             )
             images = network.forward(network.mapping(z[rows], labels[rows].to(like.device)), noise)
-            parts.append(images if view is None else view(images))
+            parts.append(images if adapter is None else adapter(images))
     return torch.cat(parts)
 
 
@@ -117,7 +117,7 @@ def measure(spec: PriorSpec, network: Generator, data: ImageDataset, held_out: S
         network,
         labels,
         make_key(spec.seed, "prior quality"),
-        View(transform=data.transform),
+        GeneratorAdapter(transform=data.transform),
         has_noise=True,
     )
     sets = {
