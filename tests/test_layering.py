@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "kdistill"
 # lowest first; names between two bars are equals, and equals never import each other
 LAYERS = (
     "_version escape | errors types status signals | config keys transforms files _native | "
-    "backends | ops"
+    "cache backends | ops"
     " | augment labels data artifacts | engine | objectives priors selection experts"
     " | methods evaluation | runner | progress | api doctor | cli __init__ testing | __main__"
 )

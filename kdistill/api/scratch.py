@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from kdistill.artifacts.checkpoint import load_checkpoint
-from kdistill.data.picture_cache import cache_folder
+from kdistill.cache import cache_folder, make_private
 from kdistill.errors import DataError
-from kdistill.files import locked, make_private
+from kdistill.files import locked
 from kdistill.runner import CHECKPOINT
 from kdistill.status import note
 

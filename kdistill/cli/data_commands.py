@@ -87,16 +87,14 @@ def cache(
 ) -> None:
     """Say where kdistill keeps decoded pictures, experts, scores and more, and how large they are."""
     with _one_sentence():
-        from kdistill.data import picture_cache as stored
+        from kdistill.cache import cache_folder, folder_nbytes
+        from kdistill.data.picture_cache import empty_images, images_folder
 
-        folder: Path = stored.cache_folder()
+        folder: Path = cache_folder()
         if empty:
-            echo(
-                f"freed {stored.empty_images() / 1e6:.1f} MB of decoded pictures in "
-                f"{stored.images_folder()}"
-            )
+            echo(f"freed {empty_images() / 1e6:.1f} MB of decoded pictures in {images_folder()}")
             return
         echo(f"{folder}")
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            nbytes = stored.nbytes(path) if path.is_dir() else path.stat().st_size
+            nbytes = folder_nbytes(path) if path.is_dir() else path.stat().st_size
             echo(f"  {path.name:<40} {nbytes / 1e6:>10.1f} MB")

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kdistill.data.picture_cache import cache_folder
+from kdistill.cache import cache_folder, check_private, make_private
 from kdistill.data.raw import Part, Raw, unusable
 from kdistill.errors import ConfigError, DataError, MissingExtraError, did_you_mean
-from kdistill.files import check_private, make_private, open_regular, remove_leftovers, write_atomic
+from kdistill.files import open_regular, remove_leftovers, write_atomic
 from kdistill.files.bounded import read_npz
 
 _log = logging.getLogger("kdistill")

@@ -10,25 +10,21 @@ for longest are deleted.
 import hashlib
 import logging
 import os
-import stat
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from kdistill.cache import cache_folder, folder_nbytes, make_private, read_private
 from kdistill.data import pictures, pixels
+from kdistill.data.pictures import Decoded
 from kdistill.data.tree import Picture
 from kdistill.errors import DataError
-from kdistill.files import make_private, read_private, remove_leftovers, write_atomic
-
-if TYPE_CHECKING:
-    from kdistill.data.reading import Decoded
+from kdistill.files import remove_leftovers, write_atomic
 
 _log = logging.getLogger("kdistill")
 
@@ -37,34 +33,15 @@ MAX_BYTES = 4 * 2**30  # of all cached pictures together
 OVER_WHITE = 1  # bit of a row's flags: alpha was laid over white
 
 
-def cache_folder() -> Path:
-    """Return ``$KDISTILL_CACHE``, or ``kdistill`` in the user's cache folder.
-
-    Raises:
-        RuntimeError: The user has no home folder.
-    """
-    if os.environ.get("KDISTILL_CACHE"):
-        return Path(os.environ["KDISTILL_CACHE"])
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "kdistill"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdistill"
-
-
 def images_folder() -> Path:
     """Return the folder of decoded pictures; deleting what is in it costs time only."""
     return cache_folder() / "images"
 
 
-def nbytes(folder: Path) -> int:
-    """Return the size of the regular files in ``folder`` and below."""
-    files = (Path(top, name).lstat() for top, _, names in os.walk(folder) for name in names)
-    return sum(status.st_size for status in files if stat.S_ISREG(status.st_mode))
-
-
 def empty_images() -> int:
     """Delete all decoded pictures and return how many bytes that freed."""
     folder = images_folder()
-    freed = nbytes(folder) if folder.is_dir() else 0
+    freed = folder_nbytes(folder) if folder.is_dir() else 0
     for file in folder.iterdir() if folder.is_dir() else ():
         file.unlink(missing_ok=True)
     return freed
@@ -82,9 +59,9 @@ class Pack:
 
     file: Path | None = None
     keys: Tensor = field(default_factory=lambda: torch.zeros(0, 32, dtype=torch.uint8))
-    stored: dict[int, "Decoded"] = field(default_factory=dict)
+    stored: dict[int, Decoded] = field(default_factory=dict)
 
-    def keep(self, rows: Sequence[int], decoded: Sequence["Decoded"]) -> str | None:
+    def keep(self, rows: Sequence[int], decoded: Sequence[Decoded]) -> str | None:
         """Write the pack if it has changed, and return what the summary says about it; None if nothing is cached."""
         if self.file is None or not rows:
             return None
@@ -139,7 +116,7 @@ def open_pack(place: Path, size: int | None, files: Sequence[Picture]) -> Pack:
     return pack
 
 
-def _read(file: Path, keys: Tensor, size: int | None) -> dict[int, "Decoded"]:
+def _read(file: Path, keys: Tensor, size: int | None) -> dict[int, Decoded]:
     content = read_private(file, limit=MAX_BYTES)
     digest, payload = content[:32], content[32:]
     if hashlib.sha256(payload).digest() != digest:
@@ -207,7 +184,7 @@ def _write(file: Path, content: bytes) -> None:
 
 def _delete_oldest(folder: Path, keep: Path) -> None:
     files = sorted((path.lstat().st_mtime_ns, path) for path in folder.iterdir() if path != keep)
-    excess = nbytes(folder) - MAX_BYTES
+    excess = folder_nbytes(folder) - MAX_BYTES
     for _, path in files:
         if excess <= 0:
             return

@@ -44,6 +44,7 @@ DRAFT_FACTOR = 4  # a JPEG is decoded at no less than this many times the side t
 # pixels that any file may have, and for each of its bytes: a PNG of one colour has a thousand,
 # photographs fewer than ten
 PIXELS, PIXELS_PER_BYTE = 1 << 25, 16
+Decoded = tuple[Tensor, bool]  # pixels, and whether alpha was laid over white
 RECIPE = (
     1  # raised whenever decoding changes, so that cached pixels of an older version are not used
 )

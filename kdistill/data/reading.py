@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from kdistill.data import picture_cache as cache
 from kdistill.data import pictures, pixels
+from kdistill.data.picture_cache import open_pack
+from kdistill.data.pictures import Decoded
 from kdistill.data.raw import ReadOptions, counted, unusable
 from kdistill.data.tree import Picture
 from kdistill.status import status_line
@@ -22,7 +23,6 @@ AHEAD = 4  # pictures per thread that are decoded before they are asked for
 MESSAGE_NAMES = 20  # unreadable files that a message names
 
 T = TypeVar("T")
-Decoded = tuple[Tensor, bool]  # pixels, and whether alpha was laid over white
 
 
 class PictureReader:
@@ -48,7 +48,7 @@ class PictureReader:
             DataError: Unreadable files (all are named), or files of different sizes without
                 ``size``.
         """
-        pack = cache.open_pack(self.place, self.options.size, files)
+        pack = open_pack(self.place, self.options.size, files)
         rows: list[int] = []
         decoded: list[Decoded] = []
         for row, result in self._results(files, pack.stored):

@@ -3,21 +3,16 @@
 from kdistill.files.atomic import explained, new_folder, remove_leftovers, sync_folder, write_atomic
 from kdistill.files.lock import locked, sole_use
 from kdistill.files.opener import append_regular, check_plain, open_regular, read_regular
-from kdistill.files.private import check_private, is_trusted, make_private, read_private
 from kdistill.files.staged import Layout
 
 __all__ = [
     "Layout",
     "append_regular",
     "check_plain",
-    "check_private",
     "explained",
-    "is_trusted",
     "locked",
-    "make_private",
     "new_folder",
     "open_regular",
-    "read_private",
     "read_regular",
     "remove_leftovers",
     "sole_use",

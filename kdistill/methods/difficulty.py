@@ -13,12 +13,11 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from kdistill.cache import cache_folder, is_trusted, make_private
 from kdistill.data import ImageDataset
 from kdistill.data.dataset import fingerprint
-from kdistill.data.picture_cache import cache_folder
 from kdistill.errors import ConfigError, DataError
 from kdistill.experts.expert_spec import digest_of
-from kdistill.files import is_trusted, make_private
 from kdistill.methods.base import MethodConfig
 from kdistill.methods.options import COUNT, Unset, Words
 from kdistill.selection import Ranking, ScoreSpec, difficulty, load_scores, rank

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from kdistill.cache import cache_folder
 from kdistill.data import BUILTIN, builtin, load_data, stratified_split
-from kdistill.data import picture_cache as cache
 from kdistill.data.builtin import photo_patches, read_builtin
-from kdistill.data.picture_cache import cache_folder
 from kdistill.errors import ConfigError, DataError, MissingExtraError
 
 
@@ -176,20 +175,6 @@ def test_cache_that_cannot_be_written_is_only_logged(tmp_path, monkeypatch, capl
 
     monkeypatch.setattr(builtin.Path, "home", homeless)
     assert len(load_data("digits", quiet=True).train) == 1437 and "no cache folder" in caplog.text
-
-
-def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("KDISTILL_CACHE")
-    monkeypatch.setattr(cache.sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "kdistill"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "kdistill"
-    monkeypatch.setattr(cache.sys, "platform", "darwin")
-    assert cache_folder() == tmp_path / "Library" / "Caches" / "kdistill"
 
 
 @pytest.mark.parametrize("name", sorted(BUILTIN))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, features
 
+from kdistill.cache import folder_nbytes
 from kdistill.data import picture_cache as cache
 from kdistill.data import pictures, reading, tree
 from kdistill.errors import DataError
@@ -109,7 +110,7 @@ def test_the_cache_is_bounded_and_can_be_emptied(photographs, monkeypatch):
     load(photographs, size=17)
     os.utime(first, (0, 0))
     load(photographs, size=18)
-    assert not first.exists() and cache.nbytes(cache.images_folder()) <= cache.MAX_BYTES
+    assert not first.exists() and folder_nbytes(cache.images_folder()) <= cache.MAX_BYTES
     assert cache.empty_images() > 0 and not [*cache.images_folder().iterdir()]
 
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from kdistill.cache import cache_folder, is_trusted, make_private
 from kdistill.data import ImageDataset
-from kdistill.data.picture_cache import cache_folder
 from kdistill.engine import train
 from kdistill.engine.students import Student
 from kdistill.errors import DataError
 from kdistill.experts.expert_spec import digest_of
-from kdistill.files import is_trusted, make_private
 from kdistill.keys import generator, make_key
 from kdistill.objectives.class_relevance import (
     ClassRelevantDistance,

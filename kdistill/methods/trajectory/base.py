@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from kdistill.augment import strategy_for
+from kdistill.cache import cache_folder, check_private, make_private
 from kdistill.data import ImageDataset
-from kdistill.data.picture_cache import cache_folder
 from kdistill.engine import Student, TrajectoryMatch, trajectory_match
 from kdistill.engine.inner_steps import Mask
 from kdistill.engine.unroll import GRAD_MODES, SMALLEST_LR
@@ -24,7 +24,7 @@ from kdistill.errors import NonFiniteError
 from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_experts
 from kdistill.experts.expert_spec import digest_of
 from kdistill.experts.expert_training import Rows
-from kdistill.files import check_private, explained, make_private
+from kdistill.files import explained
 from kdistill.keys import generator, make_key, permutation, uniforms
 from kdistill.methods.base import (
     DryRun,

@@ -1,16 +1,39 @@
-"""Caches that only their owner can write: what is read from them is believed, so nobody else may have put it there."""
+"""The cache of kdistill: where it is, and files in it that only their owner can write.
+
+What is read from a cache is believed, so nobody else may have put it there.
+"""
 
 import errno
 import logging
 import os
 import stat
+import sys
 from pathlib import Path
 
 from kdistill.errors import DataError
-from kdistill.files.opener import open_regular
+from kdistill.files import open_regular
 
 _log = logging.getLogger("kdistill")
 _refused: set[str] = set()
+
+
+def cache_folder() -> Path:
+    """Return ``$KDISTILL_CACHE``, or ``kdistill`` in the user's cache folder.
+
+    Raises:
+        RuntimeError: The user has no home folder.
+    """
+    if os.environ.get("KDISTILL_CACHE"):
+        return Path(os.environ["KDISTILL_CACHE"])
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "kdistill"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdistill"
+
+
+def folder_nbytes(folder: Path) -> int:
+    """Return the size of the regular files in ``folder`` and below."""
+    files = (Path(top, name).lstat() for top, _, names in os.walk(folder) for name in names)
+    return sum(status.st_size for status in files if stat.S_ISREG(status.st_mode))
 
 
 def make_private(folder: Path) -> None:
