@@ -31,7 +31,8 @@ triton-floor: .venv/.test
 package: .venv/.test
 	$(BIN)/python -m tests.package
 
-# Everything that wants a GPU, in at most 18 minutes; no pip, no network: PYTHON is one that has torch (docs/gpu_check.md).
+# Everything that wants a GPU, in at most 18 minutes; no pip and no network.  PYTHON is one that has
+# torch (docs/guide/gpu_check.md).
 gpu-check:
 	$(PYTHON) -m tests.gpu_check --out $(OUT)
 

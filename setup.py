@@ -1,6 +1,6 @@
 """Build the native modules with CMake + ninja; everything else is in pyproject.toml.
 
-Environment (docs/environment.md): KDISTILL_NATIVE, KDISTILL_CUDA, KDISTILL_CUDA_ARCHITECTURES,
+Environment (docs/guide/environment.md): KDISTILL_NATIVE, KDISTILL_CUDA, KDISTILL_CUDA_ARCHITECTURES,
 KDISTILL_EMULATION."""
 
 import os
@@ -114,7 +114,7 @@ def setting(name: str, *values: str) -> str:
     value = os.environ.get(name) or values[0]
     if value not in values:
         raise SystemExit(
-            f"{name}: expected one of {', '.join(values)}, got '{value}'; docs/environment.md says "
+            f"{name}: expected one of {', '.join(values)}, got '{value}'; docs/guide/environment.md says "
             "what they do"
         )
     return value

@@ -3,7 +3,7 @@
 Stages are processes with a time limit each; one that fails or is cut off does not stop the next.
 ``DIR/rows.jsonl`` has a line per result, on disk before the next is tried; ``log.txt`` what the
 stages said, ``ptxas.txt`` registers and spills of the kernels, ``benchmarks.csv`` rows that can be
-committed, ``summary.txt`` the end of this output.  docs/gpu.md says what to do with them.  Needs no
+committed, ``summary.txt`` the end of this output.  docs/guide/gpu.md says what to do with them.  Needs no
 pip and no network.
 
 Exit status: 0 where everything was checked on a GPU, 1 where something failed, 3 where nothing

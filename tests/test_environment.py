@@ -26,7 +26,9 @@ SOURCES = {".py", ".cpp", ".hpp", ".cu"}
 def test_the_table_of_environment_variables_is_true():
     table = set(
         re.findall(
-            r"^\| `(KDISTILL_[A-Z_]+)`", (ROOT / "docs/environment.md").read_text(), flags=re.M
+            r"^\| `(KDISTILL_[A-Z_]+)`",
+            (ROOT / "docs/guide/environment.md").read_text(),
+            flags=re.M,
         )
     )
     assert used() == table

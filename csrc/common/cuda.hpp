@@ -1,5 +1,5 @@
 // KD_LAUNCH, KD_DYNAMIC_SHARED and the CUDA runtime; or, when g++ compiles with KD_CUDA_EMULATION, their meaning on the CPU.
-// The same .cu source is compiled both ways (docs/cuda_emulation.md says what it may use).
+// The same .cu source is compiled both ways (docs/design/cuda_emulation.md says what it may use).
 #pragma once
 #include <cstddef>
 #include <cstdio>

@@ -1,5 +1,6 @@
 // What a .cu source of this project may use, for g++: include common/cuda.hpp instead of this file.
-// Each thread of a block is a fiber, the blocks run one after another on the calling thread; docs/cuda_emulation.md.
+// Each thread of a block is a fiber, and the blocks run one after another on the calling thread:
+// docs/design/cuda_emulation.md.
 #pragma once
 
 #if !defined(__linux__) || !defined(__GNUC__) || defined(__clang__) || __GNUC__ < 11

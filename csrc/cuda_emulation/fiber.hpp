@@ -1,4 +1,4 @@
-// A stack with a place to continue from.  switch_fiber costs a few nanoseconds: docs/cuda_emulation.md.
+// A stack with a place to continue from.  What a switch costs: docs/design/cuda_emulation.md.
 #pragma once
 #include <cstddef>
 

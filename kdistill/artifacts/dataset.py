@@ -252,7 +252,7 @@ class DistilledDataset:
         return self.export(path, to="npz")
 
     def export(self, path: str | Path, to: str) -> Path:
-        """Write the set in a format that other programs read (``docs/artifacts.md`` describes each).
+        """Write the set in a format that other programs read (``docs/guide/artifacts.md`` describes each).
 
         Args:
             path: Folder, or file for ``npz`` and (if it ends in ``.pt``) ``eccv24``; must not

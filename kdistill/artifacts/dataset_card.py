@@ -3,7 +3,7 @@
 A card says only what is recorded: a number that was not measured is called "not measured".  Read
     from ``config``: ``run``,
 ``source``, ``method``, ``environment``; from ``metrics``: ``distillation``, ``evaluation``;
-``docs/artifacts.md`` has the keys.
+``docs/guide/artifacts.md`` has the keys.
 
 Every text comes from a file or a user, so it is escaped for its place (``kdistill.escape``).
 """

@@ -19,7 +19,8 @@ from kdistill.cli.shared import (
 from kdistill.signals import exit_status
 
 app = typer.Typer(
-    help="Generators that images can be drawn from (see docs/priors.md).", no_args_is_help=True
+    help="Generators that images can be drawn from (see docs/guide/priors.md).",
+    no_args_is_help=True,
 )
 
 

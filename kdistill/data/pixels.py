@@ -182,7 +182,7 @@ def same_channels(images: Sequence[Tensor]) -> list[Tensor]:
 def to_unit_range(
     parts: dict[str, Tensor], name: Callable[[str, int], str], notes: list[str]
 ) -> dict[str, Tensor]:
-    """Return the splits as contiguous float32 in [0, 1], with one rule for all of them; see ``docs/data.md`` for the rules.
+    """Return the splits as contiguous float32 in [0, 1], with one rule for all of them; see ``docs/guide/data.md`` for the rules.
 
     Raises:
         DataError: NaN or infinite pixels, pixels of an unknown range, or images that are not square

@@ -109,7 +109,7 @@ def train(
 
     Cost: ``epochs * nets`` forward and backward passes over N images; memory of one chunk of images
         and ``3*P`` numbers per
-    network.  The networks of a group run one after the other within an epoch: see docs/students.md
+    network.  The networks of a group run one after the other within an epoch: see docs/design/students.md
     for the measurement.
 
     References: the evaluation loop of Zhao et al., Dataset Condensation with Gradient Matching,

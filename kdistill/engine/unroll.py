@@ -93,7 +93,7 @@ def trajectory_match(
         checkpoint_every: Keep every so many parameter vectors and recompute the others: sqrt(N) is
             the least memory.
         cuda_graph: On a GPU, record the kernels of the first call and replay them in later ones of
-            the same shapes and options (docs/gpu.md).  Without effect on the CPU, for ``"unroll"``,
+            the same shapes and options (docs/guide/gpu.md).  Without effect on the CPU, for ``"unroll"``,
             and for an ``augment`` of another kind than ``Augment``.
 
     Returns:

@@ -49,7 +49,7 @@ def test_reduced_decoding_stays_close_to_full_decoding(photographs, monkeypatch)
             size,
             error.mean(),
             error.max(),
-        )  # docs/data.md states it
+        )  # docs/guide/data.md states it
 
 
 def test_the_second_time_comes_from_the_cache_with_the_same_bits(photographs, monkeypatch):

@@ -48,7 +48,7 @@ LOOPS = {
 }  # images per class -> (T, E)
 MOST_STEPS, EPOCHS_IN_ALL = 50, 500  # what the published table follows, for any other number
 # share of their norm by which a first step moves the images; 3 % is too much
-# (docs/gradient_matching.md)
+# (docs/design/gradient_matching.md)
 FIRST_MOVE = 0.01
 STATISTICS_REAL = 16  # real images of each class behind the frozen statistics of batch norm
 
