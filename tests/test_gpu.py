@@ -10,7 +10,7 @@ import torch
 from kdistill import _native, ops
 from kdistill.augment import Augment
 from kdistill.engine import build_student, trajectory_match, use_precision
-from kdistill.engine.convolutions import convolution_for
+from kdistill.engine.students.convnet.conv_products import convolution_for
 from kdistill.keys import generator
 from kdistill.testing.backends import has_kernel, running_on
 from kdistill.testing.cases import OpCase, all_cases, as_tuple, case, every_case

@@ -9,7 +9,7 @@ import kdistill
 from kdistill import methods
 from kdistill import runner as loop
 from kdistill.api.distill import resolve
-from kdistill.engine.unroll import SMALLEST_LR
+from kdistill.engine.trajectory_gradient import SMALLEST_LR
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.methods.trajectory.base import _batches, _drawn
 from kdistill.methods.trajectory.mtt import FAST

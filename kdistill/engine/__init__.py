@@ -1,13 +1,12 @@
 """The engine: students, their passes without a graph, and training."""
 
-from kdistill.engine.features import embed, embed_with_vjp
-from kdistill.engine.gradient_matching import class_gradients, gradient_match
-from kdistill.engine.per_sample_scores import sample_scores
+from kdistill.engine.gradient_distance import class_gradients, gradient_match
 from kdistill.engine.precision import use_precision
-from kdistill.engine.second_order import grad_jvp
+from kdistill.engine.sample_scores import sample_scores
+from kdistill.engine.student_functions import embed, embed_with_vjp, grad_jvp, loss_and_grad
+from kdistill.engine.student_training import accuracy, train
 from kdistill.engine.students import STUDENTS, GradJvp, Student, build_student
-from kdistill.engine.training import accuracy, loss_and_grad, train
-from kdistill.engine.unroll import TrajectoryMatch, trajectory_match
+from kdistill.engine.trajectory_gradient import TrajectoryMatch, trajectory_match
 
 __all__ = [
     "STUDENTS",

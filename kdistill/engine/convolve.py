@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdistill.engine.convolutions import asked_convolution, is_winograd
+from kdistill.engine.winograd_rule import uses_winograd
 from kdistill.ops import fir_bias_act, winograd_conv
 from kdistill.ops._registry import asked_backend, fast_apply
 from kdistill.ops.winograd_conv import winograd_conv_input_grad, winograd_conv_weight_grad
-
-# of 4×4 pixels; below, transforming the weights costs more than the multiplications that it saves
-FEWEST_TILES = 8
-FEWEST_CHANNELS = 16  # below, transforming the maps does
 
 
 def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
@@ -37,20 +33,18 @@ def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
         the rounding error is about five times that of the plain sum (NUMERICS.md), and
         ``KDISTILL_CONVOLUTION=direct`` gives that sum.
     """
-    if not pays(x, weight, padding):
+    if not takes_winograd(x, weight, padding):
         return functional.conv2d(x, weight, padding=padding)
     return cast("Tensor", _apply(x, weight, padding))
 
 
-def pays(x: Tensor, weight: Tensor, padding: int) -> bool:
-    """Say whether a convolution of ``x`` with ``weight`` goes Winograd's way here, in one pass."""
+def takes_winograd(x: Tensor, weight: Tensor, padding: int) -> bool:
+    """Say whether ``convolve`` runs these tensors by Winograd's algorithm."""
     (k, c, *taps), (n, _, h, w) = weight.shape, x.shape
-    if taps != [3, 3] or x.dtype != weight.dtype or not is_winograd(c, k, padding, min(h, w), x):
+    if taps != [3, 3] or x.dtype != weight.dtype:
         return False
-    tiles = n * -(-(h + 2 * padding - 2) // 4) * -(-(w + 2 * padding - 2) // 4)
-    return asked_convolution() == "winograd" or (
-        tiles >= FEWEST_TILES and min(k, c) >= FEWEST_CHANNELS
-    )
+    out_h, out_w = h + 2 * padding - 2, w + 2 * padding - 2
+    return uses_winograd(c, k, min(out_h, out_w), x, n * -(-out_h // 4) * -(-out_w // 4))
 
 
 def convolve_scaled(x: Tensor, scale: Tensor, weight: Tensor, padding: int) -> Tensor:

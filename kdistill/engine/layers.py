@@ -1,6 +1,6 @@
 """Layers as explicit forward and backward functions on plain tensors: nothing here builds an autograd graph.
 
-Convolutions stand in ``kdistill.engine.convolutions``.  Symbols: B images, F features, N classes.
+Convolutions stand in ``kdistill.engine.students.convnet.conv_products``.  Symbols: B images, F features, N classes.
 """
 
 import torch

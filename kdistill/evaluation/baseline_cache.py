@@ -19,7 +19,7 @@ from torch import Tensor
 from kdistill import _native
 from kdistill.artifacts.tensors import decode, digest, encode, jsonable
 from kdistill.cache import cache_folder, is_trusted, make_private, read_private
-from kdistill.engine.convolutions import asked_convolution
+from kdistill.engine.winograd_rule import asked_convolution
 from kdistill.errors import DataError
 from kdistill.files import remove_leftovers, write_atomic
 from kdistill.ops._registry import asked_backend

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kdistill.augment import Augment
 from kdistill.data import Split
+from kdistill.engine.student_training import accuracy, confusion, train
 from kdistill.engine.students import Student
-from kdistill.engine.training import accuracy, confusion, train
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.result import Row

@@ -12,8 +12,7 @@ from torch import Tensor
 from kdistill.augment import Augment, strategy_for
 from kdistill.data import ImageDataset
 from kdistill.engine.precision import PRECISIONS
-from kdistill.engine.students import STUDENTS, Student, build_student
-from kdistill.engine.students.convnet.network import NORMS
+from kdistill.engine.students import NORMS, STUDENTS, Student, build_student
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
 from kdistill.keys import generator, make_key

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kdistill.augment import Augment
-from kdistill.engine.gradient_matching import class_gradients, gradient_match
+from kdistill.engine.gradient_distance import class_gradients, gradient_match
 from kdistill.engine.students import Student
 from kdistill.errors import DataError, ShapeError
 

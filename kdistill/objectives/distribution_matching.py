@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kdistill.augment import Augment
-from kdistill.engine.features import embed, embed_with_vjp
+from kdistill.engine.student_functions import embed, embed_with_vjp
 from kdistill.engine.students import Student
 from kdistill.objectives.masks import deepest
 from kdistill.ops.class_mean_sqdist import class_mean_sqdist, class_mean_sqdist_and_grad

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdistill.engine import Student, sample_scores, train
-from kdistill.engine.per_sample_scores import METRICS as OF_CHECKPOINTS
+from kdistill.engine.sample_scores import METRICS as OF_CHECKPOINTS
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.keys import make_key
 from kdistill.transforms import Transform

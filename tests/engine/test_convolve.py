@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from kdistill import ops
-from kdistill.engine.convolve import FEWEST_CHANNELS, convolve, convolve_scaled
+from kdistill.engine.convolve import convolve, convolve_scaled
+from kdistill.engine.winograd_rule import MIN_CHANNELS
 from kdistill.testing.backends import runnable_backends
 
 
@@ -59,7 +60,7 @@ def test_only_wanted_gradients_are_made(monkeypatch):
     ("shape", "weight", "ours"),
     [
         ((2, 48, 16, 16), (48, 48, 3, 3), True),
-        ((2, 48, 16, 16), (FEWEST_CHANNELS - 1, 48, 3, 3), False),
+        ((2, 48, 16, 16), (MIN_CHANNELS - 1, 48, 3, 3), False),
         ((1, 48, 8, 8), (48, 48, 3, 3), False),  # few tiles
         ((2, 48, 16, 12), (48, 48, 3, 3), True),
         ((2, 48, 16, 16), (48, 48, 1, 1), False),

@@ -9,12 +9,12 @@ from torch import nn
 from kdistill.engine import (
     STUDENTS,
     build_student,
-    convolutions,
     embed,
     embed_with_vjp,
     layers,
     loss_and_grad,
 )
+from kdistill.engine.students.convnet import conv_products
 from kdistill.errors import ConfigError, ShapeError
 from kdistill.keys import generator
 from kdistill.testing.tolerance import assert_close_enough
@@ -245,7 +245,7 @@ def test_patches_and_their_transpose():
         [(2, 1, 5, 4), (1, 3, 3, 7), (0, 2, 4, 4)], [1, 3]
     ):
         images = torch.randn(batch, channels, height, width, dtype=torch.float64)
-        columns = convolutions.patches(images, padding)
+        columns = conv_products.patches(images, padding)
         wanted = (
             nn.functional.unfold(images, 3, padding=padding)
             .transpose(0, 1)
@@ -253,7 +253,7 @@ def test_patches_and_their_transpose():
         )
         assert torch.equal(columns, wanted)
         other = torch.randn_like(columns)
-        back = convolutions.unpatch(other, images.shape, padding)
+        back = conv_products.unpatch(other, images.shape, padding)
         torch.testing.assert_close((columns * other).sum(), (images * back).sum())
 
 
@@ -320,7 +320,7 @@ def test_every_way_to_convolve_gives_the_same_sums_of_products(way, padding, mon
     for channels in (3, 16):
         x, dx = (torch.randn(2, channels, 9, 9, dtype=torch.float64) for _ in range(2))
         w, dw = (torch.randn(17, channels, 3, 3, dtype=torch.float64) for _ in range(2))
-        conv = convolutions.convolution_for(channels, 17, padding, 9, x)
+        conv = conv_products.convolution_for(channels, 17, padding, 9, x)
         leaves = [t.requires_grad_() for t in (x, w)]
         y = nn.functional.conv2d(x, w, padding=padding)
         g = torch.randn_like(y)
@@ -347,4 +347,4 @@ def test_every_way_to_convolve_gives_the_same_sums_of_products(way, padding, mon
 def test_an_unknown_way_to_convolve_is_refused(monkeypatch):
     monkeypatch.setenv("KDISTILL_CONVOLUTION", "winogard")
     with pytest.raises(ConfigError, match="did you mean 'winograd'"):
-        convolutions.convolution_for(16, 16, 1, 8, torch.zeros(1))
+        conv_products.convolution_for(16, 16, 1, 8, torch.zeros(1))

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as functional
 
 from kdistill.engine import build_student, loss_and_grad, trajectory_match, use_precision
-from kdistill.engine.convolutions import Convolution, convolution_for
 from kdistill.engine.precision import asked_precision
+from kdistill.engine.students.convnet.conv_products import Convolution, convolution_for
 from kdistill.errors import ConfigError, ShapeError
 from kdistill.keys import generator
 

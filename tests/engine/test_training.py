@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdistill.engine import accuracy, build_student, loss_and_grad, train
-from kdistill.engine.training import confusion, sgd_
+from kdistill.engine.student_training import confusion, sgd_
 from kdistill.errors import ConfigError, NonFiniteError, ShapeError
 from kdistill.keys import generator, make_key, permutation
 

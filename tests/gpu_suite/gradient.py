@@ -9,7 +9,7 @@ from torch import Tensor
 from kdistill.augment import Augment
 from kdistill.engine import build_student, trajectory_match, use_precision
 from kdistill.engine.precision import PRECISIONS
-from kdistill.engine.unroll import TrajectoryMatch
+from kdistill.engine.trajectory_gradient import TrajectoryMatch
 from kdistill.keys import generator
 from tests.gpu_suite.report import Report
 from tests.gpu_suite.stage import main

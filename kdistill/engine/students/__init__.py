@@ -20,6 +20,7 @@ from kdistill.engine.students.zoo.vit import Vit
 from kdistill.errors import ConfigError, ShapeError, did_you_mean
 
 __all__ = [
+    "NORMS",
     "STUDENTS",
     "ConvNet",
     "GradJvp",

@@ -18,7 +18,7 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.data.sampler import ClassSampler
 from kdistill.engine import Student, train
-from kdistill.engine.gradient_matching import DISTANCES, output_rows
+from kdistill.engine.gradient_distance import DISTANCES, output_rows
 from kdistill.engine.students import ConvNet
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.keys import generator, make_key

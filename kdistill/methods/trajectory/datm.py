@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kdistill.data import ImageDataset
-from kdistill.engine.inner_steps import Mask
+from kdistill.engine.inner_problem import Mask
 from kdistill.errors import ConfigError
 from kdistill.experts import ExpertSpec, TrajectoryStore
 from kdistill.keys import make_key

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Self
 from torch import Tensor
 
 from kdistill.data import ImageDataset
-from kdistill.engine.inner_steps import Mask
+from kdistill.engine.inner_problem import Mask
 from kdistill.methods.base import Method, Problem
 from kdistill.methods.difficulty import DifficultyConfig, by_count
 from kdistill.methods.options import MASKED_SHARE, Words

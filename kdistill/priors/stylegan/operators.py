@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from kdistill import ops
 from kdistill.backends.reference.filtered_lrelu import upfirdn
 from kdistill.backends.reference.styled_conv import demodulation
-from kdistill.engine.convolve import convolve_scaled, pays
+from kdistill.engine.convolve import convolve_scaled, takes_winograd
 from kdistill.ops import fir_bias_act
 
 SLOPE = 0.2
@@ -91,7 +91,7 @@ def styled_conv(
         clamp: Largest magnitude of the result, or None.
     """
     gains = {"slope": SLOPE, "gain": math.sqrt(2.0), "clamp": clamp}
-    if pays(x, weight, 1):
+    if takes_winograd(x, weight, 1):
         return ops.styled_conv(x, weight, styles, bias, noise, taps=line, **gains)
     if line is None:
         y = convolve_scaled(x, styles, weight, 1)

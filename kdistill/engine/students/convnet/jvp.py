@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from kdistill.engine import layers
-from kdistill.engine.convolutions import Pair
 from kdistill.engine.students.convnet import passes as fast
+from kdistill.engine.students.convnet.conv_products import Pair
 from kdistill.engine.students.convnet.passes import Net, Sums
 from kdistill.engine.students.results import GradJvp
 

@@ -18,15 +18,15 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from kdistill.engine.blocks import Block as BlockLayer
-from kdistill.engine.blocks import composed, fused
-from kdistill.engine.convolutions import Convolution, convolution, convolution_for
 from kdistill.engine.layers import EPS
 from kdistill.engine.students.base import Slot, Student
-from kdistill.engine.students.convnet import convnet_scores as scores
 from kdistill.engine.students.convnet import gradient_match as matching
 from kdistill.engine.students.convnet import jvp as dual
 from kdistill.engine.students.convnet import passes as fast
+from kdistill.engine.students.convnet import sample_grads as scores
+from kdistill.engine.students.convnet.blocks import Block as BlockLayer
+from kdistill.engine.students.convnet.blocks import composed, fused
+from kdistill.engine.students.convnet.conv_products import Convolution, convolution, convolution_for
 from kdistill.engine.students.results import GradJvp, Trace
 from kdistill.engine.students.sample_grads import SampleGrads
 from kdistill.errors import ConfigError, did_you_mean

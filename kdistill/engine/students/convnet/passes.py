@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from kdistill.engine import layers
-from kdistill.engine.blocks import Block
-from kdistill.engine.convolutions import Convolution
+from kdistill.engine.students.convnet.blocks import Block
+from kdistill.engine.students.convnet.conv_products import Convolution
 
 if TYPE_CHECKING:
     from kdistill.engine.students.convnet.network import ConvNet

@@ -82,7 +82,7 @@ def _tables(
 
 
 @dataclass(frozen=True)
-class InnerSteps:
+class InnerProblem:
     """The inner problem: what a step of the student sees.
 
     Attributes:
@@ -108,7 +108,7 @@ class InnerSteps:
     mask: Mask | None
 
     @classmethod
-    def of(cls, draws: Draws, sizes: Sizes, **others: Any) -> "InnerSteps":
+    def of(cls, draws: Draws, sizes: Sizes, **others: Any) -> "InnerProblem":
         """Return the problem from what ``draw`` returned."""
         return cls(
             batches=draws[0].split(list(sizes[0])), tables=_tables(*draws[1:], sizes), **others

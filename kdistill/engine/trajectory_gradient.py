@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdistill.engine.inner_steps import InnerSteps, KeyedAugment, Mask, draw
+from kdistill.engine.inner_problem import InnerProblem, KeyedAugment, Mask, draw
 from kdistill.engine.layers import check_labels
 from kdistill.engine.precision import asked_precision
-from kdistill.engine.second_order import grad_jvp
+from kdistill.engine.student_functions import grad_jvp
 from kdistill.engine.students import GradJvp, Student
 from kdistill.errors import ConfigError, ShapeError, did_you_mean
 from kdistill.ops import capture, step_with_dots, trajectory_loss
@@ -139,7 +139,7 @@ def trajectory_match(
             "mask": mask if callable(mask) else rest[3],
         }
         lr = alpha.clamp(min=SMALLEST_LR)
-        inner = InnerSteps.of(
+        inner = InnerProblem.of(
             rest[:3], sizes, student=student, images=images, labels=labels, lr=lr, **others
         )
         if start.ndim == 1:
@@ -170,7 +170,7 @@ def trajectory_match(
 
 
 def _advance(
-    inner: InnerSteps, theta: Tensor, i: int, out: Tensor | None = None
+    inner: InnerProblem, theta: Tensor, i: int, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return theta_{i+1} and |g_i|^2."""
     x, y, _ = inner.seen(i)
@@ -182,7 +182,7 @@ def _advance(
 class _Path:
     """The parameters of every step: those kept in the forward pass, the others recomputed, one segment at a time."""
 
-    def __init__(self, inner: InnerSteps, start: Tensor, every: int):
+    def __init__(self, inner: InnerProblem, start: Tensor, every: int):
         self.inner, self.every = inner, every
         steps = len(inner.batches)
         self.kept = _aligned_rows(start, -(-steps // every))
@@ -218,7 +218,7 @@ def _aligned_rows(like: Tensor, rows: int) -> Tensor:
 class _Sums:
     """What the steps add to the gradients of images, label logits and the learning rate."""
 
-    def __init__(self, inner: InnerSteps):
+    def __init__(self, inner: InnerProblem):
         self.inner = inner
         self.images = torch.zeros_like(inner.images)
         self.labels = torch.zeros_like(inner.labels) if inner.labels.is_floating_point() else None
@@ -239,7 +239,7 @@ class _Sums:
 
 @torch.no_grad()
 def _adjoint(
-    inner: InnerSteps, start: Tensor, target: Tensor, every: int, *, frozen: bool = False
+    inner: InnerProblem, start: Tensor, target: Tensor, every: int, *, frozen: bool = False
 ) -> TrajectoryMatch:
     path, sums = _Path(inner, start, every), _Sums(inner)
     loss, lam = trajectory_loss(path.final, target, start, inner.mask_of(path.final, target))
@@ -253,7 +253,7 @@ def _adjoint(
     return sums.result(loss, path)
 
 
-def _unroll(inner: InnerSteps, start: Tensor, target: Tensor, every: int) -> TrajectoryMatch:
+def _unroll(inner: InnerProblem, start: Tensor, target: Tensor, every: int) -> TrajectoryMatch:
     is_soft = inner.labels.is_floating_point()
     images = inner.images.detach().requires_grad_()
     labels = inner.labels.detach().requires_grad_(is_soft)

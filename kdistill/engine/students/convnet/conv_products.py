@@ -12,29 +12,20 @@ Symbols: B images, C channels in, K channels out, H×W the map that comes in, h�
     out.
 """
 
-import os
 from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from kdistill import _native
 from kdistill.engine.precision import asked_precision
-from kdistill.errors import ConfigError, ShapeError, did_you_mean
-from kdistill.ops._registry import asked_backend
+from kdistill.engine.winograd_rule import PATCH_CHANNELS, asked_convolution, uses_winograd
+from kdistill.errors import ShapeError
 from kdistill.ops.winograd_conv import (
     winograd_conv_input_grad,
     winograd_conv_output,
     winograd_conv_weight_grad,
 )
-
-# up to here a 3×3 convolution is one GEMM on its patches: the library is slow on so few channels
-PATCH_CHANNELS = 4
-WINOGRAD_CHANNELS = (
-    16  # from here on the transforms cost less than the multiplications that they save
-)
-CHOICES = ("auto", "winograd", "direct")
 
 Pair = tuple[Tensor, Tensor]
 
@@ -191,29 +182,8 @@ def convolution_for(
         return _Patches(padding, side, operands)
     return (
         _Winograd(padding, side)
-        if is_winograd(channels, width, padding, side, like)
+        if uses_winograd(channels, width, side + 2 * padding - 2, like)
         else _Direct(padding, side, operands)
-    )
-
-
-def is_winograd(channels: int, width: int, padding: int, side: int, like: Tensor) -> bool:
-    """Say whether ``convolution_for`` takes Winograd's way for these sizes.
-
-    Raises:
-        ConfigError: ``KDISTILL_CONVOLUTION`` is unknown.
-    """
-    wanted = asked_convolution()
-    native = (
-        like.device.type == "cpu"
-        and asked_backend() in (None, "cpu")
-        and _native.why_missing("_cpu") is None
-    )
-    pays = min(channels, width) >= WINOGRAD_CHANNELS and side + 2 * padding - 2 >= 4
-    precise = asked_precision() != "bf16"  # its transforms would cost most of the 8 bits
-    return (
-        precise
-        and channels > PATCH_CHANNELS
-        and (wanted == "winograd" or (wanted == "auto" and native and pays))
     )
 
 
@@ -237,17 +207,6 @@ def _operands(like: Tensor) -> torch.dtype | None:
             f"precision: expected float32 tensors under bf16, got {like.dtype}; use fp32 for others"
         )
     return torch.bfloat16
-
-
-def asked_convolution() -> str:
-    """Return ``KDISTILL_CONVOLUTION``; ``"auto"`` if it is not set."""
-    wanted = os.environ.get("KDISTILL_CONVOLUTION") or "auto"
-    if wanted not in CHOICES:
-        raise ConfigError(
-            f"KDISTILL_CONVOLUTION: expected a known way, got '{wanted}'; "
-            f"{did_you_mean(wanted, list(CHOICES))}"
-        )
-    return wanted
 
 
 def patches(images: Tensor, padding: int) -> Tensor:

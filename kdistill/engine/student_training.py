@@ -30,27 +30,6 @@ class ImageRows(Protocol):
     def __getitem__(self, rows: Tensor) -> Tensor: ...
 
 
-def loss_and_grad(
-    student: Student, theta: Tensor, images: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the mean cross-entropy and its gradient in theta, without an autograd graph.
-
-    Args:
-        student: The network.
-        theta: ``[P]`` or ``[G, P]``.
-        images: Normalised, ``[B, C, S, S]`` or ``[G, B, C, S, S]``; four dimensions are shared by
-            the group.
-        labels: int64 ``[B]`` (hard), or float LOGITS ``[B, K]`` of soft labels; with a G in front
-            if the images have one.
-
-    Returns:
-        (loss ``[]`` or ``[G]`` in nats, gradient shaped like theta).
-
-    Cost: a forward and a backward pass; no gradient in the images.
-    """
-    return student.loss_and_grad(theta, images, labels)
-
-
 def train(
     student: Student,
     images: Tensor | ImageRows,
