@@ -26,10 +26,11 @@ import torch
 
 import kdistill
 from benchmarks import _table
+from kdistill.api.evaluate import evaluate
 from kdistill.config import parse_overrides
-from kdistill.evaluation import Evaluation, Protocol, Row, evaluate, merge, protocols
+from kdistill.evaluation import Evaluation, Protocol, Row, merge, protocols
 from kdistill.files import write_atomic
-from kdistill.progress import console
+from kdistill.formatting import console
 from kdistill.status import status_line
 
 ROOT = Path(__file__).parents[1]

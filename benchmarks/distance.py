@@ -28,12 +28,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 import kdistill
+from kdistill.api.evaluate import evaluate
 from kdistill.data import ImageDataset
 from kdistill.engine import build_student, train
-from kdistill.evaluation import Protocol, evaluate
+from kdistill.evaluation import Protocol
+from kdistill.formatting import console
 from kdistill.keys import generator, make_key
 from kdistill.objectives.class_relevance import ClassRelevantDistance, class_relevant_distance
-from kdistill.progress import console
 from kdistill.runner import Progress
 from kdistill.selection import select
 from kdistill.status import status_line

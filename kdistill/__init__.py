@@ -21,8 +21,8 @@ logging.getLogger("kdistill").addFilter(clean_record)  # before anything logs th
 _HOMES = {
     "compare": "kdistill.api.compare",
     "distill": "kdistill.api.distill",
-    "evaluate": "kdistill.evaluation",
-    "evaluate_snapshots": "kdistill.evaluation",
+    "evaluate": "kdistill.api.evaluate",
+    "evaluate_snapshots": "kdistill.api.evaluate_snapshots",
     "load_data": "kdistill.data",
     "plan": "kdistill.api.plan",
     "sweep": "kdistill.api.sweep",

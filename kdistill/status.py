@@ -15,18 +15,13 @@ from contextvars import ContextVar
 from typing import Any
 
 from kdistill.escape import printable
+from kdistill.formatting import duration
 
 PLAIN_EVERY_S = 10.0  # seconds between two lines when nobody watches
 _TERMINAL_EVERY_S, _NOTEBOOK_EVERY_S = 0.05, 0.2
 
 _is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 _current: ContextVar["_Line | None"] = ContextVar("current", default=None)
-
-
-def duration(seconds: float) -> str:
-    """Return ``1:02:03`` or ``2:03``."""
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 @contextmanager
@@ -60,6 +55,21 @@ def status_line(
     finally:
         _current.reset(token)
         line.close()
+
+
+def describe(progress: Any, values: str) -> str:
+    """Return what a status line says of an iteration: its number, ``values``, rate, time left, memory.
+
+    Args:
+        progress: What the loop tells its callbacks: ``iteration``, ``iterations``, ``rate``,
+            ``eta_seconds`` and ``peak_bytes``.
+        values: What was measured, such as ``"loss 0.1"``.
+    """
+    width = len(str(progress.iterations))
+    return (
+        f"{progress.iteration:>{width}}/{progress.iterations}  {values}  {progress.rate:.2f} it/s  "
+        f"{duration(progress.eta_seconds)} left  {progress.peak_bytes / 2**30:.2f} GiB peak"
+    )
 
 
 def note(text: str) -> None:

@@ -315,7 +315,7 @@ def table(path, split, scores, metric="el2n"):
 
 def test_a_table_of_scores_takes_the_place_of_training(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("kdistill.methods.difficulty.difficulty", None)
-    seen, _ = digits.holdout(0.1, seed=0)
+    seen, _ = digits.holdout(0.1)
     path = table(tmp_path / "scores.csv", seen.train, torch.arange(len(seen.train)))
     run(digits, "pad", iterations=1, scores=path)
     config = resolve("pad", "fast", {**SMALL, **FIEX, "scores": path})
@@ -323,7 +323,7 @@ def test_a_table_of_scores_takes_the_place_of_training(digits, tmp_path, monkeyp
 
 
 def test_a_run_is_not_resumed_with_another_table(digits, tmp_path):
-    seen, _ = digits.holdout(0.1, seed=0)
+    seen, _ = digits.holdout(0.1)
     out = {"out": tmp_path / "run", "max_minutes": 0.0}
     options = {
         "method": "dm",
@@ -345,13 +345,13 @@ def test_a_run_is_not_resumed_with_another_table(digits, tmp_path):
 def test_a_table_that_does_not_fit_is_refused_with_the_numbers(digits, tmp_path):
     count = len(digits.train)
     path = table(tmp_path / "scores.csv", digits.train, torch.zeros(count))
-    held_out = len(digits.holdout(0.1, seed=0)[1])
+    held_out = len(digits.holdout(0.1)[1])
     with pytest.raises(
         DataError,
         match=rf"the {count - held_out} training images, got {count} in .*same share held out",
     ):
         run(digits, "pad", scores=path)
-    seen, _ = digits.holdout(0.1, seed=0)
+    seen, _ = digits.holdout(0.1)
     other = replace(seen.train, images=seen.train.images.flip(3))
     with pytest.raises(DataError, match=r"scores of images with digest \w+, got \w+ in"):
         run(digits, "pad", scores=table(tmp_path / "other.csv", other, torch.zeros(len(other))))

@@ -19,8 +19,8 @@ from kdistill.artifacts.dataset_card import card
 from kdistill.artifacts.preview import png_bytes, shortened
 from kdistill.cli import app
 from kdistill.errors import DataError, did_you_mean
-from kdistill.evaluation.tables import markdown_table, plain_table, rich_table
 from kdistill.experts import TrajectoryStore
+from kdistill.formatting import markdown_table, plain_table, rich_table
 from kdistill.status import status_line
 
 PACKAGE = Path(__file__).parents[1] / "kdistill"
@@ -105,7 +105,7 @@ def test_commands_print_through_the_escape_only():
             node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
         ]
         names = [ast.unparse(call.func) for call in calls]
-        allowed = 1 if path.name == "_shared.py" else 0
+        allowed = 1 if path.name == "shared.py" else 0
         assert names.count("typer.echo") == allowed and not {"print", "typer.secho"} & set(names), (
             f"{path}: print with echo of kdistill.cli.shared"
         )

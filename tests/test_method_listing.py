@@ -10,7 +10,7 @@ from kdistill import doctor, methods
 from kdistill.api.distill import resolve
 from kdistill.cli import app
 from kdistill.errors import ConfigError
-from kdistill.methods.options import COUNT, Words, check_options, options, value_shown
+from kdistill.options import COUNT, Words, check_options, options, value_shown
 
 NAMES = methods.names()
 

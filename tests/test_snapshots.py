@@ -9,13 +9,13 @@ import torch
 from typer.testing import CliRunner
 
 import kdistill
+from kdistill.api.evaluate_snapshots import SnapshotEvaluation, SnapshotRow
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.snapshot_folder import snapshot_iterations
 from kdistill.artifacts.tensors import decode, digest, encode
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import PROTOCOLS
-from kdistill.evaluation.snapshot_evaluation import SnapshotEvaluation, SnapshotRow
 
 SMALL = {"iterations": 25, "width": 4, "batch_real": 8}
 QUICK = replace(PROTOCOLS["quick"], width=4, epochs=5, nets=2)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdistill import _native, methods
 from kdistill import runner as loop
+from kdistill.api.evaluate import evaluate
 from kdistill.api.metrics_log import JsonLines
 from kdistill.api.run import RunConfig, check_ranges, check_run, resolve, use
 from kdistill.api.run_folder import check_folder, prepare, same_artefact
@@ -20,13 +21,11 @@ from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, load_data
 from kdistill.engine.precision import use_precision
 from kdistill.errors import ConfigError, DataError
-from kdistill.evaluation import evaluate
 from kdistill.experts import TrajectoryStore
 from kdistill.files import sole_use
-from kdistill.progress import describe
 from kdistill.runner import Progress
 from kdistill.signals import terminable
-from kdistill.status import note, quietly, status_line
+from kdistill.status import describe, note, quietly, status_line
 
 __all__ = ["RunConfig", "distill", "evaluate", "load_data", "resolve", "train_experts"]
 
@@ -132,14 +131,14 @@ def distill(
     run = from_mapping(
         RunConfig, {**about, **given, "options": to_mapping(config_of_method)}, where="distill"
     )
-    seen = kept(data, validation).to(device or data.train.images.device)
+    seen = data.holdout(validation)[0].to(device or data.train.images.device)
     with quietly(quiet):
         check_sizes(seen, ipc)
     start = None if init is None else _start(init, seen, ipc)
     precision = use_precision(config_of_method.precision, seen.train.images.device)
     with terminable(), quietly(quiet), precision, status_line("distilling") as say:
         say(f"preparing {method} on {data.name}, {ipc} per class")
-        watchers = (lambda progress: say(describe(progress)), *watched)
+        watchers = (lambda progress: say(describe(progress, f"loss {progress.loss:.4g}")), *watched)
         small = _distilled(
             run, data, seen, start, out, resume, force, watchers, limits, snapshot_every
         )
@@ -281,14 +280,9 @@ def train_experts(
     use(threads, device)
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
     data.check_in_memory()
-    seen = kept(data, validation).to(device or data.train.images.device)
+    seen = data.holdout(validation)[0].to(device or data.train.images.device)
     with quietly(quiet), use_precision(config.precision, seen.train.images.device):
         return found.experts(config, seen)
-
-
-def kept(data: ImageDataset, validation: float) -> ImageDataset:
-    """Return what a run may look at."""
-    return data.holdout(validation, seed=0)[0] if validation else data
 
 
 def check_sizes(data: ImageDataset, ipc: int) -> None:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from kdistill import methods
 from kdistill._native import peak_bytes
-from kdistill.api.distill import check_sizes, kept
+from kdistill.api.distill import check_sizes
 from kdistill.api.run import check_ranges, resolve, use
 from kdistill.data import ImageDataset, load_data
-from kdistill.status import duration
+from kdistill.formatting import duration
 
 ROUNDS = 3  # iterations that are timed, after one that is not
 PAGE_BYTES = 36_000  # card, configuration and metrics of an artefact
@@ -100,7 +100,7 @@ def plan(
     check_ranges(ipc, validation)
     data = data if isinstance(data, ImageDataset) else load_data(data)
     data.check_in_memory()
-    seen = kept(data, validation)
+    seen = data.holdout(validation)[0]
     check_sizes(seen, ipc)
     with tempfile.TemporaryDirectory() as folder:
         dry_run = (

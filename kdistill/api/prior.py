@@ -28,9 +28,8 @@ from kdistill.priors.latents import GeneratorAdapter
 from kdistill.priors.network_files import save_generator
 from kdistill.priors.network_files.generator_folder import holds
 from kdistill.priors.stylegan import Generator
-from kdistill.progress import describe_prior
 from kdistill.signals import terminable
-from kdistill.status import quietly, status_line
+from kdistill.status import describe, quietly, status_line
 
 __all__ = ["TrainedPrior", "train_prior"]
 
@@ -141,7 +140,11 @@ def train_prior(
                 folder,
                 identity=identity,
                 resume=resume,
-                callbacks=[log, lambda progress: say(describe_prior(progress)), *callbacks],
+                callbacks=[
+                    log,
+                    lambda progress: say(describe(progress, _losses(progress))),
+                    *callbacks,
+                ],
                 on_checkpoint=lambda state: _picture(
                     game, seen, folder, state.average, state.iteration
                 ),
@@ -253,9 +256,7 @@ def _parts(
             f"prior train: expected at least 2 classes, got {data.num_classes}; name the classes "
             "of the images"
         )
-    seen, held_out = (
-        data.holdout(validation, seed=0) if validation else (data, data.test.take(torch.arange(0)))
-    )
+    seen, held_out = data.holdout(validation)
     counts = torch.bincount(seen.train.labels.cpu(), minlength=data.num_classes)
     fewest = int(counts.argmin())
     if int(counts[fewest]) < LEAST:
@@ -295,6 +296,12 @@ def _check_contents(folder: Path, resume: bool) -> None:
                 f"out: expected a new or empty folder, got {folder} with {seen}; choose another "
                 "place"
             )
+
+
+def _losses(progress: PriorProgress) -> str:
+    """Return what a status line says of a step of the training."""
+    losses = f"{progress.loss_discriminator:.3f} {progress.loss_generator:.3f}"
+    return f"losses {losses}  augmented {progress.augment_p:.2f}"
 
 
 def _picture(

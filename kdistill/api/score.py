@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from kdistill import _native
-from kdistill.api.distill import kept
 from kdistill.api.run import check_place, check_ranges, use
 from kdistill.api.run_folder import check_writable
 from kdistill.artifacts.score_pictures import extremes, histograms, png
@@ -67,7 +66,7 @@ def score(
     if out is not None:
         check_writable(Path(out))
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
-    seen = kept(data, validation).to(device or data.train.images.device)
+    seen = data.holdout(validation)[0].to(device or data.train.images.device)
     student = build_student(
         spec.student,
         channels=seen.channels,

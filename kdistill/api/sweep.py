@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from kdistill._native import reset_peak
 from kdistill.api.distill import distill, load_data
+from kdistill.api.evaluate import evaluate
 from kdistill.api.run import RunConfig, check_ranges, resolve, use
 from kdistill.api.run_folder import is_unfinished
 from kdistill.artifacts import DistilledDataset
@@ -26,7 +27,7 @@ from kdistill.data import ImageDataset
 from kdistill.engine.precision import check_precision
 from kdistill.engine.students import STUDENTS
 from kdistill.errors import ConfigError, DataError, KDistillError, did_you_mean
-from kdistill.evaluation import Evaluation, Protocol, evaluate, protocols
+from kdistill.evaluation import Evaluation, Protocol, protocols
 from kdistill.evaluation.baseline_rows import check_names
 from kdistill.files import locked, read_regular, remove_leftovers, write_atomic
 from kdistill.files.opener import JSON_LIMIT

@@ -128,11 +128,11 @@ def evaluate(
 ) -> None:
     """Train fresh networks on the small set and on baselines, and test them on real data."""
     with _one_sentence():
+        from kdistill.api.evaluate import check_settings
         from kdistill.api.run import use
         from kdistill.artifacts import DistilledDataset
         from kdistill.errors import DataError
         from kdistill.evaluation import is_from_other_data
-        from kdistill.evaluation.evaluate import check_settings
 
         use(threads, device)
         step_size = _step_size(lr)
@@ -202,7 +202,7 @@ def _source_of(run: dict[str, Any], artefact: Path) -> str:
 
 
 def _evaluate_and_save(small: Any, data: Any, out: Path | None, **chosen: Any) -> Any:
-    from kdistill.evaluation import evaluate as run
+    from kdistill.api.evaluate import evaluate as run
 
     result = run(small, data, **chosen)
     show(result)

@@ -47,7 +47,7 @@ def _show(report: Any, limit: int | None) -> None:
     from rich.text import Text
 
     from kdistill.escape import one_line
-    from kdistill.progress import console
+    from kdistill.formatting import console
 
     table = Table(
         "",

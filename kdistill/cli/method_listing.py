@@ -7,7 +7,7 @@ from typing import Any
 from kdistill import methods
 from kdistill.methods import Method
 from kdistill.methods.base import MethodConfig
-from kdistill.methods.options import Option, options, value_shown
+from kdistill.options import Option, options, value_shown
 
 WIDTH = 80
 

@@ -240,7 +240,7 @@ def _options_that_apply(
 
 def _effective(run: Any) -> str:
     from kdistill.api.run import resolve
-    from kdistill.methods.options import value_shown
+    from kdistill.options import value_shown
 
     config = resolve(run.method, run.preset, run.options)
     return ", ".join(

@@ -62,7 +62,7 @@ def echo(text: object, *, err: bool = False) -> None:
     """Print text that may hold names of files and classes: nothing in it can act on the terminal.
 
     The only way in which commands print (a test looks), beside tables of
-    ``kdistill.evaluation.tables``.
+    ``kdistill.formatting``.
     """
     typer.echo(printable(text), err=err)
 
@@ -78,7 +78,7 @@ def echo_wrapped(text: object, *, err: bool = False) -> None:
 
 def show(found: Any) -> None:
     """Print a table: fitted to the width of a terminal, and with every column, a row a line, where the output is none."""
-    from kdistill.progress import console
+    from kdistill.formatting import console
 
     screen = console()
     if screen.is_terminal:

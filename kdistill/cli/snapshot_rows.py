@@ -28,7 +28,7 @@ def evaluate_and_save(
     run: Path, data: Any, small: Any, *, model: str, is_saved: bool, **chosen: Any
 ) -> None:
     """Print one row per snapshot of ``run``, and leave the numbers in its artefact ``small``."""
-    from kdistill.evaluation import evaluate_snapshots
+    from kdistill.api.evaluate_snapshots import evaluate_snapshots
 
     found = evaluate_snapshots(run, data, model=model, **chosen)
     show(found)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from kdistill.data.splits import stratified_split
+from kdistill.data.splits import HOLDOUT_SEED, stratified_split
 from kdistill.data.streamed import StreamedImages
 from kdistill.errors import ConfigError, DataError, ShapeError
 from kdistill.transforms import Identity, Standardise, Transform, Zca
@@ -153,12 +153,15 @@ class ImageDataset:
         """Number of classes."""
         return len(self.classes)
 
-    def holdout(self, fraction: float = 0.1, seed: int = 0) -> tuple["ImageDataset", Split]:
-        """Withhold a stratified share of the training images for validation.
+    def holdout(
+        self, fraction: float = 0.1, seed: int = HOLDOUT_SEED
+    ) -> tuple["ImageDataset", Split]:
+        """Hold out a stratified share of the training images for validation.
 
         Args:
-            fraction: Share held out, in (0, 1).  A source that came with its own validation split
-                gives that one instead, whatever ``fraction`` and ``seed`` say.
+            fraction: Share held out, in [0, 1); 0 holds nothing out.  A source that came with its
+                own validation split gives that one instead of any other share, whatever ``seed``
+                says.
             seed: Of the draw.
 
         Returns:
@@ -166,8 +169,10 @@ class ImageDataset:
             what was held out.
 
         Raises:
-            ConfigError: ``fraction`` is not between 0 and 1.
+            ConfigError: ``fraction`` is not in [0, 1).
         """
+        if fraction == 0.0:
+            return self, self.train.take(torch.arange(0))
         if self.validation is not None:
             return replace(self, validation=None), self.validation
         kept, held_out = stratified_split(

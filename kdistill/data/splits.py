@@ -7,6 +7,9 @@ from torch import Tensor
 from kdistill.errors import ConfigError
 from kdistill.keys import make_key, permutation
 
+# of every hold-out: distillation, training of generators and evaluation hold out the same images
+HOLDOUT_SEED = 0
+
 
 def stratified_split(
     labels: Tensor, fraction: float, *, seed: int, purpose: str

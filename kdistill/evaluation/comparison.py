@@ -14,9 +14,8 @@ from kdistill.artifacts.tensors import to_json
 from kdistill.errors import ConfigError
 from kdistill.evaluation.columns import DAGGER
 from kdistill.evaluation.significance import Difference, mean_of, or_none, std_of
-from kdistill.evaluation.tables import markdown_table, plain_table, rich_table
 from kdistill.files import write_atomic
-from kdistill.status import duration
+from kdistill.formatting import duration, markdown_table, plain_table, rich_table
 
 __all__ = ["Comparison", "Entry"]
 

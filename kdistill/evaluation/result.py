@@ -13,7 +13,7 @@ from kdistill.evaluation import architectures, columns, metrics
 from kdistill.evaluation import scores as scoring
 from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.significance import Difference, mean_of, or_none, std_of
-from kdistill.evaluation.tables import plain_table, rich_table
+from kdistill.formatting import plain_table, rich_table
 
 TEXT_COLUMNS = ("set", "network")
 

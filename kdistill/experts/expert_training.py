@@ -21,8 +21,9 @@ from kdistill.augment import Augment
 from kdistill.engine import Student, loss_and_grad, train
 from kdistill.experts.expert_spec import ExpertSpec
 from kdistill.experts.store import TrajectoryStore
+from kdistill.formatting import duration
 from kdistill.keys import generator, make_key
-from kdistill.status import duration, note, status_line
+from kdistill.status import note, status_line
 
 Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Rows = Callable[[int], Tensor]  # epoch (0 is the first) to the rows that it sees

@@ -16,7 +16,7 @@ from kdistill.engine.students import NORMS, STUDENTS, Student, build_student
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
 from kdistill.keys import generator, make_key
-from kdistill.methods.options import (
+from kdistill.options import (
     COUNT,
     ITERATIONS,
     MOMENTUM,

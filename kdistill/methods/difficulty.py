@@ -19,7 +19,7 @@ from kdistill.data.dataset import fingerprint
 from kdistill.errors import ConfigError, DataError
 from kdistill.experts.expert_spec import digest_of
 from kdistill.methods.base import MethodConfig
-from kdistill.methods.options import COUNT, Unset, Words
+from kdistill.options import COUNT, Unset, Words
 from kdistill.selection import Ranking, ScoreSpec, difficulty, load_scores, rank
 from kdistill.selection.difficulty_scores import METRICS
 from kdistill.status import status_line

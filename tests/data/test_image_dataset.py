@@ -49,7 +49,7 @@ def test_share_must_lie_between_0_and_1(fraction):
         stratified_split(torch.zeros(4, dtype=torch.int64), fraction, seed=0, purpose="p")
 
 
-def test_holdout_withholds_and_keeps_the_rest():
+def test_holdout_takes_a_share_and_keeps_the_rest():
     data = load_data(arrays(), quiet=True)
     smaller, validation = data.holdout(0.25, seed=3)
     assert len(smaller.train) + len(validation) == len(data.train) == 48 and len(validation) == 12
@@ -65,6 +65,13 @@ def test_holdout_withholds_and_keeps_the_rest():
     )
     assert torch.equal(validation.images, data.holdout(0.25, seed=3)[1].images)
     assert not torch.equal(validation.images, data.holdout(0.25, seed=4)[1].images)
+
+
+def test_a_share_of_0_holds_nothing_out():
+    data = load_data(arrays(), quiet=True)
+    smaller, validation = data.holdout(0.0)
+    assert smaller is data and len(validation) == 0
+    assert validation.images.shape[1:] == data.train.images.shape[1:]
 
 
 def test_holdout_gives_the_validation_split_of_the_source():

@@ -9,15 +9,16 @@ import torch
 from torch import nn
 
 from kdistill import _native
+from kdistill.api.evaluate import _student as student_of
+from kdistill.api.evaluate import evaluate
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import decode, digest, encode
 from kdistill.data import Split
 from kdistill.engine import use_precision
 from kdistill.engine.precision import asked_precision
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
-from kdistill.evaluation import Evaluation, evaluate, metrics
+from kdistill.evaluation import Evaluation, metrics
 from kdistill.evaluation import baseline_cache as cache
-from kdistill.evaluation.evaluate import _student as student_of
 from kdistill.evaluation.set_training import Trainer
 from kdistill.selection import select
 from kdistill.transforms import Zca

@@ -230,7 +230,7 @@ def test_the_result_is_the_nearest_of_all_looks(digits, prior):
     later = [distance for iteration, distance in search["distance"] if iteration]
     assert chosen["distance"] == min(later)
     problem = build(digits, prior)
-    seen = digits.holdout(0.1, seed=0)[0]
+    seen = digits.holdout(0.1)[0]
     measure = (
         methods.get("hglad")
         .build(resolve("hglad", "fast", {**SMALL, "prior": prior}), seen, 1, 0, None)

@@ -78,7 +78,7 @@ def test_a_streamed_set_has_the_scores_of_the_same_set_in_memory(tmp_path, sourc
         assert (tmp_path / "streamed" / name).read_bytes() == (
             tmp_path / "whole" / name
         ).read_bytes()
-    load_scores_of(whole.holdout(0.1, seed=0)[0], tmp_path / "streamed/scores.csv")
+    load_scores_of(whole.holdout(0.1)[0], tmp_path / "streamed/scores.csv")
 
 
 def test_images_are_read_in_batches_and_not_kept(monkeypatch):

@@ -15,7 +15,7 @@ from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
 from kdistill.methods.base import DryRun, Method, MethodConfig
-from kdistill.methods.options import COUNT, FOUND, NOT_NEGATIVE, Unset, Words
+from kdistill.options import COUNT, FOUND, NOT_NEGATIVE, Unset, Words
 from kdistill.priors import GeneratorAdapter
 from kdistill.priors.latents import NOISES, check_fit
 from kdistill.priors.network_files import load_generator

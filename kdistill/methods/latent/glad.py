@@ -31,7 +31,7 @@ from kdistill.methods.latent.base import (
     network_for,
     refuse_start,
 )
-from kdistill.methods.options import NOT_NEGATIVE, Unset
+from kdistill.options import NOT_NEGATIVE, Unset
 from kdistill.priors import LatentPrior
 from kdistill.priors.latents import generator_classes
 from kdistill.priors.stylegan import Generator

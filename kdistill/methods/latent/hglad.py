@@ -38,8 +38,8 @@ from kdistill.methods.latent.base import (
 )
 from kdistill.methods.latent.cached_distance import NETS, Measure
 from kdistill.methods.latent.layer_search import ProgressiveSearch, stage_ends, stage_name
-from kdistill.methods.options import COUNT, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.objectives.class_relevance import WEIGHTINGS
+from kdistill.options import COUNT, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.priors import PIXELS, HierarchicalPrior, Stage, State
 from kdistill.priors.latents import generator_classes
 

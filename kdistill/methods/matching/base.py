@@ -25,7 +25,9 @@ from kdistill.keys import generator, make_key
 from kdistill.methods.base import Problem, Step, augmentation, balanced_labels, initial_images
 from kdistill.methods.calibration import calibrated_images
 from kdistill.methods.difficulty import FilteredConfig
-from kdistill.methods.options import (
+from kdistill.objectives.class_gradient_match import class_gradient_match
+from kdistill.objectives.masks import depth_mask
+from kdistill.options import (
     COUNT,
     FOUND,
     MASKED_SHARE,
@@ -34,8 +36,6 @@ from kdistill.methods.options import (
     Unset,
     Words,
 )
-from kdistill.objectives.class_gradient_match import class_gradient_match
-from kdistill.objectives.masks import depth_mask
 from kdistill.priors import PixelPrior, State
 
 LOOPS = {

@@ -27,8 +27,8 @@ from kdistill.methods.base import (
 )
 from kdistill.methods.calibration import calibrated_images
 from kdistill.methods.difficulty import FilteredConfig
-from kdistill.methods.options import COUNT, FOUND, MASKED_SHARE, NOT_NEGATIVE, Words
 from kdistill.objectives.distribution_matching import distribution_match, layered_distribution_match
+from kdistill.options import COUNT, FOUND, MASKED_SHARE, NOT_NEGATIVE, Words
 from kdistill.priors import PixelPrior, State
 
 FEW = {"score_nets": 3, "score_epochs": 3}

@@ -36,7 +36,7 @@ from kdistill.methods.base import (
     initial_images,
 )
 from kdistill.methods.calibration import calibrated
-from kdistill.methods.options import COUNT, FOUND, NOT_NEGATIVE, POSITIVE, Unset, Words
+from kdistill.options import COUNT, FOUND, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.priors import PixelPrior, State
 
 

@@ -33,7 +33,6 @@ from kdistill.methods.base import (
     initial_images,
     told_apart,
 )
-from kdistill.methods.options import COUNT, MOMENTUM, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.methods.trajectory.base import (
     FlatExpertsConfig,
     SoftLabels,
@@ -42,6 +41,7 @@ from kdistill.methods.trajectory.base import (
     expert_store,
 )
 from kdistill.methods.trajectory.mtt import FAST as MTT_FAST
+from kdistill.options import COUNT, MOMENTUM, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.selection import select_correct
 
 # the better of two settings on validation images (mnist5k, 10 per class, one run each); the first

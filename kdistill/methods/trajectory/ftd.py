@@ -15,7 +15,6 @@ from torch import Tensor
 
 from kdistill.data import ImageDataset
 from kdistill.methods.base import Method, Problem
-from kdistill.methods.options import DECAY
 from kdistill.methods.trajectory.base import (
     FlatExpertsConfig,
     build_trajectory,
@@ -24,6 +23,7 @@ from kdistill.methods.trajectory.base import (
     published,
 )
 from kdistill.methods.trajectory.mtt import FAST
+from kdistill.options import DECAY
 
 
 @dataclass(frozen=True, kw_only=True)

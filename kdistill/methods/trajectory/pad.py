@@ -23,11 +23,11 @@ from kdistill.data import ImageDataset
 from kdistill.engine.inner_problem import Mask
 from kdistill.methods.base import Method, Problem
 from kdistill.methods.difficulty import DifficultyConfig, by_count
-from kdistill.methods.options import MASKED_SHARE, Words
 from kdistill.methods.trajectory import datm
 from kdistill.methods.trajectory.base import dry_run_trajectory, expert_store
 from kdistill.methods.trajectory.datm import DatmConfig, build_aligned
 from kdistill.objectives.masks import depth_mask, loss_mask
+from kdistill.options import MASKED_SHARE, Words
 from kdistill.selection import Curriculum, Ranking
 
 FAST = {**datm.FAST, "add_until": 6, "score_nets": 3, "score_epochs": 3}

@@ -16,15 +16,15 @@ import torch
 from rich.console import Group
 from torch import nn
 
+from kdistill.api.evaluate import evaluate
 from kdistill.artifacts.dataset import DistilledDataset
 from kdistill.artifacts.snapshot_folder import load_snapshot, snapshot_iterations
 from kdistill.data import ImageDataset, load_data
 from kdistill.errors import ConfigError
 from kdistill.evaluation import protocols
-from kdistill.evaluation.evaluate import evaluate
 from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.provenance import held_out_share
-from kdistill.evaluation.tables import plain_table, rich_table
+from kdistill.formatting import plain_table, rich_table
 from kdistill.status import quietly, status_line
 
 COLUMNS = ("iteration", "validation %", "test %", "")

@@ -15,6 +15,7 @@ from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import digest
 from kdistill.augment import strategy_for
 from kdistill.data import ImageDataset, Split, load_data
+from kdistill.data.splits import HOLDOUT_SEED
 from kdistill.engine.precision import use_precision
 from kdistill.engine.students import STUDENTS, Student, build_student
 from kdistill.errors import ConfigError, DataError, did_you_mean
@@ -24,8 +25,6 @@ from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.result import Evaluation, Row
 from kdistill.evaluation.set_training import Task, Trainer
 from kdistill.status import quietly, status_line
-
-HOLDOUT_SEED = 0  # that of ``distill``: what it held out is what settings are chosen on here
 
 
 def evaluate(
@@ -115,7 +114,7 @@ def evaluate(
     _check_fits(small, data)
     data = data.to(device if device is not None else data.train.images.device)
     share = provenance.held_out_share(small) or recipe.validation
-    kept, held_out = data.holdout(share, seed=HOLDOUT_SEED)
+    kept, held_out = data.holdout(share)
     rows: list[Row] = []
     precision_of_data = use_precision(recipe.precision, data.train.images.device)
     with quietly(quiet), status_line("evaluating", also=progress) as say, precision_of_data:

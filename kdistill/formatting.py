@@ -1,4 +1,4 @@
-"""Headers and rows of text as a table: for a terminal, as plain text, as Markdown.
+"""Durations, and tables of text: for a terminal, as plain text, as Markdown.
 
 Cells and notes may hold names out of files: they are escaped here (``kdistill.escape``), and never
 read as markup.
@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len, set_cell_size
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +17,17 @@ from kdistill.escape import markdown, one_line
 Cells = Sequence[Sequence[str]]
 
 GAP = 2  # blanks between two columns
+
+
+def duration(seconds: float) -> str:
+    """Return ``1:02:03`` or ``2:03``."""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def console() -> Console:
+    """Return a console on standard output."""
+    return Console()
 
 
 def rich_table(
