@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "kdistill"
 # lowest first; names between two bars are equals, and equals never import each other
 LAYERS = (
     "_version escape | errors types formatting signals | status config options keys transforms files"
-    " _native | cache backends | ops"
+    " optim _native | cache backends | ops"
     " | augment labels data artifacts | engine | objectives priors selection experts"
     " | methods evaluation | runner | api doctor | cli __init__ testing | __main__"
 )
