@@ -17,7 +17,7 @@ from benchmarks._ops import Result, tried
 from benchmarks.peers.generator_layers import PEERS, Layer, grouped
 from kdistill import ops
 from kdistill.ops import _registry
-from kdistill.priors.stylegan.operators import line_of, styled_conv
+from kdistill.priors.stylegan.operators import styled_conv, upsampling_taps
 from kdistill.testing.tolerance import ToleranceError, assert_close_enough
 
 BATCH = 10
@@ -66,10 +66,9 @@ def ours_on(backend: str, taps: Tensor | None) -> Layer:
         x: Tensor, styles: Tensor, weight: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None
     ) -> Tensor:
         with ops.use_backend(backend):
-            return styled_conv(x, weight, styles, noise, bias, line=line, clamp=None)
+            return styled_conv(x, weight, styles, noise, bias, taps=own_taps, clamp=None)
 
-    line = None if taps is None else line_of(taps)
-    line = None if line is None else 2.0 * line
+    own_taps = None if taps is None else upsampling_taps(taps)
     return layer
 
 

@@ -42,7 +42,7 @@ def convert(
         found = convert_network(network, out)
         about = f"{found.size}x{found.size}, {found.channels} channel{'s' * (found.channels > 1)}, {found.classes} classes"
         echo(f"{type(found).__name__}, {about}, {found.num_layers} layers in {out}")
-        echo_wrapped(found.layers_listed())
+        echo_wrapped(found.layer_listing())
 
 
 @app.command(
@@ -99,7 +99,7 @@ def train(
                 err=True,
             )
             raise typer.Exit(exit_status(error)) from None
-        echo_wrapped(f"{made.generator.layers_listed()}\n{made.quality.described()}")
+        echo_wrapped(f"{made.generator.layer_listing()}\n{made.quality.described()}")
         state = (
             ""
             if made.finished

@@ -95,7 +95,7 @@ class HierarchicalPrior:
         return {"ws": state["ws"].clone(), f"f.{stage}": torch.cat(parts)}
 
     def _features(self, part: State, start: int, stop: int, noise: Noise | None) -> Tensor:
-        f = part["f"] if "f" in part else self.generator.start(part["ws"])
+        f = part["f"] if "f" in part else self.generator.synthesis_input(part["ws"])
         for n in range(start, stop):
             f = self.generator.advance(f, part["ws"], n, noise)
         return clean(f)

@@ -15,7 +15,7 @@ from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.keys import generator as keyed
 from kdistill.priors.gan_training import PriorSpec, fit
-from kdistill.priors.gan_training.discriminator import Discriminator, _spread, group_of
+from kdistill.priors.gan_training.discriminator import Discriminator, _spread, group_size
 from kdistill.priors.gan_training.state import Trained
 from kdistill.priors.gan_training.steps import new_gan_training
 from kdistill.priors.gan_training.training_loop import CHECKPOINT
@@ -74,8 +74,8 @@ def test_the_discriminator_can_be_differentiated_twice():
     inputs = [tensors[name].requires_grad_() for name in some]
 
     def judged(images, *values):
-        judged = opponent.judge({**tensors, **dict(zip(some, values, strict=True))}, images, labels)
-        return torch.cat([judged.logits, judged.scores.flatten(), judged.spread])
+        judged = opponent.apply({**tensors, **dict(zip(some, values, strict=True))}, images, labels)
+        return torch.cat([judged.logits, judged.class_logits.flatten(), judged.spread])
 
     assert torch.autograd.gradcheck(judged, (images, *inputs), fast_mode=True)
     assert torch.autograd.gradgradcheck(judged, (images, *inputs), fast_mode=True)
@@ -86,10 +86,10 @@ def test_logits_depend_on_the_class_and_scores_do_not():
     tensors = opponent.new(keyed(0))
     images = torch.randn(4, 1, 8, 8, generator=keyed(1))
     tensors["classes"] = torch.randn(2, 8, generator=keyed(2))
-    first = opponent.judge(tensors, images, torch.zeros(4, dtype=torch.int64))
-    second = opponent.judge(tensors, images, torch.ones(4, dtype=torch.int64))
+    first = opponent.apply(tensors, images, torch.zeros(4, dtype=torch.int64))
+    second = opponent.apply(tensors, images, torch.ones(4, dtype=torch.int64))
     assert not torch.equal(first.logits, second.logits)
-    assert torch.equal(first.scores, second.scores)
+    assert torch.equal(first.class_logits, second.class_logits)
 
 
 def test_the_step_is_adam_without_momentum():
@@ -423,7 +423,7 @@ def test_the_spread_is_that_of_a_group():
     )  # images 2 apart are a group of four
     torch.testing.assert_close(_spread(x), wanted)
     assert float(_spread(x[:1].expand(8, -1, -1, -1)).max()) < 1e-3
-    assert [group_of(count) for count in (2, 3, 8, 10)] == [2, 1, 4, 2]
+    assert [group_size(count) for count in (2, 3, 8, 10)] == [2, 1, 4, 2]
 
 
 def test_grey_images_keep_their_brightness(digits, colours):

@@ -13,11 +13,11 @@ from kdistill.priors import Noise
 from kdistill.priors.stylegan import new_stylegan2
 from kdistill.priors.stylegan.operators import (
     filtered_lrelu,
-    line_of,
     modulated_conv,
-    modulated_conv_up,
     styled_conv,
     upfirdn,
+    upsampling_conv,
+    upsampling_taps,
 )
 from kdistill.testing.backends import runnable_backends, running_on
 from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3
@@ -196,14 +196,14 @@ def test_modulated_convolution_is_a_convolution_with_the_weights_of_each_image(d
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
-def test_the_raising_convolution_is_zeros_fir_and_a_flipped_kernel():
+def test_the_upsampling_convolution_is_zeros_fir_and_a_flipped_kernel():
     x, weight, styles = randn(2, 4, 6, 6), randn(5, 4, 3, 3, seed=1), randn(2, 4, seed=2)
     taps = torch.outer(*2 * [torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64)]) / 64
     v = per_image_weights(weight, styles, True, 1.0)
     raised = upfirdn(x, taps, up=2, padding=(3, 2, 3, 2), gain=4.0)
     wanted = torch.cat([F.conv2d(raised[i : i + 1], v[i].flip(2, 3)) for i in range(2)])
     torch.testing.assert_close(
-        modulated_conv_up(x, weight, styles, taps), wanted, rtol=1e-10, atol=1e-10
+        upsampling_conv(x, weight, styles, taps), wanted, rtol=1e-10, atol=1e-10
     )
 
 
@@ -274,7 +274,7 @@ def plain_layer(x, weight, styles, noise, bias, taps, clamp):
         y = F.conv2d(x * styles[:, :, None, None], weight, padding=1)
         y = y * (styles.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()[:, :, None, None]
     else:
-        y = modulated_conv_up(x, weight, styles, taps)
+        y = upsampling_conv(x, weight, styles, taps)
     return (F.leaky_relu(y + noise[:, None] + bias[:, None, None], 0.2) * 2**0.5).clamp(
         -clamp, clamp
     )
@@ -298,10 +298,10 @@ TAPS = torch.outer(*2 * [torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64)
 @pytest.mark.parametrize("taps", [None, TAPS], ids=["same size", "doubled"])
 @pytest.mark.parametrize("backend", runnable_backends())
 def test_a_fused_layer_is_the_plain_one(backend, taps):
-    line = None if taps is None else 2.0 * line_of(taps)
+    own_taps = None if taps is None else upsampling_taps(taps)
     given = [t.requires_grad_() for t in layer_inputs(taps, torch.float64)]
     with running_on(backend):
-        out, wanted = styled_conv(*given, line=line, clamp=2.0), plain_layer(*given, taps, 2.0)
+        out, wanted = styled_conv(*given, taps=own_taps, clamp=2.0), plain_layer(*given, taps, 2.0)
         cotangent = randn(*out.shape, seed=5)
         found, known = (torch.autograd.grad(y, given, cotangent) for y in (out, wanted))
     for a, b in zip((out, *found), (wanted, *known), strict=True):
@@ -311,11 +311,11 @@ def test_a_fused_layer_is_the_plain_one(backend, taps):
 @pytest.mark.parametrize("taps", [None, TAPS], ids=["same size", "doubled"])
 def test_the_reference_backend_gives_the_bits_of_the_plain_layer(taps, one_thread):
     taps = None if taps is None else taps.float()
-    line = None if taps is None else 2.0 * line_of(taps)
+    own_taps = None if taps is None else upsampling_taps(taps)
     given = layer_inputs(taps, torch.float32)
     with ops.use_backend("reference"):
         assert torch.equal(
-            styled_conv(*given, line=line, clamp=2.0), plain_layer(*given, taps, 2.0)
+            styled_conv(*given, taps=own_taps, clamp=2.0), plain_layer(*given, taps, 2.0)
         )
 
 
@@ -331,10 +331,12 @@ def test_the_reference_backend_gives_the_bits_of_the_plain_layer(taps, one_threa
     ],
 )
 def test_a_filter_is_taken_along_the_axes_only_where_it_is_separable(taps, is_separable):
-    line = line_of(taps)
-    assert (line is not None) == is_separable
+    own_taps = upsampling_taps(taps)
+    assert (own_taps.ndim == 1) == is_separable
     if is_separable:
-        torch.testing.assert_close(torch.outer(line, line), taps)
+        torch.testing.assert_close(torch.outer(own_taps, own_taps), 4.0 * taps)
+    else:
+        assert own_taps is taps
 
 
 def test_a_network_whose_filter_is_not_separable_takes_the_plain_way():

@@ -1,10 +1,11 @@
 """The discriminator of StyleGAN2, residual, with a projection of the class and a classifier.
 
 Papers: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020; Miyato
-    and Koyama, "cGANs with
-Projection Discriminator", ICLR 2018; Odena et al., "Conditional Image Synthesis with Auxiliary
-Classifier GANs", ICML 2017.  A mean over 2x2 stands in for the published FIR before a stride of 2:
-at these widths the FIR costs a CPU as much as the convolution.
+    and Koyama, "cGANs with Projection Discriminator", ICLR 2018; Odena et al., "Conditional Image
+    Synthesis with Auxiliary Classifier GANs", ICML 2017.
+
+A mean over 2x2 stands in for the published FIR before a stride of 2: at these widths the FIR costs
+a CPU as much as the convolution.
 
 Symbols: N images, C channels, S their side, K classes.
 """
@@ -17,36 +18,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdistill.priors.stylegan.operators import dense, lrelu
+from kdistill.priors.stylegan.initial_weights import InitialWeights, num_features
+from kdistill.priors.stylegan.operators import equalized_linear, scaled_lrelu
 
-GROUP = 4  # images over which the standard deviation is taken
+GROUP = 4  # most images over which the standard deviation is taken
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a discriminator thinks of a batch.
+class DiscriminatorOutput:
+    """Outputs of the discriminator for a batch.
 
     Attributes:
         logits: ``[N]``, positive for "real".
-        scores: Of the classes, ``[N, K]``.
-        spread: How much the images of a group differ in its last map, ``[N/G]``.
+        class_logits: Logits of the classes, ``[N, K]``.
+        spread: Standard deviation within each group of images in the last feature map, ``[N/G]``.
     """
 
     logits: Tensor
-    scores: Tensor
+    class_logits: Tensor
     spread: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Discriminator:
-    """A function from tensors, images and classes to logits, of which a positive one says "real", and scores of the classes.
+    """The discriminator as a function of its tensors, images and classes.
 
     Attributes:
         size: S, a power of two.
         channels: C.
         classes: K.
-        channel_base: A layer of side s has ``min(channel_base // s, channel_max)`` features.
-        channel_max: The largest number of features of a layer.
+        channel_base: A block of side s has ``min(channel_base // s, channel_max)`` features.
+        channel_max: The largest number of features of a block.
     """
 
     size: int
@@ -62,71 +64,70 @@ class Discriminator:
 
     def width(self, side: int) -> int:
         """Return the features of a block."""
-        return max(1, min(self.channel_base // side, self.channel_max))
+        return num_features(side, self.channel_base, self.channel_max)
 
     def new(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return untrained tensors: weights standard normal (the equations scale them), biases and classes 0."""
-        tensors: dict[str, Tensor] = {}
-
-        def add(name: str, *shape: int) -> None:
-            tensors[f"{name}.weight"] = torch.randn(shape, generator=generator)
-            tensors[f"{name}.bias"] = torch.zeros(shape[0])
-
-        add("from_picture", self.width(self.size), self.channels, 1, 1)
+        """Return untrained tensors: weights standard normal, biases and class embeddings 0."""
+        weights = InitialWeights(generator)
+        weights.add_layer("from_picture", self.width(self.size), self.channels, 1, 1)
         for side in self.sides:
             width, after = self.width(side), self.width(side // 2)
-            add(f"b{side}.conv0", width, width, 3, 3)
-            add(f"b{side}.conv1", after, width, 3, 3)
-            tensors[f"b{side}.skip.weight"] = torch.randn((after, width, 1, 1), generator=generator)
+            weights.add_layer(f"b{side}.conv0", width, width, 3, 3)
+            weights.add_layer(f"b{side}.conv1", after, width, 3, 3)
+            weights.tensors[f"b{side}.skip.weight"] = weights.normal(after, width, 1, 1)
         width = self.width(4)
-        add("b4.conv", width, width + 1, 3, 3)
-        add("b4.fc", width, 16 * width)
-        add("out", 1, width)
-        add("label", self.classes, width)
-        tensors["classes"] = torch.zeros(self.classes, width)
-        return tensors
+        weights.add_layer("b4.conv", width, width + 1, 3, 3)
+        weights.add_layer("b4.fc", width, 16 * width)
+        weights.add_layer("out", 1, width)
+        weights.add_layer("label", self.classes, width)
+        return {**weights.tensors, "classes": torch.zeros(self.classes, width)}
 
-    def judge(self, tensors: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Judgement:
-        """Return what is thought of the images; differentiable twice in tensors and images.
+    def apply(
+        self, tensors: Mapping[str, Tensor], images: Tensor, labels: Tensor
+    ) -> DiscriminatorOutput:
+        """Return the outputs for a batch; differentiable twice in tensors and images.
 
         Args:
-            tensors: Shaped like those of ``new``.
-            images: ``[N, C, S, S]``, -1 to 1.  The last block sees the spread over groups of four:
-                images of a batch are coupled.
+            tensors: Tensors shaped like those of ``new``.
+            images: ``[N, C, S, S]``, -1 to 1.  The last block gets the spread over groups of up to
+                four images as a further feature, so the images of a batch are coupled.
             labels: int64 ``[N]``.
         """
-        x = lrelu(_conv(tensors, "from_picture", images))
+        x = scaled_lrelu(_conv(tensors, "from_picture", images))
         for side in self.sides:
             skip = _conv(tensors, f"b{side}.skip", F.avg_pool2d(x, 2))
-            x = F.avg_pool2d(lrelu(_conv(tensors, f"b{side}.conv0", x, padding=1)), 2)
-            x = (lrelu(_conv(tensors, f"b{side}.conv1", x, padding=1)) + skip) * math.sqrt(0.5)
+            x = F.avg_pool2d(scaled_lrelu(_conv(tensors, f"b{side}.conv0", x, padding=1)), 2)
+            x = (scaled_lrelu(_conv(tensors, f"b{side}.conv1", x, padding=1)) + skip) * math.sqrt(
+                0.5
+            )
         spread = _spread(x)
-        of_image = spread.repeat(len(x) // len(spread))[:, None, None, None].expand(
-            -1, 1, *x.shape[2:]
-        )
-        x = lrelu(_conv(tensors, "b4.conv", torch.cat([x, of_image], 1), padding=1))
-        x = lrelu(dense(tensors, "b4.fc", x.flatten(1)))
-        of_class = (x * tensors["classes"][labels]).sum(1) / math.sqrt(x.shape[1])
-        return Judgement(
-            dense(tensors, "out", x)[:, 0] + of_class, dense(tensors, "label", x), spread
-        )
+        spread_map = spread.repeat(len(x) // len(spread))[:, None, None, None]
+        x = torch.cat([x, spread_map.expand(-1, 1, *x.shape[2:])], 1)
+        x = scaled_lrelu(_conv(tensors, "b4.conv", x, padding=1))
+        x = scaled_lrelu(equalized_linear(tensors, "b4.fc", x.flatten(1)))
+        projection = (x * tensors["classes"][labels]).sum(1) / math.sqrt(x.shape[1])
+        logits = equalized_linear(tensors, "out", x)[:, 0] + projection
+        return DiscriminatorOutput(logits, equalized_linear(tensors, "label", x), spread)
 
 
-def group_of(count: int) -> int:
-    """Return how many of ``count`` images form a group: image i is with those of numbers i modulo ``count / group``."""
+def group_size(count: int) -> int:
+    """Return how many images of a batch of ``count`` form a group.
+
+    Images whose numbers are equal modulo ``count / group`` belong together.
+    """
     return math.gcd(count, GROUP)
 
 
 def _conv(tensors: Mapping[str, Tensor], name: str, x: Tensor, padding: int = 0) -> Tensor:
     weight = tensors[f"{name}.weight"]
     scaled = weight / math.sqrt(weight[0].numel())
-    # few channels: on a CPU channels-last halves the time of the wide maps
+    # with few channels, channels-last halves the time of large feature maps on a CPU
     x, scaled = (t.contiguous(memory_format=torch.channels_last) for t in (x, scaled))
     return F.conv2d(x, scaled, tensors.get(f"{name}.bias"), padding=padding)
 
 
 def _spread(x: Tensor) -> Tensor:
-    """Return ``[N/G]``: the standard deviation over every group of images, averaged over features and places."""
-    group = group_of(len(x))
+    """Return the standard deviation within each group, averaged over features and pixels."""
+    group = group_size(len(x))
     grouped = x.reshape(group, -1, *x.shape[1:])  # [G, N/G, C, H, W]
     return (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))

@@ -30,7 +30,7 @@ from kdistill.keys import generator as keyed
 from kdistill.keys import make_key, uniforms
 from kdistill.ops.diff_augment import IDENTITY
 from kdistill.priors.base import Noise
-from kdistill.priors.gan_training.discriminator import Discriminator, group_of
+from kdistill.priors.gan_training.discriminator import Discriminator, group_size
 from kdistill.priors.gan_training.prior_spec import PriorSpec
 from kdistill.priors.gan_training.state import Layout, Trained, TrainingState
 from kdistill.priors.stylegan import Generator, new_stylegan2
@@ -174,12 +174,12 @@ class GanTraining:
         theta = now.discriminator.theta.detach().requires_grad_()
         tensors = self.opponent_layout.named(theta)
         real.requires_grad_(penalised)
-        on_real = self.opponent.judge(tensors, self._seen(real, now, "real"), labels)
-        on_fake = self.opponent.judge(
+        on_real = self.opponent.apply(tensors, self._seen(real, now, "real"), labels)
+        on_fake = self.opponent.apply(
             tensors, self._seen(drawn.images.detach(), now, "fake"), labels
         )
         loss = F.softplus(-on_real.logits).mean() + F.softplus(on_fake.logits).mean()
-        total = loss + spec.classify * F.cross_entropy(on_real.scores, labels)
+        total = loss + spec.classify * F.cross_entropy(on_real.class_logits, labels)
         r1 = loss.new_zeros(())
         if penalised:
             (grad,) = torch.autograd.grad(on_real.logits.sum(), real, create_graph=True)
@@ -195,12 +195,12 @@ class GanTraining:
         self, now: TrainingState, theta: Tensor, drawn: Drawn, spread: Tensor, against: Tensor
     ) -> tuple[Trained, float, Tensor, Tensor]:
         spec, tensors = self.spec, self.opponent_layout.named(against)
-        judged = self.opponent.judge(tensors, self._seen(drawn.images, now, "step"), drawn.labels)
+        judged = self.opponent.apply(tensors, self._seen(drawn.images, now, "step"), drawn.labels)
         loss = F.softplus(-judged.logits).mean()
         missing = (1.0 - judged.spread / spread).relu().mean()
         total = (
             loss
-            + spec.classify * F.cross_entropy(judged.scores, drawn.labels)
+            + spec.classify * F.cross_entropy(judged.class_logits, drawn.labels)
             + spec.diversity * missing
         )
         path, mean = loss.new_zeros(()), now.path_mean
@@ -234,7 +234,7 @@ class GanTraining:
     def _rows(self, iteration: int) -> Tensor:
         """Return a batch of row numbers of the real images, drawn with replacement; a group of ``_spread`` is of one class."""
         key, count = make_key(self.spec.seed, "prior rows", iteration), self.spec.batch_size
-        group = group_of(count)
+        group = group_size(count)
         firsts = torch.from_numpy(
             uniforms(make_key(key, "first"), count // group) * len(self.labels)
         ).long()

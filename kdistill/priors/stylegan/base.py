@@ -1,4 +1,4 @@
-"""What StyleGAN2 and StyleGAN3 share: mapping, configuration, and a synthesis network that can be split at any layer.
+"""What StyleGAN2 and StyleGAN3 share: the mapping, and a synthesis that can be split at any layer.
 
 Symbols: N images, L synthesis layers, ws ``[N, num_ws, w_dim]`` the latents of W+, f_n the state
     after n layers.
@@ -15,22 +15,23 @@ from torch.nn import functional as F
 
 from kdistill.errors import ConfigError, ShapeError
 from kdistill.priors.base import Noise
-from kdistill.priors.stylegan.operators import dense, lrelu, normalise
+from kdistill.priors.stylegan.operators import equalized_linear, normalise, scaled_lrelu
 
-MAPPING_LR = 0.01  # learning rate multiplier of the mapping's hidden layers: part of their equation
+# learning rate multiplier of the mapping's hidden layers: part of their equation
+MAPPING_LR = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class MappingConfig:
-    """The network from z and class to w.
+    """Configuration of the mapping network, from z and class to w.
 
     Attributes:
         z_dim: Length of z.
         w_dim: Length of w.
         classes: Number of classes; 0 is an unconditional network.
-        num_layers: Hidden layers.
-        embedding: Of the class: ``"none"``, ``"linear"`` (StyleGAN2 and 3) or ``"table"``
-            (StyleGAN-XL).
+        num_layers: Number of hidden layers.
+        embedding: How the class is embedded: ``"none"``, ``"linear"`` (StyleGAN2 and 3) or
+            ``"table"`` (StyleGAN-XL).
     """
 
     z_dim: int
@@ -42,11 +43,11 @@ class MappingConfig:
 
 @dataclass(frozen=True, eq=False)
 class Generator(ABC):
-    """A frozen class-conditional generator: a configuration and named tensors.
+    """A class-conditional generator: a configuration and named tensors.
 
     Attributes:
-        config: Of the subclass.
-        tensors: By the names that the original network files use.
+        config: ``StyleGAN2Config`` or ``StyleGAN3Config``.
+        tensors: Parameters and buffers, by the names that the original network files use.
     """
 
     config: Any
@@ -58,15 +59,15 @@ class Generator(ABC):
         """Names of the L synthesis layers, in order."""
 
     @abstractmethod
-    def start(self, ws: Tensor) -> Tensor:
+    def synthesis_input(self, ws: Tensor) -> Tensor:
         """Return f_0, the input of the first layer."""
 
     @abstractmethod
-    def layer(self, f: Tensor, ws: Tensor, position: int, noise: Noise | None) -> Tensor:
+    def apply_layer(self, f: Tensor, ws: Tensor, position: int, noise: Noise | None) -> Tensor:
         """Return f_{position+1} from f_position."""
 
     @abstractmethod
-    def image(self, f: Tensor) -> Tensor:
+    def to_image(self, f: Tensor) -> Tensor:
         """Return the images from f_L."""
 
     @abstractmethod
@@ -75,7 +76,7 @@ class Generator(ABC):
 
     @property
     def num_layers(self) -> int:
-        """L."""
+        """Number of synthesis layers, L."""
         return len(self.layer_names)
 
     @property
@@ -101,7 +102,7 @@ class Generator(ABC):
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """Return the generator with its tensors elsewhere, or in another precision."""
+        """Return the generator on another device, or in another precision."""
         return self.with_tensors(
             {name: x.to(device=device, dtype=dtype) for name, x in self.tensors.items()}
         )
@@ -111,7 +112,7 @@ class Generator(ABC):
         return replace(self, tensors={**self.tensors, **tensors})
 
     def parameters(self, n: int) -> dict[str, Tensor]:
-        """Return what training changes in the layers after the first n."""
+        """Return the tensors that training changes in the layers after the first n."""
         self.check_layer(n)
         names = [
             name for position in range(n, self.num_layers) for name in self.layer_tensors(position)
@@ -123,7 +124,7 @@ class Generator(ABC):
 
         Args:
             z: ``[N, z_dim]``, standard normal.
-            labels: The generator's classes, int64 ``[N]``; not used by an unconditional generator.
+            labels: The generator's classes, int64 ``[N]``; an unconditional generator needs none.
             psi: Truncation: ``w_avg + psi * (w - w_avg)``; 1 leaves w.
 
         Raises:
@@ -136,12 +137,13 @@ class Generator(ABC):
             )
         w = normalise(z)
         if config.embedding != "none":
-            w = torch.cat([w, normalise(self._embedding(self._checked_labels(labels, len(z))))], 1)
+            embedded = self._embedding(self._checked_labels(labels, len(z)))
+            w = torch.cat([w, normalise(embedded)], 1)
         for i in range(config.num_layers):
-            w = lrelu(dense(self.tensors, f"mapping.fc{i}", w, MAPPING_LR))
+            w = scaled_lrelu(equalized_linear(self.tensors, f"mapping.fc{i}", w, MAPPING_LR))
         if psi != 1.0:
-            centre = self.tensors["mapping.w_avg"]
-            w = (centre[labels] if centre.ndim == 2 else centre).lerp(w, psi)
+            w_avg = self.tensors["mapping.w_avg"]
+            w = (w_avg[labels] if w_avg.ndim == 2 else w_avg).lerp(w, psi)
         return w[:, None, :].expand(-1, self.num_ws, -1).contiguous()
 
     def to_f(self, ws: Tensor, n: int, noise: Noise | None = None) -> Tensor:
@@ -150,33 +152,28 @@ class Generator(ABC):
         Args:
             ws: ``[N, num_ws, w_dim]``.
             n: Layers to apply.
-            noise: Draws of StyleGAN2's noise inputs; None takes the network's own constants.
+            noise: Random noise inputs of StyleGAN2; None takes the network's own constants.
         """
         self._check_ws(ws)
         self.check_layer(n)
-        f = self.start(ws)
-        for position in range(n):
-            f = self.layer(f, ws, position, noise)
-        return f
+        return self._apply_layers(self.synthesis_input(ws), ws, range(n), noise)
 
     def from_f(self, f: Tensor, ws: Tensor, n: int, noise: Noise | None = None) -> Tensor:
-        """Return the images ``[N, C, H, W]``, about -1 to 1, from f_n and the latents of the layers that are left."""
+        """Return the images ``[N, C, H, W]``, about -1 to 1, by the layers after the first n."""
         self._check_ws(ws)
         self.check_layer(n)
-        for position in range(n, self.num_layers):
-            f = self.layer(f, ws, position, noise)
-        return self.image(f)
+        return self.to_image(self._apply_layers(f, ws, range(n, self.num_layers), noise))
 
     def advance(self, f: Tensor, ws: Tensor, n: int, noise: Noise | None = None) -> Tensor:
-        """Return f_{n+1} from f_n: one layer more."""
+        """Return f_{n+1} from f_n."""
         self._check_ws(ws)
         if n == self.num_layers:
             raise ConfigError(
                 f"advance: expected a layer below {n}, the last one, got {n}; "
-                f"{self.layers_listed()}"
+                f"{self.layer_listing()}"
             )
         self.check_layer(n)
-        return self.layer(f, ws, n, noise)
+        return self.apply_layer(f, ws, n, noise)
 
     def forward(self, ws: Tensor, noise: Noise | None = None) -> Tensor:
         """Return the images of ``ws``: ``from_f(to_f(ws, n), ws, n)`` for every n."""
@@ -187,24 +184,28 @@ class Generator(ABC):
         if not 0 <= n <= self.num_layers:
             raise ConfigError(
                 f"layer: expected 0 to {self.num_layers}, the number of layers already applied, "
-                f"got {n}; {self.layers_listed()}"
+                f"got {n}; {self.layer_listing()}"
             )
 
-    def layers_listed(self) -> str:
+    def layer_listing(self) -> str:
         """Return the layers with their numbers, for messages."""
         return "layers: " + ", ".join(
             f"{n} {name}" for n, name in enumerate(("input", *self.layer_names))
         )
 
+    def _apply_layers(self, f: Tensor, ws: Tensor, layers: range, noise: Noise | None) -> Tensor:
+        for position in layers:
+            f = self.apply_layer(f, ws, position, noise)
+        return f
+
     def _embedding(self, labels: Tensor) -> Tensor:
+        weight = self.tensors["mapping.embed.weight"]
         if self.config.mapping.embedding == "table":
-            return lrelu(
-                dense(
-                    self.tensors, "mapping.embed_proj", self.tensors["mapping.embed.weight"][labels]
-                )
+            return scaled_lrelu(
+                equalized_linear(self.tensors, "mapping.embed_proj", weight[labels])
             )
-        one_hot = F.one_hot(labels, self.classes).to(self.tensors["mapping.embed.weight"])
-        return dense(self.tensors, "mapping.embed", one_hot)
+        one_hot = F.one_hot(labels, self.classes).to(weight)
+        return equalized_linear(self.tensors, "mapping.embed", one_hot)
 
     def _checked_labels(self, labels: Tensor | None, count: int) -> Tensor:
         if labels is None or labels.shape != (count,):
@@ -216,15 +217,13 @@ class Generator(ABC):
         if count and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise ShapeError(
                 f"mapping: expected classes 0 to {self.classes - 1}, got {int(labels.min())} to "
-                f"{int(labels.max())}; "
-                "number them as the generator was trained"
+                f"{int(labels.max())}; number them as the generator was trained"
             )
         return labels
 
     def _check_ws(self, ws: Tensor) -> None:
-        wanted = (self.num_ws, self.config.mapping.w_dim)
-        if ws.ndim != 3 or tuple(ws.shape[1:]) != wanted:
+        num_ws, w_dim = self.num_ws, self.config.mapping.w_dim
+        if ws.ndim != 3 or tuple(ws.shape[1:]) != (num_ws, w_dim):
             raise ShapeError(
-                f"ws: expected [N, {wanted[0]}, {wanted[1]}], got {list(ws.shape)}; use mapping(z, "
-                "labels)"
+                f"ws: expected [N, {num_ws}, {w_dim}], got {list(ws.shape)}; use mapping(z, labels)"
             )

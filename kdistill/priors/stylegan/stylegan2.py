@@ -4,15 +4,14 @@ Paper: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", C
     StyleGAN2-ADA (2020).
 
 Layers are the convolutions b4.conv1, b8.conv0, b8.conv1, ...; a block's conv1 is followed by its
-ToRGB within the same layer. The state after n layers must hold the picture so far beside the
-features.  Both have the same side, because the picture is raised together with the features
-(raising and adding are linear, the order of operations is the published one), so f_n is one tensor
-``[N, features + channels, H, W]``; f_0 is the learned constant without a picture, f_L the picture
-alone.
+ToRGB within the same layer.  The state after n layers must hold the image so far beside the
+features.  Both have the same side, because the image is upsampled together with the features
+(upsampling and adding are linear, the order of operations is the published one), so f_n is one
+tensor ``[N, features + channels, H, W]``; f_0 is the learned constant without an image, f_L the
+image alone.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,26 +21,25 @@ from torch import Tensor
 from kdistill.errors import ConfigError
 from kdistill.priors.base import Noise
 from kdistill.priors.stylegan.base import MAPPING_LR, Generator, MappingConfig
+from kdistill.priors.stylegan.initial_weights import InitialWeights, num_features
 from kdistill.priors.stylegan.operators import (
-    dense,
-    limited,
-    line_of,
-    lrelu,
+    clamped,
+    equalized_linear,
     modulated_conv,
-    modulated_conv_up,
     styled_conv,
-    upfirdn,
+    upsampled,
+    upsampling_taps,
 )
 
-FILTER = (1.0, 3.0, 3.0, 1.0)
+FILTER = (1.0, 3.0, 3.0, 1.0)  # taps along an axis of the resampling FIR, before normalisation
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleGAN2Config:
-    """A whole generator.
+    """Configuration of a generator.
 
     Attributes:
-        mapping: From z and class to w.
+        mapping: Configuration of the mapping network.
         size: Side of the images, a power of two from 8 on.
         channels: Channels of the images.
         clamp: Largest magnitude after a layer, or None.
@@ -62,7 +60,7 @@ class StyleGAN2Config:
 
 @dataclass(frozen=True, eq=False)
 class StyleGAN2(Generator):
-    """StyleGAN2 with skip connections to the picture."""
+    """StyleGAN2 whose blocks add to the image (skip architecture)."""
 
     config: StyleGAN2Config
 
@@ -73,7 +71,7 @@ class StyleGAN2(Generator):
         return ("b4.conv1", *(f"b{side}.conv{i}" for side in sides for i in (0, 1)))
 
     def layer_tensors(self, position: int) -> list[str]:
-        """Return weights, biases, affine maps and noise strength of the layer, and of its ToRGB."""
+        """Return the names of what training changes in a layer and in its ToRGB."""
         name = self.layer_names[position]
         parts = ("weight", "bias", "affine.weight", "affine.bias")
         names = [f"synthesis.{name}.{part}" for part in (*parts, "noise_strength")]
@@ -81,75 +79,58 @@ class StyleGAN2(Generator):
             names += [f"synthesis.{name.removesuffix('conv1')}torgb.{part}" for part in parts]
         return names
 
-    def start(self, ws: Tensor) -> Tensor:
-        """Return the learned constant for every image."""
+    def synthesis_input(self, ws: Tensor) -> Tensor:
+        """Return the learned constant, once per image."""
         return self.tensors["synthesis.b4.const"].expand(len(ws), -1, -1, -1)
 
-    def layer(self, f: Tensor, ws: Tensor, position: int, noise: Noise | None) -> Tensor:
-        """Return features and picture after one layer more; it takes ``ws[:, position]``, and its ToRGB the next one."""
-        name = self.layer_names[position]
-        weight = self.tensors[f"synthesis.{name}.weight"]
-        x, picture = f[:, : weight.shape[1]], f[:, weight.shape[1] :]
-        x = self._features(f"synthesis.{name}", x, weight, ws[:, position], noise)
-        if name.endswith("conv0"):
-            return torch.cat(
-                [
-                    x,
-                    _doubled(
-                        picture,
-                        self.tensors[f"synthesis.{name.removesuffix('.conv0')}.resample_filter"],
-                    ),
-                ],
-                1,
-            )
-        seen = self._torgb(f"synthesis.{name.removesuffix('conv1')}torgb", x, ws[:, position + 1])
-        picture = picture + seen if picture.shape[1] else seen
-        return picture if position + 1 == self.num_layers else torch.cat([x, picture], 1)
+    def apply_layer(self, f: Tensor, ws: Tensor, position: int, noise: Noise | None) -> Tensor:
+        """Return features and image after one more layer.
 
-    def image(self, f: Tensor) -> Tensor:
-        """Return f_L, which is the picture."""
+        The convolution takes ``ws[:, position]``, its ToRGB the next one.
+        """
+        name = f"synthesis.{self.layer_names[position]}"
+        block, _, convolution = name.rpartition(".")
+        num_in = self.tensors[f"{name}.weight"].shape[1]
+        image = f[:, num_in:]
+        features = self._convolved(name, f[:, :num_in], ws[:, position], noise)
+        if convolution == "conv0":
+            image = upsampled(image, self.tensors[f"{block}.resample_filter"])
+            return torch.cat([features, image], 1)
+        rgb = self._torgb(f"{block}.torgb", features, ws[:, position + 1])
+        image = image + rgb if image.shape[1] else rgb
+        return image if position + 1 == self.num_layers else torch.cat([features, image], 1)
+
+    def to_image(self, f: Tensor) -> Tensor:
+        """Return f_L, which is the image."""
         return f
 
     @cached_property
-    def _lines(self) -> dict[str, Tensor | None]:
-        """The FIR of every convolution that doubles the size, as taps of gain 2 along an axis; None where it is not separable."""
+    def _upsampling_taps(self) -> dict[str, Tensor]:
+        """The filters of the convolutions that double the size, by the names of these."""
         names = [f"synthesis.{name}" for name in self.layer_names if name.endswith("conv0")]
-        lines = {name: line_of(self.tensors[f"{name}.resample_filter"]) for name in names}
-        return {name: None if line is None else 2.0 * line for name, line in lines.items()}
+        return {name: upsampling_taps(self.tensors[f"{name}.resample_filter"]) for name in names}
 
-    def _features(
-        self, name: str, x: Tensor, weight: Tensor, w: Tensor, noise: Noise | None
-    ) -> Tensor:
-        doubles = name.endswith("conv0")
-        size = [(2 if doubles else 1) * side for side in x.shape[2:]]
-        drawn = (
-            self.tensors[f"{name}.noise_const"][None]
-            if noise is None
-            else noise.normal(name, (1, *size), x)[:, 0]
+    def _convolved(self, name: str, x: Tensor, w: Tensor, noise: Noise | None) -> Tensor:
+        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
+        noise_map = self.tensors[f"{name}.noise_const"][None]
+        if noise is not None:
+            noise_map = noise.normal(name, tuple(noise_map.shape), x)[:, 0]
+        return styled_conv(
+            x,
+            weight,
+            equalized_linear(self.tensors, f"{name}.affine", w),
+            noise_map * self.tensors[f"{name}.noise_strength"],
+            bias,
+            taps=self._upsampling_taps.get(name),
+            clamp=self.config.clamp,
         )
-        drawn = drawn * self.tensors[f"{name}.noise_strength"]
-        styles, bias = dense(self.tensors, f"{name}.affine", w), self.tensors[f"{name}.bias"]
-        line = self._lines[name] if doubles else None
-        if line is not None or not doubles:
-            return styled_conv(x, weight, styles, drawn, bias, line=line, clamp=self.config.clamp)
-        y = modulated_conv_up(x, weight, styles, self.tensors[f"{name}.resample_filter"])
-        return limited(lrelu(y + drawn[:, None] + bias[None, :, None, None]), self.config.clamp)
 
     def _torgb(self, name: str, x: Tensor, w: Tensor) -> Tensor:
         weight = self.tensors[f"{name}.weight"]
-        styles = dense(self.tensors, f"{name}.affine", w) / math.sqrt(weight[0].numel())
+        styles = equalized_linear(self.tensors, f"{name}.affine", w)
+        styles = styles / math.sqrt(weight[0].numel())
         y = modulated_conv(x, weight, styles, demodulate=False, padding=0)
-        return limited(y + self.tensors[f"{name}.bias"][None, :, None, None], self.config.clamp)
-
-
-def _doubled(picture: Tensor, taps: Tensor) -> Tensor:
-    """Return the picture at twice the side."""
-    low, high = (taps.shape[0] + 1) // 2, (taps.shape[0] - 2) // 2
-    return (
-        upfirdn(picture, taps, up=2, padding=(low, high, low, high), gain=4.0)
-        if picture.shape[1]
-        else picture
-    )
+        return clamped(y + self.tensors[f"{name}.bias"][None, :, None, None], self.config.clamp)
 
 
 def new_stylegan2(
@@ -170,8 +151,8 @@ def new_stylegan2(
     Args:
         size: Side of the images, a power of two.
         channels: Channels of the images.
-        classes: Number of classes; 0 is unconditional.
-        generator: Of the draws.
+        classes: Number of classes; 0 makes an unconditional generator.
+        generator: Source of the random weights.
         z_dim: Length of z.
         w_dim: Length of w.
         mapping_layers: Hidden layers of the mapping.
@@ -187,49 +168,32 @@ def new_stylegan2(
         embedding="linear" if classes else "none",
     )
     config = StyleGAN2Config(mapping=mapping, size=size, channels=channels, clamp=clamp)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    def linear(fan_in: int, fan_out: int, bias: float = 0.0, lr: float = 1.0) -> dict[str, Tensor]:
-        return {"weight": randn(fan_out, fan_in) / lr, "bias": torch.full((fan_out,), bias)}
-
-    tensors: dict[str, Tensor] = {"mapping.w_avg": torch.zeros(w_dim)}
-
-    def add(name: str, part: Mapping[str, Tensor]) -> None:
-        tensors.update({f"{name}.{key}": x for key, x in part.items()})
-
+    weights = InitialWeights(generator)
+    tensors = weights.tensors
+    tensors["mapping.w_avg"] = torch.zeros(w_dim)
     if classes:
-        add("mapping.embed", linear(classes, w_dim))
+        weights.add_layer("mapping.embed", w_dim, classes)
+    fan_in = z_dim + w_dim if classes else z_dim
     for i in range(mapping_layers):
-        add(
-            f"mapping.fc{i}",
-            linear(
-                (z_dim + w_dim if classes else z_dim) if i == 0 else w_dim, w_dim, lr=MAPPING_LR
-            ),
-        )
+        weights.add_layer(f"mapping.fc{i}", w_dim, fan_in, lr=MAPPING_LR)
+        fan_in = w_dim
     taps = torch.tensor(FILTER)
     taps = torch.outer(taps, taps) / taps.sum() ** 2
-    width = min(channel_base // 4, channel_max)
-    tensors["synthesis.b4.const"] = randn(width, 4, 4)
+    num_in = num_features(4, channel_base, channel_max)
+    tensors["synthesis.b4.const"] = weights.normal(num_in, 4, 4)
     for name in StyleGAN2(config, {}).layer_names:
-        block, conv = name.split(".")
+        block, convolution = name.split(".")
         side = int(block[1:])
-        before, width = width, max(1, min(channel_base // side, channel_max))
-        path = f"synthesis.{name}"
-        add(
-            path,
-            {
-                "weight": randn(width, before, 3, 3),
-                "bias": torch.zeros(width),
-                "resample_filter": taps,
-            },
-        )
-        add(path, {"noise_const": randn(side, side), "noise_strength": torch.zeros(())})
-        add(f"{path}.affine", linear(w_dim, before, bias=1.0))
-        if conv == "conv1":
-            rgb = f"synthesis.{block}.torgb"
-            add(rgb, {"weight": randn(channels, width, 1, 1), "bias": torch.zeros(channels)})
-            add(f"{rgb}.affine", linear(w_dim, width, bias=1.0))
+        num_out = num_features(side, channel_base, channel_max)
+        path, torgb = f"synthesis.{name}", f"synthesis.{block}.torgb"
+        weights.add_layer(path, num_out, num_in, 3, 3)
+        tensors[f"{path}.resample_filter"] = taps
+        tensors[f"{path}.noise_const"] = weights.normal(side, side)
+        tensors[f"{path}.noise_strength"] = torch.zeros(())
+        weights.add_layer(f"{path}.affine", num_in, w_dim, bias=1.0)
+        if convolution == "conv1":
+            weights.add_layer(torgb, channels, num_out, 1, 1)
+            weights.add_layer(f"{torgb}.affine", num_out, w_dim, bias=1.0)
             tensors[f"synthesis.{block}.resample_filter"] = taps
+        num_in = num_out
     return StyleGAN2(config, tensors)

@@ -3,10 +3,10 @@
 Papers: Karras et al., "Alias-Free Generative Adversarial Networks", NeurIPS 2021; Sauer et al.,
     "StyleGAN-XL", SIGGRAPH 2022.
 
-A layer is a modulated convolution (full padding), a bias, a raise by an FIR, leaky ReLU, and a
-lowering by an FIR.  Factors, padding and filters are those of the network file.  One thing differs
-from the published code: styles are divided by their root mean square per image, not over the batch,
-so that an image does not depend on its neighbours.  The demodulation takes the factor
+A layer is a modulated convolution (full padding), a bias, upsampling by an FIR, leaky ReLU, and
+downsampling by an FIR.  Factors, padding and filters are those of the network file.  One thing
+differs from the published code: styles are divided by their root mean square per image, not over
+the batch, so that an image does not depend on its neighbours.  The demodulation takes the factor
 out again, but for its 1e-8: a relative difference of less than 1e-6, none for a batch of one.
 """
 
@@ -19,17 +19,24 @@ from torch.nn import functional as F
 
 from kdistill.priors.base import Noise
 from kdistill.priors.stylegan.base import Generator, MappingConfig
-from kdistill.priors.stylegan.operators import EPS, SLOPE, dense, filtered_lrelu, modulated_conv
+from kdistill.priors.stylegan.operators import (
+    EPS,
+    GAIN,
+    SLOPE,
+    equalized_linear,
+    filtered_lrelu,
+    modulated_conv,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
-    """The Fourier features.
+    """Configuration of the Fourier features, the input of the synthesis.
 
     Attributes:
         size: Width and height.
-        sampling_rate: Samples per unit.
-        bandwidth: Frequencies above fade out towards half the sampling rate.
+        sampling_rate: Samples per unit of length.
+        bandwidth: Frequency from which features fade out, down to zero at half the sampling rate.
     """
 
     size: tuple[int, int]
@@ -39,14 +46,14 @@ class InputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """One layer.
+    """Configuration of one layer.
 
     Attributes:
-        name: Its name in the file.
-        is_torgb: The last layer: no demodulation, no nonlinearity.
-        up: Factor of the raise.
-        down: Factor of the lowering.
-        padding: Left, right, above and below, on the raised grid.
+        name: Name of the layer in the file.
+        is_torgb: Whether it is the last layer, without demodulation and nonlinearity.
+        up: Upsampling factor.
+        down: Downsampling factor.
+        padding: Left, right, above and below, on the upsampled grid.
         clamp: Largest magnitude after the nonlinearity, or None.
     """
 
@@ -60,15 +67,15 @@ class LayerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StyleGAN3Config:
-    """A whole generator.
+    """Configuration of a generator.
 
     Attributes:
-        mapping: From z and class to w.
+        mapping: Configuration of the mapping network.
         size: Side of the images.
         channels: Channels of the images.
-        output_scale: Factor of the last layer.
-        input: The Fourier features.
-        layers: In order.
+        output_scale: Factor of the last layer's output.
+        input: Configuration of the Fourier features.
+        layers: Configurations of the layers, in order.
     """
 
     mapping: MappingConfig
@@ -91,56 +98,56 @@ class StyleGAN3(Generator):
         return tuple(layer.name for layer in self.config.layers)
 
     def layer_tensors(self, position: int) -> list[str]:
-        """Return weight and bias of the layer and of its affine map."""
+        """Return the names of weight and bias of the layer and of its affine map."""
         name = f"synthesis.{self.config.layers[position].name}"
         return [f"{name}.{part}" for part in ("weight", "bias", "affine.weight", "affine.bias")]
 
-    def start(self, ws: Tensor) -> Tensor:
-        """Return the Fourier features, rotated and moved as ``ws[:, 0]`` says."""
-        part, config = self._tensor, self.config.input
-        t = dense(self.tensors, "synthesis.input.affine", ws[:, 0])
+    def synthesis_input(self, ws: Tensor) -> Tensor:
+        """Return the Fourier features, rotated and translated as ``ws[:, 0]`` says."""
+        part, config = self._input_tensor, self.config.input
+        t = equalized_linear(self.tensors, "synthesis.input.affine", ws[:, 0])
         t = t / t[:, :2].norm(dim=1, keepdim=True)
-        transform = _rigid(t) @ part("input.transform")  # [N, 3, 3]
-        freqs = part("input.freqs").expand(len(ws), -1, -1)  # [N, I, 2]
-        phases = part("input.phases") + (freqs @ transform[:, :2, 2:]).squeeze(2)
+        transform = _rotation_translation(t) @ part("transform")  # [N, 3, 3]
+        freqs = part("freqs").expand(len(ws), -1, -1)  # [N, I, 2]
+        phases = part("phases") + (freqs @ transform[:, :2, 2:]).squeeze(2)
         freqs = freqs @ transform[:, :2, :2]
-        fade = (freqs.norm(dim=2) - config.bandwidth) / (
-            config.sampling_rate / 2 - config.bandwidth
-        )
+        nyquist = config.sampling_rate / 2
+        fade = (freqs.norm(dim=2) - config.bandwidth) / (nyquist - config.bandwidth)
         amplitudes = (1.0 - fade).clamp(0.0, 1.0)  # [N, I]
         width, height = config.size
         theta = torch.zeros(1, 2, 3, dtype=ws.dtype, device=ws.device)
-        theta[0, 0, 0], theta[0, 1, 1] = (
-            0.5 * width / config.sampling_rate,
-            0.5 * height / config.sampling_rate,
-        )
+        theta[0, 0, 0] = 0.5 * width / config.sampling_rate
+        theta[0, 1, 1] = 0.5 * height / config.sampling_rate
         grid = F.affine_grid(theta, [1, 1, height, width], align_corners=False)  # [1, H, W, 2]
         x = torch.einsum("hwd,nid->nhwi", grid[0], freqs) + phases[:, None, None, :]
         x = torch.sin(2.0 * math.pi * x) * amplitudes[:, None, None, :]
-        weight = part("input.weight")
+        weight = part("weight")
         return (x @ (weight / math.sqrt(weight.shape[1])).T).permute(0, 3, 1, 2).contiguous()
 
-    def layer(self, f: Tensor, ws: Tensor, position: int, noise: Noise | None) -> Tensor:
-        """Return the feature map after one layer more; it takes ``ws[:, position + 1]`` and no noise."""
+    def apply_layer(self, f: Tensor, ws: Tensor, position: int, noise: Noise | None) -> Tensor:
+        """Return the feature map after one more layer.
+
+        It takes ``ws[:, position + 1]``, for the Fourier features take the first one, and no noise.
+        """
         config = self.config.layers[position]
         name = f"synthesis.{config.name}"
         weight = self.tensors[f"{name}.weight"]
-        styles = dense(self.tensors, f"{name}.affine", ws[:, position + 1])
-        gain = self.tensors[f"{name}.magnitude_ema"].rsqrt()
+        styles = equalized_linear(self.tensors, f"{name}.affine", ws[:, position + 1])
         if config.is_torgb:
             styles = styles / math.sqrt(weight[0].numel())
         else:
             weight = weight * weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
             styles = styles * (styles.square().mean(1, keepdim=True) + EPS**2).rsqrt()
+        y = modulated_conv(
+            f,
+            weight,
+            styles,
+            demodulate=not config.is_torgb,
+            padding=weight.shape[-1] - 1,
+            gain=self.tensors[f"{name}.magnitude_ema"].rsqrt(),
+        )
         return filtered_lrelu(
-            modulated_conv(
-                f,
-                weight,
-                styles,
-                demodulate=not config.is_torgb,
-                padding=weight.shape[-1] - 1,
-                gain=gain,
-            ),
+            y,
             self.tensors[f"{name}.bias"],
             up_taps=self.tensors.get(f"{name}.up_filter"),
             down_taps=self.tensors.get(f"{name}.down_filter"),
@@ -148,24 +155,22 @@ class StyleGAN3(Generator):
             down=config.down,
             padding=config.padding,
             slope=1.0 if config.is_torgb else SLOPE,
-            gain=1.0 if config.is_torgb else math.sqrt(2.0),
+            gain=1.0 if config.is_torgb else GAIN,
             clamp=config.clamp,
         )
 
-    def image(self, f: Tensor) -> Tensor:
+    def to_image(self, f: Tensor) -> Tensor:
         """Return ``output_scale * f_L``."""
         return self.config.output_scale * f
 
-    def _tensor(self, name: str) -> Tensor:
-        return self.tensors[f"synthesis.{name}"]
+    def _input_tensor(self, name: str) -> Tensor:
+        return self.tensors[f"synthesis.input.{name}"]
 
 
-def _rigid(t: Tensor) -> Tensor:
+def _rotation_translation(t: Tensor) -> Tensor:
     """Return the rotation by (t0, t1) times the translation by -(t2, t3), ``[N, 3, 3]``."""
     cosine, sine, x, y = t.unbind(1)
     zero, one = torch.zeros_like(x), torch.ones_like(x)
-    rotation = torch.stack([cosine, -sine, zero, sine, cosine, zero, zero, zero, one], 1).view(
-        -1, 3, 3
-    )
-    translation = torch.stack([one, zero, -x, zero, one, -y, zero, zero, one], 1).view(-1, 3, 3)
-    return rotation @ translation
+    rotation = (cosine, -sine, zero, sine, cosine, zero, zero, zero, one)
+    translation = (one, zero, -x, zero, one, -y, zero, zero, one)
+    return torch.stack(rotation, 1).view(-1, 3, 3) @ torch.stack(translation, 1).view(-1, 3, 3)
