@@ -1,8 +1,9 @@
-"""What the options of a method may be: declared once beside each option, checked, and shown by ``kdistill methods NAME``.
+"""What an option may be: declared once beside the option, checked, and shown to users.
 
 An option is a field of a config dataclass.  ``Annotated`` names its range, its words, or what None
-stands for; the ``Attributes`` section of the class explains it.  A class that only changes a
-default repeats neither.
+stands for, and so does ``Literal``; the ``Attributes`` section of the class explains it.  A class
+that only changes a default repeats neither.  ``check_options`` in ``__post_init__`` checks them
+all; ``kdistill methods NAME`` shows them.
 """
 
 import dataclasses
@@ -12,14 +13,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from kdistill.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that an option may be; None passes where its type allows it.
+    """The numbers that an option, or every entry of a list, may be.
+
+    None passes where its type allows it, and so does a word of a ``Literal`` beside a number.
 
     Attributes:
         text: What is shown, such as ``"at least 1"``.
@@ -36,7 +39,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Words:
-    """The words that an option may be."""
+    """The words that an option, or every entry of a list, may be."""
 
     words: tuple[str, ...]
 
@@ -48,7 +51,7 @@ class Unset:
     meaning: str
 
 
-FOUND = Unset("found automatically")
+AUTOMATIC = Unset("found automatically")
 COUNT = Range("at least 1", lambda value: value >= 1, "raise it")
 ITERATIONS = Range("0 or more", lambda value: value >= 0, "0 gives the first images")
 POSITIVE = Range(
@@ -65,6 +68,7 @@ DECAY = Range("in [0, 1]", lambda value: 0.0 <= value <= 1.0, "0.999 is usual", 
 MASKED_SHARE = Range(
     "in [0, 1)", lambda value: 0.0 <= value < 1.0, "0 compares everything", "a share "
 )
+SHARE = Range("in [0, 1]", lambda value: 0.0 <= value <= 1.0, "1 is all", "a share ")
 SCHEDULE = Words(("constant", "cosine"))
 
 
@@ -87,10 +91,15 @@ class Option:
     owner: type
 
 
-def check_value(name: str, value: Any, mark: object) -> None:
-    """Raise ConfigError unless ``value`` is what ``mark`` (a ``Range`` or ``Words``) allows."""
-    if isinstance(mark, Range) and not mark.holds(value):
-        raise ConfigError(f"{name}: expected {mark.noun}{mark.text}, got {value}; {mark.hint}")
+def check_value(name: str, value: Any, mark: object, words: tuple[Any, ...] = ()) -> None:
+    """Raise ConfigError unless ``value`` is what ``mark`` (a ``Range`` or ``Words``) allows.
+
+    ``words`` are named beside a range, as they are allowed too.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(mark, Range) and not (is_number and mark.holds(value)):
+        expected = " or ".join([*map(str, words), f"{mark.noun}{mark.text}"])
+        raise ConfigError(f"{name}: expected {expected}, got {value}; {mark.hint}")
     if isinstance(mark, Words) and value not in mark.words:
         raise ConfigError(
             f"{name}: expected one of {', '.join(mark.words)}, got '{value}'; "
@@ -98,12 +107,19 @@ def check_value(name: str, value: Any, mark: object) -> None:
         )
 
 
-def check_options(config: object) -> None:
-    """Raise ConfigError unless every option of a config is in its range."""
-    for name, marks in _marks(type(config)).items():
-        value = getattr(config, name)
-        for mark in () if value is None else marks:
-            check_value(name, value, mark)
+def check_options(config: object, where: str = "") -> None:
+    """Raise ConfigError unless every option of a config is in its range.
+
+    Args:
+        config: An instance of a config dataclass.
+        where: What stands before the option's name in a message, such as ``"protocol"``.
+    """
+    for name, annotation in _declared(type(config)).items():
+        value, words = getattr(config, name), _literals(annotation)
+        if value is not None and value not in words:
+            for mark in _marks(annotation):
+                for entry in value if isinstance(value, list | tuple) else (value,):
+                    check_value(f"{where}.{name}" if where else name, entry, mark, words)
 
 
 def options(config: type) -> tuple[Option, ...]:
@@ -120,10 +136,8 @@ def options(config: type) -> tuple[Option, ...]:
 def value_shown(config: type, name: str, value: Any) -> str:
     """Return the value of an option as a user would write it, and None as what it stands for."""
     if value is None:
-        return next(
-            (mark.meaning for mark in _marks(config).get(name, ()) if isinstance(mark, Unset)),
-            "none",
-        )
+        marks = _marks(_declared(config).get(name))
+        return next((mark.meaning for mark in marks if isinstance(mark, Unset)), "none")
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
@@ -168,11 +182,13 @@ def _allowed(config: type, name: str) -> str:
     members = list(get_args(hint)) if type(None) in get_args(hint) else members
     names = []
     for member in members:
-        if member is not type(None):
-            origin = get_origin(member) or member
+        origin = get_origin(member) or member
+        if origin is Literal:
+            names += map(str, get_args(member))
+        elif member is not type(None):
             names.append(kinds.get(origin) or ("table" if issubclass(origin, Mapping) else "list"))
-    text, marks = " or ".join(names), _marks(config).get(name, ())
-    for mark in marks:
+    text = " or ".join(names)
+    for mark in _marks(_declared(config).get(name)):
         if isinstance(mark, Words):
             text = " or ".join(mark.words) if len(mark.words) == 2 else ", ".join(mark.words)
         elif isinstance(mark, Range | str):
@@ -180,14 +196,31 @@ def _allowed(config: type, name: str) -> str:
     return f"{text}; or none" if type(None) in members else text
 
 
-def _marks(config: type) -> dict[str, tuple[object, ...]]:
-    """Return what ``Annotated`` says of every option; the class nearest to ``config`` that says something counts."""
-    found: dict[str, tuple[object, ...]] = {}
-    for owner in reversed(config.__mro__):
-        for name, annotation in inspect.get_annotations(owner).items():
-            if metadata := getattr(annotation, "__metadata__", ()):
-                found[name] = metadata
-    return found
+def _declared(config: type) -> dict[str, Any]:
+    """Return the annotation of every option that declares something.
+
+    The class nearest to ``config`` whose annotation declares something counts.
+    """
+    return {
+        name: annotation
+        for owner in reversed(config.__mro__)
+        for name, annotation in inspect.get_annotations(owner).items()
+        if _marks(annotation)
+    }
+
+
+def _marks(annotation: Any) -> tuple[object, ...]:
+    """Return what an annotation declares: the marks of ``Annotated``, or the words of ``Literal``."""
+    if get_origin(annotation) is Literal:
+        return (Words(get_args(annotation)),)
+    return getattr(annotation, "__metadata__", ())
+
+
+def _literals(annotation: Any) -> tuple[Any, ...]:
+    """Return the words that ``Literal`` names anywhere in an annotation."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(word for member in get_args(annotation) for word in _literals(member))
 
 
 def _explanations(owner: type) -> dict[str, str]:

@@ -2,10 +2,22 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from kdistill.engine.precision import check_precision
+from kdistill.engine.precision import PRECISIONS
 from kdistill.errors import ConfigError, did_you_mean
+from kdistill.options import (
+    COUNT,
+    MOMENTUM,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Range,
+    Unset,
+    Words,
+    check_options,
+)
+
+HELD_OUT = Range("in (0, 1)", lambda value: 0.0 < value < 1.0, "0.1 is a tenth", "a share ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,29 +68,29 @@ class Protocol:
 
     name: str
     student: str = "convnet"
-    width: int | None = 32
+    width: Annotated[int | None, COUNT, Unset("the network's own default")] = 32
     other_widths: dict[str, int] = field(default_factory=dict)
     norm: str = "instance"
     other_norms: dict[str, str] = field(default_factory=dict)
-    epochs: int = 300
-    full_epochs: int = 40
-    nets: int = 5
-    batch_size: int = 256
-    lr: float | Literal["auto"] = 0.01
-    lr_candidates: tuple[float, ...] = (0.003, 0.01, 0.03)
+    epochs: Annotated[int, COUNT] = 300
+    full_epochs: Annotated[int, COUNT] = 40
+    nets: Annotated[int, COUNT] = 5
+    batch_size: Annotated[int, COUNT] = 256
+    lr: Annotated[float | Literal["auto"], POSITIVE] = 0.01
+    lr_candidates: Annotated[tuple[float, ...], POSITIVE] = (0.003, 0.01, 0.03)
     schedule: str = "step"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    momentum: Annotated[float, MOMENTUM] = 0.9
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 5e-4
     strategy: str = "auto"
     align_corners: bool = False
-    validation: float = 0.1
+    validation: Annotated[float, HELD_OUT] = 0.1
     eight_bit: bool = True
     hard_labels: bool = True
     teacher_labels: bool = True
     robustness: bool = False
-    precision: str = "fp32"
+    precision: Annotated[str, Words(PRECISIONS)] = "fp32"
     best_on_test: bool = False
-    test_every: int = 10
+    test_every: Annotated[int, COUNT] = 10
 
     @property
     def title(self) -> str:
@@ -95,26 +107,10 @@ class Protocol:
             )
 
     def __post_init__(self) -> None:
-        for what in ("epochs", "full_epochs", "nets", "batch_size", "test_every"):
-            if getattr(self, what) < 1:
-                raise ConfigError(
-                    f"protocol: expected {what} of at least 1, got {getattr(self, what)}; raise it"
-                )
-        check_precision(self.precision)
-        if not 0.0 < self.validation < 1.0:
-            raise ConfigError(
-                f"protocol: expected validation as a share in (0, 1), got {self.validation}; 0.1 "
-                "is a tenth"
-            )
+        check_options(self, "protocol")
         if self.lr == "auto" and not self.lr_candidates:
             raise ConfigError(
                 "protocol: expected lr_candidates for lr='auto', got none; name some learning rates"
-            )
-        rates = self.lr_candidates if self.lr == "auto" else (self.lr,)
-        if not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates):
-            raise ConfigError(
-                f"protocol: expected lr='auto' or learning rates above 0, got {self.lr!r}; 0.01 is "
-                "usual"
             )
 
 

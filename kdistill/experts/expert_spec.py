@@ -3,11 +3,9 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from kdistill.errors import ConfigError, did_you_mean
-
-OPTIMISERS = ("sgd", "gsam")
+from kdistill.options import COUNT, POSITIVE, check_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +31,11 @@ class ExpertSpec:
         ConfigError: A number out of range, or an unknown optimiser.
     """
 
-    count: int = 100
-    epochs: int = 50
-    optimiser: str = "sgd"
-    lr: float = 0.01
-    batch_size: int = 256
+    count: Annotated[int, COUNT] = 100
+    epochs: Annotated[int, COUNT] = 50
+    optimiser: Literal["sgd", "gsam"] = "sgd"
+    lr: Annotated[float, POSITIVE] = 0.01
+    batch_size: Annotated[int, COUNT] = 256
     momentum: float = 0.0
     weight_decay: float = 0.0
     strategy: str = "color_crop_cutout_flip_scale_rotate"
@@ -46,17 +44,7 @@ class ExpertSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.optimiser not in OPTIMISERS:
-            raise ConfigError(
-                f"experts: expected a known optimiser, got '{self.optimiser}'; "
-                f"{did_you_mean(self.optimiser, list(OPTIMISERS))}"
-            )
-        if min(self.count, self.epochs, self.batch_size) < 1 or not self.lr > 0:
-            raise ConfigError(
-                "experts: expected count, epochs and batch_size of at least 1 and lr > 0, got "
-                f"{self.count}, {self.epochs}, "
-                f"{self.batch_size} and {self.lr}; correct the one that is out of range"
-            )
+        check_options(self, "experts")
 
     def identity(
         self, data: dict[str, Any], student: str, selection: dict[str, Any] | None = None

@@ -6,17 +6,19 @@ al., An Empirical Study of Example Forgetting, ICLR 2019 (forgetting); Li et al.
 the scores are for).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from kdistill.engine import Student, sample_scores, train
 from kdistill.engine.sample_scores import METRICS as OF_CHECKPOINTS
-from kdistill.errors import ConfigError, did_you_mean
+from kdistill.engine.students import STUDENTS
+from kdistill.errors import ConfigError
 from kdistill.keys import make_key
+from kdistill.options import COUNT, MOMENTUM, NOT_NEGATIVE, POSITIVE, Unset, Words, check_options
 from kdistill.transforms import Transform
 
 METRICS = ("el2n", "grand", "grand_last", "forgetting", "loss", "margin", "entropy")
@@ -80,43 +82,27 @@ class ScoreSpec:
         ConfigError: An unknown metric, or a number out of range.
     """
 
-    metrics: tuple[str, ...] = METRICS
-    runs: int = 5
-    epochs: int = 5
-    lr: float = 0.01
-    batch_size: int = 256
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    student: str = "convnet"
-    width: int | None = None
+    metrics: Annotated[tuple[str, ...], Words(METRICS)] = METRICS
+    runs: Annotated[int, COUNT] = 5
+    epochs: Annotated[int, NOT_NEGATIVE] = 5
+    lr: Annotated[float, POSITIVE] = 0.01
+    batch_size: Annotated[int, COUNT] = 256
+    momentum: Annotated[float, MOMENTUM] = 0.9
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 5e-4
+    student: Annotated[str, Words(STUDENTS)] = "convnet"
+    width: Annotated[int | None, COUNT, Unset("its own default")] = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise ConfigError(
-                    f"score: expected a known metric, got '{metric}'; "
-                    f"{did_you_mean(metric, list(METRICS))}"
-                )
+        check_options(self, "score")
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise ConfigError(
                 f"score: expected metrics, each once, got {list(self.metrics)}; such as el2n"
             )
-        if self.runs < 1 or self.epochs < 0 or (self.epochs == 0 and "forgetting" in self.metrics):
+        if self.epochs == 0 and "forgetting" in self.metrics:
             raise ConfigError(
-                f"score: expected runs >= 1 and epochs >= 0 (1 for forgetting), got {self.runs} "
-                f"and {self.epochs}; raise them"
-            )
-        if not (self.lr > 0.0 and math.isfinite(self.lr) and self.batch_size >= 1):
-            raise ConfigError(
-                f"score: expected a finite lr > 0 and batch_size >= 1, got {self.lr} and "
-                f"{self.batch_size}; 0.01, 256 are usual"
-            )
-        if not (0.0 <= self.momentum < 1.0 and 0.0 <= self.weight_decay < math.inf):
-            raise ConfigError(
-                f"score: expected momentum in [0, 1) and weight_decay >= 0, got {self.momentum} "
-                f"and {self.weight_decay}; "
-                "0.9 and 0.0005 are usual"
+                "score.epochs: expected at least 1 for forgetting, got 0; raise it or leave "
+                "forgetting out of metrics"
             )
 
 

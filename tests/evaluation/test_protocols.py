@@ -39,12 +39,15 @@ def test_changes_of_none_keep_the_value():
     [
         (lambda: protocols.get("bensh"), "did you mean 'bench'"),
         (lambda: protocols.get("bench", epoch=3), "did you mean 'epochs'"),
-        (lambda: Protocol(name="x", epochs=0), "epochs of at least 1"),
+        (lambda: Protocol(name="x", epochs=0), "protocol.epochs: expected at least 1, got 0"),
         (lambda: Protocol(name="x", validation=1.0), "a share in"),
         (lambda: Protocol(name="x", lr="auto", lr_candidates=()), "lr_candidates"),
-        (lambda: Protocol(name="x", lr="fast"), "lr='auto' or learning rates"),
-        (lambda: Protocol(name="x", lr=-0.1), "learning rates above 0"),
-        (lambda: protocols.get("bench", nets=0), "nets of at least 1"),
+        (
+            lambda: Protocol(name="x", lr="fast"),
+            "protocol.lr: expected auto or a number above 0, got fast",
+        ),
+        (lambda: Protocol(name="x", lr=-0.1), "a number above 0, got -0.1"),
+        (lambda: protocols.get("bench", nets=0), "protocol.nets: expected at least 1"),
     ],
 )
 def test_bad_recipes_get_one_sentence(call, message):

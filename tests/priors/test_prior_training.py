@@ -300,10 +300,10 @@ def test_data_that_does_not_fit_is_refused(kwargs, message, tmp_path):
     "options, message",
     [
         ({"iteration": 3}, "iterations"),
-        ({"batch_size": 1}, "batch_size of at least 2, got 1"),
-        ({"augment_p": 1.5}, "augment_p in 0..1, got 1.5"),
-        ({"r1": -1.0}, "r1 of 0 or more, got -1.0; 0 leaves it out"),
-        ({"lr": 0.0}, "lr above 0"),
+        ({"batch_size": 1}, "prior.batch_size: expected at least 2, got 1"),
+        ({"augment_p": 1.5}, r"prior.augment_p: expected a share in \[0, 1\], got 1.5"),
+        ({"r1": -1.0}, "prior.r1: expected a number of 0 or more, got -1.0; 0 changes nothing"),
+        ({"lr": 0.0}, "prior.lr: expected a number above 0"),
         ({"augment": "twist"}, "twist"),
     ],
 )

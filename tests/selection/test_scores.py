@@ -275,10 +275,13 @@ def test_a_damaged_file_is_refused(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metrics": ("el2m",)}, "expected a known metric, got 'el2m'"),
+        (
+            {"metrics": ("el2m",)},
+            "score.metrics: expected one of .*, got 'el2m'; did you mean 'el2n'",
+        ),
         ({"metrics": ()}, "expected metrics, each once"),
-        ({"runs": 0}, "expected runs >= 1"),
-        ({"epochs": 0}, r"epochs >= 0 \(1 for forgetting\)"),
+        ({"runs": 0}, "score.runs: expected at least 1, got 0"),
+        ({"epochs": 0}, "score.epochs: expected at least 1 for forgetting, got 0"),
         ({"epoch": 3}, "epochs"),
     ],
 )
@@ -300,7 +303,7 @@ def test_wrong_options_are_named(options, message):
     ids=str,
 )
 def test_a_recipe_out_of_range_is_refused(change):
-    with pytest.raises(ConfigError, match=f"expected .*{next(iter(change))}"):
+    with pytest.raises(ConfigError, match=f"score.{next(iter(change))}: expected "):
         ScoreSpec(**change)
 
 

@@ -15,7 +15,7 @@ from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
 from kdistill.methods.base import DryRun, Method, MethodConfig
-from kdistill.options import COUNT, FOUND, NOT_NEGATIVE, Unset, Words
+from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, Unset, Words
 from kdistill.priors import GeneratorAdapter
 from kdistill.priors.latents import NOISES, check_fit
 from kdistill.priors.network_files import load_generator
@@ -68,8 +68,8 @@ class LatentConfig(MethodConfig):
     objective: str = "dm"
     objective_preset: str = "paper"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    lr_f: Annotated[float | None, NOT_NEGATIVE, FOUND] = 10.0
-    lr_w: Annotated[float | None, NOT_NEGATIVE, FOUND] = 0.01
+    lr_f: Annotated[float | None, NOT_NEGATIVE, AUTOMATIC] = 10.0
+    lr_w: Annotated[float | None, NOT_NEGATIVE, AUTOMATIC] = 0.01
     n_avg: Annotated[int, COUNT] = 1000
     chunk: Annotated[int, COUNT] = 10
     noise: Annotated[str, Words(NOISES)] = "const"

@@ -28,8 +28,8 @@ from kdistill.methods.difficulty import FilteredConfig
 from kdistill.objectives.class_gradient_match import class_gradient_match
 from kdistill.objectives.masks import depth_mask
 from kdistill.options import (
+    AUTOMATIC,
     COUNT,
-    FOUND,
     MASKED_SHARE,
     NOT_NEGATIVE,
     POSITIVE,
@@ -85,7 +85,7 @@ class GradientConfig(FilteredConfig):
     inner_epochs: Annotated[int | None, COUNT, Unset("follows the images per class")] = None
     batch_real: Annotated[int, COUNT] = 256
     batch_train: Annotated[int, COUNT] = 256
-    lr_images: Annotated[float | None, NOT_NEGATIVE, FOUND] = 0.1
+    lr_images: Annotated[float | None, NOT_NEGATIVE, AUTOMATIC] = 0.1
     lr_net: Annotated[float, POSITIVE] = 0.01
     distance: Annotated[str, Words(tuple(DISTANCES))] = "cosine_rows"
     mask_ratio: Annotated[float, MASKED_SHARE] = 0.0

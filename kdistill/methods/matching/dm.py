@@ -28,7 +28,7 @@ from kdistill.methods.base import (
 from kdistill.methods.calibration import calibrated_images
 from kdistill.methods.difficulty import FilteredConfig
 from kdistill.objectives.distribution_matching import distribution_match, layered_distribution_match
-from kdistill.options import COUNT, FOUND, MASKED_SHARE, NOT_NEGATIVE, Words
+from kdistill.options import AUTOMATIC, COUNT, MASKED_SHARE, NOT_NEGATIVE, Words
 from kdistill.priors import PixelPrior, State
 
 FEW = {"score_nets": 3, "score_epochs": 3}
@@ -54,7 +54,7 @@ class DMConfig(FilteredConfig):
 
     iterations: int = 20_000
     batch_real: Annotated[int, COUNT] = 256
-    lr_images: Annotated[float | None, NOT_NEGATIVE, FOUND] = 1.0
+    lr_images: Annotated[float | None, NOT_NEGATIVE, AUTOMATIC] = 1.0
     layers: Annotated[str, Words(("last", "all"))] = "last"
     mask_ratio: Annotated[float, MASKED_SHARE] = 0.0
 

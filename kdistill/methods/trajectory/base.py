@@ -36,7 +36,7 @@ from kdistill.methods.base import (
     initial_images,
 )
 from kdistill.methods.calibration import calibrated
-from kdistill.options import COUNT, FOUND, NOT_NEGATIVE, POSITIVE, Unset, Words
+from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.priors import PixelPrior, State
 
 
@@ -75,9 +75,9 @@ class TrajectoryConfig(MethodConfig):
     syn_steps: Annotated[int, COUNT] = 30
     expert_epochs: Annotated[int, COUNT] = 2
     max_start_epoch: Annotated[int, COUNT] = 20
-    lr_images: Annotated[float | None, NOT_NEGATIVE, FOUND] = 100.0
+    lr_images: Annotated[float | None, NOT_NEGATIVE, AUTOMATIC] = 100.0
     lr_lr: Annotated[float, NOT_NEGATIVE] = 1e-5
-    lr_init: Annotated[float | None, POSITIVE, FOUND] = 0.001
+    lr_init: Annotated[float | None, POSITIVE, AUTOMATIC] = 0.001
     batch_syn: Annotated[int | None, COUNT, Unset("all")] = None
     grad_mode: Annotated[str, Words(tuple(GRAD_MODES))] = "adjoint"
     checkpoint_every: Annotated[int, COUNT] = 1

@@ -1,16 +1,12 @@
 """Settings of a training of a generator."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from kdistill.errors import ConfigError
+from kdistill.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, Unset, check_options
 
-WHOLE = {  # smallest value of the whole numbers
-    "iterations": 1, "batch_size": 2, "r1_every": 1, "path_every": 1, "ema_images": 1, "augment_images": 1, "z_dim": 1,
-    "w_dim": 1, "mapping_layers": 1, "channel_base": 8, "channel_max": 1, "quality_images": 1, "quality_steps": 1,
-    "quality_width": 1,
-}  # fmt: skip
-SHARES = ("augment_p", "augment_target")
-NOT_NEGATIVE = ("r1", "path_length", "classify", "diversity")
+PAIRS = Range("at least 2", lambda value: value >= 2, "raise it")
+FEATURES = Range("at least 8", lambda value: value >= 8, "raise it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,51 +49,32 @@ class PriorSpec:
         ConfigError: A number out of range.
     """
 
-    iterations: int = 10_000
-    batch_size: int = 16
-    lr: float = 5e-3
-    r1: float | None = None
-    r1_every: int = 16
-    classify: float = 0.5
-    diversity: float = 5.0
-    path_length: float = 0.0
-    path_every: int = 4
-    ema_images: int = 10_000
+    iterations: Annotated[int, COUNT] = 10_000
+    batch_size: Annotated[int, PAIRS] = 16
+    lr: Annotated[float, POSITIVE] = 5e-3
+    r1: Annotated[float | None, NOT_NEGATIVE, Unset("follows size and batch size")] = None
+    r1_every: Annotated[int, COUNT] = 16
+    classify: Annotated[float, NOT_NEGATIVE] = 0.5
+    diversity: Annotated[float, NOT_NEGATIVE] = 5.0
+    path_length: Annotated[float, NOT_NEGATIVE] = 0.0
+    path_every: Annotated[int, COUNT] = 4
+    ema_images: Annotated[int, COUNT] = 10_000
     augment: str = "auto"
-    augment_p: float = 0.0
-    augment_target: float = 0.6
-    augment_images: int = 50_000
-    z_dim: int = 64
-    w_dim: int = 64
-    mapping_layers: int = 2
-    channel_base: int = 512
-    channel_max: int = 64
-    quality_images: int = 5000
-    quality_steps: int = 600
-    quality_width: int = 32
+    augment_p: Annotated[float, SHARE] = 0.0
+    augment_target: Annotated[float, SHARE] = 0.6
+    augment_images: Annotated[int, COUNT] = 50_000
+    z_dim: Annotated[int, COUNT] = 64
+    w_dim: Annotated[int, COUNT] = 64
+    mapping_layers: Annotated[int, COUNT] = 2
+    channel_base: Annotated[int, FEATURES] = 512
+    channel_max: Annotated[int, COUNT] = 64
+    quality_images: Annotated[int, COUNT] = 5000
+    quality_steps: Annotated[int, COUNT] = 600
+    quality_width: Annotated[int, COUNT] = 32
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in WHOLE.items():
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"prior: expected {name} of at least {least}, got {getattr(self, name)}; raise "
-                    "it"
-                )
-        for name in SHARES:
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(
-                    f"prior: expected {name} in 0..1, got {getattr(self, name)}; 0.6 is the "
-                    "published target"
-                )
-        for name in NOT_NEGATIVE:
-            value = getattr(self, name)
-            if value is not None and not value >= 0.0:
-                raise ConfigError(
-                    f"prior: expected {name} of 0 or more, got {value}; 0 leaves it out"
-                )
-        if not self.lr > 0.0:
-            raise ConfigError(f"prior: expected lr above 0, got {self.lr}; 0.005 is the default")
+        check_options(self, "prior")
 
     def r1_weight(self, size: int) -> float:
         """Return the weight of the gradient penalty for images of this side."""
