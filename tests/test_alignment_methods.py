@@ -8,7 +8,7 @@ import torch
 import kdistill
 from kdistill import methods
 from kdistill.api.distill import resolve
-from kdistill.data.dataset import fingerprint
+from kdistill.data.image_dataset import fingerprint
 from kdistill.engine import build_student
 from kdistill.errors import ConfigError, DataError
 from kdistill.methods.trajectory.base import open_store

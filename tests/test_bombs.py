@@ -21,7 +21,7 @@ from safetensors.torch import save
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import encode
 from kdistill.priors.network_files import save_generator
-from tests.data.test_bounded_files import LABELS, Call, archive, header
+from tests.files.test_bounded_read import LABELS, Call, archive, header
 from tests.priors.original_files import tiny_stylegan2, tiny_stylegan3, write
 
 MOST_BYTES, MOST_SECONDS, LARGEST = 1 << 30, 5.0, 10**6

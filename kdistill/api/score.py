@@ -13,7 +13,7 @@ from kdistill.artifacts.score_pictures import extremes, histograms, png
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, fingerprint, load_data
 from kdistill.engine import build_student
-from kdistill.selection import ScoreSpec, ScoreTable, Seen, difficulty, load_scores
+from kdistill.selection import NormalisedImages, ScoreSpec, ScoreTable, difficulty, load_scores
 from kdistill.selection.score_table import LAYOUT, TABLE
 from kdistill.status import quietly, status_line
 
@@ -76,7 +76,11 @@ def score(
     )
     with quietly(quiet), status_line("scoring", also=say) as show:
         scores = difficulty(
-            spec, student, Seen(seen.train.images, seen.transform), seen.train.labels, say=show
+            spec,
+            student,
+            NormalisedImages(seen.train.images, seen.transform),
+            seen.train.labels,
+            progress=show,
         )
     about = {
         "data": data.name,

@@ -13,8 +13,8 @@ from kdistill.artifacts.dataset_card import card
 from kdistill.artifacts.preview import png_bytes
 from kdistill.artifacts.tensors import decode, encode, one_number, parse_table, to_json
 from kdistill.errors import ConfigError, DataError, ShapeError
-from kdistill.files import Layout, check_plain, explained
-from kdistill.files.opener import JSON_LIMIT
+from kdistill.files import FolderLayout, check_plain, explained
+from kdistill.files.regular_files import JSON_LIMIT
 from kdistill.transforms import from_state
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _other_files(config: bytes) -> Iterable[str]:
     return set(json.loads(config)["artifact"]["files"]) - set(RUN_FILES)
 
 
-LAYOUT = Layout(files=FILES, last="config.json", others=_other_files)
+LAYOUT = FolderLayout(files=FILES, last="config.json", others=_other_files)
 
 
 def save(small: "DistilledDataset", path: str | Path) -> Path:

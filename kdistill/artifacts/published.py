@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdistill.artifacts.dataset import DistilledDataset
 from kdistill.errors import DataError
-from kdistill.files.bounded import TooLarge, load_tensors
+from kdistill.files.bounded_read import TooLarge, load_tensors
 from kdistill.transforms import Transform
 
 _log = logging.getLogger("kdistill")

@@ -2,7 +2,7 @@
 
 from kdistill.data.builtin import BUILTIN
 from kdistill.data.data_check import DataCheck, check_data
-from kdistill.data.dataset import ImageDataset, Split, fingerprint
+from kdistill.data.image_dataset import ImageDataset, Split, fingerprint
 from kdistill.data.load import announce, load_data
 from kdistill.data.splits import stratified_split
 

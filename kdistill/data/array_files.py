@@ -11,10 +11,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from kdistill.data.objects import PAIRS, read_mapping, read_pair
-from kdistill.data.raw import Raw, unusable
+from kdistill.data.in_memory import PAIRS, read_mapping, read_pair
+from kdistill.data.raw_data import RawData, unusable
 from kdistill.errors import did_you_mean
-from kdistill.files.bounded import TooLarge, load_tensors, read_npz
+from kdistill.files.bounded_read import TooLarge, load_tensors, read_npz
 
 _OURS = (
     "kdistill",
@@ -26,7 +26,7 @@ _WANTED = frozenset(
 )
 
 
-def read_file(path: Path, size: int | None) -> Raw:
+def read_file(path: Path, size: int | None) -> RawData:
     """Read a file of named arrays, or a ``.pt`` file with a pair (images, labels).
 
     Raises:
@@ -56,7 +56,7 @@ def read_file(path: Path, size: int | None) -> Raw:
         return read_mapping(arrays, size, where=path.name)
     if isinstance(arrays, tuple | list) and len(arrays) == 2:
         notes: list[str] = []
-        return Raw(read_pair(arrays[0], arrays[1], size, notes=notes), notes=notes)
+        return RawData(read_pair(arrays[0], arrays[1], size, notes=notes), notes=notes)
     raise unusable(
         f"a dict or a pair (images, labels) in {path.name}", type(arrays).__name__, "save one"
     )
@@ -69,7 +69,7 @@ def is_artefact(path: Path) -> bool:
     )
 
 
-def read_artefact(path: Path, size: int | None) -> Raw:
+def read_artefact(path: Path, size: int | None) -> RawData:
     """Read the images of a folder that ``DistilledDataset.save_pretrained`` wrote.
 
     Raises:
@@ -95,7 +95,7 @@ def read_artefact(path: Path, size: int | None) -> Raw:
     return read_distilled(arrays, size, where=path.name)
 
 
-def read_distilled(arrays: Mapping[str, Any], size: int | None, *, where: str) -> Raw:
+def read_distilled(arrays: Mapping[str, Any], size: int | None, *, where: str) -> RawData:
     """Read a distilled set, such as ``DistilledDataset.to_npz`` wrote: its pixels leave [0, 1] by themselves."""
     images = arrays["x_train"]
     raw = read_mapping(

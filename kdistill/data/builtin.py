@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 
 from kdistill.cache import cache_folder, check_private, make_private
-from kdistill.data.raw import Part, Raw, unusable
+from kdistill.data.raw_data import RawData, RawPart, unusable
 from kdistill.errors import ConfigError, DataError, MissingExtraError, did_you_mean
 from kdistill.files import open_regular, remove_leftovers, write_atomic
-from kdistill.files.bounded import read_npz
+from kdistill.files.bounded_read import read_npz
 
 _log = logging.getLogger("kdistill")
 
@@ -64,7 +64,7 @@ class Builtin:
     recipe: int = 1
 
 
-def read_builtin(name: str) -> Raw:
+def read_builtin(name: str) -> RawData:
     """Return a built-in set as its package has it; only ``photo-patches`` has a test part of its own.
 
     Raises:
@@ -80,7 +80,7 @@ def read_builtin(name: str) -> Raw:
     entry = BUILTIN[name]
     arrays = _cached(name, entry, _source_files(name, entry))
 
-    def part(which: str) -> Part | None:
+    def part(which: str) -> RawPart | None:
         if f"x_{which}" not in arrays:
             return None
         images, labels = arrays[f"x_{which}"], arrays[f"y_{which}"].astype(np.int64)
@@ -89,11 +89,11 @@ def read_builtin(name: str) -> Raw:
             if images.ndim == 3
             else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         )
-        return Part(
+        return RawPart(
             pixels if entry.top == 255 else pixels.float() / entry.top, labels, entry.classes
         )
 
-    return Raw(part("train"), part("test"), name=name, source=name, licence=entry.licence)
+    return RawData(part("train"), part("test"), name=name, source=name, licence=entry.licence)
 
 
 def _source_files(name: str, entry: Builtin) -> list[Path]:

@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdistill.data import duplicates, pictures, pixels
+from kdistill.data import duplicates, image_tensors, picture_files
 from kdistill.data.array_files import is_artefact
 from kdistill.data.builtin import BUILTIN
-from kdistill.data.dataset import ImageDataset
+from kdistill.data.folder_listing import Listing, Picture, list_parts
+from kdistill.data.image_dataset import ImageDataset
 from kdistill.data.load import load_data
-from kdistill.data.reading import in_parallel
-from kdistill.data.tree import Listing, Picture, list_parts
+from kdistill.data.picture_reader import in_parallel
 from kdistill.status import status_line
 
 ALIKE_BITS = 3
@@ -81,7 +81,7 @@ def check_data(spec: Any, *, size: int | None = None, quiet: bool = False) -> Da
         DataError: There is no picture at all, or (for anything but a folder) data that cannot be
             loaded.
     """
-    pixels.check_size(size)
+    image_tensors.check_size(size)
     folder = (
         Path(spec).expanduser() if isinstance(spec, str | Path) and spec not in BUILTIN else None
     )
@@ -129,7 +129,9 @@ def _check_folder(root: Path, size: int | None, quiet: bool) -> DataCheck:
     ignored = sum((listing.ignored for listing in parts.values()), Counter())
     for ending, count in ignored.most_common():
         hint = (
-            ' (pip install "kdistill[heif]" reads them)' if ending in pictures.HEIF_SUFFIXES else ""
+            ' (pip install "kdistill[heif]" reads them)'
+            if ending in picture_files.HEIF_SUFFIXES
+            else ""
         )
         report.findings.append(Finding(f"ignored: {ending}{hint}", f"{count:,}"))
     return report
@@ -152,10 +154,10 @@ def _looked_at(
 def _look(file: Picture, which: str, classes: tuple[str, ...], size: int | None) -> _Image | str:
     name = str(file.path)
     try:
-        image = pictures.decode(file.path, name, [], size)
+        image = picture_files.decode(file.path, name, [], size)
         with Image.open(file.path) as picture:
             shape, mode = f"{picture.width}×{picture.height}", picture.mode
-    except (pictures.Unreadable, OSError) as error:
+    except (picture_files.Unreadable, OSError) as error:
         return f"{name} ({getattr(error, 'reason', error)})"
     plain = np.ascontiguousarray(image.numpy())
     digest = hashlib.blake2b(repr(plain.shape).encode() + plain.tobytes(), digest_size=16).digest()

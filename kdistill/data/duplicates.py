@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kdistill.data.raw import counted
+from kdistill.data.raw_data import counted
 
 Place = tuple[str, int]  # part and row
 Name = Callable[[str, int], str]

@@ -7,12 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdistill.data.raw import Part, counted, unusable
+from kdistill.data.raw_data import RawPart, counted, unusable
 from kdistill.errors import ConfigError
 
 
 def map_labels(
-    parts: dict[str, Part], *, classes: Sequence[str] | None = None, num_classes: int | None = None
+    parts: dict[str, RawPart],
+    *,
+    classes: Sequence[str] | None = None,
+    num_classes: int | None = None,
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Number the classes.
 
@@ -62,7 +65,7 @@ def map_labels(
     return labels, names
 
 
-def _look_up(part: Part, keys: np.ndarray, where: str) -> Tensor:
+def _look_up(part: RawPart, keys: np.ndarray, where: str) -> Tensor:
     """Return the position of every label in ``keys`` (sorted)."""
     if part.labels.dtype.kind != keys.dtype.kind:
         kinds = {"U": "text", "i": "numbers"}
@@ -83,7 +86,7 @@ def _look_up(part: Part, keys: np.ndarray, where: str) -> Tensor:
 
 
 def _named(
-    part: Part, names: tuple[str, ...], source_names: tuple[str, ...] | None, where: str
+    part: RawPart, names: tuple[str, ...], source_names: tuple[str, ...] | None, where: str
 ) -> Tensor:
     """Return the position in ``names`` of every label, which is a name or (through the part's own names) a number."""
     index = {name: k for k, name in enumerate(names)}
@@ -104,7 +107,7 @@ def _named(
     return torch.from_numpy(found)
 
 
-def _refuse(part: Part, wrong: np.ndarray, where: str, expected: str) -> None:
+def _refuse(part: RawPart, wrong: np.ndarray, where: str, expected: str) -> None:
     if not wrong.any():
         return
     rows = np.flatnonzero(wrong)

@@ -10,13 +10,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from kdistill.data import duplicates, pixels
-from kdistill.data.dataset import ImageDataset, Split
+from kdistill.data import duplicates, image_tensors
+from kdistill.data.image_dataset import ImageDataset, Split
 from kdistill.data.labels import map_labels
-from kdistill.data.raw import Raw, ReadOptions
-from kdistill.data.sources import read_source, read_streamed
+from kdistill.data.raw_data import RawData, ReadOptions
+from kdistill.data.read_source import read_source, read_streamed
 from kdistill.data.splits import stratified_split
-from kdistill.data.streamed import StreamedImages, same_channels
+from kdistill.data.streamed_images import StreamedImages, same_channels
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.escape import printable
 from kdistill.transforms import KINDS, fit
@@ -93,7 +93,7 @@ def load_data(
         peak the images as read (uint8
     where possible) and up to two float32 copies are held; one stays.
     """
-    pixels.check_size(size)
+    image_tensors.check_size(size)
     if normalisation not in KINDS:
         raise ConfigError(
             f"normalisation: expected a kind of transform, got '{normalisation}'; "
@@ -121,7 +121,7 @@ def load_data(
         stream,
     )
     splits, names = _splits(raw, classes, num_classes)
-    warnings = [] if stream else pixels.dark_depths(_images(raw))
+    warnings = [] if stream else image_tensors.dark_depths(_images(raw))
     if "test" not in splits:
         splits = _split_off(raw, splits, names, fraction, seed, warnings)
     if not stream:
@@ -155,7 +155,9 @@ def announce(data: ImageDataset) -> None:
         Console(stderr=True).print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
-def _with_test(raw: Raw, test: Any, options: ReadOptions, stream: bool) -> tuple[Raw, float]:
+def _with_test(
+    raw: RawData, test: Any, options: ReadOptions, stream: bool
+) -> tuple[RawData, float]:
     """Return the source with the test part that was asked for, and the share to split off where there is none."""
     if isinstance(test, int | float) and not isinstance(test, bool):
         if raw.test is not None:
@@ -175,7 +177,7 @@ def _with_test(raw: Raw, test: Any, options: ReadOptions, stream: bool) -> tuple
 
 
 def _split_off(
-    raw: Raw,
+    raw: RawData,
     splits: dict[str, Split],
     names: tuple[str, ...],
     fraction: float,
@@ -202,7 +204,7 @@ def _split_off(
     return {**splits, "train": train.take(rest), "test": train.take(chosen)}
 
 
-def _mirrors(name: str, names: tuple[str, ...], train: Split, raw: Raw) -> bool:
+def _mirrors(name: str, names: tuple[str, ...], train: Split, raw: RawData) -> bool:
     """Guess whether a mirrored image belongs to the same class: not where the images look like digits or letters."""
     are_digits = names == tuple("0123456789")
     are_letters = len(names) > 1 and all(len(each) == 1 and each.isalpha() for each in names)
@@ -215,7 +217,7 @@ def _mirrors(name: str, names: tuple[str, ...], train: Split, raw: Raw) -> bool:
     return True
 
 
-def _images(raw: Raw) -> list[Tensor]:
+def _images(raw: RawData) -> list[Tensor]:
     return [part.images for part in (raw.train, raw.test, raw.validation) if part is not None]
 
 
@@ -226,7 +228,7 @@ def _called(splits: dict[str, Split], part: str, row: int) -> str:
 
 
 def _splits(
-    raw: Raw, classes: Sequence[str] | None, num_classes: int | None
+    raw: RawData, classes: Sequence[str] | None, num_classes: int | None
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Settle labels, channels and value range over all parts together."""
     parts = {"train": raw.train, "test": raw.test, "validation": raw.validation}
@@ -240,7 +242,9 @@ def _splits(
     found = {which: part.images for which, part in present.items()}
     is_streamed = isinstance(raw.train.images, StreamedImages)
     images = (
-        same_channels(found) if is_streamed else pixels.to_unit_range(found, image_name, raw.notes)
+        same_channels(found)
+        if is_streamed
+        else image_tensors.to_unit_range(found, image_name, raw.notes)
     )
     return {
         which: Split(images[which], labels[which], present[which].paths) for which in present

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from kdistill.cache import cache_folder, folder_nbytes, make_private, read_private
-from kdistill.data import pictures, pixels
-from kdistill.data.pictures import Decoded
-from kdistill.data.tree import Picture
+from kdistill.data import image_tensors, picture_files
+from kdistill.data.folder_listing import Picture
+from kdistill.data.picture_files import Decoded
 from kdistill.errors import DataError
 from kdistill.files import remove_leftovers, write_atomic
 
@@ -90,7 +90,7 @@ def open_pack(place: Path, size: int | None, files: Sequence[Picture]) -> Pack:
         or sum(file.stamp[0] for file in files) < WORTH_BYTES
     ):
         return Pack()
-    about = f"{place.resolve()}\0{size}\0{pictures.decoder_version()}"
+    about = f"{place.resolve()}\0{size}\0{picture_files.decoder_version()}"
     try:
         folder = images_folder()
     except RuntimeError as error:
@@ -162,7 +162,11 @@ def _unpacked(tensors: dict[str, Tensor], size: int | None) -> list[Tensor]:
         if not is_sound or (size is not None and stacked.shape[2:] != (size, size)):
             raise ValueError(f"unexpected shape {list(stacked.shape)} of {kind}")
         images.update(
-            zip(rows, stacked if dtype == torch.uint8 else stacked.to(pixels.KNOWN), strict=True)
+            zip(
+                rows,
+                stacked if dtype == torch.uint8 else stacked.to(image_tensors.KNOWN),
+                strict=True,
+            )
         )
     if sorted(images) != list(range(len(images))):
         raise ValueError("rows are missing")

@@ -2,6 +2,6 @@
 
 from kdistill.experts.expert_spec import ExpertSpec
 from kdistill.experts.expert_training import Estimate, estimate, train_expert, train_experts
-from kdistill.experts.store import TrajectoryStore
+from kdistill.experts.trajectory_store import TrajectoryStore
 
 __all__ = ["Estimate", "ExpertSpec", "TrajectoryStore", "estimate", "train_expert", "train_experts"]

@@ -20,7 +20,7 @@ from torch import Tensor
 from kdistill.augment import Augment
 from kdistill.engine import Student, loss_and_grad, train
 from kdistill.experts.expert_spec import ExpertSpec
-from kdistill.experts.store import TrajectoryStore
+from kdistill.experts.trajectory_store import TrajectoryStore
 from kdistill.formatting import duration
 from kdistill.keys import generator, make_key
 from kdistill.status import note, status_line

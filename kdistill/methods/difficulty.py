@@ -15,7 +15,7 @@ from torch import Tensor
 from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
 from kdistill.cache import cache_folder, is_trusted, make_private
 from kdistill.data import ImageDataset
-from kdistill.data.dataset import fingerprint
+from kdistill.data.image_dataset import fingerprint
 from kdistill.errors import ConfigError, DataError
 from kdistill.experts.expert_spec import digest_of
 from kdistill.methods.base import MethodConfig
@@ -107,7 +107,7 @@ class DifficultyConfig(MethodConfig):
         )
         seen = data.transform.apply(data.train.images)
         with status_line("scores") as say:
-            found = difficulty(spec, self.network(data), seen, data.train.labels, say=say)[
+            found = difficulty(spec, self.network(data), seen, data.train.labels, progress=say)[
                 self.score_metric
             ]
         if is_usable:

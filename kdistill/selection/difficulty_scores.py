@@ -28,7 +28,7 @@ LOOK_BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class NormalisedImages:
     """Images as networks see them, made batch by batch from images in pixel space, which need not be in memory.
 
     Attributes:
@@ -109,10 +109,10 @@ class ScoreSpec:
 def difficulty(
     spec: ScoreSpec,
     student: Student,
-    images: Tensor | Seen,
+    images: Tensor | NormalisedImages,
     labels: Tensor,
     *,
-    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Tensor]:
     """Return every score of ``spec.metrics``, ``[N]`` on the CPU; larger is harder.
 
@@ -123,10 +123,10 @@ def difficulty(
     Args:
         spec: The recipe.
         student: The network.
-        images: As the network sees them, ``[N, C, S, S]``; a tensor, or ``Seen`` for those that are
+        images: As the network sees them, ``[N, C, S, S]``; a tensor, or ``NormalisedImages`` for those that are
             not in memory.
         labels: int64 ``[N]``.
-        say: Told what is done.
+        progress: Callback that is told what is done.
 
     Cost: ``runs * epochs`` passes of training (and as many forward passes for forgetting), then
         ``sample_scores`` of ``runs`` checkpoints.
@@ -134,18 +134,18 @@ def difficulty(
     finals, forgotten = [], torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
     for run in range(spec.runs):
         memory = _Memory(student, images, labels) if "forgetting" in spec.metrics else None
-        finals.append(_train(spec, student, images, labels, run, memory, say))
+        finals.append(_train(spec, student, images, labels, run, memory, progress))
         if memory is not None:
             forgotten += memory.events(spec.epochs)
     others = [metric for metric in spec.metrics if metric in OF_CHECKPOINTS]
-    say(f"scoring {len(labels)} images with {spec.runs} networks")
+    progress(f"scoring {len(labels)} images with {spec.runs} networks")
     found = sample_scores(
         student,
         torch.stack(finals),
         images,
         labels,
         others,
-        on_batch=lambda done, count: say(f"scored {done} of {count} images"),
+        on_batch=lambda done, count: progress(f"scored {done} of {count} images"),
     )
     found["forgetting"] = (forgotten / spec.runs).float()
     return {metric: found[metric].cpu() for metric in spec.metrics}
@@ -154,7 +154,7 @@ def difficulty(
 class _Memory:
     """Counts how often an image that was right becomes wrong."""
 
-    def __init__(self, student: Student, images: Tensor | Seen, labels: Tensor):
+    def __init__(self, student: Student, images: Tensor | NormalisedImages, labels: Tensor):
         self.student, self.images, self.labels = student, images, labels
         self.was_right, self.ever = (
             torch.zeros_like(labels, dtype=torch.bool),
@@ -180,14 +180,14 @@ class _Memory:
 def _train(
     spec: ScoreSpec,
     student: Student,
-    images: Tensor | Seen,
+    images: Tensor | NormalisedImages,
     labels: Tensor,
     run: int,
     memory: _Memory | None,
-    say: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> Tensor:
     def after(epoch: int, thetas: Tensor) -> None:
-        say(f"network {run + 1} of {spec.runs}, epoch {epoch} of {spec.epochs}")
+        progress(f"network {run + 1} of {spec.runs}, epoch {epoch} of {spec.epochs}")
         if memory is not None:
             memory.look(thetas[0])
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from kdistill.artifacts.tensors import parse_table, utf8
 from kdistill.errors import ConfigError, DataError, did_you_mean
-from kdistill.files import Layout, read_regular, write_atomic
+from kdistill.files import FolderLayout, read_regular, write_atomic
 
 FORMAT = 1
 TABLE = "scores.csv"
-LAYOUT = Layout(files=("histogram.png", "extremes.png", TABLE), last=TABLE)
+LAYOUT = FolderLayout(files=("histogram.png", "extremes.png", TABLE), last=TABLE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class ScoreTable:
         scores: By metric ``[N]``, float32; larger is harder.
         classes: Names.
         digest: ``kdistill.data.fingerprint`` of the images and labels that were scored.
-        about: Whatever else should stand at the head of the file: settings, data, versions.
+        provenance: What else should stand at the head of the file: settings, data, versions.
         files: Where each image was read from, N paths; None for images that are in no files of
             their own.
     """
@@ -38,7 +38,7 @@ class ScoreTable:
     scores: Mapping[str, Tensor]
     classes: tuple[str, ...]
     digest: str
-    about: Mapping[str, Any]
+    provenance: Mapping[str, Any]
     files: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class ScoreTable:
             "num_samples": len(self),
             "digest": self.digest,
             "classes": list(self.classes),
-            **self.about,
+            **self.provenance,
         }
         text = io.StringIO()
         text.write("# " + json.dumps(head, sort_keys=True) + "\n")

@@ -395,7 +395,7 @@ def test_a_full_disk_and_an_unwritable_place_change_nothing(tmp_path, disk_with_
 
 @pytest.mark.parametrize(
     "step", range(0, 24, 2)
-)  # tests/files/test_staged.py has every step of a smaller folder
+)  # tests/files/test_folder_layout.py has every step of a smaller folder
 def test_killed_at_any_step_the_folder_holds_the_old_set_or_the_new_one(tmp_path, killed_at, step):
     old, new = (a_set(seed=seed, files={f"{seed}.png": b"x"}) for seed in (1, 2))
     folder = old.save_pretrained(tmp_path / "set")

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, features
 
 from kdistill.cache import folder_nbytes
+from kdistill.data import folder_listing, picture_files, picture_reader
 from kdistill.data import picture_cache as cache
-from kdistill.data import pictures, reading, tree
 from kdistill.errors import DataError
 from tests.data._sources import load
 
@@ -42,7 +42,7 @@ def test_reduced_decoding_stays_close_to_full_decoding(photographs, monkeypatch)
     for size in (16, 32):
         drafted = everything(load(photographs, size=size))
         with monkeypatch.context() as full:
-            full.setattr(pictures, "DRAFT_FACTOR", 10_000)
+            full.setattr(picture_files, "DRAFT_FACTOR", 10_000)
             exact = everything(load(photographs, size=size))
         error = (drafted - exact).abs() * 255
         assert 0 < error.mean() < 0.5 and error.max() <= 8, (
@@ -59,7 +59,7 @@ def test_the_second_time_comes_from_the_cache_with_the_same_bits(photographs, mo
         and "kdistill cache --empty" in first.describe()
     )
     with monkeypatch.context() as broken:
-        broken.setattr(pictures, "decode", None)
+        broken.setattr(picture_files, "decode", None)
         second = load(photographs, size=16)
     assert second.fingerprint == first.fingerprint and "taken from" in second.describe()
     monkeypatch.setenv("KDISTILL_IMAGE_CACHE", "off")
@@ -71,9 +71,11 @@ def test_a_changed_or_new_picture_is_decoded_again_and_the_others_are_not(photog
     Image.new("RGB", (40, 40), "red").save(photographs / "b" / "IMG_1.jpg")
     Image.new("L", (40, 40), 7).save(photographs / "b" / "new.png")
     decoded = []
-    real = pictures.decode
+    real = picture_files.decode
     monkeypatch.setattr(
-        pictures, "decode", lambda path, *rest: (decoded.append(path.name), real(path, *rest))[1]
+        picture_files,
+        "decode",
+        lambda path, *rest: (decoded.append(path.name), real(path, *rest))[1],
     )
     changed = load(photographs, size=16)
     assert (
@@ -126,18 +128,18 @@ def test_grey_deep_and_transparent_pictures_come_back_from_the_cache(photographs
 
 
 def test_pictures_are_decoded_in_parallel_in_their_order(photographs, monkeypatch):
-    monkeypatch.setattr(reading, "available_processors", lambda: 3)
+    monkeypatch.setattr(picture_reader, "available_processors", lambda: 3)
     meeting = threading.Barrier(3, timeout=20)  # breaks unless three threads decode at once
-    real = pictures.decode
+    real = picture_files.decode
 
     def decode(*arguments):
         meeting.wait()
         return real(*arguments)
 
-    monkeypatch.setattr(pictures, "decode", decode)
+    monkeypatch.setattr(picture_files, "decode", decode)
     parallel = load(photographs, size=16)
-    monkeypatch.setattr(pictures, "decode", real)
-    monkeypatch.setattr(reading, "available_processors", lambda: 1)
+    monkeypatch.setattr(picture_files, "decode", real)
+    monkeypatch.setattr(picture_reader, "available_processors", lambda: 1)
     monkeypatch.setenv("KDISTILL_IMAGE_CACHE", "off")
     assert load(photographs, size=16).fingerprint == parallel.fingerprint
 
@@ -145,7 +147,7 @@ def test_pictures_are_decoded_in_parallel_in_their_order(photographs, monkeypatc
 def test_a_long_reading_shows_its_progress(photographs, monkeypatch, capsys):
     from kdistill.data import load_data
 
-    monkeypatch.setattr(reading, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(picture_reader, "PATIENCE_S", 0.0)
     load_data(photographs, size=16)
     assert "reading photos  6/6 pictures" in capsys.readouterr().err
     load_data(photographs, size=17, quiet=True)
@@ -169,7 +171,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, picture, monkeypa
         picture(size=(64, 64)).save(tmp_path / name / "0.heic")
         picture(size=(64, 64)).save(tmp_path / name / "1.png")
     assert len(load(tmp_path, test=0).train) == 4
-    monkeypatch.setattr(tree, "is_picture", lambda name: name.endswith(".png"))
+    monkeypatch.setattr(folder_listing, "is_picture", lambda name: name.endswith(".png"))
     without = load(tmp_path, test=0)
     assert len(without.train) == 2
     assert (

@@ -14,10 +14,10 @@ from kdistill.engine import build_student, loss_and_grad
 from kdistill.errors import ConfigError, DataError
 from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert, train_experts
 from kdistill.experts import expert_training as training
-from kdistill.experts import store as store_module
+from kdistill.experts import trajectory_store as store_module
 from kdistill.experts.expert_training import gradient_of
-from kdistill.experts.store import INDEX
-from kdistill.files.atomic import temporary_name, write_new
+from kdistill.experts.trajectory_store import INDEX
+from kdistill.files.atomic_write import temporary_name, write_new
 from kdistill.keys import generator
 
 SPEC = ExpertSpec(count=3, epochs=2, batch_size=8, strategy="color_crop")

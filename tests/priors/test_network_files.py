@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kdistill.errors import DataError
-from kdistill.files.pickles import Made, Name, NotReadable, parse
+from kdistill.files.inert_pickle import Made, Name, NotReadable, parse
 from kdistill.priors.network_files import (
     convert_network,
     load_generator,

@@ -20,7 +20,7 @@ from kdistill.priors.gan_training.state import Trained
 from kdistill.priors.gan_training.steps import new_gan_training
 from kdistill.priors.gan_training.training_loop import CHECKPOINT
 from kdistill.priors.network_files import load_generator
-from tests.files.test_lock import elsewhere
+from tests.files.test_locks import elsewhere
 
 TINY = {
     "iterations": 12, "batch_size": 4, "channel_base": 64, "channel_max": 8, "z_dim": 4, "w_dim": 4, "r1_every": 3,

@@ -45,7 +45,9 @@ def test_a_table_and_two_pictures(tmp_path):
         assert np.asarray(Image.open(tmp_path / picture)).std() > 5
     again = load_scores_of(data, tmp_path / "scores.csv")
     assert all(torch.equal(again.of(metric), values) for metric, values in table.scores.items())
-    assert torch.equal(again.labels, data.train.labels) and again.about["settings"]["runs"] == 2
+    assert (
+        torch.equal(again.labels, data.train.labels) and again.provenance["settings"]["runs"] == 2
+    )
 
 
 def test_images_of_files_are_named_in_the_table_and_on_the_sheet(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from typing import Annotated
 from torch import Tensor
 
 from kdistill.data import ImageDataset
-from kdistill.data.sampler import ClassSampler
+from kdistill.data.class_sampler import ClassSampler
 from kdistill.errors import ConfigError
 from kdistill.keys import generator, make_key
 from kdistill.methods.base import (

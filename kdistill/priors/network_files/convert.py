@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import read_regular
-from kdistill.files.pickles import Name, NotReadable, parse
+from kdistill.files.inert_pickle import Name, NotReadable, parse
 from kdistill.priors.network_files.generator_folder import save_generator
 from kdistill.priors.network_files.limits import MAX_SIDE, excess
 from kdistill.priors.network_files.pickle_values import Module, Reader, table

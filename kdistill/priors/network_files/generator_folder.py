@@ -12,8 +12,8 @@ import torch
 from kdistill.artifacts.tensors import decode, encode, parse_table, to_json
 from kdistill.config import from_mapping, to_mapping
 from kdistill.errors import ConfigError, DataError
-from kdistill.files import Layout, explained
-from kdistill.files.opener import JSON_LIMIT
+from kdistill.files import FolderLayout, explained
+from kdistill.files.regular_files import JSON_LIMIT
 from kdistill.priors.network_files.limits import excess
 from kdistill.priors.stylegan import (
     Generator,
@@ -36,7 +36,7 @@ def _other_files(config: bytes) -> Iterable[str]:
     return json.loads(config)["files"]
 
 
-LAYOUT = Layout(files=(TENSORS, CONFIG), last=CONFIG, others=_other_files)
+LAYOUT = FolderLayout(files=(TENSORS, CONFIG), last=CONFIG, others=_other_files)
 
 
 def save_generator(

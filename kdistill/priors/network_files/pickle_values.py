@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdistill.files.bounded import LEGACY_MAGIC, STORAGES
-from kdistill.files.pickles import Made, Name, NotReadable, Reference, parse
+from kdistill.files.bounded_read import LEGACY_MAGIC, STORAGES
+from kdistill.files.inert_pickle import Made, Name, NotReadable, Reference, parse
 
 MAX_DEPTH = 16  # of modules in modules
 # entries of modules and numbers: the largest StyleGAN-XL has about a thousand modules of thirty

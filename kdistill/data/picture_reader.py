@@ -11,11 +11,11 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from kdistill.data import pictures, pixels
+from kdistill.data import image_tensors, picture_files
+from kdistill.data.folder_listing import Picture
 from kdistill.data.picture_cache import open_pack
-from kdistill.data.pictures import Decoded
-from kdistill.data.raw import ReadOptions, counted, unusable
-from kdistill.data.tree import Picture
+from kdistill.data.picture_files import Decoded
+from kdistill.data.raw_data import ReadOptions, counted, unusable
 from kdistill.status import status_line
 
 PATIENCE_S = 1.0  # a reading that takes longer shows a progress line
@@ -39,7 +39,7 @@ class PictureReader:
 
     def __init__(self, options: ReadOptions, notes: list[str], place: Path):
         self.options, self.notes, self.place = options, notes, place
-        self.failures: list[pictures.Unreadable] = []
+        self.failures: list[picture_files.Unreadable] = []
 
     def read(self, files: Sequence[Picture]) -> tuple[list[int], Tensor]:
         """Return the rows of ``files`` that can be read, and their pixels ``[N, C, H, W]``, which the cache keeps.
@@ -53,17 +53,17 @@ class PictureReader:
         decoded: list[Decoded] = []
         for row, result in self._results(files, pack.stored):
             if decoded and result[0].shape[1:] != decoded[0][0].shape[1:]:
-                raise pixels.different_sizes(
+                raise image_tensors.different_sizes(
                     decoded[0][0], str(files[rows[0]].path), result[0], str(files[row].path)
                 )
             rows.append(row)
             decoded.append(result)
         self._report(len(files))
         if any(is_over_white for _, is_over_white in decoded):
-            pixels.note(self.notes, pixels.ALPHA)
+            image_tensors.note(self.notes, image_tensors.ALPHA)
         if (where := pack.keep(rows, decoded)) is not None:
-            pixels.note(self.notes, where)
-        return rows, pixels.collect(
+            image_tensors.note(self.notes, where)
+        return rows, image_tensors.collect(
             (image for image, _ in decoded), None, lambda k: str(files[rows[k]].path)
         )
 
@@ -75,24 +75,24 @@ class PictureReader:
         """
         for row, (image, is_over_white) in self._results(files, {}):
             if is_over_white:
-                pixels.note(self.notes, pixels.ALPHA)
+                image_tensors.note(self.notes, image_tensors.ALPHA)
             yield row, image
         self._report(len(files))
 
     def _results(
         self, files: Sequence[Picture], stored: dict[int, Decoded]
     ) -> Iterator[tuple[int, Decoded]]:
-        def decode(row: int) -> Decoded | pictures.Unreadable:
+        def decode(row: int) -> Decoded | picture_files.Unreadable:
             if row in stored:
                 return stored[row]
             own: list[str] = []
             try:
-                image = pictures.decode(
+                image = picture_files.decode(
                     files[row].path, str(files[row].path), own, self.options.size
                 )
-            except pictures.Unreadable as error:
+            except picture_files.Unreadable as error:
                 return error
-            return image, pixels.ALPHA in own
+            return image, image_tensors.ALPHA in own
 
         with ExitStack() as stack:
             say: Callable[[str], None] | None = None
@@ -103,7 +103,7 @@ class PictureReader:
                     say = stack.enter_context(status_line(f"reading {self.place.name}"))
                 if say is not None:
                     say(f"{row + 1:,}/{len(files):,} pictures  {(row + 1) / seconds:.1f}/s")
-                if isinstance(result, pictures.Unreadable):
+                if isinstance(result, picture_files.Unreadable):
                     self.failures.append(result)
                 else:
                     yield row, result

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdistill.data.splits import HOLDOUT_SEED, stratified_split
-from kdistill.data.streamed import StreamedImages
+from kdistill.data.streamed_images import StreamedImages
 from kdistill.errors import ConfigError, DataError, ShapeError
 from kdistill.transforms import Identity, Standardise, Transform, Zca
 

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from kdistill.errors import DataError
-from kdistill.files.opener import check_replaceable
+from kdistill.files.regular_files import check_replaceable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DAY = 86_400.0  # seconds

@@ -14,9 +14,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdistill.errors import DataError
-from kdistill.files.atomic import explained, new_folder, remove_leftovers, sync_folder, write_new
-from kdistill.files.lock import sole_use
-from kdistill.files.opener import JSON_LIMIT, PLAIN_NAME, read_regular
+from kdistill.files.atomic_write import (
+    explained,
+    new_folder,
+    remove_leftovers,
+    sync_folder,
+    write_new,
+)
+from kdistill.files.locks import sole_use
+from kdistill.files.regular_files import JSON_LIMIT, PLAIN_NAME, read_regular
 
 NEXT = ".next"
 T = TypeVar("T")
@@ -29,7 +35,7 @@ def no_others(content: bytes) -> Iterable[str]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """What a kind of folder may hold.
 
     Attributes:

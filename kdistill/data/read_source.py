@@ -6,24 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdistill.data import pixels, table
+from kdistill.data import image_tensors, picture_table
 from kdistill.data.array_files import READERS, is_artefact, read_artefact, read_distilled, read_file
 from kdistill.data.builtin import BUILTIN, read_builtin
 from kdistill.data.image_folder import read_folder
-from kdistill.data.objects import (
+from kdistill.data.in_memory import (
     is_hugging_face,
     read_dataset,
     read_hugging_face,
     read_mapping,
     read_pair,
 )
-from kdistill.data.raw import Part, Raw, ReadOptions, unusable
+from kdistill.data.raw_data import RawData, RawPart, ReadOptions, unusable
 from kdistill.errors import ConfigError
 
 TABLES = (".csv", ".tsv")
 
 
-def read_source(spec: Any, options: ReadOptions) -> Raw:
+def read_source(spec: Any, options: ReadOptions) -> RawData:
     """Return images, labels and names as the source has them.
 
     Raises:
@@ -33,7 +33,7 @@ def read_source(spec: Any, options: ReadOptions) -> Raw:
     is_text = isinstance(spec, str | os.PathLike)
     has_columns = (
         is_hugging_face(spec)
-        or table.is_frame(spec)
+        or picture_table.is_frame(spec)
         or (is_text and Path(spec).suffix.lower() in TABLES)
     )
     for option in ("image_column", "label_column"):
@@ -45,7 +45,7 @@ def read_source(spec: Any, options: ReadOptions) -> Raw:
     return _read_path(spec, options) if is_text else _read_object(spec, options)
 
 
-def read_streamed(spec: Any, options: ReadOptions) -> Raw:
+def read_streamed(spec: Any, options: ReadOptions) -> RawData:
     """Do as ``read_source`` without holding the images: a folder, arrays or a torch ``Dataset``.
 
     Raises:
@@ -61,11 +61,11 @@ def read_streamed(spec: Any, options: ReadOptions) -> Raw:
     if not isinstance(spec, str | Path | Mapping) and not is_hugging_face(spec):
         if _is_pair(spec):
             part = read_pair(spec[0], spec[1], options.size, notes=notes, stream=True)
-            return Raw(part, name="arrays", source="arrays", notes=notes)
+            return RawData(part, name="arrays", source="arrays", notes=notes)
         if hasattr(spec, "__len__") and hasattr(spec, "__getitem__"):
             kind = type(spec).__name__
             part = read_dataset(spec, options.size, notes=notes, stream=True)
-            return Raw(part, name=kind.lower(), source=f"torch data set {kind}", notes=notes)
+            return RawData(part, name=kind.lower(), source=f"torch data set {kind}", notes=notes)
     got = repr(spec) if isinstance(spec, str | Path) else type(spec).__name__
     raise ConfigError(
         f"stream: expected a folder of pictures, (X, y) arrays or a torch Dataset, got {got}; "
@@ -73,7 +73,7 @@ def read_streamed(spec: Any, options: ReadOptions) -> Raw:
     )
 
 
-def _read_object(spec: Any, options: ReadOptions) -> Raw:
+def _read_object(spec: Any, options: ReadOptions) -> RawData:
     size, notes = options.size, list[str]()
     if is_hugging_face(spec):
         raw = read_hugging_face(
@@ -92,14 +92,16 @@ def _read_object(spec: Any, options: ReadOptions) -> Raw:
             name="distilled",
             source="a distilled set",
         )
-    if table.is_frame(spec):
-        return replace(table.read_frame(spec, options), name="frame", source="data frame")
+    if picture_table.is_frame(spec):
+        return replace(picture_table.read_frame(spec, options), name="frame", source="data frame")
     if isinstance(spec, Mapping):
         return replace(read_mapping(spec, size, where="the dict"), name="arrays", source="arrays")
     if isinstance(spec, tuple | list) and (files := _files(spec)) is not None:
-        return replace(table.read_paths(*files, options), name="files", source="list of files")
+        return replace(
+            picture_table.read_paths(*files, options), name="files", source="list of files"
+        )
     if _is_pair(spec):
-        return Raw(
+        return RawData(
             read_pair(spec[0], spec[1], size, notes=notes),
             name="arrays",
             source="arrays",
@@ -107,7 +109,7 @@ def _read_object(spec: Any, options: ReadOptions) -> Raw:
         )
     if hasattr(spec, "__len__") and hasattr(spec, "__getitem__"):
         kind = type(spec).__name__
-        return Raw(
+        return RawData(
             read_dataset(spec, size, notes=notes),
             name=kind.lower(),
             source=f"torch data set {kind}",
@@ -117,7 +119,7 @@ def _read_object(spec: Any, options: ReadOptions) -> Raw:
     raise unusable(expected, type(spec).__name__, "see the documentation of load_data")
 
 
-def _read_path(spec: str | os.PathLike[str], options: ReadOptions) -> Raw:
+def _read_path(spec: str | os.PathLike[str], options: ReadOptions) -> RawData:
     if not str(spec).strip():
         raise unusable("a name or a path", repr(str(spec)), "'.' is the current folder")
     if spec in BUILTIN:
@@ -139,7 +141,7 @@ def _read_path(spec: str | os.PathLike[str], options: ReadOptions) -> Raw:
     elif path.is_dir():
         raw = read_folder(path, options)
     elif path.suffix.lower() in TABLES:
-        raw = table.read_csv(path, options)
+        raw = picture_table.read_csv(path, options)
     else:
         raw = read_file(path, options.size)
     return replace(raw, name=path.resolve().name if path.is_dir() else path.stem, source=str(spec))
@@ -157,33 +159,35 @@ def _is_pair(spec: Any) -> bool:
 
 def _files(spec: tuple[Any, ...] | list[Any]) -> tuple[list[Any], Any] | None:
     """Return paths and labels of ``[path, ...]``, ``[(path, label), ...]`` or ``([path, ...], labels)``, else None."""
-    if spec and all(map(table.is_path, spec)):
+    if spec and all(map(picture_table.is_path, spec)):
         return list(spec), None
     is_rows = all(
-        isinstance(item, tuple | list) and len(item) == 2 and table.is_path(item[0])
+        isinstance(item, tuple | list) and len(item) == 2 and picture_table.is_path(item[0])
         for item in spec
     )
-    if spec and is_rows and not (len(spec) == 2 and all(map(table.is_path, spec[0]))):
+    if spec and is_rows and not (len(spec) == 2 and all(map(picture_table.is_path, spec[0]))):
         return [item[0] for item in spec], [item[1] for item in spec]
     if len(spec) == 2 and hasattr(spec[0], "__iter__") and not hasattr(spec[0], "ndim"):
         paths = list(spec[0])
-        return (paths, list(spec[1])) if paths and all(map(table.is_path, paths)) else None
+        return (paths, list(spec[1])) if paths and all(map(picture_table.is_path, paths)) else None
     if (
         len(spec) == 2
         and getattr(spec[0], "ndim", 0) == 1
         and len(spec[0])
-        and all(map(table.is_path, spec[0]))
+        and all(map(picture_table.is_path, spec[0]))
     ):
         return list(spec[0]), list(spec[1])  # columns of a frame, arrays of text
     return None
 
 
-def _resized(raw: Raw, size: int | None) -> Raw:
+def _resized(raw: RawData, size: int | None) -> RawData:
     if size is None:
         return raw
 
-    def fitted(part: Part | None) -> Part | None:
-        return None if part is None else replace(part, images=pixels.square(part.images, size))
+    def fitted(part: RawPart | None) -> RawPart | None:
+        return (
+            None if part is None else replace(part, images=image_tensors.square(part.images, size))
+        )
 
     return replace(raw, train=fitted(raw.train), test=fitted(raw.test))
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdistill.data.raw import counted, unusable
+from kdistill.data.raw_data import counted, unusable
 from kdistill.errors import ConfigError, DataError
 
 KNOWN = (

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdistill.files.pickles import Name, NotReadable, Parsed, Reference, parse
+from kdistill.files.inert_pickle import Name, NotReadable, Parsed, Reference, parse
 
 ALLOWANCE, PER_BYTE = (
     32 << 20,

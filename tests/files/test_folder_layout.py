@@ -4,10 +4,10 @@ import os
 import pytest
 
 from kdistill.errors import ConfigError, DataError
-from kdistill.files import Layout
-from tests.files.test_lock import elsewhere
+from kdistill.files import FolderLayout
+from tests.files.test_locks import elsewhere
 
-LAYOUT = Layout(files=("a", "index"), last="index", others=json.loads)
+LAYOUT = FolderLayout(files=("a", "index"), last="index", others=json.loads)
 OLD = {"a": b"old", "old": b"old", "index": b'["old"]'}
 NEW = {"a": b"new", "new": b"new", "index": b'["new"]'}
 
@@ -108,7 +108,7 @@ def test_a_full_disk_changes_nothing(tmp_path, disk_with_room_for):
 
 
 def test_a_write_waits_for_another_and_gives_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdistill.files.staged.PATIENCE", 0.0)
+    monkeypatch.setattr("kdistill.files.folder_layout.PATIENCE", 0.0)
     LAYOUT.write(tmp_path, OLD)
 
     def write():

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdistill.data.pictures import HEIF_SUFFIXES, SUFFIXES, is_picture
-from kdistill.data.raw import counted, unusable
+from kdistill.data.picture_files import HEIF_SUFFIXES, SUFFIXES, is_picture
+from kdistill.data.raw_data import counted, unusable
 
 SPLITS = {
     "train": ("train", "training"),

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from kdistill.data.pictures import is_picture
-from kdistill.data.raw import Part, Raw, ReadOptions, label_values, unusable
-from kdistill.data.reading import PictureReader
-from kdistill.data.tree import SPLITS, Picture, picture_at
+from kdistill.data.folder_listing import SPLITS, Picture, picture_at
+from kdistill.data.picture_files import is_picture
+from kdistill.data.picture_reader import PictureReader
+from kdistill.data.raw_data import RawData, RawPart, ReadOptions, label_values, unusable
 from kdistill.errors import ConfigError, did_you_mean
 
 PATH_COLUMNS = (
@@ -43,14 +43,14 @@ def is_path(value: object) -> bool:
     return isinstance(value, str | os.PathLike) and is_picture(os.fspath(value))
 
 
-def read_frame(frame: Any, options: ReadOptions) -> Raw:
+def read_frame(frame: Any, options: ReadOptions) -> RawData:
     """Read a data frame with a column of paths, one of labels and perhaps one of splits (train, test, val)."""
     names = [str(name) for name in frame.columns]
     columns = {name: list(frame[own]) for name, own in zip(names, frame.columns, strict=True)}
     return _read_columns(columns, options, Path(), where="the data frame")
 
 
-def read_csv(path: Path, options: ReadOptions) -> Raw:
+def read_csv(path: Path, options: ReadOptions) -> RawData:
     """Read a ``.csv`` or ``.tsv`` file of paths, relative to its folder, and labels; with a header or two columns.
 
     Raises:
@@ -98,17 +98,17 @@ def _lines(text: str, suffix: str) -> tuple[list[list[str]], list[int]]:
     return [row for row, _ in numbered], [line for _, line in numbered]
 
 
-def read_paths(paths: Sequence[Any], labels: Any, options: ReadOptions) -> Raw:
+def read_paths(paths: Sequence[Any], labels: Any, options: ReadOptions) -> RawData:
     """Read picture files; without ``labels`` the folder that a file lies in is its class."""
     if labels is None:
         labels = [Path(path).absolute().parent.name for path in paths]
     notes: list[str] = []
-    return Raw(_part(list(paths), labels, options, Path(), "train", notes), notes=notes)
+    return RawData(_part(list(paths), labels, options, Path(), "train", notes), notes=notes)
 
 
 def _read_columns(
     columns: dict[str, list[Any]], options: ReadOptions, base: Path, where: str
-) -> Raw:
+) -> RawData:
     path_column = _column(columns, "image", options.image_column, PATH_COLUMNS, where)
     label_column = _column(
         columns, "label", options.label_column, LABEL_COLUMNS, where, besides=path_column
@@ -132,7 +132,7 @@ def _read_columns(
         raise unusable(
             f"rows of the split 'train' in {where}", "none", f"correct the column '{split_column}'"
         )
-    return Raw(parts["train"], parts.get("test"), parts.get("validation"), notes=notes)
+    return RawData(parts["train"], parts.get("test"), parts.get("validation"), notes=notes)
 
 
 def _column(
@@ -175,7 +175,7 @@ def _splits_of(values: list[Any]) -> list[str] | None:
 
 def _part(
     paths: list[Any], labels: Any, options: ReadOptions, base: Path, where: str, notes: list[str]
-) -> Part:
+) -> RawPart:
     if len(labels) != len(paths):
         counts = f"{len(labels):,} labels for {len(paths):,} images"
         raise unusable(f"as many labels as images in {where}", counts, "match them")
@@ -185,7 +185,7 @@ def _part(
     place = Path(os.path.commonpath([file.path.parent for file in files]))
     rows, images = PictureReader(options, notes, place).read(files)
     values = label_values(_numbers([labels[row] for row in rows]), len(rows), where)
-    return Part(images, values, paths=tuple(str(files[row].path) for row in rows))
+    return RawPart(images, values, paths=tuple(str(files[row].path) for row in rows))
 
 
 def _file(value: Any, base: Path, where: str, row: int) -> Picture:

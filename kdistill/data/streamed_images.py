@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kdistill.data import pixels
-from kdistill.data.raw import unusable
+from kdistill.data import image_tensors
+from kdistill.data.raw_data import unusable
 
 Read = Callable[[list[int]], Tensor]  # rows of the source to float32 [n, C, S, S] in 0..1
 
@@ -82,12 +82,15 @@ class StreamedImages:
 
 
 def of_items(
-    one: Callable[[int], Tensor], first: Iterable[Tensor], size: int | None, name: pixels.Name
+    one: Callable[[int], Tensor],
+    first: Iterable[Tensor],
+    size: int | None,
+    name: image_tensors.Name,
 ) -> Tensor:
     """Return images that are read one by one.
 
     Args:
-        one: Row to ``[C, H, W]``, as ``pixels.single`` and ``pixels.decode`` give it.
+        one: Row to ``[C, H, W]``, as ``image_tensors.single`` and ``image_tensors.decode`` give it.
         first: All of them, once: whatever cannot be used is found here.
         size: As for ``load_data``.
         name: Row to what the image is called in a message.
@@ -101,7 +104,7 @@ def of_items(
     side = shapes[0][1]
     for row, shape in enumerate(shapes):
         if shape[1:] != (side, side):
-            raise pixels.size_error(
+            raise image_tensors.size_error(
                 f"square images of one size, got {side} ({name(0)}) and {shape[1]}×{shape[2]} "
                 f"({name(row)})"
             )
@@ -124,14 +127,16 @@ def of_array(images: Any, size: int | None, where: str) -> Tensor:
 
     def read(rows: list[int]) -> Tensor:
         return _unit(
-            pixels.batch(images[rows], f"{where} images", []), size, f"{where} image {rows[0]}"
+            image_tensors.batch(images[rows], f"{where} images", []),
+            size,
+            f"{where} image {rows[0]}",
         )
 
     _, channels, height, width = read([0]).shape if len(images) else (0, 0, 0, 0)
     if not len(images):
         raise unusable("images", "none", "add images")
     if height != width:
-        raise pixels.size_error(f"square images, got {height}×{width}")
+        raise image_tensors.size_error(f"square images, got {height}×{width}")
     return cast(
         "Tensor", StreamedImages(read, torch.arange(len(images)), (channels, height, width))
     )
@@ -142,7 +147,7 @@ def same_channels(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {which: cast("StreamedImages", images) for which, images in parts.items()}
     sizes = {images.each[1] for images in found.values()}
     if len(sizes) > 1:
-        raise pixels.size_error(f"images of one size, got sides of {sorted(sizes)}")
+        raise image_tensors.size_error(f"images of one size, got sides of {sorted(sizes)}")
     channels = max(images.each[0] for images in found.values())
     return {which: cast("Tensor", images.like(channels)) for which, images in found.items()}
 
@@ -150,12 +155,12 @@ def same_channels(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 def _unit(images: Tensor, size: int | None, name: str) -> Tensor:
     """Return float32 in 0..1 of the asked size; floats must have that range, as nobody has seen the others yet."""
     if size is not None:
-        images = pixels.square(images.reshape(-1, *images.shape[-3:]), size).reshape(
+        images = image_tensors.square(images.reshape(-1, *images.shape[-3:]), size).reshape(
             *images.shape[:-2], size, size
         )
     if images.dtype == torch.float32 and images.numel():
         low, high = float(images.min()), float(images.max())
-        if not (low >= -pixels.SLACK and high <= 1.0 + pixels.SLACK):
+        if not (low >= -image_tensors.SLACK and high <= 1.0 + image_tensors.SLACK):
             raise unusable(
                 "pixels in 0..1",
                 f"{low:.4g}..{high:.4g} at {name}",

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdistill.errors import ConfigError, DataError
-from kdistill.files.atomic import explained
+from kdistill.files.atomic_write import explained
 
 _log = logging.getLogger("kdistill")
 LOCK = ".lock"

@@ -16,8 +16,8 @@ import PIL
 from PIL import Image, ImageOps, features
 from torch import Tensor
 
-from kdistill.data import pixels
-from kdistill.data.raw import unusable
+from kdistill.data import image_tensors
+from kdistill.data.raw_data import unusable
 from kdistill.errors import DataError
 
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
@@ -104,7 +104,7 @@ def decode(source: Any, name: str, notes: list[str], size: int | None = None) ->
         size: Scale the short side to this and crop the middle; None keeps the size of the file.
 
     Returns:
-        ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or ``pixels.KNOWN`` for 16-bit grey.  Alpha
+        ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or ``image_tensors.KNOWN`` for 16-bit grey.  Alpha
         lies over white.
 
     Raises:
@@ -116,7 +116,7 @@ def decode(source: Any, name: str, notes: list[str], size: int | None = None) ->
             upright = ImageOps.exif_transpose(
                 _checked(picture, source) if size is None else _reduced(picture, source, size)
             )
-            return pixels.from_pil(upright, notes, size)
+            return image_tensors.from_pil(upright, notes, size)
     except UNREADABLE as error:
         raise Unreadable(name, reason_of(error)) from error
 
@@ -144,9 +144,9 @@ def _checked(picture: Image.Image, source: Any) -> Image.Image:
 def _reduced(picture: Image.Image, source: Any, size: int) -> Image.Image:
     """Return a picture whose short side is ``size`` if its decoder can skip detail, else the picture itself."""
     whole = picture.size
-    if max(whole) > pixels.MAX_RATIO * min(whole):
+    if max(whole) > image_tensors.MAX_RATIO * min(whole):
         raise ValueError(
-            f"{whole[0]:,}×{whole[1]:,} pixels, more than {pixels.MAX_RATIO} times as long as wide"
+            f"{whole[0]:,}×{whole[1]:,} pixels, more than {image_tensors.MAX_RATIO} times as long as wide"
         )
     drafted = picture.draft(None, (DRAFT_FACTOR * size, DRAFT_FACTOR * size))
     _checked(picture, source)
@@ -155,7 +155,7 @@ def _reduced(picture: Image.Image, source: Any, size: int) -> Image.Image:
     # the last column and row of the reduced picture may stand for fewer pixels than the others
     factor = max(round(full / part) for full, part in zip(whole, picture.size, strict=True))
     box = (0.0, 0.0, whole[0] / factor, whole[1] / factor)
-    return picture.resize(pixels.scaled_size(whole, size), Image.Resampling.BICUBIC, box)
+    return picture.resize(image_tensors.scaled_size(whole, size), Image.Resampling.BICUBIC, box)
 
 
 class Unreadable(DataError):

@@ -12,7 +12,7 @@ from PIL import Image
 from kdistill.artifacts import import_published
 from kdistill.data import load_data
 from kdistill.errors import DataError
-from kdistill.files.bounded import allowed_nbytes, load_tensors, read_npz
+from kdistill.files.bounded_read import allowed_nbytes, load_tensors, read_npz
 from kdistill.transforms import Identity
 
 

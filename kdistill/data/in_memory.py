@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from kdistill.data import pictures, pixels, streamed
-from kdistill.data.raw import Part, Raw, label_values, unusable
+from kdistill.data import image_tensors, picture_files, streamed_images
+from kdistill.data.raw_data import RawData, RawPart, label_values, unusable
 from kdistill.errors import ConfigError, did_you_mean
 
 # the names under which images and labels lie in files and dicts, most explicit first
@@ -48,29 +48,30 @@ def read_pair(
     where: str = "train",
     notes: list[str],
     stream: bool = False,
-) -> Part:
+) -> RawPart:
     """Read images ``[N, H, W]``, ``[N, H, W, C]``, ``[N, C, H, W]`` or a sequence of single images, and one label for each."""
     is_array = isinstance(images, Tensor) or (
         isinstance(images, np.ndarray) and images.dtype != object
     )
     if is_array and stream:
-        found = streamed.of_array(images, size, where)
+        found = streamed_images.of_array(images, size, where)
     elif is_array:
-        found = pixels.batch(images, f"{where} images", notes)
-        found = found if size is None else pixels.square(found, size)
+        found = image_tensors.batch(images, f"{where} images", notes)
+        found = found if size is None else image_tensors.square(found, size)
     elif stream:
         raise ConfigError(
             f"stream: expected an array of images in {where}, got a list of them; leave stream out"
         )
     else:
         singles = (
-            pixels.single(image, f"{where} image {row}", notes) for row, image in enumerate(images)
+            image_tensors.single(image, f"{where} image {row}", notes)
+            for row, image in enumerate(images)
         )
-        found = pixels.collect(singles, size, lambda row: f"{where} image {row}")
-    return Part(found, label_values(labels, len(found), where))
+        found = image_tensors.collect(singles, size, lambda row: f"{where} image {row}")
+    return RawPart(found, label_values(labels, len(found), where))
 
 
-def read_mapping(arrays: Mapping[str, Any], size: int | None, *, where: str) -> Raw:
+def read_mapping(arrays: Mapping[str, Any], size: int | None, *, where: str) -> RawData:
     """Read a dict or file of named arrays; see ``PAIRS`` for the names.
 
     Raises:
@@ -79,7 +80,7 @@ def read_mapping(arrays: Mapping[str, Any], size: int | None, *, where: str) -> 
     by_name = {str(key).lower(): value for key, value in arrays.items()}
     notes: list[str] = []
 
-    def part(which: str) -> Part | None:
+    def part(which: str) -> RawPart | None:
         for x, y in PAIRS[which]:
             if x in by_name and y in by_name:
                 return read_pair(
@@ -95,12 +96,12 @@ def read_mapping(arrays: Mapping[str, Any], size: int | None, *, where: str) -> 
     if train is None:
         wanted = ", ".join(f"'{x}' and '{y}'" for x, y in (*PAIRS["train"], *PAIRS["all"][:2]))
         raise unusable(f"{wanted} in {where}", sorted(map(str, arrays)), "rename the arrays")
-    return Raw(train, part("test"), part("validation"), notes=notes)
+    return RawData(train, part("test"), part("validation"), notes=notes)
 
 
 def read_dataset(
     dataset: Any, size: int | None, *, where: str = "train", notes: list[str], stream: bool = False
-) -> Part:
+) -> RawPart:
     """Read a torch ``Dataset``: items ``(image, label)`` or ``{"image": ..., "label": ...}``, class names from ``.classes``.
 
     ``Subset`` and the like are looked through for the names; classes that a subset has no image of
@@ -119,7 +120,7 @@ def read_dataset(
                 if isinstance(label, Tensor | np.generic) and label.ndim == 0
                 else label
             )
-            yield pixels.single(image, f"{where} image {row}", notes)
+            yield image_tensors.single(image, f"{where} image {row}", notes)
 
     def name(row: int) -> str:
         return f"{where} image {row}"
@@ -127,17 +128,17 @@ def read_dataset(
     if stream:
 
         def one(row: int) -> Tensor:
-            return pixels.single(_item(dataset[row], row)[0], name(row), [])
+            return image_tensors.single(_item(dataset[row], row)[0], name(row), [])
 
-        found = streamed.of_items(one, images(), size, name)
+        found = streamed_images.of_items(one, images(), size, name)
     else:
-        found = pixels.collect(images(), size, name)
+        found = image_tensors.collect(images(), size, name)
     owner, wrapped = dataset, False
     while not hasattr(owner, "classes") and hasattr(owner, "dataset"):
         owner, wrapped = owner.dataset, True
     names = getattr(owner, "classes", None)
     rows = [label.tolist() if isinstance(label, Tensor | np.ndarray) else label for label in labels]
-    return Part(
+    return RawPart(
         found,
         label_values(rows, len(found), where),
         tuple(map(str, names)) if names else None,
@@ -164,7 +165,7 @@ def _item(item: Any, row: int) -> tuple[Any, Any]:
 
 def read_hugging_face(
     spec: Any, size: int | None, *, image_column: str | None = None, label_column: str | None = None
-) -> Raw:
+) -> RawData:
     """Read a Hugging Face ``Dataset`` or ``DatasetDict`` (splits ``train``, ``test``, ``validation``), decoded with Pillow.
 
     Raises:
@@ -176,7 +177,7 @@ def read_hugging_face(
     if "train" not in splits:
         raise unusable("a split 'train'", sorted(splits), "pass one split, and the other as test=")
 
-    def part(which: str) -> Part | None:
+    def part(which: str) -> RawPart | None:
         if which not in splits:
             return None
         return _hugging_face_part(splits[which], size, image_column, label_column, which, notes)
@@ -186,7 +187,7 @@ def read_hugging_face(
     is_distilled = (
         "label_logits" in splits["train"].column_names
     )  # only DistilledDataset.export writes that
-    return Raw(
+    return RawData(
         train,
         part("test"),
         part("validation"),
@@ -203,7 +204,7 @@ def _hugging_face_part(
     label_column: str | None,
     where: str,
     notes: list[str],
-) -> Part:
+) -> RawPart:
     if not hasattr(rows, "__len__"):
         raise unusable(
             "a data set with a length", f"a stream ({where})", "load it without streaming=True"
@@ -218,16 +219,16 @@ def _hugging_face_part(
             labels.append(item[label_column])
             yield _hugging_face_image(item[image_column], f"{where} image {row}", notes)
 
-    found = pixels.collect(images(), size, lambda row: f"{where} image {row}")
+    found = image_tensors.collect(images(), size, lambda row: f"{where} image {row}")
     names = getattr(rows.features[label_column], "names", None)
-    return Part(found, label_values(labels, len(found), where), tuple(names) if names else None)
+    return RawPart(found, label_values(labels, len(found), where), tuple(names) if names else None)
 
 
 def _hugging_face_image(value: Any, name: str, notes: list[str]) -> Tensor:
     if isinstance(value, Mapping):  # Image(decode=False)
         source = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
-        return pictures.decode(source, value.get("path") or name, notes)
-    return pixels.single(
+        return picture_files.decode(source, value.get("path") or name, notes)
+    return image_tensors.single(
         value if isinstance(value, Image.Image | Tensor | np.ndarray) else np.asarray(value),
         name,
         notes,

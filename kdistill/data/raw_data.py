@@ -38,7 +38,7 @@ class ReadOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class RawPart:
     """One split as its source has it.
 
     Attributes:
@@ -58,12 +58,12 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Raw:
+class RawData:
     """A source, read; of one that is itself a distilled set, no test images are split off."""
 
-    train: Part
-    test: Part | None = None
-    validation: Part | None = None
+    train: RawPart
+    test: RawPart | None = None
+    validation: RawPart | None = None
     name: str = "data"
     source: str = ""
     licence: str = "unknown"
