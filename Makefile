@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 
 SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test lint sanitize triton-floor gpu-check package bench clean
+.PHONY: demo test lint sanitize triton-floor gpu-check package bench docs clean
 
 demo: .venv/.demo
 	$(BIN)/kdistill demo --out out/demo
@@ -36,6 +36,10 @@ package: .venv/.test
 gpu-check:
 	$(PYTHON) -m tests.gpu_check --out $(OUT)
 
+# The documentation as a site in out/docs; a warning fails it, and nothing is fetched.
+docs: .venv/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs out/docs
+
 bench: .venv/.test
 	$(BIN)/python -m benchmarks.run
 
@@ -51,4 +55,8 @@ clean:
 
 .venv/.test: .venv/bin/python $(SOURCES)
 	KDISTILL_EMULATION=on $(PIP) -e '.[demo,report,test]'
+	touch $@
+
+.venv/.docs: .venv/bin/python $(SOURCES)
+	$(PIP) -e '.[docs]'
 	touch $@
