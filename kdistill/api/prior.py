@@ -26,7 +26,7 @@ from kdistill.priors.gan_training.steps import GanTraining, new_gan_training
 from kdistill.priors.gan_training.training_loop import CHECKPOINT, PriorOutcome
 from kdistill.priors.latents import GeneratorAdapter
 from kdistill.priors.network_files import save_generator
-from kdistill.priors.network_files.generator_folder import holds
+from kdistill.priors.network_files.generator_folder import holds_generator
 from kdistill.priors.stylegan import Generator
 from kdistill.signals import terminable
 from kdistill.status import describe, quietly, status_line
@@ -175,7 +175,9 @@ def _finished(
         "iterations": state.iteration,
         "augment_p": state.augment_p,
     }
-    if not holds(folder, network):  # else what was measured of it stays until it is measured again
+    if not holds_generator(
+        folder, network
+    ):  # else what was measured of it stays until it is measured again
         save_generator(network, folder, about)  # before what may fail
     with status_line("measuring") as say:
         say("training a network on generated images, and one on real ones")

@@ -18,10 +18,10 @@ from kdistill.files.inert_pickle import Made, Name, NotReadable, parse
 from kdistill.priors.network_files import (
     convert_network,
     load_generator,
+    pickle_values,
     read_network,
     save_generator,
 )
-from kdistill.priors.network_files import pickle_values as _values
 from kdistill.priors.network_files.limits import excess
 from kdistill.priors.network_files.pickle_values import Reader
 from kdistill.priors.stylegan import InputConfig, LayerConfig, StyleGAN3
@@ -140,7 +140,7 @@ def test_other_names_are_inert(function, tmp_path):
 
 def test_a_setstate_cannot_change_the_reader():
     before = vars(Reader).copy()
-    payload = b"cbuiltins\ngetattr\n(ckdistill.priors.network_files._values\nReader\nS'module'\ntR}S'__code__'\nI1\nsb."
+    payload = b"cbuiltins\ngetattr\n(ckdistill.priors.network_files.pickle_values\nReader\nS'module'\ntR}S'__code__'\nI1\nsb."
     found = parse(payload).value
     assert isinstance(found, Made)
     assert found.maker == Name("builtins", "getattr")
@@ -273,8 +273,10 @@ def test_calls_share_their_arguments_and_need_a_tuple():
 
 def test_storages_are_read_once(monkeypatch):
     storage, reader, read = storage_record(4), Reader(10**6), []
-    original = _values._storage
-    monkeypatch.setattr(_values, "_storage", lambda data: read.append(data) or original(data))
+    original = pickle_values.read_storage
+    monkeypatch.setattr(
+        pickle_values, "read_storage", lambda data: read.append(data) or original(data)
+    )
     same_bytes = [Made(storage.maker, storage.arguments) for _ in range(10)]
     assert all(reader.tensor(tensor_record((4,), (1,), each)).shape == (4,) for each in same_bytes)
     assert len(read) == 1

@@ -1,17 +1,17 @@
-"""``prior convert``: the tensors and the configuration of a network file, taken out without running anything in it.
+"""``prior convert``: tensors and configuration of a network file, taken out without running it.
 
 Such a file is a pickle (StyleGAN-XL: written by dill) of a dictionary with ``G_ema``, the generator
 to use.  Its modules are persistent objects that carry their own source code; the stock loader runs
-it, this one does not look at it.
+it, this one ignores it.
 """
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import read_regular
@@ -32,39 +32,33 @@ from kdistill.priors.stylegan import (
 )
 
 _log = logging.getLogger("kdistill")
-SLACK = 1 << 20  # bytes
+ALLOWANCE = 1 << 20  # bytes of tensors beyond the size of the file
+SIZES = ("z_dim", "w_dim", "c_dim", "img_resolution", "img_channels")  # attributes of every network
+# what reading the records of a damaged or hostile file can raise
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
-# what a network has no use for, and an attack has: whoever names it means harm, though nothing is
-# run either way
+# names that a network has no use for and an attack has: nothing is run either way, but whoever
+# opens the file with the stock loader should be warned
 _HOSTILE_MODULES = {
-    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "runpy", "importlib", "ctypes", "_ctypes",
-    "code", "codeop", "commands", "pickle", "_pickle", "cPickle", "marshal", "urllib", "requests", "http", "ftplib",
-    "smtplib", "webbrowser", "pip", "multiprocessing", "asyncio", "signal", "platform", "tempfile", "timeit",
-    "cProfile", "profile", "pdb", "bdb", "trace", "zipimport", "nturl2path", "imaplib", "telnetlib", "_posixsubprocess",
-    "pydoc", "doctest", "idlelib", "venv", "ensurepip",
+    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "runpy", "importlib",
+    "ctypes", "_ctypes", "code", "codeop", "commands", "pickle", "_pickle", "cPickle", "marshal",
+    "urllib", "requests", "http", "ftplib", "smtplib", "webbrowser", "pip", "multiprocessing",
+    "asyncio", "signal", "platform", "tempfile", "timeit", "cProfile", "profile", "pdb", "bdb",
+    "trace", "zipimport", "nturl2path", "imaplib", "telnetlib", "_posixsubprocess", "pydoc",
+    "doctest", "idlelib", "venv", "ensurepip",
 }  # fmt: skip
 _BUILTIN_MODULES = {"builtins", "__builtin__", "__builtins__"}
 _HOSTILE_BUILTINS = {
-    "eval",
-    "exec",
-    "execfile",
-    "compile",
-    "open",
-    "file",
-    "input",
-    "__import__",
-    "breakpoint",
-    "apply",
-    "help",
-}
+    "eval", "exec", "execfile", "compile", "open", "file", "input", "__import__", "breakpoint",
+    "apply", "help",
+}  # fmt: skip
 
 
 def read_network(path: str | Path) -> Generator:
     """Return the generator of a network file of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL.
 
-    The file is parsed, never unpickled: no name in it is imported, no code in it is compiled,
-        tensors are copied from bytes
-    (those of a GPU too).  What is not the generator is left aside.
+    The file is parsed, never unpickled: no name in it is imported, no code in it is compiled, and
+    tensors (those of a GPU too) are copied from bytes.  Everything but the generator is ignored.
 
     Raises:
         DataError: The file cannot be read, names commands, is no pickle of such a network, or its
@@ -73,75 +67,68 @@ def read_network(path: str | Path) -> Generator:
     Cost: the file and its generator's tensors in memory.
     """
     path = Path(path).expanduser()
-    try:
-        data = read_regular(path, follow=True)
-    except OSError as error:
-        raise DataError(
-            f"{path}: expected a network file, got: {error.strerror}; check the path"
-        ) from error
-    try:
-        parsed = parse(data)
-    except NotReadable as error:
-        raise _not_a_network(path, f"no pickle that can be read ({_short(error)})") from error
-    hostile = sorted(
-        (name for name in parsed.names if _is_hostile(name)),
-        key=lambda name: (name.module, name.name),
-    )
-    if hostile:
-        listed = _short(", ".join(map(str, hostile[:5])))
-        raise DataError(
-            f"{path}: expected a network, got a file that asks to run {listed}; nothing of it was "
-            "run: "
-            "do not open it with anything else, and fetch the network again from its authors"
-        )
-    reader = Reader(len(data) + SLACK)
-    try:
-        network = reader.module(_generator_in(parsed.value))
-        generator = _built(network, reader)
-        too_much = excess(generator)
-        if too_much:
-            raise NotReadable(too_much)
-    except NotReadable as error:
-        raise _not_a_network(path, str(error)) from error
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-        ArithmeticError,
-    ) as error:
-        raise _not_a_network(
-            path, f"parts that do not fit together ({type(error).__name__}: {_short(error)})"
-        ) from error
-    _try(generator, path)
-    return generator
+    return _parsed_network(path, _file_bytes(path))
 
 
 def convert_network(path: str | Path, folder: str | Path) -> Generator:
-    """Write the generator of a network file as safetensors and JSON, which is all that later loads look at.
+    """Write the generator of a network file as safetensors and JSON, which later loads read alone.
 
     Raises:
         DataError: As ``read_network``, or the folder cannot be written.
     """
     path = Path(path).expanduser()
-    generator = read_network(path)
-    digest = hashlib.sha256(read_regular(path, follow=True)).hexdigest()
+    data = _file_bytes(path)
+    generator = _parsed_network(path, data)
+    digest = hashlib.sha256(data).hexdigest()
     save_generator(generator, folder, {"source": path.name, "source_sha256": digest})
     return generator
 
 
-def _generator_in(value: Any) -> Any:
-    """Return the record of G_ema, or the value itself where the file is a bare network."""
+def _file_bytes(path: Path) -> bytes:
     try:
-        return table(value)["G_ema"]
-    except NotReadable:
-        return value
-    except KeyError:
-        raise NotReadable("a dictionary without G_ema") from None
+        return read_regular(path, follow=True)
+    except OSError as error:
+        raise DataError(
+            f"{path}: expected a network file, got: {error.strerror}; check the path"
+        ) from error
 
 
-def _built(network: Module, reader: Reader) -> Generator:
+def _parsed_network(path: Path, data: bytes) -> Generator:
+    try:
+        parsed = parse(data)
+    except NotReadable as error:
+        raise _not_a_network(path, f"no pickle that can be read ({_short(error)})") from error
+    if hostile := _hostile_names(parsed.names):
+        raise DataError(
+            f"{path}: expected a network, got a file that asks to run {hostile}; nothing of it was "
+            "run: do not open it with anything else, and fetch the network again from its authors"
+        )
+    try:
+        generator = _generator(parsed.value, Reader(len(data) + ALLOWANCE))
+    except NotReadable as error:
+        raise _not_a_network(path, str(error)) from error
+    except DAMAGED as error:
+        reason = f"{type(error).__name__}: {_short(error)}"
+        raise _not_a_network(path, f"parts that do not fit together ({reason})") from error
+    _check_rendering(generator, path)
+    return generator
+
+
+def _hostile_names(names: Iterable[Name]) -> str:
+    """Return the first five names that only an attack needs, or nothing."""
+    hostile = sorted(filter(_is_hostile, names), key=lambda name: (name.module, name.name))
+    return _short(", ".join(map(str, hostile[:5])))
+
+
+def _is_hostile(name: Name) -> bool:
+    package = name.module.partition(".")[0]
+    if package in _BUILTIN_MODULES:
+        return name.name.partition(".")[0] in _HOSTILE_BUILTINS
+    return package in _HOSTILE_MODULES
+
+
+def _generator(value: Any, reader: Reader) -> Generator:
+    network = reader.module(_generator_record(value))
     if not {"mapping", "synthesis"} <= set(network.children):
         raise NotReadable(f"a {_short(network.class_name)} without mapping and synthesis")
     tensors = {
@@ -149,16 +136,12 @@ def _built(network: Module, reader: Reader) -> Generator:
         for name, x in network.all_tensors().items()
         if name.startswith(("mapping.", "synthesis."))
     }
-    values = {
-        name: reader.plain(network.values[name])
-        for name in ("z_dim", "w_dim", "c_dim", "img_resolution", "img_channels")
-    }
-    mapping = _mapping(network.children["mapping"], values, reader)
-    synthesis = network.children["synthesis"]
-    size = int(values["img_resolution"])
-    if size > MAX_SIDE:  # before a list of layers is made for it
+    sizes = {name: reader.plain(network.values[name]) for name in SIZES}
+    mapping = _mapping(network.children["mapping"], sizes, reader)
+    synthesis, side = network.children["synthesis"], int(sizes["img_resolution"])
+    if side > MAX_SIDE:  # before a list of layers is made for it
         raise NotReadable(f"sizes beyond {MAX_SIDE} pixels")
-    common = {"mapping": mapping, "size": size, "channels": int(values["img_channels"])}
+    common = {"mapping": mapping, "size": side, "channels": int(sizes["img_channels"])}
     generator: Generator
     if "input" in synthesis.children:
         generator = StyleGAN3(_stylegan3(synthesis, reader, common), tensors)
@@ -169,28 +152,38 @@ def _built(network: Module, reader: Reader) -> Generator:
     num_ws = reader.plain(network.values.get("num_ws", generator.num_ws))
     if num_ws != generator.num_ws:
         raise NotReadable(f"num_ws {num_ws} where its layers need {generator.num_ws}")
+    if too_much := excess(generator):
+        raise NotReadable(too_much)
     return generator
 
 
-def _mapping(mapping: Module, values: dict[str, Any], reader: Reader) -> MappingConfig:
-    layers = 0
-    while f"fc{layers}" in mapping.children:
-        gain = reader.plain(mapping.children[f"fc{layers}"].values.get("bias_gain", MAPPING_LR))
-        if gain != MAPPING_LR:
+def _generator_record(value: Any) -> Any:
+    """Return the record of G_ema, or the value itself where the file is a bare network."""
+    try:
+        return table(value)["G_ema"]
+    except NotReadable:
+        return value
+    except KeyError:
+        raise NotReadable("a dictionary without G_ema") from None
+
+
+def _mapping(mapping: Module, sizes: dict[str, Any], reader: Reader) -> MappingConfig:
+    num_layers = 0
+    while (layer := mapping.children.get(f"fc{num_layers}")) is not None:
+        multiplier = reader.plain(layer.values.get("bias_gain", MAPPING_LR))
+        if multiplier != MAPPING_LR:
             raise NotReadable(
-                f"a mapping whose layers have the learning rate multiplier {gain}, where "
+                f"a mapping whose layers have the learning rate multiplier {multiplier}, where "
                 f"{MAPPING_LR} is understood"
             )
-        layers += 1
-    embedding = "none"
-    if values["c_dim"]:
-        embedding = "table" if "embed_proj" in mapping.children else "linear"
+        num_layers += 1
+    embedding = "table" if "embed_proj" in mapping.children else "linear"
     return MappingConfig(
-        z_dim=int(values["z_dim"]),
-        w_dim=int(values["w_dim"]),
-        classes=int(values["c_dim"]),
-        num_layers=layers,
-        embedding=embedding,  # type: ignore[arg-type]
+        z_dim=int(sizes["z_dim"]),
+        w_dim=int(sizes["w_dim"]),
+        classes=int(sizes["c_dim"]),
+        num_layers=num_layers,
+        embedding=embedding if sizes["c_dim"] else "none",  # type: ignore[arg-type]
     )
 
 
@@ -198,28 +191,28 @@ def _stylegan3(synthesis: Module, reader: Reader, common: dict[str, Any]) -> Sty
     def value(module: Module, name: str) -> Any:
         return reader.plain(module.values[name])
 
+    def layer(name: str) -> LayerConfig:
+        module = synthesis.children[name]
+        return LayerConfig(
+            name=name,
+            is_torgb=bool(value(module, "is_torgb")),
+            up=int(value(module, "up_factor")),
+            down=int(value(module, "down_factor")),
+            padding=tuple(map(int, value(module, "padding"))),  # type: ignore[arg-type]
+            clamp=_clamp(value(module, "conv_clamp")),
+        )
+
     source = synthesis.children["input"]
     width, height = value(source, "size")
-    layers = []
-    for name in value(synthesis, "layer_names"):
-        layer = synthesis.children[name]
-        clamp = value(layer, "conv_clamp")
-        layers.append(
-            LayerConfig(
-                name=name,
-                is_torgb=bool(value(layer, "is_torgb")),
-                up=int(value(layer, "up_factor")),
-                down=int(value(layer, "down_factor")),
-                padding=tuple(int(n) for n in value(layer, "padding")),  # type: ignore[arg-type]
-                clamp=None if clamp is None else float(clamp),
-            )
-        )
-    rate, bandwidth = float(value(source, "sampling_rate")), float(value(source, "bandwidth"))
     return StyleGAN3Config(
         **common,
         output_scale=float(value(synthesis, "output_scale")),
-        input=InputConfig(size=(int(width), int(height)), sampling_rate=rate, bandwidth=bandwidth),
-        layers=tuple(layers),
+        input=InputConfig(
+            size=(int(width), int(height)),
+            sampling_rate=float(value(source, "sampling_rate")),
+            bandwidth=float(value(source, "bandwidth")),
+        ),
+        layers=tuple(layer(name) for name in value(synthesis, "layer_names")),
     )
 
 
@@ -231,36 +224,33 @@ def _stylegan2(synthesis: Module, reader: Reader, common: dict[str, Any]) -> Sty
                 f"a StyleGAN2 of architecture {_short(architecture)} in {name}, where 'skip' is "
                 "understood"
             )
-    clamp = reader.plain(synthesis.children["b4"].children["conv1"].values.get("conv_clamp"))
-    return StyleGAN2Config(**common, clamp=None if clamp is None else float(clamp))
+    first = synthesis.children["b4"].children["conv1"]
+    return StyleGAN2Config(**common, clamp=_clamp(reader.plain(first.values.get("conv_clamp"))))
 
 
-def _try(generator: Generator, path: Path) -> None:
-    """Render one image: what is missing or has the wrong shape shows here, not in a later run."""
-    mapping = generator.config.mapping
+def _clamp(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _check_rendering(generator: Generator, path: Path) -> None:
+    """Render one image: a tensor that is missing or has the wrong shape shows here, not in a run."""
     try:
         with torch.no_grad():
-            label = torch.zeros(1, dtype=torch.int64)
-            ws = generator.mapping(torch.ones(1, mapping.z_dim), label)
-            image: Tensor = generator.forward(ws)
+            z = torch.ones(1, generator.config.mapping.z_dim)
+            ws = generator.mapping(z, torch.zeros(1, dtype=torch.int64))
+            image = generator.forward(ws)
     except KeyError as error:
         raise _not_a_network(path, f"a generator without {_short(error)}") from error
     except (RuntimeError, ConfigError, ValueError, IndexError) as error:
         raise _not_a_network(path, f"tensors that do not fit together ({_short(error)})") from error
-    wanted = (1, generator.channels, generator.size, generator.size)
-    if tuple(image.shape) != wanted:
-        raise _not_a_network(path, f"a generator of images {list(image.shape)}, not {list(wanted)}")
+    expected = [1, generator.channels, generator.size, generator.size]
+    if list(image.shape) != expected:
+        raise _not_a_network(path, f"a generator of images {list(image.shape)}, not {expected}")
     if not bool(torch.isfinite(image).all()):
         _log.warning(
-            "%s: its first image is not finite; look at what it draws before using it", path
+            "%s: its first image is not finite; check what the generator draws before using it",
+            path,
         )
-
-
-def _is_hostile(name: Name) -> bool:
-    top = name.module.partition(".")[0]
-    if top in _BUILTIN_MODULES:
-        return name.name.partition(".")[0] in _HOSTILE_BUILTINS
-    return top in _HOSTILE_MODULES
 
 
 def _not_a_network(path: Path, got: str) -> DataError:

@@ -1,4 +1,4 @@
-"""A generator in a folder: tensors in ``generator.safetensors``, the configuration in ``config.json``."""
+"""A generator in a folder: its tensors as safetensors, its configuration as JSON."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[type[Generator], type]] = {
 
 
 def _other_files(config: bytes) -> Iterable[str]:
-    """Return the files beside the two that all have, as the configuration names them."""
+    """Return the files beside the two that every generator has, as the configuration names them."""
     return json.loads(config)["files"]
 
 
@@ -42,16 +42,16 @@ LAYOUT = FolderLayout(files=(TENSORS, CONFIG), last=CONFIG, others=_other_files)
 def save_generator(
     generator: Generator,
     folder: str | Path,
-    about: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Write a generator; an earlier one is replaced as a whole, even if the process is killed on the way.
+    """Write a generator; an earlier one is replaced as a whole, even by a process that is killed.
 
     Args:
         generator: The generator to write.
-        folder: Made if it is missing; files that are not the generator's stay.
-        about: Where it comes from, for the reader.
-        files: Files that belong to it, by name, such as its card.
+        folder: Its folder, made if it is missing; files that are not the generator's stay.
+        provenance: What the generator was made from, for readers of ``config.json``.
+        files: Contents of further files that belong to it, such as its card, by file name.
 
     Raises:
         ConfigError: Another process works in the folder.
@@ -66,7 +66,7 @@ def save_generator(
         "kind": kind,
         "generator": to_mapping(generator.config),
         "layers": dict(enumerate(("input", *generator.layer_names))),
-        "about": dict(about or {}),
+        "about": dict(provenance or {}),
         "files": sorted(others),
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -75,21 +75,20 @@ def save_generator(
         if LAYOUT.has(folder, CONFIG) and not _is_generator(folder):
             raise DataError(
                 f"{folder}: expected a new folder or an earlier generator, got one with another "
-                f"{CONFIG}; choose another"
+                f"{CONFIG}; choose another folder"
             )
         LAYOUT.write(folder, {TENSORS: data, CONFIG: to_json(described), **others})
     return folder
 
 
-def holds(folder: str | Path, generator: Generator) -> bool:
-    """Say whether ``folder`` holds a generator with the same tensors."""
+def holds_generator(folder: str | Path, generator: Generator) -> bool:
+    """Return whether ``folder`` holds a generator with the same tensors."""
     try:
-        tensors = load_generator(folder).tensors
+        saved = load_generator(folder).tensors
     except DataError:
         return False
-    ours = generator.tensors
-    return tensors.keys() == ours.keys() and all(
-        torch.equal(x, ours[name].cpu()) for name, x in tensors.items()
+    return saved.keys() == generator.tensors.keys() and all(
+        torch.equal(x, generator.tensors[name].cpu()) for name, x in saved.items()
     )
 
 
@@ -116,41 +115,34 @@ def load_generator(folder: str | Path, device: torch.device | str = "cpu") -> Ge
             f"prior: expected a folder, got the file {folder}; convert it: kdistill prior convert "
             f"{folder} out/prior"
         )
-    return LAYOUT.read_together(folder, lambda: _loaded(folder)).to(device)
+    return LAYOUT.read_together(folder, lambda: _read_generator(folder)).to(device)
 
 
-def _loaded(folder: Path) -> Generator:
-    described = parse_table(
-        _read(folder, CONFIG, JSON_LIMIT), folder / CONFIG, "convert the network again"
-    )
+def _read_generator(folder: Path) -> Generator:
+    where, hint = folder / CONFIG, "convert the network again"
+    described = parse_table(_read(folder, CONFIG, JSON_LIMIT), where, hint)
     kind = _kind(described)
     if kind is None or described.get("schema_version") != SCHEMA_VERSION:
         raise DataError(
-            f"{folder / CONFIG}: expected a generator of this version, got kind "
-            f"{described.get('kind')!r}; "
-            "convert the network again"
+            f"{where}: expected a generator of this version, got kind {described.get('kind')!r}; "
+            f"{hint}"
         )
-    size = described.get("bytes")  # older ones have none
+    size = described.get("bytes")  # the first versions did not write it
     data = _read(folder, TENSORS, size if type(size) is int else None)
     if hashlib.sha256(data).hexdigest() != described.get("sha256"):
         raise DataError(
-            f"{folder / TENSORS}: expected the contents that {CONFIG} names, got others; convert "
-            "the network again"
+            f"{folder / TENSORS}: expected the contents that {CONFIG} names, got others; {hint}"
         )
     tensors, _ = decode(data, folder / TENSORS)
-    cls, config = KINDS[kind]
+    generator_class, config_class = KINDS[kind]
     try:
-        generator = cls(
-            from_mapping(config, described.get("generator", {}), where=str(folder / CONFIG)),
-            tensors,
-        )
+        config = from_mapping(config_class, described.get("generator", {}), where=str(where))
     except ConfigError as error:
-        raise DataError(f"{error}; or convert the network again") from error
-    too_much = excess(generator)
-    if too_much:
+        raise DataError(f"{error}; or {hint}") from error
+    generator = generator_class(config, tensors)
+    if too_much := excess(generator):
         raise DataError(
-            f"{folder / CONFIG}: expected a generator in proportion to its tensors, got "
-            f"{too_much}; convert the network again"
+            f"{where}: expected a generator in proportion to its tensors, got {too_much}; {hint}"
         )
     return generator
 
