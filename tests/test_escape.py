@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from kdistill import escape
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.dataset_card import card
-from kdistill.artifacts.preview import png_bytes, shortened
+from kdistill.artifacts.drawing import shortened
 from kdistill.cli import app
 from kdistill.errors import DataError, did_you_mean
 from kdistill.experts import TrajectoryStore
@@ -215,6 +215,5 @@ def test_long_names_cost_nothing(monkeypatch):
         classes=["a", "b"],
         config={"source": {"name": name}},
     )
-    assert (
-        len(png_bytes(set_with_long_names)) < 100_000
-    )  # the heading does not set the width of the picture
+    # the heading does not set the width of the picture
+    assert len(set_with_long_names.preview_page().png()) < 100_000

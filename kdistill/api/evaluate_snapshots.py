@@ -187,7 +187,7 @@ def evaluate_snapshots(
     rows = []
     with quietly(quiet), status_line("snapshots") as show:
         for iteration in [*(at for at in iterations if at < end), end]:
-            small = last if iteration == end else load_snapshot(run, iteration)
+            small = last if iteration == end else load_snapshot(run, iteration, last)
             show(f"iteration {iteration:,} of {end:,}")
             say = None if progress is None else _prefixed(progress, f"iteration {iteration:,}: ")
             result = evaluate(

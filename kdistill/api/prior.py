@@ -11,8 +11,7 @@ import torch
 from kdistill import _native
 from kdistill.api.metrics_log import JsonLines
 from kdistill.api.run import check_place, check_ranges, use
-from kdistill.artifacts import DistilledDataset
-from kdistill.artifacts.preview import png_bytes
+from kdistill.artifacts.preview import preview
 from kdistill.artifacts.tensors import to_json
 from kdistill.augment import strategy_for
 from kdistill.config import from_mapping, to_mapping
@@ -317,9 +316,6 @@ def _picture(
         make_key(game.spec.seed, "prior samples"),
         GeneratorAdapter(),
     )
-    heading = {
-        "source": {"name": data.name},
-        "run": {"method": f"generated after {iteration:,} iterations"},
-    }
-    small = DistilledDataset(images=images, labels=labels, classes=data.classes, config=heading)
-    write_atomic(folder / "samples.png", png_bytes(small))
+    heading = (data.name, f"generated after {iteration:,} iterations")
+    page = preview(images, labels, data.classes, heading)
+    write_atomic(folder / "samples.png", page.png())

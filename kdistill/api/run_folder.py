@@ -7,7 +7,7 @@ import torch
 
 from kdistill.artifacts import DistilledDataset, check_output
 from kdistill.artifacts import snapshot_folder as snapshots
-from kdistill.artifacts.artifact_folder import recorded
+from kdistill.artifacts.artifact_folder import recorded_run
 from kdistill.artifacts.checkpoint import checkpoint_meta
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import write_atomic
@@ -22,7 +22,7 @@ def is_unfinished(folder: Path) -> bool:
     """
     if not has_checkpoint(folder):
         return False
-    artefact = recorded(folder)
+    artefact = recorded_run(folder)
     if artefact is None:
         return True
     meta = checkpoint_meta(folder / CHECKPOINT)
@@ -49,7 +49,7 @@ def check_folder(folder: str | Path, *, resume: bool, force: bool) -> None:
     """
     folder = Path(folder)
     check_output(folder)
-    artefact = recorded(folder)
+    artefact = recorded_run(folder)
     if force or (resume and (artefact is None or has_checkpoint(folder))):
         return
     if is_unfinished(folder):
@@ -104,7 +104,7 @@ def check_writable(folder: Path) -> None:
 
 def same_artefact(folder: Path, small: DistilledDataset) -> DistilledDataset | None:
     """Return the artefact in ``folder`` if it holds these images already: a finished run keeps its evaluation."""
-    if recorded(folder) is None:
+    if recorded_run(folder) is None:
         return None
     earlier = DistilledDataset.from_pretrained(folder)
     return (

@@ -9,7 +9,7 @@ import torch
 from kdistill import _native
 from kdistill.api.run import check_place, check_ranges, use
 from kdistill.api.run_folder import check_writable
-from kdistill.artifacts.score_pictures import extremes, histograms, png
+from kdistill.artifacts.score_pictures import extremes, histograms
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, fingerprint, load_data
 from kdistill.engine import build_student
@@ -143,5 +143,5 @@ def _write(table: ScoreTable, data: ImageDataset, folder: Path) -> None:
     )
     panels = histograms(dict(table.scores), f"{data.name}: scores of {len(table):,} images")
     LAYOUT.write(
-        folder, {TABLE: table.encoded(), "histogram.png": png(panels), "extremes.png": png(sheet)}
+        folder, {TABLE: table.encoded(), "histogram.png": panels, "extremes.png": sheet.png()}
     )

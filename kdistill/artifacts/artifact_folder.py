@@ -3,27 +3,20 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-import torch
-
+from kdistill.artifacts.contents import FILES, RUN_FILES, SetContents, entry
 from kdistill.artifacts.dataset_card import card
-from kdistill.artifacts.preview import png_bytes
 from kdistill.artifacts.tensors import decode, encode, one_number, parse_table, to_json
 from kdistill.errors import ConfigError, DataError, ShapeError
 from kdistill.files import FolderLayout, check_plain, explained
 from kdistill.files.regular_files import JSON_LIMIT
 from kdistill.transforms import from_state
 
-if TYPE_CHECKING:
-    from kdistill.artifacts.dataset import DistilledDataset
+T = TypeVar("T", bound=SetContents)
 
 SCHEMA_VERSION = 1
-FILES = ("data.safetensors", "config.json", "metrics.json", "README.md", "preview.png")
-# a run leaves these before its artefact
-RUN_FILES = ("checkpoint.safetensors", "checkpoint.safetensors.prev", "metrics.jsonl", "snapshots")
 _TRANSFORM = "transform."
 
 
@@ -35,50 +28,48 @@ def _other_files(config: bytes) -> Iterable[str]:
 LAYOUT = FolderLayout(files=FILES, last="config.json", others=_other_files)
 
 
-def save(small: "DistilledDataset", path: str | Path) -> Path:
-    """Write the artefact folder of ``small``; see ``DistilledDataset.save_pretrained``."""
+def write_artifact(contents: SetContents, path: str | Path) -> Path:
+    """Write the artefact folder of a set; see ``DistilledDataset.save_pretrained``."""
     path = Path(path)
     check_output(path)
+    transform = contents.transform
+    state = {_TRANSFORM + name: tensor for name, tensor in transform.state().items()}
     data = encode(
-        _tensors(small),
+        {**contents.learned(), "labels": contents.labels, **state},
         {
             "schema_version": SCHEMA_VERSION,
-            "classes": small.classes,
-            "transform": small.transform.kind,
+            "classes": contents.classes,
+            "transform": transform.kind,
         },
     )
-    contents = {
+    files = {
         "data.safetensors": data,
-        "config.json": _config(small, data),
-        "metrics.json": to_json(small.metrics),
-        "README.md": card(small).encode(),
-        "preview.png": png_bytes(small),
-        **small.files,
+        "config.json": _config(contents, data),
+        "metrics.json": to_json(contents.metrics),
+        "README.md": card(contents).encode(),
+        "preview.png": contents.preview_page().png(),
     }
-    LAYOUT.write(path, contents)
+    LAYOUT.write(path, files | dict(contents.files))
     return path
 
 
-def load(path: str | Path) -> "DistilledDataset":
-    """Read an artefact folder; see ``DistilledDataset.from_pretrained``."""
+def read_artifact(path: str | Path, cls: type[T]) -> T:
+    """Read an artefact folder as a ``cls``; see ``DistilledDataset.from_pretrained``."""
     path = Path(path)
     if not path.is_dir():
         raise DataError(
             f"{path}: expected an artefact folder, got "
             f"{'a file' if path.exists() else 'nothing there'}; check the path"
         )
-    return LAYOUT.read_together(path, lambda: _loaded(path))
+    return LAYOUT.read_together(path, lambda: _read_checked(path, cls))
 
 
-def _loaded(path: Path) -> "DistilledDataset":
-    from kdistill.artifacts.dataset import DistilledDataset
-
-    described = _checked_config(path)
+def _read_checked(path: Path, cls: type[T]) -> T:
+    config = _checked_config(path)
     try:
-        contents = {
-            name: _checked(path, name, described) for name in described["artifact"]["files"]
-        }
-        tensors, metadata = decode(contents.pop("data.safetensors"), path / "data.safetensors")
+        files = {name: _checked_file(path, name, config) for name in config["artifact"]["files"]}
+        where = path / "data.safetensors"
+        tensors, metadata = decode(files.pop("data.safetensors"), where)
         state = {
             name.removeprefix(_TRANSFORM): x
             for name, x in tensors.items()
@@ -87,16 +78,16 @@ def _loaded(path: Path) -> "DistilledDataset":
         classes = metadata["classes"]
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise TypeError("classes that are no list of names")
-        return DistilledDataset(
+        return cls(
             images=tensors["images"],
             labels=tensors["labels"],
             label_logits=tensors.get("label_logits"),
-            learned_lr=one_number(tensors, "learned_lr", path / "data.safetensors"),
+            learned_lr=one_number(tensors, "learned_lr", where),
             classes=classes,
-            config={key: value for key, value in described.items() if key != "artifact"},
+            config={key: value for key, value in config.items() if key != "artifact"},
             metrics=_json(path, "metrics.json") if LAYOUT.has(path, "metrics.json") else {},
             transform=from_state(metadata["transform"], state),
-            files=contents,
+            files=files,
         )
     except (KeyError, TypeError, AttributeError, ConfigError, ShapeError) as error:
         raise DataError(
@@ -118,117 +109,95 @@ def check_output(path: str | Path) -> None:
         entries = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     names = {name for name in entries if not name.startswith(".")}
     if {"config.json", ".next"} & entries:
-        ours = names >= set(FILES) or _is_artefact(
-            path
-        )  # all five: an artefact, even if its config was damaged
+        # all five: an artefact, even if its config was damaged
+        ours = names >= set(FILES) or recorded_run(path) is not None
     else:
         ours = not names or bool(names & set(RUN_FILES) and not names & set(FILES))
     if not ours:
-        seen = ", ".join(sorted(names & set(FILES) or names)[:3])
+        listed = ", ".join(sorted(names & set(FILES) or names)[:3])
         raise DataError(
-            f"{path}: expected a new or empty folder or an earlier artefact, got one with {seen}; "
-            "choose another place"
+            f"{path}: expected a new or empty folder or an earlier artefact, got one with "
+            f"{listed}; choose another place"
         )
 
 
-def recorded(path: Path) -> tuple[dict[str, Any], int] | None:
-    """Return the configuration of the artefact in ``path`` and how many iterations its run had done; None where there is none.
+def recorded_run(path: Path) -> tuple[dict[str, Any], int] | None:
+    """Return the configuration of the artefact in ``path`` and the iterations of its run; None where there is none.
 
     Neither the images nor checksums are read; an artefact without a record of its iterations counts
     as 0.
     """
     try:
-        described = _json(path, "config.json")
-        if "artifact" not in described:
+        config = _json(path, "config.json")
+        if "artifact" not in config:
             return None
     except DataError:
         return None
     try:
-        done = _json(path, "metrics.json")["distillation"]["iterations"]
-    except (DataError, KeyError, TypeError):
-        done = 0
-    config = {key: value for key, value in described.items() if key != "artifact"}
-    return config, done if isinstance(done, int) else 0
+        iterations = entry(_json(path, "metrics.json"), "distillation", "iterations")
+    except DataError:
+        iterations = 0
+    del config["artifact"]
+    return config, iterations if isinstance(iterations, int) else 0
 
 
-def _is_artefact(path: Path) -> bool:
-    with suppress(DataError):
-        return "artifact" in _json(path, "config.json")
-    return False
-
-
-def _tensors(small: "DistilledDataset") -> dict[str, torch.Tensor]:
-    tensors = {"images": small.images, "labels": small.labels}
-    if small.label_logits is not None:
-        tensors["label_logits"] = small.label_logits
-    if small.learned_lr is not None:
-        tensors["learned_lr"] = torch.tensor(small.learned_lr, dtype=torch.float64)
-    return tensors | {_TRANSFORM + name: tensor for name, tensor in small.transform.state().items()}
-
-
-def _config(small: "DistilledDataset", data: bytes) -> bytes:
-    state = small.transform.state()
-    transform: dict[str, Any] = {"kind": small.transform.kind}
-    if small.transform.kind == "standard":
-        transform |= {name: tensor.tolist() for name, tensor in state.items()}
-    elif state:
-        transform |= {
-            name: f"data.safetensors: {_TRANSFORM}{name} {list(tensor.shape)}"
-            for name, tensor in state.items()
-        }
-    about = {
+def _config(contents: SetContents, data: bytes) -> bytes:
+    transform: dict[str, Any] = {"kind": contents.transform.kind}
+    for name, tensor in contents.transform.state().items():
+        place = f"data.safetensors: {_TRANSFORM}{name} {list(tensor.shape)}"
+        transform[name] = tensor.tolist() if transform["kind"] == "standard" else place
+    artifact = {
         "schema_version": SCHEMA_VERSION,
         "files": {
             name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in {"data.safetensors": data, **small.files}.items()
+            for name, content in {"data.safetensors": data, **contents.files}.items()
         },
-        "images": list(small.images.shape),
-        "classes": small.classes,
-        "ipc": small.ipc,
-        "labels": "hard" if small.label_logits is None else "soft",
+        "images": list(contents.images.shape),
+        "classes": contents.classes,
+        "ipc": contents.ipc,
+        "labels": "hard" if contents.label_logits is None else "soft",
         "transform": transform,
     }
-    described = {**small.config, "artifact": about}
-    about["checksum"] = hashlib.sha256(to_json(described)).hexdigest()
-    return to_json(described)
+    config = {**contents.config, "artifact": artifact}
+    artifact["checksum"] = hashlib.sha256(to_json(config)).hexdigest()
+    return to_json(config)
 
 
 def _checked_config(path: Path) -> dict[str, Any]:
-    described = _json(path, "config.json")
-    about = described.get("artifact")
-    if not isinstance(about, dict) or "schema_version" not in about:
+    config = _json(path, "config.json")
+    artifact = config.get("artifact")
+    if not isinstance(artifact, dict) or "schema_version" not in artifact:
         raise DataError(
             f"{path / 'config.json'}: expected the description of an artefact, got another file; "
             "check the path"
         )
-    if about["schema_version"] != SCHEMA_VERSION:
+    if artifact["schema_version"] != SCHEMA_VERSION:
         raise DataError(
             f"{path / 'config.json'}: expected schema version {SCHEMA_VERSION}, got "
-            f"{about['schema_version']}; "
-            "use the kdistill that wrote it, or a newer one"
+            f"{artifact['schema_version']}; use the kdistill that wrote it, or a newer one"
         )
-    checksum = about.pop("checksum", None)
-    if hashlib.sha256(to_json(described)).hexdigest() != checksum:
+    checksum = artifact.pop("checksum", None)
+    if hashlib.sha256(to_json(config)).hexdigest() != checksum:
         raise DataError(
             f"{path / 'config.json'}: expected the contents that its checksum names, got others; "
             "it was changed after saving: restore it, or save the set again"
         )
-    return described
+    return config
 
 
-def _checked(path: Path, name: str, described: dict[str, Any]) -> bytes:
-    expected = described["artifact"]["files"][name]
+def _checked_file(path: Path, name: str, config: dict[str, Any]) -> bytes:
+    expected = config["artifact"]["files"][name]
     where = path / check_plain(name, path / "config.json")
-    limit = expected["bytes"]
-    if type(limit) is not int:
+    size = expected["bytes"]
+    if type(size) is not int:
         raise DataError(
             f"{path / 'config.json'}: expected the size of {name} as a number, got another kind; "
             "save the set again"
         )
-    data = _read(path, name, limit=limit)
-    if len(data) != limit:
+    data = _read(path, name, limit=size)
+    if len(data) != size:
         raise DataError(
-            f"{where}: expected {limit} bytes, got {len(data)}; it was cut off or replaced: "
+            f"{where}: expected {size} bytes, got {len(data)}; it was cut off or replaced: "
             "restore it"
         )
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:

@@ -1,117 +1,115 @@
-"""A set in the formats that other programs read.  Every writer takes the set and a path, and leaves a whole result or none."""
+"""A set in the formats that other programs read.
+
+Every writer takes the contents of the set and a path, and leaves a whole result or none.
+"""
 
 import importlib.util
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from kdistill.artifacts.contents import SetContents
 from kdistill.artifacts.dataset_card import card
-from kdistill.artifacts.preview import png_bytes, to_uint8
+from kdistill.artifacts.drawing import to_image
 from kdistill.artifacts.tensors import to_json
 from kdistill.errors import ConfigError, DataError, MissingExtraError, did_you_mean
 from kdistill.files import explained, new_folder, write_atomic
 
-if TYPE_CHECKING:
-    from kdistill.artifacts.dataset import DistilledDataset
-
 NPZ_VERSION = 1
-# what the challenge's evaluation normalises its test images with: (classes, size) -> file, mean,
-# std
+# normalisation of test images in the challenge's evaluation: (classes, size) -> file, mean, std
 _ECCV24 = {
     (100, 32): ("cifar100.pt", (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
     (200, 64): ("tinyimagenet.pt", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
 
-def export(small: "DistilledDataset", path: str | Path, to: str) -> Path:
-    """Write ``small`` in another format; see ``DistilledDataset.export``."""
+def export(contents: SetContents, path: str | Path, to: str) -> Path:
+    """Write a set in another format; see ``DistilledDataset.export``."""
     if to not in WRITERS:
         raise ConfigError(
             f"export: expected a known format, got '{to}'; {did_you_mean(to, list(WRITERS))}"
         )
-    return WRITERS[to](small, Path(path))
+    return WRITERS[to](contents, Path(path))
 
 
-def _imagefolder(small: "DistilledDataset", path: Path) -> Path:
-    folders = class_folders(small.classes)
+def _imagefolder(contents: SetContents, path: Path) -> Path:
+    folders = class_folders(contents.classes)
     with new_folder(path) as staging, explained(path):
         for folder in folders:
             (staging / folder).mkdir()
-        for label, number, png in _pngs(small):
+        for label, number, png in _pngs(contents):
             (staging / folders[label] / f"{number:05d}.png").write_bytes(png)
-        (staging / ".kdistill.json").write_bytes(
-            to_json({"distilled": True})
-        )  # load_data splits no test images off it
+        # load_data splits no test images off a distilled set
+        (staging / ".kdistill.json").write_bytes(to_json({"distilled": True}))
     return path
 
 
-def _npz(small: "DistilledDataset", path: Path) -> Path:
+def _npz(contents: SetContents, path: Path) -> Path:
     path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
     arrays: dict[str, Any] = {
         "kdistill": np.int64(NPZ_VERSION),  # load_data knows the file by it
-        "x_train": small.images.numpy(),
-        "y_train": small.labels.numpy(),
-        "classes": np.array(small.classes),
-        "label_logits": None if small.label_logits is None else small.label_logits.numpy(),
-        "learned_lr": None if small.learned_lr is None else np.float64(small.learned_lr),
+        "x_train": contents.images.numpy(),
+        "y_train": contents.labels.numpy(),
+        "classes": np.array(contents.classes),
     }
+    if contents.label_logits is not None:
+        arrays["label_logits"] = contents.label_logits.numpy()
+    if contents.learned_lr is not None:
+        arrays["learned_lr"] = np.float64(contents.learned_lr)
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, **{name: array for name, array in arrays.items() if array is not None}
-    )
+    np.savez_compressed(buffer, **arrays)
     _write_new(path, buffer.getvalue())
     return path
 
 
-def _ddranking(small: "DistilledDataset", path: Path) -> Path:
-    order = _class_major(small, "ddranking")
-    images = small.transform.apply(small.images)[order]
-    if small.channels == 1:
+def _ddranking(contents: SetContents, path: Path) -> Path:
+    order = _class_major(contents, "ddranking")
+    images = contents.transform.apply(contents.images)[order]
+    if contents.channels == 1:
         images = images.expand(-1, 3, -1, -1)  # the format knows colour only
     tensors = {"images.pt": images}
-    if small.label_logits is not None:
-        tensors["labels.pt"] = small.label_logits[
-            order
-        ]  # its soft losses apply the softmax themselves
-    if small.learned_lr is not None:
-        tensors["lr.pt"] = torch.tensor(small.learned_lr, dtype=torch.float32)
+    if contents.label_logits is not None:
+        # the soft losses of the format apply the softmax themselves
+        tensors["labels.pt"] = contents.label_logits[order]
+    if contents.learned_lr is not None:
+        tensors["lr.pt"] = torch.tensor(contents.learned_lr)
     return _tensor_folder(path, tensors)
 
 
-def _mtt(small: "DistilledDataset", path: Path) -> Path:
+def _mtt(contents: SetContents, path: Path) -> Path:
     tensors = {
-        "images_best.pt": small.transform.apply(small.images),
-        "labels_best.pt": small.labels if small.label_logits is None else small.label_logits,
+        "images_best.pt": contents.transform.apply(contents.images),
+        "labels_best.pt": contents.labels
+        if contents.label_logits is None
+        else contents.label_logits,
     }
-    if small.transform.kind == "zca":
-        tensors["images_zca_best.pt"] = (
-            small.images
-        )  # that code's name for the images with the whitening undone
-    if small.learned_lr is not None:
-        tensors["lr_best.pt"] = torch.tensor(small.learned_lr, dtype=torch.float32)
+    if contents.transform.kind == "zca":
+        # that code's name for the images with the whitening undone
+        tensors["images_zca_best.pt"] = contents.images
+    if contents.learned_lr is not None:
+        tensors["lr_best.pt"] = torch.tensor(contents.learned_lr)
     return _tensor_folder(path, tensors)
 
 
-def _eccv24(small: "DistilledDataset", path: Path) -> Path:
-    order = _class_major(small, "eccv24")
-    if small.ipc != 10:
+def _eccv24(contents: SetContents, path: Path) -> Path:
+    order = _class_major(contents, "eccv24")
+    if contents.ipc != 10:
         raise DataError(
-            f"export eccv24: expected 10 images per class, got {small.ipc}; the challenge takes "
-            "row i for class i // 10, "
-            "so distill with ipc=10"
+            f"export eccv24: expected 10 images per class, got {contents.ipc}; the challenge takes "
+            "row i for class i // 10, so distill with ipc=10"
         )
-    name, mean, std = _ECCV24.get((small.num_classes, small.size), ("images.pt", None, None))
-    if mean is None or small.channels != 3:
-        images = small.transform.apply(small.images)
+    name, mean, std = _ECCV24.get((contents.num_classes, contents.size), ("images.pt", None, None))
+    if mean is None or contents.channels != 3:
+        images = contents.transform.apply(contents.images)
     else:
-        images = (small.images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(
+        images = (contents.images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(
             -1, 1, 1
         )
     if path.suffix == ".pt":
@@ -120,25 +118,26 @@ def _eccv24(small: "DistilledDataset", path: Path) -> Path:
     return _tensor_folder(path, {name: images[order]})
 
 
-def _hf(small: "DistilledDataset", path: Path) -> Path:
+def _hf(contents: SetContents, path: Path) -> Path:
     if importlib.util.find_spec("pyarrow") is None:
         raise MissingExtraError(
             "export hf: expected pyarrow, which writes parquet, got no such package; pip install "
-            '"kdistill[hub]", '
-            "or export imagefolder, which load_dataset reads too"
+            '"kdistill[hub]", or export imagefolder, which load_dataset reads too'
         )
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with new_folder(path) as staging, explained(path):
         (staging / "data").mkdir()
-        pq.write_table(_arrow_table(small, pa), staging / "data" / "train-00000-of-00001.parquet")
-        (staging / "README.md").write_text(card(small, files="hf"), encoding="utf-8")
-        (staging / "preview.png").write_bytes(png_bytes(small))
+        pq.write_table(
+            _arrow_table(contents, pa), staging / "data" / "train-00000-of-00001.parquet"
+        )
+        (staging / "README.md").write_text(card(contents, files="hf"), encoding="utf-8")
+        (staging / "preview.png").write_bytes(contents.preview_page().png())
     return path
 
 
-WRITERS: dict[str, Callable[["DistilledDataset", Path], Path]] = {
+WRITERS: dict[str, Callable[[SetContents, Path], Path]] = {
     "imagefolder": _imagefolder,
     "npz": _npz,
     "ddranking": _ddranking,
@@ -148,7 +147,7 @@ WRITERS: dict[str, Callable[["DistilledDataset", Path], Path]] = {
 }
 
 
-# names of devices on Windows, where no folder can be called so, whatever its ending
+# names of devices on Windows: no folder there can have them, whatever its ending
 _DEVICES = {
     "CON",
     "PRN",
@@ -175,9 +174,9 @@ def class_folders(classes: Sequence[str]) -> list[str]:
     ]
 
 
-def _arrow_table(small: "DistilledDataset", pa: Any) -> Any:
+def _arrow_table(contents: SetContents, pa: Any) -> Any:
     """Return columns ``image`` (PNG bytes), ``class_id`` and, where learned, ``label_logits`` with the Hub's feature metadata."""
-    rows = list(_pngs(small))
+    rows = list(_pngs(contents))
     columns = {
         "image": pa.array(
             [{"bytes": png, "path": f"{label:05d}/{number:05d}.png"} for label, number, png in rows]
@@ -186,11 +185,11 @@ def _arrow_table(small: "DistilledDataset", pa: Any) -> Any:
     }
     features = {
         "image": {"_type": "Image"},
-        "class_id": {"names": list(small.classes), "_type": "ClassLabel"},
+        "class_id": {"names": list(contents.classes), "_type": "ClassLabel"},
     }
-    if small.label_logits is not None:
+    if contents.label_logits is not None:
         columns["label_logits"] = pa.array(
-            small.label_logits[_by_class(small)].tolist(), pa.list_(pa.float32())
+            contents.label_logits[_by_class(contents)].tolist(), pa.list_(pa.float32())
         )
         features["label_logits"] = {
             "feature": {"dtype": "float32", "_type": "Value"},
@@ -202,37 +201,33 @@ def _arrow_table(small: "DistilledDataset", pa: Any) -> Any:
     )
 
 
-def _pngs(small: "DistilledDataset") -> Iterator[tuple[int, int, bytes]]:
-    """Give (label, number within the class, bytes of a PNG file), class by class."""
-    if small.channels not in (1, 3):
+def _pngs(contents: SetContents) -> Iterator[tuple[int, int, bytes]]:
+    """Yield label, number within the class and bytes of a PNG file of every image, class by class."""
+    if contents.channels not in (1, 3):
         raise DataError(
-            f"export: expected grey or colour images, got {small.channels} channels; use npz, "
+            f"export: expected grey or colour images, got {contents.channels} channels; use npz, "
             "which keeps any number"
         )
-    pixels, seen = to_uint8(small.images), [0] * small.num_classes
-    for row in _by_class(small).tolist():
-        label = int(small.labels[row])
-        buffer = io.BytesIO()
-        Image.fromarray(pixels[row][:, :, 0] if small.channels == 1 else pixels[row]).save(
-            buffer, format="png"
-        )
-        yield label, seen[label], buffer.getvalue()
-        seen[label] += 1
+    numbers = [count() for _ in contents.classes]
+    for row in _by_class(contents).tolist():
+        label, buffer = int(contents.labels[row]), io.BytesIO()
+        to_image(contents.images[row]).save(buffer, format="png")
+        yield label, next(numbers[label]), buffer.getvalue()
 
 
-def _by_class(small: "DistilledDataset") -> Tensor:
-    return torch.argsort(small.labels, stable=True)
+def _by_class(contents: SetContents) -> Tensor:
+    return torch.argsort(contents.labels, stable=True)
 
 
-def _class_major(small: "DistilledDataset", to: str) -> Tensor:
+def _class_major(contents: SetContents, to: str) -> Tensor:
     """Return the row order in which labels can be rebuilt from positions, or refuse a set where they cannot."""
-    if len(set(small.counts)) > 1:
+    if len(set(contents.counts)) > 1:
         raise DataError(
             f"export {to}: expected the same number of images in every class, got "
-            f"{min(small.counts)} to {max(small.counts)}; "
+            f"{min(contents.counts)} to {max(contents.counts)}; "
             "the format derives labels from row numbers, so use mtt or npz"
         )
-    return _by_class(small)
+    return _by_class(contents)
 
 
 def _tensor_folder(path: Path, tensors: dict[str, Tensor]) -> Path:
@@ -245,9 +240,9 @@ def _tensor_folder(path: Path, tensors: dict[str, Tensor]) -> Path:
 def _write_new(path: Path, data: bytes) -> None:
     with explained(path):
         if path.exists() and (path.is_dir() or path.stat().st_size):
-            found = "a folder" if path.is_dir() else "one with contents"
+            occupant = "a folder" if path.is_dir() else "one with contents"
             raise DataError(
-                f"{path}: expected a new or empty file, got {found}; choose another place"
+                f"{path}: expected a new or empty file, got {occupant}; choose another place"
             )
     write_atomic(path, data, follow=True)
 

@@ -2,28 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from kdistill.artifacts.preview import GAP, INK, MARGIN, PAPER, SOFT_INK, to_uint8
+from kdistill.artifacts.drawing import GAP, HEAD, INK, MARGIN, Page, tile_size
 
 WIDTH, TILE = 1400, 96  # pixels at most
 MAX_CLASSES = 40  # more are left out
-LABEL = 190
+LABEL = 190  # pixels for name and note
 CHOSEN = (196, 78, 30)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One row.
+    """One row of the filmstrip.
 
     Attributes:
-        name: Of the stage.
-        note: Beside it, such as its distance.
-        images: Of all classes, ``[M, C, H, W]`` in pixel space.
-        is_chosen: Marked.
+        name: Name of the stage.
+        note: Text below the name, such as the distance of the stage.
+        images: Images of all classes, ``[M, C, H, W]`` in pixel space.
+        is_chosen: Whether the row is marked as the chosen one.
     """
 
     name: str
@@ -38,51 +36,24 @@ def filmstrip(frames: Sequence[Frame], labels: Tensor, heading: str) -> bytes:
     Args:
         frames: At least one; images of all have the same shape.
         labels: Class of each image, int64 ``[M]``.
-        heading: Above the rows.
+        heading: Text above the rows.
     """
-    first = [
-        int((labels == label).nonzero()[0]) for label in labels.unique().tolist()[:MAX_CLASSES]
-    ]
-    height, width = frames[0].images.shape[2:]
-    tile = min(TILE, (WIDTH - 2 * MARGIN - LABEL) // len(first) - GAP)
-    tile = (
-        max(tile - tile % width, width) if width <= tile else tile
-    )  # small images by whole factors
-    size = (tile, max(1, round(tile * height / width)))
-    head_font, font, small = (ImageFont.load_default(points) for points in (20, 15, 13))
-    step = max(size[1], 34) + 3 * GAP
-    wide = max(LABEL + len(first) * (size[0] + GAP), round(head_font.getlength(heading)))
-    picture = Image.new("RGB", (2 * MARGIN + wide, 2 * MARGIN + 40 + step * len(frames)), PAPER)
-    draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, MARGIN - 6), heading, INK, head_font)
+    classes = labels.unique().tolist()[:MAX_CLASSES]
+    first = [int((labels == label).nonzero()[0]) for label in classes]
+    most = min(TILE, (WIDTH - 2 * MARGIN - LABEL) // len(first) - GAP)
+    width, height = tile_size(frames[0].images.shape, most)
+    step = max(height, 34) + 3 * GAP
+    left, strip = MARGIN + LABEL, len(first) * (width + GAP)
+    page = Page(left + strip + MARGIN, 2 * MARGIN + HEAD + step * len(frames), heading)
     for row, frame in enumerate(frames):
-        top = MARGIN + 40 + row * step
-        colour = CHOSEN if frame.is_chosen else INK
-        draw.text(
-            (MARGIN, top + size[1] / 2 - 9),
-            frame.name + ("  chosen" if frame.is_chosen else ""),
-            colour,
-            font,
-            anchor="lm",
-        )
-        draw.text((MARGIN, top + size[1] / 2 + 10), frame.note, SOFT_INK, small, anchor="lm")
-        for column, array in enumerate(to_uint8(_shown(frame.images[first]))):
-            image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
-            image = image.resize(
-                size, Image.Resampling.NEAREST if size[0] >= width else Image.Resampling.LANCZOS
-            )
-            picture.paste(image, (MARGIN + LABEL + column * (size[0] + GAP), top))
+        top = MARGIN + HEAD + row * step
+        name, colour = frame.name, INK
         if frame.is_chosen:
-            right = MARGIN + LABEL + len(first) * (size[0] + GAP)
-            draw.rectangle(
-                (MARGIN + LABEL - 2, top - 2, right - GAP + 1, top + size[1] + 1),
-                outline=CHOSEN,
-                width=2,
-            )
-    buffer = BytesIO()
-    picture.save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
-
-
-def _shown(images: Tensor) -> Tensor:
-    return images[:, :3] if images.shape[1] >= 3 else images[:, :1]
+            name, colour = f"{frame.name}  chosen", CHOSEN
+        page.text((MARGIN, top + height / 2 - 9), name, colour, 15, "lm")
+        page.text((MARGIN, top + height / 2 + 10), frame.note, points=13, anchor="lm")
+        page.tiles(frame.images[first], (left, top), (width, height))
+        if frame.is_chosen:
+            box = (left - 2, top - 2, left + strip - GAP + 1, top + height + 1)
+            page.pen.rectangle(box, outline=CHOSEN, width=2)
+    return page.png()

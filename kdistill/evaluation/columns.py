@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kdistill.evaluation.significance import binomial_half_width, mean_of, std_of
+from kdistill.formatting import byte_count
 
 if TYPE_CHECKING:
     from kdistill.evaluation.result import Evaluation, Row
@@ -37,7 +38,7 @@ def row_cells(found: "Evaluation") -> Cells:
     if {row.lr for row in found.rows} != {(found.protocol.lr,)}:
         columns["lr"] = lambda row: ", ".join(f"{lr:g}" for lr in row.lr)
     columns["images"] = lambda row: f"{row.images:,}"
-    columns["size"] = lambda row: size_text(row.nbytes)
+    columns["size"] = lambda row: byte_count(row.nbytes)
     columns["sets × nets"] = lambda row: f"{row.sets} × {len(row.accuracies) // row.sets}"
     columns["seconds"] = lambda row: f"{row.seconds:.1f}"
     return list(columns), [[text(row) for text in columns.values()] for row in found.rows]
@@ -127,14 +128,6 @@ def percent(values: Sequence[float]) -> str:
         return "-"
     spread = "" if len(values) < 2 else f" ± {100 * std_of(values):.2f}"
     return f"{100 * mean_of(values):.2f}{spread}"
-
-
-def size_text(nbytes: int) -> str:
-    """Return a number of bytes in kB, MB or GB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.1f} {unit}"
-    return f"{nbytes} B"
 
 
 def _classes(found: "Evaluation", count: int) -> tuple[list[str], list[str]]:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdistill.artifacts import DistilledDataset
+from kdistill.artifacts.drawing import to_image
 from kdistill.artifacts.export import WRITERS, class_folders
-from kdistill.artifacts.preview import to_uint8
 from kdistill.data import load_data
 from kdistill.errors import ConfigError, DataError, MissingExtraError
 from kdistill.transforms import Standardise, fit
@@ -40,16 +40,16 @@ def test_imagefolder_holds_the_rounded_pixels(tmp_path, channels):
     small.to_imagefolder(tmp_path / "png")
     assert sorted(os.listdir(tmp_path / "png")) == [".kdistill.json", "cat", "dog", "owl"]
     for label, name in enumerate(small.classes):
-        wanted = to_uint8(small.images[small.labels == label])
-        for i in range(2):
+        for i, image in enumerate(small.images[small.labels == label]):
+            expected = (image.clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
             with Image.open(tmp_path / "png" / name / f"{i:05d}.png") as picture:
-                pixels = np.asarray(picture).reshape(wanted[i].shape)
-            assert np.array_equal(pixels, wanted[i])
+                pixels = np.asarray(picture).reshape(expected.shape)
+            assert np.array_equal(pixels, expected)
 
 
 def test_eight_bits_are_clipped_and_rounded():
-    images = torch.tensor([-1.0, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 7.0]).view(1, 1, 2, 3)
-    assert to_uint8(images).ravel().tolist() == [0, 0, 0, 1, 255, 255]
+    image = torch.tensor([-1.0, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 7.0]).view(1, 2, 3)
+    assert np.asarray(to_image(image)).ravel().tolist() == [0, 0, 0, 1, 255, 255]
 
 
 def test_folder_names_keep_the_order_of_the_classes():
@@ -186,7 +186,7 @@ def test_hf_writes_parquet_with_the_hub_features(tmp_path):
     table = pq.read_table(tmp_path / "hf/data/train-00000-of-00001.parquet")
     assert table.column("class_id").to_pylist() == [0, 0, 1, 1, 2, 2]
     with Image.open(io.BytesIO(table.column("image")[0].as_py()["bytes"])) as picture:
-        assert np.array_equal(np.asarray(picture), to_uint8(small.images[:1])[0])
+        assert np.array_equal(np.asarray(picture), np.asarray(to_image(small.images[0])))
     features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     assert features["class_id"] == {"names": ["x", "y", "z"], "_type": "ClassLabel"}
     assert "load_dataset" in (tmp_path / "hf/README.md").read_text()

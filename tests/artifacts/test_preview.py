@@ -3,10 +3,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import ImageDraw
 
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts import preview as module
-from kdistill.artifacts.preview import to_uint8
+from kdistill.artifacts.drawing import font, shortened, to_image
 
 
 def a_set(ipc, k, channels=1, size=8, height=None, **fields):
@@ -26,13 +27,11 @@ def test_images_are_enlarged_without_smoothing(ipc, k, channels, size):
     layout = module._layout((size, size), k, ipc, 0)
     factor = layout.tile[0] // size
     assert factor >= 1 and picture.shape[1] <= module.PAGE[0]
-    tiles = to_uint8(small.images)
-    image = len(small) // 2
-    line = np.repeat(np.broadcast_to(tiles[image][size // 2], (size, 3)), factor, axis=0)
+    tile = np.asarray(to_image(small.images[len(small) // 2]).convert("RGB"))
+    line = np.repeat(tile[size // 2], factor, axis=0)
     windows = np.lib.stride_tricks.sliding_window_view(picture, (1, len(line), 3))[:, :, 0, 0]
-    assert (
-        (windows[(windows[:, :, 0] == line[0]).all(-1)] == line).all((1, 2)).any()
-    )  # a whole line of an image, without smoothing
+    candidates = windows[(windows[:, :, 0] == line[0]).all(-1)]
+    assert (candidates == line).all((1, 2)).any()  # a whole line of an image, without smoothing
 
 
 @given(
@@ -52,9 +51,9 @@ def test_large_sets_are_cut_and_say_so(monkeypatch):
     monkeypatch.setattr(module, "MAX_CLASSES", 5)
     monkeypatch.setattr(module, "MAX_TILES", 15)
     drawn = []
-    text = module.ImageDraw.ImageDraw.text
+    text = ImageDraw.ImageDraw.text
     monkeypatch.setattr(
-        module.ImageDraw.ImageDraw,
+        ImageDraw.ImageDraw,
         "text",
         lambda self, at, what, *a, **k: drawn.append(what) or text(self, at, what, *a, **k),
     )
@@ -79,8 +78,8 @@ def test_long_and_strange_names_and_a_class_without_images():
         config={"source": {"name": "n" * 300}},
     )
     assert small.preview().width >= 300
-    shortened = module.shortened("x" * 500, module.ImageFont.load_default(14))
-    assert shortened.endswith("…") and len(shortened) < 60
+    name = shortened("x" * 500, font(14))
+    assert name.endswith("…") and len(name) < 60
 
 
 def test_pixels_outside_the_range_are_clipped_and_the_picture_repeats():

@@ -77,8 +77,8 @@ def test_images_of_files_are_named_in_the_table_and_on_the_sheet(tmp_path, monke
     )
     assert sheets[1][-1] == [str(row) for row in range(18)]
     assert ",file," not in (tmp_path / "plain/scores.csv").read_text()
-    sheet = extremes(*sheets[0])
-    unnamed = extremes(*sheets[0][:-1], [""] * len(table))
+    sheet = extremes(*sheets[0]).picture
+    unnamed = extremes(*sheets[0][:-1], [""] * len(table)).picture
     assert sheet.size == unnamed.size and sheet.tobytes() != unnamed.tobytes()
 
 
