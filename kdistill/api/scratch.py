@@ -5,9 +5,7 @@ count and versions are not
 part of the name: the checkpoint itself says which of them differs.
 """
 
-import hashlib
 import itertools
-import json
 import logging
 import re
 import shutil
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kdistill.artifacts.checkpoint import load_checkpoint
-from kdistill.cache import cache_folder, make_private
+from kdistill.cache import cache_folder, digest_of, make_private
 from kdistill.errors import DataError
 from kdistill.files import locked
 from kdistill.runner import CHECKPOINT
@@ -56,14 +54,13 @@ def scratch_folder(config: Mapping[str, Any], resume: bool) -> Iterator[Scratch]
         resume: Take the most advanced checkpoint of this run that no other process works on.
     """
     identity = {key: config[key] for key in ("run", "source")}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     run = config["run"]
     words = re.sub(
         r"[^A-Za-z0-9._+-]+",
         "_",
         f"{config['source']['name']}-{run['method']}-ipc{run['ipc']}-seed{run['seed']}",
     )
-    base = f"{words[:80].lstrip('.')}-{digest}"
+    base = f"{words[:80].lstrip('.')}-{digest_of(identity, 12)}"
     with ExitStack() as held:
         try:
             root = cache_folder() / "runs"

@@ -39,10 +39,7 @@ def save_checkpoint(
     Cost: one copy of the tensors in memory, one pass of sha256 over them.
     """
     path = Path(path)
-    meta = jsonable(meta)
-    data = encode(
-        tensors, {"schema_version": _SCHEMA, "meta": meta, "sha256": digest(tensors, meta)}
-    )
+    data = encode_checkpoint(tensors, meta)
     with explained(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
@@ -56,6 +53,14 @@ def save_checkpoint(
         finally:
             fresh.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def encode_checkpoint(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
+    """Return the content of a checkpoint file."""
+    meta = jsonable(meta)
+    return encode(
+        tensors, {"schema_version": _SCHEMA, "meta": meta, "sha256": digest(tensors, meta)}
+    )
 
 
 def checkpoint_meta(path: str | Path) -> dict[str, Any] | None:
@@ -124,7 +129,16 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(
             f"{path}: expected a checkpoint, got: {error.strerror}; start afresh or check the path"
         ) from error
-    tensors, envelope = decode(data, path)
+    return decode_checkpoint(data, path)
+
+
+def decode_checkpoint(content: bytes, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and ``meta`` that ``encode_checkpoint`` was given.
+
+    Raises:
+        DataError: The content of ``path`` is no checkpoint, of another version, or damaged.
+    """
+    tensors, envelope = decode(content, path)
     fields = envelope if isinstance(envelope, dict) else {}
     if fields.get("schema_version") != _SCHEMA or not {"meta", "sha256"} <= set(fields):
         raise DataError(

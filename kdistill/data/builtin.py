@@ -8,8 +8,6 @@ import hashlib
 import importlib.util
 import io
 import logging
-import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kdistill.cache import cache_folder, check_private, make_private
+from kdistill.cache import CacheFile
 from kdistill.data.raw_data import RawData, RawPart, unusable
-from kdistill.errors import ConfigError, DataError, MissingExtraError, did_you_mean
-from kdistill.files import open_regular, remove_leftovers, write_atomic
+from kdistill.errors import ConfigError, MissingExtraError, did_you_mean
 from kdistill.files.bounded_read import read_npz
 
 _log = logging.getLogger("kdistill")
@@ -112,56 +109,32 @@ def _source_files(name: str, entry: Builtin) -> list[Path]:
 def _cached(name: str, entry: Builtin, paths: list[Path]) -> Arrays:
     """Return the parsed arrays, from the cache if it has a sound copy made from these very files."""
     stamp = np.array([entry.recipe, *(path.stat().st_size for path in paths)], dtype=np.int64)
-    try:
-        file = cache_folder() / "datasets" / f"{name}.npz"
-    except RuntimeError as error:
-        _log.info("no cache folder (%s); %s is parsed every time", error, name)
-        return _parsed(name, entry, paths)
-    try:
-        arrays = _read_cached(file, entry.digest)
-        if np.array_equal(arrays.pop("stamp"), stamp) and arrays["x_train"].shape == entry.shape:
-            return arrays
-        _log.info("%s was made from other files; rebuilding it", file)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        _log.warning("cannot use the cached %s (%s); rebuilding it", file, error)
+
+    def checked(content: bytes, path: Path) -> Arrays:
+        arrays = read_npz(content)
+        if not np.array_equal(arrays.pop("stamp"), stamp):
+            raise ValueError("made from other files")
+        if _digest(arrays) != entry.digest:
+            raise ValueError("its checksum does not match")
+        return arrays
+
+    file = CacheFile("datasets", f"{name}.npz", f"{name} is parsed again", level=logging.INFO)
+    arrays = file.read(checked)
+    if arrays is not None:
+        return arrays
     arrays = _parsed(name, entry, paths)
     if _digest(arrays) != entry.digest:
         _log.warning(
             "%s: expected the images that kdistill was measured with, got others from this version "
-            "of %s or of a decoder; "
-            "install the versions of constraints.txt to compare numbers",
+            "of %s or of a decoder; install the versions of constraints.txt to compare numbers",
             name,
             entry.package,
         )
         return arrays
-    try:
-        make_private(file.parent)
-        remove_leftovers(file.parent)
-        content = io.BytesIO()
-        np.savez(content, **arrays, stamp=stamp)
-        write_atomic(file, content.getvalue(), mode=0o600)
-    except (OSError, DataError) as error:
-        _log.info("cannot write %s (%s); %s is parsed every time", file, error, name)
+    content = io.BytesIO()
+    np.savez(content, **arrays, stamp=stamp)
+    file.write(content.getvalue())
     return arrays
-
-
-def _read_cached(file: Path, digest: str) -> Arrays:
-    """Return the arrays of a cached copy and its stamp, if the owner of the cache wrote them and they have that digest.
-
-    Raises:
-        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile: There is none, or one that
-        cannot be used.
-    """
-    with open_regular(file) as stream:
-        check_private(file.parent)
-        check_private(file, os.fstat(stream.fileno()))
-    arrays = read_npz(file)
-    stamp = arrays.pop("stamp")
-    if _digest(arrays) != digest:
-        raise ValueError("its checksum does not match")
-    return {**arrays, "stamp": stamp}
 
 
 def _parsed(name: str, entry: Builtin, paths: list[Path]) -> Arrays:

@@ -61,7 +61,7 @@ class PictureReader:
         self._report(len(files))
         if any(is_over_white for _, is_over_white in decoded):
             image_tensors.note(self.notes, image_tensors.ALPHA)
-        if (where := pack.keep(rows, decoded)) is not None:
+        if (where := pack.save(rows, decoded)) is not None:
             image_tensors.note(self.notes, where)
         return rows, image_tensors.collect(
             (image for image, _ in decoded), None, lambda k: str(files[rows[k]].path)

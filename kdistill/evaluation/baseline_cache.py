@@ -6,7 +6,6 @@ its owner can write; a missing or damaged one is trained again.
 """
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -17,14 +16,15 @@ from typing import Any
 from torch import Tensor
 
 from kdistill import _native
-from kdistill.artifacts.tensors import decode, digest, encode, jsonable
-from kdistill.cache import cache_folder, is_trusted, make_private, read_private
+from kdistill.artifacts.checkpoint import decode_checkpoint, encode_checkpoint
+from kdistill.artifacts.tensors import jsonable
+from kdistill.cache import CacheFile, digest_of
 from kdistill.engine.winograd_rule import asked_convolution
 from kdistill.errors import DataError
-from kdistill.files import remove_leftovers, write_atomic
 from kdistill.ops._registry import asked_backend
 
 _log = logging.getLogger("kdistill")
+REMEDY = "the baseline is trained again"
 _PACKAGE = Path(__file__).parents[1]
 _DECIDES = (
     "engine",
@@ -60,58 +60,30 @@ def name_of(what: Mapping[str, Any]) -> str:
     """Return the digest that names the entry of ``what``, under the present code and environment."""
     chosen = {"backend": asked_backend(), "convolution": asked_convolution()}
     full = {**what, **chosen, "environment": _native.environment(), "code": code_digest()}
-    return hashlib.sha256(json.dumps(jsonable(full), sort_keys=True).encode()).hexdigest()[:32]
-
-
-def path_of(name: str) -> Path | None:
-    """Return the file of an entry, or None for a user without a cache folder."""
-    try:
-        return cache_folder() / "baselines" / f"{name}.safetensors"
-    except RuntimeError:
-        return None
+    return digest_of(jsonable(full), 32)
 
 
 def load(name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return tensors and facts of an entry, or None if there is none that can be read, with a warning that says why."""
-    path = path_of(name)
-    if path is None or not os.path.lexists(path) or not is_trusted(path.parent):
-        return None
-    try:
-        tensors, envelope = decode(read_private(path), path)
-        if (
-            not isinstance(envelope, dict)
-            or envelope.get("entry") != name
-            or not isinstance(envelope.get("facts"), dict)
-        ):
+    """Return tensors and facts of an entry; None, with a warning, if it cannot be used."""
+
+    def checked(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, entry = decode_checkpoint(content, path)
+        if entry["entry"] != name:
             raise DataError(f"{path}: expected the baseline that its name says, got another")
-        if digest(tensors, envelope["facts"]) != envelope.get("sha256"):
-            raise DataError(f"{path}: expected the contents that its checksum names, got others")
-    except (OSError, DataError) as error:
-        refuse(error)
-        return None
-    return tensors, envelope["facts"]
+        return tensors, dict(entry["facts"])
+
+    return _file(name).read(checked)
+
+
+def save(name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write an entry; if that is not possible, the next evaluation trains the baseline again."""
+    _file(name).write(encode_checkpoint(tensors, {"entry": name, "facts": facts}))
 
 
 def refuse(reason: Exception) -> None:
     """Say that an entry is not used."""
-    text = reason.strerror or str(reason) if isinstance(reason, OSError) else str(reason)
-    _log.warning("evaluate: a kept baseline cannot be used and is trained again (%s)", text)
+    _log.warning("cache: %s; %s", reason, REMEDY)
 
 
-def save(name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Keep an entry; a place that cannot be written only costs the next evaluation its time, so it is said and not raised."""
-    path = path_of(name)
-    if path is None or not is_trusted(path.parent):
-        return
-    facts = jsonable(facts)
-    try:
-        make_private(path.parent)
-        remove_leftovers(path.parent)
-        write_atomic(
-            path,
-            encode(tensors, {"entry": name, "facts": facts, "sha256": digest(tensors, facts)}),
-            mode=0o600,
-        )
-    except (OSError, DataError) as error:
-        text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-        _log.warning("evaluate: the baseline is not kept for the next evaluation (%s)", text)
+def _file(name: str) -> CacheFile:
+    return CacheFile("baselines", f"{name}.safetensors", REMEDY)

@@ -1,7 +1,5 @@
 """What decides an expert trajectory."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -56,8 +54,3 @@ class ExpertSpec:
         settings = {key: value for key, value in asdict(self).items() if key != "count"}
         identity = {"settings": settings, "data": data, "student": student}
         return identity if selection is None else {**identity, "selection": selection}
-
-
-def digest_of(identity: dict[str, Any]) -> str:
-    """Return a short name for an identity."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

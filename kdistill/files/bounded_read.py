@@ -5,6 +5,7 @@ the bytes that the file has. What a file describes is found out first, without m
 ``torch.load`` is asked only where it can make no more than that.
 """
 
+import io
 import pickle
 import tarfile
 import zipfile
@@ -76,11 +77,11 @@ def allowed_nbytes(file_nbytes: int) -> int:
     return ALLOWANCE + PER_BYTE * file_nbytes
 
 
-def read_npz(path: Path, wanted: frozenset[str] | None = None) -> dict[str, Any]:
+def read_npz(source: Path | bytes, wanted: frozenset[str] | None = None) -> dict[str, Any]:
     """Return the arrays of an ``.npz`` file; never unpickles.
 
     Args:
-        path: The file.
+        source: Path or content of the file.
         wanted: Names, in lower case, of the arrays to decode; None decodes all.  The others come as
             None.
 
@@ -88,16 +89,15 @@ def read_npz(path: Path, wanted: frozenset[str] | None = None) -> dict[str, Any]
         OSError, ValueError, zipfile.BadZipFile: The file is missing, damaged, no archive of plain
             arrays, or describes too much.
     """
-    with path.open("rb") as stream:
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
         if stream.read(len(_NPY_MAGIC)) == _NPY_MAGIC:
             raise ValueError("a single array, not an archive of named ones")
-        stream.seek(0)
+        size = stream.seek(0, io.SEEK_END)
         with zipfile.ZipFile(stream) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             chosen = [
                 info for name, info in members.items() if wanted is None or name.lower() in wanted
             ]
-            size = path.stat().st_size
             described = sum(_described_nbytes(archive, info) for info in chosen)
             if described > allowed_nbytes(size):
                 raise TooLarge(

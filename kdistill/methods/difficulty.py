@@ -6,25 +6,22 @@ kept under the cache folder.  Symbols: N images, R networks.
 """
 
 import hashlib
-import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from torch import Tensor
 
-from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
-from kdistill.cache import cache_folder, is_trusted, make_private
+from kdistill.artifacts.checkpoint import decode_checkpoint, encode_checkpoint
+from kdistill.cache import CacheFile, digest_of
 from kdistill.data import ImageDataset
 from kdistill.data.image_dataset import fingerprint
 from kdistill.errors import ConfigError, DataError
-from kdistill.experts.expert_spec import digest_of
 from kdistill.methods.base import MethodConfig
 from kdistill.options import COUNT, Unset, Words
 from kdistill.selection import Ranking, ScoreSpec, difficulty, load_scores, rank
 from kdistill.selection.difficulty_scores import METRICS
 from kdistill.status import status_line
-
-_log = logging.getLogger("kdistill")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,20 +85,17 @@ class DifficultyConfig(MethodConfig):
             "training": data.training_digest(),
             "student": network,
         }
-        path = cache_folder() / "scores" / f"{data.name}-{digest_of(identity)}.safetensors"
-        is_usable = is_trusted(path.parent)
-        if is_usable and path.exists():
-            try:
-                scores = load_checkpoint(path)[0]["scores"]
-                if scores.shape == data.train.labels.shape and bool(scores.isfinite().all()):
-                    return scores
-                _log.warning(
-                    "%s: expected a finite score for each image, got others; the images are scored "
-                    "again",
-                    path,
-                )
-            except (DataError, KeyError) as error:
-                _log.warning("%s; the images are scored again", error)
+
+        def checked(content: bytes, path: Path) -> Tensor:
+            scores = decode_checkpoint(content, path)[0]["scores"]
+            if scores.shape == data.train.labels.shape and bool(scores.isfinite().all()):
+                return scores
+            raise DataError(f"{path}: expected a finite score for each image, got others")
+
+        name = f"{data.name}-{digest_of(identity)}.safetensors"
+        file = CacheFile("scores", name, "the images are scored again")
+        if (scores := file.read(checked)) is not None:
+            return scores
         spec = ScoreSpec(
             metrics=(self.score_metric,), runs=self.score_nets, epochs=self.score_epochs
         )
@@ -110,12 +104,7 @@ class DifficultyConfig(MethodConfig):
             found = difficulty(spec, self.network(data), seen, data.train.labels, progress=say)[
                 self.score_metric
             ]
-        if is_usable:
-            try:
-                make_private(path.parent)
-                save_checkpoint(path, {"scores": found}, identity)
-            except (DataError, OSError) as error:
-                _log.warning("the scores are not kept for later runs (%s)", error)
+        file.write(encode_checkpoint({"scores": found}, identity))
         return found
 
 

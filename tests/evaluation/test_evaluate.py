@@ -12,7 +12,8 @@ from kdistill import _native
 from kdistill.api.evaluate import _student as student_of
 from kdistill.api.evaluate import evaluate
 from kdistill.artifacts import DistilledDataset
-from kdistill.artifacts.tensors import decode, digest, encode
+from kdistill.artifacts.checkpoint import encode_checkpoint
+from kdistill.artifacts.tensors import decode, encode
 from kdistill.data import Split
 from kdistill.engine import use_precision
 from kdistill.engine.precision import asked_precision
@@ -203,7 +204,8 @@ def test_a_kept_baseline_that_is_damaged_or_edited_is_trained_again(
     first = evaluate(small, digits, **run)
     (file,) = (tmp_path / "cache/baselines").iterdir()
     tensors, kept = decode(file.read_bytes(), file)
-    facts = kept["facts"]
+    entry = kept["meta"]
+    facts = entry["facts"]
     if damage == "cut off":
         file.write_bytes(file.read_bytes()[:100])
     elif damage == "others can write":
@@ -212,9 +214,11 @@ def test_a_kept_baseline_that_is_damaged_or_edited_is_trained_again(
         file.rename(tmp_path / "elsewhere")
         file.symlink_to(tmp_path / "elsewhere")
     elif damage == "another entry":
-        file.write_bytes(encode(tensors, {**kept, "entry": "other"}))
+        file.write_bytes(encode_checkpoint(tensors, {**entry, "entry": "other"}))
     elif damage == "edited accuracy":
-        file.write_bytes(encode(tensors, {**kept, "facts": {**facts, "accuracies": [0.99]}}))
+        file.write_bytes(
+            encode(tensors, {**kept, "meta": {**entry, "facts": {**facts, "accuracies": [0.99]}}})
+        )
     else:
         right = facts["accuracies"][0]
         changed = {
@@ -228,9 +232,7 @@ def test_a_kept_baseline_that_is_damaged_or_edited_is_trained_again(
         )
         facts["sources"] = ["0" * 32] if damage == "other source" else facts["sources"]
         facts = {"name": "full"} if damage == "no row" else facts
-        file.write_bytes(
-            encode(tensors, {**kept, "facts": facts, "sha256": digest(tensors, facts)})
-        )
+        file.write_bytes(encode_checkpoint(tensors, {**entry, "facts": facts}))
     with caplog.at_level(logging.WARNING, logger="kdistill"):
         again = evaluate(small, digits, **run)
     assert reason in caplog.text and "again" in caplog.text and len(caplog.records) == 1
@@ -246,7 +248,7 @@ def test_kept_parameters_that_do_not_fit_are_trained_again(digits, small, tiny, 
             file.unlink()
             continue
         tensors["theta"] = tensors["theta"][:-1]
-        file.write_bytes(encode(tensors, {**kept, "sha256": digest(tensors, kept["facts"])}))
+        file.write_bytes(encode_checkpoint(tensors, kept["meta"]))
     with caplog.at_level(logging.WARNING, logger="kdistill"):
         assert numbers(evaluate(small, digits, **run)) == numbers(first)
     assert "finite parameters, got others" in caplog.text
@@ -259,7 +261,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_survived(
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING, logger="kdistill"):
         evaluate(small, digits, protocol=tiny, baselines=("full",), nets=1)
-    assert "not kept" in caplog.text
+    assert "next time the baseline is trained again" in caplog.text
 
 
 def test_every_network_of_the_random_row_has_its_own_subset(digits, small, tiny, tasks):

@@ -1,6 +1,5 @@
 """The class-relevant feature distance of a run: its networks and the real statistics, made once and kept."""
 
-import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,13 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
-from kdistill.cache import cache_folder, is_trusted, make_private
+from kdistill.artifacts.checkpoint import decode_checkpoint, encode_checkpoint
+from kdistill.cache import CacheFile, digest_of
 from kdistill.data import ImageDataset
 from kdistill.engine import train
 from kdistill.engine.students import Student
-from kdistill.errors import DataError
-from kdistill.experts.expert_spec import digest_of
 from kdistill.keys import generator, make_key
 from kdistill.objectives.class_relevance import (
     ClassRelevantDistance,
@@ -31,8 +28,6 @@ NETS = ("trained", "random")
 KEEP_BYTES = (
     2**28
 )  # larger statistics are not written: 5 networks of width 128 at 128 px have half a gigabyte
-
-_log = logging.getLogger("kdistill")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +55,14 @@ class Measure:
         """The distance to the run's real images; read if it was kept, made and kept otherwise."""
         config, student = self.config, self.config.network(self.data)
         real = self.data.transform.apply(self.data.train.images)
-        path = self._path(student)
-        is_usable = is_trusted(path.parent)
-        if is_usable and path.exists():
-            try:
-                return restored_distance(student, real, config.layers, load_checkpoint(path)[0])
-            except (DataError, LookupError, TypeError, ValueError, RuntimeError) as error:
-                _log.warning("%s; the distance is made again", error)
+
+        def restored(content: bytes, path: Path) -> ClassRelevantDistance:
+            tensors = decode_checkpoint(content, path)[0]
+            return restored_distance(student, real, config.layers, tensors)
+
+        file = self._file(student)
+        if (distance := file.read(restored)) is not None:
+            return distance
         note(
             f"distance: {config.num_nets} networks, {config.nets}, and class means of {len(real)} "
             "images"
@@ -80,12 +76,8 @@ class Measure:
             weighting=config.weighting,
         )
         tensors = found.tensors()
-        if is_usable and sum(x.nbytes for x in tensors.values()) <= KEEP_BYTES:
-            try:
-                make_private(path.parent)
-                save_checkpoint(path, tensors, {})
-            except (DataError, OSError) as error:
-                _log.warning("the distance is not kept for later runs (%s)", error)
+        if sum(x.nbytes for x in tensors.values()) <= KEEP_BYTES:
+            file.write(encode_checkpoint(tensors, {}))
         return found
 
     def _thetas(self, student: Student, real: Tensor) -> Tensor:
@@ -100,7 +92,7 @@ class Measure:
         ]
         return torch.stack(nets).to(real)
 
-    def _path(self, student: Student) -> Path:
+    def _file(self, student: Student) -> CacheFile:
         config = self.config
         names = ["nets", "num_nets", "layers", "weighting"] + ["net_epochs", "net_lr"] * (
             config.nets == "trained"
@@ -108,4 +100,5 @@ class Measure:
         network = f"{student!r}, width {config.width}, depth {config.depth}, norm {config.norm}"
         identity = {name: getattr(config, name) for name in names}
         identity |= {"training": self.data.training_digest(), "student": network, "seed": self.seed}
-        return cache_folder() / "distances" / f"{self.data.name}-{digest_of(identity)}.safetensors"
+        name = f"{self.data.name}-{digest_of(identity)}.safetensors"
+        return CacheFile("distances", name, "the distance is made again")

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from kdistill.augment import strategy_for
-from kdistill.cache import cache_folder, check_private, make_private
+from kdistill.cache import cache_folder, check_private, digest_of, make_private
 from kdistill.data import ImageDataset
 from kdistill.engine import Student, TrajectoryMatch, trajectory_match
 from kdistill.engine.inner_problem import Mask
 from kdistill.engine.trajectory_gradient import GRAD_MODES, SMALLEST_LR
 from kdistill.errors import NonFiniteError
 from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_experts
-from kdistill.experts.expert_spec import digest_of
 from kdistill.experts.expert_training import Rows
 from kdistill.files import explained
 from kdistill.keys import generator, make_key, permutation, uniforms
