@@ -20,8 +20,8 @@ from kdistill.errors import ConfigError, DataError
 from kdistill.files import explained, remove_leftovers, sole_use, write_atomic
 from kdistill.keys import make_key
 from kdistill.priors.gan_training import PriorProgress, PriorSpec, Quality, card, fit, measure
+from kdistill.priors.gan_training.adversarial_training import GanTraining, new_gan_training
 from kdistill.priors.gan_training.quality import centred, draw
-from kdistill.priors.gan_training.steps import GanTraining, new_gan_training
 from kdistill.priors.gan_training.training_loop import CHECKPOINT, PriorOutcome
 from kdistill.priors.latents import GeneratorAdapter
 from kdistill.priors.network_files import save_generator
@@ -144,8 +144,8 @@ def train_prior(
                     lambda progress: say(describe(progress, _losses(progress))),
                     *callbacks,
                 ],
-                on_checkpoint=lambda state: _picture(
-                    game, seen, folder, state.average, state.iteration
+                on_checkpoint=lambda state, iteration: _picture(
+                    game, seen, folder, state["average"], iteration
                 ),
                 max_minutes=max_minutes,
             )
@@ -168,11 +168,11 @@ def _finished(
 ) -> TrainedPrior:
     """Save the generator, measure it, and save it again with what was measured."""
     spec, state = game.spec, outcome.state
-    network = centred(game.generator_of(state.average), spec.seed)
+    network = centred(game.generator_of(state["average"]), spec.seed)
     about |= {
         "made by": "kdistill prior train",
-        "iterations": state.iteration,
-        "augment_p": state.augment_p,
+        "iterations": outcome.iteration,
+        "augment_p": float(state["augment_p"]),
     }
     if not holds_generator(
         folder, network
@@ -183,11 +183,11 @@ def _finished(
         quality = measure(spec, network, seen, held_out)
     about |= {"quality": to_mapping(quality)}
     files = {
-        "metrics.json": to_json(about["quality"] | {"iterations": state.iteration}),
+        "metrics.json": to_json(about["quality"] | {"iterations": outcome.iteration}),
         "README.md": card(folder.name, network, seen.classes, about).encode(),
     }
     save_generator(network, folder, about, files)
-    return TrainedPrior(folder, network, quality, state.iteration, outcome.finished)
+    return TrainedPrior(folder, network, quality, outcome.iteration, outcome.finished)
 
 
 def check_training(

@@ -15,9 +15,8 @@ from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.keys import generator as keyed
 from kdistill.priors.gan_training import PriorSpec, fit
+from kdistill.priors.gan_training.adversarial_training import new_gan_training
 from kdistill.priors.gan_training.discriminator import Discriminator, _spread, group_size
-from kdistill.priors.gan_training.state import Trained
-from kdistill.priors.gan_training.steps import new_gan_training
 from kdistill.priors.gan_training.training_loop import CHECKPOINT
 from kdistill.priors.network_files import load_generator
 from tests.files.test_locks import elsewhere
@@ -59,9 +58,13 @@ def colours():
     return kdistill.load_data((images.numpy(), labels.numpy()), quiet=True)
 
 
-def game(data, **options):
+def tiny_training(data, **options):
     spec = PriorSpec(**{**TINY, **options})
     return new_gan_training(spec, data, "crop_scale")
+
+
+def scalar(value):
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def test_the_discriminator_can_be_differentiated_twice():
@@ -92,77 +95,79 @@ def test_logits_depend_on_the_class_and_scores_do_not():
     assert torch.equal(first.class_logits, second.class_logits)
 
 
-def test_the_step_is_adam_without_momentum():
-    theta = torch.randn(7, generator=keyed(0))
-    ours, other = Trained(theta, torch.zeros(7)), torch.nn.Parameter(theta.clone())
-    adam = torch.optim.Adam([other], lr=0.01, betas=(0.0, 0.99), eps=1e-8)
+def test_the_step_is_adam_without_momentum(digits):
+    training = tiny_training(digits, lr=0.01)
+    state = training.init()
+    theta = torch.nn.Parameter(state["generator"].clone())
+    adam = torch.optim.Adam([theta], lr=0.01, betas=(0.0, 0.99), eps=1e-8)
     for iteration in range(5):
-        other.grad = torch.randn(7, generator=keyed(iteration))
-        ours = ours.step(other.grad, 0.01, iteration)
+        theta.grad = torch.randn(theta.shape, generator=keyed(iteration))
+        state = training._stepped(state, "generator", theta.grad, iteration)
         adam.step()
-    torch.testing.assert_close(ours.theta, other.data)
+    torch.testing.assert_close(state["generator"], theta.data)
+    assert torch.equal(state["discriminator"], training.init()["discriminator"])
 
 
 def test_an_iteration_is_a_function_of_its_state(digits):
     for options in ({}, {"path_length": 2.0, "augment_p": 0.5, "r1": 1.0}):
-        played = game(digits, **options)
-        now, _ = played.iterate(played.start())
-        twice = [played.iterate(now) for _ in range(2)]
-        for name, x in twice[0][0].tensors().items():
-            assert torch.equal(x, twice[1][0].tensors()[name]), name
+        training = tiny_training(digits, **options)
+        state, _ = training.iterate(training.init(), 0)
+        before = {name: x.clone() for name, x in state.items()}
+        first, second = (training.iterate(state, 1)[0] for _ in range(2))
+        assert first.keys() == state.keys()
+        for name, x in first.items():
+            assert torch.equal(x, second[name]), name
+            assert torch.equal(state[name], before[name]), name
             assert torch.isfinite(x).all()
 
 
 def test_penalties_are_left_out_between_their_turns(digits):
-    played = game(digits, path_length=2.0, path_every=2, r1=1.0)
-    now, seen = played.start(), []
-    for _ in range(6):
-        now, losses = played.iterate(now)
-        seen.append((float(losses.r1) > 0.0, float(losses.path) > 0.0))
-    assert seen == [(i % 3 == 0, i % 2 == 0) for i in range(6)]
+    training = tiny_training(digits, path_length=2.0, path_every=2, r1=1.0)
+    state, has_penalties = training.init(), []
+    for iteration in range(6):
+        state, losses = training.iterate(state, iteration)
+        has_penalties.append((float(losses["r1"]) > 0.0, float(losses["path"]) > 0.0))
+    assert has_penalties == [(i % 3 == 0, i % 2 == 0) for i in range(6)]
 
 
 def test_the_average_follows_with_its_half_life(digits):
-    played = game(digits, ema_images=8)
-    now = played.start()
-    now = replace(now, iteration=10_000)
-    after, _ = played.iterate(now)
-    keep = 0.5 ** (4 / 8)
+    training = tiny_training(digits, ema_images=8)
+    state = training.init()
+    after, _ = training.iterate(state, 10_000)
+    decay = 0.5 ** (4 / 8)
     torch.testing.assert_close(
-        after.average, keep * now.average + (1 - keep) * after.generator.theta
+        after["average"], decay * state["average"] + (1 - decay) * after["generator"]
     )
 
 
 def test_the_probability_of_augmentation_follows_the_sign(digits):
-    played = game(
+    training = tiny_training(
         digits, augment_images=64, augment_target=0.5
     )  # 4 iterations of 4 images: a quarter up or down
-    for signs, wanted in ((2.1, 0.75), (1.9, 0.25)):
-        now = replace(played.start(), iteration=4, augment_p=0.5, signs=signs)
-        after = played._adjusted(now)
-        assert (after.augment_p, after.signs, after.sign) == (wanted, 0.0, signs / 4)
-        assert played._adjusted(replace(now, iteration=5)).augment_p == 0.5
-    assert played._adjusted(replace(now, augment_p=0.1)).augment_p == 0.0
-    assert game(digits, augment_p=1.0).start().augment_p == 1.0
+    for sign_sum, expected in ((2.1, 0.75), (1.9, 0.25)):
+        state = training.init() | {"augment_p": scalar(0.5), "sign_sum": scalar(sign_sum)}
+        after = training._adjusted(state, 4)
+        numbers = [float(after[name]) for name in ("augment_p", "sign_sum", "sign")]
+        assert numbers == [expected, 0.0, sign_sum / 4]
+        assert float(training._adjusted(state, 5)["augment_p"]) == 0.5
+    assert float(training._adjusted(state | {"augment_p": scalar(0.1)}, 4)["augment_p"]) == 0.0
+    assert float(tiny_training(digits, augment_p=1.0).init()["augment_p"]) == 1.0
 
 
 def test_augmentation_that_is_off_or_improbable_changes_nothing(digits):
-    played = game(digits)
-    images = played.images[:4]
-    assert played._seen(images, played.start(), "real") is images
-    barely = played._seen(images, replace(played.start(), augment_p=1e-12), "real")
-    torch.testing.assert_close(barely, images)
-    assert not torch.allclose(
-        played._seen(images, replace(played.start(), augment_p=1.0), "real"), images
-    )
+    training = tiny_training(digits)
+    images = training.images[:4]
+    assert training._augmented(images, 0.0, "real", 0) is images
+    torch.testing.assert_close(training._augmented(images, 1e-12, "real", 0), images)
+    assert not torch.allclose(training._augmented(images, 1.0, "real", 0), images)
 
 
 def test_classes_are_learned(colours):
-    played = new_gan_training(PriorSpec(**{**TINY, "lr": 0.02, "batch_size": 8}), colours, "none")
-    now = played.start()
-    for _ in range(80):
-        now, _ = played.iterate(now)
-    network, z = played.generator_of(now.generator.theta), torch.randn(20, 4, generator=keyed(3))
+    training = new_gan_training(PriorSpec(**{**TINY, "lr": 0.02, "batch_size": 8}), colours, "none")
+    state = training.init()
+    for iteration in range(80):
+        state, _ = training.iterate(state, iteration)
+    network, z = training.generator_of(state["generator"]), torch.randn(20, 4, generator=keyed(3))
     red, green, blue = (
         network.forward(network.mapping(z, torch.ones(20, dtype=torch.int64))).mean((0, 2, 3))
         - network.forward(network.mapping(z, torch.zeros(20, dtype=torch.int64))).mean((0, 2, 3))
@@ -212,21 +217,22 @@ def test_without_withheld_images_that_part_is_not_measured(digits, tmp_path):
 
 
 def test_a_killed_training_resumes_with_the_same_bits(digits, tmp_path):
-    played = game(digits, augment_p=0.3, path_length=1.0)
+    training = tiny_training(digits, augment_p=0.3, path_length=1.0)
 
-    def copied(state):
-        if state.iteration == 7:
+    def copied(state, iteration):
+        if iteration == 7:
             shutil.copytree(
                 tmp_path / "whole", tmp_path / "killed"
             )  # what a kill would leave there
 
     (tmp_path / "whole").mkdir()
     kwargs = {"identity": {"settings": 1}, "checkpoint_minutes": 0.0}
-    whole = fit(played, tmp_path / "whole", on_checkpoint=copied, **kwargs)
-    again = fit(played, tmp_path / "killed", resume=True, **kwargs)
-    for name, x in whole.state.tensors().items():
-        assert torch.equal(x, again.state.tensors()[name]), name
-    assert whole.state.numbers() == again.state.numbers()
+    whole = fit(training, tmp_path / "whole", on_checkpoint=copied, **kwargs)
+    again = fit(training, tmp_path / "killed", resume=True, **kwargs)
+    assert whole.iteration == again.iteration == 12
+    assert whole.state.keys() == again.state.keys()
+    for name, x in whole.state.items():
+        assert torch.equal(x, again.state[name]), name
 
 
 def test_a_stopped_training_resumes_to_the_same_files(digits, tmp_path):
@@ -386,30 +392,29 @@ def test_a_training_that_blows_up_keeps_the_last_good_state(digits, tmp_path):
 
 
 def test_what_is_not_finite_is_named(digits, tmp_path, monkeypatch):
-    played = game(digits)
-    iterate = type(played).iterate
+    training = tiny_training(digits)
+    train_generator = type(training)._train_generator
 
-    def broken(self, now):
-        after, losses = iterate(self, now)
-        return after, replace(
-            losses, generator=losses.generator * float("nan")
-        ) if now.iteration == 4 else losses
+    def broken(self, state, iteration, *rest):
+        state, losses = train_generator(self, state, iteration, *rest)
+        factor = float("nan") if iteration == 4 else 1.0
+        return state, losses | {"loss_generator": factor * losses["loss_generator"]}
 
-    monkeypatch.setattr(type(played), "iterate", broken)
+    monkeypatch.setattr(type(training), "_train_generator", broken)
     with pytest.raises(
         NonFiniteError,
         match=r"at iteration 5 a finite generator loss, got nan; .* after iteration 4, the last",
     ):
-        fit(played, tmp_path, identity={})
+        fit(training, tmp_path, identity={})
 
 
 def test_groups_of_a_batch_are_of_one_class_and_classes_come_as_often_as_they_are(colours):
     few = colours.train.take(torch.cat([torch.arange(30), torch.arange(90, 96)]))
-    played = new_gan_training(
+    training = new_gan_training(
         PriorSpec(**{**TINY, "batch_size": 8}), replace(colours, train=few), "none"
     )
-    rows = torch.stack([played._rows(iteration) for iteration in range(400)])
-    labels = played.labels[rows].view(400, 4, 2)  # images 2 and more apart are a group of four
+    rows = torch.stack([training._rows(iteration) for iteration in range(400)])
+    labels = training.labels[rows].view(400, 4, 2)  # images 2 and more apart are a group of four
     assert (labels == labels[:, :1]).all()
     share = len(few.labels[few.labels == 1]) / len(few)
     assert abs(float((labels == 1).double().mean()) - share) < 0.05

@@ -14,8 +14,8 @@ from typing import Any
 from kdistill._native import peak_bytes, return_freed_memory
 from kdistill.artifacts.checkpoint import first_difference, load_checkpoint, save_checkpoint
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
-from kdistill.priors.gan_training.state import TrainingState
-from kdistill.priors.gan_training.steps import GanTraining, Losses
+from kdistill.optim import State
+from kdistill.priors.gan_training.adversarial_training import GanTraining, Metrics
 
 _log = logging.getLogger("kdistill")
 CHECKPOINT = "checkpoint.safetensors"
@@ -59,10 +59,12 @@ class PriorOutcome:
 
     Attributes:
         state: The last state.
+        iteration: Iterations done.
         finished: False if the time was up first.
     """
 
-    state: TrainingState
+    state: State
+    iteration: int
     finished: bool
 
 
@@ -73,7 +75,7 @@ def fit(
     identity: dict[str, Any],
     resume: bool = False,
     callbacks: Sequence[Callable[[PriorProgress], None]] = (),
-    on_checkpoint: Callable[[TrainingState], None] = lambda state: None,
+    on_checkpoint: Callable[[State, int], None] = lambda state, iteration: None,
     max_minutes: float | None = None,
     checkpoint_minutes: float = 1.0,
 ) -> PriorOutcome:
@@ -95,7 +97,7 @@ def fit(
         KeyboardInterrupt: After the state was saved.
     """
     loop = _Loop(game, folder, identity, tuple(callbacks), on_checkpoint)
-    loop.state = loop.load() if resume else game.start()
+    loop.state, loop.iteration = loop.load() if resume else (game.init(), 0)
     try:
         return loop.go(
             float("inf") if max_minutes is None else 60.0 * max_minutes, 60.0 * checkpoint_minutes
@@ -103,12 +105,12 @@ def fit(
     except KeyboardInterrupt as error:
         loop.save()
         error.args = (
-            f"iteration {loop.state.iteration:,} is saved in {folder}; continue with resume=True",
+            f"iteration {loop.iteration:,} is saved in {folder}; continue with resume=True",
         )
         raise
     except NonFiniteError as error:
         loop.save()
-        saved = f"the state after iteration {loop.state.iteration}, the last good one, is saved in {folder / CHECKPOINT}"
+        saved = f"the state after iteration {loop.iteration}, the last good one, is saved in {folder / CHECKPOINT}"
         raise NonFiniteError(f"{error}; {saved}") from None
     except Exception:  # a callback, or a disk that is full: the state must not be lost with it
         with suppress(KDistillError):
@@ -123,70 +125,64 @@ class _Loop:
         folder: Path,
         identity: dict[str, Any],
         callbacks: tuple[Callable[[PriorProgress], None], ...],
-        on_checkpoint: Callable[[TrainingState], None],
+        on_checkpoint: Callable[[State, int], None],
     ):
         self.game, self.folder, self.identity = game, folder, identity
         self.callbacks, self.on_checkpoint = callbacks, on_checkpoint
-        self.state: TrainingState
+        self.state: State = {}
+        self.iteration = 0
 
     def go(self, max_seconds: float, checkpoint_seconds: float) -> PriorOutcome:
         began = saved = time.monotonic()
-        first, last = self.state.iteration, self.game.spec.iterations
-        while self.state.iteration < last:
-            after, losses = self.game.iterate(self.state)
-            _check_finite(after, losses, self.game)
-            self.state = after
+        first, last = self.iteration, self.game.spec.iterations
+        while self.iteration < last:
+            self.state, losses = self.game.iterate(self.state, self.iteration)
+            self.iteration += 1
             now = time.monotonic()
-            if after.iteration % TELL_EVERY == 0 or after.iteration == last:
-                self.tell(losses, now - began, after.iteration - first, max_seconds)
+            if self.iteration % TELL_EVERY == 0 or self.iteration == last:
+                self.tell(losses, now - began, self.iteration - first, max_seconds)
                 return_freed_memory()
             if now - saved >= checkpoint_seconds:
                 self.save()
-                self.on_checkpoint(self.state)
+                self.on_checkpoint(self.state, self.iteration)
                 saved = now
             if now - began >= max_seconds:
                 break
         self.save()
-        self.on_checkpoint(self.state)
-        return PriorOutcome(self.state, self.state.iteration == last)
+        self.on_checkpoint(self.state, self.iteration)
+        return PriorOutcome(self.state, self.iteration, self.iteration == last)
 
-    def tell(self, losses: Losses, seconds: float, done: int, max_seconds: float) -> None:
+    def tell(self, losses: Metrics, seconds: float, done: int, max_seconds: float) -> None:
         state, last = self.state, self.game.spec.iterations
         rate = done / max(seconds, 1e-9)
-        eta = min((last - state.iteration) / max(rate, 1e-9), max(max_seconds - seconds, 0.0))
-        told = float(losses.discriminator), float(losses.generator), state.sign, state.augment_p
-        progress = PriorProgress(state.iteration, last, *told, seconds, rate, eta, peak_bytes())
+        eta = min((last - self.iteration) / max(rate, 1e-9), max(max_seconds - seconds, 0.0))
+        values = [*losses.values(), state["sign"], state["augment_p"]]
+        told = map(float, (losses["loss_discriminator"], losses["loss_generator"], *values[-2:]))
+        progress = PriorProgress(self.iteration, last, *told, seconds, rate, eta, peak_bytes())
         for callback in self.callbacks:
             callback(progress)
 
     def save(self) -> None:
         save_checkpoint(
             self.folder / CHECKPOINT,
-            self.state.tensors(),
-            {**self.state.numbers(), "identity": self.identity},
+            self.state,
+            {"iteration": self.iteration, "identity": self.identity},
         )
 
-    def load(self) -> TrainingState:
+    def load(self) -> tuple[State, int]:
         path = self.folder / CHECKPOINT
-        start = self.game.start()
+        start = self.game.init()
         if not path.exists() and not path.with_name(path.name + ".prev").exists():
             _log.warning(
                 "resume: no checkpoint in %s yet; starting from the beginning", self.folder
             )
-            return start
+            return start, 0
         tensors, meta = load_checkpoint(path)
-        numbers = start.numbers()
-        if not isinstance(meta, dict) or any(
-            type(meta.get(name)) is not type(value) for name, value in numbers.items()
-        ):
-            raise DataError(
-                "resume: expected the checkpoint of a generator's training, got another in "
-                f"{path}; start afresh"
-            )
         if (
-            "identity" not in meta
-            or set(tensors) != set(start.tensors())
-            or not set(meta) >= set(start.numbers())
+            not isinstance(meta, dict)
+            or type(meta.get("iteration")) is not int
+            or "identity" not in meta
+            or set(tensors) != set(start)
         ):
             raise DataError(
                 "resume: expected the checkpoint of a generator's training, got another in "
@@ -208,7 +204,7 @@ class _Loop:
         if wrong := next(
             (
                 name
-                for name, x in start.tensors().items()
+                for name, x in start.items()
                 if (tensors[name].shape, tensors[name].dtype) != (x.shape, x.dtype)
             ),
             None,
@@ -217,35 +213,4 @@ class _Loop:
                 f"resume: expected '{wrong}' of this version's networks, got another length in "
                 f"{path}; start afresh"
             )
-        return start.with_saved(tensors, meta)
-
-
-def _check_finite(after: TrainingState, losses: Losses, game: GanTraining) -> None:
-    """Raise NonFiniteError that names what stopped being a number first."""
-    named = {
-        "discriminator loss": losses.discriminator,
-        "gradient penalty": losses.r1,
-        "generator loss": losses.generator,
-        "path-length penalty": losses.path,
-    }
-    values = {name: float(value) for name, value in named.items()}
-    wrong = next(
-        (f"{name}, got {value}" for name, value in values.items() if not abs(value) < float("inf")),
-        None,
-    )
-    if wrong is None:
-        networks = {"discriminator": after.discriminator, "generator": after.generator}
-        wrong = next(
-            (
-                f"{name} after the step, got one that is not"
-                for name, x in networks.items()
-                if not x.is_finite
-            ),
-            None,
-        )
-    if wrong is not None:
-        r1 = game.spec.r1_weight(game.opponent.size)
-        raise NonFiniteError(
-            f"prior train: expected at iteration {after.iteration} a finite {wrong}; "
-            f"lower lr (now {game.spec.lr:g}) or raise r1 (now {r1:g}) in a new folder"
-        )
+        return {name: tensors[name].to(x.device) for name, x in start.items()}, meta["iteration"]
