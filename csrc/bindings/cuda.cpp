@@ -1,4 +1,5 @@
 #include "bindings/by_address.hpp"
+#include "bindings/shared_ops.hpp"
 #include "cuda/ops.hpp"
 
 namespace py = pybind11;
@@ -10,13 +11,14 @@ namespace py = pybind11;
 // One line binds both dtypes of an op.
 #define KD_BIND(op)                                                \
   m.def(#op "_f32", kd::by_address(&kd::cuda::op<float>), no_gil); \
-  m.def(#op "_f64", kd::by_address(&kd::cuda::op<double>), no_gil)
+  m.def(#op "_f64", kd::by_address(&kd::cuda::op<double>), no_gil);
 
 PYBIND11_MODULE(KD_MODULE, m) {
   kd::register_error(m);
   const py::call_guard<py::gil_scoped_release> no_gil;
 #if defined(KD_CUDA_EMULATION)
-  m.def("last_seed", &kd::emulation::last_seed);  // of the thread order; KDISTILL_EMULATION_SEED repeats it
+  // of the thread order; KDISTILL_EMULATION_SEED repeats it
+  m.def("last_seed", &kd::emulation::last_seed);
 #else
   m.attr("architectures") = KD_ARCHITECTURES;  // as CMake writes them: "80-real 90-real 90-virtual"
   m.attr("toolkit") = CUDART_VERSION;          // 1000 * major + 10 * minor, as the driver's
@@ -27,21 +29,5 @@ PYBIND11_MODULE(KD_MODULE, m) {
   });
 #endif
 
-  KD_BIND(class_mean_sqdist);
-  KD_BIND(class_mean_sqdist_bwd);
-  KD_BIND(conv_grad_sqnorm);
-  KD_BIND(diff_augment);
-  KD_BIND(diff_augment_bwd);
-  KD_BIND(filtered_lrelu);
-  KD_BIND(filtered_lrelu_bwd);
-  KD_BIND(fir_bias_act);
-  KD_BIND(fir_bias_act_bwd);
-  KD_BIND(norm_act_pool);
-  KD_BIND(norm_act_pool_bwd);
-  KD_BIND(softmax_scores);
-  KD_BIND(step_with_dots);
-  KD_BIND(trajectory_loss);
-  KD_BIND(row_cosine_distance);
-  KD_BIND(norm_act_pool_tangent);
-  KD_BIND(norm_act_pool_bwd_tangent);
+  KD_SHARED_OPS(KD_BIND)
 }

@@ -13,7 +13,7 @@ struct Error : std::runtime_error {
 
 }  // namespace kd
 
-#define KD_CHECK(condition, message)    \
-  do {                                  \
+#define KD_CHECK(condition, message)     \
+  do {                                   \
     if (!(condition)) kd::fail(message); \
   } while (0)

@@ -1,5 +1,6 @@
-// KD_LAUNCH, KD_DYNAMIC_SHARED and the CUDA runtime; or, when g++ compiles with KD_CUDA_EMULATION, their meaning on the CPU.
-// The same .cu source is compiled both ways (docs/design/cuda_emulation.md says what it may use).
+// KD_LAUNCH, KD_DYNAMIC_SHARED and the CUDA runtime; or, when g++ compiles with KD_CUDA_EMULATION,
+// their meaning on the CPU.  The same .cu source is compiled both ways
+// (docs/design/cuda_emulation.md says what it may use).
 #pragma once
 #include <cstddef>
 #include <cstdio>
@@ -15,7 +16,8 @@
 
 namespace kd {
 
-// How many steps of b cover a, for a >= 0 and b > 0.  ceil_div(n, 256) is the grid of 256-thread blocks.
+// How many steps of b cover a, for a >= 0 and b > 0.  ceil_div(n, 256) is the grid of 256-thread
+// blocks.
 template <typename A, typename B>
 __host__ __device__ constexpr std::common_type_t<A, B> ceil_div(A a, B b) {
   using C = std::common_type_t<A, B>;
@@ -26,27 +28,32 @@ __host__ __device__ constexpr std::common_type_t<A, B> ceil_div(A a, B b) {
 inline void check_cuda(cudaError_t status, const char* name) {
   if (status == cudaSuccess) return;
   char message[512];
-  std::snprintf(message, sizeof message, "%s: expected cudaSuccess, got %s (%s); look at this call and at the kernels before it",
-                name, cudaGetErrorName(status), cudaGetErrorString(status));
+  std::snprintf(
+      message, sizeof message,
+      "%s: expected cudaSuccess, got %s (%s); look at this call and at the kernels before it", name,
+      cudaGetErrorName(status), cudaGetErrorString(status));
   fail(message);
 }
 
 // The same for a launch: the sizes are what is wrong most often.
-inline void check_launch(cudaError_t status, const char* kernel, dim3 grid, dim3 block, std::size_t shared_bytes) {
+inline void check_launch(cudaError_t status, const char* kernel, dim3 grid, dim3 block,
+                         std::size_t shared_bytes) {
   if (status == cudaSuccess) return;
   char message[512];
   std::snprintf(message, sizeof message,
-                "%s: expected a launch that CUDA accepts, got %s (%s) for grid (%u, %u, %u), block (%u, %u, %u) and %zu bytes of "
+                "%s: expected a launch that CUDA accepts, got %s (%s) for grid (%u, %u, %u), block "
+                "(%u, %u, %u) and %zu bytes of "
                 "dynamic shared memory; look at these sizes and at the kernels before it",
-                kernel, cudaGetErrorName(status), cudaGetErrorString(status), grid.x, grid.y, grid.z, block.x, block.y, block.z,
-                shared_bytes);
+                kernel, cudaGetErrorName(status), cudaGetErrorString(status), grid.x, grid.y,
+                grid.z, block.x, block.y, block.z, shared_bytes);
   fail(message);
 }
 
 }  // namespace kd
 
-// KD_LAUNCH(kernel<T>, grid, block, shared_bytes, stream, arguments...); kernels with commas need parentheses: (kernel<T, 4>).
-// KD_DYNAMIC_SHARED(T, name); declares T* name, the dynamic shared memory of the block, aligned to 16 bytes.
+// KD_LAUNCH(kernel<T>, grid, block, shared_bytes, stream, arguments...); kernels with commas need
+// parentheses: (kernel<T, 4>).  KD_DYNAMIC_SHARED(T, name); declares T* name, the dynamic shared
+// memory of the block, aligned to 16 bytes.
 #if defined(KD_CUDA_EMULATION)
 #define KD_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                           \
   (kd::emulation::prepare(#kernel, kernel, grid, block, shared_bytes, stream)(__VA_ARGS__), \

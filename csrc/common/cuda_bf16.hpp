@@ -1,5 +1,5 @@
-// __nv_bfloat16 and its conversions, under nvcc and under the emulation.  Apart from cuda.hpp because it takes nvcc half a
-// second.
+// __nv_bfloat16 and its conversions, under nvcc and under the emulation.  Apart from cuda.hpp
+// because it takes nvcc half a second.
 #pragma once
 #include "common/cuda.hpp"
 

@@ -1,12 +1,14 @@
 // out_n = sum over pairs (i, j) of output pixels and over the nine taps (dy, dx) of
-//     gg[n, i, j] * gx[n, i + tap, j + tap],   taps outside of the map left out:
-// the squared norm of image n's weight gradient of a 3x3 convolution, from the inner products of its pixels.
+//     gg[n, i, j] * gx[n, i + tap, j + tap],   taps outside of the image left out:
+// the squared norm of image n's weight gradient of a 3x3 convolution, from the inner products of
+// its pixels.
 // Truth: kdistill/backends/reference/conv_grad_sqnorm.py
-//   gx [n, H*W, H*W], gg [n, h*w, h*w] with h = H + 2p - 2 and w = W + 2p - 2: symmetric, row-major, contiguous; out [n],
-//   partials [n, h].
-// Both are symmetric: only pairs whose j is in the row of i or below it are read, the latter counted twice.  For each i the row of
-// gg is laid out once per dx like the rows of gx, so that every tap is one long dot product.  Sums of a dot product in T, the rest
-// in float64 and in a fixed order.
+//   gx [n, H*W, H*W], gg [n, h*w, h*w] with h = H + 2p - 2 and w = W + 2p - 2: symmetric,
+//   row-major, contiguous; out [n], partials [n, h].
+// Both are symmetric: only pairs whose j is in the row of i or below it are read, the latter
+// counted twice.  For each i the row of gg is laid out once per dx like the rows of gx, so that
+// every tap is one long dot product.  Sums of a dot product in T, the rest in float64 and in a
+// fixed order.
 #include "common/check.hpp"
 #include "cpu/ops.hpp"
 #include "cpu/vectors.hpp"
@@ -14,8 +16,9 @@
 namespace kd::KD_ISA {
 namespace {
 
-constexpr int64_t kStack = 4096;     // pixels of the map that fit the laid-out rows
-constexpr int64_t kGrain = 1 << 15;  // pairs under which waking a second thread costs more than it saves
+constexpr int64_t kStack = 4096;  // pixels of an image that fits the laid-out rows
+// pairs under which waking a second thread costs more than it saves
+constexpr int64_t kGrain = 1 << 15;
 
 template <typename T>
 KD_INLINE double dot(const T* a, const T* b, int64_t n) {
@@ -40,7 +43,8 @@ struct Sizes {
   int64_t H, W, h, w, padding;
 };
 
-// the row of gg from image row `top` on, moved to where tap dx finds it in rows of gx; what is below `top` counts twice
+// the row of gg from image row `top` on, moved to where tap dx finds it in rows of gx; what is
+// below `top` counts twice
 template <typename T>
 void lay_out(const T* row, T* laid, int64_t top, int64_t dx, const Sizes& s) {
   const int64_t shift = dx - s.padding;
@@ -78,16 +82,19 @@ double row_of_pairs(const T* gx, const T* gg, T* laid, int64_t iy, const Sizes& 
 }  // namespace
 
 template <typename T>
-void conv_grad_sqnorm(const T* gx, const T* gg, double* out, double* partials, int64_t n, int64_t H, int64_t W, int64_t padding,
-                      int threads) {
+void conv_grad_sqnorm(const T* gx, const T* gg, double* out, double* partials, int64_t n, int64_t H,
+                      int64_t W, int64_t padding, int threads) {
   const Sizes s{H, W, H + 2 * padding - 2, W + 2 * padding - 2, padding};
-  KD_CHECK(n >= 0 && s.h > 0 && s.w > 0 && threads > 0, "conv_grad_sqnorm: expected n >= 0, a map and threads > 0");
+  KD_CHECK(n >= 0 && s.h > 0 && s.w > 0 && threads > 0,
+           "conv_grad_sqnorm: expected n >= 0, an image and threads > 0");
   KD_CHECK(s.h * W <= kStack, "conv_grad_sqnorm: expected h*W <= 4096; take the form of products");
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (n * s.h * s.w * s.h * s.w > kGrain)
+#pragma omp parallel for num_threads(threads) \
+    schedule(dynamic, 1) if (n * s.h * s.w * s.h * s.w > kGrain)
   for (int64_t unit = 0; unit < n * s.h; ++unit) {
     alignas(64) T laid[kStack];
     const int64_t i = unit / s.h, iy = unit % s.h;
-    partials[unit] = row_of_pairs(gx + i * H * W * H * W, gg + i * s.h * s.w * s.h * s.w, laid, iy, s);
+    partials[unit] =
+        row_of_pairs(gx + i * H * W * H * W, gg + i * s.h * s.w * s.h * s.w, laid, iy, s);
   }
   for (int64_t i = 0; i < n; ++i) {
     double sum = 0;
@@ -96,7 +103,6 @@ void conv_grad_sqnorm(const T* gx, const T* gg, double* out, double* partials, i
   }
 }
 
-template void conv_grad_sqnorm(const float*, const float*, double*, double*, int64_t, int64_t, int64_t, int64_t, int);
-template void conv_grad_sqnorm(const double*, const double*, double*, double*, int64_t, int64_t, int64_t, int64_t, int);
+KD_INSTANTIATE(conv_grad_sqnorm)
 
 }  // namespace kd::KD_ISA

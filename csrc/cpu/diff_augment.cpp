@@ -1,9 +1,11 @@
-// One differentiable augmentation per image.  Truth: kdistill/backends/reference/diff_augment.py
-//   images, grad, out [n, c, h, w]; params [sets, 8] (a family code, then its parameters); index [n], the row of params that an
-//   image uses: row-major, contiguous, not overlapping.
-// One image is one unit of work, owned by one thread, so the scatter of the affine transpose needs no atomics and no result
-// depends on the number of threads.  Colour, crop, cutout and flip read and write each element once; the affine families copy
-// the image into a zero-bordered, channel-interleaved buffer, where one vector load fetches a tap of up to four channels.
+// One differentiable augmentation per image.
+// Truth: kdistill/backends/reference/diff_augment.py
+//   images, grad, out [n, c, h, w]; params [sets, 8] (a family code, then its parameters); index
+//   [n], the row of params that an image uses: row-major, contiguous, not overlapping.
+// One image is one unit of work, owned by one thread, so the scatter of the affine transpose needs
+// no atomics and no result depends on the number of threads.  Colour, crop, cutout and flip read
+// and write each element once; the affine families copy the image into a zero-bordered,
+// channel-interleaved buffer, where one vector load fetches a tap of up to four channels.
 #include <cstdint>
 #include <cstdlib>
 
@@ -15,9 +17,10 @@ namespace kd::KD_ISA {
 namespace {
 
 enum Family { kIdentity = 0, kColor = 1, kCrop = 2, kCutout = 3, kFlip = 4, kAffine = 5 };
-constexpr int64_t kRow = 8;              // elements of one row of params
-constexpr int64_t kChunk = 512;          // elements added before the sum goes on in float64
-constexpr int64_t kWorthThreads = 8192;  // elements below which waking another thread costs more than it saves
+constexpr int64_t kRow = 8;      // elements of one row of params
+constexpr int64_t kChunk = 512;  // elements added before the sum goes on in float64
+// elements below which waking another thread costs more than it saves
+constexpr int64_t kWorthThreads = 8192;
 
 int64_t clamped(double value, int64_t low, int64_t high) {
   if (!(value > double(low))) return low;  // NaN too
@@ -50,8 +53,8 @@ double sum(const T* x, int64_t n) {
   return total;
 }
 
-// out = own*x + shared*(mean over channels) + (1 - k)*(mean over the image) + b, own = s*k, shared = (1 - s)*k.
-// Without the offset b this map is its own transpose.
+// out = own*x + shared*(mean over channels) + (1 - k)*(mean over the image) + b,
+// own = s*k, shared = (1 - s)*k.  Without the offset b this linear map is its own transpose.
 template <typename T>
 void color(const T* x, T* out, const double* p, bool linear, Sizes z) {
   const int64_t plane = z.h * z.w;
@@ -91,11 +94,13 @@ void color(const T* x, T* out, const double* p, bool linear, Sizes z) {
 // out[i, j] = x[i + dh, j + dw], zero where that lies outside.
 template <typename T>
 void crop(const T* x, T* out, int64_t dh, int64_t dw, Sizes z) {
-  const int64_t first = dh < 0 ? -dh : 0, last = dh > 0 ? z.h - dh : z.h;  // output rows that have a source
+  // output rows that have a source
+  const int64_t first = dh < 0 ? -dh : 0, last = dh > 0 ? z.h - dh : z.h;
   const int64_t left = dw < 0 ? -dw : 0, right = dw > 0 ? z.w - dw : z.w;
   for (int64_t c = 0; c < z.c; ++c, x += z.h * z.w, out += z.h * z.w) {
     zero(out, first * z.w);
-    // the rows are neighbours in memory, so this is one shifted copy; what wrapped around an edge is overwritten
+    // the rows are neighbours in memory, so this is one shifted copy; what wrapped around an edge
+    // is overwritten
     const int64_t n = (last - first) * z.w - (right < z.w ? dw : left);
     copy(x + (first + dh) * z.w + (dw > 0 ? dw : 0), out + first * z.w + left, n > 0 ? n : 0);
     // column by column: a few zeros in a row would become a call of memset for each row
@@ -113,7 +118,8 @@ struct Span {
 
 // The part inside 0..size-1 of `side` pixels that start at centre - side/2.
 Span cut(double centre, double side, int64_t size) {
-  const int64_t length = clamped(side, 0, 2 * size), start = clamped(centre, -4 * size, 4 * size) - length / 2;
+  const int64_t length = clamped(side, 0, 2 * size),
+                start = clamped(centre, -4 * size, 4 * size) - length / 2;
   const int64_t first = start > 0 ? (start < size ? start : size) : 0, end = start + length;
   const int64_t last = end < size ? (end > first ? end : first) : size;
   return {first, last};
@@ -122,7 +128,8 @@ Span cut(double centre, double side, int64_t size) {
 template <typename T>
 void cutout(const T* x, T* out, const double* p, Sizes z) {
   const Span rows = cut(p[0], p[2], z.h), cols = cut(p[1], p[3], z.w);
-  const int32_t w = int32_t(z.w), left = int32_t(cols.first), right = int32_t(cols.last);  // as wide as a float32
+  // as wide as a float32
+  const int32_t w = int32_t(z.w), left = int32_t(cols.first), right = int32_t(cols.last);
   for (int64_t c = 0; c < z.c; ++c, x += z.h * z.w, out += z.h * z.w) {
     copy(x, out, rows.first * z.w);
     for (int64_t i = rows.first; i < rows.last; ++i) {
@@ -130,8 +137,8 @@ void cutout(const T* x, T* out, const double* p, Sizes z) {
       T* to = out + i * z.w;
 #pragma omp simd
       for (int32_t j = 0; j < w; ++j) {
-        const T kept = from[j];
-        to[j] = (j < left) | (j >= right) ? kept : T(0);
+        const T value = from[j];
+        to[j] = (j < left) | (j >= right) ? value : T(0);
       }
     }
     copy(x + rows.last * z.w, out + rows.last * z.w, (z.h - rows.last) * z.w);
@@ -149,8 +156,8 @@ void flip(const T* x, T* out, Sizes z) {
 }
 
 template <typename T>
-void one_image(const T* x, T* out, int64_t family, const double* p, bool align_corners, bool linear, bool transpose, void* memory,
-               Sizes z) {
+void one_image(const T* x, T* out, int64_t family, const double* p, bool align_corners, bool linear,
+               bool transpose, void* memory, Sizes z) {
   switch (family) {
     case kColor:
       return color(x, out, p, linear, z);
@@ -186,19 +193,23 @@ struct Memory {
 };
 
 template <typename T>
-void all_images(const T* x, const double* params, const int64_t* index, T* out, int64_t n, int64_t sets, bool align_corners,
-                bool linear, bool transpose, Sizes z, int threads) {
+void all_images(const T* x, const double* params, const int64_t* index, T* out, int64_t n,
+                int64_t sets, bool align_corners, bool linear, bool transpose, Sizes z,
+                int threads) {
   KD_CHECK(n >= 0 && sets >= 0 && z.c >= 0 && z.h >= 0 && z.w >= 0 && threads > 0,
            "diff_augment: expected sizes >= 0, threads > 0");
   const int64_t size = z.c * z.h * z.w;
   if (n == 0 || size == 0) return;
   KD_CHECK(sets > 0, "diff_augment: expected at least one row of params");
-  KD_CHECK(z.h < 32768 && z.w < 32768, "diff_augment: expected images of at most 32767 x 32767; the taps are 32-bit");
+  KD_CHECK(z.h < 32768 && z.w < 32768,
+           "diff_augment: expected images of at most 32767 x 32767; the taps are 32-bit");
   if (n * size < kWorthThreads) threads = 1;
-  const int64_t step = n / (8 * threads) < 1 ? 1 : (n / (8 * threads) < 16 ? n / (8 * threads) : 16);
+  const int64_t step =
+      n / (8 * threads) < 1 ? 1 : (n / (8 * threads) < 16 ? n / (8 * threads) : 16);
   int64_t next = 0;
   int failed = 0;
-  // each thread takes the next few images: one of an affine family takes several times as long as one that is cropped
+  // each thread takes the next few images: one of an affine family takes several times as long as
+  // one that is cropped
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int t = 0; t < threads; ++t) {
     Memory memory;
@@ -213,42 +224,43 @@ void all_images(const T* x, const double* params, const int64_t* index, T* out, 
       for (int64_t i = first; i < first + step && i < n; ++i) {
         const int64_t set = index[i] < 0 ? 0 : (index[i] < sets ? index[i] : sets - 1);
         const double* row = params + kRow * set;
-        const int64_t family = clamped(row[0], kIdentity, kAffine + 1);  // a code that nobody knows leaves the image as it is
+        // an unknown code leaves the image as it is
+        const int64_t family = clamped(row[0], kIdentity, kAffine + 1);
         if (family == kAffine && !memory.start) memory.start = malloc(size_t(Buffers<T>::bytes(z)));
         if (family == kAffine && !memory.start) {
 #pragma omp atomic write
           failed = 1;
           continue;  // nothing in here throws: an exception must not leave a parallel region
         }
-        one_image(x + i * size, out + i * size, family, row + 1, align_corners, linear, transpose, memory.start, z);
+        one_image(x + i * size, out + i * size, family, row + 1, align_corners, linear, transpose,
+                  memory.start, z);
       }
     }
   }
-  KD_CHECK(!failed, "diff_augment: expected memory for one interleaved image per thread, got none; use smaller images");
+  KD_CHECK(!failed,
+           "diff_augment: expected memory for one interleaved image per thread, got none; use "
+           "smaller images");
 }
 
 }  // namespace
 
 template <typename T>
-void diff_augment(const T* images, const double* params, const int64_t* index, T* out, int64_t n, int64_t c, int64_t h, int64_t w,
-                  int64_t sets, bool align_corners, bool linear, int threads) {
-  all_images(images, params, index, out, n, sets, align_corners, linear, false, Sizes{c, h, w}, threads);
+void diff_augment(const T* images, const double* params, const int64_t* index, T* out, int64_t n,
+                  int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners, bool linear,
+                  int threads) {
+  all_images(images, params, index, out, n, sets, align_corners, linear, false, Sizes{c, h, w},
+             threads);
 }
 
 // The transpose of the linear part, so brightness plays no role.
 template <typename T>
-void diff_augment_bwd(const T* grad, const double* params, const int64_t* index, T* out, int64_t n, int64_t c, int64_t h,
-                      int64_t w, int64_t sets, bool align_corners, int threads) {
+void diff_augment_bwd(const T* grad, const double* params, const int64_t* index, T* out, int64_t n,
+                      int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners,
+                      int threads) {
   all_images(grad, params, index, out, n, sets, align_corners, true, true, Sizes{c, h, w}, threads);
 }
 
-template void diff_augment(const float*, const double*, const int64_t*, float*, int64_t, int64_t, int64_t, int64_t, int64_t, bool,
-                           bool, int);
-template void diff_augment(const double*, const double*, const int64_t*, double*, int64_t, int64_t, int64_t, int64_t, int64_t,
-                           bool, bool, int);
-template void diff_augment_bwd(const float*, const double*, const int64_t*, float*, int64_t, int64_t, int64_t, int64_t, int64_t,
-                               bool, int);
-template void diff_augment_bwd(const double*, const double*, const int64_t*, double*, int64_t, int64_t, int64_t, int64_t, int64_t,
-                               bool, int);
+KD_INSTANTIATE(diff_augment)
+KD_INSTANTIATE(diff_augment_bwd)
 
 }  // namespace kd::KD_ISA

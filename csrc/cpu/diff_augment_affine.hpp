@@ -1,7 +1,8 @@
-// The affine families of csrc/cpu/diff_augment.cpp: bilinear samples, zero outside, and their transpose.
-// An image is copied into a zero-bordered, channel-interleaved buffer, where one vector load fetches a tap of up to four
-// channels and no tap needs a test.  Measured for one 3 x 32 x 32 image in L1 (AVX2): 2.3 us forward, 2.9 us transposed, of which
-// positions and taps are 0.6 and the two changes of layout 0.6.
+// The affine families of csrc/cpu/diff_augment.cpp: bilinear samples, zero outside, and their
+// transpose.  An image is copied into a zero-bordered, channel-interleaved buffer, where one vector
+// load fetches a tap of up to four channels and no tap needs a test.  Measured for one 3 x 32 x 32
+// image in L1 (AVX2): 2.3 us forward, 2.9 us transposed, of which positions and taps are 0.6 and
+// the two changes of layout 0.6.
 #pragma once
 #include <cstdint>
 
@@ -9,7 +10,8 @@ namespace kd::KD_ISA {
 namespace {
 
 constexpr int64_t kLanes = 4;  // channels interleaved by the affine families
-constexpr int64_t kEdge = 2;   // pixels of border on each side of an interleaved image, for taps that lie outside
+// pixels of border on each side of an interleaved image, for taps that lie outside
+constexpr int64_t kEdge = 2;
 
 struct Sizes {
   int64_t c, h, w;
@@ -21,29 +23,34 @@ void zero(T* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = 0;
 }
 
-// In pixels, source = m * (target - centre) + centre; align_corners only changes the ratio of the two axes' units.
+// In pixels, source = m * (target - centre) + centre; align_corners only changes the ratio of the
+// two axes' units.
 struct Affine {
   double xx, xy, yx, yy, centre_x, centre_y;
 };
 
 Affine affine_of(const double* p, bool align_corners, Sizes z) {
   const double h = double(align_corners ? z.h - 1 : z.h), w = double(align_corners ? z.w - 1 : z.w);
-  return {p[0], h > 0 ? p[1] * w / h : 0.0, w > 0 ? p[2] * h / w : 0.0, p[3], double(z.w - 1) / 2, double(z.h - 1) / 2};
+  return {p[0], h > 0 ? p[1] * w / h : 0.0, w > 0 ? p[2] * h / w : 0.0,
+          p[3], double(z.w - 1) / 2,        double(z.h - 1) / 2};
 }
 
 // Buffers of one thread for the affine families, in one piece of memory.
 template <typename T>
 struct Buffers {
-  T* image;                                    // [h + 2*kEdge, w + 2*kEdge, kLanes]
-  T* line;                                     // [w, kLanes] one interleaved row
-  T *fx, *fy;                                  // [w] how far a source position lies beyond its first tap, in 0..1
-  T *col_x, *col_y, *row_x, *row_y;            // [w], [w], [h], [h] the shares of column and row in a source position, without
-  int32_t *col_x0, *col_y0, *row_x0, *row_y0;  // their whole parts
+  T* image;  // [h + 2*kEdge, w + 2*kEdge, kLanes]
+  T* line;   // [w, kLanes] one interleaved row
+  // [w] how far a source position lies beyond its first tap, in 0..1
+  T *fx, *fy;
+  // [w], [w], [h], [h] the shares of column and row in a source position, without their whole parts
+  T *col_x, *col_y, *row_x, *row_y;
+  int32_t *col_x0, *col_y0, *row_x0, *row_y0;  // the whole parts
   int32_t* at;                                 // [w] the first tap, in pixels of `image`
 
   static int64_t bytes(Sizes z) {
     const int64_t pixels = (z.h + 2 * kEdge) * (z.w + 2 * kEdge);
-    return int64_t(sizeof(T)) * (kLanes * (pixels + z.w) + 4 * z.w + 2 * z.h) + int64_t(sizeof(int32_t)) * (3 * z.w + 2 * z.h);
+    return int64_t(sizeof(T)) * (kLanes * (pixels + z.w) + 4 * z.w + 2 * z.h) +
+           int64_t(sizeof(int32_t)) * (3 * z.w + 2 * z.h);
   }
 
   Buffers(void* memory, Sizes z) {
@@ -63,7 +70,8 @@ struct Buffers {
   }
 };
 
-// whole[i] + part[i] = slope*(i - centre) + start, part in 0..1.  What is far outside stays so, and two of them fit into 32 bits.
+// whole[i] + part[i] = slope*(i - centre) + start, part in 0..1.  What is far outside stays so, and
+// two of them fit into 32 bits.
 template <typename T>
 void shares(double slope, double centre, double start, int64_t n, T* part, int32_t* whole) {
 #pragma omp simd
@@ -78,8 +86,9 @@ void shares(double slope, double centre, double start, int64_t n, T* part, int32
   }
 }
 
-// Every source position is a share of its column plus a share of its row, here in pixels of the bordered image.  The shares come
-// from float64, so that a position in float32 has the rounding of a number near 1, not near the size of the image.
+// Every source position is a share of its column plus a share of its row, here in pixels of the
+// bordered image.  The shares come from float64, so that a position in float32 has the rounding of
+// a number near 1, not near the size of the image.
 template <typename T>
 void positions(const Affine& m, Buffers<T>& b, Sizes z) {
   shares(m.xx, m.centre_x, m.centre_x + kEdge, z.w, b.col_x, b.col_x0);
@@ -93,7 +102,8 @@ template <typename T>
 inline __attribute__((always_inline)) void taps(const Buffers<T>& b, int64_t i, Sizes z) {
   const T row_x = b.row_x[i], row_y = b.row_y[i], *col_x = b.col_x, *col_y = b.col_y;
   const int32_t row_x0 = b.row_x0[i], row_y0 = b.row_y0[i], *col_x0 = b.col_x0, *col_y0 = b.col_y0;
-  const int32_t last_x = int32_t(z.w + kEdge), last_y = int32_t(z.h + kEdge), stride = int32_t(z.w + 2 * kEdge);
+  const int32_t last_x = int32_t(z.w + kEdge), last_y = int32_t(z.h + kEdge),
+                stride = int32_t(z.w + 2 * kEdge);
   T *fx = b.fx, *fy = b.fy;
   int32_t* at = b.at;
 #pragma omp simd
@@ -111,8 +121,8 @@ inline __attribute__((always_inline)) void taps(const Buffers<T>& b, int64_t i, 
   }
 }
 
-// A vector of kLanes elements, and two of them, in the compiler's own notation: SSE, AVX and NEON alike, and no alignment is
-// needed.
+// A vector of kLanes elements, and two of them, in the compiler's own notation: SSE, AVX and NEON
+// alike, and no alignment is needed.
 template <typename T>
 struct Lanes;
 template <>
@@ -129,7 +139,8 @@ struct Lanes<double> {
 };
 
 template <typename T, int a, int b, int c, int d>
-void shuffle(const typename Lanes<T>::type& x, const typename Lanes<T>::type& y, typename Lanes<T>::type& out) {
+void shuffle(const typename Lanes<T>::type& x, const typename Lanes<T>::type& y,
+             typename Lanes<T>::type& out) {
 #if defined(__clang__)
   out = __builtin_shufflevector(x, y, a, b, c, d);
 #else
@@ -165,7 +176,8 @@ void interleave(const T* from, T* to, int64_t w, int64_t plane, int64_t channels
     for (int64_t c = 0; c < kLanes; ++c) *(V*)(to + kLanes * (j + c)) = v[c];
   }
   for (; j < w; ++j)
-    for (int64_t c = 0; c < kLanes; ++c) to[kLanes * j + c] = c < channels ? from[c * plane + j] : T(0);
+    for (int64_t c = 0; c < kLanes; ++c)
+      to[kLanes * j + c] = c < channels ? from[c * plane + j] : T(0);
 }
 
 // to[c*plane + j] = from[j*kLanes + c].
@@ -207,7 +219,8 @@ void affine(const T* x, T* out, const Buffers<T>& b, Sizes z, int64_t channels) 
     T* line = b.line;
     for (int64_t j = 0; j < z.w; ++j) {
       const T* p = image + kLanes * at[j];
-      const Pair up = *(const Pair*)p, low = *(const Pair*)(p + stride), v = up + fy[j] * (low - up);
+      const Pair up = *(const Pair*)p, low = *(const Pair*)(p + stride),
+                 v = up + fy[j] * (low - up);
       const V left = {v[0], v[1], v[2], v[3]}, right = {v[4], v[5], v[6], v[7]};
       *(V*)(line + kLanes * j) = left + fx[j] * (right - left);
     }
@@ -235,7 +248,8 @@ void affine_transpose(const T* g, T* out, const Buffers<T>& b, Sizes z, int64_t 
       *(V*)q += low - low1;
       *(V*)(q + kLanes) += low1;
     };
-    // neighbours add to the same tap, and would wait for each other's store; pixels a quarter of the row apart do not
+    // neighbours add to the same tap, and would wait for each other's store; pixels a quarter of
+    // the row apart do not
     const int64_t step = z.w / 4;
     for (int64_t j = 0; j < step; ++j) {
       spread(j);

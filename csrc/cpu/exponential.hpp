@@ -1,6 +1,6 @@
 // e^x of every lane of a vector, for x <= 0, to about one unit in the last place; NaN stays NaN.
-// x = n log 2 + r with |r| <= log(2)/2 (Cody and Waite's two-part log 2), the Taylor series of e^r, and 2^n put into the exponent.
-// Below the smallest normal number's logarithm the result is 0.
+// x = n log 2 + r with |r| <= log(2)/2 (Cody and Waite's two-part log 2), the Taylor series of e^r,
+// and 2^n put into the exponent.  Below the smallest normal number's logarithm the result is 0.
 #pragma once
 #include <cstdint>
 
@@ -15,7 +15,8 @@ struct Exponential;
 template <>
 struct Exponential<float> {
   using Bits = int32_t;
-  static constexpr float least = -87.33654f, magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  // 1.5 * 2^23: adding it rounds to a whole number
+  static constexpr float least = -87.33654f, magic = 12582912.0f;
   static constexpr float log2_high = 0.693359375f, log2_low = -2.12194440e-4f;
   static constexpr int terms = 8, mantissa = 23, bias = 127;
 };
@@ -43,7 +44,8 @@ KD_INLINE V exponential(V x) {
   for (int k = 1; k < E::terms; ++k) factorial[k] = factorial[k - 1] * T(k);
   V sum = V{} + T(1) / factorial[E::terms - 1];
   for (int k = E::terms - 2; k >= 0; --k) sum = sum * r + T(1) / factorial[k];
-  const Ints exponent = (reinterpret_cast<Ints>(rounded) + E::bias) << E::mantissa;  // the low bits hold n
+  // the low bits hold n
+  const Ints exponent = (reinterpret_cast<Ints>(rounded) + E::bias) << E::mantissa;
   const V result = sum * reinterpret_cast<V>(exponent);
   return x < E::least ? V{} : result;
 }

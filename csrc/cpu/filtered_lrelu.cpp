@@ -1,13 +1,18 @@
-// out = lower(clamp(gain * leaky(raise(x + bias)))) and its backward.
-//   x, dx [n, h, w, c]; bias, dbias [c], bias may be null; up_taps [t], down_taps [s], null for none; out, grad [n, oh, ow, c];
-//   mask [n, R, ceil(S / 4), c], R x S the raised map, or null: two bits of every raised value, four neighbours in a byte.
-//   row-major, contiguous, not overlapping.
-// Both passes are one: raise along both axes, a point function, lower along both axes; backward exchanges the filters, turned.
-// One unit of work is an image, a vector of channels and a tile of columns.  It goes down the raised rows: a row is made from the
-// last samples (first along the columns, then along the row), goes through the point function and is lowered along the row into a
-// ring of as many rows as the second filter is long; every `down`-th time the ring is a row of the result.  All of that stays in
-// L1 and L2.  All four filters are one function, `combine`.  Tiles are summed in their order: no sum depends on the threads.
-// Traffic: forward reads x and writes out and the mask, backward reads grad and the mask and writes dx.
+// out = downsample(clamp(gain * leaky(upsample(x + bias)))) and its backward.
+//   x, dx [n, h, w, c]; bias, dbias [c], bias may be null; up_taps [t], down_taps [s], null for
+//   none; out, grad [n, oh, ow, c]; mask [n, R, ceil(S / 4), c], R x S the upsampled feature map,
+//   or null: two bits of every upsampled value, four neighbours in a byte.  row-major, contiguous,
+//   not overlapping.
+// Both passes are one: upsample along both axes, a point function, downsample along both axes;
+// backward exchanges the filters, turned.
+// One unit of work is an image, a vector of channels and a tile of columns.  It goes down the
+// upsampled rows: a row is made from the last samples (first along the columns, then along the
+// row), goes through the point function and is downsampled along the row into a ring of as many
+// rows as the second filter is long; every `down`-th time the ring is a row of the result.  All of
+// that stays in L1 and L2.  All four filters are one function, `combine`.  Tiles are summed in
+// their order: no sum depends on the threads.
+// Traffic: forward reads x and writes out and the mask, backward reads grad and the mask and writes
+// dx.
 // Truth: kdistill/backends/reference/filtered_lrelu.py, derivation: docs/ops/filtered_lrelu.md
 #include "common/check.hpp"
 #include "cpu/ops.hpp"
@@ -29,46 +34,53 @@ struct Lanes {
   typedef uint8_t Bytes __attribute__((vector_size(count)));
 };
 
-// One axis.  Raised sample u is the sum over j of first[j * up + origin - u] * in[j], sample o of the result the sum over s of
-// second[s] * raised[o * down + start + s]; what lies outside is 0.
+// One axis.  Upsampled sample u is the sum over j of first[j * up + origin - u] * in[j], sample o
+// of the result the sum over s of second[s] * upsampled[o * down + start + s]; what lies outside is
+// 0.
 struct Axis {
-  int64_t in, raised, out, origin, start;
+  int64_t in, upsampled, out, origin, start;
 };
 
 template <typename T>
 struct Plan {
   Axis rows, columns;
   int64_t c, up, down, first_taps, second_taps;
-  const T *first, *second;  // first: [up][longest()], the factors of every phase; second: twice in a row
+  // first: [up][longest()], the factors of every phase; second: twice in a row
+  const T *first, *second;
 
   int64_t longest() const { return (first_taps + up - 1) / up; }
-  // the first sample behind raised sample u, and the phase: the first factor of that sum
+  // the first sample behind upsampled sample u, and the phase: the first factor of that sum
   int64_t from(const Axis& a, int64_t u) const { return floor_div(u - a.origin + up - 1, up); }
   int64_t phase(const Axis& a, int64_t u) const { return from(a, u) * up + a.origin - u; }
-  int64_t taps_of(int64_t phase) const { return phase < first_taps ? (first_taps - phase + up - 1) / up : 0; }
-  // the end of the samples behind the raised samples before u
-  int64_t stop(const Axis& a, int64_t u) const { return floor_div(u - 1 - a.origin + first_taps - 1, up) + 1; }
+  int64_t taps_of(int64_t phase) const {
+    return phase < first_taps ? (first_taps - phase + up - 1) / up : 0;
+  }
+  // the end of the samples behind the upsampled samples before u
+  int64_t stop(const Axis& a, int64_t u) const {
+    return floor_div(u - 1 - a.origin + first_taps - 1, up) + 1;
+  }
 };
 
 // One column tile of one image and the channels of one vector, `width` of them real.
 struct Tile {
   int64_t o0, o1;  // columns of the result
-  int64_t u0, u1;  // raised columns behind them
+  int64_t u0, u1;  // upsampled columns behind them
   int64_t v0, v1;  // those that exist; the others are 0
   int64_t j0, j1;  // columns of the samples behind those
   int64_t width;
 };
 
-// The memory of a thread, in vectors: samples [rows][j1 - j0], one row of samples, one raised row, the ring.
+// The memory of a thread, in vectors: samples [rows][j1 - j0], one row of samples, one upsampled
+// row, the ring.
 template <typename T>
 struct Scratch {
-  T *samples, *row, *raised, *ring;
+  T *samples, *row, *upsampled, *ring;
 };
 
 // to[i * step] = sum_k taps[k] * from[k * of_tap + i * of_item] for i < count, in vectors.
 template <typename T>
-void combine(const T* taps, int64_t num_taps, const T* from, int64_t of_tap, int64_t of_item, T* to, int64_t step,
-             int64_t count) {
+void combine(const T* taps, int64_t num_taps, const T* from, int64_t of_tap, int64_t of_item, T* to,
+             int64_t step, int64_t count) {
   constexpr int64_t L = Lanes<T>::count;
   using V = typename Lanes<T>::Values;
   of_tap *= L, of_item *= L, step *= L;
@@ -113,15 +125,19 @@ struct Activation {
   uint8_t* mask;  // of the image and of the first channel of the block, or null
   T slope, gain, limit;
 
-  Activation of(int64_t offset, int64_t k) const { return {mask ? mask + offset + k : nullptr, slope, gain, limit}; }
+  Activation of(int64_t offset, int64_t k) const {
+    return {mask ? mask + offset + k : nullptr, slope, gain, limit};
+  }
   bool keeps() const { return mask != nullptr; }
 
-  // z: raised columns v0 .. v1 of row u; the mask is written up to column `own`.  v0 is a multiple of 4.
-  void operator()(T* z, int64_t u, int64_t v0, int64_t v1, int64_t own, const Plan<T>& p, int64_t width) const {
+  // z: upsampled columns v0 .. v1 of row u; the mask is written up to column `own`.  v0 is a
+  // multiple of 4.
+  void operator()(T* z, int64_t u, int64_t v0, int64_t v1, int64_t own, const Plan<T>& p,
+                  int64_t width) const {
     constexpr int64_t L = Lanes<T>::count;
     using V = typename Lanes<T>::Values;
     const V zero{}, upper = zero + limit;
-    const int64_t quads = (p.columns.raised + 3) / 4;
+    const int64_t quads = (p.columns.upsampled + 3) / 4;
     for (int64_t at = v0; at < v1; at += 4) {
       auto codes = (zero > zero);
       for (int64_t i = 0; i < 4 && at + i < v1; ++i, z += L) {
@@ -132,7 +148,8 @@ struct Activation {
         codes |= code << (2 * i);
       }
       if (!mask || at >= own) continue;
-      store_some(mask + (u * quads + at / 4) * p.c, __builtin_convertvector(codes, typename Lanes<T>::Bytes), width);
+      store_some(mask + (u * quads + at / 4) * p.c,
+                 __builtin_convertvector(codes, typename Lanes<T>::Bytes), width);
     }
   }
 };
@@ -146,11 +163,12 @@ struct Derivative {
   Derivative of(int64_t offset, int64_t k) const { return {mask + offset + k, slope, gain}; }
   bool keeps() const { return false; }
 
-  void operator()(T* z, int64_t u, int64_t v0, int64_t v1, int64_t, const Plan<T>& p, int64_t width) const {
+  void operator()(T* z, int64_t u, int64_t v0, int64_t v1, int64_t, const Plan<T>& p,
+                  int64_t width) const {
     constexpr int64_t L = Lanes<T>::count;
     using V = typename Lanes<T>::Values;
     const V zero{}, positive = zero + gain, negative = zero + gain * slope;
-    const uint8_t* row = mask + u * ((p.columns.raised + 3) / 4) * p.c;
+    const uint8_t* row = mask + u * ((p.columns.upsampled + 3) / 4) * p.c;
     for (int64_t at = v0; at < v1; ++at, z += L) {
       const auto bytes = load_some<typename Lanes<T>::Bytes>(row + at / 4 * p.c, width);
       const auto codes = __builtin_convertvector(bytes, decltype(zero > zero)) >> (2 * (at % 4));
@@ -162,7 +180,8 @@ struct Derivative {
 
 // The samples of the tile and zeros around them, with the bias of the forward.
 template <typename T>
-void pack(const T* in, const T* bias, const Plan<T>& p, const Tile& t, int64_t i0, int64_t i1, T* to) {
+void pack(const T* in, const T* bias, const Plan<T>& p, const Tile& t, int64_t i0, int64_t i1,
+          T* to) {
   constexpr int64_t L = Lanes<T>::count;
   using V = typename Lanes<T>::Values;
   const V shift = bias ? load_some<V>(bias, t.width) : V{};
@@ -175,45 +194,49 @@ void pack(const T* in, const T* bias, const Plan<T>& p, const Tile& t, int64_t i
   }
 }
 
-// Row u of the raised map.
+// Row u of the upsampled feature map.
 template <typename T, typename Point>
-void raise_row(const Plan<T>& p, const Tile& t, int64_t u, int64_t i0, const Scratch<T>& s, int64_t own, const Point& point) {
+void upsample_row(const Plan<T>& p, const Tile& t, int64_t u, int64_t i0, const Scratch<T>& s,
+                  int64_t own, const Point& point) {
   constexpr int64_t L = Lanes<T>::count;
   const int64_t wide = t.j1 - t.j0, phase = p.phase(p.rows, u);
   const T* samples = s.samples + (p.from(p.rows, u) - i0) * wide * L;
   combine(p.first + phase * p.longest(), p.taps_of(phase), samples, wide, 1, s.row, 1, wide);
   for (int64_t v = t.v0; v < smaller(t.v0 + p.up, t.v1); ++v) {
     const int64_t across = p.phase(p.columns, v), count = (t.v1 - v + p.up - 1) / p.up;
-    combine(p.first + across * p.longest(), p.taps_of(across), s.row + (p.from(p.columns, v) - t.j0) * L, 1, 1,
-            s.raised + (v - t.u0) * L, p.up, count);
+    combine(p.first + across * p.longest(), p.taps_of(across),
+            s.row + (p.from(p.columns, v) - t.j0) * L, 1, 1, s.upsampled + (v - t.u0) * L, p.up,
+            count);
   }
-  point(s.raised + (t.v0 - t.u0) * L, u, t.v0, t.v1, own, p, t.width);
+  point(s.upsampled + (t.v0 - t.u0) * L, u, t.v0, t.v1, own, p, t.width);
 }
 
 // One tile: out and, if not null, sums [c]: those of the results.
 template <typename T, typename Point>
-void filter(const Plan<T>& p, const Tile& t, const T* in, const T* bias, T* out, T* sums, const Scratch<T>& s, int64_t own,
-            const Point& point) {
+void filter(const Plan<T>& p, const Tile& t, const T* in, const T* bias, T* out, T* sums,
+            const Scratch<T>& s, int64_t own, const Point& point) {
   constexpr int64_t L = Lanes<T>::count;
   using V = typename Lanes<T>::Values;
   const int64_t wide = t.o1 - t.o0, taps = p.second_taps, needed = (p.rows.out - 1) * p.down + taps;
-  const int64_t last = point.keeps() ? larger(needed, p.rows.raised) : needed;
-  const int64_t u0 = larger(p.rows.start, 0), u1 = smaller(p.rows.start + last, p.rows.raised), i0 = p.from(p.rows, u0);
+  const int64_t last = point.keeps() ? larger(needed, p.rows.upsampled) : needed;
+  const int64_t u0 = larger(p.rows.start, 0), u1 = smaller(p.rows.start + last, p.rows.upsampled),
+                i0 = p.from(p.rows, u0);
   pack(in, bias, p, t, i0, larger(p.stop(p.rows, u1), i0), s.samples);
-  for (int64_t q = 0; q < (t.u1 - t.u0) * L; ++q) s.raised[q] = 0;
+  for (int64_t q = 0; q < (t.u1 - t.u0) * L; ++q) s.upsampled[q] = 0;
   V total{};
   for (int64_t r = 0; r < last; ++r) {
     const int64_t u = p.rows.start + r;
     T* slot = s.ring + r % taps * wide * L;
     if (u >= u0 && u < u1) {
-      raise_row(p, t, u, i0, s, own, point);
-      combine(p.second, taps, s.raised, 1, p.down, slot, 1, wide);
+      upsample_row(p, t, u, i0, s, own, point);
+      combine(p.second, taps, s.upsampled, 1, p.down, slot, 1, wide);
     } else {
       for (int64_t q = 0; q < wide * L; ++q) slot[q] = 0;
     }
     const int64_t done = r + 1 - taps;
     if (done < 0 || done % p.down != 0 || done / p.down >= p.rows.out) continue;
-    // slot s holds row done + (s + turn) % taps of those behind the result: its factor stands there
+    // slot s holds row done + (s + turn) % taps of those behind the result, and its factor is
+    // second[turn + s]
     const int64_t turn = (taps - done % taps) % taps;
     combine(p.second + turn, taps, s.ring, wide, 1, s.row, 1, wide);
     T* to = out + (done / p.down * p.columns.out + t.o0) * p.c;
@@ -230,13 +253,15 @@ void filter(const Plan<T>& p, const Tile& t, const T* in, const T* bias, T* out,
 
 // The factors of both filters, scaled and, where `turned`, turned around.  Null taps: [1].
 template <typename T>
-void fill_tables(Plan<T>& p, const T* first, const T* second, double first_scale, double second_scale, bool turned, T* to) {
+void fill_tables(Plan<T>& p, const T* first, const T* second, double first_scale,
+                 double second_scale, bool turned, T* to) {
   T* const by_phase = to;
   const int64_t longest = p.longest(), n = p.first_taps, m = p.second_taps;
   for (int64_t phase = 0; phase < p.up; ++phase) {
     for (int64_t k = 0; k < longest; ++k) {
       const int64_t t = phase + k * p.up;
-      by_phase[phase * longest + k] = t < n ? T(first_scale) * (first ? first[turned ? n - 1 - t : t] : T(1)) : T(0);
+      by_phase[phase * longest + k] =
+          t < n ? T(first_scale) * (first ? first[turned ? n - 1 - t : t] : T(1)) : T(0);
     }
   }
   T* const twice = by_phase + p.up * longest;
@@ -246,77 +271,101 @@ void fill_tables(Plan<T>& p, const T* first, const T* second, double first_scale
   p.first = by_phase, p.second = twice;
 }
 
-// Every tile of every image.  scratch: `tables` elements, then `per_thread` of every thread.  partials [n, tiles, c], or null.
+// Every tile of every image.  scratch: `tables` elements, then `per_thread` of every thread.
+// partials [n, tiles, c], or null.
 struct Memory {
   int64_t tables, per_thread;
 };
 
 template <typename T, typename Point>
-void run(const Plan<T>& p, const T* in, const T* bias, T* out, T* partials, T* scratch, Memory memory, int64_t n, int64_t tile,
-         int threads, const Point& point) {
+void run(const Plan<T>& p, const T* in, const T* bias, T* out, T* partials, T* scratch,
+         Memory memory, int64_t n, int64_t tile, int threads, const Point& point) {
   constexpr int64_t L = Lanes<T>::count;
-  const int64_t tiles = (p.columns.out + tile - 1) / tile, blocks = (p.c + L - 1) / L, units = n * blocks * tiles;
+  const int64_t tiles = (p.columns.out + tile - 1) / tile, blocks = (p.c + L - 1) / L,
+                units = n * blocks * tiles;
   const int64_t of_in = p.rows.in * p.columns.in * p.c, of_out = p.rows.out * p.columns.out * p.c;
-  const int64_t of_mask = p.rows.raised * ((p.columns.raised + 3) / 4) * p.c;
-  const int64_t raised = tile * p.down + p.second_taps, across = (raised + p.first_taps) / p.up + 2;
-  const int64_t samples = ((p.rows.raised + p.first_taps) / p.up + 2) * across * L, row = larger(across, tile) * L;
-  KD_CHECK(samples + row + (raised + p.second_taps * tile) * L <= memory.per_thread, "filtered_lrelu: expected more scratch");
+  const int64_t of_mask = p.rows.upsampled * ((p.columns.upsampled + 3) / 4) * p.c;
+  const int64_t upsampled = tile * p.down + p.second_taps,
+                across = (upsampled + p.first_taps) / p.up + 2;
+  const int64_t samples = ((p.rows.upsampled + p.first_taps) / p.up + 2) * across * L,
+                row = larger(across, tile) * L;
+  KD_CHECK(samples + row + (upsampled + p.second_taps * tile) * L <= memory.per_thread,
+           "filtered_lrelu: expected more scratch");
   const int64_t parts = of_out * n >= kParallel ? threads : 1;
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (parts > 1)
   for (int64_t part = 0; part < parts; ++part) {
     T* from = scratch + memory.tables + part * memory.per_thread;
-    const Scratch<T> s{from, from + samples, from + samples + row, from + samples + row + raised * L};
+    const Scratch<T> s{from, from + samples, from + samples + row,
+                       from + samples + row + upsampled * L};
     for (int64_t unit = part * units / parts; unit < (part + 1) * units / parts; ++unit) {
-      const int64_t image = unit / (blocks * tiles), k = unit / tiles % blocks * L, number = unit % tiles;
+      const int64_t image = unit / (blocks * tiles), k = unit / tiles % blocks * L,
+                    number = unit % tiles;
       Tile t;
       t.width = smaller(L, p.c - k);
       t.o0 = number * tile, t.o1 = smaller(t.o0 + tile, p.columns.out);
-      t.u0 = t.o0 * p.down + p.columns.start, t.u1 = (t.o1 - 1) * p.down + p.columns.start + p.second_taps;
-      const int64_t own = t.o1 == p.columns.out ? p.columns.raised : t.o1 * p.down;  // of the mask
+      t.u0 = t.o0 * p.down + p.columns.start,
+      t.u1 = (t.o1 - 1) * p.down + p.columns.start + p.second_taps;
+      // of the mask
+      const int64_t own = t.o1 == p.columns.out ? p.columns.upsampled : t.o1 * p.down;
       if (point.keeps()) t.u1 = larger(t.u1, own);
-      t.v0 = smaller(larger(t.u0, 0), t.u1), t.v1 = larger(smaller(t.u1, p.columns.raised), t.v0);
+      t.v0 = smaller(larger(t.u0, 0), t.u1),
+      t.v1 = larger(smaller(t.u1, p.columns.upsampled), t.v0);
       t.j0 = p.from(p.columns, t.v0), t.j1 = larger(p.stop(p.columns, t.v1), t.j0);
       T* sums = partials ? partials + (image * tiles + number) * p.c + k : nullptr;
-      filter(p, t, in + image * of_in + k, bias ? bias + k : nullptr, out + image * of_out + k, sums, s, own,
-             point.of(image * of_mask, k));
+      filter(p, t, in + image * of_in + k, bias ? bias + k : nullptr, out + image * of_out + k,
+             sums, s, own, point.of(image * of_mask, k));
     }
   }
 }
 
-void check(int64_t n, int64_t c, int64_t h, int64_t w, int64_t t, int64_t s, int64_t up, int64_t down, int64_t oh, int64_t ow,
-           int64_t tile, int64_t tables, int threads) {
-  KD_CHECK(n >= 0 && c >= 0 && h > 0 && w > 0 && oh > 0 && ow > 0, "filtered_lrelu: expected maps");
-  KD_CHECK(t > 0 && s > 0 && up > 0 && down > 0 && threads > 0, "filtered_lrelu: expected taps, factors and threads > 0");
+void check(int64_t n, int64_t c, int64_t h, int64_t w, int64_t t, int64_t s, int64_t up,
+           int64_t down, int64_t oh, int64_t ow, int64_t tile, int64_t tables, int threads) {
+  KD_CHECK(n >= 0 && c >= 0 && h > 0 && w > 0 && oh > 0 && ow > 0,
+           "filtered_lrelu: expected feature maps with pixels");
+  KD_CHECK(t > 0 && s > 0 && up > 0 && down > 0 && threads > 0,
+           "filtered_lrelu: expected taps, factors and threads > 0");
   KD_CHECK(tile > 0 && tile % 4 == 0, "filtered_lrelu: expected a tile of whole bytes of the mask");
-  KD_CHECK(tables >= t + s + up + down + 2 * larger(t, s), "filtered_lrelu: expected room for the factors");
+  KD_CHECK(tables >= t + s + up + down + 2 * larger(t, s),
+           "filtered_lrelu: expected room for the factors");
 }
 
 }  // namespace
 
-// R x S the raised map; left and above: of the padding; t and s: of taps, 1 where null.
+// R x S the upsampled feature map; left and above: of the padding; t and s: of taps, 1 where null.
 template <typename T>
-void filtered_lrelu(const T* x, const T* bias, const T* up_taps, const T* down_taps, T* out, uint8_t* mask, T* scratch, int64_t n,
-                    int64_t c, int64_t h, int64_t w, int64_t R, int64_t S, int64_t oh, int64_t ow, int64_t t, int64_t s,
-                    int64_t up, int64_t down, int64_t left, int64_t above, double slope, double gain, double limit, int64_t tile,
-                    int64_t tables, int64_t per_thread, int threads) {
+void filtered_lrelu(const T* x, const T* bias, const T* up_taps, const T* down_taps, T* out,
+                    uint8_t* mask, T* scratch, int64_t n, int64_t c, int64_t h, int64_t w,
+                    int64_t R, int64_t S, int64_t oh, int64_t ow, int64_t t, int64_t s, int64_t up,
+                    int64_t down, int64_t left, int64_t above, double slope, double gain,
+                    double limit, int64_t tile, int64_t tables, int64_t per_thread, int threads) {
   check(n, c, h, w, t, s, up, down, oh, ow, tile, tables, threads);
   Plan<T> p{{h, R, oh, above, 0}, {w, S, ow, left, 0}, c, up, down, t, s, nullptr, nullptr};
   fill_tables(p, up_taps, down_taps, double(up), 1.0, true, scratch);
-  run(p, x, bias, out, static_cast<T*>(nullptr), scratch, Memory{tables, per_thread}, n, tile, threads,
-      Activation<T>{mask, T(slope), T(gain), T(limit)});
+  run(p, x, bias, out, static_cast<T*>(nullptr), scratch, Memory{tables, per_thread}, n, tile,
+      threads, Activation<T>{mask, T(slope), T(gain), T(limit)});
 }
 
 // partials [n, ceil(w / tile), c]: the shares in dbias.
 template <typename T>
-void filtered_lrelu_bwd(const T* grad, const uint8_t* mask, const T* up_taps, const T* down_taps, T* dx, T* dbias, T* partials,
-                        T* scratch, int64_t n, int64_t c, int64_t h, int64_t w, int64_t R, int64_t S, int64_t oh, int64_t ow,
-                        int64_t t, int64_t s, int64_t up, int64_t down, int64_t left, int64_t above, double slope, double gain,
-                        int64_t tile, int64_t tables, int64_t per_thread, int threads) {
+void filtered_lrelu_bwd(const T* grad, const uint8_t* mask, const T* up_taps, const T* down_taps,
+                        T* dx, T* dbias, T* partials, T* scratch, int64_t n, int64_t c, int64_t h,
+                        int64_t w, int64_t R, int64_t S, int64_t oh, int64_t ow, int64_t t,
+                        int64_t s, int64_t up, int64_t down, int64_t left, int64_t above,
+                        double slope, double gain, int64_t tile, int64_t tables, int64_t per_thread,
+                        int threads) {
   check(n, c, h, w, t, s, up, down, oh, ow, tile, tables, threads);
-  Plan<T> p{{oh, R, h, s - 1, above - t + 1}, {ow, S, w, s - 1, left - t + 1}, c, down, up, s, t, nullptr, nullptr};
+  Plan<T> p{{oh, R, h, s - 1, above - t + 1},
+            {ow, S, w, s - 1, left - t + 1},
+            c,
+            down,
+            up,
+            s,
+            t,
+            nullptr,
+            nullptr};
   fill_tables(p, down_taps, up_taps, 1.0, double(up), false, scratch);
-  run(p, grad, static_cast<const T*>(nullptr), dx, partials, scratch, Memory{tables, per_thread}, n, tile, threads,
-      Derivative<T>{mask, T(slope), T(gain)});
+  run(p, grad, static_cast<const T*>(nullptr), dx, partials, scratch, Memory{tables, per_thread}, n,
+      tile, threads, Derivative<T>{mask, T(slope), T(gain)});
   const int64_t rows = n * ((w + tile - 1) / tile);
   for (int64_t k = 0; k < c; ++k) dbias[k] = 0;
   for (int64_t row = 0; row < rows; ++row) {
@@ -324,14 +373,7 @@ void filtered_lrelu_bwd(const T* grad, const uint8_t* mask, const T* up_taps, co
   }
 }
 
-#define KD_INSTANTIATE(T)                                                                                                       \
-  template void filtered_lrelu(const T*, const T*, const T*, const T*, T*, uint8_t*, T*, int64_t, int64_t, int64_t, int64_t,     \
-                               int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double, \
-                               double, double, int64_t, int64_t, int64_t, int);                                                  \
-  template void filtered_lrelu_bwd(const T*, const uint8_t*, const T*, const T*, T*, T*, T*, T*, int64_t, int64_t, int64_t,      \
-                                   int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,     \
-                                   int64_t, double, double, int64_t, int64_t, int64_t, int);
-KD_INSTANTIATE(float)
-KD_INSTANTIATE(double)
+KD_INSTANTIATE(filtered_lrelu)
+KD_INSTANTIATE(filtered_lrelu_bwd)
 
 }  // namespace kd::KD_ISA

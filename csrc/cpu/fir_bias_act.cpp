@@ -1,12 +1,13 @@
 // out = clamp(gain * leaky(fir(x) * scale + noise + bias)) and its backward.
-//   out, grad [n, h, w, c]; x, dx [n, h + 1, w + 1, c] with taps, else [n, h, w, c]; scale, dscale [n, c]; bias, dbias [c], bias may
-//   be null; noise, dnoise [noise_rows, h, w] with noise_rows 1 or n, 0 for none; taps [4] or null: row-major, contiguous, not
-//   overlapping.
-// One unit of work is an image and a band of rows; in it, tiles of kColumns pixels and kBlock channels keep the filtered rows in
-// L1, and every inner loop walks along a row with a vector of channels, whose factors and sums stay in registers.  Bands are summed
-// in their order: no sum depends on the number of threads.
-// Traffic: forward reads x and writes out, backward reads grad, out and x and writes dx; the filter reads three rows of a band
-// and three columns of a tile more.
+//   out, grad [n, h, w, c]; x, dx [n, h + 1, w + 1, c] with taps, else [n, h, w, c]; scale, dscale
+//   [n, c]; bias, dbias [c], bias may be null; noise, dnoise [noise_rows, h, w] with noise_rows 1
+//   or n, 0 for none; taps [4] or null: row-major, contiguous, not overlapping.
+// One unit of work is an image and a band of rows; in it, tiles of kColumns pixels and kBlock
+// channels keep the filtered rows in L1, and every inner loop walks along a row with a vector of
+// channels, whose factors and sums stay in registers.  Bands are summed in their order: no sum
+// depends on the number of threads.
+// Traffic: forward reads x and writes out, backward reads grad, out and x and writes dx; the filter
+// reads three rows of a band and three columns of a tile more.
 // Truth: kdistill/backends/reference/fir_bias_act.py, derivation: docs/ops/fir_bias_act.md
 #include "common/check.hpp"
 #include "cpu/activation.hpp"
@@ -16,11 +17,13 @@
 namespace kd::KD_ISA {
 namespace {
 
-constexpr int64_t kColumns = 34;      // pixels of a tile, at most
-constexpr int64_t kBlock = 32;        // channels of a tile, at most: the ring and a row of two maps take 26 of the 32 KiB of L1
+constexpr int64_t kColumns = 34;  // pixels of a tile, at most
+// channels of a tile, at most: the ring and a row of two feature maps take 26 of the 32 KiB of L1
+constexpr int64_t kBlock = 32;
 constexpr int64_t kParallel = 32768;  // fewer elements are not worth waking the other threads
 
-// The maps of one image: `c` is the distance between pixels, `width` the channels of the tile, h and w the sides of the result.
+// The feature maps of one image: `c` is the distance between pixels, `width` the channels of the
+// tile, h and w the sides of the result.
 struct Geometry {
   int64_t c, h, w, width;
 };
@@ -38,20 +41,23 @@ template <typename V, typename T>
 struct Filter {
   V a, b, c, d;
 
-  KD_INLINE explicit Filter(const T* f) : a(V{} + f[0]), b(V{} + f[1]), c(V{} + f[2]), d(V{} + f[3]) {}
+  KD_INLINE explicit Filter(const T* f)
+      : a(V{} + f[0]), b(V{} + f[1]), c(V{} + f[2]), d(V{} + f[3]) {}
   KD_INLINE V operator()(V p, V q, V r, V s) const { return (p * a + q * b) + (r * c + s * d); }
 };
 
 // What a tile of the forward works on: pointers to the first channel of its block.
 template <typename T>
 struct Source {
-  const T *x, *scale, *bias, *noise, *filter;  // noise [h, w] of the image, or null; filter: taps turned around, or null
+  // noise [h, w] of the image, or null; filter: taps turned around, or null
+  const T *x, *scale, *bias, *noise, *filter;
   T* out;
 };
 
 // to[q] = sum_b filter[b] * x[i, j0 + q + b - 1] for q < count.
 template <typename T>
-void filtered_row(const Source<T>& t, int64_t i, int64_t j0, int64_t count, const Geometry& g, T* to) {
+void filtered_row(const Source<T>& t, int64_t i, int64_t j0, int64_t count, const Geometry& g,
+                  T* to) {
   for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
     using V = decltype(zero);
     const Filter<V, T> filter(t.filter);
@@ -65,9 +71,11 @@ void filtered_row(const Source<T>& t, int64_t i, int64_t j0, int64_t count, cons
   });
 }
 
-// Rows r0 .. r1 of the result, columns j0 .. j0 + count.  A ring holds four rows of x, filtered along the columns.
+// Rows r0 .. r1 of the result, columns j0 .. j0 + count.  A ring holds four rows of x, filtered
+// along the columns.
 template <typename T>
-void filtered_fwd(const Source<T>& t, int64_t r0, int64_t r1, int64_t j0, int64_t count, const Geometry& g, Activation<T> act) {
+void filtered_fwd(const Source<T>& t, int64_t r0, int64_t r1, int64_t j0, int64_t count,
+                  const Geometry& g, Activation<T> act) {
   T ring[4][kColumns * kBlock];
   for (int64_t i = r0 - 1; i < r1 + 2; ++i) {
     T* to = ring[(i + 4) % 4];
@@ -78,7 +86,9 @@ void filtered_fwd(const Source<T>& t, int64_t r0, int64_t r1, int64_t j0, int64_
     }
     const int64_t row = i - 2;
     if (row < r0) continue;
-    const T *a = ring[(row + 3) % 4], *b = ring[row % 4], *c = ring[(row + 1) % 4], *d = ring[(row + 2) % 4];  // row - 1 .. row + 2
+    // row - 1 .. row + 2
+    const T *a = ring[(row + 3) % 4], *b = ring[row % 4], *c = ring[(row + 1) % 4],
+            *d = ring[(row + 2) % 4];
     const T* shift = t.noise ? t.noise + row * g.w + j0 : nullptr;
     for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
       using V = decltype(zero);
@@ -95,7 +105,8 @@ void filtered_fwd(const Source<T>& t, int64_t r0, int64_t r1, int64_t j0, int64_
 }
 
 template <typename T>
-KD_INLINE void unfiltered_fwd(const Source<T>& t, int64_t i, int64_t j0, int64_t count, const Geometry& g, Activation<T> act) {
+KD_INLINE void unfiltered_fwd(const Source<T>& t, int64_t i, int64_t j0, int64_t count,
+                              const Geometry& g, Activation<T> act) {
   const int64_t at = (i * g.w + j0) * g.c;
   const T* shift = t.noise ? t.noise + i * g.w + j0 : nullptr;
   for (int64_t j = 0; j < count; ++j) {
@@ -103,12 +114,14 @@ KD_INLINE void unfiltered_fwd(const Source<T>& t, int64_t i, int64_t j0, int64_t
     for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
       using V = decltype(zero);
       const int64_t here = at + j * g.c + k;
-      store(t.out + here, act(V(load<V>(t.x + here) * load<V>(t.scale + k) + by + load<V>(t.bias + k))));
+      store(t.out + here,
+            act(V(load<V>(t.x + here) * load<V>(t.scale + k) + by + load<V>(t.bias + k))));
     });
   }
 }
 
-// What a tile of the backward works on: pointers to the first channel of its block, sums of its band.
+// What a tile of the backward works on: pointers to the first channel of its block, sums of its
+// band.
 template <typename T>
 struct Tile {
   const T *grad, *out, *x, *scale, *taps;
@@ -127,7 +140,8 @@ void add_channels(const T* g, int64_t count, int64_t width, T* to) {
 }
 
 template <typename T>
-void unfiltered_bwd(const Tile<T>& t, int64_t r0, int64_t r1, const Geometry& g, Activation<T> act) {
+void unfiltered_bwd(const Tile<T>& t, int64_t r0, int64_t r1, const Geometry& g,
+                    Activation<T> act) {
   T pixel[kBlock];
   for (int64_t p = r0 * g.w; p < r1 * g.w; ++p) {
     for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
@@ -143,12 +157,12 @@ void unfiltered_bwd(const Tile<T>& t, int64_t r0, int64_t r1, const Geometry& g,
   }
 }
 
-// to[q] = sum_b taps[b] * g[i, j0 + q + b - 2] for q < count, where g = grad * derivative; the pixels that are the tile's own
-// count in dbias and dnoise.
+// to[q] = sum_b taps[b] * g[i, j0 + q + b - 2] for q < count, where g = grad * derivative; the
+// pixels that are the tile's own count in dbias and dnoise.
 template <typename T>
-KD_INLINE void pulled_row(const Tile<T>& t, int64_t i, int64_t j0, int64_t count, bool own, const Geometry& g, Activation<T> act,
-                          T* to) {
-  T kept[kColumns * kBlock];
+KD_INLINE void pulled_row(const Tile<T>& t, int64_t i, int64_t j0, int64_t count, bool own,
+                          const Geometry& g, Activation<T> act, T* to) {
+  T noise_grads[kColumns * kBlock];
   const int64_t stop = smaller(count, g.w - j0);  // own pixels
   for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
     using V = decltype(zero);
@@ -161,7 +175,7 @@ KD_INLINE void pulled_row(const Tile<T>& t, int64_t i, int64_t j0, int64_t count
         s = act.pulled_back(load<V>(t.out + at), load<V>(t.grad + at));
         if (own && j >= 0 && j < stop) {
           dbias += s;
-          if (t.dnoise) store(kept + j * kBlock + k, s);
+          if (t.dnoise) store(noise_grads + j * kBlock + k, s);
         }
       }
       if (j >= 1) store(to + (j - 1) * kBlock + k, taps(p, q, r, s));
@@ -169,13 +183,14 @@ KD_INLINE void pulled_row(const Tile<T>& t, int64_t i, int64_t j0, int64_t count
     }
     store(t.dbias + k, dbias);
   });
-  if (own && t.dnoise) add_channels(kept, stop, g.width, t.dnoise + i * g.w + j0);
+  if (own && t.dnoise) add_channels(noise_grads, stop, g.width, t.dnoise + i * g.w + j0);
 }
 
-// Rows r0 .. r1 of x, columns j0 .. j0 + count.  A ring holds the last four rows of g, filtered along the columns; row r of dx is
-// a sum over the rows r - 2 .. r + 1.
+// Rows r0 .. r1 of x, columns j0 .. j0 + count.  A ring holds the last four rows of g, filtered
+// along the columns; row r of dx is a sum over the rows r - 2 .. r + 1.
 template <typename T>
-void filtered_bwd(const Tile<T>& t, int64_t r0, int64_t r1, int64_t j0, int64_t count, const Geometry& g, Activation<T> act) {
+void filtered_bwd(const Tile<T>& t, int64_t r0, int64_t r1, int64_t j0, int64_t count,
+                  const Geometry& g, Activation<T> act) {
   T ring[4][kColumns * kBlock];
   for (int64_t i = r0 - 2; i <= r1; ++i) {
     T* to = ring[(i + 4) % 4];
@@ -186,7 +201,9 @@ void filtered_bwd(const Tile<T>& t, int64_t r0, int64_t r1, int64_t j0, int64_t 
     }
     if (i <= r0) continue;
     const int64_t r = i - 1;
-    const T *a = ring[(r + 2) % 4], *b = ring[(r + 3) % 4], *c = ring[r % 4], *d = ring[(r + 1) % 4];  // rows r - 2 .. r + 1
+    // rows r - 2 .. r + 1
+    const T *a = ring[(r + 2) % 4], *b = ring[(r + 3) % 4], *c = ring[r % 4],
+            *d = ring[(r + 1) % 4];
     for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
       using V = decltype(zero);
       const Filter<V, T> taps(t.taps);
@@ -194,7 +211,8 @@ void filtered_bwd(const Tile<T>& t, int64_t r0, int64_t r1, int64_t j0, int64_t 
       V dscale = load<V>(t.dscale + k);
       for (int64_t q = 0; q < count; ++q) {
         const int64_t from = q * kBlock + k, at = (r * (g.w + 1) + j0 + q) * g.c + k;
-        const V raw = taps(load<V>(a + from), load<V>(b + from), load<V>(c + from), load<V>(d + from));
+        const V raw =
+            taps(load<V>(a + from), load<V>(b + from), load<V>(c + from), load<V>(d + from));
         store(t.dx + at, V(raw * scale));
         dscale += raw * load<V>(t.x + at);
       }
@@ -203,20 +221,25 @@ void filtered_bwd(const Tile<T>& t, int64_t r0, int64_t r1, int64_t j0, int64_t 
   }
 }
 
-void check(int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows, int64_t rows, int threads) {
-  KD_CHECK(n >= 0 && c >= 0 && h >= 0 && w >= 0 && rows > 0 && threads > 0, "fir_bias_act: expected sizes >= 0 and threads > 0");
-  KD_CHECK(noise_rows == 0 || noise_rows == 1 || noise_rows == n, "fir_bias_act: expected noise for one image or for all");
+void check(int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows, int64_t rows,
+           int threads) {
+  KD_CHECK(n >= 0 && c >= 0 && h >= 0 && w >= 0 && rows > 0 && threads > 0,
+           "fir_bias_act: expected sizes >= 0 and threads > 0");
+  KD_CHECK(noise_rows == 0 || noise_rows == 1 || noise_rows == n,
+           "fir_bias_act: expected noise for one image or for all");
 }
 
 }  // namespace
 
 // `rows` of a band.
 template <typename T>
-void fir_bias_act(const T* x, const T* scale, const T* bias, const T* noise, const T* taps, T* out, int64_t n, int64_t c, int64_t h,
-                  int64_t w, int64_t noise_rows, double slope, double gain, double limit, int64_t rows, int threads) {
+void fir_bias_act(const T* x, const T* scale, const T* bias, const T* noise, const T* taps, T* out,
+                  int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope,
+                  double gain, double limit, int64_t rows, int threads) {
   check(n, c, h, w, noise_rows, rows, threads);
   const Activation<T> act{T(slope), T(gain), T(limit)};
-  const int64_t bands = (h + rows - 1) / rows, pixels = taps ? (h + 1) * (w + 1) : h * w, tile = w > 0 ? part_of(w, kColumns) : 1;
+  const int64_t bands = (h + rows - 1) / rows, pixels = taps ? (h + 1) * (w + 1) : h * w,
+                tile = w > 0 ? part_of(w, kColumns) : 1;
   T filter[4] = {0, 0, 0, 0};
   for (int64_t a = 0; a < 4 && taps; ++a) filter[a] = taps[3 - a];
 #pragma omp parallel for num_threads(threads) schedule(static) if (n * c * h * w >= kParallel)
@@ -227,24 +250,29 @@ void fir_bias_act(const T* x, const T* scale, const T* bias, const T* noise, con
     for (int64_t k0 = 0; k0 < c; k0 += kBlock) {
       const Geometry g{c, h, w, smaller(kBlock, c - k0)};
       for (int64_t k = 0; k < g.width; ++k) bias_of_block[k] = bias ? bias[k0 + k] : T(0);
-      const Source<T> t{x + image * pixels * c + k0, scale + image * c + k0, bias_of_block, shifts,
-                        taps ? filter : nullptr,     out + image * h * w * c + k0};
-      for (int64_t j0 = 0; j0 < w && taps; j0 += tile) filtered_fwd(t, r0, r1, j0, smaller(tile, w - j0), g, act);
+      const Source<T> t{
+          x + image * pixels * c + k0, scale + image * c + k0,      bias_of_block, shifts,
+          taps ? filter : nullptr,     out + image * h * w * c + k0};
+      for (int64_t j0 = 0; j0 < w && taps; j0 += tile)
+        filtered_fwd(t, r0, r1, j0, smaller(tile, w - j0), g, act);
       for (int64_t i = r0; i < r1 && !taps; ++i) unfiltered_fwd(t, i, 0, w, g, act);
     }
   }
 }
 
-// of_images [n, h, w]: the gradient of the noise from every image, summed in the order of the images where they share it (else it is
-// dnoise itself; not written where noise_rows is 0).  partials [2, n, bands, c] with bands of `rows` rows of x.
+// of_images [n, h, w]: the gradient of the noise from every image, summed in the order of the
+// images where they share it (else it is dnoise itself; not written where noise_rows is 0).
+// partials [2, n, bands, c] with bands of `rows` rows of x.
 template <typename T>
-void fir_bias_act_bwd(const T* grad, const T* out, const T* x, const T* scale, const T* taps, T* dx, T* dscale, T* dbias, T* dnoise,
-                      T* of_images, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope,
+void fir_bias_act_bwd(const T* grad, const T* out, const T* x, const T* scale, const T* taps, T* dx,
+                      T* dscale, T* dbias, T* dnoise, T* of_images, T* partials, int64_t n,
+                      int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope,
                       double gain, double limit, int64_t rows, int threads) {
   check(n, c, h, w, noise_rows, rows, threads);
   const Activation<T> act{T(slope), T(gain), T(limit)};
   const int64_t sides[2] = {taps ? h + 1 : h, taps ? w + 1 : w}, pixels = sides[0] * sides[1];
-  const int64_t bands = (sides[0] + rows - 1) / rows, tile = w > 0 ? part_of(sides[1], kColumns) : 1;
+  const int64_t bands = (sides[0] + rows - 1) / rows,
+                tile = w > 0 ? part_of(sides[1], kColumns) : 1;
 #pragma omp parallel for num_threads(threads) schedule(static) if (n * c * h * w >= kParallel)
   for (int64_t unit = 0; unit < n * bands; ++unit) {
     const int64_t image = unit / bands, r0 = unit % bands * rows, r1 = smaller(r0 + rows, sides[0]);
@@ -252,21 +280,25 @@ void fir_bias_act_bwd(const T* grad, const T* out, const T* x, const T* scale, c
     for (int64_t p = r0 * w; p < smaller(r1, h) * w && noise_of_image; ++p) noise_of_image[p] = 0;
     for (int64_t k0 = 0; k0 < c; k0 += kBlock) {
       const Geometry g{c, h, w, smaller(kBlock, c - k0)};
-      const int64_t first = image * h * w * c + k0, at = image * pixels * c + k0, sums = unit * c + k0;
-      const Tile<T> t{grad + first, out + first,     x + at,                           scale + image * c + k0, taps,
-                      dx + at,      partials + sums, partials + n * bands * c + sums, noise_of_image};
+      const int64_t first = image * h * w * c + k0, at = image * pixels * c + k0,
+                    sums = unit * c + k0;
+      const Tile<T> t{grad + first,  out + first, x + at,          scale + image * c + k0,
+                      taps,          dx + at,     partials + sums, partials + n * bands * c + sums,
+                      noise_of_image};
       for (int64_t k = 0; k < g.width; ++k) t.dscale[k] = t.dbias[k] = 0;
       if (!taps) {
         unfiltered_bwd(t, r0, r1, g, act);
       } else {
-        for (int64_t j0 = 0; j0 < sides[1]; j0 += tile) filtered_bwd(t, r0, r1, j0, smaller(tile, sides[1] - j0), g, act);
+        for (int64_t j0 = 0; j0 < sides[1]; j0 += tile)
+          filtered_bwd(t, r0, r1, j0, smaller(tile, sides[1] - j0), g, act);
       }
     }
   }
   for (int64_t image = 0; image < n; ++image) {
     for (int64_t k = 0; k < c; ++k) dscale[image * c + k] = 0;
     for (int64_t band = 0; band < bands; ++band) {
-      for (int64_t k = 0; k < c; ++k) dscale[image * c + k] += partials[(image * bands + band) * c + k];
+      for (int64_t k = 0; k < c; ++k)
+        dscale[image * c + k] += partials[(image * bands + band) * c + k];
     }
   }
   for (int64_t k = 0; k < c; ++k) dbias[k] = 0;
@@ -280,12 +312,7 @@ void fir_bias_act_bwd(const T* grad, const T* out, const T* x, const T* scale, c
   }
 }
 
-#define KD_INSTANTIATE(T)                                                                                                        \
-  template void fir_bias_act(const T*, const T*, const T*, const T*, const T*, T*, int64_t, int64_t, int64_t, int64_t, int64_t,   \
-                             double, double, double, int64_t, int);                                                              \
-  template void fir_bias_act_bwd(const T*, const T*, const T*, const T*, const T*, T*, T*, T*, T*, T*, T*, int64_t, int64_t,      \
-                                 int64_t, int64_t, int64_t, double, double, double, int64_t, int);
-KD_INSTANTIATE(float)
-KD_INSTANTIATE(double)
+KD_INSTANTIATE(fir_bias_act)
+KD_INSTANTIATE(fir_bias_act_bwd)
 
 }  // namespace kd::KD_ISA

@@ -9,8 +9,8 @@ namespace kd {
 
 Isa supported_isa() {
 #if defined(KD_HAS_X86_VARIANTS)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
     return Isa::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
@@ -32,7 +32,8 @@ const char* isa_name(Isa isa) {
 void use_isa(const char* name) {
   for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512}) {
     if (std::strcmp(name, isa_name(isa)) != 0) continue;
-    KD_CHECK(isa <= supported_isa(), "use_isa: this processor or build cannot run that instruction set");
+    KD_CHECK(isa <= supported_isa(),
+             "use_isa: this processor or build cannot run that instruction set");
     chosen().store(isa);
     return;
   }

@@ -1,5 +1,6 @@
-// One source, several instruction sets: CMake compiles csrc/cpu/<op>.cpp once per set with -DKD_ISA=<set>, and the choice is
-// made at run time from what the processor reports (never -march=native).
+// One source, several instruction sets: CMake compiles csrc/cpu/<op>.cpp once per set with
+// -DKD_ISA=<set>, and the choice is made at run time from what the processor reports (never
+// -march=native).
 #pragma once
 #include <cstdint>
 
@@ -7,10 +8,11 @@ namespace kd {
 
 enum class Isa { generic = 0, avx2 = 1, avx512 = 2 };
 
-Isa supported_isa();                // what this processor and this build can run
-Isa current_isa();                  // what calls use now: supported_isa(), or lower if a test asked for it
+Isa supported_isa();  // what this processor and this build can run
+// what calls use now: supported_isa(), or lower if a test asked for it
+Isa current_isa();
 const char* isa_name(Isa isa);
-void use_isa(const char* name);     // "generic", "avx2", "avx512"; kd::Error if it cannot run here
+void use_isa(const char* name);  // "generic", "avx2", "avx512"; kd::Error if it cannot run here
 
 // The same kernel for each instruction set; KD_BEST(op<T>) fills it.
 template <typename... A>

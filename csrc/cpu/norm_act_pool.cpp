@@ -1,9 +1,12 @@
-// out = avg_pool2d(relu((x - mean) * rstd * weight + bias), 2) with the statistics of each image and channel, and its backward.
-//   x, dx [n, h, w, c], out, grad [n, h/2, w/2, c], weight, bias, dweight, dbias [groups, c], mean, rstd [n, c]: row-major,
-//   contiguous, not overlapping; image i uses row i / (n / groups).  An odd last row or column is not pooled.
-// One unit of work is an image and up to kBlock channels; every inner loop is a vector over channels, and no sum depends on the
-// number of threads.  Traffic: forward reads x and writes out; backward reads x and grad and writes dx.  The second look at x
-// starts where the first one ended, so that much of it still comes from the cache.
+// out = avg_pool2d(relu((x - mean) * rstd * weight + bias), 2) with the statistics of each image
+// and channel, and its backward.
+//   x, dx [n, h, w, c], out, grad [n, h/2, w/2, c], weight, bias, dweight, dbias [groups, c], mean,
+//   rstd [n, c]: row-major, contiguous, not overlapping; image i uses row i / (n / groups).  An odd
+//   last row or column is not pooled.
+// One unit of work is an image and up to kBlock channels; every inner loop is a vector over
+// channels, and no sum depends on the number of threads.  Traffic: forward reads x and writes out;
+// backward reads x and grad and writes dx.  The second pass over x starts where the first one
+// ended, so that much of it still comes from the cache.
 // Truth: kdistill/backends/reference/norm_act_pool.py, derivation: docs/ops/norm_act_pool.md
 #include "cpu/norm_act_pool.hpp"
 
@@ -15,7 +18,8 @@ namespace {
 
 // sum += sum_p (x_p - center), squares += sum_p (x_p - center)^2 over kPixels pixels.
 template <int kPixels, typename T>
-KD_INLINE void add_pixels(const T* x, int64_t c, int64_t width, const T* center, T* sum, T* squares) {
+KD_INLINE void add_pixels(const T* x, int64_t c, int64_t width, const T* center, T* sum,
+                          T* squares) {
   for_vectors<T>(width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
     using V = decltype(zero);
     V s[2] = {zero, zero}, q[2] = {zero, zero};  // two chains: half the latency, half the rounding
@@ -30,9 +34,9 @@ KD_INLINE void add_pixels(const T* x, int64_t c, int64_t width, const T* center,
   });
 }
 
-// Mean and sum of squared deviations in one pass.  The pixels come in groups, shifted by the mean of all pixels before them;
-// a group is at most seven times as long as what came before it, so a shift that fits badly costs at most eight roundings.
-// Exact for a constant channel.
+// Mean and sum of squared deviations in one pass.  The pixels come in groups, shifted by the mean
+// of all pixels before them; a group is at most seven times as long as what came before it, so a
+// shift that fits badly costs at most eight roundings.  Exact for a constant channel.
 template <typename T>
 void moments(const T* x, const Geometry& g, T* mean, T* squares) {
   constexpr int64_t kGroup = 128;  // pixels; bounds the length of a plain sum
@@ -64,7 +68,8 @@ void pool(const T* x, T* out, const Geometry& g, const Affine<T>& affine) {
       T* to = out + (i * windows + j) * c;
       for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
         using V = decltype(zero);
-        const V scale = load<V>(affine.scale + k), shift = load<V>(affine.shift + k), m = load<V>(affine.mean + k);
+        const V scale = load<V>(affine.scale + k), shift = load<V>(affine.shift + k),
+                m = load<V>(affine.mean + k);
         const auto active = [&](const T* pixel) __attribute__((always_inline)) {
           const V y = (load<V>(pixel + k) - m) * scale + shift;
           return V(y < zero ? zero : y);  // a NaN stays
@@ -80,9 +85,11 @@ void pool(const T* x, T* out, const Geometry& g, const Affine<T>& affine) {
 }
 
 // With h = grad where the activation is positive, else 0 (four times the gradient of a pixel):
-// sum_h = sum_p h_p, sum_hd = sum_p h_p * (x_p - mean).  Each row of windows is summed on its own first.
+// sum_h = sum_p h_p, sum_hd = sum_p h_p * (x_p - mean).  Each row of windows is summed on its own
+// first.
 template <typename T>
-void sums(const T* x, const T* grad, const Geometry& g, const Affine<T>& affine, T* sum_h, T* sum_hd) {
+void sums(const T* x, const T* grad, const Geometry& g, const Affine<T>& affine, T* sum_h,
+          T* sum_hd) {
   const int64_t c = g.c, row = g.w * c, windows = g.w / 2;
   T row_h[kBlock], row_hd[kBlock];
   for (int64_t k = 0; k < g.width; ++k) sum_h[k] = sum_hd[k] = 0;
@@ -93,15 +100,18 @@ void sums(const T* x, const T* grad, const Geometry& g, const Affine<T>& affine,
       const T* from = grad + (i * windows + j) * c;
       for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
         using V = decltype(zero);
-        const V scale = load<V>(affine.scale + k), shift = load<V>(affine.shift + k), m = load<V>(affine.mean + k);
+        const V scale = load<V>(affine.scale + k), shift = load<V>(affine.shift + k),
+                m = load<V>(affine.mean + k);
         V h = load<V>(row_h + k), hd = load<V>(row_hd + k);
         for (int u = 0; u < count.value; ++u) {
           const T* p = a + 2 * u * c;
           const V up = load<V>(from + u * c + k);
           const V d0 = load<V>(p + k) - m, d1 = load<V>(p + c + k) - m;
           const V d2 = load<V>(p + row + k) - m, d3 = load<V>(p + row + c + k) - m;
-          const V h0 = d0 * scale + shift > zero ? up : zero, h1 = d1 * scale + shift > zero ? up : zero;
-          const V h2 = d2 * scale + shift > zero ? up : zero, h3 = d3 * scale + shift > zero ? up : zero;
+          const V h0 = d0 * scale + shift > zero ? up : zero,
+                  h1 = d1 * scale + shift > zero ? up : zero;
+          const V h2 = d2 * scale + shift > zero ? up : zero,
+                  h3 = d3 * scale + shift > zero ? up : zero;
           h += (h0 + h1) + (h2 + h3);
           hd += h0 * d0 + h1 * d1;
           hd += h2 * d2 + h3 * d3;
@@ -114,12 +124,15 @@ void sums(const T* x, const T* grad, const Geometry& g, const Affine<T>& affine,
   }
 }
 
-// dx = scale * h + slope * (x - mean) + offset, where the last two terms take out the mean of h and its projection on x.
+// dx = scale * h + slope * (x - mean) + offset, where the last two terms take out the mean of h and
+// its projection on x.
 template <typename T>
-void gradient(const T* x, const T* grad, T* dx, const Geometry& g, const Affine<T>& affine, const T* slope, const T* offset) {
+void gradient(const T* x, const T* grad, T* dx, const Geometry& g, const Affine<T>& affine,
+              const T* slope, const T* offset) {
   const int64_t c = g.c, row = g.w * c, windows = g.w / 2;
   const auto unpooled = [&](int64_t pixel) {
-    for (int64_t k = 0; k < g.width; ++k) dx[pixel * c + k] = slope[k] * (x[pixel * c + k] - affine.mean[k]) + offset[k];
+    for (int64_t k = 0; k < g.width; ++k)
+      dx[pixel * c + k] = slope[k] * (x[pixel * c + k] - affine.mean[k]) + offset[k];
   };
   for (int64_t pixel = g.h / 2 * 2 * g.w; pixel < g.h * g.w; ++pixel) unpooled(pixel);
   for (int64_t i = g.h / 2; i-- > 0;) {
@@ -129,7 +142,8 @@ void gradient(const T* x, const T* grad, T* dx, const Geometry& g, const Affine<
       const T* from = grad + (i * windows + j) * c;
       for_vectors<T>(g.width, [&](auto zero, int64_t k) __attribute__((always_inline)) {
         using V = decltype(zero);
-        const V scale = load<V>(affine.scale + k), shift = load<V>(affine.shift + k), m = load<V>(affine.mean + k);
+        const V scale = load<V>(affine.scale + k), shift = load<V>(affine.shift + k),
+                m = load<V>(affine.mean + k);
         const V e = load<V>(slope + k), b = load<V>(offset + k);
         for (int u = 0; u < count.value; ++u) {
           const V up = load<V>(from + u * c + k) * scale;
@@ -148,11 +162,13 @@ void gradient(const T* x, const T* grad, T* dx, const Geometry& g, const Affine<
 }  // namespace
 
 template <typename T>
-void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, int64_t n, int64_t c, int64_t h,
-                   int64_t w, int64_t groups, double eps, int threads) {
-  KD_CHECK(n >= 0 && c >= 0 && h > 0 && w > 0 && threads > 0, "norm_act_pool: expected n, c >= 0 and h, w, threads > 0");
+void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, int64_t n,
+                   int64_t c, int64_t h, int64_t w, int64_t groups, double eps, int threads) {
+  KD_CHECK(n >= 0 && c >= 0 && h > 0 && w > 0 && threads > 0,
+           "norm_act_pool: expected n, c >= 0 and h, w, threads > 0");
   KD_CHECK(groups > 0 && n % groups == 0, "norm_act_pool: expected n divisible by groups");
-  const int64_t block = channels_of_unit(n, c, threads), blocks = (c + block - 1) / block, windows = (h / 2) * (w / 2);
+  const int64_t block = channels_of_unit(n, c, threads), blocks = (c + block - 1) / block,
+                windows = (h / 2) * (w / 2);
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (n * c * h * w >= kParallel)
   for (int64_t unit = 0; unit < n * blocks; ++unit) {
     const int64_t i = unit / blocks, k0 = unit % blocks * block, row = i / (n / groups);
@@ -166,13 +182,17 @@ void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, 
   }
 }
 
-// partials [2, n, c]: the gradients of weight and bias from each image, summed in the order of the images.
+// partials [2, n, c]: the gradients of weight and bias from each image, summed in the order of the
+// images.
 template <typename T>
-void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx, T* dweight,
-                       T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, int threads) {
-  KD_CHECK(n >= 0 && c >= 0 && h > 0 && w > 0 && threads > 0, "norm_act_pool_bwd: expected n, c >= 0 and h, w, threads > 0");
+void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias, const T* mean,
+                       const T* rstd, T* dx, T* dweight, T* dbias, T* partials, int64_t n,
+                       int64_t c, int64_t h, int64_t w, int64_t groups, int threads) {
+  KD_CHECK(n >= 0 && c >= 0 && h > 0 && w > 0 && threads > 0,
+           "norm_act_pool_bwd: expected n, c >= 0 and h, w, threads > 0");
   KD_CHECK(groups > 0 && n % groups == 0, "norm_act_pool_bwd: expected n divisible by groups");
-  const int64_t block = channels_of_unit(n, c, threads), blocks = (c + block - 1) / block, images = n / groups;
+  const int64_t block = channels_of_unit(n, c, threads), blocks = (c + block - 1) / block,
+                images = n / groups;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (n * c * h * w >= kParallel)
   for (int64_t unit = 0; unit < n * blocks; ++unit) {
     const int64_t i = unit / blocks, k0 = unit % blocks * block, row = i / images;
@@ -196,13 +216,7 @@ void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias
   sum_of_images(partials, partials + n * c, dweight, dbias, n, c, groups, threads);
 }
 
-template void norm_act_pool(const float*, const float*, const float*, float*, float*, float*, int64_t, int64_t, int64_t, int64_t,
-                            int64_t, double, int);
-template void norm_act_pool(const double*, const double*, const double*, double*, double*, double*, int64_t, int64_t, int64_t,
-                            int64_t, int64_t, double, int);
-template void norm_act_pool_bwd(const float*, const float*, const float*, const float*, const float*, const float*, float*,
-                                float*, float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t, int);
-template void norm_act_pool_bwd(const double*, const double*, const double*, const double*, const double*, const double*, double*,
-                                double*, double*, double*, int64_t, int64_t, int64_t, int64_t, int64_t, int);
+KD_INSTANTIATE(norm_act_pool)
+KD_INSTANTIATE(norm_act_pool_bwd)
 
 }  // namespace kd::KD_ISA

@@ -25,13 +25,15 @@ KD_INLINE void for_windows(int64_t windows, const F& body) {
   for (; j < windows; ++j) body(Count<1>{}, j);
 }
 
-// Rows of the geometry are those of one image; `c` is the distance between pixels, `width` the channels of the unit.
+// Rows of the geometry are those of one image; `c` is the distance between pixels, `width` the
+// channels of the unit.
 struct Geometry {
   int64_t c, h, w, width;
 };
 
-// What turns a pixel into a quarter of its activation: relu((x - mean) * scale + shift).  A quarter, because a window averages
-// four; that factor is exact.  The mean is not folded into the shift: that would lose digits where it is large.
+// What turns a pixel into a quarter of its activation: relu((x - mean) * scale + shift).  A
+// quarter, because a window averages four; that factor is exact.  The mean is not folded into the
+// shift: that would lose digits where it is large.
 template <typename T>
 struct Affine {
   const T* mean;
@@ -54,10 +56,11 @@ inline int64_t channels_of_unit(int64_t n, int64_t c, int threads, int64_t block
   return block;
 }
 
-// From the shares of the images [n, c] of two gradients, for each row of parameters their sums in the order of the images.
+// From the shares of the images [n, c] of two gradients, for each row of parameters their sums in
+// the order of the images.
 template <typename T>
-void sum_of_images(const T* of_weights, const T* of_biases, T* dweight, T* dbias, int64_t n, int64_t c, int64_t groups,
-                   int threads) {
+void sum_of_images(const T* of_weights, const T* of_biases, T* dweight, T* dbias, int64_t n,
+                   int64_t c, int64_t groups, int threads) {
   const int64_t images = n / groups;
 #pragma omp parallel for num_threads(threads) schedule(static) if (groups > 1 && n * c >= kParallel)
   for (int64_t row = 0; row < groups; ++row) {

@@ -1,8 +1,10 @@
 // Loss, EL2N, margin, entropy and correctness of every row of logits against its label.
 // Truth: kdistill/backends/reference/softmax_scores.py
-//   logits [n, k], labels int64 [n] or soft, the logits of soft labels [n, k] (the other is null), out [5, n]: row-major, contiguous.
-// One read of a row from memory and a second from the cache: the largest logit, then one exponential per logit and three sums.
-// Everything near 1 is the sum of what is missing from 1, so that a sure network's loss, EL2N and entropy keep their digits.
+//   logits [n, k], labels int64 [n] or soft, the logits of soft labels [n, k] (the other is null),
+//   out [5, n]: row-major, contiguous.
+// One read of a row from memory and a second from the cache: the largest logit, then one
+// exponential per logit and three sums.  Everything near 1 is the sum of what is missing from 1, so
+// that a sure network's loss, EL2N and entropy keep their digits.
 #include <cmath>
 #include <cstdint>
 
@@ -13,7 +15,8 @@
 namespace kd::KD_ISA {
 namespace {
 
-constexpr int64_t kGrain = 1 << 13;  // logits under which waking a second thread costs more than it saves
+// logits under which waking a second thread costs more than it saves
+constexpr int64_t kGrain = 1 << 13;
 
 template <typename T>
 struct Rows {
@@ -36,7 +39,8 @@ struct Rows {
     for (; i + kLanes <= k; i += kLanes) body(load<Vector>(row + i), lane + Bits(i));
     if (i == k) return;
     Vector last = Vector{} - T(INFINITY);
-    if (end - (row + i) >= kLanes) {  // the next row is there to be read and left out
+    // the load may reach into the next row, whose lanes are left out
+    if (end - (row + i) >= kLanes) {
       last = lane < Bits(k - i) ? load<Vector>(row + i) : last;
     } else {
       for (int64_t rest = 0; rest < k - i; ++rest) last[rest] = row[i + rest];
@@ -60,10 +64,14 @@ struct Rows {
 
   // what the statistics of a row need of its logits and its own class
   struct Shape {
-    T own, other, most;            // logits: of the class, the largest of the others, the larger of the two
-    T own_e, other_e;              // e^(logit - most)
-    T rest, squares, moment, sum;  // of e over the other classes: sum, of e^2; of e * (logit - most) over all; sum over all
-    T log_sum;                     // log of sum, from what is missing where the own class is the largest
+    // logits: of the class, the largest of the others, the larger of the two
+    T own, other, most;
+    T own_e, other_e;  // e^(logit - most)
+    // over the other classes the sums of e and of e^2; over all classes those of e * (logit - most)
+    // and of e
+    T rest, squares, moment, sum;
+    // log of sum; where the own class is the largest, from what is missing from 1
+    T log_sum;
     bool correct;
   };
 
@@ -117,7 +125,8 @@ struct Rows {
     out[4 * n] = s.correct ? T(1) : T(0);
   }
 
-  static void soft(const T* row, const T* label, int64_t k, const T* end, const T* label_end, T* out, int64_t n) {
+  static void soft(const T* row, const T* label, int64_t k, const T* end, const T* label_end,
+                   T* out, int64_t n) {
     int64_t own = 0;
     for (int64_t i = 1; i < k; ++i) own = label[i] > label[own] ? i : own;
     const Shape s = shape(row, k, end, own);
@@ -148,8 +157,10 @@ struct Rows {
 }  // namespace
 
 template <typename T>
-void softmax_scores(const T* logits, const int64_t* labels, const T* soft, T* out, int64_t n, int64_t k, int threads) {
-  KD_CHECK(n >= 0 && k >= 2 && k <= INT32_MAX && threads > 0, "softmax_scores: expected n >= 0, k in 2..2^31-1 and threads > 0");
+void softmax_scores(const T* logits, const int64_t* labels, const T* soft, T* out, int64_t n,
+                    int64_t k, int threads) {
+  KD_CHECK(n >= 0 && k >= 2 && k <= INT32_MAX && threads > 0,
+           "softmax_scores: expected n >= 0, k in 2..2^31-1 and threads > 0");
   const T* end = logits + n * k;
 #pragma omp parallel for num_threads(threads) schedule(static) if (n * k > kGrain)
   for (int64_t i = 0; i < n; ++i) {
@@ -161,7 +172,6 @@ void softmax_scores(const T* logits, const int64_t* labels, const T* soft, T* ou
   }
 }
 
-template void softmax_scores(const float*, const int64_t*, const float*, float*, int64_t, int64_t, int);
-template void softmax_scores(const double*, const int64_t*, const double*, double*, int64_t, int64_t, int);
+KD_INSTANTIATE(softmax_scores)
 
 }  // namespace kd::KD_ISA

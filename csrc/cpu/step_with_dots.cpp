@@ -1,8 +1,10 @@
-// out = y - step*x and dots = (<x, y>, <x, x>) of each row.  Truth: kdistill/backends/reference/step_with_dots.py
-//   y, x, out [g, p], step [1] or [g] (step_per_row), dots [g, 2], partials [g, ceil(p / kBlock), 2]: row-major, contiguous.
-//   out may be y or x; nothing else overlaps.
-// One pass: reads x and y once, writes out once; 6 flops per element.  A unit of work is a block of a row, whose sums stay in
-// float64 registers; the blocks are added in order, so that no bit depends on the number of threads.
+// out = y - step*x and dots = (<x, y>, <x, x>) of each row.
+// Truth: kdistill/backends/reference/step_with_dots.py
+//   y, x, out [g, p], step [1] or [g] (step_per_row), dots [g, 2], partials [g, ceil(p / kBlock),
+//   2]: row-major, contiguous.  out may be y or x; nothing else overlaps.
+// One pass: reads x and y once, writes out once; 6 flops per element.  A unit of work is a block of
+// a row, whose sums stay in float64 registers; the blocks are added in order, so that no bit
+// depends on the number of threads.
 #include "common/check.hpp"
 #include "cpu/ops.hpp"
 #include "cpu/vectors.hpp"
@@ -10,9 +12,11 @@
 namespace kd::KD_ISA {
 namespace {
 
-constexpr int64_t kBlock = 4096;     // elements per unit: 32 KiB of float32 in, a cost of some 2 us
-constexpr int64_t kGrain = 1 << 16;  // elements under which waking a second thread costs more than it saves
-constexpr int64_t kChains = 4;       // independent sums: a fused multiply-add takes four cycles and two start in each
+constexpr int64_t kBlock = 4096;  // elements per unit: 32 KiB of float32 in, a cost of some 2 us
+// elements under which waking a second thread costs more than it saves
+constexpr int64_t kGrain = 1 << 16;
+// independent sums: a fused multiply-add takes four cycles and two start in each
+constexpr int64_t kChains = 4;
 
 template <typename T>
 void step_block(const T* y, const T* x, T step, T* out, int64_t n, double* dots) {
@@ -42,15 +46,15 @@ void step_block(const T* y, const T* x, T step, T* out, int64_t n, double* dots)
 }  // namespace
 
 template <typename T>
-void step_with_dots(const T* y, const T* x, const T* step, T* out, double* dots, double* partials, int64_t g, int64_t p,
-                    bool step_per_row, int threads) {
+void step_with_dots(const T* y, const T* x, const T* step, T* out, double* dots, double* partials,
+                    int64_t g, int64_t p, bool step_per_row, int threads) {
   KD_CHECK(g >= 0 && p >= 0 && threads > 0, "step_with_dots: expected sizes >= 0 and threads > 0");
   const int64_t blocks = (p + kBlock - 1) / kBlock;
 #pragma omp parallel for num_threads(threads) schedule(static) if (g * p > kGrain)
   for (int64_t unit = 0; unit < g * blocks; ++unit) {
     const int64_t row = unit / blocks, start = (unit % blocks) * kBlock, at = row * p + start;
-    step_block(y + at, x + at, step[step_per_row ? row : 0], out + at, p - start < kBlock ? p - start : kBlock,
-               partials + 2 * unit);
+    step_block(y + at, x + at, step[step_per_row ? row : 0], out + at,
+               p - start < kBlock ? p - start : kBlock, partials + 2 * unit);
   }
   for (int64_t row = 0; row < g; ++row) {
     double xy = 0, xx = 0;
@@ -63,7 +67,6 @@ void step_with_dots(const T* y, const T* x, const T* step, T* out, double* dots,
   }
 }
 
-template void step_with_dots(const float*, const float*, const float*, float*, double*, double*, int64_t, int64_t, bool, int);
-template void step_with_dots(const double*, const double*, const double*, double*, double*, double*, int64_t, int64_t, bool, int);
+KD_INSTANTIATE(step_with_dots)
 
 }  // namespace kd::KD_ISA

@@ -1,9 +1,11 @@
-// Vectors of the widest register, and narrower ones: over channels with a tail, and float32 beside its sums in float64.
+// Vectors of the widest register, and narrower ones: over channels with a tail, and float32 beside
+// its sums in float64.
 #pragma once
 #include <cstdint>
 
 #if defined(__AVX__)
-#include <immintrin.h>  // always inlined, so that no copy of it can end up in the file of another instruction set
+// always inlined, so that no copy of it can end up in the file of another instruction set
+#include <immintrin.h>
 #endif
 
 #define KD_INLINE inline __attribute__((always_inline))
@@ -18,7 +20,8 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
-constexpr int64_t kLanes = kVectorBytes / sizeof(double);  // of a vector that is summed up in float64
+// of a vector that is summed up in float64
+constexpr int64_t kLanes = kVectorBytes / sizeof(double);
 
 template <typename T, int lanes>
 struct VectorOf {
@@ -49,7 +52,8 @@ KD_INLINE void store(T* to, V v) {
   __builtin_memcpy(to, &v, sizeof v);
 }
 
-// body(zero vector, first channel) for every vector of [k, width); narrower vectors finish the rest.
+// body(zero vector, first channel) for every vector of [k, width); narrower vectors finish the
+// rest.
 template <typename T, int lanes, typename F>
 KD_INLINE void for_vectors_from(int64_t k, int64_t width, const F& body) {
   for (; k + lanes <= width; k += lanes) body(typename VectorOf<T, lanes>::type{}, k);

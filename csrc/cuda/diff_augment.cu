@@ -1,8 +1,11 @@
-// One differentiable augmentation per image.  Truth: kdistill/backends/reference/diff_augment.py
-//   images, grad, out [n, c, h, w]; params [sets, 8] (a family code, then its parameters); index [n], the row of params that an
-//   image uses; partials [n, ceil(h*w / kTile)]: row-major, contiguous, not overlapping.
-// One block per image and kTile pixels, one thread per pixel and all its channels.  No atomics: the transpose of the affine
-// families gathers from the outputs that a pixel may have reached, so every sum has a fixed order.
+// One differentiable augmentation per image.
+// Truth: kdistill/backends/reference/diff_augment.py
+//   images, grad, out [n, c, h, w]; params [sets, 8] (a family code, then its parameters); index
+//   [n], the row of params that an image uses; partials [n, ceil(h*w / kTile)]: row-major,
+//   contiguous, not overlapping.
+// One block per image and kTile pixels, one thread per pixel and all its channels.  No atomics: the
+// transpose of the affine families gathers from the outputs that a pixel may have reached, so every
+// sum has a fixed order.
 #include "common/cuda.hpp"
 #include "cuda/ops.hpp"
 
@@ -25,7 +28,8 @@ __device__ inline int clamped(double value, int low, int high) {
   return value < high ? int(value) : high;
 }
 
-// The sum over the block, the same in every thread and in every run.  Once per kernel: its shared memory is not reused.
+// The sum over the block, the same in every thread and in every run.  Once per kernel: its shared
+// memory is not reused.
 __device__ inline double block_sum(double value) {
   __shared__ double warps[kThreads / 32];
   for (int step = 16; step > 0; step /= 2) value += __shfl_down_sync(0xffffffffu, value, step);
@@ -42,14 +46,16 @@ __device__ double thread_sum(const T* x, int tile, Sizes z) {
   double sum = 0;
   const int plane = z.h * z.w, end = plane - tile * kTile < kTile ? plane : (tile + 1) * kTile;
   for (int64_t c = 0; c < z.c; ++c)
-    for (int p = tile * kTile + int(threadIdx.x); p < end; p += kThreads) sum += double(x[c * plane + p]);
+    for (int p = tile * kTile + int(threadIdx.x); p < end; p += kThreads)
+      sum += double(x[c * plane + p]);
   return sum;
 }
 
-// out = own*x + shared*(mean over channels) + (1 - k)*(mean over the image) + b, own = s*k, shared = (1 - s)*k.
-// Without the offset b this map is its own transpose.
+// out = own*x + shared*(mean over channels) + (1 - k)*(mean over the image) + b,
+// own = s*k, shared = (1 - s)*k.  Without the offset b this linear map is its own transpose.
 template <typename T>
-__device__ void color(const T* x, T* out, const double* p, const double* partials, bool linear, int tile, Sizes z) {
+__device__ void color(const T* x, T* out, const double* p, const double* partials, bool linear,
+                      int tile, Sizes z) {
   const int plane = z.h * z.w, end = plane - tile * kTile < kTile ? plane : (tile + 1) * kTile;
   double sum = 0;
   if (z.tiles == 1) {
@@ -59,7 +65,8 @@ __device__ void color(const T* x, T* out, const double* p, const double* partial
   }
   const double mean = block_sum(sum) / (double(z.c) * plane);
   const double k = p[2], s = z.c == 1 ? 1.0 : p[1];
-  const T rest = T((1 - k) * mean + (linear ? 0.0 : p[0])), own = T(s * k), shared = T((1 - s) * k / double(z.c));
+  const T rest = T((1 - k) * mean + (linear ? 0.0 : p[0])), own = T(s * k),
+          shared = T((1 - s) * k / double(z.c));
   for (int at = tile * kTile + int(threadIdx.x); at < end; at += kThreads) {
     T over_channels = 0;
     for (int64_t c = 0; c < z.c; ++c) over_channels += x[c * plane + at];
@@ -68,18 +75,22 @@ __device__ void color(const T* x, T* out, const double* p, const double* partial
   }
 }
 
-// In pixels, source = m * (target - centre) + centre; align_corners only changes the ratio of the two axes' units.
+// In pixels, source = m * (target - centre) + centre; align_corners only changes the ratio of the
+// two axes' units.
 struct Affine {
   double xx, xy, yx, yy, centre_x, centre_y;
 };
 
 __device__ inline Affine affine_of(const double* p, bool align_corners, Sizes z) {
   const double h = align_corners ? z.h - 1 : z.h, w = align_corners ? z.w - 1 : z.w;
-  return {p[0], h > 0 ? p[1] * w / h : 0.0, w > 0 ? p[2] * h / w : 0.0, p[3], (z.w - 1) / 2.0, (z.h - 1) / 2.0};
+  return {
+      p[0],           h > 0 ? p[1] * w / h : 0.0, w > 0 ? p[2] * h / w : 0.0, p[3], (z.w - 1) / 2.0,
+      (z.h - 1) / 2.0};
 }
 
-// The first tap of an output pixel and how far its source lies beyond.  Outside, it is clamped to where no tap lies inside.
-// Positions are float64 in both dtypes: an error of a position is an error of the image times its slope.
+// The first tap of an output pixel and how far its source lies beyond.  Outside, it is clamped to
+// where no tap lies inside.  Positions are float64 in both dtypes: an error of a position is an
+// error of the image times its slope.
 struct Tap {
   int x, y;
   double fx, fy;
@@ -113,8 +124,9 @@ __device__ void affine_pixel(const T* x, T* out, const Affine& m, int i, int j, 
   }
 }
 
-// Input pixel (i, j) collects from the outputs whose source lies within one pixel of it: the image of a 2 x 2 square under the
-// inverse of m, hence a box of about 3 x 3 for the angles and scales of the field, and the whole image where m is singular.
+// Input pixel (i, j) collects from the outputs whose source lies within one pixel of it: the image
+// of a 2 x 2 square under the inverse of m, hence a box of about 3 x 3 for the angles and scales of
+// the field, and the whole image where m is singular.
 template <typename T>
 __device__ void affine_transpose_pixel(const T* g, T* out, const Affine& m, int i, int j, Sizes z) {
   const int plane = z.h * z.w;
@@ -124,8 +136,10 @@ __device__ void affine_transpose_pixel(const T* g, T* out, const Affine& m, int 
   const double y = invertible ? (m.xx * dy - m.yx * dx) / det + m.centre_y : 0.0;
   const double reach_x = invertible ? (fabs(m.yy) + fabs(m.xy)) / fabs(det) + 1e-6 : z.w;
   const double reach_y = invertible ? (fabs(m.xx) + fabs(m.yx)) / fabs(det) + 1e-6 : z.h;
-  const int first_x = clamped(ceil(x - reach_x), 0, z.w), end_x = clamped(floor(x + reach_x) + 1, 0, z.w);
-  const int first_y = clamped(ceil(y - reach_y), 0, z.h), end_y = clamped(floor(y + reach_y) + 1, 0, z.h);
+  const int first_x = clamped(ceil(x - reach_x), 0, z.w),
+            end_x = clamped(floor(x + reach_x) + 1, 0, z.w);
+  const int first_y = clamped(ceil(y - reach_y), 0, z.h),
+            end_y = clamped(floor(y + reach_y) + 1, 0, z.h);
   for (int64_t c0 = 0; c0 < z.c; c0 += kChannels) {
     T sum[kChannels] = {};
     for (int oy = first_y; oy < end_y; ++oy) {
@@ -151,14 +165,16 @@ struct Span {
 
 // The part inside 0..size-1 of `side` pixels that start at centre - side/2.
 __device__ inline Span cut(double centre, double side, int size) {
-  const int length = clamped(side, 0, 2 * size), start = clamped(centre, -4 * size, 4 * size) - length / 2;
+  const int length = clamped(side, 0, 2 * size),
+            start = clamped(centre, -4 * size, 4 * size) - length / 2;
   const int first = start > 0 ? start : 0, end = start + length;
   return {first, end < size ? end : size};
 }
 
 // Every family but color: a pixel is copied from somewhere, or sampled.
 template <typename T, bool transpose>
-__device__ void pixels(const T* x, T* out, int family, const double* p, bool align_corners, int tile, Sizes z) {
+__device__ void pixels(const T* x, T* out, int family, const double* p, bool align_corners,
+                       int tile, Sizes z) {
   const int plane = z.h * z.w, end = plane - tile * kTile < kTile ? plane : (tile + 1) * kTile;
   const Affine m = affine_of(p, align_corners, z);
   const int sign = transpose ? -1 : 1;
@@ -183,29 +199,33 @@ __device__ void pixels(const T* x, T* out, int family, const double* p, bool ali
     const bool inside = from_i >= 0 && from_i < z.h && from_j >= 0 && from_j < z.w;
     const bool erased = i >= rows.first && i < rows.last && j >= cols.first && j < cols.last;
     const int from = from_i * z.w + from_j;
-    for (int64_t c = 0; c < z.c; ++c) out[c * plane + at] = inside && !erased ? x[c * plane + from] : T(0);
+    for (int64_t c = 0; c < z.c; ++c)
+      out[c * plane + at] = inside && !erased ? x[c * plane + from] : T(0);
   }
 }
 
 // The sum of one tile of an image that needs its mean, where the image has several tiles.
 template <typename T>
-__global__ void diff_augment_sum_kernel(const T* images, const double* params, const int64_t* index, double* partials,
-                                        int64_t sets, Sizes z) {
+__global__ void diff_augment_sum_kernel(const T* images, const double* params, const int64_t* index,
+                                        double* partials, int64_t sets, Sizes z) {
   const int64_t image = blockIdx.x / unsigned(z.tiles);
   const int64_t set = index[image] < 0 ? 0 : (index[image] < sets ? index[image] : sets - 1);
   if (clamped(params[set * kRow], kIdentity, kAffine + 1) != kColor) return;  // the whole block
-  const double sum = block_sum(thread_sum(images + image * z.c * z.h * z.w, blockIdx.x % unsigned(z.tiles), z));
+  const double sum =
+      block_sum(thread_sum(images + image * z.c * z.h * z.w, blockIdx.x % unsigned(z.tiles), z));
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
 template <typename T, bool transpose>
-__global__ void diff_augment_kernel(const T* images, const double* params, const int64_t* index, T* out, const double* partials,
-                                    int64_t sets, bool align_corners, bool linear, Sizes z) {
+__global__ void diff_augment_kernel(const T* images, const double* params, const int64_t* index,
+                                    T* out, const double* partials, int64_t sets,
+                                    bool align_corners, bool linear, Sizes z) {
   const int64_t image = blockIdx.x / unsigned(z.tiles), offset = image * z.c * z.h * z.w;
   const int tile = blockIdx.x % unsigned(z.tiles);
   const int64_t set = index[image] < 0 ? 0 : (index[image] < sets ? index[image] : sets - 1);
   const double* p = params + set * kRow + 1;
-  const int family = clamped(p[-1], kIdentity, kAffine + 1);  // a code that nobody knows leaves the image as it is
+  // an unknown code leaves the image as it is
+  const int family = clamped(p[-1], kIdentity, kAffine + 1);
   if (family == kColor)  // the same for the whole block: all or none reach the barrier inside
     color(images + offset, out + offset, p, partials + image * z.tiles, linear, tile, z);
   else
@@ -213,41 +233,44 @@ __global__ void diff_augment_kernel(const T* images, const double* params, const
 }
 
 template <typename T, bool transpose>
-void launch(const T* images, const double* params, const int64_t* index, T* out, double* partials, int64_t n, int64_t c,
-            int64_t h, int64_t w, int64_t sets, bool align_corners, bool linear, cudaStream_t stream) {
+void launch(const T* images, const double* params, const int64_t* index, T* out, double* partials,
+            int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets, bool align_corners,
+            bool linear, cudaStream_t stream) {
   if (n == 0 || c * h * w == 0) return;  // an empty grid is a launch error
   KD_CHECK(sets > 0, "diff_augment: expected at least one row of params");
-  KD_CHECK(h < 32768 && w < 32768, "diff_augment: expected images of at most 32767 x 32767; pixels are counted in 32 bits");
+  KD_CHECK(h < 32768 && w < 32768,
+           "diff_augment: expected images of at most 32767 x 32767; pixels are counted in 32 bits");
   const Sizes z{c, int(h), int(w), int(ceil_div(h * w, int64_t{kTile}))};
-  KD_CHECK(n * z.tiles <= 2147483647, "diff_augment: expected at most 2^31 blocks of 1024 pixels; split the batch");
+  KD_CHECK(n * z.tiles <= 2147483647,
+           "diff_augment: expected at most 2^31 blocks of 1024 pixels; split the batch");
   const dim3 grid(unsigned(n * z.tiles)), block(kThreads);
-  if (z.tiles > 1) KD_LAUNCH(diff_augment_sum_kernel<T>, grid, block, 0, stream, images, params, index, partials, sets, z);
-  KD_LAUNCH((diff_augment_kernel<T, transpose>), grid, block, 0, stream, images, params, index, out, partials, sets,
-            align_corners, linear, z);
+  if (z.tiles > 1)
+    KD_LAUNCH(diff_augment_sum_kernel<T>, grid, block, 0, stream, images, params, index, partials,
+              sets, z);
+  KD_LAUNCH((diff_augment_kernel<T, transpose>), grid, block, 0, stream, images, params, index, out,
+            partials, sets, align_corners, linear, z);
 }
 
 }  // namespace
 
 template <typename T>
-void diff_augment(const T* images, const double* params, const int64_t* index, T* out, double* partials, int64_t n, int64_t c,
-                  int64_t h, int64_t w, int64_t sets, bool align_corners, bool linear, cudaStream_t stream) {
-  launch<T, false>(images, params, index, out, partials, n, c, h, w, sets, align_corners, linear, stream);
+void diff_augment(const T* images, const double* params, const int64_t* index, T* out,
+                  double* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets,
+                  bool align_corners, bool linear, cudaStream_t stream) {
+  launch<T, false>(images, params, index, out, partials, n, c, h, w, sets, align_corners, linear,
+                   stream);
 }
 
 // The transpose of the linear part, so brightness plays no role.
 template <typename T>
-void diff_augment_bwd(const T* grad, const double* params, const int64_t* index, T* out, double* partials, int64_t n, int64_t c,
-                      int64_t h, int64_t w, int64_t sets, bool align_corners, cudaStream_t stream) {
-  launch<T, true>(grad, params, index, out, partials, n, c, h, w, sets, align_corners, true, stream);
+void diff_augment_bwd(const T* grad, const double* params, const int64_t* index, T* out,
+                      double* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t sets,
+                      bool align_corners, cudaStream_t stream) {
+  launch<T, true>(grad, params, index, out, partials, n, c, h, w, sets, align_corners, true,
+                  stream);
 }
 
-template void diff_augment(const float*, const double*, const int64_t*, float*, double*, int64_t, int64_t, int64_t, int64_t,
-                           int64_t, bool, bool, cudaStream_t);
-template void diff_augment(const double*, const double*, const int64_t*, double*, double*, int64_t, int64_t, int64_t, int64_t,
-                           int64_t, bool, bool, cudaStream_t);
-template void diff_augment_bwd(const float*, const double*, const int64_t*, float*, double*, int64_t, int64_t, int64_t, int64_t,
-                               int64_t, bool, cudaStream_t);
-template void diff_augment_bwd(const double*, const double*, const int64_t*, double*, double*, int64_t, int64_t, int64_t, int64_t,
-                               int64_t, bool, cudaStream_t);
+KD_INSTANTIATE(diff_augment)
+KD_INSTANTIATE(diff_augment_bwd)
 
 }  // namespace kd::cuda

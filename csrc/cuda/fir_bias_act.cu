@@ -1,10 +1,11 @@
 // out = clamp(gain * leaky(fir(x) * scale + noise + bias)) and its backward.
-//   out, grad [n, h, w, c]; x, dx [n, h + 1, w + 1, c] with taps, else [n, h, w, c]; scale, dscale [n, c]; bias, dbias [c], bias may
-//   be null; noise, dnoise [noise_rows, h, w] with noise_rows 1 or n, 0 for none; taps [4] or null: row-major, contiguous, not
-//   overlapping.
-// Forward: a thread per element.  Backward: a block per image, kLanes channels and kPixels pixels of x; a warp spans the channels
-// of a pixel, so that every access is coalesced and the sum over channels is a shuffle.  The sixteen neighbours of the filter come
-// from L1.  All sums have a fixed order.
+//   out, grad [n, h, w, c]; x, dx [n, h + 1, w + 1, c] with taps, else [n, h, w, c]; scale, dscale
+//   [n, c]; bias, dbias [c], bias may be null; noise, dnoise [noise_rows, h, w] with noise_rows 1
+//   or n, 0 for none; taps [4] or null: row-major, contiguous, not overlapping.
+// Forward: a thread per element.  Backward: a block per image, kLanes channels and kPixels pixels
+// of x; a warp spans the channels of a pixel, so that every access is coalesced and the sum over
+// channels is a shuffle.  The sixteen neighbours of the filter come from L1.  All sums have a fixed
+// order.
 // Truth: kdistill/backends/reference/fir_bias_act.py, derivation: docs/ops/fir_bias_act.md
 #include "common/cuda.hpp"
 #include "cuda/ops.hpp"
@@ -16,7 +17,8 @@ constexpr int kLanes = 32;    // channels of a block of the backward
 constexpr int kWarps = 8;     // of that block; they share its pixels
 constexpr int kPixels = 256;  // of that block
 
-// One image: h and w are the sides of the result, `more` is 1 with taps, else 0: the sides of x are that much longer.
+// One image: h and w are the sides of the result, `more` is 1 with taps, else 0: the sides of x are
+// that much longer.
 struct Maps {
   int64_t c;
   int h, w, more;
@@ -43,12 +45,14 @@ struct Activation {
 };
 
 template <typename T>
-__global__ void fir_bias_act_fwd_kernel(const T* x, const T* scale, const T* bias, const T* noise, const T* taps, T* out, int64_t n,
-                                        Maps m, int64_t noise_rows, Activation<T> act) {
+__global__ void fir_bias_act_fwd_kernel(const T* x, const T* scale, const T* bias, const T* noise,
+                                        const T* taps, T* out, int64_t n, Maps m,
+                                        int64_t noise_rows, Activation<T> act) {
   T filter[4] = {0, 0, 0, 0};
   for (int a = 0; a < 4 && taps; ++a) filter[a] = taps[3 - a];
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < n * m.result() * m.c; at += stride) {
+  for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < n * m.result() * m.c;
+       at += stride) {
     const int64_t k = at % m.c, pixel = at / m.c % m.result(), image = at / m.c / m.result();
     T value = 0;
     if (taps) {
@@ -60,7 +64,8 @@ __global__ void fir_bias_act_fwd_kernel(const T* x, const T* scale, const T* bia
         T along = 0;
         for (int b = 0; b < 4; ++b) {
           const int column = j + b - 1;
-          if (column >= 0 && column <= m.w) along += filter[b] * from[(int64_t{row} * (m.w + 1) + column) * m.c];
+          if (column >= 0 && column <= m.w)
+            along += filter[b] * from[(int64_t{row} * (m.w + 1) + column) * m.c];
         }
         value += filter[a] * along;
       }
@@ -74,15 +79,16 @@ __global__ void fir_bias_act_fwd_kernel(const T* x, const T* scale, const T* bia
   }
 }
 
-// partials [2, n, chunks, c]: the shares of the block's pixels in dscale and dbias; of_tiles [n, tiles, h, w], or null: the share of
-// its channels in dnoise.
+// partials [2, n, chunks, c]: the shares of the block's pixels in dscale and dbias; of_tiles [n,
+// tiles, h, w], or null: the share of its channels in dnoise.
 template <typename T>
 __global__ void __launch_bounds__(kLanes* kWarps)
-    fir_bias_act_bwd_kernel(const T* grad, const T* out, const T* x, const T* scale, const T* taps, T* dx, T* of_tiles, T* partials,
-                            int64_t n, Maps m, Activation<T> act) {
+    fir_bias_act_bwd_kernel(const T* grad, const T* out, const T* x, const T* scale, const T* taps,
+                            T* dx, T* of_tiles, T* partials, int64_t n, Maps m, Activation<T> act) {
   __shared__ T partial[2][kWarps][kLanes];
   const int tx = threadIdx.x, ty = threadIdx.y;
-  const int64_t tiles = ceil_div(m.c, kLanes), image = blockIdx.x / tiles, tile = blockIdx.x % tiles, k = tile * kLanes + tx;
+  const int64_t tiles = ceil_div(m.c, kLanes), image = blockIdx.x / tiles,
+                tile = blockIdx.x % tiles, k = tile * kLanes + tx;
   const bool inside = k < m.c;
   const int64_t at = image * m.result() * m.c + k, first = image * m.input() * m.c + k;
   const T factor = inside ? scale[image * m.c + k] : T(0);
@@ -138,7 +144,8 @@ __global__ void __launch_bounds__(kLanes* kWarps)
 
 // out[o, j] = sum_i in[o, i, j] for i < rows, in their order.
 template <typename T>
-__global__ void fir_bias_act_sum_kernel(const T* in, T* out, int64_t outer, int64_t rows, int64_t columns) {
+__global__ void fir_bias_act_sum_kernel(const T* in, T* out, int64_t outer, int64_t rows,
+                                        int64_t columns) {
   const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (at >= outer * columns) return;
   const T* from = in + at / columns * rows * columns + at % columns;
@@ -148,57 +155,61 @@ __global__ void fir_bias_act_sum_kernel(const T* in, T* out, int64_t outer, int6
 }
 
 template <typename T>
-void sum_rows(const T* in, T* out, int64_t outer, int64_t rows, int64_t columns, cudaStream_t stream) {
+void sum_rows(const T* in, T* out, int64_t outer, int64_t rows, int64_t columns,
+              cudaStream_t stream) {
   if (outer * columns == 0) return;  // an empty grid is a launch error
-  KD_LAUNCH(fir_bias_act_sum_kernel<T>, dim3(ceil_div(outer * columns, 128)), dim3(128), 0, stream, in, out, outer, rows, columns);
+  KD_LAUNCH(fir_bias_act_sum_kernel<T>, dim3(ceil_div(outer * columns, 128)), dim3(128), 0, stream,
+            in, out, outer, rows, columns);
 }
 
 void check(int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows) {
   KD_CHECK(n >= 0 && c >= 0 && h >= 0 && w >= 0, "fir_bias_act: expected sizes >= 0");
-  KD_CHECK(h < 32768 && w < 32768, "fir_bias_act: expected sides below 32768; filter the map in parts");
-  KD_CHECK(noise_rows == 0 || noise_rows == 1 || noise_rows == n, "fir_bias_act: expected noise for one image or for all");
+  KD_CHECK(h < 32768 && w < 32768,
+           "fir_bias_act: expected sides below 32768; filter the image in parts");
+  KD_CHECK(noise_rows == 0 || noise_rows == 1 || noise_rows == n,
+           "fir_bias_act: expected noise for one image or for all");
 }
 
 }  // namespace
 
 template <typename T>
-void fir_bias_act(const T* x, const T* scale, const T* bias, const T* noise, const T* taps, T* out, int64_t n, int64_t c, int64_t h,
-                  int64_t w, int64_t noise_rows, double slope, double gain, double limit, cudaStream_t stream) {
+void fir_bias_act(const T* x, const T* scale, const T* bias, const T* noise, const T* taps, T* out,
+                  int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope,
+                  double gain, double limit, cudaStream_t stream) {
   check(n, c, h, w, noise_rows);
   if (n * c * h * w == 0) return;  // an empty grid is a launch error
   const Maps m{c, int(h), int(w), taps ? 1 : 0};
   const int64_t blocks = ceil_div(n * c * h * w, int64_t{256});
   const dim3 grid(blocks < 65536 ? blocks : 65536), block(256);
   const Activation<T> act{T(slope), T(gain), T(limit)};
-  KD_LAUNCH(fir_bias_act_fwd_kernel<T>, grid, block, 0, stream, x, scale, bias, noise, taps, out, n, m, noise_rows, act);
+  KD_LAUNCH(fir_bias_act_fwd_kernel<T>, grid, block, 0, stream, x, scale, bias, noise, taps, out, n,
+            m, noise_rows, act);
 }
 
 // chunks = ceil(pixels of x / 256), tiles = ceil(c / 32).
 template <typename T>
-void fir_bias_act_bwd(const T* grad, const T* out, const T* x, const T* scale, const T* taps, T* dx, T* dscale, T* dbias, T* dnoise,
-                      T* of_tiles, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope,
+void fir_bias_act_bwd(const T* grad, const T* out, const T* x, const T* scale, const T* taps, T* dx,
+                      T* dscale, T* dbias, T* dnoise, T* of_tiles, T* partials, int64_t n,
+                      int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope,
                       double gain, double limit, cudaStream_t stream) {
   check(n, c, h, w, noise_rows);
   const Maps m{c, int(h), int(w), taps ? 1 : 0};
-  const int64_t chunks = ceil_div(m.input(), int64_t{kPixels}), tiles = ceil_div(c, int64_t{kLanes});
-  KD_CHECK(chunks <= 65535, "fir_bias_act_bwd: expected at most 16776960 pixels; filter the map in parts");
+  const int64_t chunks = ceil_div(m.input(), int64_t{kPixels}),
+                tiles = ceil_div(c, int64_t{kLanes});
+  KD_CHECK(chunks <= 65535,
+           "fir_bias_act_bwd: expected at most 16776960 pixels; filter the image in parts");
   if (n * c * m.input() > 0) {
     const dim3 grid(n * tiles, chunks), block(kLanes, kWarps);
     const Activation<T> act{T(slope), T(gain), T(limit)};
-    KD_LAUNCH(fir_bias_act_bwd_kernel<T>, grid, block, 0, stream, grad, out, x, scale, taps, dx, noise_rows ? of_tiles : nullptr,
-              partials, n, m, act);
+    KD_LAUNCH(fir_bias_act_bwd_kernel<T>, grid, block, 0, stream, grad, out, x, scale, taps, dx,
+              noise_rows ? of_tiles : nullptr, partials, n, m, act);
   }
   sum_rows(partials, dscale, n, chunks, c, stream);
   sum_rows(partials + n * chunks * c, dbias, 1, n * chunks, c, stream);
   if (noise_rows) sum_rows(of_tiles, dnoise, noise_rows, n / noise_rows * tiles, h * w, stream);
 }
 
-#define KD_INSTANTIATE(T)                                                                                                        \
-  template void fir_bias_act(const T*, const T*, const T*, const T*, const T*, T*, int64_t, int64_t, int64_t, int64_t, int64_t,   \
-                             double, double, double, cudaStream_t);                                                              \
-  template void fir_bias_act_bwd(const T*, const T*, const T*, const T*, const T*, T*, T*, T*, T*, T*, T*, int64_t, int64_t,      \
-                                 int64_t, int64_t, int64_t, double, double, double, cudaStream_t);
-KD_INSTANTIATE(float)
-KD_INSTANTIATE(double)
+KD_INSTANTIATE(fir_bias_act)
+KD_INSTANTIATE(fir_bias_act_bwd)
 
 }  // namespace kd::cuda

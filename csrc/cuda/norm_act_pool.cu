@@ -1,11 +1,13 @@
-// out = avg_pool2d(relu((x - mean) * rstd * weight + bias), 2) with the statistics of each image and channel, and its backward.
-//   x, dx [n, h, w, c], out, grad [n, h/2, w/2, c], weight, bias, dweight, dbias [groups, c], mean, rstd [n, c]: row-major,
-//   contiguous, not overlapping; image i uses row i / (n / groups).  An odd last row or column is not pooled.
-// One block per image and 32 channels; a warp spans the channels of a pixel, so that every access is coalesced, and the warps
-// share the pixels.  The second look at x comes from L2.  All sums have a fixed order.
+// out = avg_pool2d(relu((x - mean) * rstd * weight + bias), 2) with the statistics of each image
+// and channel, and its backward.
+//   x, dx [n, h, w, c], out, grad [n, h/2, w/2, c], weight, bias, dweight, dbias [groups, c], mean,
+//   rstd [n, c]: row-major, contiguous, not overlapping; image i uses row i / (n / groups).  An odd
+//   last row or column is not pooled.
+// One block per image and 32 channels; a warp spans the channels of a pixel, so that every access
+// is coalesced, and the warps share the pixels.  The second read of x comes from L2.  All sums have
+// a fixed order.
 // Truth: kdistill/backends/reference/norm_act_pool.py, derivation: docs/ops/norm_act_pool.md
 #include "cuda/norm_act_pool.hpp"
-
 #include "cuda/ops.hpp"
 
 namespace kd::cuda {
@@ -13,7 +15,8 @@ namespace {
 
 // The pixels of chunks first, first + stride, ... of an image, in the order of the chunks.
 template <typename T>
-__device__ Moments<T> moments_of_thread(const T* x, int64_t pixels, int64_t c, int first, int stride) {
+__device__ Moments<T> moments_of_thread(const T* x, int64_t pixels, int64_t c, int first,
+                                        int stride) {
   Moments<T> m;
   for (int64_t p = int64_t{first} * kChunk; p < pixels; p += int64_t{stride} * kChunk) {
     const T* from = x + p * c;
@@ -33,21 +36,24 @@ __device__ Moments<T> moments_of_thread(const T* x, int64_t pixels, int64_t c, i
 
 template <typename T, int kWarps>
 __global__ void __launch_bounds__(kLanes* kWarps)
-    norm_act_pool_fwd_kernel(const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, Geometry g, T eps) {
+    norm_act_pool_fwd_kernel(const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd,
+                             Geometry g, T eps) {
   __shared__ T partial[3][kWarps][kLanes], block_mean[kLanes], block_rstd[kLanes];
   const int tx = threadIdx.x, ty = threadIdx.y;
-  const int64_t tiles = ceil_div(g.c, kLanes), image = blockIdx.x / tiles, k = blockIdx.x % tiles * kLanes + tx;
+  const int64_t tiles = ceil_div(g.c, kLanes), image = blockIdx.x / tiles,
+                k = blockIdx.x % tiles * kLanes + tx;
   const bool inside = k < g.c;
   const T* from = x + image * g.h * g.w * g.c + k;
   Moments<T> m;
   if (inside) m = moments_of_thread(from, g.h * g.w, g.c, ty, kWarps);
   partial[0][ty][tx] = m.mean;
   partial[1][ty][tx] = m.squares;
-  partial[2][ty][tx] = m.seen;
+  partial[2][ty][tx] = m.total;
   __syncthreads();
   if (ty == 0 && inside) {
     Moments<T> all;
-    for (int i = 0; i < kWarps; ++i) all.merge(partial[0][i][tx], partial[1][i][tx], partial[2][i][tx]);
+    for (int i = 0; i < kWarps; ++i)
+      all.merge(partial[0][i][tx], partial[1][i][tx], partial[2][i][tx]);
     mean[image * g.c + k] = block_mean[tx] = all.mean;
     rstd[image * g.c + k] = block_rstd[tx] = T(1) / sqrt(all.squares / T(g.h * g.w) + eps);
   }
@@ -65,14 +71,17 @@ __global__ void __launch_bounds__(kLanes* kWarps)
   }
 }
 
-// With h = grad where the activation is positive, else 0:  dx = scale * h + slope * (x - mean) + offset.
+// With h = grad where the activation is positive, else 0:
+// dx = scale * h + slope * (x - mean) + offset.
 template <typename T, int kWarps>
 __global__ void __launch_bounds__(kLanes* kWarps)
-    norm_act_pool_bwd_kernel(const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx,
-                             T* partials, int64_t n, Geometry g) {
+    norm_act_pool_bwd_kernel(const T* grad, const T* x, const T* weight, const T* bias,
+                             const T* mean, const T* rstd, T* dx, T* partials, int64_t n,
+                             Geometry g) {
   __shared__ T partial[2][kWarps][kLanes], block_slope[kLanes], block_offset[kLanes];
   const int tx = threadIdx.x, ty = threadIdx.y;
-  const int64_t tiles = ceil_div(g.c, kLanes), image = blockIdx.x / tiles, k = blockIdx.x % tiles * kLanes + tx;
+  const int64_t tiles = ceil_div(g.c, kLanes), image = blockIdx.x / tiles,
+                k = blockIdx.x % tiles * kLanes + tx;
   const bool inside = k < g.c;
   const int64_t row = image / g.images * g.c + k, down = g.w * g.c;
   const int windows = g.windows();
@@ -112,9 +121,11 @@ __global__ void __launch_bounds__(kLanes* kWarps)
     const T above = up[j * g.c] * affine.scale;
     T d[4];
     for (int i = 0; i < 4; ++i) d[i] = from[first + at[i]] - mu;
-    for (int i = 0; i < 4; ++i) to[first + at[i]] = (affine(d[i]) > T(0) ? above : T(0)) + (d[i] * slope + offset);
+    for (int i = 0; i < 4; ++i)
+      to[first + at[i]] = (affine(d[i]) > T(0) ? above : T(0)) + (d[i] * slope + offset);
   }
-  const int64_t last = g.h % 2 * g.w, right = g.w % 2 * (g.h - g.h % 2);  // pixels outside every window
+  // pixels outside every window
+  const int64_t last = g.h % 2 * g.w, right = g.w % 2 * (g.h - g.h % 2);
   for (int64_t j = ty; j < last + right; j += kWarps) {
     const int64_t pixel = j < last ? (g.h - 1) * g.w + j : (j - last) * g.w + g.w - 1;
     to[pixel * g.c] = (from[pixel * g.c] - mu) * slope + offset;
@@ -124,46 +135,43 @@ __global__ void __launch_bounds__(kLanes* kWarps)
 }  // namespace
 
 template <typename T>
-void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, int64_t n, int64_t c, int64_t h,
-                   int64_t w, int64_t groups, double eps, cudaStream_t stream) {
+void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, int64_t n,
+                   int64_t c, int64_t h, int64_t w, int64_t groups, double eps,
+                   cudaStream_t stream) {
   check(n, c, h, w, groups);
   if (n == 0 || c == 0) return;  // an empty grid is a launch error
   const Geometry g{c, h, w, n / groups};
   const dim3 grid(n * ceil_div(c, kLanes));
   if (h * w <= kFewPixels) {
-    KD_LAUNCH((norm_act_pool_fwd_kernel<T, kFewWarps>), grid, dim3(kLanes, kFewWarps), 0, stream, x, weight, bias, out, mean,
-              rstd, g, T(eps));
+    KD_LAUNCH((norm_act_pool_fwd_kernel<T, kFewWarps>), grid, dim3(kLanes, kFewWarps), 0, stream, x,
+              weight, bias, out, mean, rstd, g, T(eps));
   } else {
-    KD_LAUNCH((norm_act_pool_fwd_kernel<T, kManyWarps>), grid, dim3(kLanes, kManyWarps), 0, stream, x, weight, bias, out, mean,
-              rstd, g, T(eps));
+    KD_LAUNCH((norm_act_pool_fwd_kernel<T, kManyWarps>), grid, dim3(kLanes, kManyWarps), 0, stream,
+              x, weight, bias, out, mean, rstd, g, T(eps));
   }
 }
 
 template <typename T>
-void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias, const T* mean, const T* rstd, T* dx, T* dweight,
-                       T* dbias, T* partials, int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, cudaStream_t stream) {
+void norm_act_pool_bwd(const T* grad, const T* x, const T* weight, const T* bias, const T* mean,
+                       const T* rstd, T* dx, T* dweight, T* dbias, T* partials, int64_t n,
+                       int64_t c, int64_t h, int64_t w, int64_t groups, cudaStream_t stream) {
   check(n, c, h, w, groups);
   if (c == 0) return;
   const Geometry g{c, h, w, n / groups};
   const dim3 grid(n * ceil_div(c, kLanes));
   if (n > 0 && h * w <= kFewPixels) {
-    KD_LAUNCH((norm_act_pool_bwd_kernel<T, kFewWarps>), grid, dim3(kLanes, kFewWarps), 0, stream, grad, x, weight, bias, mean,
-              rstd, dx, partials, n, g);
+    KD_LAUNCH((norm_act_pool_bwd_kernel<T, kFewWarps>), grid, dim3(kLanes, kFewWarps), 0, stream,
+              grad, x, weight, bias, mean, rstd, dx, partials, n, g);
   } else if (n > 0) {
-    KD_LAUNCH((norm_act_pool_bwd_kernel<T, kManyWarps>), grid, dim3(kLanes, kManyWarps), 0, stream, grad, x, weight, bias, mean,
-              rstd, dx, partials, n, g);
+    KD_LAUNCH((norm_act_pool_bwd_kernel<T, kManyWarps>), grid, dim3(kLanes, kManyWarps), 0, stream,
+              grad, x, weight, bias, mean, rstd, dx, partials, n, g);
   }
   const dim3 sums(groups * ceil_div(c, kLanes));
-  KD_LAUNCH(norm_act_pool_sum_kernel<T>, sums, dim3(kLanes, kFewWarps), 0, stream, partials, dweight, dbias, n, g);
+  KD_LAUNCH(norm_act_pool_sum_kernel<T>, sums, dim3(kLanes, kFewWarps), 0, stream, partials,
+            dweight, dbias, n, g);
 }
 
-template void norm_act_pool(const float*, const float*, const float*, float*, float*, float*, int64_t, int64_t, int64_t, int64_t,
-                            int64_t, double, cudaStream_t);
-template void norm_act_pool(const double*, const double*, const double*, double*, double*, double*, int64_t, int64_t, int64_t,
-                            int64_t, int64_t, double, cudaStream_t);
-template void norm_act_pool_bwd(const float*, const float*, const float*, const float*, const float*, const float*, float*,
-                                float*, float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t, cudaStream_t);
-template void norm_act_pool_bwd(const double*, const double*, const double*, const double*, const double*, const double*, double*,
-                                double*, double*, double*, int64_t, int64_t, int64_t, int64_t, int64_t, cudaStream_t);
+KD_INSTANTIATE(norm_act_pool)
+KD_INSTANTIATE(norm_act_pool_bwd)
 
 }  // namespace kd::cuda

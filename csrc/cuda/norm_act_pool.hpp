@@ -1,13 +1,15 @@
-// What norm_act_pool and its tangents share on the GPU: geometry, moments, the activation, and the sum over images.
+// What norm_act_pool and its tangents share on the GPU: geometry, moments, the activation, and the
+// sum over images.
 #pragma once
 #include "common/cuda.hpp"
 
 namespace kd::cuda {
 namespace {
 
-constexpr int kLanes = 32;                     // channels of a block
-constexpr int kChunk = 8;                      // pixels that a thread loads at once
-constexpr int kFewWarps = 8, kManyWarps = 16;  // of a block; many keep few blocks in flight, whose images stay in L2
+constexpr int kLanes = 32;  // channels of a block
+constexpr int kChunk = 8;   // pixels that a thread loads at once
+// of a block; many keep few blocks in flight, whose images stay in L2
+constexpr int kFewWarps = 8, kManyWarps = 16;
 constexpr int64_t kFewPixels = kFewWarps * kChunk * 4;
 
 struct Geometry {
@@ -21,27 +23,28 @@ struct Geometry {
   __device__ int windows() const { return int((h / 2) * (w / 2)); }
 };
 
-// Mean and sum of squared deviations of `seen` values.
+// Mean and sum of squared deviations of `total` values.
 template <typename T>
 struct Moments {
-  T mean = 0, squares = 0, seen = 0;
+  T mean = 0, squares = 0, total = 0;
 
   __device__ void merge(T other_mean, T other_squares, T count) {  // Chan, Golub, LeVeque 1983
     if (count == T(0)) return;
-    const T share = count / (seen + count), step = other_mean - mean;
+    const T share = count / (total + count), step = other_mean - mean;
     mean += step * share;
-    squares += other_squares + step * step * seen * share;
-    seen += count;
+    squares += other_squares + step * step * total * share;
+    total += count;
   }
 };
 
-// A quarter of the activation of a pixel is relu(d * scale + shift) with d = x - mean; folding the mean into the shift would lose
-// digits where it is large.
+// A quarter of the activation of a pixel is relu(d * scale + shift) with d = x - mean; folding the
+// mean into the shift would lose digits where it is large.
 template <typename T>
 struct Affine {
   T scale, shift;
 
-  __device__ Affine(T weight, T bias, T rstd) : scale(T(0.25) * weight * rstd), shift(T(0.25) * bias) {}
+  __device__ Affine(T weight, T bias, T rstd)
+      : scale(T(0.25) * weight * rstd), shift(T(0.25) * bias) {}
   __device__ T operator()(T d) const { return d * scale + shift; }
 };
 
@@ -52,10 +55,12 @@ __device__ T relu(T y) {
 
 // dweight and dbias from the partials [2, n, c] of the images.
 template <typename T>
-__global__ void norm_act_pool_sum_kernel(const T* partials, T* dweight, T* dbias, int64_t n, Geometry g) {
+__global__ void norm_act_pool_sum_kernel(const T* partials, T* dweight, T* dbias, int64_t n,
+                                         Geometry g) {
   __shared__ double partial[kFewWarps][kLanes];
   const int tx = threadIdx.x, ty = threadIdx.y;
-  const int64_t tiles = ceil_div(g.c, kLanes), group = blockIdx.x / tiles, k = blockIdx.x % tiles * kLanes + tx;
+  const int64_t tiles = ceil_div(g.c, kLanes), group = blockIdx.x / tiles,
+                k = blockIdx.x % tiles * kLanes + tx;
   for (int64_t which = 0; which < 2; ++which) {
     double sum = 0;
     for (int64_t i = group * g.images + ty; k < g.c && i < (group + 1) * g.images; i += kFewWarps)

@@ -1,8 +1,10 @@
 // Loss, EL2N, margin, entropy and correctness of every row of logits against its label.
 // Truth: kdistill/backends/reference/softmax_scores.py
-//   logits [n, k], labels int64 [n] or soft, the logits of soft labels [n, k] (the other is null), out [5, n]: row-major, contiguous.
-// A warp per row, neighbouring lanes on neighbouring logits: the largest logit, then one exponential per logit and three sums; the
-// second look comes from L1.  Butterfly sums: every lane has the same bits, and two runs agree.
+//   logits [n, k], labels int64 [n] or soft, the logits of soft labels [n, k] (the other is null),
+//   out [5, n]: row-major, contiguous.
+// A warp per row, neighbouring lanes on neighbouring logits: the largest logit, then one
+// exponential per logit and three sums; the second read comes from L1.  Butterfly sums: every lane
+// has the same bits, and two runs agree.
 #include "cuda/ops.hpp"
 
 namespace kd::cuda {
@@ -42,7 +44,8 @@ __device__ int64_t warp_first_largest(const T* row, int64_t k, int lane) {
 }
 
 template <typename T>
-__global__ void softmax_scores_kernel(const T* logits, const int64_t* labels, const T* soft, T* out, int64_t n, int64_t k) {
+__global__ void softmax_scores_kernel(const T* logits, const int64_t* labels, const T* soft, T* out,
+                                      int64_t n, int64_t k) {
   const int lane = threadIdx.x % kWarp;
   const int64_t i = int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarp;
   if (i >= n) return;  // a whole warp
@@ -76,7 +79,8 @@ __global__ void softmax_scores_kernel(const T* logits, const int64_t* labels, co
   if (soft) {
     loss = distance = 0;
     for (int64_t j = lane; j < k; j += kWarp) {
-      const T t = exp(z[j] - z[own]) / whole, shifted = row[j] - most, apart = exp(shifted) / sum - t;
+      const T t = exp(z[j] - z[own]) / whole, shifted = row[j] - most,
+              apart = exp(shifted) / sum - t;
       loss += t == T(0) ? T(0) : t * (log_sum - shifted);
       distance += apart * apart;
     }
@@ -84,7 +88,8 @@ __global__ void softmax_scores_kernel(const T* logits, const int64_t* labels, co
     distance = warp_sum(distance) * sum * sum;
   }
   if (lane != 0) return;
-  const bool correct = sum == sum && !outside && (own_logit > other || (own_logit == other && before == 0));
+  const bool correct =
+      sum == sum && !outside && (own_logit > other || (own_logit == other && before == 0));
   const T missing = outside ? T(NAN) : T(0);
   out[i] = loss + missing;
   out[n + i] = sqrt(distance) / sum + missing;
@@ -96,14 +101,15 @@ __global__ void softmax_scores_kernel(const T* logits, const int64_t* labels, co
 }  // namespace
 
 template <typename T>
-void softmax_scores(const T* logits, const int64_t* labels, const T* soft, T* out, int64_t n, int64_t k, cudaStream_t stream) {
+void softmax_scores(const T* logits, const int64_t* labels, const T* soft, T* out, int64_t n,
+                    int64_t k, cudaStream_t stream) {
   if (n == 0) return;  // an empty grid is a launch error
   const int64_t blocks = ceil_div(n, kRowsPerBlock);
   KD_CHECK(blocks <= INT32_MAX, "softmax_scores: expected at most 2^34 rows; split them");
-  KD_LAUNCH(softmax_scores_kernel<T>, dim3(blocks), dim3(kRowsPerBlock * kWarp), 0, stream, logits, labels, soft, out, n, k);
+  KD_LAUNCH(softmax_scores_kernel<T>, dim3(blocks), dim3(kRowsPerBlock * kWarp), 0, stream, logits,
+            labels, soft, out, n, k);
 }
 
-template void softmax_scores(const float*, const int64_t*, const float*, float*, int64_t, int64_t, cudaStream_t);
-template void softmax_scores(const double*, const int64_t*, const double*, double*, int64_t, int64_t, cudaStream_t);
+KD_INSTANTIATE(softmax_scores)
 
 }  // namespace kd::cuda

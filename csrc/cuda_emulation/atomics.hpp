@@ -1,4 +1,5 @@
-// Atomics and cached loads: only one fiber runs at a time, so plain loads and stores are atomic.  CUDA's overloads, no more.
+// Atomics and cached loads: only one fiber runs at a time, so plain loads and stores are atomic.
+// CUDA's overloads, no more.
 #pragma once
 
 namespace kd::emulation {
@@ -46,7 +47,8 @@ inline int atomicCAS(int* address, int expected, int value) {
 inline unsigned int atomicCAS(unsigned int* address, unsigned int expected, unsigned int value) {
   return kd::emulation::exchange(address, *address == expected ? value : *address);
 }
-inline unsigned long long atomicCAS(unsigned long long* address, unsigned long long expected, unsigned long long value) {
+inline unsigned long long atomicCAS(unsigned long long* address, unsigned long long expected,
+                                    unsigned long long value) {
   return kd::emulation::exchange(address, *address == expected ? value : *address);
 }
 

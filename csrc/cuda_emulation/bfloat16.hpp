@@ -1,4 +1,5 @@
-// A minimal __nv_bfloat16: storage and conversions, rounding to nearest even.  Arithmetic goes through float, as kernels should.
+// A minimal __nv_bfloat16: storage and conversions, rounding to nearest even.  Arithmetic goes
+// through float, as kernels should.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -32,5 +33,9 @@ using nv_bfloat162 = __nv_bfloat162;
 inline __nv_bfloat16 __float2bfloat16(float value) { return __nv_bfloat16(value); }
 inline __nv_bfloat16 __float2bfloat16_rn(float value) { return __nv_bfloat16(value); }
 inline float __bfloat162float(__nv_bfloat16 value) { return float(value); }
-inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__nv_bfloat16(x), __nv_bfloat16(y)}; }
-inline float2 __bfloat1622float2(__nv_bfloat162 value) { return make_float2(float(value.x), float(value.y)); }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return {__nv_bfloat16(x), __nv_bfloat16(y)};
+}
+inline float2 __bfloat1622float2(__nv_bfloat162 value) {
+  return make_float2(float(value.x), float(value.y));
+}

@@ -13,7 +13,8 @@
 #endif
 
 #if !defined(KD_EMULATION_UCONTEXT)
-// Saves what a callee must preserve in the System V ABI, except the floating-point modes: all fibers share them.
+// Saves what a callee must preserve in the System V ABI, except the floating-point modes: all
+// fibers share them.
 //   rdi: where to store this stack pointer; rsi: the stack pointer to continue from
 extern "C" void kd_emulation_switch(void** save, void* load);
 asm(R"(
@@ -63,15 +64,19 @@ struct Mapping {
 // One stack, with an unmapped page below it: too deep a recursion is a fault, not a wrong result.
 unsigned char* map_stack() {
   static Mapping mapping;
-  const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE)), slot = kStackBytes + page;
+  const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE)),
+                    slot = kStackBytes + page;
   if (mapping.left == 0) {
     void* memory = mmap(nullptr, kStacksPerMapping * slot, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
-    KD_CHECK(memory != MAP_FAILED, "cuda_emulation: expected memory for the stacks of a block, got none; use smaller blocks");
+    KD_CHECK(
+        memory != MAP_FAILED,
+        "cuda_emulation: expected memory for the stacks of a block, got none; use smaller blocks");
     mapping = {static_cast<unsigned char*>(memory), kStacksPerMapping};
   }
   unsigned char* const guard = mapping.next;
-  KD_CHECK(mprotect(guard, page, PROT_NONE) == 0, "cuda_emulation: expected to protect a page below a stack, got a refusal");
+  KD_CHECK(mprotect(guard, page, PROT_NONE) == 0,
+           "cuda_emulation: expected to protect a page below a stack, got a refusal");
   mapping.next += slot;
   mapping.left -= 1;
   return guard + page;
@@ -92,7 +97,8 @@ Fiber* make_fiber(void (*entry)()) {
 void reset_fiber(Fiber& fiber, void (*entry)()) {
   auto* const low = static_cast<unsigned char*>(const_cast<void*>(fiber.stack_low));
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(low, fiber.stack_size);  // of the frames that were left without a return
+  // of the frames that were left without a return
+  __asan_unpoison_memory_region(low, fiber.stack_size);
 #endif
   fiber.fake_stack = nullptr;
 #if defined(KD_EMULATION_UCONTEXT)

@@ -1,8 +1,9 @@
-// The part of the CUDA runtime that host code of this project calls.  Device memory is host memory; everything is synchronous.
+// The part of the CUDA runtime that host code of this project calls.  Device memory is host memory;
+// everything is synchronous.
 #pragma once
 #include <cstddef>
 
-// Values as in driver_types.h, because people look numbers up.
+// Values as in driver_types.h, because people search for the numbers.
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
@@ -17,7 +18,10 @@ enum cudaMemcpyKind {
   cudaMemcpyDeviceToDevice,
   cudaMemcpyDefault
 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributePreferredSharedMemoryCarveout = 9
+};
 enum cudaDeviceAttr {
   cudaDevAttrMaxThreadsPerBlock = 1,
   cudaDevAttrMaxSharedMemoryPerBlock = 8,
@@ -35,7 +39,8 @@ const char* cudaGetErrorName(cudaError_t status);
 const char* cudaGetErrorString(cudaError_t status);
 
 cudaError_t cudaGetDevice(int* device);
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);  // of a small sm_90 device
+// of a small sm_90 device
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaDeviceSynchronize();
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 
@@ -44,9 +49,11 @@ cudaError_t cudaFree(void* pointer);
 cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t stream);
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream);
 cudaError_t cudaMemset(void* pointer, int value, std::size_t bytes);
-cudaError_t cudaMemsetAsync(void* pointer, int value, std::size_t bytes, cudaStream_t stream = nullptr);
+cudaError_t cudaMemsetAsync(void* pointer, int value, std::size_t bytes,
+                            cudaStream_t stream = nullptr);
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind);
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream = nullptr);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream = nullptr);
 
 template <typename T>
 cudaError_t cudaMalloc(T** pointer, std::size_t bytes) {
@@ -57,18 +64,22 @@ cudaError_t cudaMallocAsync(T** pointer, std::size_t bytes, cudaStream_t stream)
   return cudaMallocAsync(reinterpret_cast<void**>(pointer), bytes, stream);
 }
 template <typename T>
-cudaError_t cudaMemcpyToSymbolAsync(T& symbol, const void* from, std::size_t bytes, std::size_t offset, cudaMemcpyKind kind,
+cudaError_t cudaMemcpyToSymbolAsync(T& symbol, const void* from, std::size_t bytes,
+                                    std::size_t offset, cudaMemcpyKind kind,
                                     cudaStream_t stream = nullptr) {
   if (offset + bytes > sizeof symbol) return cudaErrorInvalidValue;
-  return cudaMemcpyAsync(reinterpret_cast<unsigned char*>(&symbol) + offset, from, bytes, kind, stream);
+  return cudaMemcpyAsync(reinterpret_cast<unsigned char*>(&symbol) + offset, from, bytes, kind,
+                         stream);
 }
 
 namespace kd::emulation {
 cudaError_t set_function_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
-cudaError_t set_last_error(cudaError_t status);  // returns it; cudaSuccess does not hide an earlier error
+// returns it; cudaSuccess does not hide an earlier error
+cudaError_t set_last_error(cudaError_t status);
 }  // namespace kd::emulation
 
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
-  return kd::emulation::set_function_attribute(reinterpret_cast<const void*>(kernel), attribute, value);
+  return kd::emulation::set_function_attribute(reinterpret_cast<const void*>(kernel), attribute,
+                                               value);
 }

@@ -33,7 +33,9 @@ std::uint64_t next_seed() {
   char* end = nullptr;
   const std::uint64_t seed = std::strtoull(text, &end, 10);
   if (*end != '\0' || *text < '0' || *text > '9')
-    fail(("KDISTILL_EMULATION_SEED: expected a whole number, got '" + std::string(text) + "'; unset it or give digits").c_str());
+    fail(("KDISTILL_EMULATION_SEED: expected a whole number, got '" + std::string(text) +
+          "'; unset it or give digits")
+             .c_str());
   return seed;
 }
 
@@ -41,19 +43,23 @@ std::uint64_t next_seed() {
 cudaError_t check_sizes(const Launch& launch) {
   const dim3 g = launch.grid, b = launch.block;
   const auto threads = static_cast<unsigned long long>(b.x) * b.y * b.z;
-  const bool is_block = b.x && b.y && b.z && b.x <= 1024 && b.y <= 1024 && b.z <= 64 && threads <= kMaxThreads;
+  const bool is_block =
+      b.x && b.y && b.z && b.x <= 1024 && b.y <= 1024 && b.z <= 64 && threads <= kMaxThreads;
   const bool is_grid = g.x && g.y && g.z && g.x <= 2147483647u && g.y <= 65535 && g.z <= 65535;
   if (!is_block || !is_grid) return cudaErrorInvalidConfiguration;
   const KernelShared& shared = static_shared().of(launch.kernel);
-  if (launch.shared_bytes > shared.max_total || shared.static_bytes + launch.shared_bytes > shared.max_total)
+  if (launch.shared_bytes > shared.max_total ||
+      shared.static_bytes + launch.shared_bytes > shared.max_total)
     return cudaErrorInvalidValue;
   return cudaSuccess;
 }
 
-// Visits 0..count-1 in an order drawn from the seed, without a list: i -> (start + i*step) mod count.
+// Visits 0..count-1 in an order drawn from the seed, without a list: i -> (start + i*step) mod
+// count.
 class BlockOrder {
  public:
-  BlockOrder(std::uint64_t count, std::uint64_t seed) : count_(count), next_(mix(seed) % count), step_(mix(seed + 1) % count) {
+  BlockOrder(std::uint64_t count, std::uint64_t seed)
+      : count_(count), next_(mix(seed) % count), step_(mix(seed + 1) % count) {
     while (std::gcd(step_, count_) != 1) step_ = (step_ + 1) % count_;
   }
   std::uint64_t next() {
@@ -68,20 +74,25 @@ class BlockOrder {
 
 void check_red_zone(const Launch& launch, std::uint64_t seed) {
   if (dynamic_memory().is_intact()) return;
-  fail((std::string(launch.name) + ": expected writes inside the " + std::to_string(launch.shared_bytes) +
-        " bytes of dynamic shared memory, got one beyond them in block (" + std::to_string(blockIdx.x) + ", " +
-        std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) +
-        "); ask for more or write less (KDISTILL_EMULATION_SEED=" + std::to_string(seed) + " repeats this order)")
+  fail((std::string(launch.name) + ": expected writes inside the " +
+        std::to_string(launch.shared_bytes) +
+        " bytes of dynamic shared memory, got one beyond them in block (" +
+        std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
+        std::to_string(blockIdx.z) + "); ask for more or write less (KDISTILL_EMULATION_SEED=" +
+        std::to_string(seed) + " repeats this order)")
            .c_str());
 }
 
 void run_grid(const Launch& launch, std::uint64_t seed, KernelShared& shared) {
-  const std::uint64_t per_layer = static_cast<std::uint64_t>(launch.grid.x) * launch.grid.y, count = per_layer * launch.grid.z;
+  const std::uint64_t per_layer = static_cast<std::uint64_t>(launch.grid.x) * launch.grid.y,
+                      count = per_layer * launch.grid.z;
   BlockOrder order(count, seed);
   for (std::uint64_t i = 0; i < count; ++i) {
     const std::uint64_t linear = order.next();
-    blockIdx = {unsigned(linear % launch.grid.x), unsigned(linear / launch.grid.x % launch.grid.y), unsigned(linear / per_layer)};
-    if (i == 1) static_shared().poison_written(shared);  // finds the variables of functions that the kernel calls
+    blockIdx = {unsigned(linear % launch.grid.x), unsigned(linear / launch.grid.x % launch.grid.y),
+                unsigned(linear / per_layer)};
+    // finds the variables of functions that the kernel calls
+    if (i == 1) static_shared().poison_written(shared);
     if (i > 1) StaticShared::poison(shared);
     dynamic_memory().begin_block(launch.shared_bytes);
     run_block(mix(seed) + linear);
@@ -108,7 +119,8 @@ void* dynamic_shared() { return dynamic_memory().data(); }
 void launch(const Launch& launch) {
   // the OS thread that runs the kernel holds the lock already
   if (is_kernel_thread())
-    fail((std::string(launch.name) + ": expected a launch from host code, got one inside a kernel").c_str());
+    fail((std::string(launch.name) + ": expected a launch from host code, got one inside a kernel")
+             .c_str());
   const std::lock_guard<std::mutex> lock(one_launch);
   const cudaError_t status = check_sizes(launch);
   if (status != cudaSuccess) {
@@ -128,7 +140,8 @@ cudaError_t set_function_attribute(const void* kernel, cudaFuncAttribute attribu
   KernelShared& shared = static_shared().of(kernel);
   if (value < 0 || shared.static_bytes + static_cast<std::size_t>(value) > kSharedOptIn)
     return set_last_error(cudaErrorInvalidValue);
-  shared.max_total = std::max(kSharedDefault, shared.static_bytes + static_cast<std::size_t>(value));
+  shared.max_total =
+      std::max(kSharedDefault, shared.static_bytes + static_cast<std::size_t>(value));
   return cudaSuccess;
 }
 

@@ -1,4 +1,5 @@
-// CUDA's mathematical functions that <math.h> lacks.  The fast intrinsics (__expf, ...) are the accurate functions here.
+// CUDA's mathematical functions that <math.h> lacks.  The fast intrinsics (__expf, ...) are the
+// accurate functions here.
 #pragma once
 #include <math.h>
 #include <stdlib.h>
@@ -36,15 +37,20 @@ inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
 inline double __dadd_rn(double x, double y) { return x + y; }
 inline double __dmul_rn(double x, double y) { return x * y; }
 inline double __fma_rn(double x, double y, double z) { return fma(x, y, z); }
-inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }  // NaN becomes 0, as on the device
+// NaN becomes 0, as on the device
+inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 
 inline int __popc(unsigned int x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
-inline int __clzll(long long x) { return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64; }
+inline int __clzll(long long x) {
+  return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64;
+}
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
-inline unsigned int __umulhi(unsigned int x, unsigned int y) { return unsigned((static_cast<unsigned long long>(x) * y) >> 32); }
+inline unsigned int __umulhi(unsigned int x, unsigned int y) {
+  return unsigned((static_cast<unsigned long long>(x) * y) >> 32);
+}
 
 #define KD_BITS_AS(name, From, To)       \
   inline To name(From x) {               \

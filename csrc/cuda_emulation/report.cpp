@@ -26,8 +26,10 @@ std::string text(const char* format, Values... values) {
 
 bool belongs(const Group& group, const Thread& thread, unsigned warp) {
   const Thread& first = *group.first;
-  return first.wait == thread.wait && first.line == thread.line && std::strcmp(first.file, thread.file) == 0 &&
-         (thread.wait == Wait::barrier || (group.warp == warp && first.mask == thread.mask && first.width == thread.width));
+  return first.wait == thread.wait && first.line == thread.line &&
+         std::strcmp(first.file, thread.file) == 0 &&
+         (thread.wait == Wait::barrier ||
+          (group.warp == warp && first.mask == thread.mask && first.width == thread.width));
 }
 
 std::vector<Group> waiting_groups() {
@@ -50,10 +52,11 @@ std::vector<Group> waiting_groups() {
 
 std::string describe(const Group& group) {
   const Thread& first = *group.first;
-  const std::string place = text("%u at %s (%s:%d)", group.count, first.name, first.file, first.line);
+  const std::string place =
+      text("%u at %s (%s:%d)", group.count, first.name, first.file, first.line);
   if (first.wait == Wait::barrier) return place;
-  return place + text(" in warp %u with mask 0x%08x, where the lanes 0x%08x are missing", group.warp, first.mask,
-                      first.mask & ~group.lanes);
+  return place + text(" in warp %u with mask 0x%08x, where the lanes 0x%08x are missing",
+                      group.warp, first.mask, first.mask & ~group.lanes);
 }
 
 }  // namespace
@@ -66,9 +69,11 @@ std::string describe_deadlock() {
     is_warp = is_warp || groups[i].first->wait != Wait::barrier;
     if (i < kMaxGroups) waiting += (i ? ", " : "") + describe(groups[i]);
   }
-  if (groups.size() > kMaxGroups) waiting += text(", waits at %zu further places", groups.size() - kMaxGroups);
-  return text("%s: expected all %u threads of block (%u, %u, %u) at one barrier%s, got ", block.launch->name, block.num_threads,
-              blockIdx.x, blockIdx.y, blockIdx.z, is_warp ? " and all lanes of a mask at one warp operation" : "") +
+  if (groups.size() > kMaxGroups)
+    waiting += text(", waits at %zu further places", groups.size() - kMaxGroups);
+  return text("%s: expected all %u threads of block (%u, %u, %u) at one barrier%s, got ",
+              block.launch->name, block.num_threads, blockIdx.x, blockIdx.y, blockIdx.z,
+              is_warp ? " and all lanes of a mask at one warp operation" : "") +
          waiting + (block.num_returned ? text(", %u returned", block.num_returned) : "") +
          text("; let every thread reach it (KDISTILL_EMULATION_SEED=%llu repeats this order)",
               static_cast<unsigned long long>(block.seed));

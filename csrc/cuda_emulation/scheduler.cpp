@@ -51,7 +51,8 @@ void set_current(unsigned thread) {
   threadIdx = block.indices[thread];
 }
 
-// Leaves the fiber `from` for the thread, which is `current` already and gets a fiber if it has none.
+// Leaves the fiber `from` for the thread, which is `current` already and gets a fiber if it has
+// none.
 void go_to_current(Fiber& from) {
   Thread& thread = block.threads[block.current];
   if (!thread.fiber) thread.fiber = take_fiber();
@@ -141,13 +142,15 @@ void run_block(std::uint64_t order_seed) {
   set_current(take_ready());
   go_to_current(os_thread);
   if (!block.error) return;
-  for (unsigned thread = 0; thread < block.num_threads; ++thread) block.threads[thread].fiber = nullptr;
+  for (unsigned thread = 0; thread < block.num_threads; ++thread)
+    block.threads[thread].fiber = nullptr;
   reset_fibers();
   std::rethrow_exception(std::exchange(block.error, nullptr));
 }
 
 void wait() {
-  if (block.num_ready == 0) throw Error(describe_deadlock());  // caught in thread_main, on this stack
+  // caught in thread_main, on this stack
+  if (block.num_ready == 0) throw Error(describe_deadlock());
   const unsigned self = block.current, next = take_ready();
   if (next == self) return;
   set_current(next);

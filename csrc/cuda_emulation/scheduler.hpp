@@ -1,4 +1,5 @@
-// The running block: its threads, who may run, who waits for what.  One block at a time in the process (launch.cpp holds a lock).
+// The running block: its threads, who may run, who waits for what.  One block at a time in the
+// process (launch.cpp holds a lock).
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,4 +1,5 @@
-// Where the __shared__ variables are, and the dynamic shared memory.  Both hold 0xFF bytes (NaN, -1) when a block begins.
+// Where the __shared__ variables are, and the dynamic shared memory.  Both hold 0xFF bytes (NaN,
+// -1) when a block begins.
 #pragma once
 #include <cstddef>
 #include <string>
@@ -7,7 +8,8 @@
 
 namespace kd::emulation {
 
-constexpr std::size_t kSharedDefault = 48 * 1024, kSharedOptIn = 227 * 1024;  // bytes per block, as on sm_90
+// bytes per block, as on sm_90
+constexpr std::size_t kSharedDefault = 48 * 1024, kSharedOptIn = 227 * 1024;
 
 struct Bytes {
   unsigned char* begin;
@@ -15,7 +17,8 @@ struct Bytes {
 };
 
 struct KernelShared {
-  std::size_t static_bytes = 0;            // of the variables inside the kernel; 0 if the module is stripped
+  // of the variables inside the kernel; 0 if the module is stripped
+  std::size_t static_bytes = 0;
   std::size_t max_total = kSharedDefault;  // static and dynamic; cudaFuncSetAttribute raises it
   std::vector<Bytes> variables;            // to poison before every block
 };
@@ -26,7 +29,8 @@ class StaticShared {
   StaticShared();  // throws kd::Error if the variables cannot be found
   KernelShared& of(const void* kernel);
   static void poison(const KernelShared& kernel);
-  // Poisons whatever was written; variables found so join `kernel`, since a function that it calls has them.
+  // Poisons whatever was written; variables found so join `kernel`, since a function that it calls
+  // has them.
   void poison_written(KernelShared& kernel);
 
  private:
@@ -36,7 +40,8 @@ class StaticShared {
     std::size_t file;
   };
   void read_module();
-  void read_symbols(const unsigned char* file, const void* symbol_section, const void* sections, std::size_t base);
+  void read_symbols(const unsigned char* file, const void* symbol_section, const void* sections,
+                    std::size_t base);
   bool contains(const void* address) const;
 
   std::vector<Bytes> sections_;
@@ -49,8 +54,9 @@ class DynamicShared {
  public:
   DynamicShared();
   void* data() const { return memory_; }
-  void begin_block(std::size_t bytes);  // poisons; what follows is a red zone, also AddressSanitizer's
-  bool is_intact() const;               // the red zone, where AddressSanitizer does not watch it
+  // poisons; what follows is a red zone, also AddressSanitizer's
+  void begin_block(std::size_t bytes);
+  bool is_intact() const;  // the red zone, where AddressSanitizer does not watch it
   void end_launch();
 
  private:

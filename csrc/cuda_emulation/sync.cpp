@@ -17,7 +17,9 @@ bool is_same_place(const Thread& thread, const char* name, const char* file, int
 }
 
 Thread& arrive(Wait wait, const char* name, const char* file, int line) {
-  KD_CHECK(block.launch, "cuda_emulation: expected a barrier or warp operation inside a kernel, got one in host code");
+  KD_CHECK(
+      block.launch,
+      "cuda_emulation: expected a barrier or warp operation inside a kernel, got one in host code");
   Thread& self = block.threads[block.current];
   self.wait = wait;
   self.name = name;
@@ -28,7 +30,8 @@ Thread& arrive(Wait wait, const char* name, const char* file, int line) {
 
 // The lane that `lane` reads in a group of `width` lanes; PTX ISA, "shfl.sync".
 unsigned source_lane(Wait wait, unsigned lane, int argument, int width) {
-  const unsigned first = lane & ~unsigned(width - 1), last = first + unsigned(width) - 1, b = unsigned(argument) & 31u;
+  const unsigned first = lane & ~unsigned(width - 1), last = first + unsigned(width) - 1,
+                 b = unsigned(argument) & 31u;
   switch (wait) {
     case Wait::shuffle:
       return first + (b & unsigned(width - 1));
@@ -55,7 +58,8 @@ void complete(Thread* lanes, Wait wait, unsigned mask) {
   for (unsigned lane = 0; lane < kLanes; ++lane) {
     if (!(mask >> lane & 1u)) continue;
     Thread& thread = lanes[lane];
-    thread.value = is_vote ? votes : brought[source_lane(wait, lane, thread.argument, thread.width)];
+    thread.value =
+        is_vote ? votes : brought[source_lane(wait, lane, thread.argument, thread.width)];
     thread.wait = Wait::none;
     make_ready(unsigned(&thread - block.threads));
   }
@@ -63,7 +67,8 @@ void complete(Thread* lanes, Wait wait, unsigned mask) {
 
 [[noreturn]] void refuse(const char* name, const char* file, int line, const char* expected) {
   char message[512];
-  std::snprintf(message, sizeof message, "%s: %s (%s:%d): expected %s", block.launch->name, name, file, line, expected);
+  std::snprintf(message, sizeof message, "%s: %s (%s:%d): expected %s", block.launch->name, name,
+                file, line, expected);
   fail(message);
 }
 
@@ -74,7 +79,8 @@ int block_barrier(bool predicate, const char* name, const char* file, int line) 
     block.is_one_barrier = true;
     block.num_predicates = 0;
   }
-  const Thread* const before = block.num_at_barrier ? &block.threads[block.last_at_barrier] : nullptr;
+  const Thread* const before =
+      block.num_at_barrier ? &block.threads[block.last_at_barrier] : nullptr;
   arrive(Wait::barrier, name, file, line);
   if (before && !is_same_place(*before, name, file, line)) block.is_one_barrier = false;
   block.last_at_barrier = block.current;
@@ -91,12 +97,13 @@ int block_barrier(bool predicate, const char* name, const char* file, int line) 
   return int(block.barrier_result);
 }
 
-std::uint64_t warp_operation(Wait wait_for, unsigned mask, std::uint64_t value, int argument, int width, const char* name,
-                             const char* file, int line) {
+std::uint64_t warp_operation(Wait wait_for, unsigned mask, std::uint64_t value, int argument,
+                             int width, const char* name, const char* file, int line) {
   Thread& self = arrive(wait_for, name, file, line);
   const unsigned lane = block.current % kLanes;
   if (!(mask >> lane & 1u)) refuse(name, file, line, "the calling lane in the mask; add it");
-  if (width < 1 || width > 32 || (width & (width - 1)) != 0) refuse(name, file, line, "a width of 1, 2, 4, 8, 16 or 32");
+  if (width < 1 || width > 32 || (width & (width - 1)) != 0)
+    refuse(name, file, line, "a width of 1, 2, 4, 8, 16 or 32");
   self.mask = mask;
   self.value = value;
   self.argument = argument;
@@ -105,9 +112,11 @@ std::uint64_t warp_operation(Wait wait_for, unsigned mask, std::uint64_t value, 
   bool is_complete = true;
   for (unsigned other = 0; other < kLanes && is_complete; ++other) {
     if (!(mask >> other & 1u)) continue;
-    const Thread* const thread = first + other < block.num_threads ? &block.threads[first + other] : nullptr;
+    const Thread* const thread =
+        first + other < block.num_threads ? &block.threads[first + other] : nullptr;
     // as in PTX: the same operation and mask; it may stand in several places
-    is_complete = thread && thread->wait == wait_for && thread->mask == mask && thread->width == width;
+    is_complete =
+        thread && thread->wait == wait_for && thread->mask == mask && thread->width == width;
   }
   if (is_complete) complete(&block.threads[first], wait_for, mask);
   wait();

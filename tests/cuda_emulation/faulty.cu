@@ -1,4 +1,5 @@
-// Kernels with the mistakes that the emulation is there to find.  nvcc compiles them without a word.
+// Kernels with the mistakes that the emulation is there to find.  nvcc compiles them without a
+// word.
 #include "kernels.hpp"
 
 namespace kd::test {
@@ -93,16 +94,36 @@ void rotate_without_barrier(const int* x, int* out, int n, cudaStream_t stream) 
 void rotate_with_barrier(const int* x, int* out, int n, cudaStream_t stream) {
   KD_LAUNCH(rotate_kernel<true>, 1, n, 0, stream, x, out, n);
 }
-void blocks_in_order(int* out, int blocks, cudaStream_t stream) { KD_LAUNCH(blocks_in_order_kernel, blocks, 1, 0, stream, out); }
-void barrier_in_branch(int* out, cudaStream_t stream) { KD_LAUNCH(barrier_in_branch_kernel, 1, 64, 0, stream, out); }
-void return_before_barrier(int* out, cudaStream_t stream) { KD_LAUNCH(return_before_barrier_kernel, 3, 64, 0, stream, out); }
-void two_barriers(int* out, cudaStream_t stream) { KD_LAUNCH(two_barriers_kernel, 1, 64, 0, stream, out); }
-void missing_lanes(int* out, cudaStream_t stream) { KD_LAUNCH(missing_lanes_kernel, 1, 64, 0, stream, out); }
-void outside_mask(int* out, cudaStream_t stream) { KD_LAUNCH(outside_mask_kernel, 1, 64, 0, stream, out); }
-void warp_and_barrier(int* out, cudaStream_t stream) { KD_LAUNCH(warp_and_barrier_kernel, 1, 64, 0, stream, out); }
-void past_dynamic(float* out, int bytes, cudaStream_t stream) { KD_LAUNCH(past_dynamic_kernel, 1, 1, bytes, stream, out, bytes); }
-void past_static(float* out, int index, cudaStream_t stream) { KD_LAUNCH(past_static_kernel, 1, 1, 0, stream, out, index); }
-void past_stack(float* out, int index, cudaStream_t stream) { KD_LAUNCH(past_stack_kernel, 1, 1, 0, stream, out, index); }
+void blocks_in_order(int* out, int blocks, cudaStream_t stream) {
+  KD_LAUNCH(blocks_in_order_kernel, blocks, 1, 0, stream, out);
+}
+void barrier_in_branch(int* out, cudaStream_t stream) {
+  KD_LAUNCH(barrier_in_branch_kernel, 1, 64, 0, stream, out);
+}
+void return_before_barrier(int* out, cudaStream_t stream) {
+  KD_LAUNCH(return_before_barrier_kernel, 3, 64, 0, stream, out);
+}
+void two_barriers(int* out, cudaStream_t stream) {
+  KD_LAUNCH(two_barriers_kernel, 1, 64, 0, stream, out);
+}
+void missing_lanes(int* out, cudaStream_t stream) {
+  KD_LAUNCH(missing_lanes_kernel, 1, 64, 0, stream, out);
+}
+void outside_mask(int* out, cudaStream_t stream) {
+  KD_LAUNCH(outside_mask_kernel, 1, 64, 0, stream, out);
+}
+void warp_and_barrier(int* out, cudaStream_t stream) {
+  KD_LAUNCH(warp_and_barrier_kernel, 1, 64, 0, stream, out);
+}
+void past_dynamic(float* out, int bytes, cudaStream_t stream) {
+  KD_LAUNCH(past_dynamic_kernel, 1, 1, bytes, stream, out, bytes);
+}
+void past_static(float* out, int index, cudaStream_t stream) {
+  KD_LAUNCH(past_static_kernel, 1, 1, 0, stream, out, index);
+}
+void past_stack(float* out, int index, cudaStream_t stream) {
+  KD_LAUNCH(past_stack_kernel, 1, 1, 0, stream, out, index);
+}
 void any_launch(int* out, dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream) {
   KD_LAUNCH(any_launch_kernel, grid, block, shared_bytes, stream, out);
 }

@@ -20,13 +20,16 @@ __device__ T sum_of_block(T value) {
 template <typename T>
 __global__ void block_sums_kernel(const T* __restrict__ x, T* __restrict__ out, int64_t n) {
   T sum = 0;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += int64_t{gridDim.x} * blockDim.x) sum += x[i];
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n;
+       i += int64_t{gridDim.x} * blockDim.x)
+    sum += x[i];
   sum = sum_of_block(sum);
   if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 
 template <typename T, int kTile>
-__global__ void __launch_bounds__(kTile* kTile) transpose_kernel(const T* x, T* out, int64_t rows, int64_t cols) {
+__global__ void __launch_bounds__(kTile* kTile)
+    transpose_kernel(const T* x, T* out, int64_t rows, int64_t cols) {
   __shared__ T tile[kTile][kTile + 1];
   const int tx = threadIdx.x, ty = threadIdx.y;
   const int64_t row = int64_t{blockIdx.y} * kTile, col = int64_t{blockIdx.x} * kTile;
@@ -62,7 +65,8 @@ __global__ void histogram_kernel(const int* x, int* counts, int64_t n, int bins)
 
 template <typename T>
 __global__ void shuffles_kernel(T* out, int width) {
-  const T mine = T(threadIdx.x) * T(sizeof(T) == 8 ? 100003ll << 20 : 100003ll);  // exact, and in both halves of 8 bytes
+  // exact, and in both halves of 8 bytes
+  const T mine = T(threadIdx.x) * T(sizeof(T) == 8 ? 100003ll << 20 : 100003ll);
   out[threadIdx.x] = __shfl_sync(0xffffffffu, mine, int(threadIdx.x) * 3 + 1, width);
   out[64 + threadIdx.x] = __shfl_up_sync(0xffffffffu, mine, 3, width);
   out[128 + threadIdx.x] = __shfl_down_sync(0xffffffffu, mine, 5, width);
@@ -126,8 +130,9 @@ __global__ void vectors_kernel(const float* x, float* out, int64_t n) {
   const float4 v = reinterpret_cast<const float4*>(x)[i];
   const float2 w = make_float2(__ldg(x + 4 * i), fminf(v.y, 0.5f));
   const float small = __bfloat162float(__float2bfloat16(v.z));
-  reinterpret_cast<float4*>(out)[i] = make_float4(kFactors[0] * w.x, kFactors[1] * w.y, kFactors[2] * small,
-                                                  kFactors[3] * (__expf(-v.w) + rsqrtf(1.0f + v.w * v.w) + max(v.x, 0.0f)));
+  reinterpret_cast<float4*>(out)[i] =
+      make_float4(kFactors[0] * w.x, kFactors[1] * w.y, kFactors[2] * small,
+                  kFactors[3] * (__expf(-v.w) + rsqrtf(1.0f + v.w * v.w) + max(v.x, 0.0f)));
 }
 
 __device__ float* scratch() {
@@ -173,12 +178,15 @@ void reverse_tiles(const float* x, float* out, int64_t n, int tile, cudaStream_t
 
 void big_tile(float* out, int64_t n, cudaStream_t stream) {
   const int bytes = int(n * int64_t{sizeof(float)});
-  check_cuda(cudaFuncSetAttribute(big_tile_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "big_tile");
+  check_cuda(
+      cudaFuncSetAttribute(big_tile_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+      "big_tile");
   KD_LAUNCH(big_tile_kernel, 2, 64, bytes, stream, out, n);
 }
 
 void histogram(const int* x, int* counts, int64_t n, int bins, cudaStream_t stream) {
-  KD_LAUNCH(histogram_kernel, ceil_div(n, 128), 128, bins * sizeof(int), stream, x, counts, n, bins);
+  KD_LAUNCH(histogram_kernel, ceil_div(n, 128), 128, bins * sizeof(int), stream, x, counts, n,
+            bins);
 }
 
 template <typename T>
@@ -192,7 +200,9 @@ template void shuffles(float*, int, cudaStream_t);
 template void shuffles(double*, int, cudaStream_t);
 
 void votes(unsigned* out, cudaStream_t stream) { KD_LAUNCH(votes_kernel, 1, 64, 0, stream, out); }
-void half_warps(int* out, cudaStream_t stream) { KD_LAUNCH(half_warps_kernel, 1, 64, 0, stream, out); }
+void half_warps(int* out, cudaStream_t stream) {
+  KD_LAUNCH(half_warps_kernel, 1, 64, 0, stream, out);
+}
 void atomics(float* f, double* d, int* i, unsigned* u, unsigned long long* l, cudaStream_t stream) {
   KD_LAUNCH(atomics_kernel, 1, 100, 0, stream, f, d, i, u, l);
 }

@@ -1,4 +1,5 @@
-// Runs one test kernel by name: prints what the Python side compares, or "error: <text>" with exit status 3.
+// Runs one test kernel by name: prints what the Python side compares, or "error: <text>" with exit
+// status 3.
 //   emulated <command> [integer...]        also callable from a shared library: run(argc, argv)
 #include <chrono>
 #include <cstdio>
@@ -81,7 +82,8 @@ void atomics(const Integers&) {
   unsigned u[3] = {0, 0, 0};
   unsigned long long l = 0;
   kd::test::atomics(&f, &d, i, u, &l, nullptr);
-  std::printf("%g %g %d %d %d %d %d %u %u %u %llu\n", f, d, i[0], i[1], i[2], i[3], i[4], u[0], u[1], u[2], l);
+  std::printf("%g %g %d %d %d %d %d %u %u %u %llu\n", f, d, i[0], i[1], i[2], i[3], i[4], u[0],
+              u[1], u[2], l);
 }
 
 void vectors(const Integers& a) {
@@ -94,7 +96,8 @@ void vectors(const Integers& a) {
 // A launch after an error: nothing of the failed one may be left.
 void recover(const Integers&) {
   std::vector<int> out(64);
-  for (const auto launcher : {kd::test::barrier_in_branch, kd::test::missing_lanes, kd::test::two_barriers}) {
+  for (const auto launcher :
+       {kd::test::barrier_in_branch, kd::test::missing_lanes, kd::test::two_barriers}) {
     try {
       launcher(out.data(), nullptr);
       std::printf("no error\n");
@@ -131,9 +134,11 @@ void measure(const Integers& a) {
     const auto switches = kd::emulation::num_switches();
     const auto begin = std::chrono::steady_clock::now();
     kd::test::churn(x.data(), a[0], barriers, int(a[1]), nullptr);
-    const double ns = std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count();
+    const double ns =
+        std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count();
     const double made = double(kd::emulation::num_switches() - switches);
-    std::printf("%d barriers: %.1f ns per thread, %.0f switches, %.1f ns each\n", barriers, ns / double(a[0]), made, ns / made);
+    std::printf("%d barriers: %.1f ns per thread, %.0f switches, %.1f ns each\n", barriers,
+                ns / double(a[0]), made, ns / made);
   }
 }
 
@@ -191,7 +196,8 @@ const std::map<std::string, std::function<void(const Integers&)>> kCommands = {
          show(out);
        }
      }},
-    {"rotate_without_barrier", [](const Integers& a) { rotate(a, kd::test::rotate_without_barrier); }},
+    {"rotate_without_barrier",
+     [](const Integers& a) { rotate(a, kd::test::rotate_without_barrier); }},
     {"rotate_with_barrier", [](const Integers& a) { rotate(a, kd::test::rotate_with_barrier); }},
     {"blocks_in_order",
      [](const Integers& a) {
@@ -223,7 +229,8 @@ const std::map<std::string, std::function<void(const Integers&)>> kCommands = {
     {"any_launch",
      [](const Integers& a) {
        int out = 0;
-       const dim3 grid{unsigned(a[0]), unsigned(a[1]), unsigned(a[2])}, block{unsigned(a[3]), unsigned(a[4]), unsigned(a[5])};
+       const dim3 grid{unsigned(a[0]), unsigned(a[1]), unsigned(a[2])},
+           block{unsigned(a[3]), unsigned(a[4]), unsigned(a[5])};
        kd::test::any_launch(&out, grid, block, int(a[6]), nullptr);
        show(&out, 1);
      }},
