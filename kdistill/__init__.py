@@ -27,7 +27,7 @@ _HOMES = {
     "plan": "kdistill.api.plan",
     "sweep": "kdistill.api.sweep",
     "score": "kdistill.api.score",
-    "train_experts": "kdistill.api.distill",
+    "train_experts": "kdistill.api.experts",
     "train_prior": "kdistill.api.prior",
     "DistilledDataset": "kdistill.artifacts",
 }

@@ -69,6 +69,8 @@ MASKED_SHARE = Range(
     "in [0, 1)", lambda value: 0.0 <= value < 1.0, "0 compares everything", "a share "
 )
 SHARE = Range("in [0, 1]", lambda value: 0.0 <= value <= 1.0, "1 is all", "a share ")
+HELD_OUT = Range("in [0, 1)", lambda x: 0.0 <= x < 1.0, "0.1 holds out a tenth", "a share ")
+MAX_MINUTES = Range("0 or more", lambda minutes: minutes >= 0, "leave it out for no limit")
 SCHEDULE = Words(("constant", "cosine"))
 
 
@@ -99,7 +101,7 @@ def check_value(name: str, value: Any, mark: object, words: tuple[Any, ...] = ()
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(mark, Range) and not (is_number and mark.holds(value)):
         expected = " or ".join([*map(str, words), f"{mark.noun}{mark.text}"])
-        raise ConfigError(f"{name}: expected {expected}, got {value}; {mark.hint}")
+        raise ConfigError(f"{name}: expected {expected}, got {value!r}; {mark.hint}")
     if isinstance(mark, Words) and value not in mark.words:
         raise ConfigError(
             f"{name}: expected one of {', '.join(mark.words)}, got '{value}'; "

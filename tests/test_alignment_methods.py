@@ -7,7 +7,7 @@ import torch
 
 import kdistill
 from kdistill import methods
-from kdistill.api.distill import resolve
+from kdistill.api.run import resolve
 from kdistill.data.image_dataset import fingerprint
 from kdistill.engine import build_student
 from kdistill.errors import ConfigError, DataError

@@ -5,7 +5,7 @@ import torch
 
 import kdistill
 from kdistill import methods
-from kdistill.api.distill import resolve
+from kdistill.api.run import resolve
 from kdistill.augment import Augment
 from kdistill.engine import build_student, class_gradients, gradient_match
 from kdistill.errors import ConfigError, DataError, NonFiniteError, ShapeError

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 import kdistill
 from kdistill import methods
-from kdistill.api.distill import resolve
+from kdistill.api.run import resolve
 from kdistill.augment import Augment
 from kdistill.data.class_sampler import ClassSampler
 from kdistill.engine import build_student

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kdistill import doctor, methods
-from kdistill.api.distill import resolve
+from kdistill.api.run import resolve
 from kdistill.cli import app
 from kdistill.errors import ConfigError
 from kdistill.options import COUNT, Words, check_options, options, value_shown

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import kdistill
+from kdistill import methods
 from kdistill.errors import NonFiniteError
 
 ITERATIONS = 150
@@ -118,8 +119,8 @@ def test_an_interrupt_before_the_first_iteration_leaves_no_folder(digits, cache,
     def build(*arguments):
         raise KeyboardInterrupt
 
-    found = kdistill.api.methods.get("dm")
-    monkeypatch.setattr(kdistill.api.methods, "get", lambda name: replace(found, build=build))
+    dm = methods.get("dm")
+    monkeypatch.setattr(methods, "get", lambda name: replace(dm, build=build))
     with pytest.raises(KeyboardInterrupt):
         quick(digits)
     assert not list(cache.iterdir())

@@ -144,14 +144,14 @@ def test_another_evaluation_keeps_the_sets(tmp_path):
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch):
     from kdistill.api import sweep as sweeping
 
-    right = sweeping.distill
+    right = sweeping.run
 
-    def distill(*arguments, **options):
-        if options["seed"] == 0:
+    def run(config, *arguments, **options):
+        if config.seed == 0:
             raise RuntimeError("out of\nmemory")
-        return right(*arguments, **options)
+        return right(config, *arguments, **options)
 
-    monkeypatch.setattr(sweeping, "distill", distill)
+    monkeypatch.setattr(sweeping, "run", run)
     done = kdistill.sweep(grid(options={"norm": ["instance", "none"]}), out=tmp_path)
     assert [run.status for run in done.runs] == ["failed", "failed", "finished", "finished"]
     assert "failed: dm, digits, ipc 1, seed 0: RuntimeError: out of memory (see " in str(done)

@@ -8,7 +8,7 @@ import torch
 import kdistill
 from kdistill import methods
 from kdistill import runner as loop
-from kdistill.api.distill import resolve
+from kdistill.api.run import resolve
 from kdistill.engine.trajectory_gradient import SMALLEST_LR
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.methods.trajectory.base import _batches, _drawn

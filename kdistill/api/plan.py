@@ -18,9 +18,11 @@ from torch import Tensor
 
 from kdistill import methods
 from kdistill._native import peak_bytes
-from kdistill.api.distill import check_sizes
-from kdistill.api.run import check_ranges, resolve, use
-from kdistill.data import ImageDataset, load_data
+from kdistill.api.resources import use
+from kdistill.api.run import RunConfig
+from kdistill.api.training_data import check_class_counts, load, training_images
+from kdistill.config import from_mapping
+from kdistill.data import ImageDataset
 from kdistill.formatting import duration
 
 ROUNDS = 3  # iterations that are timed, after one that is not
@@ -95,20 +97,31 @@ def plan(
 
     Cost: a few outer iterations with two inner steps, and two steps of an expert.
     """
-    found, config = methods.get(method), resolve(method, preset, options or {})
+    settings = {
+        "method": method,
+        "ipc": ipc,
+        "preset": preset,
+        "validation": validation,
+        "options": options or {},
+    }
+    return plan_of(from_mapping(RunConfig, settings, where="plan"), data, threads=threads)
+
+
+def plan_of(config: RunConfig, data: ImageDataset | Any, *, threads: int | None = None) -> Plan:
+    """Predict what a run with these settings will need."""
+    config.check()
     use(threads)
-    check_ranges(ipc, validation)
-    data = data if isinstance(data, ImageDataset) else load_data(data)
-    data.check_in_memory()
-    seen = data.holdout(validation)[0]
-    check_sizes(seen, ipc)
+    method = methods.get(config.method)
+    training = training_images(load(data), config.validation)
+    check_class_counts(training, config.ipc)
+    options = config.method_options
     with tempfile.TemporaryDirectory() as folder:
         dry_run = (
-            methods.DryRun(config)
-            if found.dry_run is None
-            else found.dry_run(config, seen, Path(folder))
+            methods.DryRun(options)
+            if method.dry_run is None
+            else method.dry_run(options, training, Path(folder))
         )
-        problem = found.build(dry_run.config, seen, ipc, 0, None)
+        problem = method.build(dry_run.config, training, config.ipc, 0, None)
         seconds = _iteration_seconds(problem) * dry_run.steps_ratio
     states = 3 if problem.average else 2
     state_bytes = sum(_nbytes(x) for x in problem.state.values())

@@ -10,7 +10,7 @@ import torch
 
 from kdistill import _native
 from kdistill.api.metrics_log import JsonLines
-from kdistill.api.run import check_place, check_ranges, use
+from kdistill.api.resources import check_place, use
 from kdistill.artifacts.preview import preview
 from kdistill.artifacts.tensors import to_json
 from kdistill.augment import strategy_for
@@ -19,6 +19,7 @@ from kdistill.data import ImageDataset, Split, load_data
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import explained, remove_leftovers, sole_use, write_atomic
 from kdistill.keys import make_key
+from kdistill.options import HELD_OUT, MAX_MINUTES, check_value
 from kdistill.priors.gan_training import PriorProgress, PriorSpec, Quality, card, fit, measure
 from kdistill.priors.gan_training.adversarial_training import GanTraining, new_gan_training
 from kdistill.priors.gan_training.quality import centred, draw
@@ -213,7 +214,9 @@ def check_training(
     spec = from_mapping(
         PriorSpec, {"seed": seed, **(options or {})}, where="options of prior train"
     )
-    check_ranges(1, validation, max_minutes)
+    check_value("validation", validation, HELD_OUT)
+    if max_minutes is not None:
+        check_value("max_minutes", max_minutes, MAX_MINUTES)
     use(threads, device)
     if size is not None:
         _check_side(size, size)

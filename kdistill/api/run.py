@@ -1,19 +1,42 @@
-"""The settings of a run, and every check of them that needs no image."""
+"""The one way of a run: settings, checks, data, problem, loop, artefact.
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+``distill``, the command line, ``sweep`` and ``plan`` each make a ``RunConfig``.  Nothing expensive
+happens before everything cheap has been checked.  No tensor arithmetic here.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor
 
-from kdistill import methods
-from kdistill.artifacts import DistilledDataset
-from kdistill.config import from_mapping
-from kdistill.errors import ConfigError, DataError, ShapeError, did_you_mean
-from kdistill.files import explained
+from kdistill import _native, methods, runner
+from kdistill.api.metrics_log import JsonLines
+from kdistill.api.resources import check_place, use
+from kdistill.api.run_folder import check_folder, prepare, same_artefact
+from kdistill.api.scratch import scratch_folder
+from kdistill.api.training_data import check_class_counts, initial_images, load, training_images
+from kdistill.artifacts import DistilledDataset, snapshot_folder
+from kdistill.config import from_mapping, to_mapping
+from kdistill.data import ImageDataset, load_data
+from kdistill.engine.precision import use_precision
+from kdistill.errors import ConfigError, ShapeError, did_you_mean
+from kdistill.files import sole_use
+from kdistill.options import HELD_OUT, MAX_MINUTES, Range, check_options
+from kdistill.runner import Progress
+from kdistill.signals import terminable
+from kdistill.status import describe, quietly, status_line
+
+_log = logging.getLogger("kdistill")
+LARGEST_PIXEL = 20.0  # synthetic images leave 0..1, but not by this much
+
+IPC = Range("at least 1 image per class", lambda n: n >= 1, "the field uses 1, 10 and 50")
+CHECKPOINT_MINUTES = Range("0 or more", lambda minutes: minutes >= 0, "1 is usual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +59,53 @@ class RunConfig:
 
     data: str = ""
     method: str = "dm"
-    ipc: int = 10
+    ipc: Annotated[int, IPC] = 10
     seed: int = 0
     preset: str = "fast"
     size: int | None = None
-    normalisation: str = "standard"
-    validation: float = 0.1
+    normalisation: Literal["standard", "zca", "none"] = "standard"
+    validation: Annotated[float, HELD_OUT] = 0.1
     mirrors: bool | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @cached_property
+    def method_options(self) -> Any:
+        """The method's option dataclass with every value resolved.
+
+        Raises:
+            ConfigError: As ``resolve``.
+        """
+        return resolve(self.method, self.preset, self.options)
+
+    def load(self, *, quiet: bool = False, skip_unreadable: bool = False) -> ImageDataset:
+        """Load the data that ``data`` names."""
+        return load_data(
+            self.data,
+            size=self.size,
+            normalisation=self.normalisation,
+            mirrors=self.mirrors,
+            quiet=quiet,
+            skip_unreadable=skip_unreadable,
+        )
+
+    def check(self) -> None:
+        """Make every check of the settings that needs no image.
+
+        Raises:
+            ConfigError: Unknown method, preset or option, or a size that the network does not take.
+        """
+        options = self.method_options
+        if self.size is not None:
+            try:
+                options.network(SimpleNamespace(channels=3, size=self.size, num_classes=2))
+            except ShapeError as error:
+                raise ConfigError(
+                    f"size: expected a side that {options.student} takes, got {self.size}; 32 is "
+                    "usual"
+                ) from error
 
 
 def resolve(method: str, preset: str, options: Mapping[str, Any]) -> Any:
@@ -53,45 +115,78 @@ def resolve(method: str, preset: str, options: Mapping[str, Any]) -> Any:
         ConfigError: Unknown method, preset or option (suggests the nearest), or a value of the
             wrong type.
     """
-    found = methods.get(method)
+    chosen = methods.get(method)
     if not isinstance(options, Mapping):
         raise ConfigError(
             f"options: expected a table of names and values, got {options!r}; pass a dict"
         )
-    if preset not in found.presets:
+    if preset not in chosen.presets:
         raise ConfigError(
             f"preset: expected one of {method}'s, got '{preset}'; "
-            f"{did_you_mean(preset, list(found.presets))}"
+            f"{did_you_mean(preset, list(chosen.presets))}"
         )
     return from_mapping(
-        found.config, {**found.presets[preset], **options}, where=f"options of {method}"
+        chosen.config, {**chosen.presets[preset], **options}, where=f"options of {method}"
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a run is carried out; nothing here changes what an iteration computes.
+
+    The attributes are the arguments of ``distill`` with these names.
+    """
+
+    out: str | Path | None = None
+    resume: bool = False
+    force: bool = False
+    callbacks: Sequence[Callable[[Progress], None]] | Callable[[Progress], None] | None = ()
+    device: str | torch.device | None = None
+    threads: int | None = None
+    max_minutes: Annotated[float | None, MAX_MINUTES] = None
+    snapshot_every: int | None = None
+    checkpoint_minutes: Annotated[float, CHECKPOINT_MINUTES] = 1.0
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for callback in self.watchers:
+            if not callable(callback):
+                raise ConfigError(
+                    f"callbacks: expected functions of a Progress, got {callback!r}; pass one or a "
+                    "list of them"
+                )
+
+    @property
+    def watchers(self) -> tuple[Callable[[Progress], None], ...]:
+        """The callbacks as a tuple."""
+        several = isinstance(self.callbacks, Sequence)
+        return tuple(self.callbacks) if several else (self.callbacks,) if self.callbacks else ()
+
+    def check(self) -> None:
+        """Make every check of folder, device and threads that needs no image; nothing is written.
+
+        Raises:
+            ConfigError: A folder in use, a device that is not there, or too many threads.
+            DataError: A folder that cannot be written, or one with other contents.
+        """
+        use(self.threads, self.device)
+        snapshot_folder.check_every(self.snapshot_every, self.out)
+        if self.out is not None:
+            check_place(self.out)
+            check_folder(self.out, resume=self.resume, force=self.force)
+
+
 def check_run(
-    run: RunConfig,
-    *,
-    max_minutes: float | None = None,
-    checkpoint_minutes: float = 1.0,
-    init: Any = None,
-    out: str | Path | None = None,
-) -> Any:
-    """Return the method's options, after every check of a run that is possible before its images are read.
+    config: RunConfig, execution: Execution, init: DistilledDataset | str | Path | None = None
+) -> None:
+    """Make every check of a run that is possible before its images are read.
 
     Raises:
-        ConfigError: Unknown method, preset or option, a number out of range, or a size that the
-            network does not take.
-        DataError: ``out`` cannot be written.
+        ConfigError: Settings that are unknown, out of range or do not fit together.
+        DataError: The folder of the run cannot be written.
     """
-    config = resolve(run.method, run.preset, run.options)
-    check_ranges(run.ipc, run.validation, max_minutes, checkpoint_minutes)
-    if isinstance(run.size, int):
-        try:
-            config.network(SimpleNamespace(channels=3, size=run.size, num_classes=2))
-        except ShapeError as error:
-            raise ConfigError(
-                f"size: expected a side that {config.student} takes, got {run.size}; 32 is usual"
-            ) from error
+    config.check()
     if init is not None and not isinstance(init, str | Path | DistilledDataset):
         raise ConfigError(
             f"init: expected an earlier set or its folder, got {init!r}; leave it out to begin "
@@ -101,77 +196,192 @@ def check_run(
         raise ConfigError(
             f"init: expected the folder of an earlier set, got nothing at {init}; check the path"
         )
-    if out is not None:
-        check_place(out)
-    return config
+    execution.check()
 
 
-def check_place(out: str | Path) -> None:
-    """Raise for a folder that cannot be made or written; nothing is made yet."""
-    if not isinstance(out, str | Path):
-        raise ConfigError(
-            f"out: expected the path of a folder, got {out!r}; leave it out to get the set alone"
-        )
-    folder = Path(out).absolute()
-    with explained(folder):  # a name may be too long to be looked up
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        reason = "no permission" if there.is_dir() else f"{there} is no folder"
-        raise DataError(
-            f"out: expected a folder that can be written, got {out} ({reason}); choose another"
-        )
+def run(
+    config: RunConfig,
+    data: ImageDataset | Any,
+    *,
+    init: DistilledDataset | str | Path | None = None,
+    execution: Execution = Execution(),
+) -> DistilledDataset:
+    """Carry out a run: check, load, hold out, build, calibrate, iterate, and make the artefact.
 
+    Args:
+        config: What decides the result.
+        data: A data set, or anything that ``load_data`` takes.
+        init: An earlier set, or its folder, to start from.
+        execution: How it is carried out.
 
-def use(threads: int | None, device: str | torch.device | None = None) -> None:
-    """Set the number of CPU threads, and refuse a device that is not there.
+    Returns:
+        The synthetic set; it stands in ``execution.out`` too.
 
-    Raises:
-        ConfigError: Fewer than one thread or more than the machine can serve, or a device that this
-            torch does not have.
+    Raises: as ``kdistill.distill``.
     """
-    if threads is not None:
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise ConfigError(
-                f"threads: expected a whole number of at least 1, got {threads!r}; leave it out "
-                "for all"
+    check_run(config, execution, init)
+    quiet = execution.quiet
+    name = str(data) if isinstance(data, str | Path) else None
+    data = load(data, quiet)
+    training = training_images(data, config.validation, execution.device)
+    with quietly(quiet):
+        check_class_counts(training, config.ipc)
+    start = None if init is None else initial_images(init, training, config.ipc)
+    config = replace(
+        config,
+        data=data.source if name is None else name,
+        size=data.size,
+        normalisation=data.transform.kind,
+        mirrors=data.mirrors,
+        options=to_mapping(config.method_options),
+    )
+    precision = use_precision(config.method_options.precision, training.train.images.device)
+    with terminable(), quietly(quiet), precision, status_line("distilling") as say:
+        say(f"preparing {config.method} on {data.name}, {config.ipc} per class")
+
+        def show(progress: Progress) -> None:
+            say(describe(progress, f"loss {progress.loss:.4g}"))
+
+        small = _Job(config, data, training, start, execution, show).carry_out()
+    _warn_of_range(small.images)
+    return small
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A run whose settings are checked and whose data are loaded.
+
+    Attributes:
+        config: Settings with every value resolved, as the artefact records them.
+        data: The whole data set.
+        training: The part of it that the run may use.
+        start: Normalised images to begin with, or None.
+        execution: How the run is carried out.
+        show: Callback that shows the progress.
+    """
+
+    config: RunConfig
+    data: ImageDataset
+    training: ImageDataset
+    start: Tensor | None
+    execution: Execution
+    show: Callable[[Progress], None]
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What the artefact records of the run, and what a checkpoint must agree with."""
+        method, data = methods.get(self.config.method), self.data
+        return {
+            "run": to_mapping(self.config),
+            "method": {"title": method.title, "paper": method.paper},
+            "source": {
+                "name": data.name,
+                "fingerprint": data.fingerprint,
+                "licence": data.licence,
+                "classes": list(data.classes),
+                "init": None if self.start is None else f"{self.start.double().sum().item():.17g}",
+            },
+            "environment": _native.environment(),
+        }
+
+    def carry_out(self) -> DistilledDataset:
+        """Build and optimise the problem in a folder that no other run uses meanwhile."""
+        how = self.execution
+        if how.out is None:
+            with scratch_folder(self.record, how.resume) as scratch:
+                problem = self._build()
+                outcome = self._optimise(
+                    problem, scratch.folder, resume=scratch.resumes, is_scratch=True
+                )
+                scratch.is_finished = outcome.finished
+                return self._artefact(problem, outcome)
+        folder = Path(how.out)
+        with sole_use(folder):
+            problem = self._build()
+            prepare(folder, resume=how.resume, force=how.force)
+            outcome = self._optimise(
+                problem,
+                folder,
+                resume=how.resume,
+                callbacks=(JsonLines(folder / "metrics.jsonl", how.resume),),
+                snapshots=self._snapshots(problem, folder),
             )
-        if threads > (most := max(64, 4 * (os.cpu_count() or 1))):
-            raise ConfigError(
-                f"threads: expected at most {most} on this machine, got {threads}; leave it out "
-                "for one per core"
-            )
-        torch.set_num_threads(threads)
-    if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                f"device: expected one that this torch can use, got '{device}' ({reason}); try cpu"
-            ) from error
+            small = self._artefact(problem, outcome)
+            if how.resume and (finished := same_artefact(folder, small)) is not None:
+                return finished
+            small.save_pretrained(folder)
+            return small
 
+    def _build(self) -> methods.Problem:
+        config = self.config
+        problem = methods.get(config.method).build(
+            config.method_options, self.training, config.ipc, config.seed, self.start
+        )
+        if self.execution.snapshot_every is not None:
+            snapshot_folder.check_count(self.execution.snapshot_every, problem.iterations)
+        self.record.update(problem.about)
+        return problem
 
-def check_ranges(
-    ipc: int, validation: float, max_minutes: float | None = None, checkpoint_minutes: float = 1.0
-) -> None:
-    """Raise ConfigError for a number of a run that is out of range."""
-    if max_minutes is not None and not (_is_number(max_minutes) and max_minutes >= 0):
-        raise ConfigError(
-            f"max_minutes: expected 0 or more, got {max_minutes!r}; leave it out for no limit"
-        )
-    if not (_is_number(checkpoint_minutes) and checkpoint_minutes >= 0):
-        raise ConfigError(
-            f"checkpoint_minutes: expected 0 or more, got {checkpoint_minutes!r}; 1 is usual"
-        )
-    if isinstance(ipc, bool) or not isinstance(ipc, int) or ipc < 1:
-        raise ConfigError(
-            f"ipc: expected at least 1 image per class, got {ipc!r}; the field uses 1, 10 and 50"
-        )
-    if not (_is_number(validation) and 0.0 <= validation < 1.0):
-        raise ConfigError(
-            f"validation: expected a share in [0, 1), got {validation!r}; 0.1 holds out a tenth"
+    def _optimise(
+        self,
+        problem: methods.Problem,
+        folder: Path | None,
+        *,
+        callbacks: Sequence[Callable[[Progress], None]] = (),
+        **how: Any,
+    ) -> runner.Outcome:
+        return runner.run(
+            problem,
+            folder=folder,
+            identity=self.record,
+            callbacks=[*callbacks, self.show, *self.execution.watchers],
+            max_minutes=self.execution.max_minutes,
+            checkpoint_minutes=self.execution.checkpoint_minutes,
+            **how,
         )
 
+    def _snapshots(self, problem: methods.Problem, folder: Path) -> runner.Snapshots | None:
+        def take(outcome: runner.Outcome) -> None:
+            small = self._artefact(problem, outcome)
+            snapshot_folder.save_snapshot(folder, outcome.snapshot.iteration, small)
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        every = self.execution.snapshot_every
+        return None if every is None else runner.Snapshots(every, take)
+
+    def _artefact(self, problem: methods.Problem, outcome: runner.Outcome) -> DistilledDataset:
+        state = outcome.state
+        found = None if problem.search is None else problem.search.findings(outcome.snapshot.state)
+        return DistilledDataset(
+            images=self.data.transform.invert(outcome.images.cpu()),
+            labels=problem.labels.cpu(),
+            label_logits=state["label_logits"].cpu() if "label_logits" in state else None,
+            learned_lr=float(state["lr"]) if "lr" in state else None,
+            classes=self.data.classes,
+            config=self.record,
+            metrics={
+                "distillation": {
+                    "iterations": outcome.snapshot.iteration,
+                    "finished": outcome.finished,
+                    "seconds": outcome.seconds,
+                    "peak_bytes": outcome.peak_bytes,
+                    "skipped": outcome.skipped,
+                    "learning_rates": dict(problem.learning_rates),
+                    **({"lr_init": float(problem.state["lr"])} if "lr" in problem.state else {}),
+                    "loss": [list(pair) for pair in outcome.losses[-1:]],
+                },
+                **({} if found is None else {"search": found.metrics}),
+            },
+            transform=self.data.transform,
+            files={} if found is None else found.files,
+        )
+
+
+def _warn_of_range(images: Tensor) -> None:
+    low, high = (float(x) for x in torch.aminmax(images))
+    if max(-low, high) > LARGEST_PIXEL:
+        _log.warning(
+            "distill: pixels reach from %.3g to %.3g where pictures have 0 to 1; lower lr_images "
+            "if networks learn little",
+            low,
+            high,
+        )

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from kdistill import _native
-from kdistill.api.run import check_place, check_ranges, use
+from kdistill.api.resources import check_place, use
 from kdistill.api.run_folder import check_writable
 from kdistill.artifacts.score_pictures import extremes, histograms
 from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset, fingerprint, load_data
 from kdistill.engine import build_student
+from kdistill.options import HELD_OUT, check_value
 from kdistill.selection import NormalisedImages, ScoreSpec, ScoreTable, difficulty, load_scores
 from kdistill.selection.score_table import LAYOUT, TABLE
 from kdistill.status import quietly, status_line
@@ -113,7 +114,7 @@ def check_score(
     given = dict(options or {})
     if isinstance(given.get("metrics"), str):
         given["metrics"] = tuple(name.strip() for name in given["metrics"].split(","))
-    check_ranges(1, validation)
+    check_value("validation", validation, HELD_OUT)
     if out is not None:
         check_place(out)
     return from_mapping(ScoreSpec, {"seed": seed, **given}, where="options of score")

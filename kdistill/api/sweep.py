@@ -13,12 +13,12 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from kdistill._native import reset_peak
-from kdistill.api.distill import distill, load_data
 from kdistill.api.evaluate import evaluate
-from kdistill.api.run import RunConfig, check_ranges, resolve, use
+from kdistill.api.resources import use
+from kdistill.api.run import Execution, RunConfig, run
 from kdistill.api.run_folder import is_unfinished
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import parse_table, to_json
@@ -31,6 +31,7 @@ from kdistill.evaluation import Evaluation, Protocol, protocols
 from kdistill.evaluation.baseline_rows import check_names
 from kdistill.files import locked, read_regular, remove_leftovers, write_atomic
 from kdistill.files.regular_files import JSON_LIMIT
+from kdistill.options import MAX_MINUTES, check_options
 from kdistill.runner import Progress
 from kdistill.status import quietly, status_line
 
@@ -79,7 +80,10 @@ class Grid:
     options: Mapping[str, Any] = field(default_factory=dict)
     variant: tuple[Mapping[str, Any], ...] = ()
     evaluation: Mapping[str, Any] = field(default_factory=dict)
-    max_minutes: float | None = None
+    max_minutes: Annotated[float | None, MAX_MINUTES] = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,12 +198,12 @@ def plan_runs(grid: Grid, out: Path) -> list[Run]:
     runs: dict[Path, Run] = {}
     for name, settings in _variants(grid):
         for point in _points(settings):
-            run = from_mapping(
+            config = from_mapping(
                 RunConfig, point, where=f"sweep{f', variant {name}' if name else ''}"
             )
-            check_ranges(run.ipc, run.validation, grid.max_minutes)
-            folder = out / _folder_name(name or run.method, run, grid.max_minutes)
-            runs.setdefault(folder, Run(folder=folder, variant=name or run.method, config=run))
+            variant = name or config.method
+            folder = out / _folder_name(variant, config, grid.max_minutes)
+            runs.setdefault(folder, Run(folder=folder, variant=variant, config=config))
     order = list(runs.values())
     seeds, sets = ([getattr(run.config, key) for run in order] for key in ("seed", "data"))
     return sorted(
@@ -256,7 +260,7 @@ def _folder_name(name: str, run: RunConfig, max_minutes: float | None) -> str:
     """Return a name that people can read, with a digest of every setting: growing the grid later does not change it."""
     settings = {
         **to_mapping(run),
-        "options": to_mapping(resolve(run.method, run.preset, run.options)),
+        "options": to_mapping(run.method_options),
         "minutes": max_minutes,
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -364,39 +368,24 @@ class _Worker:
         key = (config.data, config.size, config.normalisation, config.mirrors)
         if self.loaded is None or self.loaded[0] != key:
             self.loaded = None  # before the next one, so that two are never held at once
-            self.loaded = (
-                key,
-                load_data(
-                    config.data,
-                    size=config.size,
-                    normalisation=config.normalisation,
-                    mirrors=config.mirrors,
-                    quiet=True,
-                ),
-            )
+            self.loaded = (key, config.load(quiet=True))
         return self.loaded[1]
 
-    def _complete(self, run: Run) -> None:
+    def _complete(self, point: Run) -> None:
         """Distill what is not distilled and evaluate what is not evaluated."""
-        config, data = run.config, self._data(run.config)
+        config, data = point.config, self._data(point.config)
         reset_peak()  # or every run would show the memory of the largest before it
-        if is_finished(run.folder):
-            small = DistilledDataset.from_pretrained(run.folder)
+        if is_finished(point.folder):
+            small = DistilledDataset.from_pretrained(point.folder)
         else:
-            small = distill(
-                data,
-                method=config.method,
-                ipc=config.ipc,
-                seed=config.seed,
-                preset=config.preset,
-                options=config.options,
-                validation=config.validation,
-                out=run.folder,
-                resume=is_unfinished(run.folder),
-                callbacks=() if self.watch is None else (self.watch,),
+            execution = Execution(
+                out=point.folder,
+                resume=is_unfinished(point.folder),
+                callbacks=self.watch,
                 device=self.device,
                 max_minutes=self.max_minutes,
             )
+            small = run(config, data, execution=execution)
         evaluate(
             small,
             data,
@@ -406,7 +395,7 @@ class _Worker:
             seed=config.seed,
             device=self.device,
         )
-        small.save_pretrained(run.folder)
+        small.save_pretrained(point.folder)
 
 
 def _write_record(out: Path, runs: Sequence[Run]) -> None:

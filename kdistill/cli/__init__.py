@@ -129,7 +129,7 @@ def evaluate(
     """Train fresh networks on the small set and on baselines, and test them on real data."""
     with _one_sentence():
         from kdistill.api.evaluate import check_settings
-        from kdistill.api.run import use
+        from kdistill.api.resources import use
         from kdistill.artifacts import DistilledDataset
         from kdistill.errors import DataError
         from kdistill.evaluation import is_from_other_data
@@ -242,7 +242,7 @@ def score(
 ) -> None:
     """Score how hard every training image is (EL2N, GraNd, forgetting, ...): a table, a histogram and a sheet of images."""
     with _one_sentence():
-        from kdistill.api.run import use
+        from kdistill.api.resources import use
         from kdistill.api.score import check_score
         from kdistill.api.score import score as score_images
         from kdistill.config import parse_overrides
@@ -288,20 +288,24 @@ def plan(
 ) -> None:
     """Predict memory, disk and time of a run from a dry run of a few iterations."""
     with _one_sentence():
-        from kdistill.api.plan import plan as predict
-        from kdistill.api.run import RunConfig, check_run, use
-        from kdistill.config import parse_overrides
+        from kdistill.api.plan import plan_of
+        from kdistill.api.resources import use
+        from kdistill.api.run import RunConfig
+        from kdistill.config import from_mapping, parse_overrides
 
-        given: dict[str, Any] = {
+        settings = {
+            "data": data,
             "method": method,
             "ipc": ipc,
             "preset": preset,
+            "size": size,
+            "normalisation": normalisation,
             "options": parse_overrides(options),
         }
-        check_run(RunConfig(size=size, **given))
+        config = from_mapping(RunConfig, settings, where="plan")
+        config.check()
         use(threads)
-        seen = _seen(data, size, normalisation, skip_unreadable=skip_unreadable)
-        echo(predict(seen, **given))
+        echo(plan_of(config, config.load(skip_unreadable=skip_unreadable), threads=threads))
 
 
 @app.command(

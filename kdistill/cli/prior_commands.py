@@ -76,9 +76,9 @@ def train(
 ) -> None:
     """Train a small generator on the images of DATA, for `distill --method glad --set prior=OUT`."""
     with _one_sentence():
-        from kdistill.api.distill import load_data
         from kdistill.api.prior import check_training, train_prior
         from kdistill.config import parse_overrides
+        from kdistill.data import load_data
 
         settings: dict[str, Any] = {
             "options": parse_overrides(options),

@@ -15,7 +15,6 @@ from kdistill.cli.shared import (
     Validation,
     _examples,
     _one_sentence,
-    _seen,
     as_flags,
     echo,
     echo_wrapped,
@@ -85,9 +84,8 @@ def distill(
 ) -> None:
     """Make a small synthetic set from DATA and leave it in a folder."""
     with _one_sentence():
-        from kdistill.api.distill import distill as distill_data
-        from kdistill.api.run import check_run, use
-        from kdistill.api.run_folder import check_folder
+        from kdistill.api.run import Execution, check_run
+        from kdistill.api.run import run as carry_out
         from kdistill.config import parse_overrides
 
         given = {
@@ -100,41 +98,23 @@ def distill(
         }
         given |= {"normalisation": normalisation, "validation": validation, "mirrors": mirrors}
         run = _run_config(config, given, parse_overrides(options))
-        check_run(
-            run, max_minutes=max_minutes, checkpoint_minutes=checkpoint_minutes, init=init, out=out
-        )
-        check_folder(out, resume=resume, force=force)
-        use(threads, device)
-        seen = _seen(
-            run.data,
-            run.size,
-            run.normalisation,
-            mirrors=run.mirrors,
+        execution = Execution(
+            out=out,
+            resume=resume,
+            force=force,
+            device=device,
+            threads=threads,
+            max_minutes=max_minutes,
+            checkpoint_minutes=checkpoint_minutes,
+            snapshot_every=snapshot_every,
             quiet=quiet,
-            skip_unreadable=skip_unreadable,
         )
+        check_run(run, execution, init)
+        images = run.load(quiet=quiet, skip_unreadable=skip_unreadable)
         if not quiet:
             echo_wrapped(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
         try:
-            small = distill_data(
-                seen,
-                method=run.method,
-                ipc=run.ipc,
-                seed=run.seed,
-                preset=run.preset,
-                options=run.options,
-                validation=run.validation,
-                init=init,
-                out=out,
-                resume=resume,
-                force=force,
-                device=device,
-                threads=threads,
-                max_minutes=max_minutes,
-                checkpoint_minutes=checkpoint_minutes,
-                snapshot_every=snapshot_every,
-                quiet=quiet,
-            )
+            small = carry_out(run, images, init=init, execution=execution)
         except KeyboardInterrupt as error:
             early = "before the first iteration; the same command starts again, finished experts are kept"
             echo(f"\nkdistill: interrupted; {as_flags(str(error)) or early}", err=True)
@@ -239,10 +219,9 @@ def _options_that_apply(
 
 
 def _effective(run: Any) -> str:
-    from kdistill.api.run import resolve
     from kdistill.options import value_shown
 
-    config = resolve(run.method, run.preset, run.options)
+    config = run.method_options
     return ", ".join(
         f"{key}={value_shown(type(config), key, value)}" for key, value in vars(config).items()
     )
@@ -266,20 +245,25 @@ def experts(
 ) -> None:
     """Train the expert trajectories of a method, or those that are missing (distill does it too)."""
     with _one_sentence():
-        from kdistill.api.distill import train_experts
-        from kdistill.api.run import RunConfig, check_run, use
-        from kdistill.config import parse_overrides
+        from kdistill.api.experts import train_experts_of
+        from kdistill.api.resources import use
+        from kdistill.api.run import RunConfig
+        from kdistill.config import from_mapping, parse_overrides
 
-        given: dict[str, Any] = {
+        settings = {
+            "data": data,
             "method": method,
             "preset": preset,
-            "options": parse_overrides(options),
+            "size": size,
+            "normalisation": normalisation,
             "validation": validation,
+            "options": parse_overrides(options),
         }
-        check_run(RunConfig(size=size, **given))
+        config = from_mapping(RunConfig, settings, where="experts")
+        config.check()
         use(threads, device)
-        seen = _seen(data, size, normalisation, quiet=quiet, skip_unreadable=skip_unreadable)
-        store = train_experts(seen, **given, device=device, threads=threads, quiet=quiet)
+        images = config.load(quiet=quiet, skip_unreadable=skip_unreadable)
+        store = train_experts_of(config, images, device=device, threads=threads, quiet=quiet)
         echo(
             f"{len(store)} experts of {store.epochs} epochs, {store.nbytes / 1e6:.1f} MB in "
             f"{store.folder}"

@@ -136,6 +136,6 @@ def _step_size(text: str | None) -> float | str | None:
 
 def _seen(data: str, size: int | None, normalisation: str, **how: Any) -> Any:
     """Load the data; ``how`` holds further arguments of ``load_data``."""
-    from kdistill.api.distill import load_data
+    from kdistill.data import load_data
 
     return load_data(data, size=size, normalisation=normalisation, **how)

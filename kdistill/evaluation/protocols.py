@@ -17,7 +17,7 @@ from kdistill.options import (
     check_options,
 )
 
-HELD_OUT = Range("in (0, 1)", lambda value: 0.0 < value < 1.0, "0.1 is a tenth", "a share ")
+VALIDATION = Range("in (0, 1)", lambda value: 0.0 < value < 1.0, "0.1 is a tenth", "a share ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Protocol:
     weight_decay: Annotated[float, NOT_NEGATIVE] = 5e-4
     strategy: str = "auto"
     align_corners: bool = False
-    validation: Annotated[float, HELD_OUT] = 0.1
+    validation: Annotated[float, VALIDATION] = 0.1
     eight_bit: bool = True
     hard_labels: bool = True
     teacher_labels: bool = True

@@ -44,7 +44,7 @@ def test_changes_of_none_keep_the_value():
         (lambda: Protocol(name="x", lr="auto", lr_candidates=()), "lr_candidates"),
         (
             lambda: Protocol(name="x", lr="fast"),
-            "protocol.lr: expected auto or a number above 0, got fast",
+            "protocol.lr: expected auto or a number above 0, got 'fast'",
         ),
         (lambda: Protocol(name="x", lr=-0.1), "a number above 0, got -0.1"),
         (lambda: protocols.get("bench", nets=0), "protocol.nets: expected at least 1"),

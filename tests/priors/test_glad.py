@@ -8,8 +8,8 @@ import torch
 import kdistill
 from kdistill import methods
 from kdistill import runner as loop
-from kdistill.api.distill import resolve
 from kdistill.api.plan import plan
+from kdistill.api.run import resolve
 from kdistill.cli import app
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.methods.latent.glad import GladConfig, prior_for

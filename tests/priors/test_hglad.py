@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import kdistill
 from kdistill import methods
 from kdistill import runner as loop
-from kdistill.api.distill import resolve
 from kdistill.api.plan import plan
+from kdistill.api.run import resolve
 from kdistill.artifacts.snapshot_folder import snapshot_iterations
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError, NonFiniteError

@@ -6,7 +6,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 import kdistill
-from kdistill.api.distill import train_experts
+from kdistill.api.experts import train_experts
 from kdistill.api.plan import plan
 from kdistill.api.score import load_scores_of
 from kdistill.data import fingerprint
