@@ -22,7 +22,7 @@ from kdistill.keys import make_key
 from kdistill.options import HELD_OUT, MAX_MINUTES, check_value
 from kdistill.priors.gan_training import PriorProgress, PriorSpec, Quality, card, fit, measure
 from kdistill.priors.gan_training.adversarial_training import GanTraining, new_gan_training
-from kdistill.priors.gan_training.quality import centred, draw
+from kdistill.priors.gan_training.sampling import generate_images, with_mean_latent
 from kdistill.priors.gan_training.training_loop import CHECKPOINT, PriorOutcome
 from kdistill.priors.latents import GeneratorAdapter
 from kdistill.priors.network_files import save_generator
@@ -169,7 +169,7 @@ def _finished(
 ) -> TrainedPrior:
     """Save the generator, measure it, and save it again with what was measured."""
     spec, state = game.spec, outcome.state
-    network = centred(game.generator_of(state["average"]), spec.seed)
+    network = with_mean_latent(game.generator_of(state["average"]), spec.seed)
     about |= {
         "made by": "kdistill prior train",
         "iterations": outcome.iteration,
@@ -313,7 +313,7 @@ def _picture(
 ) -> None:
     """Write ``samples.png``: the same latents every time, classes as rows."""
     labels = torch.arange(data.num_classes).repeat_interleave(SHOWN)
-    images = draw(
+    images = generate_images(
         game.generator_of(average),
         labels,
         make_key(game.spec.seed, "prior samples"),
