@@ -40,6 +40,18 @@ def linear_bwd(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor,
     return grad @ weight, grad.t() @ x, grad.sum(0)
 
 
+def linear_grad_sqnorm(grad: Tensor, x: Tensor, has_bias: bool = True) -> Tensor:
+    """Return ``|g|^2 (|h|^2 + 1) [B]`` in float64: squared norms of the layer's gradients, image by image.
+
+    Args:
+        grad: g, gradient of every image's own loss in the outputs, ``[B, N]``.
+        x: h, inputs of the layer, ``[B, F]``.
+        has_bias: Whether the layer has a bias, whose gradient is the 1.
+    """
+    inputs = x.double().square().sum(1)
+    return grad.double().square().sum(1) * (inputs + 1.0 if has_bias else inputs)
+
+
 def softmax_cross_entropy(
     logits: Tensor, labels: Tensor, batch: int | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ def test_convnet_has_the_published_number_of_parameters(size, classes, count):
 )
 def test_depth_follows_the_size(size, depth, features):
     student = build_student("convnet", channels=1, size=size, classes=10, width=2)
-    assert (student.depth, student.feature_dim) == (depth, 2 * features)
+    assert (student.spec.depth, student.feature_dim) == (depth, 2 * features)
 
 
 def test_theta_begins_with_the_first_block_and_ends_with_the_classifier():
@@ -137,7 +137,7 @@ def test_batch_statistics_can_be_frozen():
     torch.testing.assert_close(frozen.apply(theta, images), student.apply(theta, images))
     torch.testing.assert_close(frozen.apply(theta, images[:2]), student.apply(theta, images)[:2])
     assert not torch.allclose(student.apply(theta, images[:2]), student.apply(theta, images)[:2])
-    assert frozen.with_statistics(None).statistics is None
+    assert frozen.with_statistics(None).spec.statistics is None
 
 
 def test_a_users_module_is_copied_and_keeps_its_order():

@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdistill.engine.students.base import Slot, Student
+from kdistill.engine.students.base import Student
 from kdistill.engine.students.convnet.network import ConvNet
+from kdistill.engine.students.convnet.spec import NORMS
 from kdistill.engine.students.module import ModuleStudent
 from kdistill.engine.students.results import GradJvp, Trace
+from kdistill.engine.students.slots import Slot
 from kdistill.engine.students.zoo.alexnet import AlexNet
-from kdistill.engine.students.zoo.base import NORMS, ZooModule, refuse
+from kdistill.engine.students.zoo.base import ZooModule, refuse
 from kdistill.engine.students.zoo.lenet import LeNet
 from kdistill.engine.students.zoo.mlp import Mlp
 from kdistill.engine.students.zoo.resnet import ResNet18

@@ -13,8 +13,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdistill.engine.precision import asked_precision
-from kdistill.engine.students.base import Slot, Student
+from kdistill.engine.students.base import Student
 from kdistill.engine.students.results import Trace
+from kdistill.engine.students.slots import Slot
 from kdistill.errors import ConfigError, ShapeError
 
 ACTIVATIONS = (

@@ -1,34 +1,15 @@
-"""What the passes of a student return, and what they keep for one another.
+"""What the passes of a student return.
 
 Symbols: P parameters, B images, N classes, F features, G members of a group (one network each).
 """
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
-@dataclass
-class GraphSaved:
-    """What the generic pair keeps: leaves and the end of a private autograd graph."""
-
-    theta: Tensor
-    images: Tensor
-    out: Tensor
-
-
-@dataclass
-class GroupSaved:
-    """What the pair keeps for a group: one entry per member."""
-
-    members: list[Any]
-    shared: bool  # one [B, C, S, S] batch for all members
-
-
-@dataclass(frozen=True)
-class GradJvp:
+class GradJvp(NamedTuple):
     """Loss and gradient at theta, and their derivatives in the direction v of theta; see ``grad_jvp``.
 
     Attributes:
@@ -49,32 +30,31 @@ class GradJvp:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What one pass computes on its way.
+class SampleGrads:
+    """Logits of a batch and squared norms of the gradient of every image's own loss.
 
     Attributes:
-        maps: Post-activation maps of every block before its pooling, shallow to deep.
-        features: What the classifier reads, ``[B, ...]``; None where there is no such layer.
+        logits: ``[B, N]``.
+        all: ``|dl_i/dtheta|^2 [B]`` in float64, or None if it was not asked for.
+        last: The same over weight and bias of the last layer, ``|p - t|^2 (1 + |h|^2)`` for
+            softmax p, target t and features h.
+    """
+
+    logits: Tensor
+    all: Tensor | None
+    last: Tensor | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Feature maps, features and logits of one pass.
+
+    Attributes:
+        maps: Post-activation feature maps of every block before its pooling, shallow to deep.
+        features: Input of the classifier, ``[B, ...]``; None where there is no such layer.
         logits: ``[B, N]``.
     """
 
     maps: list[Tensor]
     features: Tensor | None
     logits: Tensor
-
-
-def stacked(members: list[GradJvp], shared: bool) -> GradJvp:
-    """Return the members of a group as one; what belongs to images and labels that they share is summed."""
-    found: dict[str, Any] = {}
-    for entry in fields(GradJvp):
-        values = [getattr(member, entry.name) for member in members]
-        if values[0] is None:
-            found[entry.name] = None
-        else:
-            each = torch.stack(values)
-            found[entry.name] = (
-                each.sum(0)
-                if shared and entry.name in ("images_tangent", "labels_tangent")
-                else each
-            )
-    return GradJvp(**found)

@@ -184,7 +184,7 @@ def _frozen(
     student: Student, theta: Tensor, seen: Tensor, sampler: ClassSampler, key: int
 ) -> Student:
     """Return the student that matches: under batch norm one with the statistics of a few real images of all classes."""
-    if not isinstance(student, ConvNet) or student.norm != "batch":
+    if not isinstance(student, ConvNet) or student.spec.norm != "batch":
         return student
     rows = sampler.draw(STATISTICS_REAL, key).to(seen.device)
     return student.with_statistics(student.batch_statistics(theta, seen[rows]))

@@ -4,15 +4,12 @@ A convolution has three operands (input x, weight w, gradient ȳ of the output) 
 
     y = x ∗ w        x̄ = ȳ ∗ᵀ w        w̄ = x ⋆ ȳ
 
-``input``, ``weight`` and ``grad`` bring an operand into the form that the products want, once;
-every product takes one pair of
-operands or two and returns the sum: ẏ is ``output((ẋ, w), (x, ẇ))``.
+``input``, ``weight`` and ``grad`` bring an operand into the form that the products take, once;
+every product takes one pair of operands or two and returns the sum: ẏ is
+``output((ẋ, w), (x, ẇ))``.
 
-Symbols: B images, C channels in, K channels out, H×W the map that comes in, h×w the one that goes
-    out.
+Symbols: B images, C channels in, K channels out, H×W the input's sides, h×w the output's.
 """
-
-from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as functional
@@ -30,51 +27,62 @@ from kdistill.ops.winograd_conv import (
 Pair = tuple[Tensor, Tensor]
 
 
-class Convolution(ABC):
-    """A 3×3 convolution with stride 1 and without bias, of maps ``[B, C, side, side]``; see the module.
+class Convolution:
+    """A 3×3 convolution of feature maps ``[B, C, side, side]`` with stride 1 and without bias, by the library.
 
-    ``operands`` is the dtype of operands where that is not the maps'; sums of products are float32
-    then.
+    ``operands`` is the dtype of operands where that is not the feature maps'; sums of products are
+    float32 then.
     """
 
     def __init__(self, padding: int, side: int, operands: torch.dtype | None = None):
-        self.padding, self.side, self.out_side, self.operands = (
-            padding,
-            side,
-            side + 2 * padding - 2,
-            operands,
-        )
+        self.padding, self.side, self.out_side = padding, side, side + 2 * padding - 2
+        self.operands = operands
 
     def _operand(self, x: Tensor) -> Tensor:
         return x if self.operands is None else x.to(self.operands)
 
-    @abstractmethod
     def input(self, x: Tensor) -> Tensor:
         """Return the operand of ``x [B, C, H, W]``."""
+        return self._operand(x.contiguous(memory_format=torch.channels_last))
 
-    @abstractmethod
     def weight(self, weight: Tensor) -> Tensor:
         """Return the operand of ``weight [K, C, 3, 3]``."""
+        return self.input(weight)
 
-    @abstractmethod
     def grad(self, grad: Tensor) -> Tensor:
         """Return the operand of a gradient ``[B, K, h, w]``."""
+        return self.input(grad)
 
-    @abstractmethod
     def output(self, batch: int, *pairs: Pair) -> Tensor:
         """Return the sum over (input, weight) of their convolutions, ``[B, K, h, w]``, channels-last."""
+        return _sum([functional.conv2d(x, w, padding=self.padding) for x, w in pairs])
 
-    @abstractmethod
     def input_grad(self, batch: int, *pairs: Pair) -> Tensor:
         """Return the sum over (grad, weight) of the gradients in the input, ``[B, C, H, W]``."""
+        return _sum([self._backward(y, None, w, batch)[0] for y, w in pairs])
 
-    @abstractmethod
     def weight_grad(self, total: Tensor | None, *pairs: Pair) -> Tensor:
         """Return ``total`` plus the sum over (input, grad) of the weight gradients, as an operand; ``total`` may change."""
+        gradient = _sum([self._backward(y, x, None, x.shape[0])[1] for x, y in pairs])
+        return gradient if total is None else total.add_(gradient)
 
-    @abstractmethod
     def from_weight(self, total: Tensor) -> Tensor:
-        """Return what ``weight_grad`` summed, as ``[K, C, 3, 3]``."""
+        """Return the result of ``weight_grad`` as ``[K, C, 3, 3]``."""
+        return total
+
+    def _backward(self, grad: Tensor, x: Tensor | None, weight: Tensor | None, batch: int) -> Pair:
+        mask = [weight is not None, x is not None, False]
+        channels = (weight if weight is not None else x).shape[1]  # type: ignore[union-attr]
+        # only shape and strides matter of an operand that its product does not need; with other
+        # strides it would be copied, and cuDNN would transpose the gradient
+        if x is None:
+            x = _channels_last_like(grad, batch, channels, self.side, self.side)
+        if weight is None:
+            weight = _channels_last_like(grad, grad.shape[1], channels, 3, 3)
+        dx, dweight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [1, 1], [self.padding] * 2, [1, 1], False, [0, 0], 1, mask
+        )
+        return dx, dweight
 
 
 class _Patches(Convolution):
@@ -87,9 +95,8 @@ class _Patches(Convolution):
         return self._operand(weight).reshape(weight.shape[0], -1).t()  # [9*C, K]
 
     def grad(self, grad: Tensor) -> Tensor:
-        return (
-            self._operand(grad).permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
-        )  # [B*h*w, K], a view when channels are last
+        rows = self._operand(grad).permute(0, 2, 3, 1)  # a view when channels are last
+        return rows.reshape(-1, grad.shape[1])  # [B*h*w, K]
 
     def output(self, batch: int, *pairs: Pair) -> Tensor:
         rows = _sum_of_products([(x.t(), w) for x, w in pairs])
@@ -107,12 +114,7 @@ class _Patches(Convolution):
 
 
 class _Winograd(Convolution):
-    """A quarter of the multiplications on maps whose sides are multiples of 4; docs/ops/winograd_conv.md."""
-
-    def input(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last)
-
-    grad = input
+    """A quarter of the multiplications where sides are multiples of 4; docs/ops/winograd_conv.md."""
 
     def weight(self, weight: Tensor) -> Tensor:
         return weight.contiguous()
@@ -124,53 +126,16 @@ class _Winograd(Convolution):
         return winograd_conv_input_grad(*pairs, padding=self.padding)
 
     def weight_grad(self, total: Tensor | None, *pairs: Pair) -> Tensor:
-        found = winograd_conv_weight_grad(*pairs, padding=self.padding)
-        return found if total is None else total.add_(found)
-
-    def from_weight(self, total: Tensor) -> Tensor:
-        return total
-
-
-class _Direct(Convolution):
-    """The library's convolution."""
-
-    def input(self, x: Tensor) -> Tensor:
-        return self._operand(x.contiguous(memory_format=torch.channels_last))
-
-    weight = grad = input
-
-    def output(self, batch: int, *pairs: Pair) -> Tensor:
-        return _sum([functional.conv2d(x, w, padding=self.padding) for x, w in pairs])
-
-    def input_grad(self, batch: int, *pairs: Pair) -> Tensor:
-        return _sum([self._backward(y, None, w, batch)[0] for y, w in pairs])
-
-    def weight_grad(self, total: Tensor | None, *pairs: Pair) -> Tensor:
-        found = _sum([self._backward(y, x, None, x.shape[0])[1] for x, y in pairs])
-        return found if total is None else total.add_(found)
-
-    def from_weight(self, total: Tensor) -> Tensor:
-        return total
-
-    def _backward(self, grad: Tensor, x: Tensor | None, weight: Tensor | None, batch: int) -> Pair:
-        wanted = [weight is not None, x is not None, False]
-        channels = (weight if weight is not None else x).shape[1]  # type: ignore[union-attr]
-        # of an operand that its product does not need only shape and strides are looked at; with
-        # others it would be copied, and cuDNN would turn the gradient around
-        if x is None:
-            x = _channels_last_like(grad, batch, channels, self.side, self.side)
-        if weight is None:
-            weight = _channels_last_like(grad, grad.shape[1], channels, 3, 3)
-        dx, dweight, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, [1, 1], [self.padding] * 2, [1, 1], False, [0, 0], 1, wanted
-        )
-        return dx, dweight
+        gradient = winograd_conv_weight_grad(*pairs, padding=self.padding)
+        return gradient if total is None else total.add_(gradient)
 
 
 def convolution_for(
     channels: int, width: int, padding: int, side: int, like: Tensor
 ) -> Convolution:
-    """Return the fastest convolution for these sizes on the device of ``like``; ``KDISTILL_CONVOLUTION`` chooses another one.
+    """Return the fastest convolution for these sizes on the device of ``like``.
+
+    ``KDISTILL_CONVOLUTION`` overrides the choice.
 
     Raises:
         ConfigError: ``KDISTILL_CONVOLUTION`` is unknown.
@@ -180,22 +145,18 @@ def convolution_for(
     operands = _operands(like)
     if channels <= PATCH_CHANNELS:
         return _Patches(padding, side, operands)
-    return (
-        _Winograd(padding, side)
-        if uses_winograd(channels, width, side + 2 * padding - 2, like)
-        else _Direct(padding, side, operands)
-    )
+    if uses_winograd(channels, width, side + 2 * padding - 2, like):
+        return _Winograd(padding, side)
+    return Convolution(padding, side, operands)
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
-    """Return the convolution of ``x`` plus ``bias [K]``, differentiable, in the precision that is asked for."""
+    """Return the differentiable convolution of ``x`` plus ``bias [K]`` in the asked precision."""
     operands = _operands(x)
     if operands is None:
         return functional.conv2d(x, weight, bias, padding=padding)
-    return (
-        functional.conv2d(x.to(operands), weight.to(operands), padding=padding).to(x.dtype)
-        + bias[:, None, None]
-    )
+    out = functional.conv2d(x.to(operands), weight.to(operands), padding=padding)
+    return out.to(x.dtype) + bias[:, None, None]
 
 
 def _operands(like: Tensor) -> torch.dtype | None:
@@ -210,7 +171,9 @@ def _operands(like: Tensor) -> torch.dtype | None:
 
 
 def patches(images: Tensor, padding: int) -> Tensor:
-    """Return the 3×3 neighbourhoods of ``images [B, C, H, W]`` as columns, ``[9*C, B*h*w]`` with rows in the order (c, dy, dx).
+    """Return the 3×3 neighbourhoods of ``images [B, C, H, W]`` as the columns of ``[9*C, B*h*w]``.
+
+    The order of the rows is (c, dy, dx).
 
     Cost: writes ``9*B*C*h*w`` elements in runs of ``w``.
     """
@@ -225,7 +188,7 @@ def patches(images: Tensor, padding: int) -> Tensor:
 
 
 def unpatch(columns: Tensor, shape: tuple[int, int, int, int], padding: int) -> Tensor:
-    """Return the transpose of ``patches`` applied to ``columns``: images of the given ``shape [B, C, H, W]``."""
+    """Return the transpose of ``patches`` applied to ``columns``: images of ``shape [B, C, H, W]``."""
     batch, channels, height, width = shape
     h, w = height + 2 * padding - 2, width + 2 * padding - 2
     windows = columns.view(channels, 3, 3, batch, h, w)
@@ -233,11 +196,8 @@ def unpatch(columns: Tensor, shape: tuple[int, int, int, int], padding: int) -> 
     for dy in range(3):
         for dx in range(3):
             out[:, :, dy : dy + h, dx : dx + w] += windows[:, dy, dx]
-    return (
-        out[:, :, padding : padding + height, padding : padding + width]
-        .transpose(0, 1)
-        .contiguous()
-    )
+    inner = out[:, :, padding : padding + height, padding : padding + width]
+    return inner.transpose(0, 1).contiguous()
 
 
 def _sum_of_products(pairs: list[Pair], total: Tensor | None = None) -> Tensor:

@@ -1,43 +1,55 @@
 """ConvNet-D and its derivative in a direction of the weights: one forward and one backward pass of dual layers.
 
-Every map x goes with ẋ = d/dε x(θ + εv).  Images do not move with θ, so the first convolution has
-no tangent of its input.
-Symbols: see ``_convnet_fast``.
+Every feature map x goes with ẋ = d/dε x(θ + εv).  Images do not move with θ, so the first
+convolution has no tangent of its input.  Symbols as in ``passes``.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdistill.engine import layers
-from kdistill.engine.students.convnet import passes as fast
+from kdistill.engine.students.convnet.blocks import Dual
 from kdistill.engine.students.convnet.conv_products import Pair
-from kdistill.engine.students.convnet.passes import Net, Sums
+from kdistill.engine.students.convnet.passes import (
+    GradAccumulator,
+    PreparedNet,
+    labelled_chunks,
+    prepare,
+)
+from kdistill.engine.students.convnet.spec import ConvNetSpec
 from kdistill.engine.students.results import GradJvp
 
-if TYPE_CHECKING:
-    from kdistill.engine.students.convnet.network import ConvNet
-
-# a dual pass keeps this many maps where a plain pass keeps one: its chunks are smaller by that
+# a dual pass keeps this many feature maps where a plain pass keeps one: its chunks are smaller
 MAPS = 2
 
 
 @dataclass
 class DualBlock:
-    """One block of one chunk: operands of its input and of that one's tangent, the convolution's result and its tangent."""
+    """One block of one chunk after the forward pass of value and tangent.
+
+    Attributes:
+        operand: Operand of the convolution's input.
+        operand_dot: Operand of that input's tangent; None: zero.
+        x: Output of the convolution and its tangent.
+        saved: What the block's forward pass left for its backward pass.
+        grad: Gradient of the block's output where another pass has found it.
+        grad_operand: Operand of the gradient of ``x`` where another pass has found it.
+    """
 
     operand: Tensor
-    operand_dot: Tensor | None  # None: zero
-    x: Tensor
-    x_dot: Tensor
-    kept: Any
+    operand_dot: Tensor | None
+    x: Dual
+    saved: Any
+    grad: Tensor | None = None
+    grad_operand: Tensor | None = None
 
 
 @dataclass
-class DualSaved:
+class DualChunk:
     """One chunk of images after the forward pass."""
 
     blocks: list[DualBlock]
@@ -47,17 +59,75 @@ class DualSaved:
 
 @dataclass(frozen=True)
 class DualPass:
-    """A network, its direction in the same layout, and what the chunks have summed so far."""
+    """A network, its direction in the same layout, and the gradients that chunks are added to.
 
-    net: Net
-    dot: Net
-    sums_dot: Sums | None  # None: H v is not asked for
-    sums: Sums | None  # None: the gradient itself is not asked for
+    Attributes:
+        net: The network.
+        dot: The direction.
+        acc: Sums of dL/dtheta; None where it is not asked for.
+        acc_dot: Sums of H v; None where it is not asked for.
+        want_images: Whether the tangent of dL/dimages is asked for.
+    """
+
+    net: PreparedNet
+    dot: PreparedNet
+    acc: GradAccumulator | None
+    acc_dot: GradAccumulator | None
     want_images: bool
+
+    def logits_dot(self, chunk: DualChunk) -> Tensor:
+        """Return the tangent of the logits."""
+        moved = layers.linear_fwd(chunk.features_dot, self.net.weight, self.dot.bias)
+        return moved.addmm_(chunk.features, self.dot.weight.t())
+
+    def backward(self, chunk: DualChunk, grad: Tensor, grad_dot: Tensor) -> Tensor | None:
+        """Return the tangent of dL/dimages if it is asked for, and add the gradients of all parameters.
+
+        Args:
+            chunk: The chunk after its forward pass.
+            grad: Gradient of the logits.
+            grad_dot: Tangent of ``grad``.
+        """
+        shape = self.net.features_shape(len(grad))
+        dual = [part.reshape(shape) for part in self._backward_classifier(chunk, grad, grad_dot)]
+        return self._backward_blocks(chunk, *dual)
+
+    def _backward_classifier(self, chunk: DualChunk, grad: Tensor, grad_dot: Tensor) -> Dual:
+        acc, acc_dot = self.acc, self.acc_dot
+        if acc is not None:
+            acc.weight.addmm_(grad.t(), chunk.features)
+            acc.bias.add_(grad.sum(0))
+        if acc_dot is not None:
+            acc_dot.weight.addmm_(grad_dot.t(), chunk.features)
+            acc_dot.weight.addmm_(grad.t(), chunk.features_dot)
+            acc_dot.bias.add_(grad_dot.sum(0))
+        weight = self.net.weight
+        return grad @ weight, torch.addmm(grad_dot @ weight, grad, self.dot.weight)
+
+    def _backward_blocks(self, chunk: DualChunk, grad: Tensor, grad_dot: Tensor) -> Tensor | None:
+        batch = len(grad)
+        for level in reversed(range(self.net.spec.depth)):
+            block, layer, dot = chunk.blocks[level], self.net.layers[level], self.dot.layers[level]
+            conv, grad = layer.conv, grad if block.grad is None else block.grad
+            (dx, *affine), (dx_dot, *affine_dot) = layer.block.backward_tangent(
+                (grad, grad_dot), block.x, layer.affine, dot.affine, block.saved
+            )
+            up = conv.grad(dx) if block.grad_operand is None else block.grad_operand
+            up_dot = conv.grad(dx_dot)
+            if self.acc_dot is not None:
+                pairs = product_rule(block.operand, block.operand_dot, up, up_dot)
+                self.acc_dot.add(level, affine_dot, *pairs)
+            if self.acc is not None:
+                self.acc.add(level, affine, (block.operand, up))
+            if level > 0 or self.want_images:
+                grad_dot = conv.input_grad(batch, (up_dot, layer.weight), (up, dot.weight))
+            if level > 0 and chunk.blocks[level - 1].grad is None:
+                grad = conv.input_grad(batch, (up, layer.weight))
+        return grad_dot if self.want_images else None
 
 
 def grad_jvp(
-    student: "ConvNet",
+    spec: ConvNetSpec,
     theta: Tensor,
     images: Tensor,
     labels: Tensor,
@@ -65,94 +135,54 @@ def grad_jvp(
     want: Sequence[str],
 ) -> GradJvp:
     """Return what ``Student.grad_jvp`` promises; every chunk goes forward and backward while it is in cache."""
-    net, dot = fast.prepare(student, theta), fast.prepare(student, v)
-    sums_dot, sums = (Sums(net, theta) if name in want else None for name in ("hvp", "grad"))
-    run = DualPass(net, dot, sums_dot, sums, "images" in want)
-    parts = fast.chunks_of(student, images, maps=MAPS)
+    net, dot = prepare(spec, theta), prepare(spec, v)
+    acc, acc_dot = (
+        GradAccumulator(net, theta) if name in want else None for name in ("grad", "hvp")
+    )
+    run = DualPass(net, dot, acc, acc_dot, "images" in want)
     losses, images_dot, labels_dot = [], [], []
-    for part, part_labels in zip(parts, labels.split([len(p) for p in parts]), strict=True):
-        saved = _forward(run, part)
-        f, f_dot = saved.features, saved.features_dot
-        logits = layers.linear_fwd(f, net.weight, net.bias)
-        logits_dot = layers.linear_fwd(f_dot, net.weight, dot.bias).addmm_(f, dot.weight.t())
+    for part, part_labels in labelled_chunks(spec, images, labels, MAPS):
+        chunk = _forward(net, dot, part)
+        logits = layers.linear_fwd(chunk.features, net.weight, net.bias)
         loss, loss_dot, grad, grad_dot, label_dot = layers.softmax_cross_entropy_tangent(
-            logits, logits_dot, part_labels, images.shape[0]
+            logits, run.logits_dot(chunk), part_labels, len(images)
         )
         losses.append(torch.stack([loss, loss_dot]))
         labels_dot.append(label_dot)
-        images_dot.append(_backward(run, saved, *_linear_backward(run, saved, grad, grad_dot)))
+        images_dot.append(run.backward(chunk, grad, grad_dot))
     loss, loss_dot = torch.stack(losses).sum(0)
     return GradJvp(
         loss=loss,
         loss_tangent=loss_dot,
-        grad=run.sums.finish() if run.sums is not None else None,
-        hvp=run.sums_dot.finish() if run.sums_dot is not None else None,
-        images_tangent=torch.cat([x for x in images_dot if x is not None])
-        if run.want_images
-        else None,
-        labels_tangent=torch.cat([x for x in labels_dot if x is not None])
-        if labels.is_floating_point()
-        else None,
+        grad=acc.total() if acc is not None else None,
+        hvp=acc_dot.total() if acc_dot is not None else None,
+        images_tangent=_joined(images_dot),
+        labels_tangent=_joined(labels_dot),
     )
 
 
-def _forward(run: DualPass, images: Tensor) -> DualSaved:
-    net, dot, batch = run.net, run.dot, len(images)
+def product_rule(a: Tensor, a_dot: Tensor | None, b: Tensor, b_dot: Tensor) -> list[Pair]:
+    """Return the pairs whose products sum to the tangent of a product of operands."""
+    return [(a, b_dot)] if a_dot is None else [(a_dot, b), (a, b_dot)]
+
+
+def _forward(net: PreparedNet, dot: PreparedNet, images: Tensor) -> DualChunk:
     blocks: list[DualBlock] = []
     source, source_dot = images, None
-    for level, conv in enumerate(net.convs):
-        operand, operand_dot = (
-            conv.input(source),
-            None if source_dot is None else conv.input(source_dot),
+    for layer, layer_dot in zip(net.layers, dot.layers, strict=True):
+        operand = layer.conv.input(source)
+        operand_dot = None if source_dot is None else layer.conv.input(source_dot)
+        pairs = product_rule(operand, operand_dot, layer.weight, layer_dot.weight)
+        x = layer.conv.output(len(images), (operand, layer.weight))
+        x_dot = layer.conv.output(len(images), *pairs)
+        (source, source_dot), saved = layer.block.forward_tangent(
+            (x, x_dot), layer.affine, layer_dot.affine
         )
-        weight, weight_dot = net.weights[level], dot.weights[level]
-        x = conv.output(batch, (operand, weight))
-        x_dot = conv.output(batch, *_product_rule(operand, operand_dot, weight, weight_dot))
-        source, source_dot, kept = net.blocks[level].forward_tangent(
-            x, x_dot, net.affine[level], dot.affine[level]
-        )
-        blocks.append(DualBlock(operand, operand_dot, x, x_dot, kept))
-    return DualSaved(blocks, source.flatten(1), source_dot.flatten(1))
+        blocks.append(DualBlock(operand, operand_dot, (x, x_dot), saved))
+    assert source_dot is not None  # there is at least one block
+    return DualChunk(blocks, source.flatten(1), source_dot.flatten(1))
 
 
-def _linear_backward(run: DualPass, saved: DualSaved, grad: Tensor, grad_dot: Tensor) -> Pair:
-    """Add the classifier's gradients to the sums; return (f̄, its tangent)."""
-    net, dot, sums, sums_dot = run.net, run.dot, run.sums, run.sums_dot
-    if sums is not None:
-        sums.parts[-2].addmm_(grad.t(), saved.features)
-        sums.parts[-1].add_(grad.sum(0))
-    if sums_dot is not None:
-        sums_dot.parts[-2].addmm_(grad_dot.t(), saved.features).addmm_(grad.t(), saved.features_dot)
-        sums_dot.parts[-1].add_(grad_dot.sum(0))
-    return grad @ net.weight, torch.addmm(grad_dot @ net.weight, grad, dot.weight)
-
-
-def _backward(run: DualPass, saved: DualSaved, grad: Tensor, grad_dot: Tensor) -> Tensor | None:
-    """Add the blocks' gradients to the sums; return the tangent of dL/dimages if it is asked for."""
-    net, dot, sums, sums_dot, batch = run.net, run.dot, run.sums, run.sums_dot, len(saved.features)
-    last = net.student.blocks[-1]
-    grad, grad_dot = (
-        g.reshape(-1, net.student.width, last.pooled, last.pooled) for g in (grad, grad_dot)
-    )
-    for level in reversed(range(net.student.depth)):
-        kept, conv = saved.blocks[level], net.convs[level]
-        dx, dx_dot, daffine, daffine_dot = net.blocks[level].backward_tangent(
-            grad, grad_dot, kept.x, kept.x_dot, net.affine[level], dot.affine[level], kept.kept
-        )
-        up, up_dot = conv.grad(dx), conv.grad(dx_dot)
-        if sums_dot is not None:
-            sums_dot.add_affine(level, daffine_dot)
-            pairs = _product_rule(kept.operand, kept.operand_dot, up, up_dot)
-            sums_dot.convs[level] = conv.weight_grad(sums_dot.convs[level], *pairs)
-        if sums is not None:
-            sums.add_affine(level, daffine)
-            sums.convs[level] = conv.weight_grad(sums.convs[level], (kept.operand, up))
-        if level > 0 or run.want_images:
-            weight, weight_dot = net.weights[level], dot.weights[level]
-            grad_dot = conv.input_grad(batch, (up_dot, weight), (up, weight_dot))
-            grad = conv.input_grad(batch, (up, weight)) if level > 0 else grad
-    return grad_dot if run.want_images else None
-
-
-def _product_rule(a: Tensor, a_dot: Tensor | None, b: Tensor, b_dot: Tensor) -> list[Pair]:
-    return [(a, b_dot)] if a_dot is None else [(a_dot, b), (a, b_dot)]
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors) if tensors else None

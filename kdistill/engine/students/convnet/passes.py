@@ -1,207 +1,273 @@
 """ConvNet-D without an autograd graph: explicit passes, in chunks of images that fit the cache.
 
 A bias before an instance norm cancels: the fused block leaves it out, and its gradient is exactly
-    zero.
-When a batch takes several chunks, the first convolution is not saved but repeated in the backward
-pass: it has by far the largest map and the fewest flops, and writing 4/3 of the memory of all the
-rest costs more than the GEMM.
+zero.  When a batch takes several chunks, the first convolution is not saved but repeated in the
+backward pass: it has by far the largest feature map and the fewest flops, and writing 4/3 of the
+memory of all the rest costs more than the GEMM.
+
 Symbols: B images of a chunk, C channels, S their side, W width, N classes, F features, P
     parameters.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdistill.engine import layers
-from kdistill.engine.students.convnet.blocks import Block
-from kdistill.engine.students.convnet.conv_products import Convolution
-
-if TYPE_CHECKING:
-    from kdistill.engine.students.convnet.network import ConvNet
+from kdistill.engine.students.convnet.blocks import Block, Parameters, block_layers
+from kdistill.engine.students.convnet.conv_products import Convolution, Pair, convolution_for
+from kdistill.engine.students.convnet.spec import ConvNetSpec
+from kdistill.engine.students.slots import unflatten
 
 
 @dataclass(frozen=True)
-class Net:
-    """A student's parameters as its passes want them."""
+class Layer:
+    """A convolution and the block after it, with their parameters.
 
-    student: "ConvNet"
-    convs: list[Convolution]
-    blocks: list[Block]
-    weights: list[Tensor]  # operands of the convolutions
-    affine: list[tuple[Tensor, ...]]  # parameters of the blocks
+    Attributes:
+        conv: The convolution.
+        block: Bias, norm, activation and pooling.
+        weight: Operand of the convolution's weight.
+        affine: Parameters of the block.
+    """
+
+    conv: Convolution
+    block: Block
+    weight: Tensor
+    affine: Parameters
+
+
+@dataclass(frozen=True)
+class PreparedNet:
+    """A parameter vector (or a direction) in the layout of the passes; weight and bias are the classifier's."""
+
+    spec: ConvNetSpec
+    layers: list[Layer]
     weight: Tensor
     bias: Tensor
 
+    def features_shape(self, batch: int) -> tuple[int, ...]:
+        """Return the shape of the last feature map of ``batch`` images."""
+        pooled = self.spec.blocks[-1].pooled
+        return batch, self.spec.width, pooled, pooled
+
 
 @dataclass
-class BlockSaved:
-    """One block of one chunk: its input, that as an operand, the convolution's result ``x``; None where it is made again."""
+class SavedBlock:
+    """One block of one chunk after the forward pass, and after the backward pass where gradients are kept.
+
+    Attributes:
+        source: Input of the convolution.
+        operand: ``source`` as an operand; None where the backward pass makes it again.
+        x: Output of the convolution; None where the backward pass makes it again.
+        saved: What the block's forward pass left for its backward pass.
+        grad: Gradient of the block's output.
+        grad_operand: Operand of the gradient of ``x``.
+    """
 
     source: Tensor
     operand: Tensor | None
     x: Tensor | None
-    kept: Any
+    saved: Any
+    grad: Tensor | None = None
+    grad_operand: Tensor | None = None
 
 
 @dataclass
-class ChunkSaved:
-    """One chunk of images."""
+class SavedChunk:
+    """One chunk of images after the forward pass."""
 
-    images: Tensor
-    blocks: list[BlockSaved]
+    blocks: list[SavedBlock]
     features: Tensor
 
 
 @dataclass
-class FastSaved:
-    """What ``backward`` needs."""
+class SavedPass:
+    """What ``backward`` needs; ``to`` names the end of the forward pass."""
 
-    net: Net
-    chunks: list[ChunkSaved]
+    net: PreparedNet
+    chunks: list[SavedChunk]
     to: str
 
 
-class Sums:
-    """dL/dtheta of all chunks: the convolutions' as operands, the others as views of one flat vector."""
+class GradAccumulator:
+    """dL/dtheta summed over chunks: the convolutions' as operands, the others as views of one flat vector."""
 
-    def __init__(self, net: Net, like: Tensor):
-        self.net, self.flat = net, like.new_zeros(net.student.num_params)
-        self.parts = net.student.unflatten(self.flat)
-        self.convs: list[Tensor | None] = [None] * net.student.depth
+    def __init__(self, net: PreparedNet, like: Tensor):
+        self.net = net
+        self.flat = like.new_zeros(sum(slot.numel for slot in net.spec.slots))
+        self.parts = unflatten(self.flat, net.spec.slots)
+        self.weight, self.bias = self.parts[-2:]
+        self.convs: list[Tensor | None] = [None] * net.spec.depth
 
-    def add_affine(self, level: int, gradients: tuple[Tensor, ...]) -> None:
-        """Add the gradients of a block's parameters."""
-        for slot, grad in zip(self.net.student.affine_slots(level), gradients, strict=True):
+    def add(self, level: int, affine: list[Tensor], *pairs: Pair) -> None:
+        """Add gradients of a block's parameters, and products (input, grad) of its convolution's weight."""
+        for slot, grad in zip(self.net.spec.affine_slots(level), affine, strict=True):
             self.parts[slot] += grad.view(-1)
+        self.convs[level] = self.net.layers[level].conv.weight_grad(self.convs[level], *pairs)
 
-    def finish(self) -> Tensor:
+    def total(self) -> Tensor:
         """Return dL/dtheta ``[P]``."""
-        for level, total in enumerate(self.convs):
-            if total is not None:
-                self.parts[self.net.student.conv_slot(level)].copy_(
-                    self.net.convs[level].from_weight(total)
-                )
+        for level, (layer, weight) in enumerate(zip(self.net.layers, self.convs, strict=True)):
+            if weight is not None:
+                slot = self.net.spec.conv_slot(level)
+                self.parts[slot].copy_(layer.conv.from_weight(weight))
         return self.flat
 
 
-def prepare(student: "ConvNet", theta: Tensor) -> Net:
-    """Return the parameters of ``theta [P]`` in working layout."""
-    parts, levels = student.unflatten(theta), range(student.depth)
-    convs = student.convolutions(theta)
-    weights = [convs[level].weight(parts[student.conv_slot(level)]) for level in levels]
-    affine = [tuple(parts[slot] for slot in student.affine_slots(level)) for level in levels]
-    return Net(student, convs, student.block_layers(), weights, affine, parts[-2], parts[-1])
+def prepare(spec: ConvNetSpec, theta: Tensor) -> PreparedNet:
+    """Return ``theta [P]`` in the layout of the passes."""
+    parts, prepared = unflatten(theta, spec.slots), []
+    for level, (shape, block) in enumerate(zip(spec.blocks, block_layers(spec), strict=True)):
+        conv = convolution_for(shape.channels, spec.width, shape.padding, shape.in_side, theta)
+        weight = conv.weight(parts[spec.conv_slot(level)])
+        affine = tuple(parts[slot] for slot in spec.affine_slots(level))
+        prepared.append(Layer(conv, block, weight, affine))
+    return PreparedNet(spec, prepared, parts[-2], parts[-1])
 
 
-def chunks_of(student: "ConvNet", images: Tensor, maps: int = 1) -> list[Tensor]:
-    """Return ``images`` split so that ``maps`` times the largest map of a chunk stay in cache."""
-    if student.is_joint:  # statistics of the whole batch
+def chunks_of(spec: ConvNetSpec, images: Tensor, maps: int = 1) -> list[Tensor]:
+    """Return ``images`` split so that ``maps`` times the largest feature map of a chunk stay in cache."""
+    if spec.is_joint:  # statistics of the whole batch
         return [images]
-    largest = (
-        maps
-        * max(block.side for block in student.blocks) ** 2
-        * student.width
-        * images.element_size()
-    )
+    pixels = max(block.side for block in spec.blocks) ** 2
+    largest = maps * pixels * spec.width * images.element_size()
     return list(images.split(layers.chunk_rows(images, largest)))
 
 
+def labelled_chunks(
+    spec: ConvNetSpec, images: Tensor, labels: Tensor, maps: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the pairs (images, labels) of ``chunks_of``."""
+    chunks = chunks_of(spec, images, maps)
+    return zip(chunks, labels.split([len(chunk) for chunk in chunks]), strict=True)
+
+
 def forward(
-    student: "ConvNet", theta: Tensor, images: Tensor, to: str, *, keep: bool
-) -> tuple[Tensor, FastSaved]:
+    spec: ConvNetSpec, theta: Tensor, images: Tensor, to: str, *, keep: bool
+) -> tuple[Tensor, SavedPass]:
     """Return (logits or features, saved); saved is empty unless ``keep``."""
-    net, outs, saved = prepare(student, theta), [], []
-    parts = chunks_of(student, images)
-    for part in parts:
-        chunk = _chunk_forward(
-            net, part, keep=keep, keep_first=len(parts) == 1, keep_operands=False
-        )
-        outs.append(
-            layers.linear_fwd(chunk.features, net.weight, net.bias)
-            if to == "logits"
-            else chunk.features
-        )
+    net, outs, saved = prepare(spec, theta), [], []
+    chunks = chunks_of(spec, images)
+    for part in chunks:
+        chunk = forward_chunk(net, part, keep=keep, keep_first=len(chunks) == 1)
+        outs.append(logits_of(net, chunk) if to == "logits" else chunk.features)
         if keep:
             saved.append(chunk)
-    return outs[0] if len(outs) == 1 else torch.cat(outs), FastSaved(net, saved, to)
+    return outs[0] if len(outs) == 1 else torch.cat(outs), SavedPass(net, saved, to)
 
 
 def backward(
-    saved: FastSaved, grad_out: Tensor, want_theta: bool, want_images: bool
+    saved: SavedPass, grad_out: Tensor, want_theta: bool, want_images: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return (dL/dtheta or None, dL/dimages or None)."""
-    rows = [chunk.features.shape[0] for chunk in saved.chunks]
-    sums = Sums(saved.net, grad_out) if want_theta else None
-    grads = [
-        _chunk_backward(saved.net, chunk, grad, saved.to, sums, want_images)
-        for chunk, grad in zip(saved.chunks, grad_out.split(rows), strict=True)
-    ]
-    grad_theta = sums.finish() if sums is not None else None
+    rows = [len(chunk.features) for chunk in saved.chunks]
+    acc = GradAccumulator(saved.net, grad_out) if want_theta else None
+    grads = []
+    for chunk, grad in zip(saved.chunks, grad_out.split(rows), strict=True):
+        if saved.to == "logits":
+            grad = _backward_classifier(saved.net, chunk, grad, acc)
+        grads.append(_backward_chunk(saved.net, chunk, grad, acc, want_images=want_images))
+    grad_theta = acc.total() if acc is not None else None
     return grad_theta, torch.cat([g for g in grads if g is not None]) if want_images else None
 
 
 def loss_and_grad(
-    student: "ConvNet", theta: Tensor, images: Tensor, labels: Tensor
+    spec: ConvNetSpec, theta: Tensor, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return (mean cross-entropy, dL/dtheta [P]); every chunk goes forward and backward while it is in cache."""
-    net, loss = prepare(student, theta), theta.new_zeros(())
-    sums, parts = Sums(net, theta), chunks_of(student, images)
-    for part, part_labels in zip(parts, labels.split([len(p) for p in parts]), strict=True):
-        chunk = _chunk_forward(net, part, keep=True, keep_first=True, keep_operands=True)
-        logits = layers.linear_fwd(chunk.features, net.weight, net.bias)
-        part_loss, grad_logits = layers.softmax_cross_entropy(logits, part_labels, images.shape[0])
+    net, loss = prepare(spec, theta), theta.new_zeros(())
+    acc = GradAccumulator(net, theta)
+    for part, part_labels in labelled_chunks(spec, images, labels):
+        chunk = forward_chunk(net, part, keep_operands=True)
+        part_loss, grad = layers.softmax_cross_entropy(
+            logits_of(net, chunk), part_labels, len(images)
+        )
         loss += part_loss
-        _chunk_backward(net, chunk, grad_logits, "logits", sums, want_images=False)
-    return loss, sums.finish()
+        backward_from_logits(net, chunk, grad, acc)
+    return loss, acc.total()
 
 
-def _chunk_forward(
-    net: Net, images: Tensor, *, keep: bool, keep_first: bool, keep_operands: bool
-) -> ChunkSaved:
+def forward_chunk(
+    net: PreparedNet,
+    images: Tensor,
+    *,
+    keep: bool = True,
+    keep_first: bool = True,
+    keep_operands: bool = False,
+) -> SavedChunk:
+    """Return features of a chunk and, where ``keep``, what its backward pass needs."""
     saved, source = [], images
-    for level, conv in enumerate(net.convs):
-        operand = conv.input(source)
-        x = conv.output(len(images), (operand, net.weights[level]))
-        out, kept = net.blocks[level].forward(x, net.affine[level])
+    for level, layer in enumerate(net.layers):
+        operand = layer.conv.input(source)
+        x = layer.conv.output(len(images), (operand, layer.weight))
+        out, of_block = layer.block.forward(x, layer.affine)
         if keep:
             kept_x = x if level > 0 or keep_first else None
-            saved.append(BlockSaved(source, operand if keep_operands else None, kept_x, kept))
+            saved.append(SavedBlock(source, operand if keep_operands else None, kept_x, of_block))
         source = out
-    return ChunkSaved(images, saved, source.flatten(1))
+    return SavedChunk(saved, source.flatten(1))
 
 
-def _chunk_backward(
-    net: Net, chunk: ChunkSaved, grad: Tensor, to: str, sums: Sums | None, want_images: bool
+def logits_of(net: PreparedNet, chunk: SavedChunk) -> Tensor:
+    """Return the logits ``[B, N]`` of a chunk."""
+    return layers.linear_fwd(chunk.features, net.weight, net.bias)
+
+
+def backward_from_logits(
+    net: PreparedNet,
+    chunk: SavedChunk,
+    grad_logits: Tensor,
+    acc: GradAccumulator,
+    *,
+    keep_gradients: bool = False,
+) -> None:
+    """Add dL/dtheta of a chunk to ``acc``; ``keep_gradients`` keeps those of the blocks in ``chunk``."""
+    grad = _backward_classifier(net, chunk, grad_logits, acc)
+    _backward_chunk(net, chunk, grad, acc, keep_gradients=keep_gradients)
+
+
+def _backward_classifier(
+    net: PreparedNet, chunk: SavedChunk, grad: Tensor, acc: GradAccumulator | None
+) -> Tensor:
+    """Return dL/dfeatures from the gradient of the logits, and add the classifier's gradients to ``acc``."""
+    grad, weight, bias = layers.linear_bwd(grad, chunk.features, net.weight)
+    if acc is not None:
+        acc.weight += weight
+        acc.bias += bias
+    return grad
+
+
+def _backward_chunk(
+    net: PreparedNet,
+    chunk: SavedChunk,
+    grad: Tensor,
+    acc: GradAccumulator | None,
+    *,
+    want_images: bool = False,
+    keep_gradients: bool = False,
 ) -> Tensor | None:
-    """Return dL/dimages of a chunk or None, and add its dL/dtheta to ``sums``."""
-    student, last, batch = net.student, net.student.blocks[-1], len(chunk.images)
-    if to == "logits":
-        grad, weight, bias = layers.linear_bwd(grad, chunk.features, net.weight)
-        if sums is not None:
-            sums.parts[-2] += weight
-            sums.parts[-1] += bias
-    grad = grad.reshape(-1, student.width, last.pooled, last.pooled)
-    for level in reversed(range(student.depth)):
-        kept, conv = chunk.blocks[level], net.convs[level]
-        operand = (
-            conv.input(kept.source)
-            if kept.operand is None and (sums is not None or kept.x is None)
-            else kept.operand
-        )
-        x = conv.output(batch, (_there(operand), net.weights[level])) if kept.x is None else kept.x
-        dx, daffine = net.blocks[level].backward(grad, x, net.affine[level], kept.kept)
-        grad_operand = conv.grad(dx)
-        if sums is not None:
-            sums.add_affine(level, daffine)
-            sums.convs[level] = conv.weight_grad(sums.convs[level], (_there(operand), grad_operand))
+    """Return dL/dimages of a chunk or None from dL/dfeatures, and add its dL/dtheta to ``acc``."""
+    batch = len(chunk.features)
+    grad = grad.reshape(net.features_shape(batch))
+    for level in reversed(range(net.spec.depth)):
+        block, layer = chunk.blocks[level], net.layers[level]
+        operand, x = block.operand, block.x
+        if operand is None and (acc is not None or x is None):
+            operand = layer.conv.input(block.source)
+        if x is None:
+            assert operand is not None  # made above
+            x = layer.conv.output(batch, (operand, layer.weight))
+        dx, *affine = layer.block.backward(grad, x, layer.affine, block.saved)
+        grad_operand = layer.conv.grad(dx)
+        if keep_gradients:
+            block.grad, block.grad_operand = grad, grad_operand
+        if acc is not None:
+            assert operand is not None  # made above
+            acc.add(level, affine, (operand, grad_operand))
         if level > 0 or want_images:
-            grad = conv.input_grad(batch, (grad_operand, net.weights[level]))
+            grad = layer.conv.input_grad(batch, (grad_operand, layer.weight))
     return grad if want_images else None
-
-
-def _there(operand: Tensor | None) -> Tensor:
-    assert operand is not None  # made above wherever it is needed
-    return operand

@@ -3,10 +3,8 @@
 from torch import Generator, Tensor, nn
 
 from kdistill.engine.layers import EPS
-from kdistill.engine.students.base import Slot
+from kdistill.engine.students.slots import Slot
 from kdistill.errors import ConfigError
-
-NORMS = ("instance", "group", "batch", "none")
 
 
 class ZooModule(nn.Module):
