@@ -11,10 +11,10 @@ from kdistill.api.resources import check_place, use
 from kdistill.api.run_folder import check_writable
 from kdistill.artifacts.score_pictures import extremes, histograms
 from kdistill.config import from_mapping, to_mapping
-from kdistill.data import ImageDataset, fingerprint, load_data
+from kdistill.data import ImageDataset, fingerprint, load_data, normalised
 from kdistill.engine import build_student
 from kdistill.options import HELD_OUT, check_value
-from kdistill.selection import NormalisedImages, ScoreSpec, ScoreTable, difficulty, load_scores
+from kdistill.selection import ScoreSpec, ScoreTable, difficulty, load_scores
 from kdistill.selection.score_table import LAYOUT, TABLE
 from kdistill.status import quietly, status_line
 
@@ -79,7 +79,7 @@ def score(
         scores = difficulty(
             spec,
             student,
-            NormalisedImages(seen.train.images, seen.transform),
+            normalised(seen.train.images, seen.transform),
             seen.train.labels,
             progress=show,
         )

@@ -5,6 +5,7 @@ from kdistill.data.data_check import DataCheck, check_data
 from kdistill.data.image_dataset import ImageDataset, Split, fingerprint
 from kdistill.data.load import announce, load_data
 from kdistill.data.splits import stratified_split
+from kdistill.data.streamed_images import normalised
 
 __all__ = [
     "BUILTIN",
@@ -15,5 +16,6 @@ __all__ = [
     "check_data",
     "fingerprint",
     "load_data",
+    "normalised",
     "stratified_split",
 ]

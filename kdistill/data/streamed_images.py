@@ -7,13 +7,14 @@ Symbols: N images, C channels, S their side.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from kdistill.data import image_tensors
 from kdistill.data.raw_data import unusable
+from kdistill.transforms import Transform
 
 Read = Callable[[list[int]], Tensor]  # rows of the source to float32 [n, C, S, S] in 0..1
 
@@ -33,8 +34,8 @@ class StreamedImages:
     rows: Tensor
     each: tuple[int, int, int]
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a constant
-    dtype = torch.float32
-    ndim = 4
+    dtype: torch.dtype = torch.float32
+    ndim: ClassVar[int] = 4
 
     @property
     def shape(self) -> torch.Size:
@@ -140,6 +141,22 @@ def of_array(images: Any, size: int | None, where: str) -> Tensor:
     return cast(
         "Tensor", StreamedImages(read, torch.arange(len(images)), (channels, height, width))
     )
+
+
+def normalised(images: Tensor, transform: Transform) -> Tensor:
+    """Return images that are normalised batch by batch, whenever they are read.
+
+    Args:
+        images: ``[N, C, S, S]``, pixel space; a tensor, or ``StreamedImages``.
+        transform: Transform from pixel space to normalised images.
+    """
+
+    def read(rows: list[int]) -> Tensor:
+        return transform.apply(images[torch.tensor(rows, device=images.device)])
+
+    _, channels, height, width = images.shape
+    rows, shape = torch.arange(len(images)), (channels, height, width)
+    return cast("Tensor", StreamedImages(read, rows, shape, images.device, images.dtype))
 
 
 def same_channels(parts: dict[str, Tensor]) -> dict[str, Tensor]:

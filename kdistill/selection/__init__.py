@@ -1,15 +1,13 @@
-"""Which real images stand for a class, how hard each of them is, and in which order they are learnt."""
+"""Selections of real images: coresets, difficulty scores, and subsets by difficulty."""
 
-from kdistill.selection.coresets import SELECTIONS, select
-from kdistill.selection.correctly_classified import select_correct
-from kdistill.selection.difficulty_scores import NormalisedImages, ScoreSpec, difficulty
+from kdistill.selection.coresets import SELECTIONS, select, select_correct
+from kdistill.selection.difficulty_scores import ScoreSpec, difficulty
 from kdistill.selection.ranking import Curriculum, Ranking, quota, rank
 from kdistill.selection.score_table import ScoreTable, load_scores
 
 __all__ = [
     "SELECTIONS",
     "Curriculum",
-    "NormalisedImages",
     "Ranking",
     "ScoreSpec",
     "ScoreTable",

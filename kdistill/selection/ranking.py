@@ -21,6 +21,11 @@ def quota(count: int, share: float) -> int:
     return math.floor(round(count * share, 9) + 0.5)  # 5 * (1 - 0.9) is 0.4999...
 
 
+def class_name(label: int, classes: Sequence[str]) -> str:
+    """Return what messages call a class; ``classes`` are the names of all, or empty."""
+    return f"class {label} ('{classes[label]}')" if classes else f"class {label}"
+
+
 @dataclass(frozen=True, eq=False)
 class Ranking:
     """The rows of every class from easy to hard; made by ``rank``.
@@ -34,7 +39,9 @@ class Ranking:
     classes: tuple[str, ...] = ()
 
     def keep(self, low: float = 0.0, high: float = 1.0, *, at_least: int = 1) -> Tensor:
-        """Return the rows between two shares of every class: ``keep(0, 0.8)`` leaves out the hardest fifth.
+        """Return the rows between two shares of every class.
+
+        ``keep(0, 0.8)`` leaves out the hardest fifth.
 
         Args:
             low: Share of the easiest images of each class that is left out.
@@ -57,13 +64,10 @@ class Ranking:
         for label, rows in enumerate(self.rows):
             part = rows[quota(len(rows), low) : quota(len(rows), high)]
             if len(part) < at_least:
-                called = (
-                    f"class {label} ('{self.classes[label]}')" if self.classes else f"class {label}"
-                )
                 raise DataError(
-                    f"selection: expected at least {at_least} images of {called} between the "
-                    f"shares {low:g} and {high:g} of its "
-                    f"difficulty, got {len(part)} of {len(rows)}; leave out less or add images"
+                    f"selection: expected at least {at_least} images of "
+                    f"{class_name(label, self.classes)} between the shares {low:g} and {high:g} of "
+                    f"its difficulty, got {len(part)} of {len(rows)}; leave out less or add images"
                 )
             kept.append(part)
         return torch.cat(kept).sort().values
@@ -94,8 +98,8 @@ def rank(
     ):
         raise ShapeError(
             f"rank: expected float scores [N] and int64 labels [N], got {scores.dtype} "
-            f"{list(scores.shape)} and {labels.dtype} "
-            f"{list(labels.shape)}; give one score per image"
+            f"{list(scores.shape)} and {labels.dtype} {list(labels.shape)}; give one score per "
+            "image"
         )
     if bool(scores.isnan().any()):
         row = int(scores.isnan().nonzero()[0])
@@ -140,8 +144,7 @@ class Curriculum:
         if not 0.0 < self.initial_ratio <= 1.0 or self.add_until < 0:
             raise ConfigError(
                 "curriculum: expected initial_ratio in (0, 1] and add_until of at least 0, got "
-                f"{self.initial_ratio:g} and "
-                f"{self.add_until}; 0.75 and 20 are PAD's"
+                f"{self.initial_ratio:g} and {self.add_until}; 0.75 and 20 are PAD's"
             )
         epochs, shares = self.remove_after, self.remove_ratio
         in_order = (
@@ -155,9 +158,8 @@ class Curriculum:
         ):
             raise ConfigError(
                 f"curriculum: expected remove_after to rise from add_until={self.add_until} on, "
-                "with a share in [0, 1) each in "
-                f"remove_ratio, got {list(epochs)} and {list(shares)}; [40, 60] and [0.1, 0.2] are "
-                "PAD's"
+                f"with a share in [0, 1) each in remove_ratio, got {list(epochs)} and "
+                f"{list(shares)}; [40, 60] and [0.1, 0.2] are PAD's"
             )
 
     def window(self, epoch: int) -> tuple[float, float]:

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from kdistill.errors import ConfigError, DataError, ShapeError
-from kdistill.selection import SELECTIONS, select
-from kdistill.selection import coresets as baselines
+from kdistill.selection import SELECTIONS, coresets, select
 
 KEY = 1234
 
@@ -48,7 +47,7 @@ def brute_k_center(x: np.ndarray, ipc: int) -> list[int]:
 @pytest.mark.parametrize("block", [1, 2**26])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_greedy_selections_equal_brute_force(name, brute, block, dtype, monkeypatch):
-    monkeypatch.setattr(baselines, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(coresets, "BLOCK_ELEMENTS", block)
     features, labels = problem((7, 13, 9))
     found = select(name, features.to(dtype), labels, 6, KEY).view(3, 6)
     for label in range(3):
