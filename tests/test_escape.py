@@ -20,7 +20,7 @@ from kdistill.artifacts.drawing import shortened
 from kdistill.cli import app
 from kdistill.errors import DataError, did_you_mean
 from kdistill.experts import TrajectoryStore
-from kdistill.formatting import markdown_table, plain_table, rich_table
+from kdistill.formatting import TextTable
 from kdistill.status import status_line
 
 PACKAGE = Path(__file__).parents[1] / "kdistill"
@@ -119,18 +119,14 @@ def test_a_status_line_says_names_without_what_acts(capsys):
 
 
 def test_tables_show_names_as_they_are():
-    columns, rows, notes = (
-        ["set", "test %"],
-        [[f"[bold]{ACTING}:smile:[/]\\", "1"], ["b", "2"]],
-        [f"[red]{ACTING}"],
-    )
+    columns, rows = ["set", "test %"], [[f"[bold]{ACTING}:smile:[/]\\", "1"], ["b", "2"]]
+    table = TextTable(columns=columns, rows=rows, notes=[f"[red]{ACTING}"], left=["set"])
     stream = io.StringIO()
-    Console(file=stream, width=300, force_terminal=False).print(
-        rich_table(columns, rows, notes, ["set"])
-    )
-    for text in (stream.getvalue(), plain_table(columns, rows, notes, ["set"])):
+    Console(file=stream, width=300, force_terminal=False).print(table.rich())
+    for text in (stream.getvalue(), table.plain()):
         assert not acts(text) and "[bold]" in text and ":smile:[/]\\" in text and "[red]" in text
-    text = markdown_table(columns, [[MARKUP, "1"]], [MARKUP], ["set"])
+    table = TextTable(columns=columns, rows=[[MARKUP, "1"]], notes=[MARKUP], left=["set"])
+    text = table.markdown()
     assert "<script" not in text and len(re.findall(r"(?<!\\)\|", text)) == 9
 
 

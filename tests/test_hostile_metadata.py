@@ -20,7 +20,7 @@ from kdistill.artifacts.tensors import decode, encode, jsonable, to_json
 from kdistill.config import load_file, parse_overrides
 from kdistill.errors import ConfigError, DataError, KDistillError, ShapeError
 from kdistill.evaluation import Evaluation, protocols
-from kdistill.evaluation.result import Row
+from kdistill.evaluation.rows import Row
 from kdistill.experts import TrajectoryStore
 from kdistill.ops import conv_grad_sqnorm
 from kdistill.priors.network_files import load_generator, save_generator

@@ -10,8 +10,8 @@ from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.conclusions import is_number
 from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import Evaluation, Row
-from kdistill.evaluation.columns import DAGGER
 from kdistill.evaluation.comparison import Comparison, Entry
+from kdistill.evaluation.result_tables import DAGGER
 from kdistill.evaluation.significance import CONFIDENCE, difference, mean_of
 
 __all__ = ["Comparison", "Entry", "compare"]

@@ -22,8 +22,9 @@ from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import protocols, provenance
 from kdistill.evaluation.baseline_rows import BASELINES, Baselines, check_names
 from kdistill.evaluation.protocols import Protocol
-from kdistill.evaluation.result import Evaluation, Row
-from kdistill.evaluation.set_training import Task, Trainer
+from kdistill.evaluation.result import Evaluation
+from kdistill.evaluation.rows import Row
+from kdistill.evaluation.trainer import Task, Trainer
 from kdistill.status import quietly, status_line
 
 
@@ -124,7 +125,7 @@ def evaluate(
             seed=seed,
             validation=_seen(data, held_out),
             test=_seen(data, data.test),
-            say=say,
+            progress=say,
         )
         trainers = [
             trainer_of(student=_student(model, data, recipe), model=_name_of(model))
@@ -141,10 +142,9 @@ def evaluate(
                 "training": kept.training_digest(),
                 "validation": [share, HOLDOUT_SEED],
             },
-            reuse=reuse,
-            chooser=trainers[0],
-            named=frozenset(model for model in named if isinstance(model, str)),
-            teacher=recipe.teacher_labels and small.label_logits is not None,
+            cached_models=frozenset(x for x in named if isinstance(x, str) and reuse),
+            reference=trainers[0],
+            has_teacher=recipe.teacher_labels and small.label_logits is not None,
         )
         for trainer in trainers:
             rows += [trainer.row(task)[0] for task in _small_tasks(small, data, trainer)]
@@ -256,7 +256,7 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
     images, hard = small.images.to(device), small.labels.to(device)
     labels = hard if small.label_logits is None else small.label_logits.to(device)
     strategy = strategy_for(recipe.strategy, data.mirrors)
-    lr = protocols.step_sizes(recipe, small.learned_lr)
+    lr = protocols.learning_rates(recipe, small.learned_lr)
 
     def task(
         title: str, kind: str, pixels: Tensor, targets: Tensor, augmentation: str = strategy
@@ -291,7 +291,7 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
 
 
 def _title(small: DistilledDataset) -> str:
-    method = provenance.recorded(small, "run", "method")
+    method = small.recorded("run", "method")
     return str(method) if method and method not in BASELINES else "distilled"
 
 

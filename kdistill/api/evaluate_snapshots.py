@@ -9,26 +9,23 @@ which the run held out, and the last one.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
-from rich.console import Group
 from torch import nn
 
 from kdistill.api.evaluate import evaluate
-from kdistill.artifacts.dataset import DistilledDataset
+from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.snapshot_folder import load_snapshot, snapshot_iterations
 from kdistill.data import ImageDataset, load_data
 from kdistill.errors import ConfigError
 from kdistill.evaluation import protocols
 from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.provenance import held_out_share
-from kdistill.formatting import plain_table, rich_table
+from kdistill.evaluation.result_tables import percent
+from kdistill.formatting import Tabular, TextTable, cells_of
 from kdistill.status import quietly, status_line
-
-COLUMNS = ("iteration", "validation %", "test %", "")
-LEFT = ("",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ class SnapshotRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SnapshotEvaluation:
+class SnapshotEvaluation(Tabular):
     """The states of a run's set, rising by iteration; the last one is the artefact itself.
 
     Attributes:
@@ -76,16 +73,16 @@ class SnapshotEvaluation:
         """The iteration with the best mean test accuracy: chosen on the test images, for comparison with papers alone."""
         return max(self.rows, key=lambda row: mean(row.accuracies)).iteration
 
-    def table(self, width: int | None = None) -> Group:
-        """Return the table for a terminal of that many characters."""
-        return rich_table(COLUMNS, self._cells(), self._notes(), LEFT, width=width)
-
-    def __str__(self) -> str:
-        return self.to_text()
-
-    def to_text(self) -> str:
-        """Return the same table as plain text."""
-        return plain_table(COLUMNS, self._cells(), self._notes(), LEFT)
+    def tables(self) -> list[TextTable]:
+        """Return one line per state; the last column names the best ones."""
+        columns: dict[str, Callable[[SnapshotRow], str]] = {
+            "iteration": lambda row: f"{row.iteration:,}",
+            "validation %": lambda row: percent(row.validation),
+            "test %": lambda row: percent(row.accuracies),
+            "": lambda row: ", ".join(self._names(row)),
+        }
+        rows = cells_of(self.rows, columns)
+        return [TextTable(columns=list(columns), rows=rows, notes=self._notes(), left=("",))]
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``metrics.json`` holds under ``"snapshots"``."""
@@ -98,17 +95,6 @@ class SnapshotEvaluation:
             "data": self.data,
             "seed": self.seed,
         }
-
-    def _cells(self) -> list[list[str]]:
-        return [
-            [
-                f"{row.iteration:,}",
-                _percent(row.validation),
-                _percent(row.accuracies),
-                ", ".join(self._names(row)),
-            ]
-            for row in self.rows
-        ]
 
     def _names(self, row: SnapshotRow) -> list[str]:
         names = {
@@ -220,10 +206,3 @@ def _iterations_of(last: DistilledDataset, iterations: list[int]) -> int:
     record = last.metrics.get("distillation")
     done = record.get("iterations") if isinstance(record, dict) else None
     return done if isinstance(done, int) and done > 0 else iterations[-1] + 1
-
-
-def _percent(accuracies: tuple[float, ...]) -> str:
-    if not accuracies:
-        return "-"
-    spread = f" ± {100 * stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-    return f"{100 * mean(accuracies):.2f}{spread}"

@@ -1,8 +1,8 @@
-"""Distilled sets on disk: save, load, export, import, and the atomic and checksummed files under them."""
+"""Distilled sets and what stands on the disk: folders, cards, pictures, exports, checkpoints."""
 
 from kdistill.artifacts.artifact_folder import check_output
 from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
-from kdistill.artifacts.dataset import DistilledDataset
+from kdistill.artifacts.distilled_dataset import DistilledDataset
 from kdistill.artifacts.published import import_published
 from kdistill.files import write_atomic
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdistill.artifacts.dataset import DistilledDataset
+from kdistill.artifacts.distilled_dataset import DistilledDataset
 from kdistill.errors import DataError
 from kdistill.files.bounded_read import TooLarge, load_tensors
 from kdistill.transforms import Transform

@@ -1,9 +1,10 @@
-"""Train fresh networks on a small set and on real baselines by one recipe, and test them on real data."""
+"""Fresh networks, trained on a small set and on real baselines by one recipe, and tested."""
 
-from kdistill.evaluation.merging import merge
+from kdistill.evaluation.merge import merge
 from kdistill.evaluation.protocols import PROTOCOLS, Protocol
 from kdistill.evaluation.provenance import is_from_other_data
-from kdistill.evaluation.result import Evaluation, Row
+from kdistill.evaluation.result import Evaluation
+from kdistill.evaluation.rows import Row
 
 __all__ = [
     "PROTOCOLS",

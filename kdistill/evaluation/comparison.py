@@ -1,4 +1,4 @@
-"""The table of ``kdistill.api.compare``: its lines, and how it is shown and written."""
+"""The table of ``kdistill.compare``: its lines, and how it is shown and written."""
 
 import csv
 import io
@@ -8,37 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
-
 from kdistill.artifacts.tensors import to_json
 from kdistill.errors import ConfigError
-from kdistill.evaluation.columns import DAGGER
+from kdistill.evaluation.result_tables import DAGGER, percent
 from kdistill.evaluation.significance import Difference, mean_of, or_none, std_of
 from kdistill.files import write_atomic
-from kdistill.formatting import duration, markdown_table, plain_table, rich_table
+from kdistill.formatting import Tabular, TextTable, cells_of, duration
 
 __all__ = ["Comparison", "Entry"]
 
-TEXT_COLUMNS = ("data", "network", "protocol", "set", "test")
-OPTIONAL = (
-    "memory",
-    "time",
-    "test",
-    "val. %",
-)  # columns that may be left out where a line is too short
-FORMATS = (".md", ".csv", ".json")
 
-
+# one line of a table: every field is a column
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of the table: the runs of one variant, or one baseline, on one data set at one number of images per class.
+    """The runs of one variant, or one baseline, on one data set at one number of images per class.
 
     Attributes:
         data: Name of the data set.
         ipc: Images per class.
         model: Network.
-        protocol: Of the evaluation.
-        name: Of the variant or baseline.
+        protocol: Protocol of the evaluation.
+        name: Name of the variant or baseline.
         kind: ``"distilled"`` or ``"baseline"``.
         accuracies: Test accuracy per seed, the mean over its networks; in [0, 1].
         validation: The same on held out training images.
@@ -47,7 +37,7 @@ class Entry:
         peak_bytes: Largest peak memory of a distillation; None for a baseline.
         against: Difference to the reference line of the same data, images per class and network;
             None for that line itself.
-        untrained: Networks that did not train.
+        untrained: Number of networks that did not train.
     """
 
     data: str
@@ -76,12 +66,17 @@ class Entry:
 
     @property
     def seeds(self) -> str:
-        """Such as ``"3 × 5"``: seeds × networks of each."""
-        return f"{len(self.accuracies)} × {len(self.nets) // len(self.accuracies)}"
+        """Seeds × networks of each, such as ``"3 × 5"``."""
+        return f"{len(self.accuracies)} × {self.nets_per_seed}"
+
+    @property
+    def nets_per_seed(self) -> int:
+        """Networks of each seed."""
+        return len(self.nets) // len(self.accuracies)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Tabular):
     """The lines of a comparison; ``print`` shows the table.
 
     Attributes:
@@ -92,55 +87,68 @@ class Comparison:
     entries: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
 
-    def table(self, width: int | None = None) -> Group:
-        """Return the table for a terminal of that many characters; columns that do not fit are left out and named."""
-        return rich_table(
-            *self._cells(),
-            self.notes,
-            TEXT_COLUMNS,
-            width=width,
-            optional=OPTIONAL,
-            naming=("ipc",),
-        )
-
-    def __str__(self) -> str:
-        """Return the table as plain text of 80 columns."""
-        return self.to_text(80)
-
-    def to_text(self, width: int | None = None) -> str:
-        """Return the same table as plain text; None leaves no column out, for files and pipes."""
-        return plain_table(
-            *self._cells(),
-            self.notes,
-            TEXT_COLUMNS,
-            width=width,
-            optional=OPTIONAL,
-            naming=("ipc",),
-        )
+    def tables(self) -> list[TextTable]:
+        """Return the table; what all lines have in common is left out."""
+        shared: dict[str, Callable[[Entry], str]] = {
+            "data": lambda entry: entry.data,
+            "ipc": lambda entry: str(entry.ipc),
+            "network": lambda entry: entry.model,
+            "protocol": lambda entry: entry.protocol,
+        }
+        columns = {
+            name: text for name, text in shared.items() if len(set(map(text, self.entries))) > 1
+        }
+        columns |= {
+            "set": lambda entry: entry.name,
+            "test %": lambda entry: (
+                percent(list(entry.accuracies.values())) + DAGGER * bool(entry.untrained)
+            ),
+            "val. %": lambda entry: (
+                percent([mean_of(list(entry.validation.values()))]) if entry.validation else "-"
+            ),
+        }
+        if len({entry.seeds for entry in self.entries}) > 1:
+            columns["seeds × nets"] = lambda entry: entry.seeds
+        tests = {entry.against.test for entry in self.entries if entry.against is not None}
+        if tests:
+            columns["difference"] = lambda entry: _difference_text(entry.against)
+        if len(tests) > 1:
+            columns["test"] = lambda entry: "" if entry.against is None else entry.against.test
+        columns |= {"time": _time_text, "memory": _memory_text}
+        return [
+            TextTable(
+                columns=list(columns),
+                rows=cells_of(self.entries, columns),
+                notes=self.notes,
+                left=("data", "network", "protocol", "set", "test"),
+                optional=("memory", "time", "test", "val. %"),
+                naming=("ipc",),
+            )
+        ]
 
     def to_markdown(self) -> str:
         """Return the table and its notes as Markdown."""
-        return markdown_table(*self._cells(), self.notes, TEXT_COLUMNS)
+        return self.tables()[0].markdown()
 
     def to_csv(self) -> str:
         """Return one line per entry, accuracies in per cent with all digits."""
         text = io.StringIO()
-        rows = [self._plain(entry) for entry in self.entries]
+        rows = [_plain(entry) for entry in self.entries]
         writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(
-            {key: "" if value is None else value for key, value in row.items()} for row in rows
-        )
+        writer.writerows(rows)
         return text.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain mapping; numbers per seed and network included."""
-        rows = []
-        for entry in self.entries:
-            seeds = {str(seed): value for seed, value in entry.accuracies.items()}
-            rows.append(
-                {**self._plain(entry), "test_of_seed": seeds, "test_of_net": list(entry.nets)}
-            )
+        rows = [
+            {
+                **_plain(entry),
+                "test_of_seed": {str(seed): value for seed, value in entry.accuracies.items()},
+                "test_of_net": list(entry.nets),
+            }
+            for entry in self.entries
+        ]
         return {"entries": rows, "notes": list(self.notes)}
 
     def save(self, path: str | Path) -> Path:
@@ -151,79 +159,44 @@ class Comparison:
             DataError: The place cannot be written.
         """
         path = Path(path)
-        if path.suffix not in FORMATS:
+        writers: dict[str, Callable[[], bytes]] = {
+            ".md": lambda: self.to_markdown().encode(),
+            ".csv": lambda: self.to_csv().encode(),
+            ".json": lambda: to_json(self.to_dict()),
+        }
+        if path.suffix not in writers:
             raise ConfigError(
-                f"compare: expected a file that ends in {', '.join(FORMATS)}, got {path.name}; "
+                f"compare: expected a file that ends in {', '.join(writers)}, got {path.name}; "
                 "name one of these"
             )
-        if path.suffix == ".json":
-            write_atomic(path, to_json(self.to_dict()), follow=True)
-        else:
-            write_atomic(
-                path,
-                (self.to_markdown() if path.suffix == ".md" else self.to_csv()).encode(),
-                follow=True,
-            )
+        write_atomic(path, writers[path.suffix](), follow=True)
         return path
 
-    def _plain(self, entry: Entry) -> dict[str, Any]:
-        gap = entry.against
-        return {
-            "data": entry.data,
-            "ipc": entry.ipc,
-            "network": entry.model,
-            "protocol": entry.protocol,
-            "set": entry.name,
-            "kind": entry.kind,
-            "test_percent": 100 * entry.mean,
-            "std_over_seeds": or_none(100 * entry.std),
-            "std_over_nets": or_none(100 * std_of(entry.nets)),
-            "validation_percent": or_none(100 * mean_of(list(entry.validation.values()))),
-            "seeds": len(entry.accuracies),
-            "nets_per_seed": len(entry.nets) // len(entry.accuracies),
-            "difference": None if gap is None else 100 * gap.mean,
-            "low": None if gap is None else or_none(100 * gap.low),
-            "high": None if gap is None else or_none(100 * gap.high),
-            "test": None if gap is None else gap.test,
-            "seconds": entry.seconds,
-            "peak_bytes": entry.peak_bytes,
-            "untrained_nets": entry.untrained,
-        }
 
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return headers and rows of text; what all lines have in common is left out."""
-        columns: dict[str, Callable[[Entry], str]] = {
-            "data": lambda e: e.data,
-            "ipc": lambda e: str(e.ipc),
-            "network": lambda e: e.model,
-            "protocol": lambda e: e.protocol,
-        }
-        shown = {
-            name: cell
-            for name, cell in columns.items()
-            if len({cell(entry) for entry in self.entries}) > 1
-        }
-        shown["set"] = lambda e: e.name
-        shown["test %"] = lambda e: (
-            f"{100 * e.mean:.2f}"
-            + ("" if math.isnan(e.std) else f" ± {100 * e.std:.2f}")
-            + DAGGER * bool(e.untrained)
-        )
-        shown["val. %"] = lambda e: (
-            f"{100 * mean_of(list(e.validation.values())):.2f}" if e.validation else "-"
-        )
-        if len({entry.seeds for entry in self.entries}) > 1:
-            shown["seeds × nets"] = lambda e: e.seeds
-        gaps = [entry.against for entry in self.entries if entry.against is not None]
-        if gaps:
-            shown["difference"] = lambda e: _difference_text(e.against)
-        if len({gap.test for gap in gaps}) > 1:
-            shown["test"] = lambda e: "" if e.against is None else e.against.test
-        shown["time"] = lambda e: "" if e.seconds is None else _time_text(e.seconds)
-        shown["memory"] = lambda e: (
-            "" if e.peak_bytes is None else f"{e.peak_bytes / 2**30:.2f} GiB"
-        )
-        return list(shown), [[cell(entry) for cell in shown.values()] for entry in self.entries]
+def _plain(entry: Entry) -> dict[str, Any]:
+    """Return the numbers of a line, accuracies in per cent."""
+    gap = entry.against
+    return {
+        "data": entry.data,
+        "ipc": entry.ipc,
+        "network": entry.model,
+        "protocol": entry.protocol,
+        "set": entry.name,
+        "kind": entry.kind,
+        "test_percent": 100 * entry.mean,
+        "std_over_seeds": or_none(100 * entry.std),
+        "std_over_nets": or_none(100 * std_of(entry.nets)),
+        "validation_percent": or_none(100 * mean_of(list(entry.validation.values()))),
+        "seeds": len(entry.accuracies),
+        "nets_per_seed": entry.nets_per_seed,
+        "difference": None if gap is None else 100 * gap.mean,
+        "low": None if gap is None else or_none(100 * gap.low),
+        "high": None if gap is None else or_none(100 * gap.high),
+        "test": None if gap is None else gap.test,
+        "seconds": entry.seconds,
+        "peak_bytes": entry.peak_bytes,
+        "untrained_nets": entry.untrained,
+    }
 
 
 def _difference_text(gap: Difference | None) -> str:
@@ -235,5 +208,11 @@ def _difference_text(gap: Difference | None) -> str:
     return f"{text} [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}]{'*' if gap.is_clear else ''}"
 
 
-def _time_text(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
+def _time_text(entry: Entry) -> str:
+    if entry.seconds is None:
+        return ""
+    return f"{entry.seconds:.1f} s" if entry.seconds < 60 else duration(entry.seconds)
+
+
+def _memory_text(entry: Entry) -> str:
+    return "" if entry.peak_bytes is None else f"{entry.peak_bytes / 2**30:.2f} GiB"

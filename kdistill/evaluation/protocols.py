@@ -20,15 +20,16 @@ from kdistill.options import (
 VALIDATION = Range("in (0, 1)", lambda value: 0.0 < value < 1.0, "0.1 is a tenth", "a share ")
 
 
+# one record of a file: every field is an option that a table's note may name
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """One training recipe, the same for the small set, the baselines and the full data.
 
     Attributes:
-        name: What it is called in tables and records.
-        student: Network, if ``evaluate`` is not given others.
-        width: Of ``student``; None is the network's own default.
-        other_widths: Of networks other than ``student`` (cross-architecture rows); one that is
+        name: Name in tables and records.
+        student: Network, where ``evaluate`` names none.
+        width: Width of ``student``; None is the network's own default.
+        other_widths: Widths of networks other than ``student`` (cross-architecture rows); one that is
             missing gets its own default.
         norm: Normalisation of the networks.
         other_norms: The same of networks that the protocol's source trains otherwise.
@@ -39,13 +40,13 @@ class Protocol:
         batch_size: Images per step.
         lr: Learning rate, where a set has not learned its own; ``"auto"`` chooses for every row, by
             validation accuracy of one network, among ``lr_candidates`` and the learned one.
-        lr_candidates: For ``lr="auto"``.
-        schedule: Of the learning rate: ``"step"`` is a tenth after half of the epochs.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
+        lr_candidates: Learning rates that ``lr="auto"`` chooses among.
+        schedule: Schedule of the learning rate: ``"step"`` is a tenth after half of the epochs.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD.
         strategy: Augmentation (DSA): families joined by ``_``, ``"none"``, or ``"auto"``: all six,
             without flip where the data must not be mirrored.
-        align_corners: Of scale and rotate: False for the DC, DSA, DM family, True for the
+        align_corners: How scale and rotate sample: False for the DC, DSA, DM family, True for the
             trajectory methods.
         validation: Share of the training images held out for choosing settings; the share of the
             run, if it held out one, wins.
@@ -55,12 +56,12 @@ class Protocol:
             small set has learned soft labels.
         robustness: Also train the small and the random set without augmentation, for the
             augmentation-robust score.
-        precision: Of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"``
+        precision: Precision of matrix products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"``
             (``convnet``).
-        best_on_test: Also report the best test accuracy over the epochs of a network, separately
-            and named so.  Papers report the best over the iterations of the distillation, which
+        best_on_test: Also report the best test accuracy over the epochs of a network, in a column
+            of its own.  Papers report the best over the iterations of the distillation, which
             ``evaluate_snapshots`` gives.
-        test_every: Epochs between looks at the test set, for ``best_on_test`` only.
+        test_every: Epochs between two tests, for ``best_on_test`` only.
 
     Raises:
         ConfigError: A number that cannot be trained with.
@@ -114,12 +115,8 @@ class Protocol:
             )
 
 
-NARROW = {
-    "alexnet": 32,
-    "vgg11": 16,
-    "resnet18": 16,
-    "vit": 64,
-}  # what two cores can train; mlp and lenet are small as they are
+# widths that two cores can train; mlp and lenet are small as they are
+NARROW = {"alexnet": 32, "vgg11": 16, "resnet18": 16, "vit": 64}
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -169,8 +166,8 @@ def get(protocol: str | Protocol, **changes: Any) -> Protocol:
     )
 
 
-def step_sizes(protocol: Protocol, learned: float | None = None) -> tuple[float, ...]:
-    """Return what a row chooses among: the learned learning rate, else the protocol's; for ``"auto"`` all candidates too."""
+def learning_rates(protocol: Protocol, learned: float | None = None) -> tuple[float, ...]:
+    """Return the learning rates that a row chooses among, the learned one in front of the protocol's."""
     own = () if learned is None else (learned,)
     if protocol.lr == "auto":
         return tuple(dict.fromkeys((*protocol.lr_candidates, *own)))

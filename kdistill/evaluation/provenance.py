@@ -1,6 +1,4 @@
-"""What a small set says about its own origin, and what a reader of its numbers should know about that."""
-
-from typing import Any
+"""What a small set says about its own origin, and what that means for its numbers."""
 
 from kdistill.artifacts import DistilledDataset
 from kdistill.data import ImageDataset
@@ -12,26 +10,18 @@ def is_from_other_data(small: DistilledDataset, data: ImageDataset) -> bool:
     The record of a set keeps what was measured on its own data only.  A set that names no source is
     taken at its user's word.
     """
-    known = recorded(small, "source", "fingerprint")
-    return known is not None and known != data.fingerprint
-
-
-def recorded(small: DistilledDataset, part: str, key: str) -> Any:
-    """Return an entry of the set's config, or None where it says nothing."""
-    content = small.config.get(part)
-    return content.get(key) if isinstance(content, dict) else None
+    return small.recorded("source", "fingerprint") not in (None, data.fingerprint)
 
 
 def held_out_share(small: DistilledDataset) -> float | None:
     """Return the share of training images that the run held out, if it says so and held out any."""
-    share = recorded(small, "run", "validation")
+    share = small.recorded("run", "validation")
     return float(share) if isinstance(share, int | float) and 0.0 < share < 1.0 else None
 
 
 def made_with(small: DistilledDataset) -> str:
     """Return the network that the set was made with, if the set says so."""
-    options = recorded(small, "run", "options")
-    student = options.get("student") if isinstance(options, dict) else None
+    student = small.recorded("run", "options", "student")
     return student if isinstance(student, str) else ""
 
 
@@ -55,13 +45,11 @@ def notes(
     if not held_out:
         lines.append("no image was held out for validation: the classes are too small")
     elif not lines and held_out_share(small) is None and data.validation is None:
-        knows = recorded(small, "run", "validation") is not None
-        lines.append(
-            "the small set was made from the validation images too: its validation accuracy "
-            "flatters it"
-            if knows
-            else "the small set does not say what was held out from it: its validation accuracy may flatter it"
-        )
+        if small.recorded("run", "validation") is None:
+            what = "does not say what was held out from it: its validation accuracy may flatter it"
+        else:
+            what = "was made from the validation images too: its validation accuracy flatters it"
+        lines.append(f"the small set {what}")
     if len(set(small.counts)) > 1:
         lines.append(
             f"classes of the small set have {min(small.counts)} to {small.ipc} images; the subsets "
@@ -70,8 +58,7 @@ def notes(
     if small.transform.kind not in ("none", data.transform.kind):
         lines.append(
             f"the small set was made for '{small.transform.kind}' normalisation and is judged "
-            f"under '{data.transform.kind}': "
-            f"load the data with normalisation='{small.transform.kind}'"
+            f"under '{data.transform.kind}': load the data with normalisation='{small.transform.kind}'"
         )
     if small.learned_lr is not None:
         how = "is chosen among several and the one" if chooses_lr else "is the one"

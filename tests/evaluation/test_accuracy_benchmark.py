@@ -7,7 +7,7 @@ import pytest
 import kdistill
 from benchmarks import accuracy
 from benchmarks.accuracy import Plan
-from kdistill.evaluation.set_training import Trainer
+from kdistill.evaluation.trainer import Trainer
 
 
 @pytest.fixture

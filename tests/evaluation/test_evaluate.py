@@ -20,7 +20,7 @@ from kdistill.engine.precision import asked_precision
 from kdistill.errors import ConfigError, DataError, KDistillError, NonFiniteError
 from kdistill.evaluation import Evaluation, metrics
 from kdistill.evaluation import baseline_cache as cache
-from kdistill.evaluation.set_training import Trainer
+from kdistill.evaluation.trainer import Trainer
 from kdistill.selection import select
 from kdistill.transforms import Zca
 
@@ -512,8 +512,8 @@ def test_the_precision_of_the_networks_is_the_protocols(digits, small, tiny, mon
     ("options", "message"),
     [
         ({"precision": "tf32"}, "precision: expected fp32 or bf16 on the CPU, got tf32"),
-        ({"precision": "fp16"}, "precision: expected a known one, got 'fp16'"),
-        ({"precision": 16}, "precision: expected a known one, got '16'"),
+        ({"precision": "fp16"}, "precision: expected one of fp32, tf32, bf16, got 'fp16'"),
+        ({"precision": 16}, "precision: expected one of fp32, tf32, bf16, got '16'"),
         (
             {"precision": "bf16", "models": ("convnet", "mlp")},
             "precision: expected fp32 or tf32 for mlp, got bf16, which convnet alone has",

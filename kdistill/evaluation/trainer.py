@@ -1,4 +1,4 @@
-"""Train fresh networks on one set and test them: how every row of a table is made.
+"""``Trainer``: trains fresh networks on one set and tests them, which makes one row of a table.
 
 Network ``i`` of every row has the same key, so all rows start from the same weights and see the
 same sequence of augmentations: differences between rows are differences between sets.
@@ -18,7 +18,7 @@ from kdistill.engine.student_training import accuracy, confusion, train
 from kdistill.engine.students import Student
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.evaluation.protocols import Protocol
-from kdistill.evaluation.result import Row
+from kdistill.evaluation.rows import Row
 from kdistill.keys import make_key
 
 CONFUSION_CLASSES = 50  # beyond, the counts of every pair of classes would fill the record
@@ -30,12 +30,12 @@ class Task:
     """What one row trains on.
 
     Attributes:
-        name: Of the row.
-        kind: Of the row.
-        source: Of the row: a digest of what decides its numbers.
-        sets: Images as networks see them ``[N, C, H, W]`` with int64 labels ``[N]`` or float label
-            logits ``[N, K]``; one pair for all networks, or one per network.
-        unit: What the sets are, for the row.
+        name: Name of the row.
+        kind: Kind of the row.
+        source: Digest of what decides the numbers of the row.
+        sets: Normalised images ``[N, C, H, W]`` with int64 labels ``[N]`` or float label logits
+            ``[N, K]``; one pair for all networks, or one per network.
+        unit: What the row calls its sets.
         epochs: Passes over a set.
         lr: Learning rates; of several the one with the best validation accuracy of one network.
         strategy: Augmentation.
@@ -57,12 +57,12 @@ class Trainer:
 
     Attributes:
         student: The network.
-        model: What it is called in rows.
+        model: Name of the network in rows.
         protocol: The recipe.
-        seed: Of the evaluation.
-        validation: Held out training images, as networks see them.
-        test: Test images, as networks see them.
-        say: Told what is being done.
+        seed: Seed of the evaluation.
+        validation: Held out training images, normalised.
+        test: Test images, normalised.
+        progress: Called with one line about what is being done.
     """
 
     student: Student
@@ -71,7 +71,7 @@ class Trainer:
     seed: int
     validation: Split
     test: Split
-    say: Callable[[str], None] = field(default=lambda text: None)
+    progress: Callable[[str], None] = field(default=lambda line: None)
 
     def row(self, task: Task) -> tuple[Row, Tensor]:
         """Train and test ``protocol.nets`` networks.
@@ -84,41 +84,39 @@ class Trainer:
             ConfigError: ``lr="auto"`` without validation images.
 
         Cost: ``nets × epochs`` passes over the set, one over the test and validation images per
-            network; ``lr="auto"`` adds one
-        network per candidate.
+            network; ``lr="auto"`` adds one network per candidate.
         """
         began = time.monotonic()
         lr = self._choose_lr(task)
         thetas, best = [], []
         for net in range(self.protocol.nets):
-            self.say(f"{task.name} ({self.model}): network {net + 1} of {self.protocol.nets}")
+            self.progress(f"{task.name} ({self.model}): network {net + 1} of {self.protocol.nets}")
             try:
                 theta, highest = self._network(task, net, lr)
             except NonFiniteError as error:
                 raise NonFiniteError(
                     f"evaluate: expected a finite loss of {self.model} on '{task.name}', got none "
-                    f"at lr {lr:g} ({error}); "
-                    "choose the learning rate on validation images with lr='auto'"
+                    f"at lr {lr:g} ({error}); choose the learning rate on validation images with lr='auto'"
                 ) from error
             thetas.append(theta)
             best.append(highest)
-        kept = torch.stack(thetas)
+        stacked = torch.stack(thetas)
         images, labels = task.sets[0]
-        counts = confusion(self.student, kept, self.test.images, self.test.labels).cpu()
-        right, shown = counts.diagonal(dim1=-2, dim2=-1).double(), counts.sum(-1)  # [nets, K] each
-        recognised = right / shown.clamp(min=1)
+        counts = confusion(self.student, stacked, self.test.images, self.test.labels).cpu()
+        right, tested = counts.diagonal(dim1=-2, dim2=-1).double(), counts.sum(-1)  # [nets, K]
+        recognised = right / tested.clamp(min=1)
         has_confusion = task.kind != "variant" and len(counts[0]) <= CONFUSION_CLASSES
         row = Row(
             name=task.name,
             model=self.model,
             kind=task.kind,
             accuracies=tuple((right.sum(-1) / len(self.test)).tolist()),
-            validation=self._accuracies(kept, self.validation),
+            validation=self._accuracies(stacked, self.validation),
             best_on_test=tuple(best) if self.protocol.best_on_test else None,
             lr=(lr,),
             epochs=task.epochs,
             images=len(images),
-            nbytes=images.numel() * images.element_size() + labels.numel() * labels.element_size(),
+            nbytes=images.nbytes + labels.nbytes,
             seconds=time.monotonic() - began,
             unit=task.unit,
             sets=len(task.sets),
@@ -126,17 +124,17 @@ class Trainer:
             soft=labels.is_floating_point(),
             untrained=sum(
                 self._is_untrained(theta, *task.sets[net % len(task.sets)])
-                for net, theta in enumerate(kept)
+                for net, theta in enumerate(thetas)
             ),
-            balanced=tuple((recognised.sum(-1) / (shown > 0).sum(-1)).tolist()),
+            balanced=tuple((recognised.sum(-1) / (tested > 0).sum(-1)).tolist()),
             per_class=tuple(recognised.mean(0).tolist()),
             confusion=tuple(map(tuple, counts.sum(0).tolist())) if has_confusion else (),
         )
-        return row, kept
+        return row, stacked
 
     def first_network(self, task: Task) -> Tensor:
         """Return the parameters ``[P]`` of the first network of ``row(task)``, without training the others."""
-        self.say(f"{task.name} ({self.model}): one network, for its features or labels")
+        self.progress(f"{task.name} ({self.model}): one network, for its features or labels")
         return self._network(task, 0, self._choose_lr(task))[0]
 
     def _choose_lr(self, task: Task) -> float:
@@ -149,7 +147,7 @@ class Trainer:
             )
         scores = {}
         for lr in task.lr:
-            self.say(f"{task.name} ({self.model}): trying lr {lr:g}")
+            self.progress(f"{task.name} ({self.model}): trying lr {lr:g}")
             try:
                 theta, _ = self._network(task, 0, lr)
             except NonFiniteError:
@@ -163,13 +161,13 @@ class Trainer:
         return max(scores, key=lambda lr: (scores[lr], -lr))
 
     def _network(self, task: Task, net: int, lr: float) -> tuple[Tensor, float]:
-        """Return the parameters ``[P]`` of one network, and its best test accuracy over epochs if that is asked for."""
+        """Return the parameters ``[P]`` of one network, and its best test accuracy over epochs if asked for."""
         images, labels = task.sets[net % len(task.sets)]
         recipe, highest = self.protocol, 0.0
 
-        def look(done: int, thetas: Tensor) -> None:
+        def test(epochs: int, thetas: Tensor) -> None:
             nonlocal highest
-            if done % recipe.test_every == 0 or done == task.epochs:
+            if epochs % recipe.test_every == 0 or epochs == task.epochs:
                 highest = max(highest, self._accuracies(thetas, self.test)[0])
 
         thetas = train(
@@ -185,7 +183,7 @@ class Trainer:
             schedule=recipe.schedule,
             augment=self._augment(task.strategy, net),
             nets=1,
-            on_epoch=look if recipe.best_on_test else None,
+            on_epoch=test if recipe.best_on_test else None,
         )
         return thetas[0], highest
 
@@ -196,23 +194,17 @@ class Trainer:
         return Augment(strategy, siamese=False, key=key, align_corners=self.protocol.align_corners)
 
     def _is_untrained(self, theta: Tensor, images: Tensor, labels: Tensor) -> bool:
-        """Say whether a network is no better than chance on its own training images (at most 1024 of them)."""
+        """Return whether a network is no better than chance on its training images, at most 1024 of them."""
         hard = labels.argmax(1) if labels.is_floating_point() else labels
-        rows = (
-            torch.linspace(0, len(hard) - 1, min(len(hard), TRAINED_IMAGES), device=hard.device)
-            .round()
-            .long()
-        )
+        count = min(len(hard), TRAINED_IMAGES)
+        rows = torch.linspace(0, len(hard) - 1, count, device=hard.device).round().long()
         hard = hard[rows]
-        chance = float(torch.bincount(hard).max()) / len(
-            hard
-        )  # of a network that always says the commonest class
+        # accuracy of a network that always says the commonest class
+        chance = float(torch.bincount(hard).max()) / len(hard)
         noise = 2.0 * math.sqrt(chance * (1.0 - chance) / len(hard))
         return float(accuracy(self.student, theta, images[rows], hard)) <= chance + noise
 
     def _accuracies(self, thetas: Tensor, split: Split) -> tuple[float, ...]:
-        return (
-            tuple(accuracy(self.student, thetas, split.images, split.labels).tolist())
-            if len(split)
-            else ()
-        )
+        if not len(split):
+            return ()
+        return tuple(accuracy(self.student, thetas, split.images, split.labels).tolist())
