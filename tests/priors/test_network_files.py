@@ -211,7 +211,9 @@ def test_a_network_without_a_tensor_or_with_a_wrong_shape_is_refused(tmp_path):
 
 def test_what_is_not_understood_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(original_files, "ARCHITECTURE", "resnet")
-    with pytest.raises(DataError, match="architecture resnet in b4, where 'skip' is understood"):
+    with pytest.raises(
+        DataError, match=r"architecture resnet in synthesis\.b4, where 'skip' is understood"
+    ):
         read_network(write(tmp_path / "net.pkl", tiny_stylegan2()))
     monkeypatch.setattr(original_files, "MULTIPLIER", 0.1)
     with pytest.raises(
@@ -256,11 +258,11 @@ def test_modules_that_share_modules_end():
             Name("torch.nn", "Module"), (), state={"_modules": dict.fromkeys("abcdefgh", twice)}
         )
     with pytest.raises(NotReadable, match="more than"):
-        Reader(1000).module(twice)
+        Reader(1000).network(twice)
     loop = Made(Name("torch.nn", "Module"), (), state={"_modules": {}})
     loop.state["_modules"]["a"] = loop
     with pytest.raises(NotReadable, match="nested too deeply"):
-        Reader(1000).module(loop)
+        Reader(1000).network(loop)
 
 
 def test_calls_share_their_arguments_and_need_a_tuple():
@@ -296,7 +298,7 @@ def test_keys_of_one_hash_and_long_names_cost_nothing():
         parse(b"c" + b"a" * 1000 + b"\nf\n.")
     long = Made(Name("torch.nn", "Module"), (), state={"_parameters": {"a" * 201: None}})
     with pytest.raises(NotReadable, match="a name of more than 200 characters"):
-        Reader(1000).module(long)
+        Reader(1000).network(long)
 
 
 def test_a_small_file_cannot_ask_for_many_entries():
@@ -304,7 +306,7 @@ def test_a_small_file_cannot_ask_for_many_entries():
     for _ in range(8):
         wide = Made(Name("torch.nn", "Module"), (), state={"_modules": {"a": wide, "b": wide}})
     with pytest.raises(NotReadable, match="more than 200000"):
-        Reader(1000).module(wide)
+        Reader(1000).network(wide)
     array = Made(Name("numpy._core.multiarray", "_reconstruct"), (1,))
     dtype = Made(Name("numpy", "dtype"), ("u1", False, True))
     array.state = (1, (250_000,), dtype, False, b"x" * 250_000)

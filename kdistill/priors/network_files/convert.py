@@ -18,7 +18,7 @@ from kdistill.files import read_regular
 from kdistill.files.inert_pickle import Name, NotReadable, parse
 from kdistill.priors.network_files.generator_folder import save_generator
 from kdistill.priors.network_files.limits import MAX_SIDE, excess
-from kdistill.priors.network_files.pickle_values import Module, Reader, table
+from kdistill.priors.network_files.pickle_values import Network, Reader, require, table
 from kdistill.priors.stylegan import (
     MAPPING_LR,
     Generator,
@@ -33,7 +33,6 @@ from kdistill.priors.stylegan import (
 
 _log = logging.getLogger("kdistill")
 ALLOWANCE = 1 << 20  # bytes of tensors beyond the size of the file
-SIZES = ("z_dim", "w_dim", "c_dim", "img_resolution", "img_channels")  # attributes of every network
 # what reading the records of a damaged or hostile file can raise
 DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
@@ -128,32 +127,29 @@ def _is_hostile(name: Name) -> bool:
 
 
 def _generator(value: Any, reader: Reader) -> Generator:
-    network = reader.module(_generator_record(value))
-    if not {"mapping", "synthesis"} <= set(network.children):
-        raise NotReadable(f"a {_short(network.class_name)} without mapping and synthesis")
+    network = reader.network(_generator_record(value))
+    has_both = {"mapping", "synthesis"} <= network.modules.keys()
+    require(has_both, f"a {_short(network.modules[''])} without mapping and synthesis")
     tensors = {
         name: x.to(torch.float32) if x.is_floating_point() else x
-        for name, x in network.all_tensors().items()
+        for name, x in network.tensors.items()
         if name.startswith(("mapping.", "synthesis."))
     }
-    sizes = {name: reader.plain(network.values[name]) for name in SIZES}
-    mapping = _mapping(network.children["mapping"], sizes, reader)
-    synthesis, side = network.children["synthesis"], int(sizes["img_resolution"])
-    if side > MAX_SIDE:  # before a list of layers is made for it
-        raise NotReadable(f"sizes beyond {MAX_SIDE} pixels")
-    common = {"mapping": mapping, "size": side, "channels": int(sizes["img_channels"])}
+    side, channels = int(network.value("img_resolution")), int(network.value("img_channels"))
+    # before a list of layers is made for it
+    require(side <= MAX_SIDE, f"sizes beyond {MAX_SIDE} pixels")
+    common = {"mapping": _mapping(network), "size": side, "channels": channels}
     generator: Generator
-    if "input" in synthesis.children:
-        generator = StyleGAN3(_stylegan3(synthesis, reader, common), tensors)
-    elif "b4" in synthesis.children:
-        generator = StyleGAN2(_stylegan2(synthesis, reader, common), tensors)
+    if "synthesis.input" in network.modules:
+        generator = StyleGAN3(_stylegan3(network, common), tensors)
     else:
-        raise NotReadable("a synthesis network that is neither StyleGAN2 nor StyleGAN3")
-    num_ws = reader.plain(network.values.get("num_ws", generator.num_ws))
-    if num_ws != generator.num_ws:
-        raise NotReadable(f"num_ws {num_ws} where its layers need {generator.num_ws}")
-    if too_much := excess(generator):
-        raise NotReadable(too_much)
+        is_stylegan2 = "synthesis.b4" in network.modules
+        require(is_stylegan2, "a synthesis network that is neither StyleGAN2 nor StyleGAN3")
+        generator = StyleGAN2(_stylegan2(network, common), tensors)
+    num_ws, wanted = network.value("num_ws", generator.num_ws), generator.num_ws
+    require(num_ws == wanted, f"num_ws {num_ws} where its layers need {wanted}")
+    too_much = excess(generator)
+    require(too_much is None, f"{too_much}")
     return generator
 
 
@@ -167,65 +163,64 @@ def _generator_record(value: Any) -> Any:
         raise NotReadable("a dictionary without G_ema") from None
 
 
-def _mapping(mapping: Module, sizes: dict[str, Any], reader: Reader) -> MappingConfig:
+def _mapping(network: Network) -> MappingConfig:
     num_layers = 0
-    while (layer := mapping.children.get(f"fc{num_layers}")) is not None:
-        multiplier = reader.plain(layer.values.get("bias_gain", MAPPING_LR))
-        if multiplier != MAPPING_LR:
-            raise NotReadable(
-                f"a mapping whose layers have the learning rate multiplier {multiplier}, where "
-                f"{MAPPING_LR} is understood"
-            )
+    while f"mapping.fc{num_layers}" in network.modules:
+        multiplier = network.value(f"mapping.fc{num_layers}.bias_gain", MAPPING_LR)
+        require(
+            multiplier == MAPPING_LR,
+            f"a mapping whose layers have the learning rate multiplier {multiplier}, where "
+            f"{MAPPING_LR} is understood",
+        )
         num_layers += 1
-    embedding = "table" if "embed_proj" in mapping.children else "linear"
+    classes = int(network.value("c_dim"))
+    embedding = "table" if "mapping.embed_proj" in network.modules else "linear"
     return MappingConfig(
-        z_dim=int(sizes["z_dim"]),
-        w_dim=int(sizes["w_dim"]),
-        classes=int(sizes["c_dim"]),
+        z_dim=int(network.value("z_dim")),
+        w_dim=int(network.value("w_dim")),
+        classes=classes,
         num_layers=num_layers,
-        embedding=embedding if sizes["c_dim"] else "none",  # type: ignore[arg-type]
+        embedding=embedding if classes else "none",  # type: ignore[arg-type]
     )
 
 
-def _stylegan3(synthesis: Module, reader: Reader, common: dict[str, Any]) -> StyleGAN3Config:
-    def value(module: Module, name: str) -> Any:
-        return reader.plain(module.values[name])
-
-    def layer(name: str) -> LayerConfig:
-        module = synthesis.children[name]
-        return LayerConfig(
-            name=name,
-            is_torgb=bool(value(module, "is_torgb")),
-            up=int(value(module, "up_factor")),
-            down=int(value(module, "down_factor")),
-            padding=tuple(map(int, value(module, "padding"))),  # type: ignore[arg-type]
-            clamp=_clamp(value(module, "conv_clamp")),
-        )
-
-    source = synthesis.children["input"]
-    width, height = value(source, "size")
+def _stylegan3(network: Network, common: dict[str, Any]) -> StyleGAN3Config:
+    width, height = network.value("synthesis.input.size")
+    names = network.value("synthesis.layer_names")
     return StyleGAN3Config(
         **common,
-        output_scale=float(value(synthesis, "output_scale")),
+        output_scale=float(network.value("synthesis.output_scale")),
         input=InputConfig(
             size=(int(width), int(height)),
-            sampling_rate=float(value(source, "sampling_rate")),
-            bandwidth=float(value(source, "bandwidth")),
+            sampling_rate=float(network.value("synthesis.input.sampling_rate")),
+            bandwidth=float(network.value("synthesis.input.bandwidth")),
         ),
-        layers=tuple(layer(name) for name in value(synthesis, "layer_names")),
+        layers=tuple(_stylegan3_layer(network, name) for name in names),
     )
 
 
-def _stylegan2(synthesis: Module, reader: Reader, common: dict[str, Any]) -> StyleGAN2Config:
-    for name, block in synthesis.children.items():
-        architecture = reader.plain(block.values.get("architecture", "skip"))
-        if architecture != "skip":
-            raise NotReadable(
-                f"a StyleGAN2 of architecture {_short(architecture)} in {name}, where 'skip' is "
-                "understood"
-            )
-    first = synthesis.children["b4"].children["conv1"]
-    return StyleGAN2Config(**common, clamp=_clamp(reader.plain(first.values.get("conv_clamp"))))
+def _stylegan3_layer(network: Network, name: str) -> LayerConfig:
+    path = f"synthesis.{name}"
+    return LayerConfig(
+        name=name,
+        is_torgb=bool(network.value(f"{path}.is_torgb")),
+        up=int(network.value(f"{path}.up_factor")),
+        down=int(network.value(f"{path}.down_factor")),
+        padding=tuple(map(int, network.value(f"{path}.padding"))),  # type: ignore[arg-type]
+        clamp=_clamp(network.value(f"{path}.conv_clamp")),
+    )
+
+
+def _stylegan2(network: Network, common: dict[str, Any]) -> StyleGAN2Config:
+    for name in network.modules:
+        architecture = network.value(f"{name}.architecture", "skip")
+        require(
+            architecture == "skip" or not name.startswith("synthesis."),
+            f"a StyleGAN2 of architecture {_short(architecture)} in {name}, where 'skip' is "
+            "understood",
+        )
+    clamp = _clamp(network.value("synthesis.b4.conv1.conv_clamp", None))
+    return StyleGAN2Config(**common, clamp=clamp)
 
 
 def _clamp(value: Any) -> float | None:

@@ -8,7 +8,7 @@ They are read here, whatever device they were saved from.
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -22,38 +22,40 @@ from kdistill.files.inert_pickle import Made, Name, NotReadable, Reference, pars
 MAX_DEPTH = 16  # modules nested in modules
 # entries of modules and numbers: the largest StyleGAN-XL has about a thousand modules of thirty
 MAX_RECORDS = 200_000
-MAX_KEY = 200  # characters of a module's, tensor's or attribute's name
+MAX_NAME = 200  # characters of the dotted name of a module, tensor or attribute
 
 _ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 _SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 _NUMPY_TYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
+_STORAGE = "torch.storage._load_from_bytes"
 _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 _ORDERED = ("collections.OrderedDict", "dnnlib.util.EasyDict")
 
 
 @dataclass(eq=False)
-class Module:
-    """A module of the network.
+class Network:
+    """A network as its file describes it.
 
     Attributes:
-        class_name: Name of its class.
-        values: Its attributes as they stand in the file; ``Reader.plain`` reads them.
-        tensors: Its own parameters and buffers.
-        children: The modules in it.
+        reader: Reader of the values.
+        modules: Names of the classes of its modules, by dotted names; its own is ``""``.
+        tensors: Parameters and buffers by dotted names.
+        values: All attributes of its modules by dotted names, as they stand in the file.
     """
 
-    class_name: str
-    values: dict[str, Any]
-    tensors: dict[str, Tensor]
-    children: dict[str, "Module"]
+    reader: "Reader"
+    modules: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
 
-    def all_tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """Return the tensors of the module and of those in it, by dotted names."""
-        tensors = {prefix + name: x for name, x in self.tensors.items()}
-        for name, child in self.children.items():
-            tensors |= child.all_tensors(f"{prefix}{name}.")
-        return tensors
+    def value(self, name: str, *default: Any) -> Any:
+        """Return an attribute as a number, text or (nested) list.
+
+        Raises:
+            KeyError: There is no such attribute, and no default.
+        """
+        return self.reader.plain(self.values.get(name, *default) if default else self.values[name])
 
 
 class Reader:
@@ -72,22 +74,11 @@ class Reader:
         # by the identity of the bytes in the file, which stay alive beside the storage
         self._storages: dict[int, tuple[Any, Tensor]] = {}
 
-    def module(self, value: Any, depth: int = 0) -> Module:
-        """Return a module of the original network files (a persistent object), or one of torch's own."""
-        self._count()
-        if depth > MAX_DEPTH:
-            raise NotReadable("modules nested too deeply")
-        class_name, state = _class_and_state(value)
-        if not isinstance(state, dict) or not isinstance(class_name, str):
-            raise NotReadable("a module without its state")
-        tensors = self._entries(state.get("_parameters")) | self._entries(state.get("_buffers"))
-        attributes, children = self._entries(state), self._entries(state.get("_modules"))
-        return Module(
-            class_name,
-            {name: x for name, x in attributes.items() if not name.startswith("_")},
-            {name: self.tensor(x) for name, x in tensors.items() if x is not None},
-            {name: self.module(x, depth + 1) for name, x in children.items() if x is not None},
-        )
+    def network(self, value: Any) -> Network:
+        """Return a network of the original files (a persistent object), or one of torch's own."""
+        network = Network(self)
+        self._add_module(network, "", value, MAX_DEPTH)
+        return network
 
     def tensor(self, value: Any) -> Tensor:
         """Return a tensor or parameter."""
@@ -95,22 +86,18 @@ class Reader:
         maker, arguments = _call(value)
         if maker == "torch._utils._rebuild_parameter":
             return self.tensor(arguments[0])
-        if maker not in _TENSORS or len(arguments) < 4:
-            raise NotReadable(f"a tensor made by {maker}")
+        require(maker in _TENSORS and len(arguments) >= 4, f"a tensor made by {maker}")
         source, offset, size, stride = arguments[:4]
         maker, contents = _call(source)
-        if maker != "torch.storage._load_from_bytes":
-            raise NotReadable(f"a tensor in a storage made by {maker}")
+        require(maker == _STORAGE, f"a tensor in a storage made by {maker}")
         storage = self._storage(contents[0])
         numbers = (offset, *size, *stride)
-        if not all(isinstance(x, int) and x >= 0 for x in numbers) or len(size) != len(stride):
-            raise NotReadable("a tensor of an impossible shape")
+        is_shape = all(isinstance(x, int) and x >= 0 for x in numbers) and len(size) == len(stride)
+        require(is_shape, "a tensor of an impossible shape")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if 0 not in size and last >= len(storage):
-            raise NotReadable("a tensor that is larger than its storage")
+        require(0 in size or last < len(storage), "a tensor that is larger than its storage")
         self.nbytes_left -= math.prod(size) * storage.element_size()
-        if self.nbytes_left < 0:
-            raise NotReadable("tensors of more bytes than the file has")
+        require(self.nbytes_left >= 0, "tensors of more bytes than the file has")
         if 0 in size:
             return storage.new_zeros(size)
         strided = storage.as_strided(size, stride, offset)
@@ -128,25 +115,38 @@ class Reader:
             return self._array(arguments[1], arguments[0], count=1)[0].item()
         if maker == "dill._dill._create_array":
             _, _, state, *_ = arguments
-        elif maker in _ARRAYS:
-            state = value.state
         else:
-            raise NotReadable(f"a value made by {maker}")
+            require(maker in _ARRAYS, f"a value made by {maker}")
+            state = value.state
         _, shape, dtype, is_fortran, raw = state
         return self._array(raw, dtype).reshape(shape, order="F" if is_fortran else "C").tolist()
 
     def _count(self, records: int = 1) -> None:
         self.records_left -= records
-        if self.records_left < 0:
-            raise NotReadable(f"more than {MAX_RECORDS} modules, tensors and values")
+        require(self.records_left >= 0, f"more than {MAX_RECORDS} modules, tensors and values")
 
-    def _entries(self, value: Any) -> dict[str, Any]:
-        """Return a table whose keys are names; every entry counts."""
+    def _add_module(self, network: Network, name: str, value: Any, depth_left: int) -> None:
+        self._count()
+        require(depth_left >= 0, "modules nested too deeply")
+        class_name, state = _class_and_state(value)
+        require(type(state) is dict and type(class_name) is str, "a module without its state")
+        prefix = f"{name}." if name else ""
+        network.modules[name] = class_name
+        network.values |= self._entries(state, prefix)
+        tensors = self._entries(state.get("_parameters"), prefix)
+        tensors |= self._entries(state.get("_buffers"), prefix)
+        network.tensors |= {key: self.tensor(x) for key, x in tensors.items() if x is not None}
+        for key, x in self._entries(state.get("_modules"), prefix).items():
+            if x is not None:
+                self._add_module(network, key, x, depth_left - 1)
+
+    def _entries(self, value: Any, prefix: str) -> dict[str, Any]:
+        """Return the entries of a table by dotted names; every entry counts."""
         entries = table(value)
         self._count(len(entries))
-        if any(isinstance(name, (str, bytes)) and len(name) > MAX_KEY for name in entries):
-            raise NotReadable(f"a name of more than {MAX_KEY} characters")
-        return {str(name): x for name, x in entries.items()}
+        sizes = [len(prefix) + len(name) for name in entries if isinstance(name, (str, bytes))]
+        require(max(sizes, default=0) <= MAX_NAME, f"a name of more than {MAX_NAME} characters")
+        return {prefix + str(name): x for name, x in entries.items()}
 
     def _storage(self, value: Any) -> Tensor:
         """Return a storage, read once however many tensors and records name its bytes."""
@@ -162,13 +162,18 @@ class Reader:
         return np.frombuffer(_raw(raw), _dtype(dtype), count=count)
 
 
+def require(holds: Any, got: str) -> None:
+    """Raise NotReadable, which says what was found instead, unless something holds."""
+    if not holds:
+        raise NotReadable(got)
+
+
 def table(value: Any) -> dict[Any, Any]:
     """Return the table that a record describes; None is an empty one."""
     if value is None or isinstance(value, dict):
         return value or {}
-    if isinstance(value, Made) and isinstance(value.maker, Name) and str(value.maker) in _ORDERED:
-        return value.items
-    raise NotReadable("a table that is something else")
+    require(_maker(value) in _ORDERED, "a table that is something else")
+    return value.items
 
 
 def read_storage(data: bytes) -> Tensor:
@@ -176,29 +181,25 @@ def read_storage(data: bytes) -> Tensor:
     stream = BytesIO(data)
     magic, _, _, reference, keys = (parse(stream).value for _ in range(5))
     is_reference = isinstance(reference, Reference) and isinstance(reference.to, tuple)
-    if magic != LEGACY_MAGIC or not is_reference:
-        raise NotReadable("a storage of another format")
+    require(magic == LEGACY_MAGIC and is_reference, "a storage of another format")
     kind, storage_type, key, _, count, *shared = reference.to
-    is_name = isinstance(storage_type, Name)
-    known = is_name and storage_type.module == "torch" and kind == "storage"
-    dtype = STORAGES.get(storage_type.name) if known else None
-    if dtype is None:
-        got = storage_type if is_name else type(storage_type).__name__
-        raise NotReadable(f"a storage of type {got}")
-    if not isinstance(key, str) or keys != [key] or any(x is not None for x in shared):
-        raise NotReadable("a storage that is shared")
+    type_name = str(storage_type) if isinstance(storage_type, Name) else type(storage_type).__name__
+    dtype = STORAGES.get(type_name.removeprefix("torch.")) if kind == "storage" else None
+    require(dtype is not None, f"a storage of type {type_name}")
+    is_own = isinstance(key, str) and keys == [key] and all(x is None for x in shared)
+    require(is_own, "a storage that is shared")
     (length,) = struct.unpack("<q", stream.read(8))
     raw = bytearray(stream.read())
-    if length != count or len(raw) != count * dtype.itemsize:
-        raise NotReadable("a storage that is cut off")
+    is_whole = length == count and len(raw) == count * dtype.itemsize
+    require(is_whole, "a storage that is cut off")
     return torch.frombuffer(raw, dtype=dtype) if raw else torch.zeros(0, dtype=dtype)
 
 
 def _class_and_state(value: Any) -> tuple[Any, Any]:
     """Return class name and state of a module."""
-    if not isinstance(value, Made) or not isinstance(value.maker, Name):
-        raise NotReadable("a module that is something else")
-    if str(value.maker) != _PERSISTENT:
+    maker = _maker(value)
+    require(maker is not None, "a module that is something else")
+    if maker != _PERSISTENT:
         return value.maker.name, value.state
     meta = table(value.arguments[0]) if value.arguments else {}
     return meta.get("class_name"), meta.get("state")
@@ -206,9 +207,16 @@ def _class_and_state(value: Any) -> tuple[Any, Any]:
 
 def _call(value: Any) -> tuple[str, tuple[Any, ...]]:
     """Return the name and the arguments of a call."""
-    if not isinstance(value, Made) or not isinstance(value.maker, Name) or not value.arguments:
-        raise NotReadable(f"a {type(value).__name__} where a tensor or a number belongs")
-    return str(value.maker), value.arguments
+    maker = _maker(value)
+    arguments = () if maker is None else value.arguments
+    require(arguments, f"a {type(value).__name__} where a tensor or a number belongs")
+    return str(maker), arguments
+
+
+def _maker(value: Any) -> str | None:
+    """Return the name that a record was made by, if it was made by one."""
+    is_named = isinstance(value, Made) and isinstance(value.maker, Name)
+    return str(value.maker) if is_named else None
 
 
 def _written(value: Any) -> Any:
@@ -218,19 +226,17 @@ def _written(value: Any) -> Any:
 
 def _raw(value: Any) -> bytes:
     """Return bytes, which protocols below 3 write as an encoded text."""
-    if isinstance(value, Made) and value.maker == Name("_codecs", "encode"):
+    if _maker(value) == "_codecs.encode":
         text = _written(value)
         value = text.encode("latin1") if isinstance(text, str) else None
-    if not isinstance(value, (bytes, bytearray)):
-        raise NotReadable("a value without its bytes")
+    require(isinstance(value, (bytes, bytearray)), "a value without its bytes")
     return bytes(value)
 
 
 def _dtype(value: Any) -> np.dtype[Any]:
     """Return a dtype of plain numbers; objects and structures are refused."""
-    maker, arguments = _call(value)
-    code = arguments[0]
-    if maker != "numpy.dtype" or code not in _NUMPY_TYPES:
-        raise NotReadable(f"a NumPy type {code if isinstance(code, str) else type(code).__name__}")
+    maker, (code, *_) = _call(value)
+    type_name = code if isinstance(code, str) else type(code).__name__
+    require(maker == "numpy.dtype" and code in _NUMPY_TYPES, f"a NumPy type {type_name}")
     order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "|"
     return np.dtype((">" if order == ">" else "<") + code)
