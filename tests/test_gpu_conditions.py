@@ -31,7 +31,7 @@ def test_the_warning_of_the_debug_mode_that_finds_waits_is_no_error():
 
 
 def test_the_lines_for_a_gpu_leave_the_torch_that_is_there():
-    section = (ROOT / "README.md").read_text().split("## On a GPU")[1].split("\n## ")[0]
+    section = (ROOT / "docs/guide/gpu.md").read_text().split("## Installation")[1].split("\n## ")[0]
     installs = [line for line in section.splitlines() if "pip install" in line]
     assert installs == ["    pip install --no-deps --no-build-isolation -e ."]
 
