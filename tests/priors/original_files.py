@@ -1,8 +1,9 @@
-"""Test-only: tiny networks, and files of them in the layout that the original repositories write.
+"""Tiny networks, and files of them in the layout that the original repositories write.
 
-The layout is documented in kdistill/priors/network_files; the classes that pickle would name
-(``torch_utils.persistence`` and others) are made up here for the moment of writing, so that the
-standard pickler writes their names."""
+``kdistill/priors/network_files`` documents the layout.  The classes that pickle names
+(``torch_utils.persistence`` and others) exist here for the moment of writing alone, so that the
+standard pickler writes their names.
+"""
 
 import io
 import pickle
@@ -46,7 +47,7 @@ BUFFERS = {
     "freqs",
     "phases",
 }
-ARCHITECTURE, MULTIPLIER = "skip", 0.01  # what the files say; a test may lie
+ARCHITECTURE, MULTIPLIER = "skip", 0.01  # as written into the files; tests change them
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -57,16 +58,10 @@ def tiny_stylegan2(
     classes: int = 3, size: int = 16, channels: int = 3, **options: Any
 ) -> StyleGAN2:
     """Return a StyleGAN2 with noise switched on and a clamp."""
-    given = {
-        "z_dim": 5,
-        "w_dim": 6,
-        "channel_base": 64,
-        "channel_max": 8,
-        "clamp": 256.0,
-        **options,
-    }
+    widths = {"z_dim": 5, "w_dim": 6, "channel_base": 64, "channel_max": 8}
+    options = {**widths, "clamp": 256.0, **options}
     generator = new_stylegan2(
-        size=size, channels=channels, classes=classes, generator=rng(), **given
+        size=size, channels=channels, classes=classes, generator=rng(), **options
     )
     random = rng(1)
     changed = {
@@ -80,19 +75,22 @@ def tiny_stylegan2(
 
 
 def tiny_stylegan3(classes: int = 3, table: bool = False, radial: bool = False) -> StyleGAN3:
-    """Return a StyleGAN3 (``table=False``) or StyleGAN-XL whose filters are not symmetric, so that a flip shows."""
+    """Return a StyleGAN3, or with ``table`` a StyleGAN-XL.
+
+    Their filters are not symmetric, so that a flip shows.
+    """
     random, taps = rng(2), 6
     tensors: dict[str, torch.Tensor] = {}
 
     def randn(name: str, *shape: int, scale: float = 1.0, shift: float = 0.0) -> None:
         tensors[name] = scale * torch.randn(shape, generator=random) + shift
 
-    def fir(factor: int, flat: bool) -> torch.Tensor | None:
+    def fir(factor: int, is_separable: bool) -> torch.Tensor | None:
         if factor == 1:
             return None
         line = torch.rand(taps * factor, generator=random) + 0.5
         line = line / line.sum()
-        return torch.outer(line, line) if not flat else line
+        return line if is_separable else torch.outer(line, line)
 
     def dense(name: str, fan_in: int, fan_out: int, shift: float = 0.0, scale: float = 1.0) -> None:
         randn(f"{name}.weight", fan_out, fan_in, scale=scale)
@@ -121,10 +119,10 @@ def tiny_stylegan3(classes: int = 3, table: bool = False, radial: bool = False) 
         dense(f"{path}.affine", 6, c_in, shift=1.0)
         tensors[f"{path}.magnitude_ema"] = torch.tensor(1.0 + 0.1 * len(layers))
         up_taps, down_taps = fir(up, True), fir(down, not radial)
-        for part, found in (("up_filter", up_taps), ("down_filter", down_taps)):
-            if found is not None:
-                tensors[f"{path}.{part}"] = found
-        lengths = [1 if found is None else len(found) for found in (up_taps, down_taps)]
+        for part, filter_taps in (("up_filter", up_taps), ("down_filter", down_taps)):
+            if filter_taps is not None:
+                tensors[f"{path}.{part}"] = filter_taps
+        lengths = [1 if x is None else len(x) for x in (up_taps, down_taps)]
         total = (size_out - 1) * down + 1 - (size_in + kernel - 1) * up + sum(lengths) - 2
         low = (total + up) // 2
         padding = (low, total - low, low, total - low)
@@ -142,8 +140,23 @@ def tiny_stylegan3(classes: int = 3, table: bool = False, radial: bool = False) 
     return StyleGAN3(config, tensors)
 
 
+NETWORKS = {
+    "stylegan2-ada": tiny_stylegan2,
+    "stylegan2-unconditional": lambda: tiny_stylegan2(classes=0),
+    "stylegan3": tiny_stylegan3,
+    "stylegan3-radial": lambda: tiny_stylegan3(radial=True),
+    "stylegan-xl": lambda: tiny_stylegan3(table=True),
+}
+
+
+def drawn_images(generator: Generator, count: int = 3) -> torch.Tensor:
+    """Return the same images of a generator every time."""
+    z = torch.randn(count, 5, generator=rng(7))
+    return generator.forward(generator.mapping(z, torch.arange(count) % 3, psi=0.7))
+
+
 class Persistent:
-    """What the original decorator makes of a module: a call with source code, class name and state."""
+    """A module of the original decorator: a call with source code, class name and state."""
 
     def __init__(self, class_name: str, state: dict[str, Any]):
         self.class_name, self.state = class_name, state
@@ -276,12 +289,12 @@ def write(
     """Write a network file.
 
     Args:
-        path: Where.
+        path: Path of the file.
         generator: The network, written as G_ema.
-        dill: As dill writes: arrays through its own function, types by its table.
-        cuda: With tensors that lie on a GPU.
-        protocol: Of pickle.
-        beside: More entries of the top dictionary.
+        dill: Whether to write as dill does: arrays through its own function, types by its table.
+        cuda: Whether the tensors are written as those of a GPU.
+        protocol: Protocol of pickle.
+        beside: Further entries of the top dictionary.
     """
     with _made_up(PERSISTENT, CREATE_ARRAY, LOAD_TYPE) as made:
 

@@ -1,4 +1,4 @@
-"""The quality of a generator: how well a network classifies that was trained on its images alone."""
+"""The quality of a generator: the accuracy of a network trained on its images alone."""
 
 import math
 from dataclasses import dataclass

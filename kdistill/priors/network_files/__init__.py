@@ -1,4 +1,4 @@
-"""Network files of StyleGAN2-ADA, StyleGAN3 and StyleGAN-XL: read without running anything in them."""
+"""Network files of StyleGAN2-ADA, StyleGAN3 and StyleGAN-XL, read without running them."""
 
 from kdistill.priors.network_files.convert import convert_network, read_network
 from kdistill.priors.network_files.generator_folder import load_generator, save_generator

@@ -228,7 +228,7 @@ def _clamp(value: Any) -> float | None:
 
 
 def _check_rendering(generator: Generator, path: Path) -> None:
-    """Render one image: a tensor that is missing or has the wrong shape shows here, not in a run."""
+    """Render one image: a missing tensor or a wrong shape shows here, not in a run."""
     try:
         with torch.no_grad():
             z = torch.ones(1, generator.config.mapping.z_dim)

@@ -1,4 +1,4 @@
-"""Limits of what a generator may ask for, in proportion to its tensors: a small file is a small job."""
+"""What a generator may ask for, in proportion to its tensors: a small file stays a small job."""
 
 from collections.abc import Iterator
 
@@ -91,7 +91,7 @@ def _stylegan3_layers(generator: StyleGAN3) -> Iterator[tuple[int, int]]:
 
 
 def _products_per_pixel(taps: Tensor | None) -> int:
-    """Return the multiplications of a filter: two passes if it is separable, one by a square if not."""
+    """Return a filter's multiplications: those of two passes where it is separable, or of one."""
     return 1 if taps is None else taps.numel() * (2 if taps.ndim == 1 else 1)
 
 

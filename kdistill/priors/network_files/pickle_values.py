@@ -156,7 +156,7 @@ class Reader:
         return self._storages[id(written)][1]
 
     def _array(self, raw: Any, dtype: Any, count: int = -1) -> np.ndarray:
-        """Return NumPy's numbers, of which attributes have few; they count before they are copied."""
+        """Return an array of NumPy, whose numbers count before they are copied."""
         written = _written(raw)
         self._count(len(written) if isinstance(written, (str, bytes, bytearray)) else 0)
         return np.frombuffer(_raw(raw), _dtype(dtype), count=count)
