@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.documentation.pages import PAGES, ROOT, code_spans, page_name
+from kdistill import methods
+from tests.documentation.pages import PAGES, README, ROOT, code_spans, page_name
 
 PACKAGES = "artifacts|engine|evaluation|methods|objectives|ops|priors|selection"
 FOLDERS = "kdistill|tests|csrc|benchmarks|docs"
@@ -79,6 +80,17 @@ def test_every_public_name_is_in_the_api_reference():
     assert modules <= pages
     for module in modules:
         assert f"automodule:: kdistill.{module}\n" in (ROOT / f"docs/api/{module}.rst").read_text()
+
+
+def test_the_readme_lists_every_method():
+    listed = [methods.get(name) for name in methods.names()]
+    rows = [
+        f"| `{method.name}` | {method.summary} | {title} |"
+        for family, title in methods.FAMILIES.items()
+        for method in listed
+        if method.family == family
+    ]
+    assert "\n".join(rows) in README.read_text(), "expected these rows:\n" + "\n".join(rows)
 
 
 def test_every_page_is_in_the_table_of_contents():
