@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kdistill.errors import ConfigError, did_you_mean
 
@@ -135,6 +136,14 @@ def options(config: type) -> tuple[Option, ...]:
     return tuple(sorted(found, key=lambda option: order.index(option.owner)))
 
 
+def values_shown(config: object) -> str:
+    """Return the values of all options of a config as a user would write them."""
+    return ", ".join(
+        f"{field.name}={value_shown(type(config), field.name, getattr(config, field.name))}"
+        for field in dataclasses.fields(config)  # type: ignore[arg-type]
+    )
+
+
 def value_shown(config: type, name: str, value: Any) -> str:
     """Return the value of an option as a user would write it, and None as what it stands for."""
     if value is None:
@@ -180,8 +189,7 @@ def _option(config: type, field: "dataclasses.Field[Any]") -> Option:
 def _allowed(config: type, name: str) -> str:
     kinds = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
     hint = get_type_hints(config)[name]
-    members = [hint] if get_origin(hint) or not get_args(hint) else list(get_args(hint))
-    members = list(get_args(hint)) if type(None) in get_args(hint) else members
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     names = []
     for member in members:
         origin = get_origin(member) or member

@@ -12,9 +12,9 @@ import typer
 from typer.testing import CliRunner
 
 import kdistill
+from kdistill.api.run_file import read_run
 from kdistill.cli import app
-from kdistill.cli.run_commands import _run_config
-from kdistill.cli.shared import FLAGS, as_flags
+from kdistill.cli.terminal import FLAGS, as_flags
 
 TINY = ["--set", "iterations=20", "--set", "batch_real=12", "--set", "width=8"]
 
@@ -135,7 +135,7 @@ def test_another_method_or_preset_leaves_the_files_options_out(tmp_path, capsys)
 
     def run(**given):
         empty = dict.fromkeys(("data", "method", "ipc", "preset", "seed", "size", "normalisation"))
-        return _run_config(
+        return read_run(
             tmp_path / "run.json", {**empty, **given}, {"width": 8}
         ).options, capsys.readouterr().err
 

@@ -105,9 +105,9 @@ def test_commands_print_through_the_escape_only():
             node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
         ]
         names = [ast.unparse(call.func) for call in calls]
-        allowed = 1 if path.name == "shared.py" else 0
+        allowed = 1 if path.name == "terminal.py" else 0
         assert names.count("typer.echo") == allowed and not {"print", "typer.secho"} & set(names), (
-            f"{path}: print with echo of kdistill.cli.shared"
+            f"{path}: print with echo of kdistill.cli.terminal"
         )
 
 

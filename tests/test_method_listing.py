@@ -1,7 +1,7 @@
-"""``kdistill methods`` and ``kdistill doctor``: every option is explained, and every line fits a terminal of 80 columns."""
+"""``kdistill methods``, ``options`` and ``doctor``: every option is explained, in 80 columns."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
 import pytest
 from typer.testing import CliRunner
@@ -10,9 +10,14 @@ from kdistill import doctor, methods
 from kdistill.api.run import resolve
 from kdistill.cli import app
 from kdistill.errors import ConfigError
-from kdistill.options import COUNT, Words, check_options, options, value_shown
+from kdistill.evaluation import Protocol
+from kdistill.options import COUNT, POSITIVE, Words, check_options, options, value_shown
+from kdistill.priors.gan_training import PriorSpec
+from kdistill.selection import ScoreSpec
 
 NAMES = methods.names()
+COMMANDS = {"score": ScoreSpec, "prior": PriorSpec, "evaluate": Protocol}
+CONFIGS = {name: methods.get(name).config for name in NAMES} | COMMANDS
 
 
 def shown(*arguments: str) -> str:
@@ -21,9 +26,9 @@ def shown(*arguments: str) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_option_has_an_explanation_and_a_range(name):
-    config = methods.get(name).config
+    config = CONFIGS[name]
     listed = {option.name: option for option in options(config)}
     assert set(listed) == {field.name for field in fields(config)}
     hints = get_type_hints(config)
@@ -31,9 +36,11 @@ def test_every_option_has_an_explanation_and_a_range(name):
         assert len(option.explanation) >= 10, option
         assert option.explanation.endswith((".", ")", "...")), option
         if {int, float} & {hints[option.name], *getattr(hints[option.name], "__args__", ())}:
-            assert "," in option.allowed or option.name == "depth", (
-                f"{name}.{option.name}: no range"
-            )
+            assert (
+                "," in option.allowed
+                or option.allowed == "table"
+                or option.name in ("depth", "seed")
+            ), f"{name}.{option.name}: no range"
         if option.allowed.endswith("; or none"):
             assert value_shown(config, option.name, None) != "none", (
                 f"{name}.{option.name}: what does None stand for?"
@@ -99,7 +106,8 @@ def test_a_class_that_changes_a_default_keeps_range_and_explanation():
     "arguments",
     [
         ["methods"], ["methods", "--papers"], *(["methods", name] for name in NAMES),
-        *(["methods", name, "--presets"] for name in NAMES), ["doctor"], ["doctor", "--verbose"],
+        *(["methods", name, "--presets"] for name in NAMES),
+        *(["options", name] for name in COMMANDS), ["doctor"], ["doctor", "--verbose"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -150,6 +158,48 @@ def test_a_method_says_what_its_options_do_and_where_they_are_found():
     assert "lr_images=None" not in text + shown("methods", "mtt", "--presets")
     assert "cifar10_ipc1" not in text
     assert "cifar10_ipc1" in shown("methods", "mtt", "--presets")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_of_a_command_are_listed_where_its_help_says(name):
+    text = " ".join(shown("options", name).split())
+    assert all(f" {field.name} = " in text for field in fields(COMMANDS[name]))
+    arguments = ("prior", "train") if name == "prior" else (name,)
+    said = " ".join(shown(*arguments, "--help").replace("│", " ").split())
+    assert f"kdistill options {name}" in said
+
+
+def test_a_word_beside_a_range_is_allowed_and_shown():
+    @dataclass(frozen=True, kw_only=True)
+    class Rated:
+        """Options.
+
+        Attributes:
+            rate: A rate, or ``"auto"``.
+            rates: Rates to choose among.
+            schedule: How the rate changes.
+        """
+
+        rate: Annotated[float | Literal["auto"], POSITIVE] = "auto"
+        rates: Annotated[tuple[float, ...], POSITIVE] = (1.0,)
+        schedule: Literal["constant", "step"] = "step"
+
+    assert [o.allowed for o in options(Rated)] == [
+        "number or auto, above 0", "list, above 0", "constant or step"
+    ]  # fmt: skip
+    check_options(Rated())
+    for changes, words in (
+        ({"rate": "fast"}, r"^rated\.rate: expected auto or a number above 0, got 'fast'; "),
+        ({"rates": (1.0, -1.0)}, "expected a number above 0, got -1.0"),
+        ({"schedule": "stp"}, "expected one of constant, step, got 'stp'; did you mean 'step'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            check_options(Rated(**changes), "rated")
+
+
+def test_an_unknown_command_has_no_options():
+    result = CliRunner().invoke(app, ["options", "scor"])
+    assert result.exit_code == 2 and "did you mean 'score'" in result.output
 
 
 def test_presets_without_a_method_are_refused():

@@ -5,19 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli.shared import _examples, _one_sentence, echo
+from kdistill.cli.terminal import command, echo
+
+app = typer.Typer()
 
 FEW_PLACES = 5  # places that a finding names without --all
 
 
-def add_to(app: typer.Typer) -> None:
-    """Enter the commands."""
-    app.command(
-        epilog=_examples("kdistill check photos/", "kdistill check photos/ --size 32 --all")
-    )(check)
-    app.command(epilog=_examples("kdistill cache", "kdistill cache --empty"))(cache)
-
-
+@command(app, "kdistill check photos/", "kdistill check photos/ --size 32 --all")
 def check(
     data: Annotated[str, typer.Argument(help="A folder, a file, or a built-in set.")],
     size: Annotated[
@@ -27,15 +22,14 @@ def check(
         bool, typer.Option("--all", help="Name every place, not the first five.")
     ] = False,
 ) -> None:
-    """Look for unreadable files, duplicates, leakage between splits, and what would be ignored; status 1 if something is wrong.
+    """Look for unreadable files, duplicates, leakage between splits, and what would be ignored.
 
-    A duplicate is a picture with exactly the pixels of another.  Pictures are alike if they
-    probably show the same photograph.
+    The exit status is 1 if something is wrong.  A duplicate is a picture with exactly the pixels of
+    another.  Pictures are alike if they probably show the same photograph.
     """
-    with _one_sentence():
-        from kdistill.data.data_check import check_data
+    from kdistill.data.data_check import check_data
 
-        report = check_data(data, size=size)
+    report = check_data(data, size=size)
     _show(report, None if name_all else FEW_PLACES)
     if not report.is_sound:
         raise typer.Exit(1)
@@ -82,19 +76,19 @@ def _printable(text: str) -> str:
     return " " * (len(text) - len(text.lstrip(" "))) + one_line(text)
 
 
+@command(app, "kdistill cache", "kdistill cache --empty")
 def cache(
     empty: Annotated[bool, typer.Option("--empty", help="Delete the decoded pictures.")] = False,
 ) -> None:
-    """Say where kdistill keeps decoded pictures, experts, scores and more, and how large they are."""
-    with _one_sentence():
-        from kdistill.cache import cache_folder, folder_nbytes
-        from kdistill.data.picture_cache import empty_images, images_folder
+    """Say where kdistill keeps decoded pictures, experts and more, and how large they are."""
+    from kdistill.cache import cache_folder, folder_nbytes
+    from kdistill.data.picture_cache import empty_images, images_folder
 
-        folder: Path = cache_folder()
-        if empty:
-            echo(f"freed {empty_images() / 1e6:.1f} MB of decoded pictures in {images_folder()}")
-            return
-        echo(f"{folder}")
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            nbytes = folder_nbytes(path) if path.is_dir() else path.stat().st_size
-            echo(f"  {path.name:<40} {nbytes / 1e6:>10.1f} MB")
+    folder: Path = cache_folder()
+    if empty:
+        echo(f"freed {empty_images() / 1e6:.1f} MB of decoded pictures in {images_folder()}")
+        return
+    echo(f"{folder}")
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        nbytes = folder_nbytes(path) if path.is_dir() else path.stat().st_size
+        echo(f"  {path.name:<40} {nbytes / 1e6:>10.1f} MB")

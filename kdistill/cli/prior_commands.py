@@ -5,18 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli.shared import (
+from kdistill.cli.parameters import (
+    Data,
     Device,
-    Options,
+    MaxMinutes,
     Quiet,
     SkipUnreadable,
     Threads,
-    _examples,
-    _one_sentence,
-    echo,
-    echo_wrapped,
+    Validation,
+    setting,
 )
-from kdistill.signals import exit_status
+from kdistill.cli.terminal import command, echo, echo_wrapped, hint_on_interrupt
 
 app = typer.Typer(
     help="Generators that images can be drawn from (see docs/guide/priors.md).",
@@ -24,10 +23,10 @@ app = typer.Typer(
 )
 
 
-@app.command(
-    epilog=_examples(
-        "kdistill prior convert net.pkl out/prior", "kdistill prior convert imagenet128.pkl out/xl"
-    )
+@command(
+    app,
+    "kdistill prior convert net.pkl out/prior",
+    "kdistill prior convert imagenet128.pkl out/xl",
 )
 def convert(
     network: Annotated[
@@ -35,74 +34,59 @@ def convert(
     ],
     out: Annotated[Path, typer.Argument(help="Folder of the generator.")],
 ) -> None:
-    """Take the generator out of a network file, without running anything in it, and keep it as safetensors."""
-    with _one_sentence():
-        from kdistill.priors.network_files import convert_network
+    """Take the generator out of a network file and keep it as safetensors; nothing in it is run."""
+    from kdistill.priors.network_files import convert_network
 
-        found = convert_network(network, out)
-        about = f"{found.size}x{found.size}, {found.channels} channel{'s' * (found.channels > 1)}, {found.classes} classes"
-        echo(f"{type(found).__name__}, {about}, {found.num_layers} layers in {out}")
-        echo_wrapped(found.layer_listing())
-
-
-@app.command(
-    epilog=_examples(
-        "kdistill prior train mnist5k --size 32 --out out/prior",
-        "kdistill prior train photos/ --size 64 --set iterations=20000 --out out/photos --resume",
+    generator = convert_network(network, out)
+    echo(
+        f"{type(generator).__name__}, {generator.size}x{generator.size}, {generator.channels} "
+        f"channel{'s' * (generator.channels > 1)}, {generator.classes} classes, "
+        f"{generator.num_layers} layers in {out}"
     )
+    echo_wrapped(generator.layer_listing())
+
+
+@command(
+    app,
+    "kdistill prior train mnist5k --size 32 --out out/prior",
+    "kdistill prior train photos/ --size 64 --set iterations=20000 --out out/photos --resume",
 )
 def train(
-    data: Annotated[
-        str,
-        typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt."),
-    ],
+    data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the generator.")] = Path("out/prior"),
-    options: Options = [],
+    options: Annotated[list[str], setting("kdistill options prior")] = [],
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     size: Annotated[
         int | None, typer.Option(help="Resize images to this side, a power of two.")
     ] = None,
     skip_unreadable: SkipUnreadable = False,
-    validation: Annotated[float, typer.Option(help="Share of the training images held out.")] = 0.1,
+    validation: Validation = 0.1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the training in --out.")
     ] = False,
     device: Device = None,
     threads: Threads = None,
-    max_minutes: Annotated[
-        float | None, typer.Option(help="Stop after this time and keep what is there.")
-    ] = None,
+    max_minutes: MaxMinutes = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a small generator on the images of DATA, for `distill --method glad --set prior=OUT`."""
-    with _one_sentence():
-        from kdistill.api.prior import check_training, train_prior
-        from kdistill.config import parse_overrides
-        from kdistill.data import load_data
+    """Train a small generator on the images of DATA for `distill --method glad --set prior=OUT`."""
+    from kdistill.api.prior import check_training, train_prior
+    from kdistill.config import parse_overrides
+    from kdistill.data import load_data
 
-        settings: dict[str, Any] = {
-            "options": parse_overrides(options),
-            "seed": seed,
-            "validation": validation,
-            "resume": resume,
-            "device": device,
-            "threads": threads,
-            "max_minutes": max_minutes,
-        }
-        check_training(out, size=size, **settings)
-        seen = load_data(data, size=size, quiet=quiet, skip_unreadable=skip_unreadable)
-        try:
-            made = train_prior(seen, out=out, quiet=quiet, **settings)
-        except KeyboardInterrupt as error:
-            echo(
-                f"\nkdistill: interrupted; the state is saved in {out}, continue with --resume",
-                err=True,
-            )
-            raise typer.Exit(exit_status(error)) from None
-        echo_wrapped(f"{made.generator.layer_listing()}\n{made.quality.described()}")
-        state = (
-            ""
-            if made.finished
-            else f" (stopped by --max-minutes after {made.iterations:,} iterations; --resume goes on)"
-        )
-        echo(f"generator in {out}{state}; look at {out / 'samples.png'}")
+    settings: dict[str, Any] = {
+        "options": parse_overrides(options),
+        "seed": seed,
+        "validation": validation,
+        "resume": resume,
+        "device": device,
+        "threads": threads,
+        "max_minutes": max_minutes,
+    }
+    check_training(out, size=size, **settings)
+    images = load_data(data, size=size, quiet=quiet, skip_unreadable=skip_unreadable)
+    with hint_on_interrupt(f"the state is saved in {out}, continue with --resume"):
+        made = train_prior(images, out=out, quiet=quiet, **settings)
+    echo_wrapped(f"{made.generator.layer_listing()}\n{made.quality.described()}")
+    stopped = f" (stopped by --max-minutes after {made.iterations:,} iterations; --resume goes on)"
+    echo(f"generator in {out}{'' if made.finished else stopped}; look at {out / 'samples.png'}")

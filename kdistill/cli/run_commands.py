@@ -1,49 +1,74 @@
-"""The commands of one run: ``distill`` and ``experts``."""
+"""The commands of one run: ``demo``, ``distill``, ``experts`` and ``plan``."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from kdistill.cli.shared import (
+from kdistill.cli.evaluate_commands import evaluate_and_save
+from kdistill.cli.parameters import (
+    Data,
     Device,
-    Options,
+    MaxMinutes,
+    MethodOptions,
+    Normalisation,
+    OptionalData,
+    Preset,
     Quiet,
-    Seed,
+    Size,
     SkipUnreadable,
     Threads,
     Validation,
-    _examples,
-    _one_sentence,
-    as_flags,
-    echo,
-    echo_wrapped,
 )
-from kdistill.signals import exit_status
+from kdistill.cli.terminal import command, echo, echo_wrapped, hint_on_interrupt
+
+app = typer.Typer()
+DEMO = Path("out/demo")
 
 
-def add_to(app: typer.Typer) -> None:
-    """Enter the commands."""
-    app.command(
-        epilog=_examples(
-            "kdistill distill mnist5k --method dm --ipc 10 --out out/digits",
-            "kdistill distill photos/ --size 32 --set iterations=1000 --set lr_images=2.0 --out "
-            "out/photos --resume",
+@command(app, "kdistill demo", "kdistill demo --out out/demo --seed 1")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the artefact.")] = DEMO,
+    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Distill handwritten digits to 10 images per class and compare them with the baselines.
+
+    Takes a few minutes and downloads nothing.
+    """
+    import kdistill
+    from kdistill.api.run_folder import is_unfinished
+
+    data = kdistill.load_data("mnist5k", quiet=quiet)
+    resume = is_unfinished(out)
+    with hint_on_interrupt(f"the state is saved in {out}, the same command goes on from there"):
+        small = kdistill.distill(
+            data,
+            method="dm",
+            ipc=10,
+            seed=seed,
+            out=out,
+            threads=threads,
+            resume=resume,
+            force=out == DEMO and not resume,  # a folder that the user names is not replaced
+            quiet=quiet,
         )
-    )(distill)
-    app.command(
-        epilog=_examples(
-            "kdistill experts mnist5k --method mtt",
-            "kdistill experts photos/ --method ftd --preset paper --size 32",
-        )
-    )(experts)
+    evaluate_and_save(small, data, out, protocol="quick", seed=seed, quiet=quiet)
+    echo(
+        f"\nThe {len(small.images)} images are in {out}: look at {out / 'preview.png'} and "
+        f"{out / 'README.md'}."
+    )
 
 
+@command(
+    app,
+    "kdistill distill mnist5k --method dm --ipc 10 --out out/digits",
+    "kdistill distill photos/ --size 32 --set iterations=1000 --set lr_images=2.0 --out out/photos "
+    "--resume",
+)
 def distill(
-    data: Annotated[
-        str | None,
-        typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt."),
-    ] = None,
+    data: OptionalData = None,
     method: Annotated[str | None, typer.Option(help="See `kdistill methods` (default dm).")] = None,
     ipc: Annotated[int | None, typer.Option(help="Images per class (default 10).")] = None,
     preset: Annotated[
@@ -53,9 +78,9 @@ def distill(
     config: Annotated[
         Path | None, typer.Option(help="TOML or JSON file; an artefact's config.json re-runs it.")
     ] = None,
-    options: Options = [],
-    seed: Seed = None,
-    size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    options: MethodOptions = [],
+    seed: Annotated[int | None, typer.Option(help="Seed of the run (default 0).")] = None,
+    size: Size = None,
     skip_unreadable: SkipUnreadable = False,
     normalisation: Annotated[str | None, typer.Option(help="standard, zca or none.")] = None,
     mirrors: Annotated[
@@ -68,11 +93,9 @@ def distill(
     ] = False,
     device: Device = None,
     threads: Threads = None,
-    max_minutes: Annotated[
-        float | None, typer.Option(help="Stop after this time and keep what is there.")
-    ] = None,
+    max_minutes: MaxMinutes = None,
     snapshot_every: Annotated[
-        int | None, typer.Option(help="Also keep the set every so many iterations.")
+        int | None, typer.Option(help="Iterations between two snapshots of the set.")
     ] = None,
     validation: Annotated[
         float | None, typer.Option(help="Share of the training images held out (default 0.1).")
@@ -83,188 +106,127 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Make a small synthetic set from DATA and leave it in a folder."""
-    with _one_sentence():
-        from kdistill.api.run import Execution, check_run
-        from kdistill.api.run import run as carry_out
-        from kdistill.config import parse_overrides
+    from kdistill.api.run import Execution, check_run, run
+    from kdistill.api.run_file import read_run
+    from kdistill.config import parse_overrides
+    from kdistill.options import values_shown
 
-        given = {
-            "data": data,
-            "method": method,
-            "ipc": ipc,
-            "preset": preset,
-            "seed": seed,
-            "size": size,
-        }
-        given |= {"normalisation": normalisation, "validation": validation, "mirrors": mirrors}
-        run = _run_config(config, given, parse_overrides(options))
-        execution = Execution(
-            out=out,
-            resume=resume,
-            force=force,
-            device=device,
-            threads=threads,
-            max_minutes=max_minutes,
-            checkpoint_minutes=checkpoint_minutes,
-            snapshot_every=snapshot_every,
-            quiet=quiet,
-        )
-        check_run(run, execution, init)
-        images = run.load(quiet=quiet, skip_unreadable=skip_unreadable)
-        if not quiet:
-            echo_wrapped(f"{run.method}, preset {run.preset}: {_effective(run)}", err=True)
-        try:
-            small = carry_out(run, images, init=init, execution=execution)
-        except KeyboardInterrupt as error:
-            early = "before the first iteration; the same command starts again, finished experts are kept"
-            echo(f"\nkdistill: interrupted; {as_flags(str(error)) or early}", err=True)
-            raise typer.Exit(exit_status(error)) from None
-        echo(f"{len(small.images)} images in {out}{_state(small)}; next: kdistill evaluate {out}")
-
-
-def _state(small: Any) -> str:
-    done = small.metrics["distillation"]
-    if done["finished"]:
-        return ""
-    return f", of a run that --max-minutes stopped after {done['iterations']:,} iterations (--resume goes on)"
-
-
-def _run_config(path: Path | None, given: dict[str, Any], options: dict[str, Any]) -> Any:
-    from kdistill.api.run import RunConfig
-    from kdistill.config import from_mapping, load_file
-    from kdistill.errors import ConfigError
-
-    loaded = load_file(path) if path else {}
-    is_artefact = "artifact" in loaded
-    loaded = loaded.get(
-        "run", loaded
-    )  # an artefact's config.json holds the run beside its source and environment
-    for key, table in (
-        ("run", loaded),
-        ("options", loaded.get("options", {}) if isinstance(loaded, dict) else {}),
-    ):
-        if not isinstance(table, dict):
-            raise ConfigError(
-                f"{path}: expected '{key}' to be a table, got {table!r}; write its keys below "
-                f"[{key}]"
-            )
-    merged = {**loaded, **{key: value for key, value in given.items() if value is not None}}
-    if is_artefact:
-        _check_no_folders(loaded.get("options", {}), options, path)
-    merged["options"] = {**_options_that_apply(path, loaded, given), **options}
-    if not merged.get("data"):
-        raise ConfigError(
-            "distill: expected data, got none; name a set, a folder or a file, or pass --config"
-        )
-    _check_keys(merged, str(path or "command line"))
-    return from_mapping(RunConfig, merged, where=str(path or "command line"))
-
-
-def _check_no_folders(options: dict[str, Any], named: dict[str, Any], path: Path | None) -> None:
-    """Raise ConfigError if an artefact, which may be a stranger's, names a folder that the run would write to."""
-    from kdistill.errors import ConfigError
-
-    inner, inner_named = (table.get("settings") or {} for table in (options, named))
-    for where, table, ours in (("", options, named), ("settings.", inner, inner_named)):
-        folder = table.get("experts") if isinstance(table, dict) else None
-        if folder is not None and "experts" not in ours:
-            raise ConfigError(
-                f"{path}: expected no folder to write experts to in the record of a set, got "
-                f"{where}experts={folder!r}; "
-                f"name it yourself if you trust it (--set {where}experts={folder}), or take the "
-                f"cache (--set {where}experts=none)"
-            )
-
-
-def _check_keys(table: dict[str, Any], where: str) -> None:
-    """Raise ConfigError for a key that is no setting of a run; an option of the method is sent to its table."""
-    from dataclasses import fields
-
-    from kdistill import methods
-    from kdistill.api.run import RunConfig
-    from kdistill.errors import ConfigError, did_you_mean
-
-    method = table.get("method", RunConfig().method)
-    settings, options = (
-        [entry.name for entry in fields(cls)] for cls in (RunConfig, methods.get(method).config)
+    settings = {
+        "data": data,
+        "method": method,
+        "ipc": ipc,
+        "preset": preset,
+        "seed": seed,
+        "size": size,
+        "normalisation": normalisation,
+        "validation": validation,
+        "mirrors": mirrors,
+    }
+    chosen = read_run(config, settings, parse_overrides(options))
+    execution = Execution(
+        out=out,
+        resume=resume,
+        force=force,
+        device=device,
+        threads=threads,
+        max_minutes=max_minutes,
+        checkpoint_minutes=checkpoint_minutes,
+        snapshot_every=snapshot_every,
+        quiet=quiet,
     )
-    for key in table:
-        if key in options and key not in settings:
-            raise ConfigError(
-                f"{where}: expected a setting of a run, got '{key}' of {method}; write it below "
-                "[options]"
-            )
-        if key not in settings:
-            hint = did_you_mean(key, settings + options)
-            raise ConfigError(f"{where}: expected a setting of a run, got '{key}'; {hint}")
+    check_run(chosen, execution, init)
+    images = chosen.load(quiet=quiet, skip_unreadable=skip_unreadable)
+    if not quiet:
+        values = values_shown(chosen.method_options)
+        echo_wrapped(f"{chosen.method}, preset {chosen.preset}: {values}", err=True)
+    early = "before the first iteration; the same command starts again, finished experts are kept"
+    with hint_on_interrupt(early, keeps_own=True):
+        small = run(chosen, images, init=init, execution=execution)
+    done, stopped = small.metrics["distillation"], ""
+    if not done["finished"]:
+        stopped = (
+            f", of a run that --max-minutes stopped after {done['iterations']:,} iterations "
+            "(--resume goes on)"
+        )
+    echo(f"{len(small.images)} images in {out}{stopped}; next: kdistill evaluate {out}")
 
 
-def _options_that_apply(
-    path: Path | None, loaded: dict[str, Any], given: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the file's options, or none if the command line asks for another method or preset: they are that one's values."""
-    from kdistill.api.run import RunConfig
-
-    options: dict[str, Any] = loaded.get("options", {})
-    for key in ("method", "preset"):
-        asked, there = given[key], loaded.get(key, getattr(RunConfig(), key))
-        if options and asked is not None and asked != there:
-            echo(
-                f"kdistill: the options in {path} are left out: they are for {key} {there}, not "
-                f"{asked}",
-                err=True,
-            )
-            return {}
-    return options
-
-
-def _effective(run: Any) -> str:
-    from kdistill.options import value_shown
-
-    config = run.method_options
-    return ", ".join(
-        f"{key}={value_shown(type(config), key, value)}" for key, value in vars(config).items()
-    )
-
-
+@command(
+    app,
+    "kdistill experts mnist5k --method mtt",
+    "kdistill experts photos/ --method ftd --preset paper --size 32",
+)
 def experts(
-    data: Annotated[
-        str,
-        typer.Argument(help="mnist5k, digits, photo-patches, a folder, .npz, .safetensors or .pt."),
-    ],
+    data: Data,
     method: Annotated[str, typer.Option(help="mtt, tesla, ftd, datm or pad.")] = "mtt",
-    preset: Annotated[str, typer.Option(help="As for distill.")] = "fast",
-    options: Options = [],
-    size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    preset: Preset = "fast",
+    options: MethodOptions = [],
+    size: Size = None,
     skip_unreadable: SkipUnreadable = False,
-    normalisation: Annotated[str, typer.Option(help="standard, zca or none.")] = "standard",
+    normalisation: Normalisation = "standard",
     device: Device = None,
     threads: Threads = None,
     validation: Validation = 0.1,
     quiet: Quiet = False,
 ) -> None:
-    """Train the expert trajectories of a method, or those that are missing (distill does it too)."""
-    with _one_sentence():
-        from kdistill.api.experts import train_experts_of
-        from kdistill.api.resources import use
-        from kdistill.api.run import RunConfig
-        from kdistill.config import from_mapping, parse_overrides
+    """Train the expert trajectories that a method still needs (distill does it too)."""
+    from kdistill.api.experts import train_experts_of
+    from kdistill.api.resources import use
+    from kdistill.api.run import RunConfig
+    from kdistill.config import from_mapping, parse_overrides
 
-        settings = {
-            "data": data,
-            "method": method,
-            "preset": preset,
-            "size": size,
-            "normalisation": normalisation,
-            "validation": validation,
-            "options": parse_overrides(options),
-        }
-        config = from_mapping(RunConfig, settings, where="experts")
-        config.check()
-        use(threads, device)
-        images = config.load(quiet=quiet, skip_unreadable=skip_unreadable)
-        store = train_experts_of(config, images, device=device, threads=threads, quiet=quiet)
-        echo(
-            f"{len(store)} experts of {store.epochs} epochs, {store.nbytes / 1e6:.1f} MB in "
-            f"{store.folder}"
-        )
+    settings = {
+        "data": data,
+        "method": method,
+        "preset": preset,
+        "size": size,
+        "normalisation": normalisation,
+        "validation": validation,
+        "options": parse_overrides(options),
+    }
+    config = from_mapping(RunConfig, settings, where="experts")
+    config.check()
+    use(threads, device)
+    images = config.load(quiet=quiet, skip_unreadable=skip_unreadable)
+    store = train_experts_of(config, images, device=device, threads=threads, quiet=quiet)
+    echo(
+        f"{len(store)} experts of {store.epochs} epochs, {store.nbytes / 1e6:.1f} MB in "
+        f"{store.folder}"
+    )
+
+
+@command(
+    app,
+    "kdistill plan mnist5k --method mtt --ipc 10",
+    "kdistill plan photos/ --size 64 --method dm --preset paper",
+)
+def plan(
+    data: Data,
+    method: Annotated[str, typer.Option(help="See `kdistill methods`.")] = "dm",
+    ipc: Annotated[int, typer.Option(help="Images per class.")] = 10,
+    preset: Preset = "fast",
+    options: MethodOptions = [],
+    size: Size = None,
+    skip_unreadable: SkipUnreadable = False,
+    normalisation: Normalisation = "standard",
+    threads: Threads = None,
+) -> None:
+    """Predict memory, disk and time of a run from a dry run of a few iterations."""
+    from kdistill.api.plan import plan_of
+    from kdistill.api.resources import use
+    from kdistill.api.run import RunConfig
+    from kdistill.config import from_mapping, parse_overrides
+
+    settings = {
+        "data": data,
+        "method": method,
+        "ipc": ipc,
+        "preset": preset,
+        "size": size,
+        "normalisation": normalisation,
+        "options": parse_overrides(options),
+    }
+    config = from_mapping(RunConfig, settings, where="plan")
+    config.check()
+    use(threads)
+    echo(plan_of(config, config.load(skip_unreadable=skip_unreadable), threads=threads))

@@ -6,31 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli.shared import Device, Quiet, Threads, _examples, _one_sentence, echo, show
-from kdistill.signals import exit_status
+from kdistill.cli.parameters import Device, Quiet, Threads
+from kdistill.cli.terminal import command, echo, hint_on_interrupt, show_table, words_of
+
+app = typer.Typer()
 
 _PARTS = re.compile(
     r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^,])+"""
 )  # a comma inside quotes or a list divides nothing
 
 
-def add_to(app: typer.Typer) -> None:
-    """Enter the commands."""
-    app.command(
-        epilog=_examples(
-            "kdistill sweep mnist5k --set method=dm,mtt --set seed=0,1,2 --set ipc=1,10 --out "
-            "out/methods",
-            "kdistill sweep --config ablation.toml --out out/ablation --dry-run",
-        )
-    )(sweep)
-    app.command(
-        epilog=_examples(
-            "kdistill compare out/methods --against dm --to table.md",
-            "kdistill compare out/a out/b --to table.csv",
-        )
-    )(compare)
-
-
+@command(
+    app,
+    "kdistill sweep mnist5k --set method=dm,mtt --set seed=0,1,2 --set ipc=1,10 --out out/methods",
+    "kdistill sweep --config ablation.toml --out out/ablation --dry-run",
+)
 def sweep(
     data: Annotated[
         list[str] | None,
@@ -60,45 +50,46 @@ def sweep(
     nets: Annotated[int | None, typer.Option(help="Networks per run.")] = None,
     device: Device = None,
     threads: Threads = None,
-    max_minutes: Annotated[float | None, typer.Option(help="Of each distillation.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Time of each distillation.")] = None,
     quiet: Quiet = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs and stop.")] = False,
 ) -> None:
-    """Distill and evaluate every point of a grid; finished runs are not repeated, failed ones do not stop the others."""
-    with _one_sentence():
-        from kdistill.api.sweep import Grid, plan_runs
-        from kdistill.api.sweep import sweep as run
-        from kdistill.config import from_mapping, load_file, merge
+    """Distill and evaluate every point of a grid.
 
-        given: dict[str, Any] = {"data": data or None, "max_minutes": max_minutes}
-        named = {
-            "protocol": protocol,
-            "models": _words(models),
-            "baselines": _words(baselines),
-            "nets": nets,
-        }
-        changes = {key: value for key, value in given.items() if value is not None}
-        changes["evaluation"] = {key: value for key, value in named.items() if value is not None}
-        table = merge(load_file(config) if config else {}, _axes(options), changes)
-        grid = from_mapping(Grid, table, where=str(config or "sweep"))
-        if dry_run:
-            for planned in plan_runs(grid, out):
-                echo(f"{planned}  {planned.folder}")
-            return
-        try:
-            done = run(grid, out=out, device=device, threads=threads, quiet=quiet)
-        except KeyboardInterrupt as error:
-            echo(
-                f"\nkdistill: interrupted; what is done is kept in {out}, the same command goes on "
-                "from there",
-                err=True,
-            )
-            raise typer.Exit(exit_status(error)) from None
-        echo(f"{done}\nnext: kdistill compare {out}")
-        if done.failed:
-            raise typer.Exit(1)
+    Finished runs are not repeated, and failed ones do not stop the others.
+    """
+    from kdistill.api.sweep import Grid, plan_runs
+    from kdistill.api.sweep import sweep as run_sweep
+    from kdistill.config import from_mapping, load_file, merge
+
+    given: dict[str, Any] = {"data": data or None, "max_minutes": max_minutes}
+    named = {
+        "protocol": protocol,
+        "models": words_of(models),
+        "baselines": words_of(baselines),
+        "nets": nets,
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    changes["evaluation"] = {key: value for key, value in named.items() if value is not None}
+    table = merge(load_file(config) if config else {}, _axes(options), changes)
+    grid = from_mapping(Grid, table, where=str(config or "sweep"))
+    if dry_run:
+        for planned in plan_runs(grid, out):
+            echo(f"{planned}  {planned.folder}")
+        return
+    hint = f"what is done is kept in {out}, the same command goes on from there"
+    with hint_on_interrupt(hint):
+        done = run_sweep(grid, out=out, device=device, threads=threads, quiet=quiet)
+    echo(f"{done}\nnext: kdistill compare {out}")
+    if done.failed:
+        raise typer.Exit(1)
 
 
+@command(
+    app,
+    "kdistill compare out/methods --against dm --to table.md",
+    "kdistill compare out/a out/b --to table.csv",
+)
 def compare(
     folders: Annotated[
         list[Path], typer.Argument(help="Run folders, or folders of runs such as a sweep's.")
@@ -111,18 +102,20 @@ def compare(
         typer.Option(help="Write the table to a .md, .csv or .json file; may be repeated."),
     ] = [],
 ) -> None:
-    """Show evaluated runs in one table: mean ± std over seeds, time, memory, and what differences mean."""
-    with _one_sentence():
-        from kdistill.api.compare import compare as run
+    """Show evaluated runs in one table: mean ± std over seeds, time, memory, differences."""
+    import kdistill
 
-        found = run(folders, against=against)
-        show(found)
-        for path in to:
-            echo(f"wrote {found.save(path)}", err=True)
+    table = kdistill.compare(folders, against=against)
+    show_table(table)
+    for path in to:
+        echo(f"wrote {table.save(path)}", err=True)
 
 
 def _axes(options: list[str]) -> dict[str, Any]:
-    """Turn ``["seed=0,1", "lr_images=1,10"]`` into the axes of a grid; what is no setting of a run is an option of the method."""
+    """Turn ``["seed=0,1", "lr_images=1,10"]`` into the axes of a grid.
+
+    What is no setting of a run is an option of the method.
+    """
     from kdistill.api.sweep import AXES
     from kdistill.config import merge, parse_overrides
 
@@ -138,7 +131,3 @@ def _axes(options: list[str]) -> dict[str, Any]:
         for name, value in one.items():
             table = merge(table, {name: value} if name in AXES else {"options": {name: value}})
     return table
-
-
-def _words(text: str | None) -> list[str] | None:
-    return None if text is None else [word for word in text.split(",") if word]

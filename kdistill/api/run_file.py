@@ -1,0 +1,87 @@
+"""A run as files, flags and overrides describe it, as one ``RunConfig``."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from kdistill import methods
+from kdistill.api.run import RunConfig
+from kdistill.config import from_mapping, load_file
+from kdistill.errors import ConfigError, did_you_mean
+from kdistill.status import note
+
+
+def read_run(
+    path: Path | None, settings: Mapping[str, Any], options: Mapping[str, Any]
+) -> RunConfig:
+    """Return the run that a file and the command line describe together.
+
+    Args:
+        path: TOML or JSON file, or the ``config.json`` of an artefact; None reads none.
+        settings: Settings of the command line, which win over those of the file; None stands for
+            one that was not given.
+        options: Options of the method, which win over those of the file.
+
+    Raises:
+        ConfigError: No data, an unknown key, or one in the wrong table.
+    """
+    where = str(path or "command line")
+    loaded = load_file(path) if path else {}
+    is_artefact = "artifact" in loaded
+    loaded = loaded.get("run", loaded)  # beside an artefact's source and environment
+    recorded = loaded.get("options", {}) if isinstance(loaded, dict) else {}
+    for key, table in (("run", loaded), ("options", recorded)):
+        if not isinstance(table, dict):
+            raise ConfigError(
+                f"{path}: expected '{key}' to be a table, got {table!r}; write its keys below "
+                f"[{key}]"
+            )
+    if is_artefact:
+        _check_no_folders(recorded, options, path)
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    for key in ("method", "preset"):
+        written = loaded.get(key, getattr(RunConfig(), key))
+        if recorded and chosen.get(key, written) != written:
+            note(
+                f"kdistill: the options in {path} are left out: they are for {key} {written}, not "
+                f"{chosen[key]}"
+            )
+            recorded = {}
+    merged = {**loaded, **chosen, "options": {**recorded, **options}}
+    if not merged.get("data"):
+        raise ConfigError(
+            "distill: expected data, got none; name a set, a folder or a file, or pass --config"
+        )
+    _check_keys(merged, where)
+    return from_mapping(RunConfig, merged, where=where)
+
+
+def _check_no_folders(
+    recorded: Mapping[str, Any], named: Mapping[str, Any], path: Path | None
+) -> None:
+    """Raise ConfigError if an artefact, which may be a stranger's, names a folder to write to."""
+    inner, inner_named = (table.get("settings") or {} for table in (recorded, named))
+    for where, table, ours in (("", recorded, named), ("settings.", inner, inner_named)):
+        folder = table.get("experts") if isinstance(table, dict) else None
+        if folder is not None and "experts" not in ours:
+            raise ConfigError(
+                f"{path}: expected no folder to write experts to in the record of a set, got "
+                f"{where}experts={folder!r}; name it yourself if you trust it (--set "
+                f"{where}experts={folder}), or take the cache (--set {where}experts=none)"
+            )
+
+
+def _check_keys(table: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for a key that is no setting of a run, and say where an option belongs."""
+    method = table.get("method", RunConfig().method)
+    settings, options = (
+        [entry.name for entry in fields(cls)] for cls in (RunConfig, methods.get(method).config)
+    )
+    for key in table:
+        if key not in settings:
+            hint = did_you_mean(key, settings + options)
+            if key in options:
+                method_key = f"'{key}' of {method}; write it below [options]"
+                raise ConfigError(f"{where}: expected a setting of a run, got {method_key}")
+            raise ConfigError(f"{where}: expected a setting of a run, got '{key}'; {hint}")

@@ -1,0 +1,226 @@
+"""The commands that measure and pass on: ``evaluate``, ``score`` and ``export``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdistill.cli.parameters import (
+    Data,
+    Device,
+    Normalisation,
+    Quiet,
+    Size,
+    SkipUnreadable,
+    Threads,
+    Validation,
+    setting,
+)
+from kdistill.cli.terminal import command, echo, show_table, words_of
+
+app = typer.Typer()
+
+
+@command(
+    app,
+    "kdistill evaluate out/digits",
+    "kdistill evaluate out/digits --models convnet,alexnet,vgg11,resnet18,vit --nets 3",
+)
+def evaluate(
+    artefact: Annotated[
+        Path, typer.Argument(help="A folder made by distill, or images_best.pt of published code.")
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="The real data (default: what the artefact was made from).")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="quick, bench or paper (`kdistill options evaluate` lists each).")
+    ] = "bench",
+    models: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "convnet",
+    baselines: Annotated[
+        str, typer.Option(help="Rows beside it, separated by commas.")
+    ] = "random,herding,k-center,full",
+    nets: Annotated[int | None, typer.Option(help="Networks per row.")] = None,
+    lr: Annotated[
+        str | None,
+        typer.Option(help="Learning rate, or auto: for every row the best on validation images."),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, tf32 (GPU) or bf16 (convnet).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
+    size: Annotated[int | None, typer.Option(help="Resize the real images to this side.")] = None,
+    skip_unreadable: SkipUnreadable = False,
+    snapshots: Annotated[
+        bool, typer.Option("--snapshots", help="Test every snapshot of the run, without baselines.")
+    ] = False,
+    per_class: Annotated[
+        bool,
+        typer.Option(
+            "--per-class",
+            help="Also show the accuracy of every class, and which is taken for which.",
+        ),
+    ] = False,
+    device: Device = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train fresh networks on the small set and on baselines, and test them on real data."""
+    from kdistill.api.evaluate import check_settings
+    from kdistill.api.resources import use
+    from kdistill.api.stored_set import run_to_load, stored_set
+    from kdistill.artifacts import import_published
+    from kdistill.evaluation import is_from_other_data
+
+    use(threads, device)
+    rate, networks, wanted = _rate(lr), words_of(models) or [], words_of(baselines) or []
+    changes = {"nets": nets, "lr": rate, "precision": precision}
+    check_settings(protocol, tuple(networks), tuple(wanted), **changes)
+    if snapshots:
+        _check_snapshots(artefact, networks, rate)
+    small = stored_set(artefact)
+    config = run_to_load(artefact, small, data=data, size=size)
+    real = config.load(quiet=quiet, skip_unreadable=skip_unreadable)
+    if small is None:
+        small = import_published(artefact, transform=real.transform, classes=real.classes)
+    is_other = is_from_other_data(small, real)
+    out = artefact if artefact.is_dir() and not is_other else None
+    chosen = {"protocol": protocol, **changes, "seed": seed, "device": device, "quiet": quiet}
+    if snapshots:
+        _evaluate_snapshots(artefact, real, small, out, model=networks[0], **chosen)
+    else:
+        result = evaluate_and_save(small, real, out, models=networks, baselines=wanted, **chosen)
+        for model in result.models if per_class else ():
+            echo("\n" + result.per_class(model))
+    if is_other:
+        echo(
+            f"not saved in {artefact}: it was made from other data than {real.source} as "
+            "loaded here",
+            err=True,
+        )
+
+
+def _rate(text: str | None) -> float | str | None:
+    """Return what ``--lr`` says: a number, auto or None."""
+    from kdistill.errors import ConfigError
+
+    try:
+        return text if text in (None, "auto") else float(text)
+    except ValueError:
+        raise ConfigError(f"lr: expected a number or auto, got '{text}'; 0.01 is usual") from None
+
+
+def evaluate_and_save(small: Any, data: Any, out: Path | None, **chosen: Any) -> Any:
+    """Show the evaluation of a set, leave it in its folder, and return it."""
+    import kdistill
+
+    result = kdistill.evaluate(small, data, **chosen)
+    show_table(result)
+    if out is not None:
+        small.save_pretrained(out)
+    return result
+
+
+def _check_snapshots(run: Path, models: list[str], lr: Any) -> None:
+    """Raise ConfigError for what ``--snapshots`` cannot be combined with."""
+    from kdistill.errors import ConfigError
+
+    if run.is_dir() and len(models) == 1 and lr != "auto":
+        return
+    got = f"the networks {', '.join(models) or 'of an empty list'}"
+    got = "a file" if not run.is_dir() else "lr auto" if lr == "auto" else got
+    raise ConfigError(
+        f"--snapshots: expected the folder of a run, one network and a fixed lr, got {got}; change "
+        "it"
+    )
+
+
+def _evaluate_snapshots(
+    run: Path, data: Any, small: Any, out: Path | None, *, model: str, **chosen: Any
+) -> None:
+    """Show one row per snapshot of ``run``, and leave the numbers in its artefact ``small``."""
+    import kdistill
+
+    result = kdistill.evaluate_snapshots(run, data, model=model, **chosen)
+    show_table(result)
+    if out is not None:
+        small.with_metrics(snapshots=result.to_dict()).save_pretrained(out)
+    best = result.best_on_validation
+    if best not in (None, result.rows[-1].iteration):
+        echo(f"DistilledDataset.from_pretrained(RUN, iteration={best}) is the best on validation")
+
+
+@command(
+    app, "kdistill score mnist5k --out out/scores", "kdistill score photos/ --size 32 --set runs=10"
+)
+def score(
+    data: Data,
+    out: Annotated[
+        Path, typer.Option(help="Folder of scores.csv, histogram.png and extremes.png.")
+    ] = Path("out/scores"),
+    seed: Annotated[int, typer.Option(help="Seed of all networks.")] = 0,
+    validation: Validation = 0.1,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Read the pictures of a folder again and again, not into memory."
+        ),
+    ] = False,
+    options: Annotated[list[str], setting("kdistill options score")] = [],
+    size: Size = None,
+    skip_unreadable: SkipUnreadable = False,
+    normalisation: Normalisation = "standard",
+    device: Device = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Score how hard every training image is: a table, a histogram and a sheet of images.
+
+    The scores are EL2N, GraNd, forgetting, loss, margin and entropy.
+    """
+    import kdistill
+    from kdistill.api.resources import use
+    from kdistill.api.score import check_score
+    from kdistill.config import parse_overrides
+
+    given = parse_overrides(options)
+    check_score(given, seed, validation, out)
+    use(threads, device)
+    images = kdistill.load_data(
+        data,
+        size=size,
+        normalisation=normalisation,
+        stream=stream,
+        quiet=quiet,
+        skip_unreadable=skip_unreadable,
+    )
+    table = kdistill.score(
+        images,
+        options=given,
+        seed=seed,
+        validation=validation,
+        out=out,
+        device=device,
+        threads=threads,
+        quiet=quiet,
+    )
+    echo(f"{len(table):,} images scored by {', '.join(table.scores)} in {out}")
+
+
+@command(
+    app,
+    "kdistill export out/digits out/digits-png --to imagefolder",
+    "kdistill export out/digits d.npz --to npz",
+)
+def export(
+    artefact: Annotated[Path, typer.Argument(help="A folder made by distill.")],
+    to_path: Annotated[Path, typer.Argument(help="Folder or file to write.")],
+    to: Annotated[
+        str, typer.Option(help="imagefolder, npz, ddranking, mtt, eccv24 or hf.")
+    ] = "imagefolder",
+) -> None:
+    """Write the small set in another format."""
+    from kdistill.artifacts import DistilledDataset
+
+    written = DistilledDataset.from_pretrained(artefact).export(to_path, to=to)
+    echo(f"wrote {written}")

@@ -1,0 +1,151 @@
+"""The text of ``kdistill methods`` and ``kdistill options``, at most 80 characters a line."""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kdistill import methods
+from kdistill.errors import ConfigError, did_you_mean
+from kdistill.methods import Method
+from kdistill.methods.base import MethodConfig
+from kdistill.options import Option, options, value_shown
+
+WIDTH = 80
+
+
+def overview(*, papers: bool) -> Iterator[str]:
+    """Yield one line per method under its family, with its citation if ``papers``."""
+    every = [methods.get(name) for name in methods.names()]
+    for family, title in methods.FAMILIES.items():
+        yield title
+        for method in (m for m in every if m.family == family):
+            yield f"  {method.name:<6} {method.summary}"
+            if papers:
+                yield from _wrapped(method.paper, 9)
+        yield ""
+    yield from _wrapped(
+        "kdistill methods NAME lists the options of a method, with --presets its presets; kdistill "
+        "methods --papers cites the papers; kdistill options score, prior or evaluate lists those "
+        "of other commands."
+    )
+
+
+def method_options(method: Method) -> Iterator[str]:
+    """Yield what a method is and needs, its options, and where it differs from the paper."""
+    yield f"{method.name}: {method.summary}"
+    names = list(method.presets)
+    if len(names) > 6:
+        names = [f"paper, fast and {len(names) - 2} of published settings"]
+    for what, text in (
+        ("paper", method.paper),
+        ("cost", method.cost),
+        ("needs", method.needs or ("expert trajectories" if method.experts else "only the data")),
+        ("labels", "learned" if method.soft_labels else "hard"),
+        ("presets", f"{', '.join(names)} (kdistill methods {method.name} --presets)"),
+    ):
+        yield from _wrapped(text, 10, f"  {what:<7}")
+    yield ""
+    yield from _wrapped(
+        "Options: --set NAME=VALUE, in Python options={...}. The default is the published value; "
+        "another value of preset fast (which is what runs without --preset) stands behind it."
+    )
+    yield ""
+    yield from _listed(method.config, method.presets["fast"], shared=MethodConfig)
+    if method.deviations:
+        yield ""
+        yield "Where it differs from the paper or its code"
+        for line in method.deviations:
+            yield from _wrapped(line, 4, "  -")
+
+
+def method_presets(method: Method) -> Iterator[str]:
+    """Yield every preset with the values that differ from the defaults."""
+    title = f"Presets of {method.name}: what differs from the defaults"
+    yield from _wrapped(f"{title} (kdistill methods {method.name})")
+    for name, changes in method.presets.items():
+        yield from _changes(name, method.config, changes)
+
+
+def command_options(name: str) -> Iterator[str]:
+    """Yield the options of a command that is not about one method.
+
+    Raises:
+        ConfigError: The command is unknown, or has no options of its own.
+    """
+    from kdistill.evaluation import PROTOCOLS, Protocol
+    from kdistill.priors.gan_training import PriorSpec
+    from kdistill.selection import ScoreSpec
+
+    by_set = "--set NAME=VALUE, in Python options={...}"
+    known: dict[str, tuple[type, str]] = {
+        "score": (ScoreSpec, f"Options of kdistill score: {by_set}."),
+        "prior": (PriorSpec, f"Options of kdistill prior train: {by_set}."),
+        "evaluate": (
+            Protocol,
+            "Recipe of kdistill evaluate: --protocol names one, in Python protocol=Protocol(...) "
+            "makes another. --nets, --lr and --precision change it.",
+        ),
+    }
+    if name not in known:
+        raise ConfigError(
+            f"options: expected a command with options, got '{name}'; "
+            f"{did_you_mean(name, list(known))}; kdistill methods NAME lists those of a method"
+        )
+    config, title = known[name]
+    yield from _wrapped(title)
+    yield ""
+    yield from _listed(config)
+    for protocol in PROTOCOLS.values() if config is Protocol else ():
+        defaults = vars(Protocol(name=protocol.name))
+        changes = {key: x for key, x in vars(protocol).items() if x != defaults[key]}
+        yield from _changes(protocol.name, Protocol, changes)
+
+
+def _listed(
+    config: type, fast: Mapping[str, Any] | None = None, shared: type | None = None
+) -> Iterator[str]:
+    """Yield every option of a config, those of the class ``shared`` below a heading."""
+    is_below = False
+    for option in options(config):
+        if option.owner is shared and not is_below:
+            is_below = True
+            yield ""
+            yield "Options that every method has"
+        yield from _option(config, option, fast or {})
+
+
+def _changes(name: str, config: type, changes: Mapping[str, Any]) -> Iterator[str]:
+    shown = (f"{key}={value_shown(config, key, value)}" for key, value in _flat(changes))
+    yield ""
+    yield f"  {name}"
+    yield from _wrapped(", ".join(shown) or "the defaults", 6)
+
+
+def _option(config: type, option: Option, fast: Mapping[str, Any]) -> Iterator[str]:
+    line = f"{option.name} = {option.default}  [{option.allowed}]"
+    if option.name in fast:
+        shown = value_shown(config, option.name, fast[option.name])
+        line += f"  (fast: {shown})" if shown != option.default else ""
+    yield from _wrapped(line, 6, " ")
+    yield from _wrapped(option.explanation, 6)
+
+
+def _flat(changes: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in changes.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{parent}{name}.")
+        else:
+            yield f"{parent}{name}", value
+
+
+def _wrapped(text: str, indent: int = 0, first: str = "") -> list[str]:
+    """Return ``text`` in lines that begin with ``indent`` spaces, the first one with ``first``."""
+    head = f"{first} " if first else " " * indent
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
