@@ -34,8 +34,8 @@ from kdistill.engine import build_student, train
 from kdistill.evaluation import Protocol
 from kdistill.formatting import console
 from kdistill.keys import generator, make_key
+from kdistill.methods.distillation import Progress
 from kdistill.objectives.class_relevance import ClassRelevantDistance, class_relevant_distance
-from kdistill.runner import Progress
 from kdistill.selection import select
 from kdistill.status import status_line
 

@@ -142,7 +142,7 @@ def test_the_first_state_is_what_the_experts_say(digits):
     options = {**SMALL, "expert_length": 5}
     config = resolve("datm", "fast", options)
     problem = methods.get("datm").build(config, digits, 2, 0, None)
-    student, store = config.network(digits), methods.get("datm").experts(config, digits)
+    student, store = config.network(digits), methods.get("datm").experts.train(config, digits)
     assert store.epochs == 5
     logits = torch.stack(
         [student.infer(store.snapshot(e, 5), problem.state["images"]) for e in range(2)]
@@ -150,7 +150,8 @@ def test_the_first_state_is_what_the_experts_say(digits):
     right = (logits.argmax(2) == problem.labels).float()
     assert bool((right.sum(0) > 0).any())
     torch.testing.assert_close(problem.state["label_logits"], first_logits(logits, problem.labels))
-    assert (problem.momentum_of("label_logits"), problem.momentum_of("images")) == (0.9, 0.5)
+    rule = problem.optimizer.rule
+    assert (rule("label_logits").momentum, rule("images").momentum) == (0.9, 0.5)
 
 
 @pytest.mark.parametrize("name", ["datm", "pad"])

@@ -22,9 +22,13 @@ from kdistill.errors import ConfigError, DataError, KDistillError, ShapeError
 from kdistill.evaluation import Evaluation, protocols
 from kdistill.evaluation.rows import Row
 from kdistill.experts import TrajectoryStore
+from kdistill.methods import Problem, Step, optimize
+from kdistill.methods.stages import Stage, Stages
 from kdistill.ops import conv_grad_sqnorm
+from kdistill.optim import sgd
+from kdistill.priors import PixelPrior
 from kdistill.priors.network_files import load_generator, save_generator
-from kdistill.runner import _Keeper
+from kdistill.runner import Checkpoints
 from kdistill.selection.score_table import ScoreTable, load_scores
 from kdistill.transforms import Standardise
 from tests.priors.original_files import tiny_stylegan2
@@ -296,13 +300,34 @@ def test_every_field_of_an_expert_store(tmp_path):
 
 
 def test_every_field_of_a_checkpoint(tmp_path):
-    path = tmp_path / "checkpoint.safetensors"
-    state = {"state.images": torch.rand(2), "velocity.images": torch.rand(2)}
-    identity = {"run": {"ipc": 3}}
-    for meta in mutants({"iteration": 3, "identity": identity}):
+    prior, path = PixelPrior(), tmp_path / "checkpoint.safetensors"
+    stages = Stages(
+        stages=tuple(Stage(str(end), end, ("images",), lambda x, i: x) for end in (2, 4)),
+        prior=prior,
+        check_every=1,
+        distance=lambda images: float(images.sum()),
+        choose="distance",
+        to_pixels=lambda images: images,
+        labels=torch.zeros(1, dtype=torch.int64),
+        hint="lower it",
+    )
+    problem = Problem(
+        prior=prior,
+        state={"images": torch.rand(1, 1, 4, 4)},
+        labels=stages.labels,
+        objective=lambda _, images, state: Step(images.sum(), torch.ones_like(images)),
+        optimizer=sgd(0.1),
+        iterations=4,
+        stages=stages,
+    )
+    checkpoints = Checkpoints(tmp_path, {"run": {"ipc": 3}})
+    optimize(replace(problem, iterations=3), checkpoints)
+    state, numbers = load_checkpoint(path)
+    assert set(numbers["stages"]) == {"distances", "finished", "best", "winner"}
+    for meta in mutants(numbers):
         if can_be_written(meta):
             save_checkpoint(path, state, meta)
-            refused_or_fine(_Keeper(tmp_path, identity).load)
+            refused_or_fine(lambda: optimize(problem, checkpoints, resume=True))
     path = tmp_path / "alone.safetensors"  # without a previous one, which would be read instead
     for envelope in mutants({"schema_version": 1, "meta": {"a": 1}, "sha256": "x"}):
         if can_be_written(envelope):

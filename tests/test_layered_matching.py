@@ -181,7 +181,7 @@ def test_the_mask_reaches_the_distance_of_gradients(digits):
     problem = methods.get("dc").build(config, digits, 1, 0, None)
     student, images = config.network(digits), problem.state["images"]
     step = problem.objective(0, images, problem.state)
-    theta = step.carried["theta"]
+    theta = step.updates["theta"]
     rows = ClassSampler(digits.train.labels, 10).draw(config.batch_real, make_key(0, "real", 0))
     real, labels = digits.transform.apply(digits.train.images)[rows], digits.train.labels[rows]
     mask = (torch.arange(student.num_params) >= student.num_params // 4).float()

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "kdistill"
 LAYERS = (
     "_version escape | errors types formatting signals | status config options keys transforms files"
     " optim _native | cache backends | ops"
-    " | augment labels data artifacts | engine | objectives priors selection experts"
-    " | methods evaluation | runner | api doctor | cli __init__ testing | __main__"
+    " | augment labels data artifacts | engine runner | objectives priors selection experts"
+    " | methods evaluation | api doctor | cli __init__ testing | __main__"
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS.split(" | ")) for name in names.split()}
 

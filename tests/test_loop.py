@@ -1,60 +1,71 @@
-"""The outer loop: schedule, bounds, running mean, and what survives numbers that blow up."""
+"""The outer loop: what a step does to the state, and what survives numbers that blow up."""
 
 import pytest
 import torch
 
-from kdistill import runner as loop
-from kdistill.errors import ConfigError, NonFiniteError
-from kdistill.methods import Problem, Step
+from kdistill.errors import ConfigError, DataError, NonFiniteError
+from kdistill.methods import Problem, Step, by_autograd, optimize
+from kdistill.methods.distillation import Snapshots
+from kdistill.optim import averaged, by_name, sgd
 from kdistill.priors import PixelPrior
+from kdistill.runner import Checkpoints
 
 
 def problem(objective=None, **options):
     def one(iteration, images, state):
         return Step(images.sum(), torch.ones_like(images))
 
-    given = {"learning_rates": {"images": 0.5}, "momentum": 0.0, "iterations": 4, **options}
+    settings = {"optimizer": by_name({"images": sgd(0.5)}), "iterations": 4, **options}
     return Problem(
         prior=PixelPrior(),
-        state={"images": torch.zeros(2)},
+        state={"images": torch.zeros(2), **settings.pop("state", {})},
         labels=torch.zeros(2),
         objective=objective or one,
-        **given,
+        **settings,
     )
 
 
-def images_of(**options):
-    return loop.run(problem(**options)).images
-
-
-def test_a_constant_step_size():
-    assert torch.equal(images_of(), torch.full((2,), -2.0))
-
-
-def test_a_cosine_step_size_ends_at_zero():
-    steps = [0.5 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * i / 4))) for i in range(4)]
-    torch.testing.assert_close(images_of(schedule="cosine"), torch.full((2,), -float(sum(steps))))
-
-
-def test_momentum_accumulates():
-    assert torch.equal(images_of(momentum=1.0), torch.full((2,), -0.5 * (1 + 2 + 3 + 4)))
-
-
-def test_a_lower_bound_holds():
-    assert torch.equal(images_of(lower={"images": -0.75}), torch.full((2,), -0.75))
-
-
-def test_the_running_mean_is_the_result():
-    mean, x = 0.0, 0.0
+def test_a_running_mean_is_the_result():
+    mean = x = 0.0
     for _ in range(4):
         x -= 0.5
         mean = 0.5 * mean + 0.5 * x
-    assert torch.equal(images_of(average={"images": 0.5}), torch.full((2,), mean))
+    outcome = optimize(problem(optimizer=averaged(sgd(0.5), 0.5)))
+    assert torch.equal(outcome.images, torch.full((2,), mean))
+    assert torch.equal(outcome.last.state["images"], torch.full((2,), -2.0))
 
 
-def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ConfigError, match="did you mean 'cosine'"):
-        problem(schedule="cosin")
+def test_updates_replace_tensors_as_they_are_and_others_stay():
+    def counts(iteration, images, state):
+        return Step(images.sum(), torch.ones_like(images), updates={"count": state["count"] + 1})
+
+    start = {"count": torch.zeros(()), "constant": torch.ones(())}
+    state = optimize(problem(counts, state=start)).last.state
+    assert (float(state["count"]), float(state["constant"])) == (4.0, 1.0)
+    assert torch.equal(state["images"], torch.full((2,), -2.0))
+
+
+def test_an_objective_by_autograd_has_the_gradients_of_the_loss():
+    def loss(iteration, images, state):
+        return (images * torch.arange(2.0)).sum() * state["scale"] + iteration
+
+    state = {"scale": torch.tensor(3.0)}
+    step = by_autograd(loss, learned=("scale",))(5, torch.ones(2), state)
+    assert (step.loss, step.loss.requires_grad) == (8.0, False)
+    assert torch.equal(step.grad_images, torch.tensor([0.0, 3.0]))
+    assert torch.equal(step.grads["scale"], torch.tensor(1.0))
+    rules = by_name({"images": sgd(0.5), "scale": sgd(0.0)})
+    run = problem(by_autograd(loss, learned=("scale",)), state=state, optimizer=rules)
+    assert torch.equal(optimize(run).images, torch.tensor([0.0, -6.0]))
+
+
+def test_metrics_of_a_step_reach_the_callbacks():
+    def measured(iteration, images, state):
+        return Step(images.sum(), torch.ones_like(images), metrics={"extra": torch.tensor(7.0)})
+
+    reports = []
+    optimize(problem(measured), callbacks=[reports.append])
+    assert [(p.iteration, p.loss, p.metrics) for p in reports] == [(4, -3.0, {"extra": 7.0})]
 
 
 def test_an_objective_that_fails_leaves_the_last_good_state(tmp_path):
@@ -64,48 +75,76 @@ def test_an_objective_that_fails_leaves_the_last_good_state(tmp_path):
         return Step(images.sum(), torch.ones_like(images))
 
     with pytest.raises(NonFiniteError, match=r"lower it; iteration 10 is saved in .*checkpoint"):
-        loop.run(problem(fails, iterations=20), folder=tmp_path)
-    resumed = loop.run(problem(iterations=20), folder=tmp_path, resume=True)
+        optimize(problem(fails, iterations=20), Checkpoints(tmp_path))
+    resumed = optimize(problem(iterations=20), Checkpoints(tmp_path), resume=True)
     assert torch.equal(resumed.images, torch.full((2,), -10.0))
 
 
-def test_a_loss_that_is_not_finite_names_the_advice():
+def test_a_loss_that_is_not_finite_names_the_hint():
     def explodes(iteration, images, state):
         return Step(torch.tensor(torch.inf), torch.ones_like(images))
 
     with pytest.raises(
         NonFiniteError, match=r"lower the learning rate \(now images 0.5\); pass out="
     ):
-        loop.run(problem(explodes))
-
-
-def test_every_tensor_may_have_its_own_momentum():
-    def one(iteration, images, state):
-        return Step(images.sum(), torch.ones_like(images), {"label_logits": torch.ones(2)})
-
-    two = problem(
-        one,
-        momentum={"images": 0.0, "label_logits": 1.0},
-        learning_rates={"images": 0.5, "label_logits": 0.5},
-    )
-    two.state["label_logits"] = torch.zeros(2)
-    state = loop.run(two).snapshot.state
-    assert torch.equal(state["images"], torch.full((2,), -2.0))
-    assert torch.equal(state["label_logits"], torch.full((2,), -0.5 * (1 + 2 + 3 + 4)))
+        optimize(problem(explodes))
 
 
 def test_a_skipped_step_changes_nothing_and_is_counted(tmp_path):
     def every_other(iteration, images, state):
-        return Step(torch.tensor(2.0), torch.ones_like(images), is_skipped=iteration % 2 == 0)
+        loss = torch.tensor(2.0 if iteration % 2 == 0 else 0.5)
+        return Step(loss, torch.ones_like(images), updates={"count": state["count"] + 1})
 
-    seen = []
-    options = {"iterations": 20, "momentum": 1.0, "average": {"images": 0.5}}
-    outcome = loop.run(
-        problem(every_other, **options),
-        callbacks=[lambda p: seen.append(p.skipped)],
-        folder=tmp_path,
+    steps = averaged(sgd(0.5, momentum=1.0), 0.5)
+    reports = []
+    outcome = optimize(
+        problem(
+            every_other,
+            iterations=20,
+            optimizer=by_name({"images": steps}, skip_above=1.0),
+            state={"count": torch.zeros(())},
+        ),
+        Checkpoints(tmp_path),
+        callbacks=[lambda p: reports.append(p.skipped)],
     )
-    plain = loop.run(problem(**{**options, "iterations": 10}))
+    plain = optimize(problem(optimizer=by_name({"images": steps}), iterations=10))
     assert torch.equal(outcome.images, plain.images)
-    assert torch.equal(outcome.snapshot.velocity["images"], plain.snapshot.velocity["images"])
-    assert (outcome.skipped, seen, outcome.snapshot.iteration) == (10, [5, 10], 20)
+    memory, expected = outcome.last.opt_state, plain.last.opt_state
+    assert torch.equal(memory["velocity.images"], expected["velocity.images"])
+    assert float(outcome.last.state["count"]) == 10.0
+    assert (outcome.last.skipped, reports, outcome.last.iteration) == (10, [5, 10], 20)
+
+
+def test_snapshots_are_results_of_shorter_runs_and_change_no_bit():
+    images = []
+    snapshots = Snapshots(
+        3, lambda outcome: images.append((outcome.last.iteration, outcome.images))
+    )
+    whole = optimize(problem(iterations=7), snapshots=snapshots)
+    assert [iteration for iteration, _ in images] == [3, 6]
+    for iteration, at in images:
+        assert torch.equal(at, optimize(problem(iterations=iteration)).images)
+    assert torch.equal(whole.images, optimize(problem(iterations=7)).images)
+
+
+def test_a_key_that_an_older_checkpoint_lacks_counts_as_its_default(tmp_path):
+    old = {"run": {"options": {"width": 8}}}
+    optimize(problem(), Checkpoints(tmp_path, old))
+    defaults = {"run": {"options": {"width": 128, "new": 1}}}
+    for new, fits in ((1, True), (2, False)):
+        identity = {"run": {"options": {"width": 8, "new": new}}}
+        checkpoints = Checkpoints(tmp_path, identity, defaults)
+        if fits:
+            assert optimize(problem(), checkpoints, resume=True).finished
+        else:
+            with pytest.raises(ConfigError, match=r"another run.options.new \(2, was 1\)"):
+                optimize(problem(), checkpoints, resume=True)
+
+
+@pytest.mark.parametrize(
+    "other", [{"state": {"theta": torch.zeros(3)}}, {"optimizer": averaged(sgd(0.5), 0.5)}]
+)
+def test_a_checkpoint_with_other_tensors_is_refused(tmp_path, other):
+    optimize(problem(), Checkpoints(tmp_path))
+    with pytest.raises(DataError, match="a checkpoint with the tensors of this run, got others"):
+        optimize(problem(**other), Checkpoints(tmp_path), resume=True)

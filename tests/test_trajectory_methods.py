@@ -7,12 +7,12 @@ import torch
 
 import kdistill
 from kdistill import methods
-from kdistill import runner as loop
 from kdistill.api.run import resolve
 from kdistill.engine.trajectory_gradient import SMALLEST_LR
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.methods.trajectory.base import _batches, _drawn
 from kdistill.methods.trajectory.mtt import FAST
+from kdistill.optim import by_name, sgd
 from kdistill.priors import PixelPrior
 from kdistill.transforms import Standardise
 
@@ -50,7 +50,7 @@ def run(digits, folder, name="mtt", **options):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_loss_falls_and_the_step_size_is_kept(digits, folder, name):
+def test_the_loss_falls_and_the_learning_rate_is_kept(digits, folder, name):
     losses = []
     options = {
         "iterations": 120,
@@ -83,7 +83,7 @@ def test_a_resumed_run_has_the_same_bits(digits, folder, tmp_path):
     assert whole.learned_lr == parts.learned_lr
 
 
-def test_the_step_sizes_that_were_found_are_noted_and_make_the_run_again(digits, folder):
+def test_the_learning_rates_that_were_found_are_noted_and_make_the_run_again(digits, folder):
     found = run(digits, folder, lr_init=None, lr_images=None)
     noted = found.metrics["distillation"]
     assert noted["learning_rates"]["lr"] == FAST["lr_lr"]
@@ -145,13 +145,18 @@ def test_teacher_labels_change_the_run(digits, folder):
     assert not torch.equal(hard.images, soft.images)
 
 
-def test_the_step_size_cannot_become_negative():
+def test_the_learning_rate_cannot_become_negative():
     problem = methods.Problem(
-        prior=PixelPrior(), state={"images": torch.zeros(1), "lr": torch.tensor(0.5)}, labels=torch.zeros(1), momentum=0.0,
-        objective=lambda iteration, images, state: methods.Step(torch.zeros(()), images, {"lr": torch.ones(())}),
-        learning_rates={"images": 1.0, "lr": 10.0}, iterations=3, lower={"lr": SMALLEST_LR},
-    )  # fmt: skip
-    assert loop.run(problem).snapshot.state["lr"] == torch.tensor(SMALLEST_LR)
+        prior=PixelPrior(),
+        state={"images": torch.zeros(1), "lr": torch.tensor(0.5)},
+        labels=torch.zeros(1),
+        objective=lambda _, images, state: methods.Step(
+            torch.zeros(()), images, {"lr": torch.ones(())}
+        ),
+        optimizer=by_name({"images": sgd(1.0), "lr": sgd(10.0, minimum=SMALLEST_LR)}),
+        iterations=3,
+    )
+    assert methods.optimize(problem).last.state["lr"] == torch.tensor(SMALLEST_LR)
 
 
 def test_a_student_that_diverges_is_named(digits, folder, tmp_path):

@@ -10,7 +10,7 @@ from kdistill.api.run import Execution, RunConfig, run
 from kdistill.artifacts import DistilledDataset
 from kdistill.config import from_mapping
 from kdistill.data import ImageDataset
-from kdistill.runner import Progress
+from kdistill.methods.distillation import Progress
 
 
 def distill(

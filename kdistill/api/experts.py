@@ -77,8 +77,8 @@ def train_experts_of(
 ) -> TrajectoryStore:
     """Train the experts that a run with these settings needs."""
     config.check()
-    train = methods.get(config.method).experts
-    if train is None:
+    experts = methods.get(config.method).experts
+    if experts is None:
         raise ConfigError(
             f"experts: expected a method with expert trajectories, got '{config.method}'; such as "
             "mtt, tesla or ftd"
@@ -88,4 +88,4 @@ def train_experts_of(
     training = training_images(data, config.validation, device)
     precision = use_precision(config.method_options.precision, training.train.images.device)
     with quietly(quiet), precision:
-        return train(config.method_options, training)
+        return experts.train(config.method_options, training)

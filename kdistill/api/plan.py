@@ -118,17 +118,17 @@ def plan_of(config: RunConfig, data: ImageDataset | Any, *, threads: int | None 
     with tempfile.TemporaryDirectory() as folder:
         dry_run = (
             methods.DryRun(options)
-            if method.dry_run is None
-            else method.dry_run(options, training, Path(folder))
+            if method.experts is None
+            else method.experts.dry_run(options, training, Path(folder))
         )
         problem = method.build(dry_run.config, training, config.ipc, 0, None)
         seconds = _iteration_seconds(problem) * dry_run.steps_ratio
-    states = 3 if problem.average else 2
-    state_bytes = sum(_nbytes(x) for x in problem.state.values())
+    image_bytes = _nbytes(problem.state)
+    state_bytes = image_bytes + _nbytes(problem.optimizer.init(problem.state))
     checkpoints = 2 if seconds * problem.iterations > 60 else 1
     return Plan(
-        memory_bytes=peak_bytes() + dry_run.more_bytes + state_bytes * states,
-        disk_bytes=int(state_bytes * (1 + states * checkpoints + PREVIEW))
+        memory_bytes=peak_bytes() + dry_run.more_bytes + state_bytes,
+        disk_bytes=int(image_bytes * (1 + PREVIEW) + state_bytes * checkpoints)
         + PAGE_BYTES
         + LOOK_BYTES * problem.iterations // 10,
         seconds=seconds * problem.iterations,
@@ -153,5 +153,5 @@ def _iteration_seconds(problem: methods.Problem) -> float:
     return sorted(times[1:])[ROUNDS // 2]
 
 
-def _nbytes(x: Tensor) -> int:
-    return x.numel() * x.element_size()
+def _nbytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(x.nbytes for x in tensors.values())

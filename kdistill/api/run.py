@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from kdistill import _native, methods, runner
+from kdistill import _native, methods
 from kdistill.api.metrics_log import JsonLines
 from kdistill.api.resources import check_place, use
 from kdistill.api.run_folder import check_folder, prepare, same_artefact
@@ -27,8 +27,9 @@ from kdistill.data import ImageDataset, load_data
 from kdistill.engine.precision import use_precision
 from kdistill.errors import ConfigError, ShapeError, did_you_mean
 from kdistill.files import sole_use
+from kdistill.methods.distillation import Outcome, Progress, Snapshots
 from kdistill.options import HELD_OUT, MAX_MINUTES, Range, check_options
-from kdistill.runner import Progress
+from kdistill.runner import Checkpoints
 from kdistill.signals import terminable
 from kdistill.status import describe, quietly, status_line
 
@@ -317,9 +318,10 @@ class _Job:
         problem = methods.get(config.method).build(
             config.method_options, self.training, config.ipc, config.seed, self.start
         )
+        problem = methods.calibrate(problem)
         if self.execution.snapshot_every is not None:
             snapshot_folder.check_count(self.execution.snapshot_every, problem.iterations)
-        self.record.update(problem.about)
+        self.record.update(problem.provenance)
         return problem
 
     def _optimise(
@@ -328,29 +330,31 @@ class _Job:
         folder: Path | None,
         *,
         callbacks: Sequence[Callable[[Progress], None]] = (),
+        is_scratch: bool = False,
         **how: Any,
-    ) -> runner.Outcome:
-        return runner.run(
+    ) -> Outcome:
+        # an option that is newer than a checkpoint had its default in that run
+        defaults = {"run": {"options": to_mapping(methods.get(self.config.method).config())}}
+        return methods.optimize(
             problem,
-            folder=folder,
-            identity=self.record,
+            Checkpoints(folder, self.record, defaults, is_scratch),
             callbacks=[*callbacks, self.show, *self.execution.watchers],
             max_minutes=self.execution.max_minutes,
             checkpoint_minutes=self.execution.checkpoint_minutes,
             **how,
         )
 
-    def _snapshots(self, problem: methods.Problem, folder: Path) -> runner.Snapshots | None:
-        def take(outcome: runner.Outcome) -> None:
+    def _snapshots(self, problem: methods.Problem, folder: Path) -> Snapshots | None:
+        def take(outcome: Outcome) -> None:
             small = self._artefact(problem, outcome)
-            snapshot_folder.save_snapshot(folder, outcome.snapshot.iteration, small)
+            snapshot_folder.save_snapshot(folder, outcome.last.iteration, small)
 
         every = self.execution.snapshot_every
-        return None if every is None else runner.Snapshots(every, take)
+        return None if every is None else Snapshots(every, take)
 
-    def _artefact(self, problem: methods.Problem, outcome: runner.Outcome) -> DistilledDataset:
+    def _artefact(self, problem: methods.Problem, outcome: Outcome) -> DistilledDataset:
         state = outcome.state
-        found = None if problem.search is None else problem.search.findings(outcome.snapshot.state)
+        findings = outcome.findings
         return DistilledDataset(
             images=self.data.transform.invert(outcome.images.cpu()),
             labels=problem.labels.cpu(),
@@ -360,19 +364,19 @@ class _Job:
             config=self.record,
             metrics={
                 "distillation": {
-                    "iterations": outcome.snapshot.iteration,
+                    "iterations": outcome.last.iteration,
                     "finished": outcome.finished,
                     "seconds": outcome.seconds,
                     "peak_bytes": outcome.peak_bytes,
-                    "skipped": outcome.skipped,
-                    "learning_rates": dict(problem.learning_rates),
+                    "skipped": outcome.last.skipped,
+                    "learning_rates": problem.optimizer.learning_rates(),
                     **({"lr_init": float(problem.state["lr"])} if "lr" in problem.state else {}),
                     "loss": [list(pair) for pair in outcome.losses[-1:]],
                 },
-                **({} if found is None else {"search": found.metrics}),
+                **({} if findings is None else {"search": findings.metrics}),
             },
             transform=self.data.transform,
-            files={} if found is None else found.files,
+            files={} if findings is None else findings.files,
         )
 
 

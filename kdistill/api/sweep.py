@@ -31,8 +31,8 @@ from kdistill.evaluation import Evaluation, Protocol, protocols
 from kdistill.evaluation.baseline_rows import check_names
 from kdistill.files import locked, read_regular, remove_leftovers, write_atomic
 from kdistill.files.regular_files import JSON_LIMIT
+from kdistill.methods.distillation import Progress
 from kdistill.options import MAX_MINUTES, check_options
-from kdistill.runner import Progress
 from kdistill.status import quietly, status_line
 
 __all__ = ["RECORD", "Grid", "Run", "Sweep", "sweep"]

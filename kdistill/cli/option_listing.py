@@ -39,8 +39,8 @@ def method_options(method: Method) -> Iterator[str]:
     for what, text in (
         ("paper", method.paper),
         ("cost", method.cost),
-        ("needs", method.needs or ("expert trajectories" if method.experts else "only the data")),
-        ("labels", "learned" if method.soft_labels else "hard"),
+        ("needs", method.needs),
+        ("labels", "learned" if "lr_labels" in method.config.__dataclass_fields__ else "hard"),
         ("presets", f"{', '.join(names)} (kdistill methods {method.name} --presets)"),
     ):
         yield from _wrapped(text, 10, f"  {what:<7}")

@@ -3,9 +3,36 @@
 import importlib
 
 from kdistill.errors import ConfigError, did_you_mean
-from kdistill.methods.base import FAMILIES, DryRun, Findings, Method, Problem, Search, Step
+from kdistill.methods.base import (
+    FAMILIES,
+    DryRun,
+    Experts,
+    Method,
+    MethodConfig,
+    Problem,
+    Step,
+    by_autograd,
+)
+from kdistill.methods.calibration import calibrate
+from kdistill.methods.distillation import optimize
+from kdistill.methods.init import balanced_labels, initial_images
 
-__all__ = ["FAMILIES", "DryRun", "Findings", "Method", "Problem", "Search", "Step", "get", "names"]
+__all__ = [
+    "FAMILIES",
+    "DryRun",
+    "Experts",
+    "Method",
+    "MethodConfig",
+    "Problem",
+    "Step",
+    "balanced_labels",
+    "by_autograd",
+    "calibrate",
+    "get",
+    "initial_images",
+    "names",
+    "optimize",
+]
 
 # name -> module below ``kdistill.methods``, imported when the method is asked for
 _MODULES = {

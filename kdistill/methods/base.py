@@ -1,10 +1,9 @@
-"""What a method file provides, and what all of them share."""
+"""The contract between a method and the loop: what an iteration returns, what a run is, what a method file provides."""
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -13,9 +12,11 @@ from kdistill.augment import Augment, strategy_for
 from kdistill.data import ImageDataset
 from kdistill.engine.precision import PRECISIONS
 from kdistill.engine.students import NORMS, STUDENTS, Student, build_student
-from kdistill.errors import ConfigError, did_you_mean
+from kdistill.errors import ConfigError
 from kdistill.experts import TrajectoryStore
-from kdistill.keys import generator, make_key
+from kdistill.methods.init import INITS
+from kdistill.methods.stages import Stages
+from kdistill.optim import SGD, Optimizer, Schedule, sgd
 from kdistill.options import (
     COUNT,
     ITERATIONS,
@@ -27,15 +28,6 @@ from kdistill.options import (
     check_value,
 )
 from kdistill.priors import Prior, State
-from kdistill.selection import select
-
-# what a first step moves the images by, as a share of their norm, where a method finds its learning
-# rates
-MOVE = 0.03
-COPY_NOISE = (
-    0.1  # of the images' standard deviation, on copies of images of a class that has too few
-)
-INITS = ("real", "herding", "k_means", "k_center", "noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +79,19 @@ class MethodConfig:
             norm=self.norm,
         )
 
+    def augmentation(
+        self, data: ImageDataset, key: int, *, siamese: bool, align_corners: bool = False
+    ) -> Augment:
+        """Return the keyed augmentation; ``"auto"`` is every family, without flip where data must not be mirrored."""
+        families = strategy_for(self.strategy, data.mirrors)
+        return Augment(families, siamese=siamese, key=key, align_corners=align_corners)
+
+    def sgd(self, lr: float | None, iterations: int | None = None, **options: Any) -> SGD:
+        """Return the outer SGD with this momentum and schedule; ``options`` are others of ``kdistill.optim.sgd``."""
+        length = self.iterations if iterations is None else iterations
+        options = {"momentum": self.momentum, **options}
+        return sgd(lr, schedule=Schedule(self.schedule, length), **options)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -97,140 +102,76 @@ class Step:
         grad_images: dL/dimages.
         grads: Gradients of the tensors of the state that are not the prior's, such as
             ``"label_logits"`` and ``"lr"``.
-        carried: Tensors of the state that are replaced by these, such as a network in training; no
-            step is taken on them.
-        is_skipped: Whether the loop leaves state and velocity as they are: the loss was too large
-            to learn from (DATM).
+        updates: Tensors that replace those of the state as they are, such as a network in training.
+        metrics: Other scalars for the log.
     """
 
     loss: Tensor
     grad_images: Tensor
     grads: State = field(default_factory=dict)
-    carried: State = field(default_factory=dict)
-    is_skipped: bool = False
+    updates: State = field(default_factory=dict)
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What a search leaves beside the images.
+Objective = Callable[[int, Tensor, State], Step]
 
-    Attributes:
-        metrics: Goes into ``metrics.json`` under ``"search"``.
-        files: Other files of the artefact by name.
+
+def by_autograd(
+    loss: Callable[[int, Tensor, State], Tensor], learned: tuple[str, ...] = ()
+) -> Objective:
+    """Return an objective from an ordinary differentiable loss.
+
+    Args:
+        loss: ``(iteration, images, state) -> scalar``, written with torch's operations.
+        learned: Names of tensors of the state that are learned beside the images, such as
+            ``"label_logits"``.
+
+    Cost: the graph of one evaluation; the objectives in ``kdistill.objectives`` build none.
     """
 
-    metrics: Mapping[str, Any]
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    def objective(iteration: int, images: Tensor, state: State) -> Step:
+        leaves = {name: state[name].detach().requires_grad_() for name in learned}
+        images = images.detach().requires_grad_()
+        with torch.enable_grad():
+            value = loss(iteration, images, {**state, **leaves})
+            grad, *others = torch.autograd.grad(value, [images, *leaves.values()])
+        return Step(value.detach(), grad, dict(zip(leaves, others, strict=True)))
 
-
-class Search(Protocol):
-    """Changes, between two steps, which tensors a run optimises, and says which of them the result is taken from.
-
-    All that it remembers stands in the state, so that a resumed run has the same bits; the
-    objective hands those tensors on (``Step.carried``).
-    """
-
-    def after_step(self, iteration: int, state: State, velocity: State) -> tuple[State, State]:
-        """Return state and velocity for the step after ``iteration`` steps; may add, replace and drop tensors."""
-
-    def result(self, state: State) -> State:
-        """Return the tensors from which images, labels and learning rate of the result are taken."""
-
-    def findings(self, state: State) -> Findings:
-        """Return what the record says about the search."""
+    return objective
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One run, ready for the loop.
+    """One run, ready for ``calibrate`` and the loop.
 
     Attributes:
         prior: Turns the state into images and returns vector-Jacobian products.
-        state: The tensors that are optimised: the prior's, and perhaps ``"label_logits" [M, K]``
-            and ``"lr" []``; and those that an iteration hands to the next one (``Step.carried``).
+        state: Tensors by name: the prior's, perhaps ``"label_logits" [M, K]`` and ``"lr" []`` (the
+            student's learning rate), and what an iteration hands to the next (``Step.updates``).
         labels: Hard labels of the synthetic images, int64 ``[M]``, class-major.
         objective: ``(iteration, images, state) -> Step``; a pure function of its arguments and the
             run's seed.
-        learning_rates: Learning rate of each tensor of the state, or of all whose names begin with
-            the same word and a dot.
-        momentum: Of the outer SGD; a mapping names it for tensors of the state, with ``"images"``
-            for all others.
+        optimizer: Steps the tensors that have a gradient; learning rates that are None are found
+            by ``calibrate``.
         iterations: Outer steps.
-        schedule: Of the learning rates: ``"constant"``, or ``"cosine"``: down to 0 at the last
-            step.
-        lower: Smallest value of a tensor of the state, held after every step.
-        average: Decay of the running mean of a tensor of the state, which the result takes in its
-            place; the result takes all other tensors as they are after the last step.
-        advice: What to change when the numbers blow up, for the error message.
-        about: What the result depends on beside options and data, such as the digest of a
+        stages: Progressive search, or None.
+        provenance: What the result depends on beside options and data, such as the digest of a
             generator; goes into the record.
-        search: What happens between two steps, or None.
-        fresh_every: Iterations that are multiples of this need nothing that an earlier one handed
-            on.
-        first_move: Share of their norm by which a first step moves the images, where learning rates
-            are found.
+        hint: What to change when the numbers blow up, for the error message.
     """
 
     prior: Prior
     state: State
     labels: Tensor
-    objective: Callable[[int, Tensor, State], Step]
-    learning_rates: Mapping[str, float]
-    momentum: float | Mapping[str, float]
+    objective: Objective
+    optimizer: Optimizer
     iterations: int
-    schedule: str = "constant"
-    lower: Mapping[str, float] = field(default_factory=dict)
-    average: Mapping[str, float] = field(default_factory=dict)
-    advice: str = "lower the learning rate"
-    about: Mapping[str, Any] = field(default_factory=dict)
-    search: Search | None = None
-    fresh_every: int = 1
-    first_move: float = MOVE
+    stages: Stages | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    hint: str = "lower the learning rate"
 
     def __post_init__(self) -> None:
         check_value("iterations", self.iterations, ITERATIONS)
-        check_value("schedule", self.schedule, SCHEDULE)
-
-    def momentum_of(self, name: str) -> float:
-        """Return the momentum of one tensor of the state."""
-        return (
-            self.momentum.get(name, self.momentum["images"])
-            if isinstance(self.momentum, Mapping)
-            else self.momentum
-        )
-
-    def step_size(self, name: str, iteration: int) -> float:
-        """Return the learning rate of one tensor of the state at ``iteration`` (0 is the first)."""
-        decay = (
-            0.5 * (1.0 + math.cos(math.pi * iteration / self.iterations))
-            if self.schedule == "cosine"
-            else 1.0
-        )
-        group = name if name in self.learning_rates else name.partition(".")[0]
-        return self.learning_rates[group] * decay
-
-    def with_prior(
-        self, prior: Prior, state: State, learning_rates: Mapping[str, float], **changes: Any
-    ) -> "Problem":
-        """Return the run with its images rendered by another prior from ``state``; labels, ``"lr"`` and the objective stay.
-
-        ``changes`` are other fields to replace, such as ``advice``.
-        """
-        rest = {name: x for name, x in self.state.items() if name != "images"}
-        rates = {
-            **{name: rate for name, rate in self.learning_rates.items() if name != "images"},
-            **learning_rates,
-        }
-        average = {name: decay for name, decay in self.average.items() if name != "images"}
-        if "images" in self.average:
-            average |= dict.fromkeys(state, self.average["images"])
-        own = {
-            "prior": prior,
-            "state": {**state, **rest},
-            "learning_rates": rates,
-            "average": average,
-        }
-        return replace(self, **{**own, **changes})
 
 
 @dataclass(frozen=True)
@@ -239,10 +180,10 @@ class DryRun:
 
     Attributes:
         config: Options to build and time.
-        steps_ratio: Time of a whole iteration over that of the dry_run one.
-        more_bytes: Memory of a whole iteration beyond that of the dry_run one.
-        expert_bytes: Of the experts that are missing, on the disk.
-        expert_seconds: To train them.
+        steps_ratio: Time of an iteration of the whole run over that of the dry run.
+        more_bytes: Memory of an iteration of the whole run beyond that of the dry run.
+        expert_bytes: Disk space of the experts that are missing.
+        expert_seconds: Time to train them.
         num_params: P, where it is known.
     """
 
@@ -254,12 +195,26 @@ class DryRun:
     num_params: int = 0
 
 
+@dataclass(frozen=True)
+class Experts:
+    """What a method does with expert trajectories.
+
+    Attributes:
+        train: ``(config, data) -> TrajectoryStore``: trains those that are missing.
+        dry_run: ``(config, data, folder) -> DryRun``: a run with few short experts in ``folder``.
+    """
+
+    train: Callable[[Any, ImageDataset], TrajectoryStore]
+    dry_run: Callable[[Any, ImageDataset, Path], DryRun]
+
+
 FAMILIES = {
     "distribution": "Distribution matching",
     "gradient": "Gradient matching",
     "trajectory": "Trajectory matching",
     "latent": "Latents of a generator, under the objective of any method above",
 }
+PRESETS = ("fast", "paper")  # every method has these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,17 +228,13 @@ class Method:
         family: What the method matches or learns, a key of ``FAMILIES``.
         paper: Citation.
         config: The dataclass of its options; their defaults are the paper's.
-        presets: Named changes to the defaults.
-        build: ``(config, data, ipc, seed, start) -> Problem``; ``start`` is None or the images
-            ``[M, C, H, W]`` to begin with, as networks see them.
+        presets: Named changes to the defaults; ``"fast"`` and ``"paper"`` are required.
+        build: ``(config, data, ipc, seed, start) -> Problem``; ``start`` is None or the normalised
+            images ``[M, C, H, W]`` to begin with.
         deviations: Where it knowingly differs from the paper or its code.
-        experts: ``(config, data) -> TrajectoryStore``: trains those that are missing; None for a
-            method without experts.
-        dry_run: ``(config, data, folder) -> DryRun``, for a method whose iterations are long; None
-            rehearses it as it is.
-        soft_labels: Whether labels are learned too.
-        cost: In one line.
-        needs: What a run needs beside the data, in one line; by default what ``experts`` says.
+        experts: How expert trajectories are made, for a method that needs them.
+        cost: Work of an iteration, in one line.
+        needs: What a run needs beside the data, in one line.
     """
 
     name: str
@@ -291,66 +242,18 @@ class Method:
     summary: str
     family: str
     paper: str
-    config: type
+    config: type[MethodConfig]
     presets: Mapping[str, Mapping[str, Any]]
     build: Callable[[Any, ImageDataset, int, int, Tensor | None], Problem]
     deviations: tuple[str, ...] = ()
-    experts: Callable[[Any, ImageDataset], TrajectoryStore] | None = None
-    dry_run: Callable[[Any, ImageDataset, Path], DryRun] | None = None
-    soft_labels: bool = False
-    cost: str = field(default="first order")
-    needs: str = ""
+    experts: Experts | None = None
+    cost: str = "first order"
+    needs: str = "only the data"
 
-
-def balanced_labels(num_classes: int, ipc: int) -> Tensor:
-    """Return ``[0]*ipc + [1]*ipc + ...``, the class-major order of the field."""
-    return torch.arange(num_classes).repeat_interleave(ipc)
-
-
-def initial_images(data: ImageDataset, ipc: int, init: str, seed: int) -> Tensor:
-    """Return the first images ``[K*ipc, C, H, W]`` as networks see them.
-
-    ``init`` is ``"real"`` (random real images of each class), ``"herding"``, ``"k_means"`` or
-    ``"k_center"`` (real images chosen by their pixels, see ``kdistill.selection.select``) or
-    ``"noise"`` (standard normal).  Copies of an image, where a class has fewer than ``ipc``, get
-    some noise.
-    """
-    if init == "noise":
-        shape = (data.num_classes * ipc, data.channels, data.size, data.size)
-        return torch.randn(shape, generator=generator(make_key(seed, "init"))).to(data.train.images)
-    if init not in INITS:
-        raise ConfigError(
-            f"init: expected a known start, got '{init}'; {did_you_mean(init, list(INITS))}"
-        )
-    rows = select(
-        "random" if init == "real" else init,
-        data.train.images.flatten(1),
-        data.train.labels,
-        ipc,
-        make_key(seed, "init"),
-    )
-    return told_apart(data.transform.apply(data.train.images[rows]), rows, seed)
-
-
-def told_apart(images: Tensor, rows: Tensor, seed: int) -> Tensor:
-    """Return ``images [M, C, H, W]``, which stand in ``rows`` of a data set, with noise on those whose row occurred before.
-
-    Equal images have equal gradients, so copies would stay copies to the end of the run.
-    """
-    first = {row: i for i, row in reversed(list(enumerate(rows.tolist())))}
-    is_copy = torch.tensor(
-        [first[row] != i for i, row in enumerate(rows.tolist())], device=images.device
-    )
-    if not bool(is_copy.any()):
-        return images
-    noise = torch.randn(images.shape, generator=generator(make_key(seed, "copies"))).to(images)
-    return images + COPY_NOISE * images.std() * noise * is_copy[:, None, None, None]
-
-
-def augmentation(
-    strategy: str, data: ImageDataset, key: int, *, siamese: bool, align_corners: bool
-) -> Augment:
-    """Return the keyed DSA augmentation; ``"auto"`` is every family, without flip where the data must not be mirrored."""
-    return Augment(
-        strategy_for(strategy, data.mirrors), siamese=siamese, key=key, align_corners=align_corners
-    )
+    def __post_init__(self) -> None:
+        missing = set(PRESETS) - set(self.presets)
+        if missing:
+            raise ConfigError(
+                f"method {self.name}: expected the presets {' and '.join(PRESETS)}, got none of "
+                f"'{min(missing)}'; name both, {{}} for the defaults"
+            )

@@ -7,168 +7,152 @@ the experts, and so does the length of the images' gradient.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from kdistill.errors import ConfigError, NonFiniteError
-from kdistill.methods.base import MOVE, Problem, Step
+from kdistill.methods.base import Problem, Step
+from kdistill.optim import SGD, FirstMove, LeastLoss, Optimizer
 from kdistill.priors import Prior, State
 
-DRAWS = 3  # iterations that are averaged
-FIRST, LEAST, MOST = 0.01, 1e-4, 1.0  # learning rates of the student that are tried
+ALPHA = "lr"  # the student's learning rate in a state
 PROBE = 1e-3  # share of its norm by which a latent is moved to see what becomes of the images
 
 
-def calibrated(
-    measure: Callable[[int, Tensor], Step],
-    images: Tensor,
-    lr: float | None,
-    lr_images: float | None,
-) -> tuple[float, float]:
-    """Return the student's learning rate and that of the images, found where None was given.
+@torch.no_grad()
+def calibrate(problem: Problem) -> Problem:
+    """Return the problem with every learning rate that its optimizer lacks, and with the student's.
 
-    Args:
-        measure: ``(iteration, alpha) -> Step`` at the first images, with the gradient in ``lr``
-            too.
-        images: The first images.
-        lr: The student's learning rate, or None: where the mean loss of the first iterations is
-            least.
-        lr_images: Learning rate of the images, or None: one by which the first step moves them by 3
-            % of their norm.
-
-    Cost: six to nine outer iterations per learning rate that is not given.
-    """
-
-    def looked(alpha: float) -> tuple[float, float]:
-        try:
-            steps = [measure(iteration, images.new_tensor(alpha)) for iteration in range(DRAWS)]
-        except NonFiniteError:  # ran past the expert, and out of the numbers
-            return math.inf, math.inf
-        norm = sum(float(step.grad_images.norm()) for step in steps) / DRAWS
-        return sum(float(step.grads["lr"]) for step in steps) / DRAWS, norm
-
-    if lr is None:
-        lr, norm = _least(looked)
-        return lr, _moving(images, norm) if lr_images is None else lr_images
-    if (
-        lr_images is None
-    ):  # a student that diverges is named by its own error: its learning rate was given
-        alpha = images.new_tensor(lr)
-        lr_images = calibrated_images(lambda iteration: measure(iteration, alpha), images)
-    return lr, lr_images
-
-
-def calibrated_images(measure: Callable[[int], Step], images: Tensor, move: float = MOVE) -> float:
-    """Return the learning rate by which the first step moves the images by a share of their norm; ``measure`` is without alpha.
+    The student's learning rate is that of the least mean loss (``LeastLoss``).  A learning rate of
+    None becomes one by which a first step moves the images by a share of their norm
+    (``FirstMove``): of latents as far as the images follow them, of latents of a later stage where
+    it begins; label logits, which no image is rendered from, are moved themselves.
 
     Raises:
         ConfigError: Gradients or images are zero or not finite.
 
-    Cost: three outer iterations.
+    Cost: one rendering where nothing is lacking; else three outer iterations, for the student's learning
+        rate six to nine, and for latents three passes forward and backward through the generator
+        and six forward, at every stage.
     """
-    return _moving(
-        images,
-        sum(float(measure(iteration).grad_images.norm()) for iteration in range(DRAWS)) / DRAWS,
-        move,
-    )
+    images, norm = problem.prior.render(problem.state, 0), None
+    rule = problem.optimizer.rule(ALPHA)
+    if ALPHA not in problem.state and isinstance(rule, SGD) and rule.initial is not None:
+        alpha, norm = _least_loss(problem, images, rule.initial)
+        state = {**problem.state, ALPHA: images.new_full((), alpha)}
+        problem = replace(problem, state=state)
+
+    @cache  # one measurement serves every tensor
+    def step(iteration: int) -> Step:
+        return problem.objective(iteration, images, problem.state)
+
+    optimizer = problem.optimizer
+    if find := _lacking(optimizer, "images"):
+        if norm is None:
+            norm = _mean_norm([step(i).grad_images for i in find.iterations])
+        optimizer = optimizer.with_lr("images", _rate(find, images, norm))
+    state = problem.state
+    optimizer = _with_rates(optimizer, problem.prior, state, images, step)
+    for stage in problem.stages.stages[1:] if problem.stages else ():
+        if any(_lacking(optimizer, name) for name in stage.learns):
+            state = stage.enter(state, 0)
+            optimizer = _with_rates(optimizer, problem.prior, state, images, step)
+    return replace(problem, optimizer=optimizer)
 
 
-@dataclass(frozen=True, eq=False)
-class FirstGradients:
-    """The gradients in the images at the beginning of a run on latents, from which learning rates of latents are found.
+def _lacking(optimizer: Optimizer, name: str) -> FirstMove | None:
+    """Return how the learning rate of a tensor is found, or None where it is known."""
+    rule = optimizer.rule(name)
+    return rule.find if isinstance(rule, SGD) and rule.lr is None else None
 
-    Attributes:
-        images: The first images.
-        found: dL/dimages of a few iterations that need nothing of the ones before.
-        move: Share of their norm by which a first step is to move the images.
-    """
 
-    images: Tensor
-    found: Mapping[int, Tensor]
-    move: float
+def _with_rates(
+    optimizer: Optimizer, prior: Prior, state: State, images: Tensor, step: Callable[[int], Step]
+) -> Optimizer:
+    """Return the optimizer with the learning rates of the tensors of ``state``."""
 
-    @classmethod
-    def of(cls, problem: Problem, images: Tensor, state: State) -> Self:
-        """Return them; ``state`` holds the latents that ``images`` were rendered from, ``problem`` is still on pixels.
+    @cache
+    def vjp(iteration: int) -> State:
+        return prior.vjp(state, step(iteration).grad_images, iteration)
 
-        Raises:
-            ConfigError: All gradients are zero.
-
-        Cost: three iterations of the objective.
-        """
-        everything = {**problem.state, **state}
-        draws = [draw * problem.fresh_every for draw in range(DRAWS)]
-        found = {draw: problem.objective(draw, images, everything).grad_images for draw in draws}
-        if not any(bool(grad.any()) for grad in found.values()):
+    for name, x in state.items():
+        if (find := _lacking(optimizer, name)) is None:
+            continue
+        direct = [step(i).grads[name] for i in find.iterations if name in step(i).grads]
+        if direct:
+            rate = _rate(find, x, _mean_norm(direct))
+        elif not any(bool(step(i).grad_images.any()) for i in find.iterations):
             raise ConfigError(
-                f"lr_f, lr_w: expected gradients to find them from, got zeros in {DRAWS} "
-                "iterations; name learning rates"
+                f"{find.option}: expected gradients to find them from, got zeros in "
+                f"{len(find.iterations)} iterations; name learning rates"
             )
-        return cls(images, found, problem.first_move)
-
-    def step_size(self, name: str, prior: Prior, state: State) -> float:
-        """Return the learning rate whose first step along ``state[name]`` moves the images by ``move``, a share of their norm.
-
-        Args:
-            name: Of a tensor of the state.
-            prior: That renders the state.
-            state: Latents of the same images, perhaps at another depth.
-
-        Returns:
-            0 for a tensor without influence, such as W+ behind the last layer.
-
-        Raises:
-            ConfigError: A gradient is not finite.
-
-        Cost: three passes forward and backward through the generator, and six forward.
-        """
-        moved = 0.0
-        for iteration, grad_images in self.found.items():
-            grad = prior.vjp(state, grad_images, iteration)[name]
-            norm = float(torch.linalg.vector_norm(grad))
-            if not math.isfinite(norm):
-                raise ConfigError(
-                    f"lr_f, lr_w: expected finite gradients in {name} to find a learning rate "
-                    f"from, got a norm of {norm}; "
-                    "name the learning rates"
-                )
-            if norm > 0.0:
-                step = PROBE * float(torch.linalg.vector_norm(state[name])) / norm
-                there = prior.render({**state, name: state[name] - step * grad}, iteration)
-                moved += (
-                    float(torch.linalg.vector_norm(there - prior.render(state, iteration))) / step
-                )
-        return _moving(self.images, moved / DRAWS, self.move) if moved > 0.0 else 0.0
+        else:
+            moves = [_move(prior, state, name, vjp(i)[name], i, find) for i in find.iterations]
+            moved = sum(moves) / len(moves)
+            # a tensor without influence, such as W+ behind the last layer, stays where it is
+            rate = _rate(find, images, moved) if moved > 0.0 else 0.0
+        optimizer = optimizer.with_lr(name, rate)
+    return optimizer
 
 
-def _moving(images: Tensor, norm: float, move: float = MOVE) -> float:
-    length = float(torch.linalg.vector_norm(images))
+def _move(
+    prior: Prior, state: State, name: str, grad: Tensor, iteration: int, find: FirstMove
+) -> float:
+    """Return how far the images move, per unit of the learning rate, when ``state[name]`` takes a step."""
+    norm = float(torch.linalg.vector_norm(grad))
+    if not math.isfinite(norm):
+        raise ConfigError(
+            f"{find.option}: expected finite gradients in {name} to find a learning rate from, got "
+            f"a norm of {norm}; name the learning rates"
+        )
+    if norm == 0.0:
+        return 0.0
+    lr = PROBE * float(torch.linalg.vector_norm(state[name])) / norm
+    moved = prior.render({**state, name: state[name] - lr * grad}, iteration)
+    return float(torch.linalg.vector_norm(moved - prior.render(state, iteration))) / lr
+
+
+def _mean_norm(grads: Sequence[Tensor]) -> float:
+    return sum(float(grad.norm()) for grad in grads) / len(grads)
+
+
+def _rate(find: FirstMove, x: Tensor, norm: float) -> float:
+    """Return the learning rate by which a step along a gradient of this norm moves ``x`` by its share."""
+    length, count = float(torch.linalg.vector_norm(x)), len(find.iterations)
     if norm == 0.0 < length:
         raise ConfigError(
-            f"lr_images: expected gradients to find the learning rate from, got zeros in {DRAWS} "
-            "iterations, as where the first "
-            "images are all the real ones that there are; lower ipc, hold out less with "
-            "validation=, or set init=noise"
+            f"{find.option}: expected gradients to find the learning rate from, got zeros in "
+            f"{count} iterations, as where the first images are all the real ones that there are; "
+            "lower ipc, hold out less with validation=, or set init=noise"
         )
     if not (0.0 < norm < math.inf and 0.0 < length < math.inf):
         raise ConfigError(
-            f"lr_images: expected gradients and images to find it from, got mean norms of {norm:g} "
-            f"and {length:g} in {DRAWS} "
-            "iterations; name a learning rate"
+            f"{find.option}: expected gradients and images to find it from, got mean norms of "
+            f"{norm:g} and {length:g} in {count} iterations; name a learning rate"
         )
-    return move * length / norm
+    return find.share * length / norm
 
 
-def _least(looked: Callable[[float], tuple[float, float]]) -> tuple[float, float]:
+def _least_loss(problem: Problem, images: Tensor, find: LeastLoss) -> tuple[float, float]:
     """Return alpha where the mean slope changes its sign, between two steps of factor 2, and the images' gradient there."""
-    alpha, (slope, norm) = FIRST, looked(FIRST)
+
+    def measured(alpha: float) -> tuple[float, float]:
+        state = {**problem.state, ALPHA: images.new_tensor(alpha)}
+        try:
+            steps = [problem.objective(i, images, state) for i in find.iterations]
+        except NonFiniteError:  # ran past the expert, and out of the numbers
+            return math.inf, math.inf
+        slope = sum(float(step.grads[ALPHA]) for step in steps) / len(steps)
+        return slope, _mean_norm([step.grad_images for step in steps])
+
+    alpha, (slope, norm) = find.first, measured(find.first)
     factor = 2.0 if slope < 0.0 else 0.5
-    while LEAST < alpha < MOST:
-        following, (next_slope, next_norm) = alpha * factor, looked(alpha * factor)
+    while find.smallest < alpha < find.largest:
+        following, (next_slope, next_norm) = alpha * factor, measured(alpha * factor)
         if (next_slope < 0.0) != (slope < 0.0):
             if not (math.isfinite(slope) and math.isfinite(next_slope)):
                 return min(alpha, following), norm if factor > 1.0 else next_norm

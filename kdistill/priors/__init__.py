@@ -1,12 +1,13 @@
 """How images are parameterised: a state of named tensors, rendered to images, and the way back for a gradient."""
 
 from kdistill.priors.base import Noise, Prior, RenderedPrior, State
-from kdistill.priors.hierarchical import PIXELS, HierarchicalPrior, Stage
+from kdistill.priors.hierarchical import PIXELS, Depth, HierarchicalPrior
 from kdistill.priors.latents import GeneratorAdapter, LatentPrior
 from kdistill.priors.pixels import PixelPrior
 
 __all__ = [
     "PIXELS",
+    "Depth",
     "GeneratorAdapter",
     "HierarchicalPrior",
     "LatentPrior",
@@ -14,6 +15,5 @@ __all__ = [
     "PixelPrior",
     "Prior",
     "RenderedPrior",
-    "Stage",
     "State",
 ]

@@ -1,4 +1,4 @@
-"""The door between the loop and a parameterisation of images, and what every rendered parameterisation shares.
+"""What the loop asks of a parameterisation of images, and what every rendered one shares.
 
 Symbols: M images; a state is a dictionary of named tensors.
 """
@@ -13,15 +13,14 @@ from torch import Tensor
 
 from kdistill.errors import ConfigError
 from kdistill.keys import generator, make_key
-
-State = dict[str, Tensor]
+from kdistill.optim import State
 
 
 class Prior(Protocol):
-    """The door between the loop and a parameterisation of images."""
+    """A parameterisation of images, as the loop sees it."""
 
     def render(self, state: State, iteration: int) -> Tensor:
-        """Return the images ``[M, C, H, W]`` as networks see them; no graph."""
+        """Return the normalised images ``[M, C, H, W]``; no graph."""
 
     def vjp(self, state: State, grad_images: Tensor, iteration: int) -> State:
         """Return the gradient in the prior's tensors of ``state``, given ``dL/dimages`` of the same rendering."""
@@ -61,14 +60,14 @@ class RenderedPrior(ABC):
 
     @abstractmethod
     def draw(self, state: State, noise: Noise) -> Tensor:
-        """Return the images of a chunk as networks see them; ``state`` holds the rows of the chunk, differentiable."""
+        """Return the normalised images of a chunk; ``state`` holds the rows of the chunk, differentiable."""
 
     @abstractmethod
     def is_per_image(self, name: str) -> bool | None:
         """Say of a tensor of the state whether it has a row per image, belongs to all images, or (None) is not the prior's."""
 
     def render(self, state: State, iteration: int) -> Tensor:
-        """Return the images ``[M, C, H, W]`` as networks see them; no graph."""
+        """Return the normalised images ``[M, C, H, W]``; no graph."""
         with torch.no_grad():
             return torch.cat(
                 [self.draw(part, noise) for part, noise in self.parts(state, iteration)]
@@ -89,10 +88,10 @@ class RenderedPrior(ABC):
             with torch.enable_grad():
                 images = self.draw(leaves, noise)
             rows = slice(noise.rows.start, noise.rows.stop)
-            found = torch.autograd.grad(
+            parts = torch.autograd.grad(
                 images, list(leaves.values()), grad_images[rows], materialize_grads=True
             )
-            for name, grad in zip(leaves, found, strict=True):
+            for name, grad in zip(leaves, parts, strict=True):
                 (grads[name][rows] if self.is_per_image(name) else grads[name]).add_(grad)
         return grads
 

@@ -17,7 +17,7 @@ from kdistill.priors.latents import GeneratorAdapter, LatentPrior, clean
 from kdistill.priors.stylegan import Generator
 
 PIXELS = "pixels"
-Stage = int | str | None  # None: W+; n: F_n; "pixels"
+Depth = int | str | None  # None: W+; n: F_n; "pixels"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +42,7 @@ class HierarchicalPrior:
         """Return the first state, in W+; arguments as for ``LatentPrior.init``."""
         return self._latents(None).init(classes, average=average)
 
-    def names(self, state: State) -> list[str]:
-        """Return which tensors of ``state`` are the prior's."""
-        return [name for name in state if name in ("ws", "images") or name.startswith("f.")]
-
-    def stage(self, state: State) -> Stage:
+    def depth(self, state: State) -> Depth:
         """Return where ``state`` stands."""
         if "images" in state:
             return PIXELS
@@ -67,32 +63,33 @@ class HierarchicalPrior:
         grads = prior.vjp(latents, grad_images, iteration)
         return {f"f.{prior.layer}" if name == "f" else name: grad for name, grad in grads.items()}
 
-    def descend(self, state: State, stage: Stage, iteration: int) -> State:
-        """Return the prior's tensors at ``stage``, below where ``state`` stands; the images stay the same but for rounding.
+    def descend(self, state: State, depth: Depth, iteration: int) -> State:
+        """Return ``state`` at ``depth``, below where it stands; the images stay the same but for rounding.
 
         Feature maps are cleaned as at the start of GLaD (not-a-number to 0, infinities to ±5, then
         within ±10), as the published code does at every layer.  Pixels are the rendered images, and
-        need no W+ any more.
+        need no W+ any more.  Tensors that are not the prior's stay.
 
         Raises:
-            ConfigError: ``stage`` is not below.
+            ConfigError: ``depth`` is not below.
 
         Cost: the layers in between, in chunks and without a graph; for pixels one rendering.
         """
-        was = self.stage(state)
-        if stage is None or was == PIXELS or (isinstance(stage, int) and stage <= (was or 0)):
+        start = self.depth(state)
+        if depth is None or start == PIXELS or (isinstance(depth, int) and depth <= (start or 0)):
             raise ConfigError(
-                f"descend: expected a stage below {was or 'W+'}, got {stage or 'W+'}; stages only "
+                f"descend: expected a stage below {start or 'W+'}, got {depth or 'W+'}; stages only "
                 "go down"
             )
-        if isinstance(stage, str):
-            return {"images": self.render(state, iteration).clone()}
+        others = {name: x for name, x in state.items() if name not in ("ws", f"f.{start}")}
+        if isinstance(depth, str):
+            return {"images": self.render(state, iteration).clone(), **others}
         with torch.no_grad():
             parts = [
-                self._features(part, was or 0, stage, noise)
+                self._features(part, start or 0, depth, noise)
                 for part, noise in self._chunks(state, iteration)
             ]
-        return {"ws": state["ws"].clone(), f"f.{stage}": torch.cat(parts)}
+        return {"ws": state["ws"].clone(), f"f.{depth}": torch.cat(parts), **others}
 
     def _features(self, part: State, start: int, stop: int, noise: Noise | None) -> Tensor:
         f = part["f"] if "f" in part else self.generator.synthesis_input(part["ws"])
@@ -106,7 +103,7 @@ class HierarchicalPrior:
             yield part, noise if self.noise == "random" else None
 
     def _at(self, state: State) -> tuple[LatentPrior, State]:
-        layer = self.stage(state)
+        layer = self.depth(state)
         assert not isinstance(layer, str)
         latents = (
             {"ws": state["ws"]} if layer is None else {"ws": state["ws"], "f": state[f"f.{layer}"]}

@@ -2,16 +2,16 @@
 
 from torch import Tensor
 
+from kdistill.optim import State
+
 
 class PixelPrior:
-    """Images in the space that networks see (normalised or ZCA), so published learning rates apply."""
+    """Normalised images (or whitened by ZCA), so that published learning rates apply."""
 
-    def render(self, state: dict[str, Tensor], iteration: int) -> Tensor:
+    def render(self, state: State, iteration: int) -> Tensor:
         """Return ``state["images"]``."""
         return state["images"]
 
-    def vjp(
-        self, state: dict[str, Tensor], grad_images: Tensor, iteration: int
-    ) -> dict[str, Tensor]:
+    def vjp(self, state: State, grad_images: Tensor, iteration: int) -> State:
         """Return the gradient as it came."""
         return {"images": grad_images}

@@ -5,7 +5,7 @@ import torch
 
 import kdistill
 from kdistill import ops
-from kdistill import runner as loop
+from kdistill.methods.distillation import Distillation
 from kdistill.ops import _capture
 from tests.accelerator_suite.device import DEVICE, Device
 
@@ -49,17 +49,17 @@ def distilled(method, device, folder):
 def test_a_run_has_the_bits_of_the_cpu_and_an_outer_step_waits_no_more_than_it_must(
     method, tmp_path, monkeypatch
 ):
-    waits, plainly = [], loop._Loop.step
+    waits, plainly = [], Distillation.iterate
 
-    def step(self):
+    def step(self, run):
         before = sum(device.waits.values())
-        found = plainly(self)
+        found = plainly(self, run)
         waits.append(sum(device.waits.values()) - before)
         return found
 
     with ops.use_backend("reference"):
         here = distilled(method, "cpu", tmp_path)
-        monkeypatch.setattr(loop._Loop, "step", step)
+        monkeypatch.setattr(Distillation, "iterate", step)
         with Device() as device:
             monkeypatch.setitem(_capture.RECORDERS, DEVICE.type, device.record)
             there = distilled(method, DEVICE, tmp_path)

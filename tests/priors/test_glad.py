@@ -7,7 +7,6 @@ import torch
 
 import kdistill
 from kdistill import methods
-from kdistill import runner as loop
 from kdistill.api.plan import plan
 from kdistill.api.run import resolve
 from kdistill.cli import app
@@ -122,9 +121,11 @@ def test_the_first_step_moves_the_images_by_the_same_share(digits, prior, option
 
 @pytest.mark.parametrize(
     ("factor", "message"),
-    [(0.0, "got zeros in 3"), (float("nan"), "expected finite gradients in f")],
+    [(0.0, "got zeros in 3"), (float("nan"), "expected finite gradients in ws")],
 )
-def test_without_gradients_a_step_size_has_to_be_named(digits, prior, monkeypatch, factor, message):
+def test_without_gradients_a_learning_rate_has_to_be_named(
+    digits, prior, monkeypatch, factor, message
+):
     match = dm.distribution_match
 
     def scaled(*args, **kwargs):
@@ -168,7 +169,7 @@ def test_latents_without_influence_stay(digits, prior):
     assert rates["ws"] == 0.0 < rates["f"]
 
 
-def test_the_step_size_of_the_student_is_learned_too(digits, prior):
+def test_the_learning_rate_of_the_student_is_learned_too(digits, prior):
     small = run(digits, prior, iterations=3, **MTT)
     assert small.learned_lr not in (None, methods.get("mtt").presets["fast"]["lr_init"])
 
@@ -271,8 +272,9 @@ def test_the_peak_of_a_step_is_that_of_the_objective_or_of_one_chunk(tmp_path):
         "prior": str(folder),
         "settings": {"batch_real": 4},
     }
-    problem = methods.get("glad").build(resolve("glad", "fast", options), data, 8, 0, None)
-    zeros = {name: torch.zeros_like(x) for name, x in problem.state.items()}
+    config = resolve("glad", "fast", options)
+    problem = methods.calibrate(methods.get("glad").build(config, data, 8, 0, None))
+    opt_state = problem.optimizer.init(problem.state)
     chunk = {name: x[:6] for name, x in problem.state.items()}
     images = problem.prior.render(problem.state, 0)
 
@@ -280,7 +282,7 @@ def test_the_peak_of_a_step_is_that_of_the_objective_or_of_one_chunk(tmp_path):
         images = problem.prior.render(problem.state, 0)
         found = problem.objective(0, images, problem.state)
         grads = problem.prior.vjp(problem.state, found.grad_images, 0)
-        loop.sgd_step(loop.Snapshot(0, problem.state, zeros, {}), grads, problem)
+        problem.optimizer.update(grads, opt_state, problem.state, 0)
 
     with torch.no_grad():
         objective = peak_of(lambda: problem.objective(0, images, problem.state))

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 import kdistill
 from kdistill import methods
-from kdistill import runner as loop
 from kdistill.api.plan import plan
 from kdistill.api.run import resolve
 from kdistill.artifacts.snapshot_folder import snapshot_iterations
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError, NonFiniteError
-from kdistill.methods.latent.layer_search import ProgressiveSearch, stage_ends
+from kdistill.methods.distillation import Distillation
+from kdistill.methods.stages import stage_ends
 from kdistill.priors import PIXELS, GeneratorAdapter, HierarchicalPrior
 from kdistill.priors.network_files import save_generator
 from kdistill.priors.stylegan import new_stylegan2
@@ -101,22 +101,18 @@ def run(digits, folder, ipc=1, given=None, **options):
 
 
 def build(digits, folder, **options):
-    return methods.get("hglad").build(
-        resolve("hglad", "fast", {**SMALL, "prior": folder, **options}), digits, 1, 0, None
-    )
+    config = resolve("hglad", "fast", {**SMALL, "prior": folder, **options})
+    return methods.calibrate(methods.get("hglad").build(config, digits, 1, 0, None))
 
 
 def snapshots(problem):
     """Return the snapshot after every step of the run."""
-    keeper = loop._Keeper(None, {})
-    zeros = {name: torch.zeros_like(x) for name, x in problem.state.items()}
-    run = loop._Loop(problem, loop.Snapshot(0, problem.state, zeros, {}), keeper, (), None, 1.0)
-    found = []
+    task = Distillation(problem)
+    states = [task.start()]
     with torch.no_grad():
-        while run.snapshot.iteration < problem.iterations:
-            run.step()
-            found.append(run.snapshot)
-    return found
+        while states[-1].iteration < problem.iterations:
+            states.append(task.iterate(states[-1])[0])
+    return states[1:]
 
 
 @pytest.mark.parametrize(
@@ -127,10 +123,10 @@ def test_going_down_keeps_the_images(network, noise):
     prior = HierarchicalPrior(network, GeneratorAdapter(size=12), chunk=2, key=3, noise=noise)
     state = prior.init(torch.tensor([0, 1, 2]), average=4)
     images = prior.render(state, 7)
-    seen = [prior.stage(state)]
+    seen = [prior.depth(state)]
     for stage in [*range(1, network.num_layers + 1), PIXELS]:
         state = prior.descend(state, stage, 7)
-        seen.append(prior.stage(state))
+        seen.append(prior.depth(state))
         torch.testing.assert_close(prior.render(state, 7), images, rtol=1e-5, atol=1e-5)
         grads = prior.vjp(state, torch.ones_like(images), 7)
         assert {name: x.shape for name, x in grads.items()} == {
@@ -159,21 +155,19 @@ def test_a_stage_may_skip_layers_and_maps_are_cleaned():
 
 def test_the_search_goes_through_every_space_down_to_pixels(digits, prior):
     problem = build(digits, prior)
-    assert problem.search.ends == (4, 8, 12, 16, 20)
+    assert tuple(stage.end for stage in problem.stages.stages) == (4, 8, 12, 16, 20)
     found = snapshots(problem)
-    assert [problem.prior.stage(s.state) for s in found] == [None] * 3 + [1] * 4 + [2] * 4 + [
+    assert [problem.prior.depth(s.state) for s in found] == [None] * 3 + [1] * 4 + [2] * 4 + [
         3
     ] * 4 + [PIXELS] * 5
     for before, after in pairwise(found):  # what is live is what the steps move
-        assert set(after.velocity) == {n for n in after.state if not n.startswith("search.")}
+        assert set(after.opt_state) == {f"velocity.{name}" for name in after.state}
         if (
-            problem.prior.stage(before.state) == problem.prior.stage(after.state)
+            problem.prior.depth(before.state) == problem.prior.depth(after.state)
             and after.iteration < 20
         ):
             assert all(
-                not torch.equal(before.state[n], after.state[n])
-                for n in after.velocity
-                if n != "ws"
+                not torch.equal(before.state[n], after.state[n]) for n in after.state if n != "ws"
             )
     assert not torch.equal(found[4].state["ws"], found[5].state["ws"])
 
@@ -184,10 +178,11 @@ def test_what_is_kept_are_copies_and_a_stage_goes_on_from_its_best(digits, prior
     )  # the start, then two looks a stage
     problem = build(digits, prior)
     monkeypatch.setattr(
-        problem.search.distance.__class__, "__call__", lambda self, images: next(values)
+        problem.stages.distance.__class__, "__call__", lambda self, images: next(values)
     )
     found = snapshots(problem)
     state = {s.iteration: s.state for s in found}
+    memory = {s.iteration: s.memory for s in found}
     at_look = problem.prior.descend(
         {n: x for n, x in state[10].items() if n in ("ws", "f.2")}, 3, 10
     )
@@ -195,17 +190,17 @@ def test_what_is_kept_are_copies_and_a_stage_goes_on_from_its_best(digits, prior
         state[12]["f.3"], at_look["f.3"]
     )  # F2: 1.0 at iteration 10 was better than 2.0 at 12
     assert not torch.equal(state[10]["f.2"], state[11]["f.2"])
-    kept = state[11]["search.best.f.2"]
+    kept = memory[11].best.state["f.2"]
     assert torch.equal(kept, state[10]["f.2"])
     assert kept.data_ptr() != state[10]["f.2"].data_ptr()
-    assert torch.equal(state[12]["search.winner.f.2"], kept)
-    assert not any(x.any() for x in found[11].velocity.values())  # momentum starts afresh
+    assert torch.equal(memory[12].winner.state["f.2"], kept)
+    assert not any(x.any() for x in found[11].opt_state.values())  # momentum starts afresh
     assert (
-        problem.prior.stage(problem.search.result(state[19])) == 2
+        problem.prior.depth(problem.stages.result(state[19], memory[19])) == 2
     )  # 1.0 against 6.0 in F3 and 6.5 so far in pixels
-    assert problem.prior.stage(problem.search.result(state[20])) == PIXELS
-    assert torch.equal(problem.search.result(state[20])["images"], state[20]["images"])
-    metrics = problem.search.findings(state[20]).metrics
+    assert problem.prior.depth(problem.stages.result(state[20], memory[20])) == PIXELS
+    assert torch.equal(problem.stages.result(state[20], memory[20])["images"], state[20]["images"])
+    metrics = problem.stages.findings(memory[20]).metrics
     assert [row["stage"] for row in metrics["best"]] == STAGES
     assert [row["distance"] for row in metrics["best"]] == [3.0, 4.0, 1.0, 6.0, 0.5]
     assert [row["iteration"] for row in metrics["best"]] == [4, 6, 10, 14, 20]
@@ -215,12 +210,10 @@ def test_what_is_kept_are_copies_and_a_stage_goes_on_from_its_best(digits, prior
 def test_a_copy_outlives_changes_in_place(digits, prior):
     problem = build(digits, prior)
     state = {**problem.state}
-    search = problem.search
-    after, _ = search.after_step(2, state, {"ws": state["ws"]})
-    kept = after["search.best.ws"].clone()
+    _, memory = problem.stages.walk(2, state, problem.stages.begin(state), ())
+    kept = memory.best.state["ws"].clone()
     state["ws"].add_(1.0)
-    assert torch.equal(after["search.best.ws"], kept)
-    assert isinstance(search, ProgressiveSearch)
+    assert torch.equal(memory.best.state["ws"], kept)
 
 
 def test_the_result_is_the_nearest_of_all_looks(digits, prior):
@@ -234,12 +227,12 @@ def test_the_result_is_the_nearest_of_all_looks(digits, prior):
     measure = (
         methods.get("hglad")
         .build(resolve("hglad", "fast", {**SMALL, "prior": prior}), seen, 1, 0, None)
-        .search.distance
+        .stages.distance
     )
     assert measure(small.transform.apply(small.images)) == pytest.approx(
         chosen["distance"], rel=1e-4
     )
-    assert problem.search.stages == (None, 1, 2, 3, PIXELS)
+    assert [stage.name for stage in problem.stages.stages] == STAGES
 
 
 def test_the_last_stage_can_be_asked_for(digits, prior):
@@ -341,17 +334,16 @@ def test_every_form_runs(digits, prior, options):
 
 
 @pytest.mark.parametrize(("method", "share"), [(DM, 0.03), (DSA, 0.01)], ids=["dm", "dsa"])
-def test_every_stage_has_a_step_size_that_was_found_for_it(digits, prior, method, share):
+def test_every_stage_has_a_learning_rate_that_was_found_for_it(digits, prior, method, share):
     problem = build(
         digits, prior, iterations=5, **{**method, "lr_f": None, "lr_w": None, "strategy": "none"}
     )
-    rates, state = problem.learning_rates, problem.state
+    rates, state = problem.optimizer.learning_rates(), problem.state
     assert set(rates) == {"ws", "f.1", "f.2", "f.3", "images"}
     images = problem.prior.render(state, 0)
     grad_images = problem.objective(0, images, state).grad_images
     for stage in (None, 1, 2, 3):
-        own = {name: state[name] for name in problem.prior.names(state)}
-        state = own if stage is None else problem.prior.descend(own, stage, 0)
+        state = state if stage is None else problem.prior.descend(state, stage, 0)
         name = "ws" if stage is None else f"f.{stage}"
         grads = problem.prior.vjp(state, grad_images, 0)
         moved = (
@@ -363,7 +355,7 @@ def test_every_stage_has_a_step_size_that_was_found_for_it(digits, prior, method
         )  # the mean of three draws, here one of them
 
 
-def test_step_sizes_that_are_named_are_kept(digits, prior):
+def test_learning_rates_that_are_named_are_kept(digits, prior):
     named = run(digits, prior, iterations=5, lr_f=2.0, lr_w=3.0).metrics["distillation"][
         "learning_rates"
     ]
@@ -383,19 +375,19 @@ def test_the_networks_of_the_distance_are_made_once(
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path))
     problem = build(digits, prior, weighting=weighting)
     images = problem.prior.render(problem.state, 0)
-    measure = problem.search.distance
+    measure = problem.stages.distance
     assert measure.distance is measure.distance
     (kept,) = (tmp_path / "distances").iterdir()
     with monkeypatch.context() as patch:
         patch.setattr("kdistill.methods.latent.cached_distance.train", None)
         again = build(
             digits, prior, weighting=weighting, objective="dc", lr_f=2.0, settings={}
-        ).search.distance
+        ).stages.distance
         assert again(images) == measure(images)
     kept.write_bytes(b"cut off")
-    assert build(digits, prior, weighting=weighting).search.distance(images) == measure(images)
+    assert build(digits, prior, weighting=weighting).stages.distance(images) == measure(images)
     assert "the distance is made again" in caplog.text
-    build(digits, prior, weighting=weighting, net_epochs=2).search.distance(images)
+    build(digits, prior, weighting=weighting, net_epochs=2).stages.distance(images)
     assert len({path.name for path in (tmp_path / "distances").glob("*.safetensors")}) == 2
 
 

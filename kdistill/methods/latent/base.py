@@ -14,9 +14,10 @@ from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
-from kdistill.methods.base import DryRun, Method, MethodConfig
+from kdistill.methods.base import DryRun, Experts, Method, MethodConfig, Problem
+from kdistill.optim import SGD, Averaged, ByName, Optimizer
 from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, Unset, Words
-from kdistill.priors import GeneratorAdapter
+from kdistill.priors import GeneratorAdapter, Prior, State
 from kdistill.priors.latents import NOISES, check_fit
 from kdistill.priors.network_files import load_generator
 from kdistill.priors.stylegan import Generator
@@ -149,7 +150,7 @@ def refuse_start(name: str, start: Tensor | None) -> None:
         )
 
 
-def about(network: Generator) -> dict[str, Any]:
+def described(network: Generator) -> dict[str, Any]:
     """Return what the record says of the generator."""
     return {
         "layers": network.num_layers,
@@ -157,7 +158,36 @@ def about(network: Generator) -> dict[str, Any]:
     }
 
 
-def experts(config: LatentConfig, data: ImageDataset) -> TrajectoryStore:
+def on_latents(
+    problem: Problem, prior: Prior, state: State, optimizer: ByName, network: dict[str, Any]
+) -> Problem:
+    """Return a run on pixels with its images rendered by ``prior`` from ``state``; labels, ``"lr"`` and the objective stay."""
+    others = {name: x for name, x in problem.state.items() if name != "images"}
+    return replace(
+        problem,
+        prior=prior,
+        state={**state, **others},
+        optimizer=optimizer,
+        provenance={**problem.provenance, "prior": network},
+    )
+
+
+def pixel_rules(problem: Problem) -> ByName:
+    """Return the optimizer of a run on pixels by name."""
+    optimizer = problem.optimizer
+    return optimizer if isinstance(optimizer, ByName) else ByName({"images": optimizer})
+
+
+def latent_rule(pixels: Optimizer, lr: float | None) -> Optimizer:
+    """Return the optimiser of latents: that of the pixels with another learning rate, and without the rule that skips."""
+    if isinstance(pixels, Averaged):
+        return replace(pixels, inner=latent_rule(pixels.inner, lr))
+    if not isinstance(pixels, SGD):
+        return pixels
+    return replace(pixels, lr=lr, find=replace(pixels.find, option="lr_f, lr_w"), skip_move=None)
+
+
+def _train_experts(config: LatentConfig, data: ImageDataset) -> TrajectoryStore:
     """Train the experts of the objective's method."""
     method, base_config = config.base()
     if method.experts is None:
@@ -165,20 +195,23 @@ def experts(config: LatentConfig, data: ImageDataset) -> TrajectoryStore:
             f"experts: expected an objective with expert trajectories, got '{config.objective}'; "
             "such as mtt"
         )
-    return method.experts(base_config, data)
+    return method.experts.train(base_config, data)
 
 
-def dry_run(config: LatentConfig, data: ImageDataset, folder: Path) -> DryRun:
+def _dry_run(config: LatentConfig, data: ImageDataset, folder: Path) -> DryRun:
     """Return the dry run of the objective's method."""
     method, base_config = config.base()
-    if method.dry_run is None:
+    if method.experts is None:
         return DryRun(config)
-    dry_run = method.dry_run(base_config, data, folder)
+    dry_run = method.experts.dry_run(base_config, data, folder)
     shared = {entry.name for entry in fields(MethodConfig)}
     settings = {
         name: value for name, value in to_mapping(dry_run.config).items() if name not in shared
     }
     return replace(dry_run, config=replace(config, settings=settings))
+
+
+EXPERTS = Experts(train=_train_experts, dry_run=_dry_run)
 
 
 def _transform(config: LatentConfig, data: ImageDataset) -> Transform:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -12,17 +12,18 @@ from kdistill.artifacts.checkpoint import decode_checkpoint, encode_checkpoint
 from kdistill.cache import CacheFile, digest_of
 from kdistill.data import ImageDataset
 from kdistill.engine import train
+from kdistill.engine.relevance import LAYERS
 from kdistill.engine.students import Student
 from kdistill.keys import generator, make_key
+from kdistill.methods.base import MethodConfig
 from kdistill.objectives.class_relevance import (
+    WEIGHTINGS,
     ClassRelevantDistance,
     class_relevant_distance,
     restored_distance,
 )
+from kdistill.options import COUNT, POSITIVE, Words
 from kdistill.status import note
-
-if TYPE_CHECKING:
-    from kdistill.methods.latent.hglad import HGladConfig
 
 NETS = ("trained", "random")
 KEEP_BYTES = (
@@ -30,24 +31,47 @@ KEEP_BYTES = (
 )  # larger statistics are not written: 5 networks of width 128 at 128 px have half a gigabyte
 
 
+@dataclass(frozen=True, kw_only=True)
+class DistanceConfig(MethodConfig):
+    """Options of methods that measure the distance, beside those that every method has.
+
+    Attributes:
+        nets: Networks of the distance: ``"trained"`` on the real images for ``net_epochs``, or
+            ``"random"``.
+        num_nets: Number of networks of the distance.
+        net_epochs: Epochs of their training on the real images.
+        net_lr: Learning rate of their training.
+        layers: Feature maps of the distance: those of ``"all"`` blocks, or of the ``"last"`` alone.
+        weighting: Weights of the feature maps in the distance: class activation maps (``"cam"``) or
+            ``"none"``.
+    """
+
+    nets: Annotated[str, Words(NETS)] = "trained"
+    num_nets: Annotated[int, COUNT] = 5
+    net_epochs: Annotated[int, COUNT] = 3
+    net_lr: Annotated[float, POSITIVE] = 0.01
+    layers: Annotated[str, Words(tuple(LAYERS))] = "all"
+    weighting: Annotated[str, Words(WEIGHTINGS)] = "cam"
+
+
 @dataclass(frozen=True, eq=False)
-class Measure:
+class CachedDistance:
     """The distance of a run, made at the first call; runs with equal data, networks and seed share it (``$KDISTILL_CACHE``).
 
     Attributes:
         config: Options of the run.
         data: Its real images.
-        labels: Of the synthetic images.
+        labels: Labels of the synthetic images.
         seed: Seed of the run.
     """
 
-    config: "HGladConfig"
+    config: DistanceConfig
     data: ImageDataset
     labels: Tensor
     seed: int
 
     def __call__(self, images: Tensor) -> float:
-        """Return the distance of images as networks see them."""
+        """Return the distance of normalised images."""
         return float(self.distance(images, self.labels))
 
     @cached_property

@@ -18,17 +18,19 @@ from torch import Tensor
 
 from kdistill.data import ImageDataset
 from kdistill.keys import make_key
-from kdistill.methods.base import Method, Problem, balanced_labels
-from kdistill.methods.calibration import FirstGradients
+from kdistill.methods.base import Method, Problem
+from kdistill.methods.init import balanced_labels
 from kdistill.methods.latent.base import (
+    EXPERTS,
     PUBLISHED_DC,
     PUBLISHED_MTT,
     LatentConfig,
-    about,
     adapter_for,
-    dry_run,
-    experts,
+    described,
+    latent_rule,
     network_for,
+    on_latents,
+    pixel_rules,
     refuse_start,
 )
 from kdistill.options import NOT_NEGATIVE, Unset
@@ -92,22 +94,16 @@ def build(
         learn_weights=config.learn_g,
     )
     images = prior.render(state, 0)
-    pixels = (
-        {"lr_images": 1.0} if base_config.lr_images is None else {}
-    )  # of no use here: nothing is to be spent on finding it
-    problem = method.build(replace(base_config, **pixels), data, ipc, seed, images)
-    names = {name.partition(".")[0] for name in state}
-    given = {"ws": config.lr_w, "f": config.lr_f, "generator": config.lr_g}
-    rates = {name: rate for name, rate in given.items() if name in names and rate is not None}
-    if missing := names - set(rates):
-        first = FirstGradients.of(problem, images, state)
-        rates |= {name: first.step_size(name, prior, state) for name in sorted(missing)}
-    return problem.with_prior(
-        prior,
-        state,
-        rates,
-        advice=f"lower lr_f or lr_w{', or lr_g' if config.learn_g else ''}",
-        about={**problem.about, "prior": about(network)},
+    problem = method.build(base_config, data, ipc, seed, images)
+    rules = dict(pixel_rules(problem).rules)
+    pixels = rules.pop("images")
+    learned = {name.partition(".")[0] for name in state}
+    rates = {"ws": config.lr_w, "f": config.lr_f, "generator": config.lr_g}
+    rules |= {name: latent_rule(pixels, rate) for name, rate in rates.items() if name in learned}
+    optimizer = replace(pixel_rules(problem), rules=rules)
+    return replace(
+        on_latents(problem, prior, state, optimizer, described(network)),
+        hint=f"lower lr_f or lr_w{', or lr_g' if config.learn_g else ''}",
     )
 
 
@@ -156,8 +152,7 @@ METHOD = Method(
         "the generator runs in float32; the published code runs most layers in float16 on a GPU",
         "randomness is keyed; the last iteration is the result, not the best on the test set",
     ),
-    experts=experts,
-    dry_run=dry_run,
+    experts=EXPERTS,
     cost="that of the objective, and three passes through the generator",
     needs="a generator; expert trajectories where the objective does",
 )

@@ -20,32 +20,33 @@ from typing import Annotated
 from torch import Tensor
 
 from kdistill.data import ImageDataset
-from kdistill.engine.relevance import LAYERS
 from kdistill.errors import ConfigError
 from kdistill.keys import make_key
-from kdistill.methods.base import Method, Problem, balanced_labels
-from kdistill.methods.calibration import FirstGradients
+from kdistill.methods.base import Method, Problem
+from kdistill.methods.init import balanced_labels
 from kdistill.methods.latent.base import (
+    EXPERTS,
     PUBLISHED_DC,
     PUBLISHED_MTT,
     LatentConfig,
-    about,
     adapter_for,
-    dry_run,
-    experts,
+    described,
+    latent_rule,
     network_for,
+    on_latents,
+    pixel_rules,
     refuse_start,
 )
-from kdistill.methods.latent.cached_distance import NETS, Measure
-from kdistill.methods.latent.layer_search import ProgressiveSearch, stage_ends, stage_name
-from kdistill.objectives.class_relevance import WEIGHTINGS
-from kdistill.options import COUNT, NOT_NEGATIVE, POSITIVE, Unset, Words
-from kdistill.priors import PIXELS, HierarchicalPrior, Stage, State
+from kdistill.methods.latent.cached_distance import CachedDistance, DistanceConfig
+from kdistill.methods.stages import Stage, Stages, stage_ends
+from kdistill.optim import SGD
+from kdistill.options import COUNT, NOT_NEGATIVE, Unset, Words
+from kdistill.priors import PIXELS, Depth, HierarchicalPrior, State
 from kdistill.priors.latents import generator_classes
 
 
 @dataclass(frozen=True, kw_only=True)
-class HGladConfig(LatentConfig):
+class HGladConfig(LatentConfig, DistanceConfig):
     """Options of H-GLaD beside those of every method on latents; the defaults take as many iterations as GLaD.
 
     Attributes:
@@ -56,14 +57,6 @@ class HGladConfig(LatentConfig):
             them.
         check_every: Iterations between two measurements of the distance; there is one at the end of
             a stage too.
-        nets: Networks of the distance: ``"trained"`` on the real images for ``net_epochs``, or
-            ``"random"``.
-        num_nets: Number of networks of the distance.
-        net_epochs: Epochs of their training on the real images.
-        net_lr: Learning rate of their training.
-        layers: Feature maps of the distance: those of ``"all"`` blocks, or of the ``"last"`` alone.
-        weighting: Weights of the feature maps in the distance: class activation maps (``"cam"``) or
-            ``"none"``.
         choose: The result: the stage with the smallest ``"distance"``, or the ``"last"`` one.
     """
 
@@ -74,15 +67,9 @@ class HGladConfig(LatentConfig):
     lr_images: Annotated[float | None, NOT_NEGATIVE, Unset("the objective's own")] = None
     avg_w: bool = True
     check_every: Annotated[int, COUNT] = 10
-    nets: Annotated[str, Words(tuple(NETS))] = "trained"
-    num_nets: Annotated[int, COUNT] = 5
-    net_epochs: Annotated[int, COUNT] = 3
-    net_lr: Annotated[float, POSITIVE] = 0.01
-    layers: Annotated[str, Words(tuple(LAYERS))] = "all"
-    weighting: Annotated[str, Words(tuple(WEIGHTINGS))] = "cam"
     choose: Annotated[str, Words(("distance", "last"))] = "distance"
 
-    def stages(self, num_layers: int) -> tuple[Stage, ...]:
+    def depths(self, num_layers: int) -> tuple[Depth, ...]:
         """Return W+ (None), the layers, and the pixels."""
         return None, *range(1, num_layers + 1, self.stride), PIXELS
 
@@ -93,14 +80,13 @@ def build(
     """Return the run of the objective's method, with images that are rendered from one stage after another."""
     refuse_start("hglad", start)
     network = network_for(config, data)
-    stages = config.stages(network.num_layers)
+    depths = config.depths(network.num_layers)
     if config.stage_iterations is not None:
-        config = replace(config, iterations=config.stage_iterations * len(stages))
-    if 0 < config.iterations < len(stages):
+        config = replace(config, iterations=config.stage_iterations * len(depths))
+    if 0 < config.iterations < len(depths):
         raise ConfigError(
-            f"iterations: expected at least one for each of the {len(stages)} stages, got "
-            f"{config.iterations}; raise it, or "
-            "take fewer layers with stride"
+            f"iterations: expected at least one for each of the {len(depths)} stages, got "
+            f"{config.iterations}; raise it, or take fewer layers with stride"
         )
     method, base_config = config.base()
     prior = HierarchicalPrior(
@@ -113,56 +99,50 @@ def build(
     labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
     classes = generator_classes(network, labels, config.classes, data.num_classes)
     state = prior.init(classes, average=config.n_avg if config.avg_w else 0)
-    images = prior.render(state, 0)
-    problem = method.build(base_config, data, ipc, seed, images)
-    search = ProgressiveSearch(
+    problem = method.build(base_config, data, ipc, seed, prior.render(state, 0))
+    pixels = problem.optimizer.rule("images")
+    assert isinstance(pixels, SGD)
+    rules = {
+        **pixel_rules(problem).rules,
+        "ws": latent_rule(pixels, config.lr_w),
+        "f": latent_rule(pixels, config.lr_f),
+        "images": pixels
+        if config.lr_images is None
+        else replace(pixels, lr=config.lr_images, skip_move=None),
+    }
+    stages = Stages(
+        stages=_stages(prior, depths, problem.iterations),
         prior=prior,
-        stages=stages,
-        ends=stage_ends(problem.iterations, len(stages)),
         check_every=config.check_every,
-        distance=Measure(config, data, labels, seed),
+        distance=CachedDistance(config, data, labels, seed),
         choose=config.choose,
         to_pixels=data.transform.to("cpu").invert,
         labels=labels,
+        hint="lower lr_f, lr_w or, in pixels, lr_images",
     )
-    pixel_rate = problem.learning_rates["images"] if config.lr_images is None else config.lr_images
-    return problem.with_prior(
-        prior,
-        {**state, **search.begin(images)},
-        {**_rates(config, problem, prior, stages, state, images), "images": pixel_rate},
-        advice="lower lr_f or lr_w, or lr_images if pixels were reached",
-        about={
-            **problem.about,
-            "prior": {**about(network), "stages": [stage_name(stage) for stage in stages]},
-        },
-        objective=search.hand_on(problem.objective),
-        average={},
-        search=search,
+    optimizer = replace(pixel_rules(problem), rules=rules)
+    record = {**described(network), "stages": [stage.name for stage in stages.stages]}
+    return replace(
+        on_latents(problem, prior, state, optimizer, record),
+        stages=stages,
+        hint="lower lr_f or lr_w, or lr_images if pixels were reached",
     )
 
 
-def _rates(
-    config: HGladConfig,
-    problem: Problem,
-    prior: HierarchicalPrior,
-    stages: tuple[Stage, ...],
-    state: State,
-    images: Tensor,
-) -> dict[str, float]:
-    """Return the learning rates of W+, found where it stands alone, and of the feature maps, found for every stage by itself."""
-    rates = {
-        name: rate for name, rate in (("ws", config.lr_w), ("f", config.lr_f)) if rate is not None
-    }
-    if len(rates) == 2:
-        return rates
-    first = FirstGradients.of(problem, images, state)
-    if "ws" not in rates:
-        rates["ws"] = first.step_size("ws", prior, state)
-    for stage in stages if "f" not in rates else ():
-        if isinstance(stage, int):
-            state = prior.descend(state, stage, 0)
-            rates[f"f.{stage}"] = first.step_size(f"f.{stage}", prior, state)
-    return rates
+def _stages(
+    prior: HierarchicalPrior, depths: tuple[Depth, ...], iterations: int
+) -> tuple[Stage, ...]:
+    def stage(depth: Depth, end: int) -> Stage:
+        def enter(state: State, iteration: int) -> State:
+            return prior.descend(state, depth, iteration)
+
+        if depth is None:
+            return Stage("W", end, ("ws",), enter)
+        if isinstance(depth, str):
+            return Stage(depth, end, ("images",), enter)
+        return Stage(f"F{depth}", end, ("ws", f"f.{depth}"), enter)
+
+    return tuple(map(stage, depths, stage_ends(iterations, len(depths))))
 
 
 _DC = {"objective": "dc", "lr_f": 1.0, "lr_w": 1e-3, "settings": PUBLISHED_DC}
@@ -208,8 +188,7 @@ METHOD = Method(
         "best state",
         "generated and real images are normalised alike; randomness is keyed",
     ),
-    experts=experts,
-    dry_run=dry_run,
+    experts=EXPERTS,
     cost="that of glad; a few networks trained once per data and seed, and a look at the distance every check_every iterations",
     needs="a generator; expert trajectories where the objective does",
 )

@@ -22,11 +22,12 @@ from kdistill.engine.gradient_distance import DISTANCES, output_rows
 from kdistill.engine.students import ConvNet
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.keys import generator, make_key
-from kdistill.methods.base import Problem, Step, augmentation, balanced_labels, initial_images
-from kdistill.methods.calibration import calibrated_images
+from kdistill.methods.base import Problem, Step
 from kdistill.methods.difficulty import FilteredConfig
+from kdistill.methods.init import balanced_labels, initial_images
 from kdistill.objectives.class_gradient_match import class_gradient_match
 from kdistill.objectives.masks import depth_mask
+from kdistill.optim import FirstMove, by_name
 from kdistill.options import (
     AUTOMATIC,
     COUNT,
@@ -105,12 +106,8 @@ def build_gradient(
     _check_norm(student, config.norm)
     _check_mask(student, config)
     steps, epochs = config.loops(ipc)
-    siamese, inner = (
-        augmentation(
-            config.strategy, data, make_key(seed, purpose), siamese=flag, align_corners=False
-        )
-        for purpose, flag in (("augment", True), ("augment training", False))
-    )
+    siamese = config.augmentation(data, make_key(seed, "augment"), siamese=True)
+    inner = config.augmentation(data, make_key(seed, "augment training"), siamese=False)
     matched = config.kept(data).train
     real_labels = matched.labels.cpu()  # draws look at them on the host
     sampler = ClassSampler(real_labels, data.num_classes)
@@ -155,28 +152,22 @@ def build_gradient(
             real_labels[rows], images, host_labels, distance=config.distance, mask=mask,
             augment=siamese if siamese.families else None, step=iteration,
         )  # fmt: skip
-        return Step(loss, grad, carried={"theta": theta})
+        return Step(loss, grad, updates={"theta": theta})
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
     state = {"images": images.clone(), "theta": images.new_zeros(student.num_params)}
-    lr_images = config.lr_images
-    if lr_images is None:  # from fresh networks, which every T-th step begins with
-        lr_images = calibrated_images(
-            lambda iteration: objective(iteration * steps, images, state), images, FIRST_MOVE
-        )
+    # found from fresh networks, which every T-th step begins with
+    find = FirstMove(share=FIRST_MOVE, iterations=(0, steps, 2 * steps))
+    iterations = config.iterations * steps
     return Problem(
         prior=PixelPrior(),
         state=state,
         labels=labels,
         objective=objective,
-        learning_rates={"images": lr_images},
-        momentum=config.momentum,
-        iterations=config.iterations * steps,
-        schedule=config.schedule,
-        fresh_every=steps,
-        first_move=FIRST_MOVE,
-        advice="lower lr_images, or lr_net",
-        about=config.table_identity(data),
+        optimizer=by_name({"images": config.sgd(config.lr_images, iterations, find=find)}),
+        iterations=iterations,
+        provenance=config.table_identity(data),
+        hint="lower lr_images, or lr_net",
     )
 
 

@@ -17,17 +17,11 @@ from kdistill.data import ImageDataset
 from kdistill.data.class_sampler import ClassSampler
 from kdistill.errors import ConfigError
 from kdistill.keys import generator, make_key
-from kdistill.methods.base import (
-    Method,
-    Problem,
-    Step,
-    augmentation,
-    balanced_labels,
-    initial_images,
-)
-from kdistill.methods.calibration import calibrated_images
+from kdistill.methods.base import Method, Problem, Step
 from kdistill.methods.difficulty import FilteredConfig
+from kdistill.methods.init import balanced_labels, initial_images
 from kdistill.objectives.distribution_matching import distribution_match, layered_distribution_match
+from kdistill.optim import by_name
 from kdistill.options import AUTOMATIC, COUNT, MASKED_SHARE, NOT_NEGATIVE, Words
 from kdistill.priors import PixelPrior, State
 
@@ -72,9 +66,7 @@ def build(
 ) -> Problem:
     """Return the run: a fresh network, a fresh real batch and a fresh augmentation in every iteration, all by key."""
     student = config.network(data)
-    augment = augmentation(
-        config.strategy, data, make_key(seed, "augment"), siamese=True, align_corners=False
-    )
+    augment = config.augmentation(data, make_key(seed, "augment"), siamese=True)
     matched = config.kept(data).train
     real_labels, labels = (
         matched.labels.cpu(),
@@ -106,21 +98,14 @@ def build(
         )
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
-    lr_images = config.lr_images
-    if lr_images is None:
-        lr_images = calibrated_images(
-            lambda iteration: objective(iteration, images, {"images": images}), images
-        )
     return Problem(
         prior=PixelPrior(),
         state={"images": images.clone()},
         labels=labels.to(seen.device),
         objective=objective,
-        learning_rates={"images": lr_images},
-        momentum=config.momentum,
+        optimizer=by_name({"images": config.sgd(config.lr_images)}),
         iterations=config.iterations,
-        schedule=config.schedule,
-        about=config.table_identity(data),
+        provenance=config.table_identity(data),
     )
 
 

@@ -25,16 +25,9 @@ from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert
 from kdistill.experts.expert_training import Rows
 from kdistill.files import explained
 from kdistill.keys import generator, make_key, permutation, uniforms
-from kdistill.methods.base import (
-    DryRun,
-    MethodConfig,
-    Problem,
-    Step,
-    augmentation,
-    balanced_labels,
-    initial_images,
-)
-from kdistill.methods.calibration import calibrated
+from kdistill.methods.base import DryRun, Experts, MethodConfig, Problem, Step
+from kdistill.methods.init import balanced_labels, initial_images
+from kdistill.optim import LeastLoss, Optimizer, averaged, by_name
 from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.priors import PixelPrior, State
 
@@ -119,7 +112,7 @@ class TrajectoryConfig(MethodConfig):
             expert_epochs=1,
             experts=str(folder),
         )
-        return replace(short, lr_init=self.lr_init or 0.01, lr_images=self.lr_images or 1.0)
+        return replace(short, lr_init=self.lr_init or 0.01)  # any student will do for the time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,14 +139,12 @@ class SoftLabels:
     """Labels that are learned beside the images (DATM).
 
     Attributes:
-        logits: To begin with, ``[M, K]``.
-        lr: Their learning rate.
-        momentum: Of their SGD.
+        logits: First logits, ``[M, K]``.
+        optimizer: Their optimiser.
     """
 
     logits: Tensor
-    lr: float
-    momentum: float
+    optimizer: Optimizer
 
 
 def published(
@@ -243,6 +234,9 @@ def dry_run_trajectory(config: TrajectoryConfig, data: ImageDataset, folder: Pat
     )
 
 
+EXPERTS = Experts(train=expert_store, dry_run=dry_run_trajectory)
+
+
 def build_trajectory(
     config: TrajectoryConfig,
     data: ImageDataset,
@@ -255,7 +249,7 @@ def build_trajectory(
     soft: SoftLabels | None = None,
     mask: Mask | None = None,
     skip_above: float | None = None,
-    average: Mapping[str, float] | None = None,
+    ema_decay: float | None = None,
 ) -> Problem:
     """Return the run of a trajectory method.
 
@@ -269,14 +263,14 @@ def build_trajectory(
         labels_of: ``(student, target, images, labels) -> labels`` of the inner steps, constants of
             an iteration; None keeps the hard ones.
         soft: Labels that are learned; None keeps the hard ones.
-        mask: Of the parameters that are compared (PAD), see ``trajectory_match``.
+        mask: Mask of the parameters that are compared (PAD), see ``trajectory_match``.
         skip_above: An iteration with a larger loss changes nothing.
-        average: Decay of the running mean of tensors of the state, or None (see ``Problem``).
+        ema_decay: Decay of a running mean of the images, which is the result.
     """
     student, experts = config.network(data), expert_store(config, data) if store is None else store
     labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
-    augment = augmentation(
-        config.strategy, data, make_key(seed, "augment"), siamese=False, align_corners=True
+    augment = config.augmentation(
+        data, make_key(seed, "augment"), siamese=False, align_corners=True
     )
 
     def objective(iteration: int, images: Tensor, state: State) -> Step:
@@ -284,13 +278,13 @@ def build_trajectory(
         target = experts.snapshot(expert, epoch + config.expert_epochs).to(
             images, non_blocking=True
         )
-        given = state.get("label_logits", labels)
-        found = trajectory_match(
+        current = state.get("label_logits", labels)
+        match = trajectory_match(
             student,
             experts.snapshot(expert, epoch).to(images, non_blocking=True),
             target,
             images,
-            given if labels_of is None else labels_of(student, target, images, labels),
+            current if labels_of is None else labels_of(student, target, images, labels),
             state["lr"],
             batches=_batches(
                 len(images),
@@ -305,50 +299,38 @@ def build_trajectory(
             checkpoint_every=config.checkpoint_every,
             cuda_graph=config.cuda_graph,
         )
-        _check_finite(found, state["lr"], epoch, iteration)
-        grads = {"lr": found.grad_lr.to(images)}
-        if soft is not None and found.grad_labels is not None:
-            grads["label_logits"] = found.grad_labels
-        is_skipped = skip_above is not None and bool(found.loss > skip_above)
-        return Step(
-            found.loss,
-            found.grad_images,
-            grads,
-            is_skipped=is_skipped or too_long(found.grad_images, images),
-        )
-
-    def too_long(grad: Tensor, images: Tensor) -> bool:
-        if found_lr is None or config.skip_move is None:
-            return False
-        return bool(
-            found_lr * torch.linalg.vector_norm(grad)
-            > config.skip_move * torch.linalg.vector_norm(images)
-        )
+        _check_finite(match, state["lr"], epoch, iteration)
+        grads = {"lr": match.grad_lr.to(images)}
+        if soft is not None and match.grad_labels is not None:
+            grads["label_logits"] = match.grad_labels
+        return Step(match.loss, match.grad_images, grads)
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
-    learned = {} if soft is None else {"label_logits": soft.logits.clone()}
-
-    def measure(iteration: int, alpha: Tensor) -> Step:
-        return objective(iteration, images, {"images": images, "lr": alpha, **learned})
-
-    found_lr: float | None = None
-    lr, lr_images = calibrated(measure, images, config.lr_init, config.lr_images)
-    found_lr = lr_images if config.lr_images is None else None
-    rates = {"images": lr_images, "lr": config.lr_lr}
+    state = {"images": images.clone()}
+    steps: Optimizer = config.sgd(
+        config.lr_images, skip_move=config.skip_move if config.lr_images is None else None
+    )
+    rules = {
+        "images": steps if ema_decay is None else averaged(steps, ema_decay),
+        "lr": config.sgd(
+            config.lr_lr,
+            minimum=SMALLEST_LR,
+            initial=LeastLoss() if config.lr_init is None else None,
+        ),
+    }
+    if config.lr_init is not None:
+        state["lr"] = images.new_full((), config.lr_init)
+    if soft is not None:
+        state["label_logits"] = soft.logits.clone()
+        rules["label_logits"] = soft.optimizer
     return Problem(
         prior=PixelPrior(),
-        state={"images": images.clone(), "lr": images.new_full((), lr), **learned},
+        state=state,
         labels=labels,
         objective=objective,
-        learning_rates=rates if soft is None else {**rates, "label_logits": soft.lr},
-        momentum=config.momentum
-        if soft is None
-        else {**dict.fromkeys(rates, config.momentum), "label_logits": soft.momentum},
+        optimizer=by_name(rules, skip_above=skip_above),
         iterations=config.iterations,
-        schedule=config.schedule,
-        lower={"lr": SMALLEST_LR},
-        average=average or {},
-        advice="lower lr_images, or lr_lr and lr_init" + ("" if soft is None else ", or lr_labels"),
+        hint="lower lr_images, or lr_lr and lr_init" + ("" if soft is None else ", or lr_labels"),
     )
 
 
@@ -369,9 +351,9 @@ def _batches(count: int, size: int, steps: int, key: int) -> list[Tensor]:
     return batches[:steps]
 
 
-def _check_finite(found: TrajectoryMatch, lr: Tensor, epoch: int, iteration: int) -> None:
-    """Name the cause where the student itself diverged; the loop finds the rest."""
-    norms = found.grad_norms
+def _check_finite(match: TrajectoryMatch, lr: Tensor, epoch: int, iteration: int) -> None:
+    """Name the cause where the student itself diverged; the loop checks everything else."""
+    norms = match.grad_norms
     if norms.device.type != "cpu" or bool(torch.isfinite(norms).all()):
         return
     step = int((~torch.isfinite(norms)).nonzero()[0])

@@ -25,23 +25,18 @@ from kdistill.engine.inner_problem import Mask
 from kdistill.errors import ConfigError
 from kdistill.experts import ExpertSpec, TrajectoryStore
 from kdistill.keys import make_key
-from kdistill.methods.base import (
-    INITS,
-    Method,
-    Problem,
-    balanced_labels,
-    initial_images,
-    told_apart,
-)
+from kdistill.methods.base import Method, Problem
+from kdistill.methods.init import INITS, balanced_labels, initial_images, with_distinct_copies
 from kdistill.methods.trajectory.base import (
+    EXPERTS,
     FlatExpertsConfig,
     SoftLabels,
     build_trajectory,
-    dry_run_trajectory,
     expert_store,
 )
 from kdistill.methods.trajectory.mtt import FAST as MTT_FAST
-from kdistill.options import COUNT, MOMENTUM, NOT_NEGATIVE, POSITIVE, Unset, Words
+from kdistill.optim import FirstMove
+from kdistill.options import AUTOMATIC, COUNT, MOMENTUM, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.selection import select_correct
 
 # the better of two settings on validation images (mnist5k, 10 per class, one run each); the first
@@ -66,7 +61,8 @@ class DatmConfig(FlatExpertsConfig):
         expert_length: Epochs of the experts, whose last networks judge the first images and make
             their labels.
         label_experts: Number of experts that make the first labels.
-        lr_labels: Learning rate of the label logits.
+        lr_labels: Learning rate of the label logits; where it is found, the first step moves them
+            by 3 % of their norm.
         momentum_labels: Momentum of the label logits' SGD.
         skip_above: An iteration with a larger loss changes nothing.
     """
@@ -85,7 +81,7 @@ class DatmConfig(FlatExpertsConfig):
         int | None, COUNT, Unset("as far as the last start epoch and M reach")
     ] = 100
     label_experts: Annotated[int | None, COUNT, Unset("all")] = None
-    lr_labels: Annotated[float, NOT_NEGATIVE] = 2.0
+    lr_labels: Annotated[float | None, NOT_NEGATIVE, AUTOMATIC] = 2.0
     momentum_labels: Annotated[float, MOMENTUM] = 0.9
     skip_above: Annotated[float | None, POSITIVE, Unset("no iteration is skipped")] = 1.0
 
@@ -195,7 +191,14 @@ def build_aligned(
     votes = (
         student.infer(store.snapshot(expert, store.epochs).to(start), start) for expert in judges
     )
-    soft = SoftLabels(first_logits(votes, labels), config.lr_labels, config.momentum_labels)
+    soft = SoftLabels(
+        first_logits(votes, labels),
+        config.sgd(
+            config.lr_labels,
+            momentum=config.momentum_labels,
+            find=FirstMove(option="lr_labels"),
+        ),
+    )
     return build_trajectory(
         config, data, ipc, seed, start, store=store, soft=soft, mask=mask, skip_above=config.skip_above
     )  # fmt: skip
@@ -216,7 +219,7 @@ def _first_images(
     rows = select_correct(
         predictions, count, labels, ipc, key, num_classes=len(classes), classes=classes
     )
-    return told_apart(seen[rows], rows, seed)
+    return with_distinct_copies(seen[rows], rows, seed)
 
 
 def build(
@@ -269,8 +272,7 @@ METHOD = Method(
         "it where memory is short",
         "the last iteration is the result, not the best on the test set; randomness is keyed",
     ),
-    experts=expert_store,
-    dry_run=dry_run_trajectory,
-    soft_labels=True,
+    experts=EXPERTS,
     cost="second order, as MTT; the experts take two gradients per step",
+    needs="expert trajectories",
 )

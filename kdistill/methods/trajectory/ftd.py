@@ -16,10 +16,9 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.methods.base import Method, Problem
 from kdistill.methods.trajectory.base import (
+    EXPERTS,
     FlatExpertsConfig,
     build_trajectory,
-    dry_run_trajectory,
-    expert_store,
     published,
 )
 from kdistill.methods.trajectory.mtt import FAST
@@ -45,7 +44,7 @@ def build(
     config: FtdConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
 ) -> Problem:
     """Return the run; experts that are missing are trained first."""
-    return build_trajectory(config, data, ipc, seed, start, average={"images": config.ema_decay})
+    return build_trajectory(config, data, ipc, seed, start, ema_decay=config.ema_decay)
 
 
 METHOD = Method(
@@ -72,7 +71,7 @@ METHOD = Method(
         "images comes from a network that "
         "had been trained on the other set already, and is no target here",
     ),
-    experts=expert_store,
-    dry_run=dry_run_trajectory,
+    experts=EXPERTS,
     cost="as MTT; the experts take two gradients per step",
+    needs="expert trajectories",
 )

@@ -16,10 +16,9 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.methods.base import Method, Problem
 from kdistill.methods.trajectory.base import (
+    EXPERTS,
     TrajectoryConfig,
     build_trajectory,
-    dry_run_trajectory,
-    expert_store,
     published,
 )
 
@@ -74,7 +73,7 @@ METHOD = Method(
         "best on the "
         "test set (distill --snapshot-every and evaluate --snapshots name that one)",
     ),
-    experts=expert_store,
-    dry_run=dry_run_trajectory,
+    experts=EXPERTS,
     cost="second order; 11 products per convolution and inner step, where training has 3",
+    needs="expert trajectories",
 )

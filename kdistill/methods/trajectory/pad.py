@@ -24,7 +24,7 @@ from kdistill.engine.inner_problem import Mask
 from kdistill.methods.base import Method, Problem
 from kdistill.methods.difficulty import DifficultyConfig, by_count
 from kdistill.methods.trajectory import datm
-from kdistill.methods.trajectory.base import dry_run_trajectory, expert_store
+from kdistill.methods.trajectory.base import EXPERTS
 from kdistill.methods.trajectory.datm import DatmConfig, build_aligned
 from kdistill.objectives.masks import depth_mask, loss_mask
 from kdistill.options import MASKED_SHARE, Words
@@ -122,7 +122,8 @@ def build(
             else loss_mask(config.mask_ratio)
         )
     return replace(
-        build_aligned(config, data, ipc, seed, start, mask=mask), about=config.table_identity(data)
+        build_aligned(config, data, ipc, seed, start, mask=mask),
+        provenance=config.table_identity(data),
     )
 
 
@@ -230,8 +231,7 @@ METHOD = Method(
         "removal epochs and shares are CIFAR-10's for every data set, as no others are published",
         "nothing else differs from datm",
     ),
-    experts=expert_store,
-    dry_run=dry_run_trajectory,
-    soft_labels=True,
+    experts=EXPERTS,
     cost="as datm, and score_nets * score_epochs passes over the data for the scores",
+    needs="expert trajectories",
 )

@@ -16,10 +16,9 @@ from kdistill.data import ImageDataset
 from kdistill.engine import Student
 from kdistill.methods.base import Method, Problem
 from kdistill.methods.trajectory.base import (
+    EXPERTS,
     TrajectoryConfig,
     build_trajectory,
-    dry_run_trajectory,
-    expert_store,
     published,
 )
 from kdistill.methods.trajectory.mtt import FAST
@@ -83,7 +82,7 @@ METHOD = Method(
         "teacher_labels works for any number of images; the published code fails for 50 images or "
         "fewer",
     ),
-    experts=expert_store,
-    dry_run=dry_run_trajectory,
+    experts=EXPERTS,
     cost="second order, truncated; 9 products per convolution and inner step",
+    needs="expert trajectories",
 )
