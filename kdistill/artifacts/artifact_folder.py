@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdistill.artifacts.contents import FILES, RUN_FILES, SetContents, entry
+from kdistill.artifacts.contents import FILES, RUN_FILES, SetContents, lookup
 from kdistill.artifacts.dataset_card import card
 from kdistill.artifacts.tensors import decode, encode, one_number, parse_table, to_json
 from kdistill.errors import ConfigError, DataError, ShapeError
@@ -106,14 +107,14 @@ def check_output(path: str | Path) -> None:
     with explained(path):
         if path.exists() and not path.is_dir():
             raise DataError(f"{path}: expected a folder, got a file; choose another place")
-        entries = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    names = {name for name in entries if not name.startswith(".")}
-    if {"config.json", ".next"} & entries:
+        present = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    names = {name for name in present if not name.startswith(".")}
+    if {"config.json", ".next"} & present:
         # all five: an artefact, even if its config was damaged
-        ours = names >= set(FILES) or recorded_run(path) is not None
+        is_ours = names >= set(FILES) or recorded_run(path) is not None
     else:
-        ours = not names or bool(names & set(RUN_FILES) and not names & set(FILES))
-    if not ours:
+        is_ours = not names or bool(names & set(RUN_FILES) and not names & set(FILES))
+    if not is_ours:
         listed = ", ".join(sorted(names & set(FILES) or names)[:3])
         raise DataError(
             f"{path}: expected a new or empty folder or an earlier artefact, got one with "
@@ -122,22 +123,18 @@ def check_output(path: str | Path) -> None:
 
 
 def recorded_run(path: Path) -> tuple[dict[str, Any], int] | None:
-    """Return the configuration of the artefact in ``path`` and the iterations of its run; None where there is none.
+    """Return the configuration of the artefact in ``path`` and its iterations; None without one.
 
     Neither the images nor checksums are read; an artefact without a record of its iterations counts
     as 0.
     """
-    try:
+    config, metrics = {}, {}
+    with suppress(DataError):
         config = _json(path, "config.json")
-        if "artifact" not in config:
-            return None
-    except DataError:
+        metrics = _json(path, "metrics.json")
+    if config.pop("artifact", None) is None:
         return None
-    try:
-        iterations = entry(_json(path, "metrics.json"), "distillation", "iterations")
-    except DataError:
-        iterations = 0
-    del config["artifact"]
+    iterations = lookup(metrics, "distillation", "iterations")
     return config, iterations if isinstance(iterations, int) else 0
 
 

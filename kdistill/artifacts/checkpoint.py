@@ -1,4 +1,4 @@
-"""Checksummed checkpoints: one safetensors file, and the previous one until the new one is complete."""
+"""Checksummed checkpoints: a safetensors file, and the previous one until it is complete."""
 
 import json
 import logging
@@ -64,9 +64,9 @@ def encode_checkpoint(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
 
 
 def checkpoint_meta(path: str | Path) -> dict[str, Any] | None:
-    """Return ``meta`` of a checkpoint from its first bytes, or of the previous one; None where neither can be read.
+    """Return ``meta`` of a checkpoint, or of the previous one; None where neither can be read.
 
-    The tensors are neither read nor checked.
+    Only the first bytes are read: the tensors are neither read nor checked.
     """
     path = Path(path)
     for place in (path, _previous(path)):
@@ -83,7 +83,7 @@ def checkpoint_meta(path: str | Path) -> dict[str, Any] | None:
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint, or the previous one if it is missing or damaged (with a warning that says so).
+    """Read a checkpoint, or the previous one, with a warning, if it is missing or damaged.
 
     Returns:
         The tensors, on the CPU, and ``meta``.
@@ -98,24 +98,22 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         if not _previous(path).exists():
             raise
         try:
-            found = _read(_previous(path))
+            previous = _read(_previous(path))
         except DataError:
             raise error from None
         _log.warning("%s; using the previous checkpoint %s", error, _previous(path).name)
-        return found
+        return previous
 
 
 def first_difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """Return the dotted key of the first value in which two nested mappings differ, and both values."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in sorted({*ours, *theirs}):
-            found = first_difference(
-                ours.get(key), theirs.get(key), f"{path}.{key}" if path else str(key)
-            )
-            if found:
-                return found
-        return None
-    return None if ours == theirs else (path, ours, theirs)
+    """Return the dotted key of the first difference of two nested tables, and both values."""
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return None if ours == theirs else (path, ours, theirs)
+    for key in sorted({*ours, *theirs}):
+        place = f"{path}.{key}" if path else str(key)
+        if difference := first_difference(ours.get(key), theirs.get(key), place):
+            return difference
+    return None
 
 
 def _previous(path: Path) -> Path:
@@ -133,18 +131,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def decode_checkpoint(content: bytes, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and ``meta`` that ``encode_checkpoint`` was given.
+    """Return the tensors and ``meta`` that ``encode_checkpoint`` wrote.
 
     Raises:
         DataError: The content of ``path`` is no checkpoint, of another version, or damaged.
     """
-    tensors, envelope = decode(content, path)
-    fields = envelope if isinstance(envelope, dict) else {}
+    tensors, fields = decode(content, path)
     if fields.get("schema_version") != _SCHEMA or not {"meta", "sha256"} <= set(fields):
         raise DataError(
             f"{path}: expected a checkpoint of schema version {_SCHEMA}, got "
-            f"{fields.get('schema_version')}; "
-            "continue with the kdistill that wrote it, or start afresh"
+            f"{fields.get('schema_version')}; continue with the kdistill that "
+            "wrote it, or start afresh"
         )
     if digest(tensors, fields["meta"]) != fields["sha256"]:
         raise DataError(

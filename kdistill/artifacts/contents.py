@@ -22,7 +22,7 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SetContents:
-    """Tensors and metadata of a distilled set; ``DistilledDataset``, made of it, describes every field."""
+    """Tensors and metadata of a distilled set; ``DistilledDataset`` describes every field."""
 
     images: Tensor
     labels: Tensor
@@ -133,7 +133,7 @@ class SetContents:
         return len(self.images)
 
     def learned(self) -> dict[str, Tensor]:
-        """Return the tensors that change during a run: images and, where there are any, label logits and learning rate."""
+        """Return the tensors that a run learns: images, and label logits and rate if any."""
         lr = self.learned_lr
         tensors = {
             "images": self.images,
@@ -144,7 +144,7 @@ class SetContents:
 
     def recorded(self, *path: str) -> Any:
         """Return the entry of the config at ``path``, or None where it says nothing."""
-        return entry(self.config, *path)
+        return lookup(self.config, *path)
 
     def preview_page(self) -> Page:
         """Return the picture of all images, one row per class."""
@@ -152,7 +152,7 @@ class SetContents:
         return preview(self.images, self.labels, self.classes, heading)
 
 
-def entry(content: Any, *path: str) -> Any:
+def lookup(content: Any, *path: str) -> Any:
     """Return the value at ``path`` of nested tables, or None where one of them is missing."""
     for key in path:
         content = content.get(key) if isinstance(content, Mapping) else None

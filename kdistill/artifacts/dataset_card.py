@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdistill.artifacts.conclusions import conclusions, is_number, random_images, rows_above
-from kdistill.artifacts.contents import SetContents, entry
+from kdistill.artifacts.contents import SetContents, lookup
 from kdistill.escape import code, json_text, markdown, one_line, yaml
 from kdistill.formatting import byte_count
 
@@ -45,9 +45,9 @@ def card(contents: SetContents, *, files: str = "artefact") -> str:
     sections = [
         _header(contents, title, record.line("source", "licence") or "unknown"),
         f"# {markdown(title)}",
-        f"A synthetic training set of {len(contents)} images{stands_for}, made so that networks can "
-        "be trained on it instead. "
-        f"The images were optimised, not photographed.{_warning(record)}",
+        f"A synthetic training set of {len(contents)} images{stands_for}, made so that networks "
+        "can be trained on it instead. The images were optimised, not photographed."
+        f"{_warning(record)}",
         "![All images, one row per class](preview.png)",
         f"## What is in it\n\n{_description(contents)}",
         f"## How it was made\n\n{_origin(record)}",
@@ -66,10 +66,10 @@ class _Record:
 
     def at(self, *path: str) -> Any:
         """Return the entry at ``path``, or None."""
-        return entry(self.content, *path)
+        return lookup(self.content, *path)
 
     def line(self, *path: str) -> str:
-        """Return the entry as one line of text, not yet escaped for Markdown; empty where there is none."""
+        """Return the entry as one line, not yet escaped for Markdown; empty where there is none."""
         value = self.at(*path)
         return "" if value is None else one_line(value, MAX_TEXT)
 
@@ -151,8 +151,8 @@ def _description(contents: SetContents) -> str:
     return _list(
         {
             "images": f"{len(contents)} "
-            f"({most if fewest == most else f'{fewest} to {most}'} per class), {contents.channels} × "
-            f"{height} × {width}, float32 in pixel space, unclipped",
+            f"({most if fewest == most else f'{fewest} to {most}'} per class), "
+            f"{contents.channels} × {height} × {width}, float32 in pixel space, unclipped",
             "range": f"{float(images.min()):.3f} to {float(images.max()):.3f}; "
             f"{100 * outside:.1f} % of the values lie outside [0, 1]",
             "classes": f"{contents.num_classes}",
@@ -212,8 +212,8 @@ def _quality(record: _Record) -> str:
     ]
     if not rows:
         return (
-            "Not measured yet: `kdistill evaluate` on this folder fills in this section. Until then "
-            "nothing is known about it."
+            "Not measured yet: `kdistill evaluate` on this folder fills in this section. Until "
+            "then nothing is known about it."
         )
     has_best = any(row.get("best_on_test") for row in rows)
     head = ["training set", "network", "test accuracy %", "seeds", "images", "size"]
@@ -269,7 +269,7 @@ def _did_not_train(row: Mapping[str, Any]) -> bool:
 
 
 def _list_of_conclusions(rows: Sequence[Mapping[str, Any]], record: _Record) -> str:
-    """Say for every network what follows from the scores, and how far the set is from the full data."""
+    """Say for every network what follows from the scores, and how far the full data is."""
     lines = []
     if any(map(_did_not_train, rows)):
         lines.append(
@@ -293,7 +293,7 @@ def _list_of_conclusions(rows: Sequence[Mapping[str, Any]], record: _Record) -> 
                 f"- {name}: {abs(points):.2f} points {side} the full data "
                 f"({100 * full['mean']:.2f} %)."
             )
-        if not is_number(entry(scores, "eight_bit_cost")):
+        if not is_number(lookup(scores, "eight_bit_cost")):
             lines.append(f"- {name}: accuracy lost by an 8-bit export not measured.")
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from kdistill.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DistilledDataset(SetContents):
-    """A small synthetic image set with everything that is needed to use it, compare it and make it again.
+    """A small synthetic image set with all that is needed to use it, compare it and make it again.
 
     Symbols: N images, C channels, H × W pixels, K classes.  Tensors are copied to the CPU; do not
         write into them.
@@ -50,10 +50,13 @@ class DistilledDataset(SetContents):
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.images.shape[1:]))
         labels = "hard labels" if self.label_logits is None else "soft labels"
-        return f"DistilledDataset({len(self)} images {shape}, {self.num_classes} classes, ipc {self.ipc}, {labels})"
+        return (
+            f"DistilledDataset({len(self)} images {shape}, {self.num_classes} classes, "
+            f"ipc {self.ipc}, {labels})"
+        )
 
     def record(self, **groups: Any) -> None:
-        """Add ``groups`` to the metrics of this very set; a group of the same name is replaced.  Copies of it do not change."""
+        """Add ``groups`` to the metrics of this set, not of copies; equal names are replaced."""
         object.__setattr__(self, "metrics", jsonable({**self.metrics, **groups}, "metrics"))
 
     def with_metrics(self, **groups: Any) -> "DistilledDataset":
@@ -83,11 +86,12 @@ class DistilledDataset(SetContents):
         return TensorDataset(images.clone(), labels)
 
     def save_pretrained(self, path: str | Path) -> Path:
-        """Write the artefact folder: ``data.safetensors``, ``config.json``, ``metrics.json``, ``README.md``, ``preview.png``.
+        """Write the artefact folder.
 
-        Equal sets give bit-identical ``data.safetensors`` and ``config.json``.  An artefact that is
-        there is replaced as a whole, even if the process is killed on the way; other files in the
-        folder stay.
+        It holds ``data.safetensors``, ``config.json``, ``metrics.json``, ``README.md`` and
+        ``preview.png``.  Equal sets give bit-identical ``data.safetensors`` and ``config.json``.
+        An earlier artefact is replaced as a whole, even if the process is killed on the way; other
+        files in the folder stay.
 
         Raises:
             DataError: The folder holds something else than a kdistill run, cannot be written, or
@@ -115,18 +119,22 @@ class DistilledDataset(SetContents):
         return last if iteration is None else load_snapshot(path, iteration, last)
 
     def to_imagefolder(self, path: str | Path) -> Path:
-        """Write ``<path>/<class>/<image>.png`` in 8 bits; values outside [0, 1] are clipped, soft labels are left out."""
+        """Write ``<path>/<class>/<image>.png`` in 8 bits, clipped to [0, 1], with hard labels."""
         return self.export(path, to="imagefolder")
 
     def to_npz(self, path: str | Path) -> Path:
-        """Write one ``.npz`` with ``x_train`` (float32 NCHW in pixel space), ``y_train``, ``classes`` and what was learned.
+        """Write one ``.npz`` file.
 
-        ``load_data`` reads it too, with the pixels clipped to [0, 1] and without what was learned.
+        It holds ``x_train`` (float32 NCHW in pixel space), ``y_train``, ``classes`` and, where they
+        were learned, ``label_logits`` and ``learned_lr``.  ``load_data`` reads it too, with the
+        pixels clipped to [0, 1] and without what was learned.
         """
         return self.export(path, to="npz")
 
     def export(self, path: str | Path, to: str) -> Path:
-        """Write the set in a format that other programs read (``docs/guide/artifacts.md`` describes each).
+        """Write the set in a format that other programs read.
+
+        ``docs/guide/artifacts.md`` describes each.
 
         Args:
             path: Folder, or file for ``npz`` and (if it ends in ``.pt``) ``eccv24``; must not

@@ -1,4 +1,4 @@
-"""What preview, filmstrip and score sheet are drawn with: a page with a heading, text, and tiles of images."""
+"""The page that preview, filmstrip and score sheet are drawn on: heading, text, tiles of images."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -95,7 +95,7 @@ def font(points: int) -> Font:
 
 
 def tile_size(shape: Sequence[int], most: int) -> tuple[int, int]:
-    """Return width and height of a tile for an image ``[..., H, W]`` whose longer side is ``most`` pixels or less.
+    """Return width and height of a tile for an image ``[..., H, W]``, each at most ``most`` pixels.
 
     Small images are enlarged by a whole factor, large ones reduced.
     """

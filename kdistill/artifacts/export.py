@@ -175,7 +175,7 @@ def class_folders(classes: Sequence[str]) -> list[str]:
 
 
 def _arrow_table(contents: SetContents, pa: Any) -> Any:
-    """Return columns ``image`` (PNG bytes), ``class_id`` and, where learned, ``label_logits`` with the Hub's feature metadata."""
+    """Return the columns of the Hub: ``image``, ``class_id`` and ``label_logits`` if any."""
     rows = list(_pngs(contents))
     columns = {
         "image": pa.array(
@@ -202,7 +202,7 @@ def _arrow_table(contents: SetContents, pa: Any) -> Any:
 
 
 def _pngs(contents: SetContents) -> Iterator[tuple[int, int, bytes]]:
-    """Yield label, number within the class and bytes of a PNG file of every image, class by class."""
+    """Yield label, number within the class and PNG file of every image, class by class."""
     if contents.channels not in (1, 3):
         raise DataError(
             f"export: expected grey or colour images, got {contents.channels} channels; use npz, "
@@ -220,12 +220,12 @@ def _by_class(contents: SetContents) -> Tensor:
 
 
 def _class_major(contents: SetContents, to: str) -> Tensor:
-    """Return the row order in which labels can be rebuilt from positions, or refuse a set where they cannot."""
+    """Return the order in which positions tell the labels, or refuse a set without one."""
     if len(set(contents.counts)) > 1:
         raise DataError(
             f"export {to}: expected the same number of images in every class, got "
-            f"{min(contents.counts)} to {max(contents.counts)}; "
-            "the format derives labels from row numbers, so use mtt or npz"
+            f"{min(contents.counts)} to {max(contents.counts)}; the format derives "
+            "labels from row numbers, so use mtt or npz"
         )
     return _by_class(contents)
 

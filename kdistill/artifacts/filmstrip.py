@@ -31,7 +31,7 @@ class Frame:
 
 
 def filmstrip(frames: Sequence[Frame], labels: Tensor, heading: str) -> bytes:
-    """Return the picture as the bytes of a PNG file: the first image of each class in columns, stages from top to bottom.
+    """Return a PNG file: the first image of each class in columns, stages from top to bottom.
 
     Args:
         frames: At least one; images of all have the same shape.

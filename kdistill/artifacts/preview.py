@@ -94,7 +94,10 @@ def preview(
 
 
 def _layout(shape: Sequence[int], classes: int, per_class: int, label: int) -> _Layout:
-    """Return the layout with large tiles and a well-shaped, full page; if nothing fits, the smallest tiles on a tall page."""
+    """Return the layout with large tiles and a well-shaped, full page.
+
+    If nothing fits, the smallest tiles stand on a tall page.
+    """
     # whole last lines and last columns only: a ragged end looks like missing images
     lines = [n for n in range(1, min(per_class, 10) + 1) if per_class % n == 0]
     grids = [(columns, ceil(classes / columns)) for columns in range(1, min(classes, 12) + 1)]
@@ -115,7 +118,7 @@ def _layout(shape: Sequence[int], classes: int, per_class: int, label: int) -> _
 
 
 def _penalty(layout: _Layout, classes: int, largest: int) -> float:
-    """Return how far a layout is from large tiles on a well-shaped full page with one line per class."""
+    """Return how far a layout is from large tiles, a full page and one line per class."""
     ratio = layout.page[0] / layout.page[1]
     empty = layout.columns * layout.rows - classes
     smaller = largest / layout.tile[0] - 1.0
@@ -128,7 +131,7 @@ def _penalty(layout: _Layout, classes: int, largest: int) -> float:
 
 
 def _tile_sizes(shape: Sequence[int]) -> list[tuple[int, int]]:
-    """Return tile sizes (width, height), largest first: whole multiples of the image, or reductions of a large one."""
+    """Return tile sizes (width, height), the largest first."""
     side = max(shape[-2:])
     sides = range(TILE - TILE % side, 0, -side) if side <= TILE else (TILE, 80, 64, 48, 32)
     return [tile_size(shape, most) for most in sides]

@@ -1,6 +1,7 @@
-"""Sets that other code published, as pixels: the tensors of MTT, TESLA, DATM and PAD, the result files of DC, DSA and DM.
+"""Sets that other code published, as pixels.
 
-Files are read with ``weights_only=True``: tensors and numbers, never code.
+These are the tensors of MTT, TESLA, DATM and PAD, and the result files of DC, DSA and DM.  Files
+are read with ``weights_only=True``: tensors and numbers, never code.
 """
 
 import logging
@@ -44,16 +45,16 @@ def import_published(
     """Read a published set and undo its normalisation.
 
     Args:
-        images_pt: ``images_best.pt`` (float ``[N, C, H, W]`` as networks see it), or ``res_*.pt``
+        images_pt: ``images_best.pt`` (normalised images, float ``[N, C, H, W]``), or ``res_*.pt``
             of DC, DSA and DM.
         labels_pt: ``labels_best.pt``: int64 ``[N]``, or float label logits ``[N, K]`` as DATM and
             PAD learn them.  If None, ``labels_*.pt`` beside ``images_*.pt`` is taken; without one,
             rows are in class order, equally many per class.
-        lr_pt: ``lr_best.pt``, one number; looked for in the same way.
-        transform: What the set was normalised with: ``Standardise``, ``Zca``, or ``Identity`` for
+        lr_pt: ``lr_best.pt``, one number; if None, the one beside ``images_*.pt`` is taken.
+        transform: Normalisation of the set: ``Standardise``, ``Zca``, or ``Identity`` for
             ``images_zca_*.pt``, which is in pixel space already.
         classes: Names; needed where there are no labels.
-        experiment: Which of the repetitions in a DC result file.
+        experiment: Number of the repetition in a DC result file.
 
     Raises:
         DataError: A file is missing, holds something else than tensors and numbers, or the parts do
@@ -103,8 +104,7 @@ def _read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise DataError(
             f"{path}: expected tensors and numbers, got a file that is damaged or holds code, "
-            "which kdistill never runs; "
-            "save the plain tensor with torch.save"
+            "which kdistill never runs; save the plain tensor with torch.save"
         ) from error
     except (
         RuntimeError,
@@ -126,11 +126,11 @@ def _beside(images: Path, part: str) -> Path | None:
     """Find ``labels_best.pt`` beside ``images_best.pt``."""
     if not images.name.startswith("images"):
         return None
-    found = images.with_name(part + images.name.removeprefix("images").replace("_zca", ""))
-    if not found.exists():
+    path = images.with_name(part + images.name.removeprefix("images").replace("_zca", ""))
+    if not path.exists():
         return None
-    _log.info("%s: taking %s from %s", images.name, part, found.name)
-    return found
+    _log.info("%s: taking %s from %s", images.name, part, path.name)
+    return path
 
 
 def _experiment(path: Path, content: dict[str, Any], experiment: int) -> tuple[Any, Any]:
@@ -138,8 +138,10 @@ def _experiment(path: Path, content: dict[str, Any], experiment: int) -> tuple[A
     if not isinstance(data, (list, tuple)) or not all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in data
     ):
-        raise DataError(f"{path}: expected {{'data': [[images, labels], ...]}}, got the keys {sorted(map(str, content))}; "
-                        "name a file with images")  # fmt: skip
+        raise DataError(
+            f"{path}: expected {{'data': [[images, labels], ...]}}, got the keys "
+            f"{sorted(map(str, content))}; name a file with images"
+        )
     if not -len(data) <= experiment < len(data):
         raise DataError(
             f"{path}: expected experiment 0..{len(data) - 1}, got {experiment}; choose one that is "
@@ -177,10 +179,10 @@ def _labels(
 
 
 def _classes_of(logits: Tensor, where: str | Path) -> Tensor:
-    """Return the class of every image, int64 ``[N]``: the largest logit, or the class order where that is what the file follows.
+    """Return the class of every image, int64 ``[N]``: the largest logit, or the class order.
 
     Published sets stand in class order, equally many images per class, and some learned labels are
-    largest elsewhere.
+    largest elsewhere: where few are, the order decides.
     """
     largest, (count, classes) = logits.argmax(1), logits.shape
     if not classes or count % classes:
@@ -201,9 +203,9 @@ def _classes_of(logits: Tensor, where: str | Path) -> Tensor:
 
 def _number(path: Path) -> float:
     value = _read(path)
-    if isinstance(value, (int, float)):
-        return float(value)
-    if not isinstance(value, Tensor) or value.numel() != 1:
+    if not isinstance(value, int | float) and not (
+        isinstance(value, Tensor) and value.numel() == 1
+    ):
         raise DataError(
             f"{path}: expected one number, got {_kind(value)}; name the file with the learning rate"
         )

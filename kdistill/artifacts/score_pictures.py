@@ -33,9 +33,10 @@ CAPTION = 20  # pixels below an image, for the name of its file
 
 
 def histograms(scores: Mapping[str, Tensor], heading: str) -> bytes:
-    """Return one panel per metric as the bytes of a PNG file: how many images have which score; the median is marked.
+    """Return a PNG file with one panel per metric: how many images have which score.
 
-    Drawn by matplotlib where it is installed (the extra ``report``), else more plainly.
+    The median is marked.  Drawn by matplotlib where it is installed (the extra ``report``), else
+    more plainly.
     """
     values = {name: score.double().numpy() for name, score in scores.items()}
     finite = {name: array[np.isfinite(array)] for name, array in values.items()}
@@ -109,7 +110,7 @@ def extremes(
     captions: Sequence[str],
     each: int = 8,
 ) -> Page:
-    """Return a sheet with the ``each`` easiest images of every class at the left and its hardest at the right, each sorted.
+    """Return a sheet with the easiest images of every class at the left, the hardest at the right.
 
     Args:
         images: ``[N, C, H, W]``, pixel space.
@@ -118,7 +119,7 @@ def extremes(
         classes: Names; of more than 50 classes the first are shown.
         heading: Text above.
         captions: Text below each of the N images, such as the name of its file.
-        each: Images at each side, at most.
+        each: Images at each side at most, in the order of their scores.
     """
     rows = []
     for label, name in enumerate(classes[:MAX_CLASSES]):

@@ -1,8 +1,8 @@
-"""Snapshots of a run: the set as it was every k iterations, one file each in the folder ``snapshots`` of the run.
+"""Snapshots of a run: the set as it was every k iterations, one file each in ``snapshots``.
 
 A snapshot holds what changes during a run, the images, the label logits and the learned learning
-rate; the rest stands in the artefact. Files are written whole or not at all, and read only beside the
-artefact whose configuration they name.
+rate; the rest stands in the artefact.  Files are written whole or not at all, and read only beside
+the artefact whose configuration they name.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _NAME = re.compile(r"(\d{8})\.safetensors")
 
 
 def check_every(every: int | None, out: str | Path | None) -> None:
-    """Raise ConfigError unless snapshots, if they are asked for, have a distance and a place."""
+    """Raise ConfigError unless snapshots, if asked for, have an interval and a place."""
     if every is None:
         return
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
@@ -46,8 +46,8 @@ def check_count(every: int, iterations: int) -> None:
     if count > MAX_SNAPSHOTS:
         least = -(-iterations // (MAX_SNAPSHOTS + 1))
         raise ConfigError(
-            f"snapshot_every: expected at most {MAX_SNAPSHOTS} snapshots of {iterations} iterations, got "
-            f"{count}; take {least} or more"
+            f"snapshot_every: expected at most {MAX_SNAPSHOTS} snapshots of {iterations} "
+            f"iterations, got {count}; take {least} or more"
         )
 
 

@@ -1,7 +1,7 @@
-"""Tensors to bytes and back: safetensors with all metadata under one JSON key, and JSON that is the same for the same content.
+"""Tensors and tables as bytes, equal for equal content: safetensors files and JSON.
 
-One key, because safetensors writes several in the order of a hash table and the file would differ
-from run to run.
+All metadata of a file stands under one key, because safetensors writes several in the order of a
+hash table and the file would differ from run to run.
 """
 
 import dataclasses
@@ -27,16 +27,9 @@ METADATA_KEY = "kdistill"
 # what kdistill writes; others (float8, complex, unsigned 16 bits and more) lack operations that
 # every reader relies on
 DTYPES = (
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool),
 )
-DTYPES += (torch.uint8, torch.bool)
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
@@ -73,21 +66,23 @@ def decode(data: bytes, where: str | Path) -> tuple[dict[str, Tensor], dict[str,
         AttributeError,
         struct.error,
     ) as error:
-        raise DataError(f"{where}: expected a whole safetensors file, got {len(data)} bytes that are damaged or cut off "
-                        f"({error}); restore it from a copy") from error  # fmt: skip
+        raise DataError(
+            f"{where}: expected a whole safetensors file, got {len(data)} bytes that are damaged "
+            f"or cut off ({error}); restore it from a copy"
+        ) from error
     try:
         text = header["__metadata__"][METADATA_KEY]
     except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: expected a file written by kdistill, got safetensors without its metadata; "
-                        "load plain tensors with load_data or import_published") from error  # fmt: skip
-    odd = next(
-        (f"'{name}' of {x.dtype}" for name, x in tensors.items() if x.dtype not in DTYPES), None
-    )
-    if odd is not None:
         raise DataError(
-            f"{where}: expected tensors of plain numbers, got {odd}; write the file again with "
-            "kdistill"
-        )
+            f"{where}: expected a file written by kdistill, got safetensors without its metadata; "
+            "load plain tensors with load_data or import_published"
+        ) from error
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise DataError(
+                f"{where}: expected tensors of plain numbers, got '{name}' of {tensor.dtype}; "
+                "write the file again with kdistill"
+            )
     return tensors, parse_table(text, f"{where}, its metadata", "restore the file from a copy")
 
 
@@ -100,13 +95,12 @@ def parse_table(text: str | bytes, where: str | Path, fix: str) -> dict[str, Any
     """
     try:
         value = json.loads(text)
+        too_deep = is_too_deep(value)
     except RecursionError:
-        value = None
-        for _ in range(MAX_DEPTH + 2):
-            value = [value]
+        too_deep = True
     except (ValueError, TypeError) as error:
         raise DataError(f"{where}: expected valid JSON, got: {error}; {fix}") from error
-    if is_too_deep(value):
+    if too_deep:
         raise DataError(
             f"{where}: expected at most {MAX_DEPTH} tables or lists in one another, got more; {fix}"
         )
@@ -133,7 +127,7 @@ def one_number(tensors: Mapping[str, Tensor], name: str, where: str | Path) -> f
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """Return the sha256 of names, dtypes, shapes, bytes and metadata: the content, however a file lays it out."""
+    """Return the sha256 of names, dtypes, shapes, bytes and metadata, in any layout."""
     total = hashlib.sha256(json.dumps(jsonable(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -152,7 +146,7 @@ def to_json(value: object) -> bytes:
 
 
 def jsonable(value: Any, where: str = "", depth: int = 0) -> Any:
-    """Return ``value`` made of what JSON can hold; ``depth`` is that of the tables and lists around it.
+    """Return ``value`` made of what JSON can hold; ``depth`` counts the tables and lists around it.
 
     Tuples become lists, paths strings, NumPy and torch scalars numbers, dataclasses tables, and
     numbers that JSON lacks the strings ``"inf"``, ``"-inf"`` and ``"nan"``.
@@ -168,16 +162,14 @@ def jsonable(value: Any, where: str = "", depth: int = 0) -> Any:
         )
     if value is None or isinstance(value, (bool, int)):
         return value
-    if isinstance(value, str):
-        return utf8(value)
+    if isinstance(value, str | Path):
+        return utf8(str(value))
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
-    if isinstance(value, Path):
-        return utf8(str(value))
-    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
-        return jsonable(value.item(), where, depth)
-    if isinstance(value, (np.ndarray, Tensor)):
+    if isinstance(value, np.generic | np.ndarray | Tensor):
         return jsonable(value.tolist(), where, depth)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {
             utf8(str(key)): jsonable(entry, f"{where}.{key}" if where else str(key), depth + 1)
@@ -185,12 +177,6 @@ def jsonable(value: Any, where: str = "", depth: int = 0) -> Any:
         }
     if isinstance(value, (list, tuple)):
         return [jsonable(entry, f"{where}[{i}]", depth + 1) for i, entry in enumerate(value)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return jsonable(
-            {field.name: getattr(value, field.name) for field in dataclasses.fields(value)},
-            where,
-            depth,
-        )
     raise DataError(
         f"{where or 'value'}: expected something that JSON can hold, got a {type(value).__name__}; "
         "convert it to numbers or text"
@@ -198,5 +184,5 @@ def jsonable(value: Any, where: str = "", depth: int = 0) -> Any:
 
 
 def utf8(text: str) -> str:
-    """Return ``text`` without what UTF-8 cannot hold: a file name of other bytes arrives in Python as lone surrogates."""
+    """Return ``text`` without what UTF-8 cannot hold: lone surrogates, as of odd file names."""
     return text.encode("utf-8", "replace").decode()
