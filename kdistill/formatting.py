@@ -172,7 +172,7 @@ def cells_of(entries: Iterable[T], columns: Mapping[str, Callable[[T], str]]) ->
 def _shortened(
     lines: list[list[str]], names: int, others: Sequence[int], width: int
 ) -> list[list[str]]:
-    """Return the lines with cells cut so that the columns of names and any one of the other columns fit in the width."""
+    """Return the lines with cells cut so that the names and any one other column fit the width."""
     widths, limits = _widths(lines), {}
     for i in others:  # at least half of the line is for the names
         limits[i] = min(widths[i], max(1, width // 2 - GAP))

@@ -1,7 +1,7 @@
-"""Baselines that were trained before, so that the next evaluation on the same data does not train them again.
+"""The cache of baselines, so that the next evaluation on the same data need not train them.
 
 An entry is named by everything that decides its numbers: data, recipe, seed, code, versions, thread
-count, instruction set. It is one safetensors file in a folder under ``$KDISTILL_CACHE`` that only
+count, instruction set.  It is one safetensors file in a folder under ``$KDISTILL_CACHE`` that only
 its owner can write; a missing or damaged one is trained again.
 """
 
@@ -41,7 +41,7 @@ _DECIDES = (
 
 @cache
 def code_digest() -> str:
-    """Return a digest over the source files and compiled modules that training and testing run through."""
+    """Return a digest over the sources and compiled modules that decide the numbers."""
     files = [
         path
         for name in _DECIDES
@@ -56,10 +56,10 @@ def code_digest() -> str:
     return total.hexdigest()
 
 
-def name_of(what: Mapping[str, Any]) -> str:
-    """Return the digest that names the entry of ``what``, under the present code and environment."""
+def name_of(identity: Mapping[str, Any]) -> str:
+    """Return the digest that names the entry of ``identity``, under this code and environment."""
     chosen = {"backend": asked_backend(), "convolution": asked_convolution()}
-    full = {**what, **chosen, "environment": _native.environment(), "code": code_digest()}
+    full = {**identity, **chosen, "environment": _native.environment(), "code": code_digest()}
     return digest_of(jsonable(full), 32)
 
 

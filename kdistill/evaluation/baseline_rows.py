@@ -1,4 +1,4 @@
-"""Rows of real data beside the small set: random, herding and k-center subsets of the same size, and all of it."""
+"""Rows of real data beside the small set: subsets of the same size, and all of it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ class Baselines:
         self.strategy = strategy_for(protocol.strategy, data.mirrors)
 
     def rows(self, names: Sequence[str], trainer: Trainer) -> list[Row]:
-        """Return the rows of baselines, in the order of ``names``, and variants where the protocol asks for them."""
+        """Return the rows of baselines, in the order of ``names``, and the protocol's variants."""
         rows: dict[str, list[Row]] = {}
         # full data first: its network chooses for herding and k-center
         for name in sorted(names, key=lambda name: name != "full"):
@@ -77,7 +77,7 @@ class Baselines:
         return [row for name in names for row in rows[name]]
 
     def full_epochs(self) -> int:
-        """Return the passes over the full data: the protocol's, or more, so that it never gets fewer steps than a small set."""
+        """Return the passes over the full data: never fewer steps than on a small set."""
         size = self.protocol.batch_size
         steps = self.protocol.epochs * math.ceil(self.ipc * self.num_classes / size)
         return max(self.protocol.full_epochs, math.ceil(steps / math.ceil(len(self.images) / size)))
@@ -104,7 +104,7 @@ class Baselines:
     def _checked_row(
         self, facts: Mapping[str, Any], entry: str, title: str, trainer: Trainer
     ) -> Row | None:
-        """Return the row of a cache entry, or None if its numbers cannot be those of this baseline."""
+        """Return the row of a cache entry, or None if it cannot be that of this baseline."""
         try:
             row = Row.from_dict(facts)
         except ConfigError as error:
@@ -179,7 +179,7 @@ class Baselines:
 
     @cached_property
     def _full_theta(self) -> Tensor:
-        """Parameters ``[P]`` of the first full-data network: of the row, from the cache, or trained alone."""
+        """Parameters ``[P]`` of the first full-data network: cached, or trained alone."""
         entry = self._entry("full", "full", self.strategy, self.reference)
         alone = f"{entry}-first"  # without the row of full data, which nobody asked for
         is_cached = self.reference.model in self.cached_models
@@ -192,7 +192,7 @@ class Baselines:
         return theta
 
     def _cached_theta(self, entry: str) -> Tensor | None:
-        """Return the parameters in a cache entry, or None if they are not those of the reference network."""
+        """Return the parameters in a cache entry, or None if the reference network has others."""
         cached = baseline_cache.load(entry)
         if cached is None:
             return None

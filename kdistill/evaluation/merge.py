@@ -1,8 +1,8 @@
 """``merge``: one evaluation of several, those of sets that were distilled with different seeds."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
 
 from kdistill.errors import ConfigError
 from kdistill.evaluation.result import Evaluation
@@ -10,10 +10,10 @@ from kdistill.evaluation.rows import Row
 
 
 def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Put evaluations of several distillation seeds together: rows of the same name and network become one row.
+    """Put evaluations of several distillation seeds together.
 
-    A row that came from the same measurement in several evaluations (a cached baseline) counts
-    once.
+    Rows of the same name and network become one row.  A row that came from the same measurement in
+    several evaluations (a cached baseline) counts once.
 
     Raises:
         ConfigError: There is none, or they differ in protocol or data, or a row in its number of
@@ -70,7 +70,7 @@ def _merge_rows(candidates: Sequence[Row]) -> Row:
         sets=sum(row.sets for row in rows),
         untrained=sum(row.untrained for row in rows),
         balanced=sum((row.balanced for row in rows), ()),
-        per_class=tuple(fmean(column, nets) for column in shares),
+        per_class=tuple(sum(map(operator.mul, nets, column)) / sum(nets) for column in shares),
         confusion=tuple(tuple(map(sum, zip(*lines, strict=True))) for lines in counts),
         sources=sum((row.sources for row in rows), ()),
     )

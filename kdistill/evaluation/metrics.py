@@ -1,4 +1,4 @@
-"""Scores made from accuracies: how far a small set is from full data, and how far above a random one.
+"""Scores of accuracies: how far a small set is from full data, and how far above a random one.
 
 Every accuracy is a share in [0, 1].  Per cent would go straight into an exponential below, and
 scores would leave [0, 1]: that is what the published implementation does, so values outside [0, 1]
@@ -15,7 +15,7 @@ from kdistill.errors import ConfigError
 
 
 def hlr(full: float, synthetic_hard: float) -> float:
-    """Return the hard-label recovery ``full - synthetic_hard``: what is still missing; smaller is better.
+    """Return the hard-label recovery ``full - synthetic_hard``: what is missing, so less is better.
 
     Args:
         full: Accuracy after training on all real data with hard labels.
@@ -45,14 +45,15 @@ def ior(synthetic: float, random: float) -> float:
 def lrs(
     hard_label_recovery: float, improvement_over_random: float, *, weight: float = 0.5
 ) -> float:
-    """Return the label-robust score in [0, 1]; 0.2689 means "as good as random and as full data at once".
+    """Return the label-robust score in [0, 1].
 
-    ``(e^α - e^-1) / (e - e^-1)`` with ``α = weight·IOR - (1 - weight)·HLR``.
+    0.2689 means "as good as random and as full data at once": ``(e^α - e^-1) / (e - e^-1)`` with
+    ``α = weight·IOR - (1 - weight)·HLR``.
 
     Args:
         hard_label_recovery: From ``hlr``, in [-1, 1].
         improvement_over_random: From ``ior``, in [-1, 1].
-        weight: Of the improvement over random, in [0, 1].
+        weight: Weight of the improvement over random, in [0, 1].
 
     Raises:
         ConfigError: An argument is out of its range, which is what per cent look like.
@@ -85,7 +86,7 @@ def ars(
         random_augmented: The same for a random real subset.
         synthetic_plain: Accuracy of the small set, trained without augmentation.
         random_plain: The same for a random real subset.
-        weight: Of the augmented pair, in [0, 1].
+        weight: Weight of the augmented pair, in [0, 1].
 
     Raises:
         ConfigError: An argument is not in [0, 1].

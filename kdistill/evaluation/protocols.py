@@ -29,8 +29,8 @@ class Protocol:
         name: Name in tables and records.
         student: Network, where ``evaluate`` names none.
         width: Width of ``student``; None is the network's own default.
-        other_widths: Widths of networks other than ``student`` (cross-architecture rows); one that is
-            missing gets its own default.
+        other_widths: Widths of other networks (cross-architecture rows); one that is missing gets
+            its own default.
         norm: Normalisation of the networks.
         other_norms: The same of networks that the protocol's source trains otherwise.
         epochs: Passes over a small set.
@@ -143,7 +143,7 @@ PROTOCOLS = {
 
 
 def get(protocol: str | Protocol, **changes: Any) -> Protocol:
-    """Return a protocol by name (or as it is), with fields changed; a change of None keeps the protocol's value.
+    """Return a protocol by name (or as it is), with fields changed; None changes nothing.
 
     Raises:
         ConfigError: Unknown name or field.
@@ -167,7 +167,10 @@ def get(protocol: str | Protocol, **changes: Any) -> Protocol:
 
 
 def learning_rates(protocol: Protocol, learned: float | None = None) -> tuple[float, ...]:
-    """Return the learning rates that a row chooses among, the learned one in front of the protocol's."""
+    """Return the learning rates that a row chooses among: the learned one, else the protocol's.
+
+    For ``"auto"`` these are all candidates and the learned one.
+    """
     own = () if learned is None else (learned,)
     if protocol.lr == "auto":
         return tuple(dict.fromkeys((*protocol.lr_candidates, *own)))

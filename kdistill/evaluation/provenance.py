@@ -58,7 +58,8 @@ def notes(
     if small.transform.kind not in ("none", data.transform.kind):
         lines.append(
             f"the small set was made for '{small.transform.kind}' normalisation and is judged "
-            f"under '{data.transform.kind}': load the data with normalisation='{small.transform.kind}'"
+            f"under '{data.transform.kind}': load the data with "
+            f"normalisation='{small.transform.kind}'"
         )
     if small.learned_lr is not None:
         how = "is chosen among several and the one" if chooses_lr else "is the one"

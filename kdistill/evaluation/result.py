@@ -69,23 +69,29 @@ class Evaluation(Tabular):
         return rows[name]
 
     def gap_closed(self, model: str | None = None) -> float | None:
-        """Return the share of the gap between random and full data that the small set closes; None if a row is missing."""
+        """Return the share of the gap between random and full data that the small set closes.
+
+        None where a row is missing.
+        """
         return self._of(model).gap_closed()
 
     def eight_bit_cost(self, model: str | None = None) -> float | None:
-        """Return the accuracy lost by an 8-bit export, a share (negative if it helped); None if it was not measured."""
+        """Return the accuracy lost by an 8-bit export, a share (negative if it helped).
+
+        None where it was not measured.
+        """
         return self._of(model).eight_bit_cost()
 
     def scores(self, model: str | None = None) -> dict[str, float]:
-        """Return ``hlr``, ``ior``, ``lrs`` and ``ars`` as far as the rows allow (see ``kdistill.evaluation.metrics``).
+        """Return ``hlr``, ``ior``, ``lrs`` and ``ars`` as far as the rows allow.
 
-        Random images have the kind of labels that the small set has: those of the row ``random,
-        teacher labels`` for soft ones.
+        ``kdistill.evaluation.metrics`` defines them.  Random images have the kind of labels that
+        the small set has: those of the row ``random, teacher labels`` for soft ones.
         """
         return self._of(model).scores()
 
     def over_random(self, model: str | None = None) -> dict[str, Difference]:
-        """Return the accuracy of the small set over that of every random row, a share, with its 95 % interval."""
+        """Return the accuracy over that of every random row, a share, with its 95 % interval."""
         return self._of(model).over_random()
 
     def summary(self) -> list[str]:
@@ -119,7 +125,7 @@ class Evaluation(Tabular):
         return [rows] if networks is None else [rows, networks]
 
     def per_class(self, model: str | None = None, width: int | None = 80) -> str:
-        """Return two tables as plain text: the accuracy of every class in every row, and which class is taken for which.
+        """Return accuracies per class, and which class is taken for which, as plain text.
 
         Args:
             model: Name of the network; None is the first.
@@ -149,7 +155,7 @@ class Evaluation(Tabular):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
-        """Return the evaluation that ``to_dict`` described, e.g. ``metrics["evaluation"]`` of a saved set.
+        """Return the evaluation that ``to_dict`` described, as ``metrics["evaluation"]`` has it.
 
         Raises:
             ConfigError: The description is not one that this version writes.

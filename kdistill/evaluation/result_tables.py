@@ -53,10 +53,10 @@ def row_table(
 
 
 def network_table(rows: Sequence[Row], student: str) -> TextTable | None:
-    """Return sets × networks, test accuracy in per cent: does a set that was made with one network serve others?
+    """Return sets × networks: does a set that was made with one network serve others?
 
-    The network that the set was made with comes first ("same"); "others" is the mean over the other
-    networks.  Variants of a set are left out.
+    Cells are test accuracies in per cent.  The network that the set was made with comes first
+    ("same"); "others" is the mean over the other networks.  Variants of a set are left out.
 
     Args:
         rows: Rows of all networks.
@@ -104,11 +104,14 @@ def network_table(rows: Sequence[Row], student: str) -> TextTable | None:
 
 
 def class_table(rows: Sequence[Row], data: Mapping[str, Any]) -> TextTable | None:
-    """Return classes × sets: the share of each class's test images that is recognised; None where no row says.
+    """Return classes × sets: the share of each class's test images that is recognised.
 
     Args:
         rows: Rows of one network.
         data: Classes of the real data, as an ``Evaluation`` has them.
+
+    Returns:
+        None where no row says.
     """
     rows = [row for row in rows if row.per_class and row.kind != "variant"]
     if not rows:
@@ -126,7 +129,7 @@ def class_table(rows: Sequence[Row], data: Mapping[str, Any]) -> TextTable | Non
 
 
 def confusion_table(row: Row, data: Mapping[str, Any]) -> TextTable | None:
-    """Return true × predicted classes, in per cent of the test images of the true class; None where the row does not say."""
+    """Return true × predicted classes, or None where the row does not say."""
     if not row.confusion:
         return None
     names = _class_names(data, len(row.confusion))
@@ -140,7 +143,7 @@ def confusion_table(row: Row, data: Mapping[str, Any]) -> TextTable | None:
 
 
 def test_set_notes(accuracy: float, data: Mapping[str, Any]) -> list[str]:
-    """Say what the size of the test set and of its classes means for the numbers, one sentence each.
+    """Say what the sizes of the test set and its classes mean for the numbers, one sentence each.
 
     Args:
         accuracy: Test accuracy of the small set.
@@ -192,7 +195,7 @@ def percent(values: Sequence[float], digits: int = 2) -> str:
 
 
 def _has_uneven_classes(data: Mapping[str, Any]) -> bool:
-    """Return whether the test classes differ so much in size that the accuracy is mostly that of the large ones."""
+    """Return whether the accuracy is mostly that of large classes of the test set."""
     counts = [count for count in data.get("test_per_class", ()) if count]
     return bool(counts) and max(counts) >= UNEVEN * min(counts)
 

@@ -1,4 +1,4 @@
-"""What the rows of one network say about the small set: the scores of ``kdistill.evaluation.metrics``."""
+"""Scores of a small set (``kdistill.evaluation.metrics``) from the rows of one network."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -28,18 +28,24 @@ class RowScores:
 
     @property
     def random_row(self) -> str:
-        """Name of the random row with the kind of labels that the small set has: like is compared with like."""
+        """Name of the random row whose labels are of the same kind as those of the small set."""
         return TEACHER if self.small.soft else RANDOM
 
     def gap_closed(self) -> float | None:
-        """Return the share of the gap between random and full data that the small set closes; None if a row is missing."""
+        """Return the share of the gap between random and full data that the small set closes.
+
+        None where a row is missing.
+        """
         random, full = self.rows.get(RANDOM), self.rows.get("full")
         if random is None or full is None:
             return None
         return metrics.gap_closed(self.small.mean, random.mean, full.mean)
 
     def eight_bit_cost(self) -> float | None:
-        """Return the accuracy lost by an 8-bit export, a share (negative if it helped); None if it was not measured."""
+        """Return the accuracy lost by an 8-bit export, a share (negative if it helped).
+
+        None where it was not measured.
+        """
         rounded = self.rows.get(f"{self.small.name}, 8 bits")
         return None if rounded is None else self.small.mean - rounded.mean
 
@@ -63,7 +69,7 @@ class RowScores:
         return scores
 
     def over_random(self) -> dict[str, Difference]:
-        """Return the difference of the small set to every row of random images, with its 95 % interval.
+        """Return the difference to every row of random images, with its 95 % interval.
 
         Of one small set, the networks are the sample: network i of every row starts from the same
         weights, so their differences are paired.  Of several sets, the sets are the sample.

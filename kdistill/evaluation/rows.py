@@ -95,7 +95,7 @@ class Row:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Row":
-        """Return the row that ``to_dict`` (or ``dataclasses.asdict``) described, as it comes back from JSON."""
+        """Return the row that ``to_dict`` or ``dataclasses.asdict`` described, as JSON holds it."""
         known = {field.name for field in fields(cls)}
         own = {key: value for key, value in content.items() if key in known}
         row = from_mapping(cls, own, where="evaluation.rows")

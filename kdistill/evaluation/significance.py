@@ -1,4 +1,4 @@
-"""Is a difference between two rows more than luck?  Intervals from a few distillation seeds, in plain numbers.
+"""Is a difference between two rows more than luck?  Intervals from a few distillation seeds.
 
 One number per distillation seed (the mean over its networks): networks that were trained on one set
 share that set's luck, so counting each of them would make an interval too narrow.  Student's t,
@@ -24,7 +24,7 @@ class Difference:
         low: Lower end; NaN where there are too few seeds for an interval.
         high: Upper end; NaN likewise.
         test: ``"paired t"``, ``"Welch t"`` or ``"none"``.
-        seeds: Behind the first and the second mean; equal for a paired test.
+        seeds: Number of seeds behind the first and the second mean; equal for a paired test.
     """
 
     mean: float
@@ -49,7 +49,7 @@ def difference(
         second: The same of another row.  With the very same seeds, two or more, the differences of
             equal seeds are tested (they share networks' starts and real batches); else both spreads
             are estimated apart (Welch, with the degrees of freedom of Satterthwaite).
-        confidence: Of the interval.
+        confidence: Probability that the interval holds the true difference.
 
     Returns:
         The difference; ``low`` and ``high`` are NaN and ``test`` is ``"none"`` if a side has one
@@ -75,17 +75,14 @@ def difference(
 
 @lru_cache(maxsize=256)
 def t_quantile(confidence: float, freedom: float) -> float:
-    """Return t with ``P(|T| < t) = confidence`` for Student's distribution with ``freedom >= 1`` degrees of freedom.
+    """Return t with ``P(|T| < t) = confidence`` for Student's distribution.
 
-    ``P(|T| < t)`` is the integral of ``cos(u)^(freedom - 1)`` from 0 to ``atan(t /
-    sqrt(freedom))``, over that to π/2: by Gauss and Legendre, inverted by bisection in the angle.
+    It has ``freedom >= 1`` degrees of freedom.  ``P(|T| < t)`` is the integral of ``cos(u)^(freedom
+    - 1)`` from 0 to ``atan(t / sqrt(freedom))``, over that to π/2: by Gauss and Legendre, inverted
+    by bisection in the angle.
     """
-    whole = (
-        math.exp(
-            0.5 * math.log(math.pi) + math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2)
-        )
-        / 2
-    )
+    log_beta = 0.5 * math.log(math.pi) + math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2)
+    whole = math.exp(log_beta) / 2
     nodes, weights = np.polynomial.legendre.leggauss(96)
     low, high = 0.0, math.pi / 2
     for _ in range(60):
@@ -97,13 +94,14 @@ def t_quantile(confidence: float, freedom: float) -> float:
 
 
 def binomial_half_width(share: float, count: int) -> float:
-    """Return half the width of the 95 % interval of a share that was measured on ``count`` images (Agresti and Coull)."""
+    """Return half the 95 % interval of a share measured on ``count`` images (Agresti and Coull)."""
     centre, total = (share * count + 2.0) / (count + 4.0), count + 4.0
     return 1.96 * math.sqrt(centre * (1.0 - centre) / total)
 
 
 def mean_of(values: Sequence[float]) -> float:
     """Return the mean; NaN of nothing."""
+    # not statistics.fmean, whose last bit differs: records of earlier versions stay comparable
     return sum(values) / len(values) if values else math.nan
 
 

@@ -96,7 +96,8 @@ class Trainer:
             except NonFiniteError as error:
                 raise NonFiniteError(
                     f"evaluate: expected a finite loss of {self.model} on '{task.name}', got none "
-                    f"at lr {lr:g} ({error}); choose the learning rate on validation images with lr='auto'"
+                    f"at lr {lr:g} ({error}); choose the learning rate on validation images with "
+                    "lr='auto'"
                 ) from error
             thetas.append(theta)
             best.append(highest)
@@ -133,7 +134,7 @@ class Trainer:
         return row, stacked
 
     def first_network(self, task: Task) -> Tensor:
-        """Return the parameters ``[P]`` of the first network of ``row(task)``, without training the others."""
+        """Return the parameters ``[P]`` of the first network of ``row(task)``, trained alone."""
         self.progress(f"{task.name} ({self.model}): one network, for its features or labels")
         return self._network(task, 0, self._choose_lr(task))[0]
 
@@ -161,7 +162,7 @@ class Trainer:
         return max(scores, key=lambda lr: (scores[lr], -lr))
 
     def _network(self, task: Task, net: int, lr: float) -> tuple[Tensor, float]:
-        """Return the parameters ``[P]`` of one network, and its best test accuracy over epochs if asked for."""
+        """Return the parameters ``[P]`` of one network, and its best test accuracy if asked for."""
         images, labels = task.sets[net % len(task.sets)]
         recipe, highest = self.protocol, 0.0
 
@@ -194,7 +195,7 @@ class Trainer:
         return Augment(strategy, siamese=False, key=key, align_corners=self.protocol.align_corners)
 
     def _is_untrained(self, theta: Tensor, images: Tensor, labels: Tensor) -> bool:
-        """Return whether a network is no better than chance on its training images, at most 1024 of them."""
+        """Return whether a network is no better than chance on (1024 of) its training images."""
         hard = labels.argmax(1) if labels.is_floating_point() else labels
         count = min(len(hard), TRAINED_IMAGES)
         rows = torch.linspace(0, len(hard) - 1, count, device=hard.device).round().long()
