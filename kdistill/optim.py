@@ -5,14 +5,13 @@
 
 Only tensors that have a gradient are stepped; every other tensor of the state stays.  What an
 optimiser remembers is a flat dictionary such as ``{"velocity.images": ...}``, which a checkpoint
-holds as it is.  A new optimiser derives from ``Optimizer`` and writes these two functions.
+holds as it is.  A new optimiser is a class with these two functions.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -80,42 +79,20 @@ class LeastLoss:
     iterations: tuple[int, ...] = (0, 1, 2)
 
 
-class Optimizer(ABC):
-    """What the loop asks of an optimiser; only ``init`` and ``update`` must be written."""
+class Optimizer(Protocol):
+    """Two pure functions."""
 
-    @abstractmethod
     def init(self, state: State) -> State:
         """Return what the optimiser remembers before the first step on the tensors of ``state``."""
 
-    @abstractmethod
     def update(
         self, grads: State, opt_state: State, state: State, iteration: int
     ) -> tuple[State, State]:
-        """Return state and memory after a step on the tensors that ``grads`` names; pure."""
-
-    def rule(self, name: str) -> "Optimizer | None":
-        """Return the optimiser that steps the tensor ``name``, or None if nothing does."""
-        return self
-
-    def learning_rates(self) -> dict[str, float]:
-        """Return the learning rates that are known, for the record of a run."""
-        return {}
-
-    def with_lr(self, name: str, lr: float) -> "Optimizer":
-        """Return the optimiser with this learning rate for the tensor ``name``."""
-        return self
-
-    def result(self, state: State, opt_state: State) -> State:
-        """Return the tensors that the result is taken from."""
-        return state
-
-    def skips(self, loss: Tensor, images: Tensor, grad_images: Tensor) -> bool:
-        """Say whether the loop leaves everything as it is in this iteration."""
-        return False
+        """Return state and memory after a step on the tensors that ``grads`` names."""
 
 
 @dataclass(frozen=True)
-class SGD(Optimizer):
+class SGD:
     """Stochastic gradient descent: ``v <- momentum*v + g``, ``x <- max(x - lr*v, minimum)``.
 
     Attributes:
@@ -123,7 +100,7 @@ class SGD(Optimizer):
         momentum: Momentum.
         schedule: Factor of the learning rate in every iteration.
         minimum: Smallest value of a tensor, held after every step.
-        find: How a learning rate of None is found (``kdistill.methods.calibration``).
+        find: How a learning rate of None is found (``kdistill.methods.calibrate``).
         initial: How the first value of a tensor that the state lacks is found.
         skip_move: An iteration whose gradient alone would move the images by more than this share
             of their norm is skipped.
@@ -144,33 +121,27 @@ class SGD(Optimizer):
     def update(
         self, grads: State, opt_state: State, state: State, iteration: int
     ) -> tuple[State, State]:
-        """Return state and velocities after one step."""
+        """Return state and velocities after one step.
+
+        Raises:
+            ConfigError: The learning rate was not given and has not been found.
+        """
+        if self.lr is None:
+            raise ConfigError(
+                f"optimizer: expected a learning rate of {', '.join(grads)}, got none; call "
+                "calibrate first"
+            )
         state, opt_state = dict(state), dict(opt_state)
         for name, grad in grads.items():
             velocity = self.momentum * opt_state[f"velocity.{name}"] + grad
-            x = state[name] - _known(self.lr, name) * self.schedule(iteration) * velocity
+            x = state[name] - self.lr * self.schedule(iteration) * velocity
             state[name] = x if self.minimum is None else x.clamp(min=self.minimum)
             opt_state[f"velocity.{name}"] = velocity
         return state, opt_state
 
-    def learning_rates(self) -> dict[str, float]:
-        """Return the learning rate under ``"all"``."""
-        return {} if self.lr is None else {"all": self.lr}
-
-    def with_lr(self, name: str, lr: float) -> "SGD":
-        """Return the optimiser with this learning rate."""
-        return replace(self, lr=lr)
-
-    def skips(self, loss: Tensor, images: Tensor, grad_images: Tensor) -> bool:
-        """Say whether the gradient alone would throw the images."""
-        if self.skip_move is None:
-            return False
-        step = _known(self.lr, "images") * torch.linalg.vector_norm(grad_images)
-        return bool(step > self.skip_move * torch.linalg.vector_norm(images))
-
 
 @dataclass(frozen=True)
-class Adam(Optimizer):
+class Adam:
     """Adam with bias correction (Kingma and Ba, ICLR 2015); without momentum where beta1 is 0.
 
     Attributes:
@@ -207,17 +178,9 @@ class Adam(Optimizer):
             state[name] = state[name] - self.lr * grad / size
         return state, opt_state
 
-    def learning_rates(self) -> dict[str, float]:
-        """Return the learning rate under ``"all"``."""
-        return {"all": self.lr}
-
-    def with_lr(self, name: str, lr: float) -> "Adam":
-        """Return the optimiser with this learning rate."""
-        return replace(self, lr=lr)
-
 
 @dataclass(frozen=True)
-class Averaged(Optimizer):
+class Averaged:
     """Another optimiser, and a running mean of the tensors that it steps, which is the result.
 
     Attributes:
@@ -244,29 +207,9 @@ class Averaged(Optimizer):
         }
         return state, opt_state | averages
 
-    def rule(self, name: str) -> Optimizer | None:
-        """Return the inner optimiser's rule."""
-        return self.inner.rule(name)
-
-    def learning_rates(self) -> dict[str, float]:
-        """Return those of the inner optimiser."""
-        return self.inner.learning_rates()
-
-    def with_lr(self, name: str, lr: float) -> "Averaged":
-        """Return the average over the inner optimiser with this learning rate."""
-        return replace(self, inner=self.inner.with_lr(name, lr))
-
-    def result(self, state: State, opt_state: State) -> State:
-        """Return ``state`` with its running means."""
-        return {name: opt_state.get(f"average.{name}", x) for name, x in state.items()}
-
-    def skips(self, loss: Tensor, images: Tensor, grad_images: Tensor) -> bool:
-        """Say what the inner optimiser says."""
-        return self.inner.skips(loss, images, grad_images)
-
 
 @dataclass(frozen=True)
-class ByName(Optimizer):
+class ByName:
     """An optimiser for each tensor, or for all whose names begin with the same word and a dot.
 
     Attributes:
@@ -274,14 +217,15 @@ class ByName(Optimizer):
         skip_above: An iteration with a larger loss is skipped.
     """
 
-    rules: Mapping[str, Optimizer] = field(default_factory=dict)
+    rules: Mapping[str, Optimizer]
     skip_above: float | None = None
 
     def init(self, state: State) -> State:
         """Return what all the optimisers remember of their own tensors."""
         memory: State = {}
-        for key, names in self._groups(state).items():
-            memory |= self.rules[key].init({name: state[name] for name in names})
+        for name, x in state.items():
+            if (rule := self._rule(name)) is not None:
+                memory |= rule.init({name: x})
         return memory
 
     def update(
@@ -292,63 +236,59 @@ class ByName(Optimizer):
         Raises:
             ConfigError: There is a gradient for a tensor that has no optimiser.
         """
-        groups = self._groups(grads)
-        stray = set(grads).difference(*groups.values())
-        if stray:
-            raise ConfigError(
-                f"optimizer: expected a rule for every gradient, got none for '{min(stray)}'; "
-                "name it in by_name, or leave its gradient out"
-            )
-        for key, names in groups.items():
-            own = {name: grads[name] for name in names}
-            state, opt_state = self.rules[key].update(own, opt_state, state, iteration)
+        for name, grad in grads.items():
+            if (rule := self._rule(name)) is None:
+                raise ConfigError(
+                    f"optimizer: expected a rule for every gradient, got none for '{name}'; name "
+                    "it in by_name, or leave its gradient out"
+                )
+            state, opt_state = rule.update({name: grad}, opt_state, state, iteration)
         return state, opt_state
 
-    def rule(self, name: str) -> Optimizer | None:
-        """Return the rule of a tensor without its average, or None."""
-        rule = self.rules.get(self._key(name))
-        return None if rule is None else rule.rule(name)
+    def result(self, state: State, opt_state: State) -> State:
+        """Return the tensors that the result is taken from: running means where there are some."""
+        return {name: opt_state.get(f"average.{name}", x) for name, x in state.items()}
 
-    def learning_rates(self) -> dict[str, float]:
-        """Return the learning rates that are known, by name or first word."""
-        rates = {key: rule.learning_rates() for key, rule in self.rules.items()}
-        return {key: rate for key, own in rates.items() for rate in own.values()}
+    def skips(self, loss: Tensor, images: Tensor, grad_images: Tensor) -> bool:
+        """Say whether the loop leaves everything as it is in this iteration."""
+        if self.skip_above is not None and bool(loss > self.skip_above):
+            return True
+        rule = self.sgd("images")
+        if rule is None or rule.skip_move is None or rule.lr is None:
+            return False
+        step = rule.lr * torch.linalg.vector_norm(grad_images)
+        return bool(step > rule.skip_move * torch.linalg.vector_norm(images))
+
+    def sgd(self, name: str) -> SGD | None:
+        """Return the SGD that steps a tensor, perhaps within an average; None if there is none."""
+        rule = self._rule(name)
+        rule = rule.inner if isinstance(rule, Averaged) else rule
+        return rule if isinstance(rule, SGD) else None
+
+    def having(self, **rules: Optimizer) -> "ByName":
+        """Return the optimisers with these in the place of those with the same names."""
+        return replace(self, rules={**self.rules, **rules})
 
     def with_lr(self, name: str, lr: float) -> "ByName":
         """Return the optimisers with this learning rate for the tensor ``name`` alone."""
-        rule = self.rules[self._key(name)].with_lr(name, lr)
-        return replace(self, rules={**self.rules, name: rule})
+        return self.having(**{name: replaced(self._rule(name), lr=lr)})
 
-    def result(self, state: State, opt_state: State) -> State:
-        """Return ``state`` with the running means of those tensors that have one."""
-        for key, names in self._groups(state).items():
-            state = state | self.rules[key].result({n: state[n] for n in names}, opt_state)
-        return state
+    def learning_rates(self) -> dict[str, float]:
+        """Return the learning rates that are known, by name or first word."""
+        rates = {
+            name: getattr(self.sgd(name) or rule, "lr", None) for name, rule in self.rules.items()
+        }
+        return {name: rate for name, rate in rates.items() if rate is not None}
 
-    def skips(self, loss: Tensor, images: Tensor, grad_images: Tensor) -> bool:
-        """Say whether the loss is too large, or what the rule of the images says."""
-        if self.skip_above is not None and bool(loss > self.skip_above):
-            return True
-        rule = self.rules.get("images")
-        return rule is not None and rule.skips(loss, images, grad_images)
-
-    def _key(self, name: str) -> str:
-        return name if name in self.rules else name.partition(".")[0]
-
-    def _groups(self, tensors: State) -> dict[str, list[str]]:
-        groups: dict[str, list[str]] = {}
-        for name in tensors:
-            if self._key(name) in self.rules:
-                groups.setdefault(self._key(name), []).append(name)
-        return groups
+    def _rule(self, name: str) -> Optimizer | None:
+        return self.rules.get(name, self.rules.get(name.partition(".")[0]))
 
 
-def _known(lr: float | None, name: str) -> float:
-    if lr is None:
-        raise ConfigError(
-            f"optimizer: expected a learning rate of '{name}', got none; call calibrate first"
-        )
-    return lr
+def replaced(rule: Any, **changes: Any) -> Any:
+    """Return an optimiser, or the one within an average, with other attributes."""
+    if isinstance(rule, Averaged):
+        return replace(rule, inner=replaced(rule.inner, **changes))
+    return replace(rule, **changes)
 
 
 sgd, adam, averaged, by_name = SGD, Adam, Averaged, ByName

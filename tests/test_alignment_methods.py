@@ -150,7 +150,7 @@ def test_the_first_state_is_what_the_experts_say(digits):
     right = (logits.argmax(2) == problem.labels).float()
     assert bool((right.sum(0) > 0).any())
     torch.testing.assert_close(problem.state["label_logits"], first_logits(logits, problem.labels))
-    rule = problem.optimizer.rule
+    rule = problem.optimizer.sgd
     assert (rule("label_logits").momentum, rule("images").momentum) == (0.9, 0.5)
 
 

@@ -25,7 +25,7 @@ from kdistill.experts import TrajectoryStore
 from kdistill.methods import Problem, Step, optimize
 from kdistill.methods.stages import Stage, Stages
 from kdistill.ops import conv_grad_sqnorm
-from kdistill.optim import sgd
+from kdistill.optim import by_name, sgd
 from kdistill.priors import PixelPrior
 from kdistill.priors.network_files import load_generator, save_generator
 from kdistill.runner import Checkpoints
@@ -316,7 +316,7 @@ def test_every_field_of_a_checkpoint(tmp_path):
         state={"images": torch.rand(1, 1, 4, 4)},
         labels=stages.labels,
         objective=lambda _, images, state: Step(images.sum(), torch.ones_like(images)),
-        optimizer=sgd(0.1),
+        optimizer=by_name({"images": sgd(0.1)}),
         iterations=4,
         stages=stages,
     )

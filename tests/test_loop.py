@@ -30,7 +30,7 @@ def test_a_running_mean_is_the_result():
     for _ in range(4):
         x -= 0.5
         mean = 0.5 * mean + 0.5 * x
-    outcome = optimize(problem(optimizer=averaged(sgd(0.5), 0.5)))
+    outcome = optimize(problem(optimizer=by_name({"images": averaged(sgd(0.5), 0.5)})))
     assert torch.equal(outcome.images, torch.full((2,), mean))
     assert torch.equal(outcome.last.state["images"], torch.full((2,), -2.0))
 
@@ -142,7 +142,11 @@ def test_a_key_that_an_older_checkpoint_lacks_counts_as_its_default(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other", [{"state": {"theta": torch.zeros(3)}}, {"optimizer": averaged(sgd(0.5), 0.5)}]
+    "other",
+    [
+        {"state": {"theta": torch.zeros(3)}},
+        {"optimizer": by_name({"images": averaged(sgd(0.5), 0.5)})},
+    ],
 )
 def test_a_checkpoint_with_other_tensors_is_refused(tmp_path, other):
     optimize(problem(), Checkpoints(tmp_path))

@@ -60,7 +60,7 @@ def test_adam_takes_the_steps_of_torch(betas):
 
 
 def test_a_running_mean_is_the_result():
-    optimizer = averaged(sgd(0.5), decay=0.5)
+    optimizer = by_name({"images": averaged(sgd(0.5), decay=0.5)})
     state, opt_state = steps(optimizer, {"images": torch.zeros(2)}, {"images": torch.ones(2)})
     mean = x = 0.0
     for _ in range(4):
@@ -83,8 +83,8 @@ def test_every_tensor_may_have_its_own_optimiser():
     }
     assert not any("theta" in name for name in opt_state)
     assert optimizer.learning_rates() == {"images": 0.5, "f": 1.0, "f.2": 2.0}
-    assert optimizer.rule("theta") is None
-    assert optimizer.rule("images") == sgd(0.5)
+    assert optimizer.sgd("theta") is None
+    assert optimizer.sgd("images") == sgd(0.5)
 
 
 def test_only_what_has_a_gradient_is_stepped_and_nothing_changes_in_place():
@@ -105,7 +105,7 @@ def test_a_gradient_without_an_optimiser_is_refused():
 
 
 def test_a_learning_rate_that_was_not_found_is_refused():
-    with pytest.raises(ConfigError, match="a learning rate of 'images', got none; call calibrate"):
+    with pytest.raises(ConfigError, match="a learning rate of images, got none; call calibrate"):
         images_after(sgd(None))
 
 
@@ -113,8 +113,8 @@ def test_a_learning_rate_that_was_found_holds_for_its_tensor_alone():
     optimizer = by_name({"f": averaged(sgd(None, momentum=0.5), 0.9), "lr": sgd(1.0)})
     found = optimizer.with_lr("f.1", 0.1).with_lr("f.2", 0.2)
     assert found.learning_rates() == {"lr": 1.0, "f.1": 0.1, "f.2": 0.2}
-    assert found.rule("f.2") == sgd(0.2, momentum=0.5)
-    assert found.rule("f.3").lr is None
+    assert found.sgd("f.2") == sgd(0.2, momentum=0.5)
+    assert found.sgd("f.3").lr is None
 
 
 def test_an_iteration_that_throws_the_images_or_has_a_large_loss_is_skipped():

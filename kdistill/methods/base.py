@@ -16,7 +16,7 @@ from kdistill.errors import ConfigError
 from kdistill.experts import TrajectoryStore
 from kdistill.methods.init import INITS
 from kdistill.methods.stages import Stages
-from kdistill.optim import SGD, Optimizer, Schedule, sgd
+from kdistill.optim import SGD, ByName, Schedule, sgd
 from kdistill.options import (
     COUNT,
     ITERATIONS,
@@ -164,7 +164,7 @@ class Problem:
     state: State
     labels: Tensor
     objective: Objective
-    optimizer: Optimizer
+    optimizer: ByName
     iterations: int
     stages: Stages | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.methods.base import Problem, Step
-from kdistill.optim import SGD, FirstMove, LeastLoss, Optimizer
+from kdistill.optim import ByName, FirstMove, LeastLoss
 from kdistill.priors import Prior, State
 
 ALPHA = "lr"  # the student's learning rate in a state
@@ -40,8 +40,8 @@ def calibrate(problem: Problem) -> Problem:
         and six forward, at every stage.
     """
     images, norm = problem.prior.render(problem.state, 0), None
-    rule = problem.optimizer.rule(ALPHA)
-    if ALPHA not in problem.state and isinstance(rule, SGD) and rule.initial is not None:
+    rule = problem.optimizer.sgd(ALPHA)
+    if ALPHA not in problem.state and rule is not None and rule.initial is not None:
         alpha, norm = _least_loss(problem, images, rule.initial)
         state = {**problem.state, ALPHA: images.new_full((), alpha)}
         problem = replace(problem, state=state)
@@ -64,15 +64,15 @@ def calibrate(problem: Problem) -> Problem:
     return replace(problem, optimizer=optimizer)
 
 
-def _lacking(optimizer: Optimizer, name: str) -> FirstMove | None:
+def _lacking(optimizer: ByName, name: str) -> FirstMove | None:
     """Return how the learning rate of a tensor is found, or None where it is known."""
-    rule = optimizer.rule(name)
-    return rule.find if isinstance(rule, SGD) and rule.lr is None else None
+    rule = optimizer.sgd(name)
+    return rule.find if rule is not None and rule.lr is None else None
 
 
 def _with_rates(
-    optimizer: Optimizer, prior: Prior, state: State, images: Tensor, step: Callable[[int], Step]
-) -> Optimizer:
+    optimizer: ByName, prior: Prior, state: State, images: Tensor, step: Callable[[int], Step]
+) -> ByName:
     """Return the optimizer with the learning rates of the tensors of ``state``."""
 
     @cache

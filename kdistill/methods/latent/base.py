@@ -15,7 +15,7 @@ from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
 from kdistill.methods.base import DryRun, Experts, Method, MethodConfig, Problem
-from kdistill.optim import SGD, Averaged, ByName, Optimizer
+from kdistill.optim import SGD, replaced
 from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, Unset, Words
 from kdistill.priors import GeneratorAdapter, Prior, State
 from kdistill.priors.latents import NOISES, check_fit
@@ -159,32 +159,46 @@ def described(network: Generator) -> dict[str, Any]:
 
 
 def on_latents(
-    problem: Problem, prior: Prior, state: State, optimizer: ByName, network: dict[str, Any]
+    problem: Problem, prior: Prior, state: State, network: dict[str, Any], **rates: float | None
 ) -> Problem:
-    """Return a run on pixels with its images rendered by ``prior`` from ``state``; labels, ``"lr"`` and the objective stay."""
+    """Return a run on pixels with its images rendered by ``prior`` from ``state``.
+
+    Labels, the student's learning rate and the objective stay; latents are stepped like the pixels
+    before, but that no iteration is skipped for its move.
+
+    Args:
+        problem: A run on pixels.
+        prior: Renders the images.
+        state: Its tensors.
+        network: What the record says of the generator.
+        rates: Learning rate by name or first word of the prior's tensors.
+    """
+    find = replace(pixel_sgd(problem).find, option="lr_f, lr_w")
+    rules = dict(problem.optimizer.rules)
+    pixels = rules.pop("images")
+    latents = {
+        name: replaced(pixels, lr=lr, find=find, skip_move=None) for name, lr in rates.items()
+    }
     others = {name: x for name, x in problem.state.items() if name != "images"}
     return replace(
         problem,
         prior=prior,
         state={**state, **others},
-        optimizer=optimizer,
+        optimizer=replace(problem.optimizer, rules={**latents, **rules}),
         provenance={**problem.provenance, "prior": network},
     )
 
 
-def pixel_rules(problem: Problem) -> ByName:
-    """Return the optimizer of a run on pixels by name."""
-    optimizer = problem.optimizer
-    return optimizer if isinstance(optimizer, ByName) else ByName({"images": optimizer})
+def pixel_sgd(problem: Problem) -> SGD:
+    """Return the optimiser of the images, without a running mean.
 
-
-def latent_rule(pixels: Optimizer, lr: float | None) -> Optimizer:
-    """Return the optimiser of latents: that of the pixels with another learning rate, and without the rule that skips."""
-    if isinstance(pixels, Averaged):
-        return replace(pixels, inner=latent_rule(pixels.inner, lr))
-    if not isinstance(pixels, SGD):
-        return pixels
-    return replace(pixels, lr=lr, find=replace(pixels.find, option="lr_f, lr_w"), skip_move=None)
+    Raises:
+        ConfigError: It is another one.
+    """
+    sgd = problem.optimizer.sgd("images")
+    if sgd is None:
+        raise ConfigError("objective: expected a method with SGD on the images; use dm or mtt")
+    return sgd
 
 
 def _train_experts(config: LatentConfig, data: ImageDataset) -> TrajectoryStore:

@@ -27,10 +27,8 @@ from kdistill.methods.latent.base import (
     LatentConfig,
     adapter_for,
     described,
-    latent_rule,
     network_for,
     on_latents,
-    pixel_rules,
     refuse_start,
 )
 from kdistill.options import NOT_NEGATIVE, Unset
@@ -95,14 +93,11 @@ def build(
     )
     images = prior.render(state, 0)
     problem = method.build(base_config, data, ipc, seed, images)
-    rules = dict(pixel_rules(problem).rules)
-    pixels = rules.pop("images")
     learned = {name.partition(".")[0] for name in state}
     rates = {"ws": config.lr_w, "f": config.lr_f, "generator": config.lr_g}
-    rules |= {name: latent_rule(pixels, rate) for name, rate in rates.items() if name in learned}
-    optimizer = replace(pixel_rules(problem), rules=rules)
+    rates = {name: rate for name, rate in rates.items() if name in learned}
     return replace(
-        on_latents(problem, prior, state, optimizer, described(network)),
+        on_latents(problem, prior, state, described(network), **rates),
         hint=f"lower lr_f or lr_w{', or lr_g' if config.learn_g else ''}",
     )
 

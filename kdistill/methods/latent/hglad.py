@@ -31,15 +31,13 @@ from kdistill.methods.latent.base import (
     LatentConfig,
     adapter_for,
     described,
-    latent_rule,
     network_for,
     on_latents,
-    pixel_rules,
+    pixel_sgd,
     refuse_start,
 )
 from kdistill.methods.latent.cached_distance import CachedDistance, DistanceConfig
 from kdistill.methods.stages import Stage, Stages, stage_ends
-from kdistill.optim import SGD
 from kdistill.options import COUNT, NOT_NEGATIVE, Unset, Words
 from kdistill.priors import PIXELS, Depth, HierarchicalPrior, State
 from kdistill.priors.latents import generator_classes
@@ -100,16 +98,6 @@ def build(
     classes = generator_classes(network, labels, config.classes, data.num_classes)
     state = prior.init(classes, average=config.n_avg if config.avg_w else 0)
     problem = method.build(base_config, data, ipc, seed, prior.render(state, 0))
-    pixels = problem.optimizer.rule("images")
-    assert isinstance(pixels, SGD)
-    rules = {
-        **pixel_rules(problem).rules,
-        "ws": latent_rule(pixels, config.lr_w),
-        "f": latent_rule(pixels, config.lr_f),
-        "images": pixels
-        if config.lr_images is None
-        else replace(pixels, lr=config.lr_images, skip_move=None),
-    }
     stages = Stages(
         stages=_stages(prior, depths, problem.iterations),
         prior=prior,
@@ -120,10 +108,15 @@ def build(
         labels=labels,
         hint="lower lr_f, lr_w or, in pixels, lr_images",
     )
-    optimizer = replace(pixel_rules(problem), rules=rules)
+    pixels = pixel_sgd(problem)  # a running mean gives way to the best state
+    problem = replace(problem, optimizer=problem.optimizer.having(images=pixels))
+    if config.lr_images is not None:
+        pixels = replace(pixels, lr=config.lr_images, skip_move=None)
     record = {**described(network), "stages": [stage.name for stage in stages.stages]}
+    problem = on_latents(problem, prior, state, record, ws=config.lr_w, f=config.lr_f)
     return replace(
-        on_latents(problem, prior, state, optimizer, record),
+        problem,
+        optimizer=problem.optimizer.having(images=pixels),
         stages=stages,
         hint="lower lr_f or lr_w, or lr_images if pixels were reached",
     )
