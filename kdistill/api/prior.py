@@ -1,8 +1,12 @@
-"""``kdistill.train_prior``: a generator of one's own images, in a folder that ``glad`` takes.  No tensor arithmetic here."""
+"""``train_prior``: a generator of one's own images, in a folder that ``glad`` takes.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+The way is that of a run: settings, checks, data, held-out images, training, measurement, folder.
+No tensor arithmetic here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +15,51 @@ import torch
 from kdistill import _native
 from kdistill.api.metrics_log import JsonLines
 from kdistill.api.resources import check_place, use
+from kdistill.api.training_data import load
 from kdistill.artifacts.preview import preview
 from kdistill.artifacts.tensors import to_json
 from kdistill.augment import strategy_for
 from kdistill.config import from_mapping, to_mapping
-from kdistill.data import ImageDataset, Split, load_data
+from kdistill.data import ImageDataset, Split
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import explained, remove_leftovers, sole_use, write_atomic
 from kdistill.keys import make_key
 from kdistill.options import HELD_OUT, MAX_MINUTES, check_value
-from kdistill.priors.gan_training import PriorProgress, PriorSpec, Quality, card, fit, measure
-from kdistill.priors.gan_training.adversarial_training import GanTraining, new_gan_training
-from kdistill.priors.gan_training.sampling import generate_images, with_mean_latent
-from kdistill.priors.gan_training.training_loop import CHECKPOINT, PriorOutcome
+from kdistill.priors.gan_training import (
+    GanState,
+    GanTraining,
+    PriorProgress,
+    PriorSpec,
+    Quality,
+    card,
+    generate_images,
+    measure,
+    new_gan_training,
+    with_mean_latent,
+)
 from kdistill.priors.latents import GeneratorAdapter
 from kdistill.priors.network_files import save_generator
 from kdistill.priors.network_files.generator_folder import holds_generator
 from kdistill.priors.stylegan import Generator
+from kdistill.runner import CHECKPOINT, Checkpoints, Ending, Runner, Timing
 from kdistill.signals import terminable
 from kdistill.status import describe, quietly, status_line
 
-__all__ = ["TrainedPrior", "train_prior"]
+__all__ = ["TrainedPrior", "check_training", "train_prior"]
 
-LEAST = 10  # images per class
-SIZES = (8, 256)
-SHOWN = 10  # pictures per class in samples.png
-FREE = (
-    "iterations",
-    "quality_images",
-    "quality_steps",
-    "quality_width",
-)  # settings that a resumed training may change
+MIN_IMAGES_PER_CLASS = 10
+SIDES = (8, 16, 32, 64, 128, 256)
+SAMPLES_PER_CLASS = 10  # in samples.png
+# settings that a resumed training may change
+CHANGEABLE = ("iterations", "quality_images", "quality_steps", "quality_width")
 
 
 @dataclass(frozen=True)
 class TrainedPrior:
-    """What ``train_prior`` made.
+    """A generator that ``train_prior`` made.
 
     Attributes:
-        folder: Where it is; ``kdistill distill DATA --method glad --set prior=FOLDER`` takes it.
+        folder: Its folder; ``kdistill distill DATA --method glad --set prior=FOLDER`` takes it.
         generator: The averaged generator.
         quality: Accuracy of a network trained on its images alone.
         iterations: Iterations done.
@@ -112,83 +122,42 @@ def train_prior(
         (of which one needs no gradient of its weights); every ``r1_every`` iterations a
         second-order pass.
     """
-    given: dict[str, Any] = {
-        "options": options,
-        "seed": seed,
-        "validation": validation,
-        "max_minutes": max_minutes,
-    }
-    spec = check_training(out, **given, resume=resume, threads=threads, device=device)
-    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
-    seen, held_out = _parts(data, validation, device)
+    settings: dict[str, Any] = {"options": options, "seed": seed, "validation": validation}
+    how: dict[str, Any] = {"resume": resume, "max_minutes": max_minutes}
+    spec = check_training(out, **settings, **how, device=device, threads=threads)
+    data = load(data, quiet)
+    training_data, held_out = _held_out(data, validation, device)
     strategy = _strategy(spec, data)
-    game = new_gan_training(spec, seen, strategy)
+    task = new_gan_training(spec, training_data, strategy)
     source = {
         "name": data.name,
         "fingerprint": data.fingerprint,
         "classes": list(data.classes),
         "validation": validation,
     }
-    settings = {name: value for name, value in to_mapping(spec).items() if name not in FREE}
-    identity = {"settings": settings, "source": source, "environment": _native.environment()}
+    provenance: dict[str, Any] = {"source": source, "environment": _native.environment()}
+    fixed = {name: x for name, x in to_mapping(spec).items() if name not in CHANGEABLE}
     folder = Path(out).expanduser()
-    with _occupied(folder, resume), quietly(quiet):
-        log = JsonLines(folder / "metrics.jsonl", resume)
-        with terminable(), status_line("training") as say:
-            outcome = fit(
-                game,
-                folder,
-                identity=identity,
-                resume=resume,
-                callbacks=[
-                    log,
-                    lambda progress: say(describe(progress, _losses(progress))),
-                    *callbacks,
-                ],
-                on_checkpoint=lambda state, iteration: _picture(
-                    game, seen, folder, state["average"], iteration
-                ),
-                max_minutes=max_minutes,
-            )
-        about = {
+    with sole_use(folder), quietly(quiet):
+        _check_contents(folder, resume)  # once more, now that nobody else changes them
+        remove_leftovers(folder)
+        ending = _train(
+            task,
+            [JsonLines(folder / "metrics.jsonl", resume), *callbacks],
+            checkpoints=Checkpoints(folder, {**provenance, "settings": fixed}),
+            on_checkpoint=partial(_write_samples, folder, task, training_data),
+            **how,
+        )
+        provenance |= {
             "settings": to_mapping(spec),
-            "source": source,
-            "environment": _native.environment(),
             "augment": strategy,
+            "made by": "kdistill prior train",
+            "iterations": ending.state.iteration,
+            "augment_p": float(ending.state.tensors["augment_p"]),
         }
-        return _finished(game, seen, held_out, folder, outcome, about)
-
-
-def _finished(
-    game: GanTraining,
-    seen: ImageDataset,
-    held_out: Split,
-    folder: Path,
-    outcome: PriorOutcome,
-    about: dict[str, Any],
-) -> TrainedPrior:
-    """Save the generator, measure it, and save it again with what was measured."""
-    spec, state = game.spec, outcome.state
-    network = with_mean_latent(game.generator_of(state["average"]), spec.seed)
-    about |= {
-        "made by": "kdistill prior train",
-        "iterations": outcome.iteration,
-        "augment_p": float(state["augment_p"]),
-    }
-    if not holds_generator(
-        folder, network
-    ):  # else what was measured of it stays until it is measured again
-        save_generator(network, folder, about)  # before what may fail
-    with status_line("measuring") as say:
-        say("training a network on generated images, and one on real ones")
-        quality = measure(spec, network, seen, held_out)
-    about |= {"quality": to_mapping(quality)}
-    files = {
-        "metrics.json": to_json(about["quality"] | {"iterations": outcome.iteration}),
-        "README.md": card(folder.name, network, seen.classes, about).encode(),
-    }
-    save_generator(network, folder, about, files)
-    return TrainedPrior(folder, network, quality, outcome.iteration, outcome.finished)
+        network = with_mean_latent(task.generator(ending.state), seed)
+        quality = _save_and_measure(spec, network, training_data, held_out, folder, provenance)
+    return TrainedPrior(folder, network, quality, ending.state.iteration, ending.finished)
 
 
 def check_training(
@@ -203,7 +172,7 @@ def check_training(
     threads: int | None = None,
     max_minutes: float | None = None,
 ) -> PriorSpec:
-    """Return the settings of a training, after every check that is possible before its images are read.
+    """Return the settings, after every check that is possible before the images are read.
 
     Args: as for ``train_prior``; ``size`` is the side that the images will be resized to.
 
@@ -220,105 +189,124 @@ def check_training(
     use(threads, device)
     if size is not None:
         _check_side(size, size)
+    check_place(out)
     folder = Path(out).expanduser()
-    check_place(folder)
     if folder.is_dir():
         _check_contents(folder, resume)
     return spec
 
 
-def _strategy(spec: PriorSpec, data: ImageDataset) -> str:
-    """Return the families of augmentations; grey images keep their brightness unless colour is asked for by name."""
-    families = strategy_for(spec.augment, data.mirrors).split("_")
-    if spec.augment == "auto" and data.channels == 1:
-        families.remove("color")
-    return "_".join(families)
-
-
-def _check_side(height: int, width: int) -> None:
-    least, most = SIZES
-    if height != width or not least <= height <= most or height & (height - 1):
-        near = min(
-            (2**k for k in range(least.bit_length() - 1, most.bit_length())),
-            key=lambda side: abs(side - height),
-        )
-        raise DataError(
-            f"prior train: expected square images of a side that is a power of two from {least} to "
-            f"{most}, got "
-            f"{height}x{width}; load them with size={near}, glad then takes the generator with "
-            "resize=true"
-        )
-
-
-def _parts(
+def _held_out(
     data: ImageDataset, validation: float, device: str | torch.device | None
 ) -> tuple[ImageDataset, Split]:
-    """Return what may be looked at and what is held out, after checks, on the device."""
+    """Return the data to train on and the held-out images, after checks, on the device."""
     _check_side(*data.train.images.shape[2:])
     if data.num_classes < 2:
         raise DataError(
             f"prior train: expected at least 2 classes, got {data.num_classes}; name the classes "
             "of the images"
         )
-    seen, held_out = data.holdout(validation)
-    counts = torch.bincount(seen.train.labels.cpu(), minlength=data.num_classes)
-    fewest = int(counts.argmin())
-    if int(counts[fewest]) < LEAST:
+    training_data, held_out = data.holdout(validation)
+    counts = torch.bincount(training_data.train.labels.cpu(), minlength=data.num_classes)
+    rarest = int(counts.argmin())
+    if counts[rarest] < MIN_IMAGES_PER_CLASS:
         raise DataError(
-            f"prior train: expected at least {LEAST} training images per class, got "
-            f"{int(counts[fewest])} of "
-            f"'{data.classes[fewest]}'; add images, hold out less with validation=, or leave that "
-            "class out"
+            f"prior train: expected at least {MIN_IMAGES_PER_CLASS} training images per class, got "
+            f"{counts[rarest]} of '{data.classes[rarest]}'; add images, hold out less with "
+            "validation=, or leave that class out"
         )
-    target = device or data.train.images.device
-    return seen.to(target), held_out.to(target)
-
-
-@contextmanager
-def _occupied(folder: Path, resume: bool) -> Iterator[None]:
-    """Hold the folder, which is new, empty, or that of the training to resume, against other processes."""
-    with sole_use(folder):
-        _check_contents(folder, resume)
-        remove_leftovers(folder)
-        yield
+    device = device or data.train.images.device
+    return training_data.to(device), held_out.to(device)
 
 
 def _check_contents(folder: Path, resume: bool) -> None:
+    """Refuse a folder that is not new, empty, or that of the training to resume."""
     with explained(folder):
         names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-        is_training = bool(names & {CHECKPOINT, CHECKPOINT + ".prev"})
-        if names and not resume and is_training:
-            raise ConfigError(
-                f"out: expected a new folder, got {folder}, where a generator was trained; "
-                "continue it with resume=True, "
-                "or choose another folder"
-            )
-        # metrics.jsonl alone: a training that was killed before its first checkpoint
-        if not is_training and names - {"metrics.jsonl"}:
-            seen = ", ".join(sorted(names)[:3])
-            raise DataError(
-                f"out: expected a new or empty folder, got {folder} with {seen}; choose another "
-                "place"
-            )
+    is_training = bool(names & {CHECKPOINT, f"{CHECKPOINT}.prev"})
+    if is_training and not resume:
+        raise ConfigError(
+            f"out: expected a new folder, got {folder}, where a generator was trained; continue it "
+            "with resume=True, or choose another folder"
+        )
+    # metrics.jsonl alone: a training that was killed before its first checkpoint
+    if not is_training and names - {"metrics.jsonl"}:
+        listed = ", ".join(sorted(names)[:3])
+        raise DataError(
+            f"out: expected a new or empty folder, got {folder} with {listed}; choose another place"
+        )
 
 
-def _losses(progress: PriorProgress) -> str:
-    """Return what a status line says of a step of the training."""
-    losses = f"{progress.loss_discriminator:.3f} {progress.loss_generator:.3f}"
-    return f"losses {losses}  augmented {progress.augment_p:.2f}"
+def _train(
+    task: GanTraining,
+    callbacks: Sequence[Callable[[PriorProgress], None]],
+    *,
+    resume: bool,
+    **how: Any,
+) -> Ending[GanState]:
+    """Run the task to its end, with a status line; ``how`` are fields of the ``Runner``."""
+    with terminable(), status_line("training") as say:
+
+        def report(timing: Timing, numbers: dict[str, float]) -> None:
+            progress = PriorProgress(**vars(timing), **numbers)
+            losses = f"{progress.loss_discriminator:.3f} {progress.loss_generator:.3f}"
+            say(describe(progress, f"losses {losses}  augmented {progress.augment_p:.2f}"))
+            for callback in callbacks:
+                callback(progress)
+
+        return Runner(task=task, report=report, check_every=1, **how).run(resume=resume)
 
 
-def _picture(
-    game: GanTraining, data: ImageDataset, folder: Path, average: torch.Tensor, iteration: int
-) -> None:
-    """Write ``samples.png``: the same latents every time, classes as rows."""
-    labels = torch.arange(data.num_classes).repeat_interleave(SHOWN)
-    images = generate_images(
-        game.generator_of(average),
-        labels,
-        make_key(game.spec.seed, "prior samples"),
-        GeneratorAdapter(),
-    )
-    heading = (data.name, f"generated after {iteration:,} iterations")
-    page = preview(images, labels, data.classes, heading)
-    write_atomic(folder / "samples.png", page.png())
+def _save_and_measure(
+    spec: PriorSpec,
+    network: Generator,
+    data: ImageDataset,
+    held_out: Split,
+    folder: Path,
+    provenance: Mapping[str, Any],
+) -> Quality:
+    """Save the generator, measure it, and save it again with what was measured."""
+    # one that is there already keeps its quality until it is measured again
+    if not holds_generator(folder, network):
+        save_generator(network, folder, provenance)  # before what may fail
+    with status_line("measuring") as say:
+        say("training a network on generated images, and one on real ones")
+        quality = measure(spec, network, data, held_out)
+    numbers = to_mapping(quality)
+    provenance = {**provenance, "quality": numbers}
+    files = {
+        "metrics.json": to_json({**numbers, "iterations": provenance["iterations"]}),
+        "README.md": card(folder.name, network, data.classes, provenance).encode(),
+    }
+    save_generator(network, folder, provenance, files)
+    return quality
+
+
+def _check_side(height: int, width: int) -> None:
+    if height != width or height not in SIDES:
+        nearest = min(SIDES, key=lambda side: abs(side - height))
+        raise DataError(
+            f"prior train: expected square images of a side that is a power of two from {SIDES[0]} "
+            f"to {SIDES[-1]}, got {height}x{width}; load them with size={nearest}, glad then takes "
+            "the generator with resize=true"
+        )
+
+
+def _strategy(spec: PriorSpec, data: ImageDataset) -> str:
+    """Return the families of augmentations.
+
+    Grey images keep their brightness unless colour is asked for by name.
+    """
+    families = strategy_for(spec.augment, data.mirrors).split("_")
+    if spec.augment == "auto" and data.channels == 1:
+        families.remove("color")
+    return "_".join(families)
+
+
+def _write_samples(folder: Path, task: GanTraining, data: ImageDataset, state: GanState) -> None:
+    """Write ``samples.png``: images of the same latents every time, classes as rows."""
+    labels = torch.arange(data.num_classes).repeat_interleave(SAMPLES_PER_CLASS)
+    key = make_key(task.spec.seed, "prior samples")
+    images = generate_images(task.generator(state), labels, key, GeneratorAdapter())
+    heading = (data.name, f"generated after {state.iteration:,} iterations")
+    write_atomic(folder / "samples.png", preview(images, labels, data.classes, heading).png())

@@ -21,8 +21,10 @@ iteration.  Both networks learn from the same generated images, drawn once.
 Symbols: N images, C channels, S their side; P and Q parameters of generator and discriminator.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,20 +32,18 @@ from torch.nn import functional as F
 
 from kdistill.augment import Augment
 from kdistill.data import ImageDataset
-from kdistill.errors import NonFiniteError
+from kdistill.errors import DataError, NonFiniteError
 from kdistill.keys import generator as keyed
 from kdistill.keys import make_key, uniforms
 from kdistill.ops.diff_augment import IDENTITY
 from kdistill.optim import Adam, State
 from kdistill.priors.base import Noise
-from kdistill.priors.gan_training.discriminator import (
-    Discriminator,
-    DiscriminatorOutput,
-    group_size,
-)
+from kdistill.priors.gan_training.discriminator import Discriminator, DiscriminatorOutput
 from kdistill.priors.gan_training.flat_layout import FlatLayout
+from kdistill.priors.gan_training.grouped_sampler import GroupedSampler
 from kdistill.priors.gan_training.prior_spec import PriorSpec
 from kdistill.priors.stylegan import Generator, new_stylegan2
+from kdistill.runner import Timing
 
 Metrics = dict[str, Tensor]  # scalars by name
 
@@ -51,6 +51,12 @@ BETAS = (0.0, 0.99)  # of Adam
 ADJUST_EVERY = 4  # iterations between two changes of the probability of augmentation
 PATH_DECAY = 0.01
 WARM_UP = 0.05  # the average's half-life is at most this share of the images shown so far
+LOSSES = {
+    "loss_discriminator": "discriminator loss",
+    "r1": "gradient penalty",
+    "loss_generator": "generator loss",
+    "path": "path-length penalty",
+}
 BUFFERS = ("noise_const", "resample_filter", "w_avg")  # tensors of a generator that are not trained
 
 
@@ -76,16 +82,46 @@ class GeneratedBatch:
     ws: Tensor
 
 
+@dataclass(frozen=True)
+class GanState:
+    """A consistent state between two iterations.
+
+    Attributes:
+        iteration: Iterations done.
+        tensors: The vectors ``generator [P]``, ``average [P]`` (the mean of the generator's
+            parameters over iterations, which is the product), ``discriminator [Q]``, Adam's
+            ``square.*`` of both networks, and as float64 scalars ``augment_p``, the probability of
+            each family of augmentations; ``sign_sum``, the sum of the discriminator's mean signs on
+            real images since that probability was changed; ``sign``, their mean at that time;
+            ``path_mean``, the running mean of the path lengths.
+    """
+
+    iteration: int
+    tensors: State
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorProgress(Timing):
+    """What a callback is told of a training every ten iterations.
+
+    Attributes:
+        loss_discriminator: Loss of the last iteration; 1.39 (2 ln 2) is that of a discriminator
+            which cannot tell real from generated.
+        loss_generator: Loss of the last iteration.
+        sign: Mean sign of the discriminator's logits on real images, lately; near 1 it knows them
+            by heart.
+        augment_p: Probability of each family of augmentations.
+    """
+
+    loss_discriminator: float
+    loss_generator: float
+    sign: float
+    augment_p: float
+
+
 @dataclass(frozen=True, eq=False)
 class GanTraining:
-    """The training of a generator against a discriminator, as a pure function of its state.
-
-    The state holds the vectors ``generator [P]``, ``average [P]`` (the mean of the generator's
-    parameters over iterations, which is the product), ``discriminator [Q]``, Adam's ``square.*`` of
-    the networks, and as float64 scalars: ``augment_p``, the probability of each family of
-    augmentations; ``sign_sum``, the sum of the discriminator's mean signs on real images since that
-    probability was changed; ``sign``, their mean at that time; ``path_mean``, the running mean of
-    the path lengths.
+    """The task of a ``Runner``: the training of a generator against a discriminator.
 
     Attributes:
         spec: Settings.
@@ -102,6 +138,7 @@ class GanTraining:
     network: Generator
     discriminator: Discriminator
     augment: Augment | None
+    name: ClassVar[str] = "prior train"
 
     @cached_property
     def layout(self) -> FlatLayout:
@@ -115,63 +152,103 @@ class GanTraining:
         return FlatLayout.of(self.discriminator.new(keyed(0)))
 
     @cached_property
-    def rows_by_class(self) -> Tensor:
-        """Row numbers of the real images, class by class."""
-        return torch.argsort(self.labels.cpu(), stable=True)
-
-    @cached_property
-    def class_starts(self) -> Tensor:
-        """Where each class begins in ``rows_by_class``, and where the last one ends."""
-        counts = torch.bincount(self.labels.cpu(), minlength=self.discriminator.classes)
-        return F.pad(counts.cumsum(0), (1, 0))
+    def sampler(self) -> GroupedSampler:
+        """Sampler of the real images."""
+        return GroupedSampler(self.labels, self.discriminator.classes)
 
     @property
     def optimizer(self) -> Adam:
         """Adam for both networks."""
         return Adam(self.spec.lr, BETAS)
 
-    def init(self) -> State:
+    @property
+    def iterations(self) -> int:
+        """Iterations in all."""
+        return self.spec.iterations
+
+    def start(self) -> GanState:
         """Return the state before the first iteration."""
         generator = self.layout.flatten(self.network.tensors)
         tensors = self.discriminator.new(keyed(make_key(self.spec.seed, "prior discriminator")))
         discriminator = self.discriminator_layout.flatten(tensors).to(generator.device)
         networks = {"generator": generator, "discriminator": discriminator}
-        return {
-            **networks,
-            **self.optimizer.init(networks),
-            "average": generator,
-            "augment_p": _scalar(self.spec.augment_p if self.augment else 0.0),
-            **{name: _scalar(0.0) for name in ("sign_sum", "sign", "path_mean")},
-        }
+        numbers = dict.fromkeys(("sign_sum", "sign", "path_mean"), _scalar(0.0))
+        numbers["augment_p"] = _scalar(self.spec.augment_p if self.augment else 0.0)
+        state = networks | self.optimizer.init(networks) | numbers | {"average": generator}
+        return GanState(0, state)
 
-    def generator_of(self, parameters: Tensor) -> Generator:
+    def generator(self, state: GanState) -> Generator:
+        """Return the averaged generator, which is the product of the training."""
+        return self.network_of(state.tensors["average"])
+
+    def network_of(self, parameters: Tensor) -> Generator:
         """Return the generator with these parameters ``[P]``."""
         return self.network.with_tensors(self.layout.named(parameters))
 
-    def iterate(self, state: State, iteration: int) -> tuple[State, Metrics]:
-        """Return the state after iteration number ``iteration``, from 0 on, and its losses.
+    def iterate(self, now: GanState) -> tuple[GanState, Metrics]:
+        """Return the state after one more iteration, and its losses.
 
         Penalties are 0 in iterations that leave them out.
-
-        Raises:
-            NonFiniteError: A loss or a parameter is not finite.
         """
-        with torch.enable_grad():
-            theta = state["generator"].detach().requires_grad_()
-            rows = self._rows(iteration)
-            fake = self._generated(theta, "prior fake", iteration, self.labels[rows])
-            state, on_real, losses = self._train_discriminator(state, iteration, rows, fake)
-            spread = on_real.spread.detach()
-            state, more_losses = self._train_generator(state, iteration, theta, fake, spread)
-        losses |= more_losses
+        state, iteration = now.tensors, now.iteration
+        theta = state["generator"].detach().requires_grad_()
+        rows = self._rows(iteration)
+        fake = self._generated(theta, "prior fake", iteration, self.labels[rows])
+        state, on_real, losses = self._train_discriminator(state, iteration, rows, fake)
+        spread = on_real.spread.detach()
+        state, more_losses = self._train_generator(state, iteration, theta, fake, spread)
         num_images = (iteration + 1) * self.spec.batch_size
         half_life = min(float(self.spec.ema_images), max(WARM_UP * num_images, 1e-8))
         decay = 0.5 ** (self.spec.batch_size / half_life)
         state["average"] = state["generator"].lerp(state["average"], decay)
         sign = float(on_real.logits.detach().sign().mean())
         state["sign_sum"] = _scalar(float(state["sign_sum"]) + sign)
-        self._check_finite(state, losses, iteration + 1)
-        return self._adjusted(state, iteration + 1), losses
+        state = self._adjusted(state, iteration + 1)
+        return GanState(iteration + 1, state), losses | more_losses
+
+    def check(self, before: GanState, after: GanState, losses: Metrics) -> dict[str, float]:
+        """Return what a ``PriorProgress`` says beside the timing.
+
+        Raises:
+            NonFiniteError: A loss or a parameter is not finite; names the first of them.
+        """
+        values = {name: float(x) for name, x in losses.items()}
+        wrong = [f"{LOSSES[n]}, got {x}" for n, x in values.items() if not math.isfinite(x)]
+        wrong += [
+            f"{name} after the step, got one that is not"
+            for name in ("discriminator", "generator")
+            if not torch.isfinite(after.tensors[name]).all()
+        ]
+        if wrong:
+            r1 = self.spec.r1_weight(self.discriminator.size)
+            raise NonFiniteError(
+                f"prior train: expected at iteration {after.iteration} a finite {wrong[0]}; "
+                f"lower lr (now {self.spec.lr:g}) or raise r1 (now {r1:g}) in a new folder"
+            )
+        told = {name: values[name] for name in ("loss_discriminator", "loss_generator")}
+        return told | {name: float(after.tensors[name]) for name in ("sign", "augment_p")}
+
+    def saved(self, state: GanState) -> tuple[State, dict[str, Any]]:
+        """Return tensors and numbers for a checkpoint."""
+        return state.tensors, {"iteration": state.iteration}
+
+    def restored(self, tensors: State, numbers: dict[str, Any]) -> GanState:
+        """Return the state of a checkpoint, on the device of the images.
+
+        Raises:
+            DataError: It has other tensors than this training.
+        """
+        start = self.start().tensors
+        if {n: (x.shape, x.dtype) for n, x in tensors.items()} != {
+            n: (x.shape, x.dtype) for n, x in start.items()
+        }:
+            raise DataError(
+                "resume: expected a checkpoint with the tensors of this training, got others; "
+                "start afresh in a new folder"
+            )
+        return GanState(
+            numbers["iteration"], {n: tensors[n].to(x.device) for n, x in start.items()}
+        )
 
     def _adjusted(self, state: State, iteration: int) -> State:
         """Return the state with the probability of augmentation moved towards its target.
@@ -253,25 +330,15 @@ class GanTraining:
     ) -> GeneratedBatch:
         """Return generated images of these classes."""
         key = make_key(self.spec.seed, purpose, iteration)
-        network = self.generator_of(theta)
+        network = self.network_of(theta)
         z = torch.randn(len(labels), self.spec.z_dim, generator=keyed(make_key(key, "z"))).to(theta)
         ws = network.mapping(z, labels)
         return GeneratedBatch(network.forward(ws, BatchNoise(key, range(len(labels)))), labels, ws)
 
     def _rows(self, iteration: int) -> Tensor:
-        """Return row numbers of a batch of real images, drawn with replacement.
-
-        The images of a group, as the discriminator forms them, are of one class; classes come as
-        often as they are in the data.
-        """
-        key, count = make_key(self.spec.seed, "prior rows", iteration), self.spec.batch_size
-        size = group_size(count)
-        firsts = uniforms(make_key(key, "first"), count // size) * len(self.labels)
-        firsts = torch.from_numpy(firsts).long()
-        classes = torch.searchsorted(self.class_starts, firsts, right=True).sub(1).repeat(size)
-        starts, stops = self.class_starts[classes], self.class_starts[classes + 1]
-        ranks = (torch.from_numpy(uniforms(key, count)) * (stops - starts)).long()
-        return self.rows_by_class[starts + ranks].to(self.labels.device)
+        """Return the row numbers of a batch of real images."""
+        key = make_key(self.spec.seed, "prior rows", iteration)
+        return self.sampler.draw(self.spec.batch_size, key).to(self.labels.device)
 
     def _augmented(self, images: Tensor, p: float, purpose: str, iteration: int) -> Tensor:
         """Return images as the discriminator gets them: each family changes each with chance p."""
@@ -287,27 +354,6 @@ class GanTraining:
             params[torch.from_numpy(is_skipped), 0] = IDENTITY
             parameters.append((params.to(images.device), index.to(images.device)))
         return augment.apply(images + 1.0, parameters) - 1.0  # what moves in is black
-
-    def _check_finite(self, state: State, losses: Metrics, iteration: int) -> None:
-        """Raise NonFiniteError that names what stopped being a number first."""
-        named = {
-            "discriminator loss": losses["loss_discriminator"],
-            "gradient penalty": losses["r1"],
-            "generator loss": losses["loss_generator"],
-            "path-length penalty": losses["path"],
-        }
-        wrong = [f"{name}, got {float(x)}" for name, x in named.items() if not torch.isfinite(x)]
-        wrong += [
-            f"{name} after the step, got one that is not"
-            for name in ("discriminator", "generator")
-            if not torch.isfinite(state[name]).all()
-        ]
-        if wrong:
-            r1 = self.spec.r1_weight(self.discriminator.size)
-            raise NonFiniteError(
-                f"prior train: expected at iteration {iteration} a finite {wrong[0]}; "
-                f"lower lr (now {self.spec.lr:g}) or raise r1 (now {r1:g}) in a new folder"
-            )
 
 
 def _scalar(value: float) -> Tensor:

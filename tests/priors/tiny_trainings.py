@@ -1,0 +1,14 @@
+"""Settings of a training that takes a second."""
+
+TINY = {
+    "iterations": 12,
+    "batch_size": 4,
+    "channel_base": 64,
+    "channel_max": 8,
+    "z_dim": 4,
+    "w_dim": 4,
+    "r1_every": 3,
+    "quality_images": 60,
+    "quality_steps": 2,
+    "quality_width": 4,
+}
