@@ -163,9 +163,11 @@ class Checkpoints:
             numbers.get(key) if isinstance(numbers, dict) else None
             for key in ("identity", "iteration")
         )
-        if not isinstance(was, dict) or type(iteration) is not int or iteration < 0:
+        is_own = isinstance(was, dict) and was.keys() <= self.identity.keys()
+        if not is_own or type(iteration) is not int or iteration < 0:
             raise DataError(
-                f"resume: expected the checkpoint of a run, got another in {path}; start afresh"
+                f"resume: expected the checkpoint of such a run, got another in {path}; start "
+                "afresh"
             )
         if difference := first_difference(dict(self.identity), _completed(was, self.defaults)):
             key, ours, theirs = difference

@@ -193,7 +193,7 @@ def test_the_checkpoint_of_something_else_is_refused(digits, tmp_path):
     kdistill.distill(
         digits, ipc=1, out=out, options={"iterations": 1, "width": 4, "batch_real": 12}
     )
-    with pytest.raises(DataError, match="checkpoint of a generator's training, got another"):
+    with pytest.raises(DataError, match="checkpoint of such a run, got another in"):
         kdistill.train_prior(digits, out=out, options=TINY, resume=True)
 
 
