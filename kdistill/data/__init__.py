@@ -1,4 +1,4 @@
-"""Labelled image sets: built-in, from disk, from arrays and other libraries; always float32 ``[N, C, H, W]`` in pixel space."""
+"""Labelled image sets, loaded from anything; always float32 ``[N, C, H, W]`` in pixel space."""
 
 from kdistill.data.builtin import BUILTIN
 from kdistill.data.data_check import DataCheck, check_data

@@ -21,17 +21,17 @@ class ClassSampler:
         self.starts = [0, *counts.cumsum(0).tolist()]
 
     def draw(self, per_class: int, key: int) -> Tensor:
-        """Return indices int64 ``[<= K*per_class]``, class-major; a smaller class gives all it has.  Pure in ``key``."""
+        """Return indices int64 ``[<= K*per_class]``, class-major.
+
+        A smaller class gives all it has.  The draw is a pure function of ``key``.
+        """
         drawn = uniforms(key, len(self.order))
         rows = []
         for first, last in zip(self.starts, self.starts[1:], strict=False):
             count = min(per_class, last - first)
-            smallest = (
-                np.argpartition(drawn[first:last], count - 1)[:count]
-                if count
-                else np.empty(0, dtype=np.int64)
-            )
-            rows.append(
-                first + np.sort(smallest)
-            )  # sorted: the same set whatever order argpartition leaves
+            smallest = np.empty(0, dtype=np.int64)
+            if count:
+                smallest = np.argpartition(drawn[first:last], count - 1)[:count]
+            # sorted: the same set whatever order argpartition leaves
+            rows.append(first + np.sort(smallest))
         return self.order[torch.from_numpy(np.concatenate(rows))]

@@ -1,4 +1,4 @@
-"""A labelled image set in memory: training and test images in pixel space, and the transform that networks need."""
+"""A labelled image set: training and test images in pixel space, and their normalisation."""
 
 import hashlib
 import json
@@ -21,8 +21,8 @@ class Split:
         images: ``[N, C, H, W]``, float32, pixel space, values in [0, 1]; a tensor, or
             ``StreamedImages``.
         labels: ``[N]``, int64.
-        files: Where each image was read from, N paths; None for images that are in no files of
-            their own.
+        files: N paths that the images were read from; None for images that are in no files of their
+            own.
 
     Raises:
         ShapeError: Not ``[N, C, H, W]`` floats with ``[N]`` int64 labels, or another number of
@@ -70,15 +70,15 @@ class ImageDataset:
     """A data set ready for distillation; made by ``load_data``.
 
     Attributes:
-        train: What may be distilled.
-        test: What only final numbers may be measured on.
+        train: Images that may be distilled.
+        test: Images that only final numbers may be measured on.
         classes: Names; label ``k`` is ``classes[k]``.
         name: Short name.
         source: What ``load_data`` was given, or what kind of object.
-        licence: Of the data.
+        licence: Licence of the data.
         fingerprint: sha256 over shapes, labels and pixels as loaded; ``holdout`` and ``to`` keep
             it.  Computed if left empty; ``"streamed"`` of images that are not in memory.
-        transform: From pixel space to what networks see, fitted on the training images.
+        transform: Transform to normalised images, fitted on the training images.
         validation: The source's own validation split, if it has one.
         mirrors: Whether a mirrored image belongs to the same class; augmentation mirrors only then.
         notes: What was understood or changed while loading, one phrase each.
@@ -105,25 +105,22 @@ class ImageDataset:
     def __post_init__(self):
         if not len(self.train):
             raise DataError("ImageDataset: expected training images, got none; add images")
-        for part, split in self._splits().items():
+        for part, split in self.splits().items():
             if split.images.shape[1:] != self.train.images.shape[1:]:
                 raise ShapeError(
                     f"ImageDataset: expected {part} images {list(self.train.images.shape[1:])} as "
-                    "in train, "
-                    f"got {list(split.images.shape[1:])}; resize one of them"
+                    f"in train, got {list(split.images.shape[1:])}; resize one of them"
                 )
             outside = (split.labels < 0) | (split.labels >= len(self.classes))
             if outside.any():
                 row = int(outside.nonzero()[0])
                 raise DataError(
                     f"ImageDataset: expected labels 0..{len(self.classes) - 1}, got "
-                    f"{int(split.labels[row])} "
-                    f"at {part} image {row}; give a name to every class"
+                    f"{int(split.labels[row])} at {part} image {row}; give a name to every class"
                 )
-        if not self.fingerprint and self.is_streamed:
-            object.__setattr__(self, "fingerprint", "streamed")
         if not self.fingerprint:
-            object.__setattr__(self, "fingerprint", fingerprint(*self._splits().values()))
+            own = "streamed" if self.is_streamed else fingerprint(*self.splits().values())
+            object.__setattr__(self, "fingerprint", own)
 
     @property
     def is_streamed(self) -> bool:
@@ -131,7 +128,7 @@ class ImageDataset:
         return isinstance(self.train.images, StreamedImages)
 
     def check_in_memory(self) -> None:
-        """Raise ConfigError for streamed data, of which ``kdistill.score`` alone can make anything."""
+        """Raise ConfigError for streamed data, which ``kdistill.score`` alone can use."""
         if self.is_streamed:
             raise ConfigError(
                 f"{self.name}: expected images in memory, got streamed ones (for score alone); "
@@ -162,7 +159,7 @@ class ImageDataset:
             fraction: Share held out, in [0, 1); 0 holds nothing out.  A source that came with its
                 own validation split gives that one instead of any other share, whatever ``seed``
                 says.
-            seed: Of the draw.
+            seed: Seed of the draw.
 
         Returns:
             The data set with a smaller ``train`` (transform, fingerprint and the rest stay), and
@@ -182,11 +179,13 @@ class ImageDataset:
 
     def to(self, device: torch.device | str) -> "ImageDataset":
         """Return the data set with every tensor on ``device``."""
-        moved = {part: split.to(device) for part, split in self._splits().items()}
+        moved = {part: split.to(device) for part, split in self.splits().items()}
         return replace(self, **moved, transform=self.transform.to(device))
 
     def training_digest(self) -> str:
-        """Return the sha256 of what training on this set depends on: its training images, labels and transform as they are now.
+        """Return the sha256 of what training on this set depends on.
+
+        That are its training images, labels and transform as they are now.
 
         Cost: about a second per gigabyte of float32 pixels.
         """
@@ -196,28 +195,29 @@ class ImageDataset:
         return digest.hexdigest()
 
     def describe(self) -> str:
-        """Return in one line what was understood: counts, shape, classes, normalisation, and anything that was changed."""
+        """Return in one line what was understood, and anything that was changed."""
         counts = torch.bincount(self.train.labels.cpu(), minlength=self.num_classes)
         low, high = int(counts.min()), int(counts.max())
         each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         parts = [f"{len(self.train):,} training"]
         parts += [f"{len(self.validation):,} validation"] if self.validation is not None else []
-        parts += [f"{len(self.test):,} test"]
-        images = f"{', '.join(parts[:-1])} and {parts[-1]} images"
         shape = "×".join(map(str, self.train.images.shape[1:]))
-        about = [
-            f"{images}, {shape}, {self.num_classes} classes of {each} training images",
+        phrases = [
+            f"{', '.join(parts)} and {len(self.test):,} test images, {shape}, {self.num_classes} "
+            f"classes of {each} training images",
             _normalisation(self.transform),
+            *self.notes,
         ]
-        return f"{self.name}: " + "; ".join([*about, *self.notes])
+        return f"{self.name}: {'; '.join(phrases)}"
 
-    def _splits(self) -> dict[str, Split]:
+    def splits(self) -> dict[str, Split]:
+        """Return the splits by name; a set without a validation split has none under that."""
         splits = {"train": self.train, "test": self.test}
         return splits if self.validation is None else {**splits, "validation": self.validation}
 
 
 def fingerprint(*splits: Split) -> str:
-    """Return the sha256 (64 hexadecimal digits) over shapes, labels and float32 pixel bytes of the splits, in order.
+    """Return the sha256 over shapes, labels and float32 pixel bytes of the splits, in order.
 
     Cost: about a second per gigabyte of float32 pixels.
     """
@@ -226,18 +226,15 @@ def fingerprint(*splits: Split) -> str:
         digest.update(json.dumps(list(split.images.shape)).encode())
         digest.update(split.labels.cpu().numpy().astype("<i8", copy=False).tobytes())
         for chunk in split.images.split(1024):
-            digest.update(
-                chunk.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes()
-            )
+            pixels = chunk.detach().cpu().contiguous().numpy()
+            digest.update(pixels.astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
 
 
 def _normalisation(transform: Transform) -> str:
     if isinstance(transform, Standardise):
-        mean, std = (
-            ", ".join(f"{x:.3f}" for x in values.tolist())
-            for values in (transform.mean, transform.std)
-        )
+        values = (transform.mean.tolist(), transform.std.tolist())
+        mean, std = (", ".join(f"{x:.3f}" for x in each) for each in values)
         return f"mean {mean} and std {std} computed"
     return "ZCA fitted, eps 0.1" if isinstance(transform, Zca) else "not normalised"
 

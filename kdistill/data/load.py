@@ -3,22 +3,20 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from kdistill.data import duplicates, image_tensors
 from kdistill.data.image_dataset import ImageDataset, Split
 from kdistill.data.labels import map_labels
-from kdistill.data.raw_data import RawData, ReadOptions
-from kdistill.data.read_source import read_source, read_streamed
+from kdistill.data.raw_data import RawData, Reading, numbered
+from kdistill.data.read_source import read_source
 from kdistill.data.splits import stratified_split
-from kdistill.data.streamed_images import StreamedImages, same_channels
-from kdistill.errors import ConfigError, did_you_mean
+from kdistill.errors import ConfigError
 from kdistill.escape import printable
+from kdistill.options import Words, check_value
 from kdistill.transforms import KINDS, fit
 
 TEST_FRACTION = 0.2  # of a source that has no test images of its own
@@ -62,21 +60,22 @@ def load_data(
             off.
         normalisation: ``"standard"`` (mean and std of each channel), ``"zca"`` or ``"none"``;
             fitted on the training images.
-        seed: Of the split into training and test images, where the source has none.
+        seed: Seed of the split into training and test images, where the source has none.
         quiet: Do not print the summary, warnings and progress.
         classes: Class names, in the order of the labels; None takes them from the source, or from
             the labels.
         num_classes: Number of classes K, for whole-number labels that must lie in 0..K-1.
-        image_column: Of a Hugging Face data set, data frame or CSV file, if it is not clear.
-        label_column: The same.
+        image_column: Column of the images of a Hugging Face data set, data frame or CSV file, if it
+            is not clear.
+        label_column: Column of the labels, if it is not clear.
         name: Short name of the set; None takes it from the source.
-        licence: Of the data; None takes it from the source where it says so.
+        licence: Licence of the data; None takes it from the source where it says so.
         mirrors: Whether a mirrored image belongs to the same class: augmentation mirrors only then.
             None guesses: not for the built-in digits, and not where name or classes look like
             digits or letters; a guess of no is said.
         skip_unreadable: Leave out picture files that cannot be read, and say so; otherwise they are
             refused, all at once.
-        stream: Do not hold the images in memory: read them whenever they are looked at.  For
+        stream: Do not hold the images in memory: read them whenever they are used.  For
             ``kdistill.score`` alone; of a folder, arrays (such as memory-mapped ones) or a torch
             ``Dataset`` whose items do not change.
 
@@ -90,15 +89,11 @@ def load_data(
         MissingExtraError: The package of a built-in set is not installed.
 
     Cost: one pass over the images for each of reading, conversion, fingerprint and fit.  At the
-        peak the images as read (uint8
-    where possible) and up to two float32 copies are held; one stays.
+        peak the images as read (uint8 where possible) and up to two float32 copies are held; one
+        stays.
     """
     image_tensors.check_size(size)
-    if normalisation not in KINDS:
-        raise ConfigError(
-            f"normalisation: expected a kind of transform, got '{normalisation}'; "
-            f"{did_you_mean(normalisation, list(KINDS))}"
-        )
+    check_value("normalisation", normalisation, Words(tuple(KINDS)))
     if mirrors is not None and not isinstance(mirrors, bool):
         raise ConfigError(
             f"mirrors: expected True, False or None, got {mirrors!r}; leave it out to guess"
@@ -107,30 +102,26 @@ def load_data(
         raise ConfigError(
             f"num_classes: expected at least 2, got {num_classes}; leave it out to count the labels"
         )
-    options = ReadOptions(
+    reading = Reading(
         size=size,
         quiet=quiet,
         skip_unreadable=skip_unreadable,
         image_column=image_column,
         label_column=label_column,
+        stream=stream,
     )
-    raw, fraction = _with_test(
-        read_streamed(spec, options) if stream else read_source(spec, options),
-        test,
-        options,
-        stream,
+    raw, fraction = _with_test(read_source(spec, reading), test, reading)
+    splits, names = _splits(raw, classes, num_classes, reading)
+    warnings = (
+        [] if stream else image_tensors.dark_depths([part.images for part in raw.parts().values()])
     )
-    splits, names = _splits(raw, classes, num_classes)
-    warnings = [] if stream else image_tensors.dark_depths(_images(raw))
     if "test" not in splits:
-        splits = _split_off(raw, splits, names, fraction, seed, warnings)
+        splits = _split_off(splits, names, fraction, seed, reading.notes, warnings)
     if not stream:
-        images, labels = (
-            {part: getattr(split, what) for part, split in splits.items()}
-            for what in ("images", "labels")
-        )
-        warnings += duplicates.warnings(images, labels, partial(_called, splits))
+        warnings += duplicates.warnings(splits)
     called = name or raw.name
+    if mirrors is None:
+        mirrors = _mirrors(called, names, splits["train"], reading.notes)
     data = ImageDataset(
         train=splits["train"],
         test=splits["test"],
@@ -140,8 +131,8 @@ def load_data(
         source=raw.source,
         licence=licence or raw.licence,
         transform=fit(normalisation, splits["train"].images),
-        mirrors=_mirrors(called, names, splits["train"], raw) if mirrors is None else mirrors,
-        notes=tuple(raw.notes),
+        mirrors=mirrors,
+        notes=tuple(reading.notes),
         warnings=tuple(warnings),
     )
     if not quiet:
@@ -155,10 +146,11 @@ def announce(data: ImageDataset) -> None:
         Console(stderr=True).print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
-def _with_test(
-    raw: RawData, test: Any, options: ReadOptions, stream: bool
-) -> tuple[RawData, float]:
-    """Return the source with the test part that was asked for, and the share to split off where there is none."""
+def _with_test(raw: RawData, test: Any, reading: Reading) -> tuple[RawData, float]:
+    """Return the source with the test part that was asked for.
+
+    The second value is the share to split off where there is none.
+    """
     if isinstance(test, int | float) and not isinstance(test, bool):
         if raw.test is not None:
             raise ConfigError(
@@ -167,85 +159,73 @@ def _with_test(
             )
         return raw, float(test)
     if test is not None:
-        other = read_streamed(test, options) if stream else read_source(test, options)
-        notes = [*raw.notes, *(note for note in other.notes if note not in raw.notes)]
-        return replace(raw, test=other.test or other.train, notes=notes), TEST_FRACTION
+        other = read_source(test, reading)
+        reading.notes[:] = dict.fromkeys(reading.notes)  # those of both once
+        return replace(raw, test=other.test or other.train), TEST_FRACTION
     if raw.test is None and raw.validation is not None:
-        raw.notes.append("the validation images serve as the test images")
+        reading.notes.append("the validation images serve as the test images")
         return replace(raw, test=raw.validation, validation=None), TEST_FRACTION
     return raw, 0.0 if raw.is_distilled else TEST_FRACTION
 
 
 def _split_off(
-    raw: RawData,
     splits: dict[str, Split],
     names: tuple[str, ...],
     fraction: float,
     seed: int,
+    notes: list[str],
     warnings: list[str],
 ) -> dict[str, Split]:
-    """Return the splits with test images taken from the training images, or with none where ``fraction`` is 0."""
+    """Return the splits with test images taken from the training images; none of a share of 0."""
     train = splits["train"]
     if fraction == 0.0:
-        raw.notes.append("all of them for training, none for testing")
+        notes.append("all of them for training, none for testing")
         return {**splits, "test": train.take(torch.zeros(0, dtype=torch.int64))}
     rest, chosen = stratified_split(train.labels, fraction, seed=seed, purpose="split test")
     some = f"{fraction:.0%} of the images split off as test images (seed {seed})"
-    raw.notes.append(some if len(chosen) else "no image split off for testing, as no class has two")
+    notes.append(some if len(chosen) else "no image split off for testing, as no class has two")
     counts = torch.bincount(train.labels, minlength=len(names))
     smallest = int(counts.argmin())
     if len(chosen) and int(counts[smallest]) < FEW:
         warnings.append(
             f"{len(chosen):,} of {len(train):,} images are held out for testing, and no more than "
-            f"{int(counts[smallest])} images "
-            f"of '{names[smallest]}' are there; name test images with test=, or take all for "
-            "training with test=0"
+            f"{int(counts[smallest])} images of '{names[smallest]}' are there; name test images "
+            "with test=, or take all for training with test=0"
         )
     return {**splits, "train": train.take(rest), "test": train.take(chosen)}
 
 
-def _mirrors(name: str, names: tuple[str, ...], train: Split, raw: RawData) -> bool:
-    """Guess whether a mirrored image belongs to the same class: not where the images look like digits or letters."""
+def _mirrors(name: str, names: tuple[str, ...], train: Split, notes: list[str]) -> bool:
+    """Guess whether a mirrored image belongs to the same class; digits and letters do not."""
     are_digits = names == tuple("0123456789")
     are_letters = len(names) > 1 and all(len(each) == 1 and each.isalpha() for each in names)
     is_named = _GLYPHS.search(name) is not None and "fashion" not in name.lower()
     if is_named or (train.images.shape[1] == 1 and (are_digits or are_letters)):
-        raw.notes.append(
+        notes.append(
             "not mirrored, as these look like digits or letters (mirrors=True if they may be)"
         )
         return False
     return True
 
 
-def _images(raw: RawData) -> list[Tensor]:
-    return [part.images for part in (raw.train, raw.test, raw.validation) if part is not None]
-
-
-def _called(splits: dict[str, Split], part: str, row: int) -> str:
-    """Return what messages call an image: its path where it has one."""
-    files = splits[part].files
-    return files[row] if files is not None else f"{part} image {row}"
-
-
 def _splits(
-    raw: RawData, classes: Sequence[str] | None, num_classes: int | None
+    raw: RawData, classes: Sequence[str] | None, num_classes: int | None, reading: Reading
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Settle labels, channels and value range over all parts together."""
-    parts = {"train": raw.train, "test": raw.test, "validation": raw.validation}
-    present = {which: part for which, part in parts.items() if part is not None}
-    labels, names = map_labels(present, classes=classes, num_classes=num_classes)
+    parts = raw.parts()
+    labels, names = map_labels(parts, classes=classes, num_classes=num_classes)
+    images = {which: part.images for which, part in parts.items()}
+    image_tensors.check_shapes(images)
 
     def image_name(which: str, row: int) -> str:
-        paths = present[which].paths
-        return paths[row] if paths else f"{which} image {row}"
+        paths = parts[which].paths
+        return paths[row] if paths else numbered(which)(row)
 
-    found = {which: part.images for which, part in present.items()}
-    is_streamed = isinstance(raw.train.images, StreamedImages)
-    images = (
-        same_channels(found)
-        if is_streamed
-        else image_tensors.to_unit_range(found, image_name, raw.notes)
-    )
+    if reading.stream:
+        settled = image_tensors.same_channels(list(images.values()))
+    else:
+        settled = image_tensors.to_unit_range(images, image_name, reading.notes)
     return {
-        which: Split(images[which], labels[which], present[which].paths) for which in present
+        which: Split(pixels, labels[which], part.paths)
+        for (which, part), pixels in zip(parts.items(), settled, strict=True)
     }, names

@@ -160,7 +160,7 @@ def _unpacked(tensors: dict[str, Tensor], size: int | None) -> list[Tensor]:
         has_size = size is None or stacked.shape[2:] == (size, size)
         if not has_shape or not has_size or stacked.dtype != dtype:
             raise ValueError(f"unexpected shape {list(stacked.shape)} of {kind}")
-        whole = stacked if dtype == torch.uint8 else stacked.to(image_tensors.KNOWN)
+        whole = stacked if dtype == torch.uint8 else stacked.to(image_tensors.SCALED)
         images.update(zip(rows, whole, strict=True))
     if sorted(images) != list(range(len(images))):
         raise ValueError("rows are missing")

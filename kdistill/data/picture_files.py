@@ -1,9 +1,8 @@
 """Picture files: which endings are read, and how one file becomes a small tensor.
 
 JPEG is decoded at an eighth, a quarter or half of its size where that leaves at least four times
-the side that is asked for, and
-Pillow resizes on the picture itself: both let other threads run, and neither depends on their
-    number.
+the side that is asked for, and Pillow resizes on the picture itself: both let other threads run,
+and neither depends on their number.
 """
 
 import importlib.util
@@ -21,35 +20,19 @@ from kdistill.data.raw_data import unusable
 from kdistill.errors import DataError
 
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+# fmt: off
 SUFFIXES = (
-    *(
-        ".apng",
-        ".avif",
-        ".avifs",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".j2k",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".jpx",
-        ".mpo",
-    ),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
+    ".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg",
+    ".jpg", ".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff",
+    ".webp",
 )
+# fmt: on
 DRAFT_FACTOR = 4  # a JPEG is decoded at no less than this many times the side that is asked for
 # pixels that any file may have, and for each of its bytes: a PNG of one colour has a thousand,
 # photographs fewer than ten
 PIXELS, PIXELS_PER_BYTE = 1 << 25, 16
-Decoded = tuple[Tensor, bool]  # pixels, and whether alpha was laid over white
-RECIPE = (
-    1  # raised whenever decoding changes, so that cached pixels of an older version are not used
-)
-
-
+# raised whenever decoding changes, so that cached pixels of an older version are not used
+RECIPE = 1
 # what Pillow raises for a file that is no whole picture, and for one of far too many pixels
 UNREADABLE = (
     OSError,
@@ -59,6 +42,8 @@ UNREADABLE = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
+
+Decoded = tuple[Tensor, bool]  # pixels, and whether alpha was laid over white
 
 
 def is_picture(name: str) -> bool:
@@ -80,11 +65,9 @@ def can_read_heif() -> bool:
 
 @cache
 def decoder_version() -> str:
-    """Return what decoded pixels depend on: this module's recipe, Pillow and the libraries that it was built with."""
-    libraries = {
-        name: features.version(name)
-        for name in ("jpg", "libjpeg_turbo", "webp", "avif", "libtiff", "jpg_2000", "zlib")
-    }
+    """Return what decoded pixels depend on: our recipe, Pillow and the libraries in it."""
+    names = ("jpg", "libjpeg_turbo", "webp", "avif", "libtiff", "jpg_2000", "zlib")
+    libraries = {name: features.version(name) for name in names}
     if can_read_heif():
         import pillow_heif
 
@@ -104,7 +87,7 @@ def decode(source: Any, name: str, notes: list[str], size: int | None = None) ->
         size: Scale the short side to this and crop the middle; None keeps the size of the file.
 
     Returns:
-        ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or ``image_tensors.KNOWN`` for 16-bit grey.  Alpha
+        ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or ``image_tensors.SCALED`` for 16-bit grey.  Alpha
         lies over white.
 
     Raises:
@@ -127,11 +110,8 @@ def _checked(picture: Image.Image, source: Any) -> Image.Image:
     Raises:
         ValueError: They are not.
     """
-    nbytes = (
-        os.stat(source).st_size
-        if isinstance(source, str | os.PathLike)
-        else len(source.getbuffer())
-    )
+    is_path = isinstance(source, str | os.PathLike)
+    nbytes = os.stat(source).st_size if is_path else len(source.getbuffer())
     most = PIXELS + PIXELS_PER_BYTE * nbytes
     width, height = picture.size
     if width * height > most:
@@ -142,11 +122,18 @@ def _checked(picture: Image.Image, source: Any) -> Image.Image:
 
 
 def _reduced(picture: Image.Image, source: Any, size: int) -> Image.Image:
-    """Return a picture whose short side is ``size`` if its decoder can skip detail, else the picture itself."""
+    """Return a picture whose short side is ``size`` if its decoder can skip detail.
+
+    Of other formats the picture itself is returned.
+
+    Raises:
+        ValueError: One side is too many times the other, or there are too many pixels.
+    """
     whole = picture.size
     if max(whole) > image_tensors.MAX_RATIO * min(whole):
         raise ValueError(
-            f"{whole[0]:,}×{whole[1]:,} pixels, more than {image_tensors.MAX_RATIO} times as long as wide"
+            f"{whole[0]:,}×{whole[1]:,} pixels, more than {image_tensors.MAX_RATIO} times as long "
+            "as wide"
         )
     drafted = picture.draft(None, (DRAFT_FACTOR * size, DRAFT_FACTOR * size))
     _checked(picture, source)
@@ -155,7 +142,8 @@ def _reduced(picture: Image.Image, source: Any, size: int) -> Image.Image:
     # the last column and row of the reduced picture may stand for fewer pixels than the others
     factor = max(round(full / part) for full, part in zip(whole, picture.size, strict=True))
     box = (0.0, 0.0, whole[0] / factor, whole[1] / factor)
-    return picture.resize(image_tensors.scaled_size(whole, size), Image.Resampling.BICUBIC, box)
+    _, (height, width) = image_tensors.scaled(whole[1], whole[0], size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC, box)
 
 
 class Unreadable(DataError):
@@ -163,15 +151,10 @@ class Unreadable(DataError):
 
     def __init__(self, name: str, reason: str):
         self.name, self.reason = name, reason
-        super().__init__(
-            str(
-                unusable(
-                    "a picture that Pillow can read", f"{name} ({reason})", "remove or replace it"
-                )
-            )
-        )
+        got, fix = f"{name} ({reason})", "remove or replace it"
+        super().__init__(str(unusable("a picture that Pillow can read", got, fix)))
 
 
 def reason_of(error: Exception) -> str:
-    """Return why a picture cannot be read, without the path that Pillow's message ends in."""
+    """Return why a picture cannot be read, without the path at the end of Pillow's message."""
     return getattr(error, "strerror", None) or str(error).split(" '")[0] or type(error).__name__

@@ -1,33 +1,28 @@
-"""What a reader hands over: images, labels as the source writes them, and where they come from."""
+"""How sources are read, and what a reader hands over: images, labels as they are, and a name."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
-from kdistill.errors import DataError
+from kdistill.errors import ConfigError, DataError, did_you_mean
 
-
-def unusable(expected: object, got: object, fix: str) -> DataError:
-    """Return the error of data that cannot be used, in the form of all messages."""
-    return DataError(f"load_data: expected {expected}, got {got}; {fix}")
-
-
-def counted(count: int, noun: str) -> str:
-    """Return ``"1 image"``, ``"2,000 images"``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+Name = Callable[[int], str]  # row number to what messages call the image
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadOptions:
-    """How sources are read.
+class Reading:
+    """How the sources of a data set are read, and what is said about them.
 
     Attributes:
         size: Side of the images, or None for that of the source.
         quiet: Show no progress line.
         skip_unreadable: Leave out picture files that cannot be read, and say so.
         image_column: Column of a table or Hugging Face data set that holds the images, or None.
-        label_column: The same for the labels.
+        label_column: Column that holds the labels, or None.
+        stream: Read images whenever they are used, and do not hold them.
+        notes: What was understood or changed, one phrase each; readers append to it.
     """
 
     size: int | None = None
@@ -35,6 +30,8 @@ class ReadOptions:
     skip_unreadable: bool = False
     image_column: str | None = None
     label_column: str | None = None
+    stream: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,55 +65,54 @@ class RawData:
     source: str = ""
     licence: str = "unknown"
     is_distilled: bool = False
-    notes: list[str] = field(default_factory=list)
+
+    def parts(self) -> dict[str, RawPart]:
+        """Return the splits that the source has, by name."""
+        parts = {"train": self.train, "test": self.test, "validation": self.validation}
+        return {which: part for which, part in parts.items() if part is not None}
 
 
-def label_values(labels: object, count: int, where: str) -> np.ndarray:
-    """Return labels as ``[N]`` whole numbers or text, from any array, tensor or sequence; one-hot rows become numbers.
+def unusable(expected: object, got: object, fix: str) -> DataError:
+    """Return the error of data that cannot be used, in the form of all messages."""
+    return DataError(f"load_data: expected {expected}, got {got}; {fix}")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``"1 image"``, ``"2,000 images"``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def numbered(where: str) -> Name:
+    """Return the names of images that are in no files of their own."""
+    return lambda row: f"{where} image {row}"
+
+
+def choose_column(
+    option: str, asked: str | None, candidates: Sequence[str], columns: Sequence[str], where: str
+) -> str:
+    """Return the column that is asked for, else the only candidate.
+
+    Args:
+        option: ``"image_column"`` or ``"label_column"``.
+        asked: Its value.
+        candidates: Columns that look right.
+        columns: All columns.
+        where: What messages call the table.
 
     Raises:
-        DataError: Not one label per image, or labels that are no class (fractions, soft labels,
-            missing values).
+        ConfigError: The column that is asked for is not there, or there are several candidates.
+        DataError: There is none.
     """
-    try:
-        values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    except ValueError as error:  # rows of different lengths
-        raise unusable(
-            f"one label per image in {where}", error, "give class numbers or names"
-        ) from error
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind in "buif":
-        one_hot = (np.sort(values, 1) == [0] * (values.shape[1] - 1) + [1]).all()
-        values = values.argmax(1) if one_hot else values
-    if values.ndim != 1:
-        raise unusable(
-            f"one label per image in {where}", list(values.shape), "give class numbers or names"
+    if asked is not None and asked not in columns:
+        raise ConfigError(
+            f"{option}: expected a column of {where}, got '{asked}'; "
+            f"{did_you_mean(asked, list(columns))}"
         )
-    if len(values) != count:
+    if asked is None and not candidates:
+        noun = {"image_column": "images or picture paths", "label_column": "labels"}[option]
         raise unusable(
-            f"as many labels as images in {where}",
-            f"{len(values):,} labels for {count:,} images",
-            "match them",
+            f"a column of {noun} in {where}", f"the columns {columns}", f"name it with {option}="
         )
-    return _as_text_or_int(values, where)
-
-
-def _as_text_or_int(values: np.ndarray, where: str) -> np.ndarray:
-    kind = values.dtype.kind
-    if kind in "bui":
-        return values.astype(np.int64)
-    if kind == "f":
-        wrong = ~np.isfinite(values) | (values != np.floor(values))
-    elif kind == "O":
-        wrong = np.array([not isinstance(value, str) for value in values], dtype=bool)
-    else:
-        wrong = np.full(len(values), kind not in "US")
-    if wrong.any():
-        bad = values[np.flatnonzero(wrong)[0]]
-        raise unusable(
-            f"labels to be whole numbers or text in {where}", bad, "give class numbers or names"
-        )
-    if kind == "f":
-        return values.astype(np.int64)
-    return np.char.decode(values, "utf-8") if kind == "S" else values.astype(str)
+    if asked is None and len(candidates) > 1:
+        raise ConfigError(f"{option}: expected one column, got {candidates}; choose with {option}=")
+    return asked or candidates[0]

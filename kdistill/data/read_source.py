@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdistill.data import image_tensors, picture_table
+from kdistill.data import image_tensors, picture_sources
 from kdistill.data.array_files import READERS, is_artefact, read_artefact, read_distilled, read_file
 from kdistill.data.builtin import BUILTIN, read_builtin
-from kdistill.data.image_folder import read_folder
 from kdistill.data.in_memory import (
     is_hugging_face,
     read_dataset,
@@ -17,138 +16,116 @@ from kdistill.data.in_memory import (
     read_mapping,
     read_pair,
 )
-from kdistill.data.raw_data import RawData, RawPart, ReadOptions, unusable
+from kdistill.data.picture_sources import is_frame, is_path
+from kdistill.data.raw_data import RawData, Reading, unusable
 from kdistill.errors import ConfigError
 
 TABLES = (".csv", ".tsv")
 
 
-def read_source(spec: Any, options: ReadOptions) -> RawData:
+def read_source(spec: Any, reading: Reading) -> RawData:
     """Return images, labels and names as the source has them.
 
     Raises:
-        ConfigError: Unknown name, or columns of a source that has none.
+        ConfigError: Unknown name, columns of a source that has none, or ``stream`` for a source
+            that is read as a whole.
         DataError: Images or labels that cannot be used.
     """
     is_text = isinstance(spec, str | os.PathLike)
-    has_columns = (
-        is_hugging_face(spec)
-        or picture_table.is_frame(spec)
-        or (is_text and Path(spec).suffix.lower() in TABLES)
-    )
+    is_table = is_text and Path(spec).suffix.lower() in TABLES
+    has_columns = is_hugging_face(spec) or is_frame(spec) or is_table
     for option in ("image_column", "label_column"):
-        if getattr(options, option) is not None and not has_columns:
+        if getattr(reading, option) is not None and not has_columns:
             raise ConfigError(
                 f"{option}: expected a Hugging Face data set, a data frame or a CSV file, got "
-                f"{_kind(spec)}; leave {option} out"
+                f"{_shown(spec)}; leave {option} out"
             )
-    return _read_path(spec, options) if is_text else _read_object(spec, options)
+    if reading.stream and not _can_stream(spec):
+        got = repr(spec) if is_text else type(spec).__name__
+        raise ConfigError(
+            f"stream: expected pictures in files, (X, y) arrays or a torch Dataset, got {got}; "
+            "leave stream out"
+        )
+    raw = _read_path(spec, reading) if is_text else _read_object(spec, reading)
+    if reading.stream:
+        image_tensors.note(reading.notes, "read from the source whenever they are used")
+    return raw
 
 
-def read_streamed(spec: Any, options: ReadOptions) -> RawData:
-    """Do as ``read_source`` without holding the images: a folder, arrays or a torch ``Dataset``.
-
-    Raises:
-        ConfigError: Another kind of source.
-    """
-    notes = ["read from the source whenever they are looked at"]
-    if isinstance(spec, str | Path) and spec not in BUILTIN and Path(spec).expanduser().is_dir():
+def _can_stream(spec: Any) -> bool:
+    if isinstance(spec, str | os.PathLike):
         path = Path(spec).expanduser()
-        raw = replace(
-            read_folder(path, options, stream=True), name=path.resolve().name, source=str(spec)
-        )
-        return replace(raw, notes=[*raw.notes, *notes])
-    if not isinstance(spec, str | Path | Mapping) and not is_hugging_face(spec):
-        if _is_pair(spec):
-            part = read_pair(spec[0], spec[1], options.size, notes=notes, stream=True)
-            return RawData(part, name="arrays", source="arrays", notes=notes)
-        if hasattr(spec, "__len__") and hasattr(spec, "__getitem__"):
-            kind = type(spec).__name__
-            part = read_dataset(spec, options.size, notes=notes, stream=True)
-            return RawData(part, name=kind.lower(), source=f"torch data set {kind}", notes=notes)
-    got = repr(spec) if isinstance(spec, str | Path) else type(spec).__name__
-    raise ConfigError(
-        f"stream: expected a folder of pictures, (X, y) arrays or a torch Dataset, got {got}; "
-        "leave stream out"
-    )
+        is_list = path.suffix.lower() in TABLES
+        return spec not in BUILTIN and not is_artefact(path) and (path.is_dir() or is_list)
+    is_whole = is_hugging_face(spec) or isinstance(spec, Mapping) or _is_distilled(spec)
+    return not is_whole and (_is_pair(spec) or _is_sequence(spec))
 
 
-def _read_object(spec: Any, options: ReadOptions) -> RawData:
-    size, notes = options.size, list[str]()
+def _read_object(spec: Any, reading: Reading) -> RawData:
     if is_hugging_face(spec):
-        raw = read_hugging_face(
-            spec, size, image_column=options.image_column, label_column=options.label_column
-        )
-        return replace(raw, source="Hugging Face data set")
-    if hasattr(spec, "label_logits") and hasattr(spec, "to_npz"):  # a DistilledDataset
+        raw, name, source = read_hugging_face(spec, reading), "data", "Hugging Face data set"
+    elif _is_distilled(spec):
         arrays = {
             "x_train": spec.images.numpy(),
             "y_train": spec.labels.numpy(),
             "classes": spec.classes,
         }
-        logits = {} if spec.label_logits is None else {"label_logits": spec.label_logits}
-        return replace(
-            read_distilled({**arrays, **logits}, size, where="the set"),
-            name="distilled",
-            source="a distilled set",
-        )
-    if picture_table.is_frame(spec):
-        return replace(picture_table.read_frame(spec, options), name="frame", source="data frame")
-    if isinstance(spec, Mapping):
-        return replace(read_mapping(spec, size, where="the dict"), name="arrays", source="arrays")
-    if isinstance(spec, tuple | list) and (files := _files(spec)) is not None:
-        return replace(
-            picture_table.read_paths(*files, options), name="files", source="list of files"
-        )
-    if _is_pair(spec):
-        return RawData(
-            read_pair(spec[0], spec[1], size, notes=notes),
-            name="arrays",
-            source="arrays",
-            notes=notes,
-        )
-    if hasattr(spec, "__len__") and hasattr(spec, "__getitem__"):
+        if spec.label_logits is not None:
+            arrays["label_logits"] = spec.label_logits
+        raw = read_distilled(arrays, reading, where="the set")
+        name, source = "distilled", "a distilled set"
+    elif is_frame(spec):
+        raw, name, source = picture_sources.read_frame(spec, reading), "frame", "data frame"
+    elif isinstance(spec, Mapping):
+        raw, name, source = read_mapping(spec, reading, where="the dict"), "arrays", "arrays"
+    elif isinstance(spec, tuple | list) and (files := _files(spec)) is not None:
+        raw, name, source = picture_sources.read_paths(*files, reading), "files", "list of files"
+    elif _is_pair(spec):
+        raw, name, source = RawData(read_pair(spec[0], spec[1], reading)), "arrays", "arrays"
+    elif _is_sequence(spec):
         kind = type(spec).__name__
-        return RawData(
-            read_dataset(spec, size, notes=notes),
-            name=kind.lower(),
-            source=f"torch data set {kind}",
-            notes=notes,
-        )
-    expected = "a name, a path, (X, y) arrays or a data set with a length"
-    raise unusable(expected, type(spec).__name__, "see the documentation of load_data")
+        raw = RawData(read_dataset(spec, reading))
+        name, source = kind.lower(), f"torch data set {kind}"
+    else:
+        expected = "a name, a path, (X, y) arrays or a data set with a length"
+        raise unusable(expected, type(spec).__name__, "see the documentation of load_data")
+    return replace(raw, name=name, source=source)
 
 
-def _read_path(spec: str | os.PathLike[str], options: ReadOptions) -> RawData:
-    if not str(spec).strip():
-        raise unusable("a name or a path", repr(str(spec)), "'.' is the current folder")
-    if spec in BUILTIN:
-        return _resized(read_builtin(str(spec)), options.size)
+def _read_path(spec: str | os.PathLike[str], reading: Reading) -> RawData:
+    text = os.fspath(spec)
+    if not text.strip():
+        raise unusable("a name or a path", repr(text), "'.' is the current folder")
     path = Path(spec).expanduser()
+    suffix = path.suffix.lower()
+    is_name = isinstance(spec, str) and not any(c in spec for c in "/\\~.")
+    if spec in BUILTIN or (is_name and suffix not in READERS and not path.exists()):
+        return _resized(read_builtin(text), reading.size)  # of unknown ones it suggests the nearest
     if not path.exists():
-        is_pathlike = (
-            not isinstance(spec, str)
-            or path.suffix.lower() in (*READERS, *TABLES)
-            or any(c in spec for c in "/\\~.")
-        )
-        if is_pathlike:
-            raise unusable("an existing file or folder", spec, "check the path")
-        return read_builtin(str(spec))  # unknown: says so and suggests the nearest
+        raise unusable("an existing file or folder", spec, "check the path")
     if not path.is_dir() and not path.is_file():  # a named pipe would wait for ever
         raise unusable("a regular file or a folder", spec, "check the path")
     if is_artefact(path):
-        raw = read_artefact(path, options.size)
+        raw = read_artefact(path, reading)
     elif path.is_dir():
-        raw = read_folder(path, options)
-    elif path.suffix.lower() in TABLES:
-        raw = picture_table.read_csv(path, options)
+        raw = picture_sources.read_folder(path, reading)
+    elif suffix in TABLES:
+        raw = picture_sources.read_csv(path, reading)
     else:
-        raw = read_file(path, options.size)
+        raw = read_file(path, reading)
     return replace(raw, name=path.resolve().name if path.is_dir() else path.stem, source=str(spec))
 
 
+def _is_distilled(spec: Any) -> bool:
+    return hasattr(spec, "label_logits") and hasattr(spec, "to_npz")
+
+
+def _is_sequence(spec: Any) -> bool:
+    return hasattr(spec, "__len__") and hasattr(spec, "__getitem__")
+
+
 def _is_pair(spec: Any) -> bool:
-    """Return whether ``spec`` is ``(X, y)``; a list of two could also be a data set of two items."""
+    """Return whether ``spec`` is ``(X, y)``; a list of two could also be a data set of items."""
     if not isinstance(spec, tuple | list) or len(spec) != 2:
         return False
     images, labels = spec
@@ -158,41 +135,37 @@ def _is_pair(spec: Any) -> bool:
 
 
 def _files(spec: tuple[Any, ...] | list[Any]) -> tuple[list[Any], Any] | None:
-    """Return paths and labels of ``[path, ...]``, ``[(path, label), ...]`` or ``([path, ...], labels)``, else None."""
-    if spec and all(map(picture_table.is_path, spec)):
+    """Return paths and labels of a list of files, None of anything else.
+
+    It is ``[path, ...]``, ``[(path, label), ...]`` or ``([path, ...], labels)``, whose two parts
+    may be columns of a frame or arrays of text.
+    """
+    if spec and all(map(is_path, spec)):
         return list(spec), None
-    is_rows = all(
-        isinstance(item, tuple | list) and len(item) == 2 and picture_table.is_path(item[0])
-        for item in spec
-    )
-    if spec and is_rows and not (len(spec) == 2 and all(map(picture_table.is_path, spec[0]))):
-        return [item[0] for item in spec], [item[1] for item in spec]
-    if len(spec) == 2 and hasattr(spec[0], "__iter__") and not hasattr(spec[0], "ndim"):
+    is_couple = len(spec) == 2 and hasattr(spec[0], "__iter__")
+    if is_couple and getattr(spec[0], "ndim", 1) == 1 and not isinstance(spec[0], str):
         paths = list(spec[0])
-        return (paths, list(spec[1])) if paths and all(map(picture_table.is_path, paths)) else None
-    if (
-        len(spec) == 2
-        and getattr(spec[0], "ndim", 0) == 1
-        and len(spec[0])
-        and all(map(picture_table.is_path, spec[0]))
-    ):
-        return list(spec[0]), list(spec[1])  # columns of a frame, arrays of text
+        if paths and all(map(is_path, paths)):
+            return paths, list(spec[1])
+    is_rows = all(
+        isinstance(item, tuple | list) and len(item) == 2 and is_path(item[0]) for item in spec
+    )
+    if spec and is_rows:
+        return [item[0] for item in spec], [item[1] for item in spec]
     return None
 
 
 def _resized(raw: RawData, size: int | None) -> RawData:
-    if size is None:
-        return raw
-
-    def fitted(part: RawPart | None) -> RawPart | None:
-        return (
-            None if part is None else replace(part, images=image_tensors.square(part.images, size))
-        )
-
-    return replace(raw, train=fitted(raw.train), test=fitted(raw.test))
+    parts = {"train": raw.train, "test": raw.test}
+    resized = {
+        which: replace(part, images=image_tensors.resize_square(part.images, size))
+        for which, part in parts.items()
+        if size is not None and part is not None
+    }
+    return replace(raw, **resized)
 
 
-def _kind(spec: Any) -> str:
+def _shown(spec: Any) -> str:
     if isinstance(spec, str | os.PathLike):
         return os.fspath(spec)
     return "arrays" if isinstance(spec, Mapping) or _is_pair(spec) else type(spec).__name__

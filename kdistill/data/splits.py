@@ -23,7 +23,7 @@ def stratified_split(
     Args:
         labels: int64 ``[N]``, not negative.
         fraction: Share of the small part, in (0, 1).
-        seed: Of the draw.
+        seed: Seed of the draw.
         purpose: Different purposes give unrelated draws, e.g. ``"split test"``.
 
     Returns:
@@ -42,10 +42,10 @@ def stratified_split(
     order = torch.argsort(labels, stable=True)
     counts = torch.bincount(labels)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label, (rows, take) in enumerate(
-        zip(order.split(counts.tolist()), _shares(counts.numpy(), fraction), strict=True)
-    ):
-        chosen[rows[permutation(make_key(seed, purpose, label), len(rows))[: int(take)]]] = True
+    shares = _shares(counts.numpy(), fraction)
+    for label, rows in enumerate(order.split(counts.tolist())):
+        drawn = permutation(make_key(seed, purpose, label), len(rows))
+        chosen[rows[drawn[: int(shares[label])]]] = True
     return torch.nonzero(~chosen).squeeze(1), torch.nonzero(chosen).squeeze(1)
 
 

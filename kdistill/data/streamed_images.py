@@ -2,6 +2,7 @@
 
 What a pass over all of them needs has the names of a tensor's: fitting, fingerprints and scores
 take either.
+
 Symbols: N images, C channels, S their side.
 """
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdistill.data import image_tensors
-from kdistill.data.raw_data import unusable
+from kdistill.data.raw_data import Name, unusable
 from kdistill.transforms import Transform
 
 Read = Callable[[list[int]], Tensor]  # rows of the source to float32 [n, C, S, S] in 0..1
@@ -21,18 +22,19 @@ Read = Callable[[list[int]], Tensor]  # rows of the source to float32 [n, C, S, 
 
 @dataclass(frozen=True, eq=False)
 class StreamedImages:
-    """``[N, C, S, S]``, float32, pixel space; rows are read from their source every time they are looked at.
+    """Images ``[N, C, S, S]`` whose rows are read from their source every time they are used.
 
     Attributes:
         read: Rows of the source to images.
         rows: int64 ``[N]``, those that are in this part.
-        each: (C, S, S).
-        device: Where images go.
+        each: Shape of an image, (C, S, S).
+        device: Device that images are read to.
+        dtype: Type of what ``read`` returns.
     """
 
     read: Read
     rows: Tensor
-    each: tuple[int, int, int]
+    each: tuple[int, ...]
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a constant
     dtype: torch.dtype = torch.float32
     ndim: ClassVar[int] = 4
@@ -48,11 +50,9 @@ class StreamedImages:
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         """Return images as a tensor; the only way in which they are read."""
         chosen = self.rows[rows.cpu() if isinstance(rows, Tensor) else rows]
-        return (
-            self.read(chosen.tolist()).to(self.device)
-            if len(chosen)
-            else torch.zeros(0, *self.each, device=self.device)
-        )
+        if not len(chosen):
+            return torch.zeros(0, *self.each, device=self.device)
+        return self.read(chosen.tolist()).to(self.device)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield all images, ``size`` at a time."""
@@ -74,32 +74,26 @@ class StreamedImages:
         """Return True."""
         return True
 
-    def like(self, channels: int) -> "StreamedImages":
-        """Return grey images with ``channels`` equal channels, or the images themselves if they have as many."""
-        if self.each[0] == channels:
-            return self
-        shape = (channels, *self.each[1:])
+    def expand(self, count: int, *shape: int) -> "StreamedImages":
+        """Return the same images with grey ones repeated to the channels of ``shape``."""
         return replace(self, each=shape, read=lambda rows: self.read(rows).expand(-1, *shape))
 
 
 def of_items(
-    one: Callable[[int], Tensor],
-    first: Iterable[Tensor],
-    size: int | None,
-    name: image_tensors.Name,
+    read_one: Callable[[int], Tensor], first_pass: Iterable[Tensor], size: int | None, name: Name
 ) -> Tensor:
     """Return images that are read one by one.
 
     Args:
-        one: Row to ``[C, H, W]``, as ``image_tensors.single`` and ``image_tensors.decode`` give it.
-        first: All of them, once: whatever cannot be used is found here.
+        read_one: Row to ``[C, H, W]``, as ``image_tensors.from_image`` returns it.
+        first_pass: All of them, once: whatever cannot be used is noticed here.
         size: As for ``load_data``.
-        name: Row to what the image is called in a message.
+        name: Row to what messages call the image.
 
     Raises:
         DataError: No image, or one that is not square or not of the size of the first.
     """
-    shapes = [_unit(image, size, name(row)).shape for row, image in enumerate(first)]
+    shapes = [_unit_range(image, size, name(row)).shape for row, image in enumerate(first_pass)]
     if not shapes:
         raise unusable("images", "none", "add images")
     side = shapes[0][1]
@@ -109,38 +103,35 @@ def of_items(
                 f"square images of one size, got {side} ({name(0)}) and {shape[1]}×{shape[2]} "
                 f"({name(row)})"
             )
-    channels = max(shape[0] for shape in shapes)
+    whole = max(shape[0] for shape in shapes), side, side
 
     def read(rows: list[int]) -> Tensor:
-        return torch.stack(
-            [_unit(one(row), size, name(row)).expand(channels, side, side) for row in rows]
-        )
+        images = (_unit_range(read_one(row), size, name(row)) for row in rows)
+        return torch.stack([image.expand(whole) for image in images])
 
-    return cast("Tensor", StreamedImages(read, torch.arange(len(shapes)), (channels, side, side)))
+    return cast("Tensor", StreamedImages(read, torch.arange(len(shapes)), whole))
 
 
 def of_array(images: Any, size: int | None, where: str) -> Tensor:
-    """Return the images of an array (such as one of ``numpy.load(..., mmap_mode="r")``) or tensor, read in batches.
+    """Return the images of an array or tensor, read in batches.
+
+    Memory-mapped arrays, such as those of ``numpy.load(..., mmap_mode="r")``, stay on the disk.
 
     Raises:
-        DataError: The first image cannot be used.
+        DataError: No image, or a first one that cannot be used.
     """
 
     def read(rows: list[int]) -> Tensor:
-        return _unit(
-            image_tensors.batch(images[rows], f"{where} images", []),
-            size,
-            f"{where} image {rows[0]}",
-        )
+        batch = image_tensors.from_batch(images[rows], f"{where} images", [])
+        return _unit_range(batch, size, f"{where} image {rows[0]}")
 
-    _, channels, height, width = read([0]).shape if len(images) else (0, 0, 0, 0)
     if not len(images):
         raise unusable("images", "none", "add images")
+    _, channels, height, width = read([0]).shape
     if height != width:
         raise image_tensors.size_error(f"square images, got {height}×{width}")
-    return cast(
-        "Tensor", StreamedImages(read, torch.arange(len(images)), (channels, height, width))
-    )
+    rows = torch.arange(len(images))
+    return cast("Tensor", StreamedImages(read, rows, (channels, height, width)))
 
 
 def normalised(images: Tensor, transform: Transform) -> Tensor:
@@ -154,34 +145,27 @@ def normalised(images: Tensor, transform: Transform) -> Tensor:
     def read(rows: list[int]) -> Tensor:
         return transform.apply(images[torch.tensor(rows, device=images.device)])
 
-    _, channels, height, width = images.shape
-    rows, shape = torch.arange(len(images)), (channels, height, width)
+    rows, shape = torch.arange(len(images)), tuple(images.shape[1:])
     return cast("Tensor", StreamedImages(read, rows, shape, images.device, images.dtype))
 
 
-def same_channels(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return parts of one size with as many channels as the one in colour has."""
-    found = {which: cast("StreamedImages", images) for which, images in parts.items()}
-    sizes = {images.each[1] for images in found.values()}
-    if len(sizes) > 1:
-        raise image_tensors.size_error(f"images of one size, got sides of {sorted(sizes)}")
-    channels = max(images.each[0] for images in found.values())
-    return {which: cast("Tensor", images.like(channels)) for which, images in found.items()}
+def _unit_range(images: Tensor, size: int | None, name: str) -> Tensor:
+    """Return float32 in 0..1 of the asked size.
 
-
-def _unit(images: Tensor, size: int | None, name: str) -> Tensor:
-    """Return float32 in 0..1 of the asked size; floats must have that range, as nobody has seen the others yet."""
+    Raises:
+        DataError: Floats leave that range, which cannot be settled as nobody has read all images.
+    """
     if size is not None:
-        images = image_tensors.square(images.reshape(-1, *images.shape[-3:]), size).reshape(
-            *images.shape[:-2], size, size
+        batch = images.reshape(-1, *images.shape[-3:])
+        resized = image_tensors.resize_square(batch, size)
+        images = resized.reshape(*images.shape[:-2], size, size)
+    if images.dtype != torch.float32 or not images.numel():
+        return image_tensors.unit_range(images)
+    low, high = float(images.min()), float(images.max())
+    if not (low >= -image_tensors.SLACK and high <= 1.0 + image_tensors.SLACK):
+        raise unusable(
+            "pixels in 0..1",
+            f"{low:.4g}..{high:.4g} at {name}",
+            "streamed floats must be divided before, or use bytes",
         )
-    if images.dtype == torch.float32 and images.numel():
-        low, high = float(images.min()), float(images.max())
-        if not (low >= -image_tensors.SLACK and high <= 1.0 + image_tensors.SLACK):
-            raise unusable(
-                "pixels in 0..1",
-                f"{low:.4g}..{high:.4g} at {name}",
-                "streamed floats must be divided before, or use bytes",
-            )
-        return images.clamp(0.0, 1.0)
-    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+    return images.clamp(0.0, 1.0)

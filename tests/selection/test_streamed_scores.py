@@ -1,4 +1,4 @@
-"""Scores of images that are read whenever they are looked at: those of the same images in memory, bit for bit."""
+"""Scores of streamed images: those of the same images in memory, bit for bit."""
 
 import numpy as np
 import pytest
@@ -53,6 +53,10 @@ def as_folder(root):
     return root
 
 
+def as_list(root):
+    return sorted(as_folder(root).glob("*/*.png"))
+
+
 def as_file(root):
     np.save(root / "x.npy", drawn()[0])
     return np.load(root / "x.npy", mmap_mode="r"), drawn()[1]
@@ -62,7 +66,7 @@ def as_dataset(root):
     return Pictures(*drawn())
 
 
-@pytest.mark.parametrize("source", [as_folder, as_file, as_dataset])
+@pytest.mark.parametrize("source", [as_folder, as_list, as_file, as_dataset])
 @pytest.mark.parametrize("normalisation", ["standard", "zca"])
 def test_a_streamed_set_has_the_scores_of_the_same_set_in_memory(tmp_path, source, normalisation):
     spec = source(tmp_path)
@@ -107,7 +111,7 @@ def test_what_cannot_be_streamed_is_named(tmp_path):
     for spec in ("mnist5k", tmp_path / "x.npz", {"x": images, "y": labels}):
         with pytest.raises(
             ConfigError,
-            match=r"stream: expected a folder of pictures, \(X, y\) arrays or a torch Dataset, got",
+            match=r"stream: expected pictures in files, \(X, y\) arrays or a torch Dataset, got",
         ):
             kdistill.load_data(spec, stream=True, quiet=True)
     with pytest.raises(

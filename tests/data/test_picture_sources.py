@@ -81,7 +81,8 @@ def test_refusals_of_lists_name_the_row(files, tmp_path):
         load(tmp_path / "torn.csv")
     (tmp_path / "numbers.csv").write_text("1,2\n3,4\n")
     with pytest.raises(
-        DataError, match=r"a column of picture paths in numbers.csv, got the columns \['1', '2'\]"
+        DataError,
+        match=r"a column of images or picture paths in numbers.csv, got the columns \['1', '2'\]",
     ):
         load(tmp_path / "numbers.csv")
     (tmp_path / "pixels.csv").write_bytes(b"\xff\xfe\x00")
