@@ -33,17 +33,15 @@ def card(contents: SetContents, *, files: str = "artefact") -> str:
         contents: The set.
         files: What stands beside the card: ``"artefact"`` (safetensors) or ``"hf"`` (parquet).
     """
-    record = _Record(
-        {name: contents.config.get(name) for name in _CONFIG}
-        | {name: contents.metrics.get(name) for name in _METRICS}
-    )
-    source = record.line("source", "name")
-    title = source or record.line("source", "published") or "Images"
+    record = {name: contents.config.get(name) for name in _CONFIG}
+    record |= {name: contents.metrics.get(name) for name in _METRICS}
+    source = _line(record, "source", "name")
+    title = source or _line(record, "source", "published") or "Images"
     images = "image" if contents.ipc == 1 else "images"
     title += f" distilled to {contents.ipc} {images} per class"
     stands_for = f" that stands in for the training images of {code(source)}" if source else ""
     sections = [
-        _header(contents, title, record.line("source", "licence") or "unknown"),
+        _header(contents, title, _line(record, "source", "licence") or "unknown"),
         f"# {markdown(title)}",
         f"A synthetic training set of {len(contents)} images{stands_for}, made so that networks "
         "can be trained on it instead. The images were optimised, not photographed."
@@ -53,30 +51,21 @@ def card(contents: SetContents, *, files: str = "artefact") -> str:
         f"## How it was made\n\n{_origin(record)}",
         f"## How good it is\n\n{_quality(record)}",
         f"## How to use it\n\n{_usage(contents, files)}",
-        f"## Limits\n\n{_limits(contents, record.line('source', 'licence'))}",
+        f"## Limits\n\n{_limits(contents, _line(record, 'source', 'licence'))}",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-class _Record:
-    """Nested metadata in which anything may be missing."""
+def _line(record: Mapping[str, Any], *path: str) -> str:
+    """Return an entry as one line, not yet escaped for Markdown; empty where there is none."""
+    value = lookup(record, *path)
+    return "" if value is None else one_line(value, MAX_TEXT)
 
-    def __init__(self, content: Mapping[str, Any]):
-        self.content = content
 
-    def at(self, *path: str) -> Any:
-        """Return the entry at ``path``, or None."""
-        return lookup(self.content, *path)
-
-    def line(self, *path: str) -> str:
-        """Return the entry as one line, not yet escaped for Markdown; empty where there is none."""
-        value = self.at(*path)
-        return "" if value is None else one_line(value, MAX_TEXT)
-
-    def table(self, *path: str) -> Mapping[str, Any]:
-        """Return the table at ``path``, empty where there is none."""
-        value = self.at(*path)
-        return value if isinstance(value, Mapping) else {}
+def _table(record: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """Return the table at ``path``, empty where there is none."""
+    value = lookup(record, *path)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _header(contents: SetContents, title: str, licence: str) -> str:
@@ -114,10 +103,10 @@ dataset_info:
 ---"""
 
 
-def _warning(record: _Record) -> str:
+def _warning(record: Mapping[str, Any]) -> str:
     """Return a sentence for a set that stands below random images under a network, or nothing."""
     below: dict[str, list[str]] = {}
-    for model, scores in record.table("evaluation", "scores").items():
+    for model, scores in _table(record, "evaluation", "scores").items():
         for name in rows_above(scores):
             below.setdefault(random_images(name), []).append(str(model))
     return "".join(
@@ -165,35 +154,38 @@ def _description(contents: SetContents) -> str:
     )
 
 
-def _origin(record: _Record) -> str:
-    seconds, peak = record.at("distillation", "seconds"), record.at("distillation", "peak_bytes")
-    iterations = markdown(record.line("distillation", "iterations"))
-    stopped = " (stopped early)" if record.at("distillation", "finished") is False else ""
+def _origin(record: Mapping[str, Any]) -> str:
+    seconds, peak = (
+        lookup(record, "distillation", "seconds"),
+        lookup(record, "distillation", "peak_bytes"),
+    )
+    iterations = markdown(_line(record, "distillation", "iterations"))
+    stopped = " (stopped early)" if lookup(record, "distillation", "finished") is False else ""
     cost = [
         f"{iterations} iterations{stopped}" if iterations else "",
         f"{seconds:.1f} s" if is_number(seconds) else "",
         f"peak memory {byte_count(peak)}" if is_number(peak) else "",
     ]
-    fingerprint, method = record.line("source", "fingerprint"), record.line("run", "method")
-    title = record.line("method", "title") or record.line("method", "name")
-    source = record.line("source", "name") or record.line("source", "published")
-    versions = record.table("environment").items()
+    fingerprint, method = _line(record, "source", "fingerprint"), _line(record, "run", "method")
+    title = _line(record, "method", "title") or _line(record, "method", "name")
+    source = _line(record, "source", "name") or _line(record, "source", "published")
+    versions = _table(record, "environment").items()
     listed = _list(
         {
             "method": " ".join(filter(None, [code(method) if method else "", markdown(title)])),
-            "paper": markdown(record.line("method", "paper")),
+            "paper": markdown(_line(record, "method", "paper")),
             "source data": markdown(source),
-            "licence of the source": markdown(record.line("source", "licence") or "unknown"),
+            "licence of the source": markdown(_line(record, "source", "licence") or "unknown"),
             "fingerprint of the source": code(fingerprint) if fingerprint else "",
-            "normalisation": markdown(record.line("run", "normalisation")),
-            "seed": markdown(record.line("run", "seed")),
+            "normalisation": markdown(_line(record, "run", "normalisation")),
+            "seed": markdown(_line(record, "run", "seed")),
             "cost": ", ".join(filter(None, cost)),
             "code": ", ".join(
                 f"{markdown(name)} {markdown(version)}" for name, version in versions
             ),
         }
     )
-    run = record.at("run")
+    run = lookup(record, "run")
     if not run:
         return listed
     again = (
@@ -203,8 +195,8 @@ def _origin(record: _Record) -> str:
     return f"{listed}\n\n{again}\n\n```json\n{json_text(run, indent=2)}\n```"
 
 
-def _quality(record: _Record) -> str:
-    rows = record.at("evaluation", "rows")
+def _quality(record: Mapping[str, Any]) -> str:
+    rows = lookup(record, "evaluation", "rows")
     rows = [
         row
         for row in (rows if isinstance(rows, (list, tuple)) else ())
@@ -219,12 +211,12 @@ def _quality(record: _Record) -> str:
     head = ["training set", "network", "test accuracy %", "seeds", "images", "size"]
     table = [[*head, "best on test %"] if has_best else head, ["---"] * (len(head) + has_best)]
     table += [_quality_row(row, has_best) for row in rows]
-    name = record.line("evaluation", "data", "name") or record.line("source", "name")
-    protocol = record.line("evaluation", "protocol", "name")
+    name = _line(record, "evaluation", "data", "name") or _line(record, "source", "name")
+    protocol = _line(record, "evaluation", "protocol", "name")
     epochs, precision = (
-        markdown(record.line("evaluation", "protocol", key)) for key in ("epochs", "precision")
+        markdown(_line(record, "evaluation", "protocol", key)) for key in ("epochs", "precision")
     )
-    lr = record.at("evaluation", "protocol", "lr")
+    lr = lookup(record, "evaluation", "protocol", "lr")
     recipe = (
         f"Test images of {code(name or 'the source')}"
         + (f", protocol {code(protocol)}" if protocol else "")
@@ -268,7 +260,7 @@ def _did_not_train(row: Mapping[str, Any]) -> bool:
     return is_number(untrained) and untrained > 0
 
 
-def _list_of_conclusions(rows: Sequence[Mapping[str, Any]], record: _Record) -> str:
+def _list_of_conclusions(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
     """Say for every network what follows from the scores, and how far the full data is."""
     lines = []
     if any(map(_did_not_train, rows)):
@@ -282,7 +274,7 @@ def _list_of_conclusions(rows: Sequence[Mapping[str, Any]], record: _Record) -> 
         if distilled is None:
             continue
         full = next((row for row in own if row.get("name") == "full"), None)
-        scores = record.at("evaluation", "scores", model)
+        scores = lookup(record, "evaluation", "scores", model)
         lines += [f"- {name}: {markdown(line)}." for line in conclusions(scores)]
         if full is None:
             lines.append(f"- {name}: distance from the full data not measured.")

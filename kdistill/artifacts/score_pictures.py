@@ -80,24 +80,23 @@ def _drawn(scores: Mapping[str, np.ndarray], heading: str) -> bytes:
     for index, (metric, values) in enumerate(scores.items()):
         row, column = divmod(index, COLUMNS)
         left, top = MARGIN + column * width, MARGIN + HEAD + row * height
-        low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-        high = high if high > low else low + 1.0
-        counts, _ = np.histogram(values, bins=BINS, range=(low, high))
         right, base, step = left + PANEL[0], top + PANEL[1], PANEL[0] / BINS
+        page.text((left, top), metric, INK)
+        page.pen.line((left, base, right, base), SOFT_INK)
+        if not len(values):
+            continue
+        counts, edges = np.histogram(values, BINS)
         for i in counts.nonzero()[0].tolist():
             bar = max(1.0, (PANEL[1] - 30) * counts[i] / counts.max())
             x = left + i * step
             page.pen.rectangle((x, base - bar, x + step - 1, base), BAR)
-        page.pen.line((left, base, right, base), SOFT_INK)
-        page.text((left, top), metric, INK)
+        median, low, high = float(np.median(values)), edges[0], edges[-1]
+        x = left + PANEL[0] * (median - low) / (high - low)
+        page.pen.line((x, top + 22, x, base), HARD)
+        note = f"median {median:.3g}, most in a bar {counts.max():,}"
+        page.text((right, top), note, anchor="ra")
         page.text((left, base + 4), f"{low:.3g}")
         page.text((right, base + 4), f"{high:.3g}", anchor="ra")
-        if len(values):
-            median = float(np.median(values))
-            x = left + PANEL[0] * (median - low) / (high - low)
-            page.pen.line((x, top + 22, x, base), HARD)
-            note = f"median {median:.3g}, most in a bar {counts.max():,}"
-            page.text((right, top), note, anchor="ra")
     return page.png()
 
 

@@ -1,19 +1,19 @@
 """``Evaluation``: the rows of an evaluation, its tables, and what follows from them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kdistill.artifacts.conclusions import conclusions
+from kdistill.artifacts.conclusions import TEACHER, conclusions
 from kdistill.config import from_mapping
 from kdistill.errors import ConfigError
-from kdistill.evaluation import result_tables
+from kdistill.evaluation import metrics, result_tables
 from kdistill.evaluation.protocols import Protocol
-from kdistill.evaluation.row_scores import RowScores
 from kdistill.evaluation.rows import Row
-from kdistill.evaluation.significance import Difference
+from kdistill.evaluation.significance import Difference, difference, mean_of, or_none
 from kdistill.formatting import Tabular, TextTable
 
+RANDOM = "random"  # the row of random real images with their own labels; TEACHER has a network's
 _RECORDED = ("data", "seconds", "peak_bytes", "environment", "protocol", "seeds", "notes")
 
 
@@ -51,7 +51,7 @@ class Evaluation(Tabular):
     @property
     def small(self) -> Row:
         """The row of the small set under the first model."""
-        return self._of(None).small
+        return _distilled(self._rows(None))
 
     def row(self, name: str, model: str | None = None) -> Row:
         """Return the row of that name (first model by default).
@@ -59,7 +59,7 @@ class Evaluation(Tabular):
         Raises:
             ConfigError: There is none.
         """
-        rows = self._of(model).rows
+        rows = self._rows(model)
         if name not in rows:
             known = ", ".join(dict.fromkeys(row.name for row in self.rows))
             raise ConfigError(
@@ -73,14 +73,21 @@ class Evaluation(Tabular):
 
         None where a row is missing.
         """
-        return self._of(model).gap_closed()
+        rows = self._rows(model)
+        random, full = rows.get(RANDOM), rows.get("full")
+        if random is None or full is None:
+            return None
+        return metrics.gap_closed(_distilled(rows).mean, random.mean, full.mean)
 
     def eight_bit_cost(self, model: str | None = None) -> float | None:
         """Return the accuracy lost by an 8-bit export, a share (negative if it helped).
 
         None where it was not measured.
         """
-        return self._of(model).eight_bit_cost()
+        rows = self._rows(model)
+        small = _distilled(rows)
+        rounded = rows.get(f"{small.name}, 8 bits")
+        return None if rounded is None else small.mean - rounded.mean
 
     def scores(self, model: str | None = None) -> dict[str, float]:
         """Return ``hlr``, ``ior``, ``lrs`` and ``ars`` as far as the rows allow.
@@ -88,18 +95,40 @@ class Evaluation(Tabular):
         ``kdistill.evaluation.metrics`` defines them.  Random images have the kind of labels that
         the small set has: those of the row ``random, teacher labels`` for soft ones.
         """
-        return self._of(model).scores()
+        rows = self._rows(model)
+        small, full = _distilled(rows), rows.get("full")
+        random, hard = rows.get(_random_row(small)), rows.get(f"{small.name}, hard labels", small)
+        scores = {}
+        if full is not None:
+            scores["hlr"] = metrics.hlr(full.mean, hard.mean)
+        if random is not None:
+            scores["ior"] = metrics.ior(small.mean, random.mean)
+            if full is not None:
+                scores["lrs"] = metrics.lrs(scores["hlr"], scores["ior"])
+            plain, random_plain = (
+                rows.get(f"{row.name}, no augmentation") for row in (small, random)
+            )
+            if plain is not None and random_plain is not None:
+                means = (row.mean for row in (small, random, plain, random_plain))
+                scores["ars"] = metrics.ars(*means)
+        return scores
 
     def over_random(self, model: str | None = None) -> dict[str, Difference]:
-        """Return the accuracy over that of every random row, a share, with its 95 % interval."""
-        return self._of(model).over_random()
+        """Return the accuracy over that of every random row, a share, with its 95 % interval.
+
+        Of one small set, the networks are the sample: network i of every row starts from the same
+        weights, so their differences are paired.  Of several sets, the sets are the sample.
+        """
+        rows = self._rows(model)
+        small = _distilled(rows)
+        return {name: _difference(small, rows[name]) for name in (RANDOM, TEACHER) if name in rows}
 
     def summary(self) -> list[str]:
         """Return what follows from the rows, one sentence each."""
         lines = []
         for model in self.models:
             where = f" ({model})" if len(self.models) > 1 else ""
-            lines += [f"{line}{where}" for line in conclusions(self._of(model).to_dict())]
+            lines += [f"{line}{where}" for line in conclusions(self._all_scores(model))]
         protocol, lr = self.protocol, "lr chosen on validation images"
         if protocol.lr != "auto":
             lr = f"lr {protocol.lr:g}"
@@ -134,14 +163,14 @@ class Evaluation(Tabular):
         Raises:
             ConfigError: The record has no accuracy per class: it was made by an older version.
         """
-        rows = self._of(model)
-        classes = result_tables.class_table(list(rows.rows.values()), self.data)
+        rows = self._rows(model)
+        classes = result_tables.class_table(list(rows.values()), self.data)
         if classes is None:
             raise ConfigError(
                 "per_class: expected accuracies per class, got a record without them; evaluate "
                 "again"
             )
-        confusion = result_tables.confusion_table(rows.small, self.data)
+        confusion = result_tables.confusion_table(_distilled(rows), self.data)
         tables = [classes] if confusion is None else [classes, confusion]
         return "\n\n".join(table.plain(width) for table in tables)
 
@@ -150,7 +179,7 @@ class Evaluation(Tabular):
         return {
             **asdict(self),
             "rows": [row.to_dict() for row in self.rows],
-            "scores": {model: self._of(model).to_dict() for model in self.models},
+            "scores": {model: self._all_scores(model) for model in self.models},
         }
 
     @classmethod
@@ -180,7 +209,52 @@ class Evaluation(Tabular):
             )
         return evaluation
 
-    def _of(self, model: str | None) -> RowScores:
-        """Return the rows of one network; None is the first."""
+    def _all_scores(self, model: str) -> dict[str, Any]:
+        """Return all scores of one network as a plain mapping; terminal and card show it."""
+        content: dict[str, Any] = {
+            "gap_closed": self.gap_closed(model),
+            "eight_bit_cost": self.eight_bit_cost(model),
+            **self.scores(model),
+        }
+        if "ior" in content:
+            content["random_row"] = _random_row(_distilled(self._rows(model)))
+        over_random = {
+            name: {
+                "mean": gap.mean,
+                "low": or_none(gap.low),
+                "high": or_none(gap.high),
+                "test": gap.test,
+            }
+            for name, gap in self.over_random(model).items()
+        }
+        return {**content, "over_random": over_random} if over_random else content
+
+    def _rows(self, model: str | None) -> dict[str, Row]:
+        """Return the rows of one network by name; None is the first network."""
         model = model or self.models[0]
-        return RowScores(row for row in self.rows if row.model == model)
+        return {row.name: row for row in self.rows if row.model == model}
+
+
+def _distilled(rows: Mapping[str, Row]) -> Row:
+    """Return the row of the small set."""
+    return next(row for row in rows.values() if row.kind == "distilled")
+
+
+def _random_row(small: Row) -> str:
+    """Return the name of the random row whose labels are of the same kind as the small set's."""
+    return TEACHER if small.soft else RANDOM
+
+
+def _difference(small: Row, random: Row) -> Difference:
+    ours, theirs = _sample(small), _sample(random)
+    is_paired = small.sets == 1 and len(ours) == len(theirs)
+    # numbers that no network of ours has keep `difference` from pairing what does not belong
+    # together
+    return difference(dict(enumerate(ours)), dict(enumerate(theirs, 0 if is_paired else len(ours))))
+
+
+def _sample(row: Row) -> Sequence[float]:
+    """Return one accuracy per set, or per network of a single set."""
+    if row.sets == 1:
+        return row.accuracies
+    return [mean_of(row.accuracies[i * row.nets : (i + 1) * row.nets]) for i in range(row.sets)]
