@@ -32,7 +32,7 @@ json_values = st.recursive(
 
 @st.composite
 def tensor_dicts(draw):
-    found = {}
+    tensors = {}
     for name in draw(st.lists(st.text("ab._1", min_size=1, max_size=6), max_size=4, unique=True)):
         shape = draw(st.lists(st.integers(0, 4), max_size=3))
         values = (
@@ -40,8 +40,8 @@ def tensor_dicts(draw):
             * 3
         )
         tensor = values.to(draw(st.sampled_from(DTYPES)))
-        found[name] = tensor.transpose(0, -1) if tensor.ndim and draw(st.booleans()) else tensor
-    return found
+        tensors[name] = tensor.transpose(0, -1) if tensor.ndim and draw(st.booleans()) else tensor
+    return tensors
 
 
 def same(one, other):
@@ -65,8 +65,8 @@ def saved(tmp_path):
 def test_round_trip(tmp_path_factory, tensors, meta):
     path = tmp_path_factory.mktemp("c") / "c"
     save_checkpoint(path, tensors, meta)
-    found, found_meta = load_checkpoint(path)
-    assert same(tensors, found) and found_meta == meta
+    loaded, loaded_meta = load_checkpoint(path)
+    assert same(tensors, loaded) and loaded_meta == meta
     first = path.read_bytes()
     save_checkpoint(path, tensors, meta)
     assert path.read_bytes() == first
@@ -93,11 +93,11 @@ def test_a_changed_byte_is_found(tmp_path_factory, position, flip):
     data[int(position * len(data))] ^= flip
     path.write_bytes(data)
     try:
-        found, found_meta = load_checkpoint(path)
+        loaded, loaded_meta = load_checkpoint(path)
     except DataError as error:
         assert str(path) in str(error)
     else:  # a byte that says nothing, such as a space of the header
-        assert same(tensors, found) and found_meta == meta
+        assert same(tensors, loaded) and loaded_meta == meta
 
 
 @given(position=st.floats(0, 1, exclude_max=True))

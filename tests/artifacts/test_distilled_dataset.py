@@ -273,12 +273,12 @@ def test_a_changed_byte_is_found(tmp_path_factory, position, flip, name):
     data[int(position * len(data))] ^= flip
     (folder / name).write_bytes(data)
     try:
-        found = DistilledDataset.from_pretrained(folder)
+        loaded = DistilledDataset.from_pretrained(folder)
     except DataError as error:
         assert str(folder / name) in str(error) or "data.safetensors" in str(error)
     else:  # white space of the JSON
         assert name == "config.json"
-        assert_same(a_set(), found)
+        assert_same(a_set(), loaded)
 
 
 def test_damage_is_named(tmp_path):
@@ -400,9 +400,9 @@ def test_killed_at_any_step_the_folder_holds_the_old_set_or_the_new_one(tmp_path
     old, new = (a_set(seed=seed, files={f"{seed}.png": b"x"}) for seed in (1, 2))
     folder = old.save_pretrained(tmp_path / "set")
     was_killed = killed_at(step, lambda: new.save_pretrained(folder))
-    there = DistilledDataset.from_pretrained(folder)
-    is_new = torch.equal(there.images, new.images)
-    assert_same(new if is_new else old, there)
+    loaded = DistilledDataset.from_pretrained(folder)
+    is_new = torch.equal(loaded.images, new.images)
+    assert_same(new if is_new else old, loaded)
     assert was_killed or is_new
     a_set(seed=3).save_pretrained(folder)
     assert_same(a_set(seed=3), DistilledDataset.from_pretrained(folder))

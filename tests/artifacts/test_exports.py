@@ -145,9 +145,9 @@ def test_eccv24_uses_the_constants_of_the_challenge(tmp_path):
     )
     small.export(tmp_path / "sub", to="eccv24")
     assert os.listdir(tmp_path / "sub") == ["cifar100.pt"]
-    found = read_pt(tmp_path / "sub/cifar100.pt")
+    loaded = read_pt(tmp_path / "sub/cifar100.pt")
     mean, std = torch.tensor([0.5071, 0.4866, 0.4409]), torch.tensor([0.2673, 0.2564, 0.2762])
-    back = found * std.view(3, 1, 1) + mean.view(3, 1, 1)
+    back = loaded * std.view(3, 1, 1) + mean.view(3, 1, 1)
     torch.testing.assert_close(back[:10], images[labels == 0])
     other = a_set(ipc=10)
     assert other.export(tmp_path / "x.pt", to="eccv24") == tmp_path / "x.pt"

@@ -5,6 +5,8 @@ import torch
 
 import kdistill
 from kdistill.evaluation import Protocol
+from kdistill.evaluation.trainer import Trainer
+from tests.evaluation._sets import small_set
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +42,21 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small(digits):
+    return small_set(digits)
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    """Every task that is trained, in order."""
+    tasks, row = [], Trainer.row
+
+    def watched(self, task):
+        tasks.append(task)
+        return row(self, task)
+
+    monkeypatch.setattr(Trainer, "row", watched)
+    return tasks

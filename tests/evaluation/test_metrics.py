@@ -16,7 +16,7 @@ from kdistill.evaluation import metrics
 def test_golden_values(full, hard, own, random, golden):
     hlr, ior = metrics.hlr(full, hard), metrics.ior(own, random)
     got = {"hlr": hlr, "ior": ior, "lrs": metrics.lrs(hlr, ior)}
-    assert got == pytest.approx(golden, abs=5e-5)  # the golden values are given to four digits
+    assert got == pytest.approx(golden, abs=5e-5)  # the golden values have four digits
 
 
 def test_anchors():

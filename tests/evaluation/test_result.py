@@ -15,7 +15,7 @@ def row(name="dm", kind="distilled", accuracies=(0.9, 0.94), source="a", **chang
     unit = {"distilled": "distillation seed", "variant": "distillation seed"}.get(
         kind, "" if name == "full" else "subset"
     )
-    given = {
+    fields = {
         "model": "convnet",
         "validation": (0.9,) * len(accuracies),
         "lr": (0.01,),
@@ -23,19 +23,19 @@ def row(name="dm", kind="distilled", accuracies=(0.9, 0.94), source="a", **chang
         "images": 10,
         "nbytes": 3200,
     }
-    given |= {"seconds": 1.5, "unit": unit, "sources": (source,), **changes}
-    return Row(name=name, kind=kind, accuracies=accuracies, **given)
+    fields |= {"seconds": 1.5, "unit": unit, "sources": (source,), **changes}
+    return Row(name=name, kind=kind, accuracies=accuracies, **fields)
 
 
 def evaluation(*rows, **changes):
-    given = {
+    fields = {
         "protocol": PROTOCOLS["bench"],
         "data": {"name": "digits"},
         "seconds": 2.0,
         "peak_bytes": 2**30,
         **changes,
     }
-    return Evaluation(rows=rows or (row(),), **given)
+    return Evaluation(rows=rows or (row(),), **fields)
 
 
 BASELINES = (
@@ -59,19 +59,19 @@ def test_what_the_spread_is_over_is_always_said():
 
 def test_scores():
     rounded = row("dm, 8 bits", "variant", (0.9, 0.9))
-    found = evaluation(row(), rounded, *BASELINES)
-    assert found.gap_closed() == pytest.approx(0.6)
-    assert found.eight_bit_cost() == pytest.approx(0.02)
-    assert found.scores() == pytest.approx({"hlr": 0.08, "ior": 0.12, "lrs": 0.2775}, abs=5e-5)
+    result = evaluation(row(), rounded, *BASELINES)
+    assert result.gap_closed() == pytest.approx(0.6)
+    assert result.eight_bit_cost() == pytest.approx(0.02)
+    assert result.scores() == pytest.approx({"hlr": 0.08, "ior": 0.12, "lrs": 0.2775}, abs=5e-5)
     assert evaluation().gap_closed() is None
     assert evaluation().eight_bit_cost() is None
     assert evaluation().scores() == {}
 
 
 def test_hlr_takes_the_hard_labels_of_a_soft_set():
-    found = evaluation(row(), row("dm, hard labels", "variant", (0.6, 0.6)), *BASELINES)
-    assert found.scores()["hlr"] == pytest.approx(0.4)
-    assert found.scores()["ior"] == pytest.approx(0.12)
+    result = evaluation(row(), row("dm, hard labels", "variant", (0.6, 0.6)), *BASELINES)
+    assert result.scores()["hlr"] == pytest.approx(0.4)
+    assert result.scores()["ior"] == pytest.approx(0.12)
 
 
 def test_the_augmentation_robust_score():
@@ -207,11 +207,11 @@ def long_evaluation(name: str):
 @pytest.mark.parametrize("name", ["dm", LONG])
 @pytest.mark.parametrize("width", [60, 80])
 def test_tables_keep_to_the_width_with_long_names_many_networks_and_classes(name, width):
-    found, stream = long_evaluation(name), StringIO()
-    Console(file=stream, width=width).print(found.table(width))
+    result, stream = long_evaluation(name), StringIO()
+    Console(file=stream, width=width).print(result.table(width))
     tables = [
         line
-        for text in (found.to_text(width), found.per_class(width=width))
+        for text in (result.to_text(width), result.per_class(width=width))
         for line in text.splitlines()
         if "  " in line
     ]
@@ -220,7 +220,7 @@ def test_tables_keep_to_the_width_with_long_names_many_networks_and_classes(name
         line for line in stream.getvalue().splitlines() if line.strip() in ("8 bits", "labels")
     ]  # no cell is folded
     assert [
-        line for line in found.to_text(None).splitlines() if line.startswith(f"{name}, 8 bits  ")
+        line for line in result.to_text(None).splitlines() if line.startswith(f"{name}, 8 bits  ")
     ]
 
 
@@ -254,18 +254,18 @@ def test_print_shows_every_row_and_what_follows():
 
 
 def test_best_on_test_is_a_column_of_its_own():
-    found = evaluation(row(best_on_test=(0.95, 0.97)))
-    assert "best on test %" in str(found)
+    result = evaluation(row(best_on_test=(0.95, 0.97)))
+    assert "best on test %" in str(result)
     assert "papers report the best over the iterations of the distillation" in " ".join(
-        str(found).split()
+        str(result).split()
     )
-    assert "96.00 ± 1.41" in str(found)
-    assert found.row("dm").mean == pytest.approx(0.92)
+    assert "96.00 ± 1.41" in str(result)
+    assert result.row("dm").mean == pytest.approx(0.92)
 
 
-def shown(found, width):
+def shown(result, width):
     buffer = StringIO()
-    Console(file=buffer, width=width).print(found.table(width))
+    Console(file=buffer, width=width).print(result.table(width))
     return buffer.getvalue()
 
 
@@ -274,12 +274,12 @@ def words(text):
 
 
 def test_the_table_for_terminals_has_the_same_cells():
-    found = evaluation(row(), row(model="mlp", lr=(0.1,)), *BASELINES)
-    assert words(shown(found, 250)) == words(found.to_text())
+    result = evaluation(row(), row(model="mlp", lr=(0.1,)), *BASELINES)
+    assert words(shown(result, 250)) == words(result.to_text())
     assert "dm, 8 bits  92.00 ± 2.83" in shown(
         evaluation(*BASELINES, row(), row("dm, 8 bits", "variant", nbytes=316_000)), 80
     )
-    header = str(found).splitlines()[0].split()
+    header = str(result).splitlines()[0].split()
     assert "network" in header and "lr" in header
     assert "network" not in str(evaluation()).splitlines()[0]
 
@@ -288,7 +288,7 @@ def test_the_table_for_terminals_has_the_same_cells():
 def test_a_table_keeps_to_the_width_and_names_what_it_leaves_out(width):
     models = ("convnet", "alexnet", "vgg11", "resnet18", "vit")
     names = ("random, teacher labels", "random, teacher labels, no augmentation", "full")
-    found = evaluation(
+    result = evaluation(
         *(row(model=model, lr=(0.003,)) for model in models),
         *(
             row(name, "baseline", model=model, source=name + model)
@@ -297,17 +297,17 @@ def test_a_table_keeps_to_the_width_and_names_what_it_leaves_out(width):
         ),
         student="convnet",
     )
-    text = found.to_text(width)
+    text = result.to_text(width)
     assert max(len(line) for line in text.splitlines() if set(line) == {"-"}) <= width
-    assert max(map(len, shown(found, width).splitlines())) <= width
+    assert max(map(len, shown(result, width).splitlines())) <= width
     assert (
         "left out for lack of width: seconds, size" in text
         and "seconds" not in text.splitlines()[0]
     )
     for name in (*names, "alexnet", "vgg11", "resnet18"):  # nothing is torn apart
-        assert name in text and name in shown(found, width)
-    assert "seconds" in found.to_text().splitlines()[0] and "lack of width" not in found.to_text()
-    assert str(found) == found.to_text(80)
+        assert name in text and name in shown(result, width)
+    assert "seconds" in result.to_text().splitlines()[0] and "lack of width" not in result.to_text()
+    assert str(result) == result.to_text(80)
 
 
 def test_to_dict_is_json_and_has_what_the_card_reads():
@@ -320,12 +320,12 @@ def test_to_dict_is_json_and_has_what_the_card_reads():
 
 
 def test_what_to_dict_wrote_comes_back():
-    found = evaluation(
+    result = evaluation(
         row(best_on_test=(0.95, 0.97)), *BASELINES, notes=("n",), environment={"threads": 2}
     )
-    again = Evaluation.from_dict(json.loads(json.dumps(found.to_dict())))
-    assert again == found
-    assert str(again) == str(found)
+    again = Evaluation.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert again == result
+    assert str(again) == str(result)
     with pytest.raises(ConfigError, match="evaluate again"):
         Evaluation.from_dict({"rows": []})
 
@@ -349,7 +349,7 @@ def test_merge_pools_distillation_seeds_and_counts_a_kept_baseline_once():
     assert again.small.seeds == "3 distillation seeds × 2 nets"
 
 
-def test_merge_keeps_the_step_sizes_that_were_chosen():
+def test_merge_keeps_the_learning_rates_that_were_chosen():
     merged = merge([evaluation(row()), evaluation(row(source="b", lr=(0.03,)))])
     assert merged.small.lr == (0.01, 0.03)
     assert "0.01, 0.03" in str(merged)
@@ -379,8 +379,8 @@ def test_across_architectures_the_same_network_is_first_and_the_others_are_summe
         row(model="mlp", accuracies=(0.6, 0.7)), row(model="vit", accuracies=(0.8, 0.9)), row(accuracies=(0.9, 1.0)),
         row("dm, 8 bits", "variant", (0.1, 0.1)), row("random", "baseline", (0.5, 0.5), model="vit"),
     )  # fmt: skip
-    found = evaluation(*rows, student="convnet")
-    lines = str(found).split("\n\n")[-1].splitlines()
+    result = evaluation(*rows, student="convnet")
+    lines = str(result).split("\n\n")[-1].splitlines()
     assert lines[0].split() == ["set", "convnet", "(same)", "mlp", "vit", "others"]
     assert lines[2].split() == [
         "dm",
@@ -399,8 +399,8 @@ def test_across_architectures_the_same_network_is_first_and_the_others_are_summe
     ]
     assert lines[3].split() == ["random", "-", "-", "50.0", "±", "0.0", "50.0"]
     assert "8 bits" not in "".join(lines)
-    again = Evaluation.from_dict(json.loads(json.dumps(found.to_dict())))
-    assert str(again) == str(found)
-    assert len(found.tables()) == 2
+    again = Evaluation.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert str(again) == str(result)
+    assert len(result.tables()) == 2
     assert len(evaluation(row(), student="convnet").tables()) == 1
     assert "no column is marked" in str(evaluation(row(), row(model="mlp")))

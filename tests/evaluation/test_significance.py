@@ -26,35 +26,35 @@ def test_quantiles_between_whole_degrees_of_freedom_agree_with_scipy():
 
 
 def test_equal_seeds_are_paired():
-    found = difference({0: 0.9, 1: 0.8, 2: 0.7}, {2: 0.6, 1: 0.7, 0: 0.8})
-    assert found.test == "paired t" and found.seeds == (3, 3)
-    assert found.mean == pytest.approx(0.1)
-    assert found.high - found.low == pytest.approx(0.0, abs=1e-12)
-    assert found.is_clear
+    gap = difference({0: 0.9, 1: 0.8, 2: 0.7}, {2: 0.6, 1: 0.7, 0: 0.8})
+    assert gap.test == "paired t" and gap.seeds == (3, 3)
+    assert gap.mean == pytest.approx(0.1)
+    assert gap.high - gap.low == pytest.approx(0.0, abs=1e-12)
+    assert gap.is_clear
 
 
 def test_other_seeds_are_welch():
     stats = pytest.importorskip("scipy.stats")
     first, second = {0: 0.91, 1: 0.85, 2: 0.88, 3: 0.93}, {7: 0.80, 8: 0.86}
-    found = difference(first, second)
+    gap = difference(first, second)
     truth = stats.ttest_ind(
         list(first.values()), list(second.values()), equal_var=False
     ).confidence_interval(0.95)
-    assert found.test == "Welch t" and found.seeds == (4, 2)
-    assert (found.low, found.high) == pytest.approx((truth.low, truth.high), rel=1e-9)
-    assert not found.is_clear
+    assert gap.test == "Welch t" and gap.seeds == (4, 2)
+    assert (gap.low, gap.high) == pytest.approx((truth.low, truth.high), rel=1e-9)
+    assert not gap.is_clear
 
 
 def test_one_seed_has_no_interval():
     for first in ({0: 0.9}, {0: 0.9, 1: 0.8}):
-        found = difference(first, {0: 0.5})
-        assert found.test == "none" and math.isnan(found.low)
-        assert not found.is_clear
+        gap = difference(first, {0: 0.5})
+        assert gap.test == "none" and math.isnan(gap.low)
+        assert not gap.is_clear
 
 
 def test_spreads_of_zero():
-    found = difference({0: 0.5, 1: 0.5}, {2: 0.25, 3: 0.25})
-    assert (found.mean, found.low, found.high) == (0.25, 0.25, 0.25)
+    gap = difference({0: 0.5, 1: 0.5}, {2: 0.25, 3: 0.25})
+    assert (gap.mean, gap.low, gap.high) == (0.25, 0.25, 0.25)
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -63,6 +63,6 @@ def test_intervals_of_three_seeds_cover_the_truth_as_often_as_they_say(paired):
     for _ in range(400):
         first = {seed: drawn.gauss(0.5, 0.1) for seed in range(3)}
         second = {seed + (0 if paired else 10): drawn.gauss(0.4, 0.1) for seed in range(3)}
-        found = difference(first, second)
-        hits += found.low <= 0.1 <= found.high
+        gap = difference(first, second)
+        hits += gap.low <= 0.1 <= gap.high
     assert 0.92 <= hits / 400 <= 0.99
