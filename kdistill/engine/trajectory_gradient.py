@@ -1,10 +1,12 @@
 """The exact gradient of a matched trajectory, with the memory of one step.
 
-    theta_{i+1} = theta_i - alpha * g_i,   g_i = grad of the loss at theta_i on x_i =
-    A_i(images[b_i]),   i = 0..N-1 L = |M (theta_N - target)|^2 / |M (start - target)|^2
+    theta_{i+1} = theta_i - alpha * g_i,   i = 0..N-1
+    g_i = gradient of the loss at theta_i on x_i = A_i(images[b_i])
+    L = |M (theta_N - target)|^2 / |M (start - target)|^2
 
-    lambda_N = dL/dtheta_N,   lambda_i = lambda_{i+1} - alpha * H_i lambda_{i+1} dL/dx_i = -alpha *
-    d<g_i, lambda_{i+1}>/dx_i,   dL/dz likewise,   dL/dalpha = -sum_i <g_i, lambda_{i+1}>
+    lambda_N = dL/dtheta_N,   lambda_i = lambda_{i+1} - alpha * H_i lambda_{i+1}
+    dL/dx_i = -alpha * d<g_i, lambda_{i+1}>/dx_i,   dL/dz likewise
+    dL/dalpha = -sum_i <g_i, lambda_{i+1}>
 
 What unrolling with ``create_graph`` computes, by one ``grad_jvp`` per step backwards.
 Symbols: N steps, P parameters, G trajectories, M the mask (and the number of images in shapes).
@@ -12,29 +14,28 @@ Symbols: N steps, P parameters, G trajectories, M the mask (and the number of im
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdistill.engine.inner_problem import InnerProblem, KeyedAugment, Mask, draw
+from kdistill.augment import Augment
+from kdistill.engine.inner_problem import InnerProblem, Mask, draw
 from kdistill.engine.layers import check_labels
 from kdistill.engine.precision import asked_precision
-from kdistill.engine.student_functions import grad_jvp
-from kdistill.engine.students import GradJvp, Student
+from kdistill.engine.students import Student
 from kdistill.errors import ConfigError, ShapeError, did_you_mean
 from kdistill.ops import capture, step_with_dots, trajectory_loss
 
 GRAD_MODES = ("adjoint", "unroll", "tesla")
 # published learning rates are linear, and nothing in the published code keeps them positive
 SMALLEST_LR = 1e-6
+SUMMED = ("grad_images", "grad_labels", "grad_lr")  # over the trajectories of a group
 
 
-@dataclass(frozen=True)
-class TrajectoryMatch:
+class TrajectoryMatch(NamedTuple):
     """Value and gradients of a matched trajectory.
 
     Attributes:
@@ -78,7 +79,7 @@ def trajectory_match(
         start: The expert's parameters to begin with, ``[P]``; or ``[G, P]`` for several
             trajectories on the same images.
         target: The expert's parameters to arrive at, like ``start``.
-        images: The synthetic images as the network sees them, ``[M, C, S, S]``.
+        images: The synthetic images, normalised, ``[M, C, S, S]``.
         labels: int64 ``[M]`` (hard), or float LOGITS ``[M, K]`` of soft labels, which get a
             gradient.
         lr: alpha, the student's learning rate; taken as 1e-6 where it is smaller.
@@ -90,8 +91,8 @@ def trajectory_match(
         grad_mode: ``"adjoint"`` is exact; ``"unroll"`` is the same by plain autograd through all
             steps, the oracle; ``"tesla"`` keeps lambda at its last value, the published
             approximation, with the factor 2 that its code loses.
-        checkpoint_every: Keep every so many parameter vectors and recompute the others: sqrt(N) is
-            the least memory.
+        checkpoint_every: Number of steps between parameter vectors that are kept; the others are
+            recomputed.  sqrt(N) is the least memory.
         cuda_graph: On a GPU, record the kernels of the first call and replay them in later ones of
             the same shapes and options (docs/guide/gpu.md).  Without effect on the CPU, for ``"unroll"``,
             and for an ``augment`` of another kind than ``Augment``.
@@ -109,78 +110,58 @@ def trajectory_match(
         ``"unroll"`` keeps the graphs of all steps.
 
     References: Cazenavette et al., Dataset Distillation by Matching Training Trajectories, CVPR
-        2022; Cui et al., Scaling Up
-    Dataset Distillation to ImageNet-1K with Constant Memory (TESLA), ICML 2023; the adjoint of
-    gradient descent: Maclaurin et al., Gradient-based Hyperparameter Optimization through
-    Reversible Learning, ICML 2015.
+        2022; Cui et al., Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory
+        (TESLA), ICML 2023; the adjoint of gradient descent: Maclaurin et al., Gradient-based
+        Hyperparameter Optimization through Reversible Learning, ICML 2015.
     """
     _check(student, start, target, images, labels, batches, grad_mode, checkpoint_every)
-    is_remote = (
-        isinstance(lr, Tensor) and lr.device.type != "cpu"
-    )  # a look would wait; the caller's guard finds what comes of it
-    if not is_remote and not math.isfinite(lr):
+    alpha = torch.as_tensor(lr, dtype=start.dtype, device=start.device).detach()
+    # reading a number on a GPU would wait for it; there the caller's guard finds the consequences
+    if alpha.device.type == "cpu" and not math.isfinite(lr):
         raise ConfigError(
             f"trajectory_match: expected a finite lr, got {float(lr)}; 0.01 is a usual learning "
             "rate"
         )
-    alpha = torch.as_tensor(lr, dtype=start.dtype, device=start.device).detach()
     draws, sizes = draw(augment, batches, first_step, images)
-    given = mask.to(start) if isinstance(mask, Tensor) else None
     call = {"adjoint": _adjoint, "tesla": partial(_adjoint, frozen=True), "unroll": _unroll}[
         grad_mode
     ]
 
     def run(
         start: Tensor, target: Tensor, images: Tensor, labels: Tensor, alpha: Tensor, *rest: Any
-    ) -> tuple[Any, ...]:
-        others = {
-            "augment": augment,
-            "first_step": first_step,
-            "mask": mask if callable(mask) else rest[3],
-        }
-        lr = alpha.clamp(min=SMALLEST_LR)
+    ) -> TrajectoryMatch:
+        *draws, fixed_mask = rest
         inner = InnerProblem.of(
-            rest[:3], sizes, student=student, images=images, labels=labels, lr=lr, **others
+            draws,
+            sizes,
+            student=student,
+            images=images,
+            labels=labels,
+            lr=alpha.clamp(min=SMALLEST_LR),
+            augment=augment,
+            first_step=first_step,
+            mask=mask if callable(mask) else fixed_mask,
         )
         if start.ndim == 1:
-            found = call(inner, start, target, checkpoint_every)
+            match = call(inner, start, target, checkpoint_every)
         else:
-            found = _together(
-                [call(inner, a, b, checkpoint_every) for a, b in zip(start, target, strict=True)]
-            )
-        slope = torch.where(alpha >= SMALLEST_LR, found.grad_lr, torch.zeros_like(found.grad_lr))
-        return tuple(vars(replace(found, grad_lr=slope)).values())
+            pairs = zip(start, target, strict=True)
+            match = _summed([call(inner, *pair, checkpoint_every) for pair in pairs])
+        slope = torch.where(alpha >= SMALLEST_LR, match.grad_lr, torch.zeros_like(match.grad_lr))
+        return match._replace(grad_lr=slope)
 
-    inputs = (start, target, images, labels, alpha, *draws, given)
-    if (
-        cuda_graph
-        and grad_mode != "unroll"
-        and (augment is None or isinstance(augment, KeyedAugment))
-    ):
-        key = (
-            grad_mode,
-            asked_precision(),
-            checkpoint_every,
-            sizes,
-            augment,
-            mask if callable(mask) else None,
-        )
-        return TrajectoryMatch(*capture(student, key, run, inputs))
-    return TrajectoryMatch(*run(*inputs))
-
-
-def _advance(
-    inner: InnerProblem, theta: Tensor, i: int, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return theta_{i+1} and |g_i|^2."""
-    x, y, _ = inner.seen(i)
-    _, grad = inner.student.loss_and_grad(theta, x, y)
-    after, dots = step_with_dots(theta, grad, inner.lr, out=out)
-    return after, dots[1]
+    fixed_mask = mask.to(start) if isinstance(mask, Tensor) else None
+    inputs = (start, target, images, labels, alpha, *draws, fixed_mask)
+    is_pure = grad_mode != "unroll" and (augment is None or isinstance(augment, Augment))
+    if not cuda_graph or not is_pure:
+        return run(*inputs)
+    given = mask if callable(mask) else None
+    key = (grad_mode, asked_precision(), checkpoint_every, sizes, augment, given)
+    return TrajectoryMatch(*capture(student, key, run, inputs))
 
 
 class _Path:
-    """The parameters of every step: those kept in the forward pass, the others recomputed, one segment at a time."""
+    """The parameters of every step: some kept in the forward pass, the others recomputed, one segment at a time."""
 
     def __init__(self, inner: InnerProblem, start: Tensor, every: int):
         self.inner, self.every = inner, every
@@ -192,11 +173,12 @@ class _Path:
             if i % every == 0:
                 theta = self.kept[i // every].copy_(theta)
             following = self.kept[(i + 1) // every] if every == 1 and i + 1 < steps else None
-            theta, square = _advance(inner, theta, i, out=following)
+            theta, square = self._advance(theta, i, following)
             squares.append(square)
         self.final, self.grad_norms = theta.clone(), torch.stack(squares).sqrt()
 
     def __getitem__(self, i: int) -> Tensor:
+        """Return theta_i."""
         first = i - i % self.every
         if i == first:
             return self.kept[i // self.every]
@@ -205,8 +187,15 @@ class _Path:
             self.segment, self.first = _aligned_rows(self.final, last - first), first
             self.segment[0] = self.kept[first // self.every]
             for j in range(first, last - 1):
-                _advance(self.inner, self.segment[j - first], j, out=self.segment[j - first + 1])
+                self._advance(self.segment[j - first], j, self.segment[j - first + 1])
         return self.segment[i - first]
+
+    def _advance(self, theta: Tensor, i: int, out: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return theta_{i+1} and |g_i|^2."""
+        x, y, _ = self.inner.batch(i)
+        _, grad = self.inner.student.loss_and_grad(theta, x, y)
+        after, dots = step_with_dots(theta, grad, self.inner.lr, out=out)
+        return after, dots[1]
 
 
 def _aligned_rows(like: Tensor, rows: int) -> Tensor:
@@ -215,45 +204,31 @@ def _aligned_rows(like: Tensor, rows: int) -> Tensor:
     return like.new_empty((rows, -(-len(like) // line) * line))[:, : len(like)]
 
 
-class _Sums:
-    """What the steps add to the gradients of images, label logits and the learning rate."""
-
-    def __init__(self, inner: InnerProblem):
-        self.inner = inner
-        self.images = torch.zeros_like(inner.images)
-        self.labels = torch.zeros_like(inner.labels) if inner.labels.is_floating_point() else None
-        self.lr = inner.images.new_zeros((), dtype=torch.float64)
-
-    def add(self, i: int, found: GradJvp, back: Callable[[Tensor], Tensor]) -> None:
-        """Add the derivatives of -alpha * <g_i, lambda>."""
-        rows, lr = self.inner.batches[i], self.inner.lr
-        self.lr -= found.loss_tangent.double()
-        if found.images_tangent is not None:
-            self.images.index_add_(0, rows, back(found.images_tangent) * -lr)
-        if found.labels_tangent is not None and self.labels is not None:
-            self.labels.index_add_(0, rows, found.labels_tangent * -lr)
-
-    def result(self, loss: Tensor, path: _Path) -> TrajectoryMatch:
-        return TrajectoryMatch(loss, self.images, self.labels, self.lr, path.final, path.grad_norms)
-
-
 @torch.no_grad()
 def _adjoint(
     inner: InnerProblem, start: Tensor, target: Tensor, every: int, *, frozen: bool = False
 ) -> TrajectoryMatch:
-    path, sums = _Path(inner, start, every), _Sums(inner)
+    """Differentiate backwards through the steps; ``frozen`` keeps lambda at its last value (TESLA)."""
+    path, is_soft = _Path(inner, start, every), inner.labels.is_floating_point()
+    grad_images = torch.zeros_like(inner.images)
+    grad_labels = torch.zeros_like(inner.labels) if is_soft else None
+    grad_lr = inner.images.new_zeros((), dtype=torch.float64)
     loss, lam = trajectory_loss(path.final, target, start, inner.mask_of(path.final, target))
     for i in reversed(range(len(inner.batches))):
-        x, y, back = inner.seen(i)
+        x, y, vjp = inner.batch(i)
         want = ("images",) if frozen or i == 0 else ("hvp", "images")
-        found = grad_jvp(inner.student, path[i], x, y, lam, want=want)
-        sums.add(i, found, back)
-        if found.hvp is not None:
-            lam, _ = step_with_dots(lam, found.hvp, inner.lr, out=lam)
-    return sums.result(loss, path)
+        step = inner.student.grad_jvp(path[i], x, y, lam, want=want)
+        grad_lr -= step.loss_tangent.double()
+        grad_images.index_add_(0, inner.batches[i], vjp(step.images_tangent) * -inner.lr)
+        if is_soft:
+            grad_labels.index_add_(0, inner.batches[i], step.labels_tangent * -inner.lr)
+        if step.hvp is not None:
+            lam, _ = step_with_dots(lam, step.hvp, inner.lr, out=lam)
+    return TrajectoryMatch(loss, grad_images, grad_labels, grad_lr, path.final, path.grad_norms)
 
 
 def _unroll(inner: InnerProblem, start: Tensor, target: Tensor, every: int) -> TrajectoryMatch:
+    """Differentiate by plain autograd through all steps; the oracle of ``_adjoint``."""
     is_soft = inner.labels.is_floating_point()
     images = inner.images.detach().requires_grad_()
     labels = inner.labels.detach().requires_grad_(is_soft)
@@ -262,39 +237,32 @@ def _unroll(inner: InnerProblem, start: Tensor, target: Tensor, every: int) -> T
     with torch.enable_grad():
         for i, rows in enumerate(inner.batches):
             x, y = inner.augmented(images[rows], i), labels[rows]
-            loss = functional.cross_entropy(
-                inner.student.apply(theta, x), functional.softmax(y, 1) if is_soft else y
-            )
+            y = functional.softmax(y, 1) if is_soft else y
+            loss = functional.cross_entropy(inner.student.apply(theta, x), y)
             (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
             norms.append(grad.detach().double().norm())
             theta = theta - lr * grad
-        mask = inner.mask_of(theta.detach(), target)
+        final = theta.detach()
+        mask = inner.mask_of(final, target)
         ahead, whole = theta - target, start.detach() - target
         if mask is not None:
             ahead, whole = mask * ahead, mask * whole
-        trajectory_loss(theta.detach(), target, start.detach(), mask)  # refuses equal ends
+        trajectory_loss(final, target, start.detach(), mask)  # refuses equal ends
         total = ahead.double().square().sum() / whole.double().square().sum()
-        wanted = [images, lr, *([labels] if is_soft else [])]
-        found = torch.autograd.grad(total, wanted, materialize_grads=True)
-    grad_labels = found[2] if is_soft else None
+        leaves = [images, lr, *([labels] if is_soft else [])]
+        grads = torch.autograd.grad(total, leaves, materialize_grads=True)
+    grad_labels = grads[2] if is_soft else None
     return TrajectoryMatch(
-        total.detach(), found[0], grad_labels, found[1].double(), theta.detach(), torch.stack(norms)
+        total.detach(), grads[0], grad_labels, grads[1].double(), final, torch.stack(norms)
     )
 
 
-def _together(members: list[TrajectoryMatch]) -> TrajectoryMatch:
-    def stack(name: str) -> Tensor:
-        return torch.stack([getattr(member, name) for member in members])
-
-    soft = members[0].grad_labels is not None
-    return TrajectoryMatch(
-        stack("loss"),
-        stack("grad_images").sum(0),
-        stack("grad_labels").sum(0) if soft else None,
-        stack("grad_lr").sum(0),
-        stack("final"),
-        stack("grad_norms"),
-    )
+def _summed(members: list[TrajectoryMatch]) -> TrajectoryMatch:
+    """Return several trajectories as one: gradients are summed, all else is stacked."""
+    columns = zip(*members, strict=True)
+    match = TrajectoryMatch(*(c[0] if c[0] is None else torch.stack(c) for c in columns))
+    gradients = match._asdict().items()
+    return match._replace(**{k: x.sum(0) for k, x in gradients if k in SUMMED and x is not None})
 
 
 def _check(
@@ -326,9 +294,8 @@ def _check(
     ):
         raise ShapeError(
             "trajectory_match: expected start and target [P] or [G, P] and images of one dtype, "
-            f"got {start.dtype} "
-            f"{list(start.shape)}, {target.dtype} {list(target.shape)} and images {images.dtype}; "
-            "take both from one expert"
+            f"got {start.dtype} {list(start.shape)}, {target.dtype} {list(target.shape)} and "
+            f"images {images.dtype}; take both from one expert"
         )
     check_labels("trajectory_match", labels, tuple(images.shape[:1]), student.classes)
     if labels.is_floating_point() and labels.dtype != images.dtype:

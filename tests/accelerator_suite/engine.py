@@ -62,11 +62,11 @@ def matched(start, target, images, labels, lr, step=0, **options):
         first_step=step,
         **options,
     )
-    return [x for x in vars(found).values() if x is not None]
+    return [x for x in found if x is not None]
 
 
 def jvp(theta, target, v, images, labels, soft, lr):
-    return vars(grad_jvp(STUDENT, theta, images, soft, v)).values()
+    return list(grad_jvp(STUDENT, theta, images, soft, v))
 
 
 def group(theta, target, v, images, labels, soft, lr):

@@ -13,6 +13,9 @@ from kdistill.testing.backends import runnable_backends, running_on
 
 DSA = Augment("color_crop_cutout_flip_scale_rotate", siamese=False, key=5, align_corners=True)
 
+# torch loads its decompositions at the first forward derivative, with this warning of its own
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
 
 def problem(student, *, steps, batch=None, soft=False, images=6, dtype=torch.float64):
     g = torch.Generator().manual_seed(0)

@@ -69,7 +69,7 @@ def apart(ours: TrajectoryMatch, truth: TrajectoryMatch) -> dict[str, float]:
     """Return the relative distance of every part that both have."""
     pairs = {
         name: (getattr(ours, name), value)
-        for name, value in vars(truth).items()
+        for name, value in truth._asdict().items()
         if value is not None
     }
     return {name: distance(mine, true) for name, (mine, true) in pairs.items()}

@@ -89,7 +89,7 @@ def repeated(problem: Problem) -> dict[str, Callable[[], list[Tensor]]]:
     real = images.flip(0) + 0.1
 
     def matched(**options: bool) -> list[Tensor]:
-        return [x for x in vars(problem.match(torch.float32, **options)).values() if x is not None]
+        return [x for x in problem.match(torch.float32, **options) if x is not None]
 
     def gradients() -> list[Tensor]:
         goal = class_gradients(student, theta, real, labels, (4, 4))

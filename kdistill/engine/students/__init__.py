@@ -13,7 +13,7 @@ from kdistill.engine.students.module import ModuleStudent
 from kdistill.engine.students.results import GradJvp, Trace
 from kdistill.engine.students.slots import Slot
 from kdistill.engine.students.zoo.alexnet import AlexNet
-from kdistill.engine.students.zoo.base import ZooModule, refuse
+from kdistill.engine.students.zoo.base import ZooModule
 from kdistill.engine.students.zoo.lenet import LeNet
 from kdistill.engine.students.zoo.mlp import Mlp
 from kdistill.engine.students.zoo.resnet import ResNet18
@@ -33,15 +33,22 @@ __all__ = [
     "build_student",
 ]
 
-_ZOO: dict[str, tuple[type[ZooModule], tuple[str, ...]]] = {  # what each follows of norm and depth
-    "mlp": (Mlp, ("depth",)),
-    "lenet": (LeNet, ()),
-    "alexnet": (AlexNet, ("norm",)),
-    "vgg11": (Vgg11, ("norm",)),
-    "resnet18": (ResNet18, ("norm",)),
-    "vit": (Vit, ("depth",)),
+_ZOO: dict[str, type[ZooModule]] = {
+    "mlp": Mlp,
+    "lenet": LeNet,
+    "alexnet": AlexNet,
+    "vgg11": Vgg11,
+    "resnet18": ResNet18,
+    "vit": Vit,
 }
 STUDENTS = ("convnet", *_ZOO)
+_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "width": (None,),
+    "depth": (None,),
+    "norm": ("instance",),
+    "activation": ("relu",),
+    "pooling": ("avg",),
+}
 
 
 def build_student(
@@ -65,7 +72,7 @@ def build_student(
         channels: C, 1 or more.
         size: S, the side of the images, 8 to 256.
         classes: N.
-        width: Maps (or units) of the first block, 128 for ``convnet``; the others scale from it.
+        width: Channels (or units) of the first block, 128 for ``convnet``; the others scale from it.
             Smaller values give narrow variants.
         depth: Blocks of ``convnet`` (None follows the size: 3 at 32 pixels, 4 at 64), layers of
             ``mlp`` (2) and ``vit`` (6).
@@ -82,8 +89,7 @@ def build_student(
     if channels < 1 or not 8 <= size <= 256 or classes < 2:
         raise ShapeError(
             f"build_student: expected channels >= 1, size 8..256 and classes >= 2, got {channels}, "
-            f"{size} and {classes}; resize "
-            "the images"
+            f"{size} and {classes}; resize the images"
         )
     for what, value in (("width", width), ("depth", depth)):
         if value is not None and value < 1:
@@ -91,81 +97,51 @@ def build_student(
                 f"build_student: expected {what} >= 1, got {value}; leave it out for the default"
             )
     shape = {"channels": channels, "size": size, "classes": classes}
-    if not isinstance(name, str):
-        _own_options(
-            "build_student(module)",
-            width=width,
-            depth=depth,
-            norm=norm,
-            activation=activation,
-            pooling=pooling,
-        )
-        return _user_module(name, shape)
+    options = {"norm": norm, "activation": activation, "pooling": pooling}
     if name == "convnet":
-        return ConvNet(
-            **shape, width=width, depth=depth, norm=norm, activation=activation, pooling=pooling
-        )
+        return ConvNet(**shape, width=width, depth=depth, **options)
+    options |= {"width": width, "depth": depth}
+    if not isinstance(name, str):
+        _check_options("build_student(module)", options, _DEFAULTS)
+        return _student_of_module(name, shape)
     if name not in _ZOO:
         raise ConfigError(
             f"build_student: expected a known student, got '{name}'; "
             f"{did_you_mean(name, list(STUDENTS))}"
         )
-    return _zoo_student(name, shape, width, depth, norm, activation, pooling)
-
-
-def _zoo_student(
-    name: str,
-    shape: dict[str, int],
-    width: int | None,
-    depth: int | None,
-    norm: str,
-    activation: str,
-    pooling: str,
-) -> Student:
-    kind, follows = _ZOO[name]
-    refuse(
-        f"build_student('{name}')",
-        activation=(activation, ("relu",)),
-        pooling=(pooling, ("avg",)),
-        norm=(norm, NORMS if "norm" in follows else ("instance", "none")),
-        depth=(depth, (depth if "depth" in follows else None,)),
-    )
-    options: dict[str, Any] = (
-        {"width": width, "depth": depth} if depth is not None else {"width": width}
-    )
-    if "norm" in follows:
-        options["norm"] = norm
-    given = {k: v for k, v in options.items() if v is not None}
+    follows = ("width", *_ZOO[name].options)
+    allowed = {**_DEFAULTS, "norm": NORMS if "norm" in follows else ("instance", "none")}
+    for option in {"width", "depth"} & set(follows):
+        del allowed[option]
+    _check_options(f"build_student('{name}')", options, allowed)
+    chosen = {k: options[k] for k in follows if options[k] is not None}
     with torch.device("meta"):  # shapes only: the values come from init
-        module = kind(**shape, **given)
+        module = _ZOO[name](**shape, **chosen)
     return ModuleStudent(module, name=name, **shape, taps=module.taps)
 
 
-def _user_module(name: nn.Module | Callable[[], nn.Module], shape: dict[str, int]) -> Student:
-    fresh = None if isinstance(name, nn.Module) else name
-    if fresh is None:
-        return ModuleStudent(name, name=type(name).__name__, **shape)  # type: ignore[arg-type]
-    state = torch.get_rng_state()
-    try:
-        module = fresh()
-    finally:
-        torch.set_rng_state(state)
-    if not isinstance(module, nn.Module):
+def _student_of_module(
+    module: nn.Module | Callable[[], nn.Module], shape: dict[str, int]
+) -> Student:
+    if isinstance(module, nn.Module):
+        return ModuleStudent(module, name=type(module).__name__, **shape)
+    with torch.random.fork_rng(devices=[]):
+        fresh = module()
+    if not isinstance(fresh, nn.Module):
         raise ConfigError(
             "build_student: expected a function that returns an nn.Module, got "
-            f"{type(module).__name__}; pass one"
+            f"{type(fresh).__name__}; pass one"
         )
-    return ModuleStudent(module, name=type(module).__name__, **shape, fresh=fresh)
+    return ModuleStudent(fresh, name=type(fresh).__name__, **shape, fresh=module)
 
 
-def _own_options(
-    where: str, *, width: int | None, depth: int | None, norm: str, activation: str, pooling: str
+def _check_options(
+    where: str, options: dict[str, Any], allowed: dict[str, tuple[Any, ...]]
 ) -> None:
-    refuse(
-        where,
-        width=(width, (None,)),
-        depth=(depth, (None,)),
-        norm=(norm, ("instance",)),
-        activation=(activation, ("relu",)),
-        pooling=(pooling, ("avg",)),
-    )
+    """Raise ConfigError for an option that a network cannot follow."""
+    for option, values in allowed.items():
+        if options[option] not in values:
+            raise ConfigError(
+                f"{where}: expected {option} among {', '.join(map(str, values))}, got "
+                f"{options[option]}; leave it at its default"
+            )

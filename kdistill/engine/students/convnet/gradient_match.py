@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from kdistill.engine import layers
-from kdistill.engine.students.convnet.jvp import DualBlock, DualChunk, DualPass
+from kdistill.engine.students.convnet import jvp
 from kdistill.engine.students.convnet.passes import (
     GradAccumulator,
     PreparedNet,
     SavedChunk,
-    backward_from_logits,
-    forward_chunk,
     labelled_chunks,
     logits_of,
+    loss_and_grad_of_chunk,
     prepare,
 )
 from kdistill.engine.students.convnet.spec import ConvNetSpec
@@ -37,36 +36,31 @@ def grad_then_images_tangent(
 ) -> Tensor:
     """Return what ``Student.grad_then_images_tangent`` promises for one network."""
     net = prepare(spec, theta)
-    acc, chunks = GradAccumulator(net, theta), []
+    acc, chunks, tangents = GradAccumulator(net, theta), [], []
     for part, part_labels in labelled_chunks(spec, images, labels, MAPS):
-        chunk = forward_chunk(net, part, keep_operands=True)
-        logits = logits_of(net, chunk)
-        _, grad = layers.softmax_cross_entropy(logits, part_labels, len(images))
-        backward_from_logits(net, chunk, grad, acc, keep_gradients=True)
-        chunks.append((chunk, logits, part_labels))
-    run = DualPass(net, prepare(spec, direction(acc.total())), None, None, want_images=True)
-    tangents = []
-    for chunk, logits, part_labels in chunks:
-        dual = _forward_tangent(net, run.dot, chunk)
-        _, _, grad, grad_dot, _ = layers.softmax_cross_entropy_tangent(
-            logits, run.logits_dot(dual), part_labels, len(images)
+        _, chunk = loss_and_grad_of_chunk(
+            net, part, part_labels, len(images), acc, keep_gradients=True
         )
-        tangent = run.backward(dual, grad, grad_dot)
-        assert tangent is not None  # it was asked for
-        tangents.append(tangent)
+        chunks.append((chunk, part_labels))
+    dot = prepare(spec, direction(acc.total()))
+    for chunk, part_labels in chunks:
+        _add_tangents(net, dot, chunk)
+        _, _, *grads, _ = layers.softmax_cross_entropy_tangent(
+            logits_of(net, chunk), jvp.logits_dot(net, dot, chunk), part_labels, len(images)
+        )
+        tangents.append(jvp.backward(net, dot, chunk, *grads))
     return tangents[0] if len(tangents) == 1 else torch.cat(tangents)
 
 
-def _forward_tangent(net: PreparedNet, dot: PreparedNet, chunk: SavedChunk) -> DualChunk:
-    """Return a chunk after its plain pass with the tangents in the direction ``dot``."""
-    source_dot, blocks = None, []
+def _add_tangents(net: PreparedNet, dot: PreparedNet, chunk: SavedChunk) -> None:
+    """Add the tangents in the direction ``dot`` to a chunk after its plain pass."""
+    source_dot = None
     for layer, layer_dot, block in zip(net.layers, dot.layers, chunk.blocks, strict=True):
-        assert block.operand is not None and block.x is not None  # the plain pass kept them
         pairs = [(block.operand, layer_dot.weight)]
         if source_dot is not None:
             pairs.append((layer.conv.input(source_dot), layer.weight))
-        x = block.x, layer.conv.output(len(chunk.features), *pairs)
-        (_, source_dot), saved = layer.block.forward_tangent(x, layer.affine, layer_dot.affine)
-        blocks.append(DualBlock(block.operand, None, x, saved, block.grad, block.grad_operand))
-    assert source_dot is not None  # there is at least one block
-    return DualChunk(blocks, chunk.features, source_dot.flatten(1))
+        block.x_dot = layer.conv.output(len(chunk), *pairs)
+        (_, source_dot), block.saved = layer.block.forward_tangent(
+            (block.x, block.x_dot), layer.affine, layer_dot.affine
+        )
+    chunk.features_dot = source_dot.flatten(1)

@@ -57,13 +57,15 @@ class PreparedNet:
 
 @dataclass
 class SavedBlock:
-    """One block of one chunk after the forward pass, and after the backward pass where gradients are kept.
+    """What one block keeps of one chunk; what is None was not kept, or belongs to a pass that has not run.
 
     Attributes:
         source: Input of the convolution.
-        operand: ``source`` as an operand; None where the backward pass makes it again.
-        x: Output of the convolution; None where the backward pass makes it again.
+        operand: ``source`` as an operand.
+        x: Output of the convolution.
         saved: What the block's forward pass left for its backward pass.
+        operand_dot: Tangent of ``operand``; None: zero.
+        x_dot: Tangent of ``x``.
         grad: Gradient of the block's output.
         grad_operand: Operand of the gradient of ``x``.
     """
@@ -72,25 +74,25 @@ class SavedBlock:
     operand: Tensor | None
     x: Tensor | None
     saved: Any
+    operand_dot: Tensor | None = None
+    x_dot: Tensor | None = None
     grad: Tensor | None = None
     grad_operand: Tensor | None = None
 
 
 @dataclass
 class SavedChunk:
-    """One chunk of images after the forward pass."""
+    """One chunk of images after a forward pass, with the tangent of its features where the pass had tangents."""
 
     blocks: list[SavedBlock]
     features: Tensor
+    features_dot: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
 
 
-@dataclass
-class SavedPass:
-    """What ``backward`` needs; ``to`` names the end of the forward pass."""
-
-    net: PreparedNet
-    chunks: list[SavedChunk]
-    to: str
+SavedPass = tuple[PreparedNet, list[SavedChunk], str]  # the last: where the forward pass ended
 
 
 class GradAccumulator:
@@ -157,22 +159,21 @@ def forward(
         outs.append(logits_of(net, chunk) if to == "logits" else chunk.features)
         if keep:
             saved.append(chunk)
-    return outs[0] if len(outs) == 1 else torch.cat(outs), SavedPass(net, saved, to)
+    return outs[0] if len(outs) == 1 else torch.cat(outs), (net, saved, to)
 
 
 def backward(
     saved: SavedPass, grad_out: Tensor, want_theta: bool, want_images: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return (dL/dtheta or None, dL/dimages or None)."""
-    rows = [len(chunk.features) for chunk in saved.chunks]
-    acc = GradAccumulator(saved.net, grad_out) if want_theta else None
-    grads = []
-    for chunk, grad in zip(saved.chunks, grad_out.split(rows), strict=True):
-        if saved.to == "logits":
-            grad = _backward_classifier(saved.net, chunk, grad, acc)
-        grads.append(_backward_chunk(saved.net, chunk, grad, acc, want_images=want_images))
+    net, chunks, to = saved
+    acc, rows = GradAccumulator(net, grad_out) if want_theta else None, [*map(len, chunks)]
+    grads = [
+        backward_chunk(net, chunk, grad, to, acc, want_images=want_images)
+        for chunk, grad in zip(chunks, grad_out.split(rows), strict=True)
+    ]
     grad_theta = acc.total() if acc is not None else None
-    return grad_theta, torch.cat([g for g in grads if g is not None]) if want_images else None
+    return grad_theta, torch.cat(grads) if want_images else None
 
 
 def loss_and_grad(
@@ -182,13 +183,24 @@ def loss_and_grad(
     net, loss = prepare(spec, theta), theta.new_zeros(())
     acc = GradAccumulator(net, theta)
     for part, part_labels in labelled_chunks(spec, images, labels):
-        chunk = forward_chunk(net, part, keep_operands=True)
-        part_loss, grad = layers.softmax_cross_entropy(
-            logits_of(net, chunk), part_labels, len(images)
-        )
-        loss += part_loss
-        backward_from_logits(net, chunk, grad, acc)
+        loss += loss_and_grad_of_chunk(net, part, part_labels, len(images), acc)[0]
     return loss, acc.total()
+
+
+def loss_and_grad_of_chunk(
+    net: PreparedNet,
+    images: Tensor,
+    labels: Tensor,
+    batch: int,
+    acc: GradAccumulator,
+    *,
+    keep_gradients: bool = False,
+) -> tuple[Tensor, SavedChunk]:
+    """Return a chunk's share of the mean over ``batch`` images and the chunk, and add its dL/dtheta to ``acc``."""
+    chunk = forward_chunk(net, images, keep_operands=True)
+    loss, grad = layers.softmax_cross_entropy(logits_of(net, chunk), labels, batch)
+    backward_chunk(net, chunk, grad, "logits", acc, keep_gradients=keep_gradients)
+    return loss, chunk
 
 
 def forward_chunk(
@@ -217,57 +229,46 @@ def logits_of(net: PreparedNet, chunk: SavedChunk) -> Tensor:
     return layers.linear_fwd(chunk.features, net.weight, net.bias)
 
 
-def backward_from_logits(
-    net: PreparedNet,
-    chunk: SavedChunk,
-    grad_logits: Tensor,
-    acc: GradAccumulator,
-    *,
-    keep_gradients: bool = False,
-) -> None:
-    """Add dL/dtheta of a chunk to ``acc``; ``keep_gradients`` keeps those of the blocks in ``chunk``."""
-    grad = _backward_classifier(net, chunk, grad_logits, acc)
-    _backward_chunk(net, chunk, grad, acc, keep_gradients=keep_gradients)
-
-
-def _backward_classifier(
-    net: PreparedNet, chunk: SavedChunk, grad: Tensor, acc: GradAccumulator | None
-) -> Tensor:
-    """Return dL/dfeatures from the gradient of the logits, and add the classifier's gradients to ``acc``."""
-    grad, weight, bias = layers.linear_bwd(grad, chunk.features, net.weight)
-    if acc is not None:
-        acc.weight += weight
-        acc.bias += bias
-    return grad
-
-
-def _backward_chunk(
+def backward_chunk(
     net: PreparedNet,
     chunk: SavedChunk,
     grad: Tensor,
+    to: str,
     acc: GradAccumulator | None,
     *,
     want_images: bool = False,
     keep_gradients: bool = False,
 ) -> Tensor | None:
-    """Return dL/dimages of a chunk or None from dL/dfeatures, and add its dL/dtheta to ``acc``."""
-    batch = len(chunk.features)
-    grad = grad.reshape(net.features_shape(batch))
+    """Return dL/dimages of a chunk or None, and add its dL/dtheta to ``acc``.
+
+    Args:
+        net: The network.
+        chunk: The chunk after its forward pass.
+        grad: Gradient of its logits or features.
+        to: Which of the two.
+        acc: What dL/dtheta is added to, or None.
+        want_images: Whether dL/dimages is asked for.
+        keep_gradients: Keep the gradients of the blocks in ``chunk``.
+    """
+    if to == "logits":
+        grad, weight, bias = layers.linear_bwd(grad, chunk.features, net.weight)
+        if acc is not None:
+            acc.weight += weight
+            acc.bias += bias
+    grad = grad.reshape(net.features_shape(len(chunk)))
     for level in reversed(range(net.spec.depth)):
         block, layer = chunk.blocks[level], net.layers[level]
         operand, x = block.operand, block.x
         if operand is None and (acc is not None or x is None):
             operand = layer.conv.input(block.source)
         if x is None:
-            assert operand is not None  # made above
-            x = layer.conv.output(batch, (operand, layer.weight))
+            x = layer.conv.output(len(chunk), (operand, layer.weight))
         dx, *affine = layer.block.backward(grad, x, layer.affine, block.saved)
         grad_operand = layer.conv.grad(dx)
         if keep_gradients:
             block.grad, block.grad_operand = grad, grad_operand
         if acc is not None:
-            assert operand is not None  # made above
             acc.add(level, affine, (operand, grad_operand))
         if level > 0 or want_images:
-            grad = layer.conv.input_grad(batch, (grad_operand, layer.weight))
+            grad = layer.conv.input_grad(len(chunk), (grad_operand, layer.weight))
     return grad if want_images else None

@@ -40,7 +40,6 @@ def _chunk(net: PreparedNet, images: Tensor, labels: Tensor) -> tuple[Tensor, Te
     grad = (grad_logits @ net.weight).reshape(net.features_shape(batch))
     for level in reversed(range(net.spec.depth)):
         layer, block = net.layers[level], chunk.blocks.pop()
-        assert block.x is not None  # a whole chunk was kept
         dx, *affine = layer.block.sample_backward(grad, block.x, layer.affine, block.saved)
         squares += conv_grad_sqnorm(block.source, dx, layer.conv.padding)
         for rows in affine:

@@ -8,6 +8,8 @@ from kdistill.engine.students.zoo.base import ZooModule
 class Mlp(ZooModule):
     """Flatten → (linear → ReLU) × depth → linear."""
 
+    options = ("depth",)
+
     def __init__(self, channels: int, size: int, classes: int, width: int = 128, depth: int = 2):
         super().__init__()
         inputs, parts = channels * size * size, []

@@ -32,6 +32,8 @@ class BasicBlock(nn.Module):
 class ResNet18(ZooModule):
     """Stages of 1, 2, 4 and 8 times ``width`` maps; a stage halves the map unless that would leave less than 2×2."""
 
+    options = ("norm",)
+
     def __init__(
         self, channels: int, size: int, classes: int, width: int = 64, norm: str = "instance"
     ):

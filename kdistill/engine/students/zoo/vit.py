@@ -21,17 +21,10 @@ class TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm1, self.qkv, self.out = (
-            nn.LayerNorm(width, EPS),
-            nn.Linear(width, 3 * width),
-            nn.Linear(width, width),
-        )
-        self.norm2, self.up, self.act, self.down = (
-            nn.LayerNorm(width, EPS),
-            nn.Linear(width, 2 * width),
-            nn.GELU(),
-            nn.Linear(2 * width, width),
-        )
+        self.norm1, self.qkv = nn.LayerNorm(width, EPS), nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2, self.up = nn.LayerNorm(width, EPS), nn.Linear(width, 2 * width)
+        self.act, self.down = nn.GELU(), nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[B, T, width]`` from the same."""
@@ -45,7 +38,9 @@ class TransformerBlock(nn.Module):
 
 
 class Vit(ZooModule):
-    """See the module; images are padded with zeros at the right and bottom to a multiple of the patch."""
+    """The vision transformer; images are padded with zeros at the right and bottom to a multiple of the patch."""
+
+    options = ("depth",)
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 192, depth: int = 6):
         super().__init__()
@@ -68,26 +63,17 @@ class Vit(ZooModule):
 
     def draw_parameters(self, generator: Generator) -> list[Tensor]:
         """Return initial values; the class token and the positions are N(0, 0.02²)."""
-        values = dict(
-            zip(
-                [n for n, _ in self.named_parameters()],
-                super().draw_parameters(generator),
-                strict=True,
-            )
-        )
+        names = [name for name, _ in self.named_parameters()]
+        values = dict(zip(names, super().draw_parameters(generator), strict=True))
         for name in ("token", "position"):
-            values[name] = 0.02 * torch.randn(
-                values[name].shape, generator=generator, device=generator.device
-            )
+            shape = values[name].shape
+            values[name] = 0.02 * torch.randn(shape, generator=generator, device=generator.device)
         return list(values.values())
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits."""
-        x = (
-            self.embed(functional.pad(images, (0, self.pad, 0, self.pad)))
-            .flatten(2)
-            .transpose(1, 2)
-        )
+        padded = functional.pad(images, (0, self.pad, 0, self.pad))
+        x = self.embed(padded).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
         for block in self.blocks:
             x = block(x)
