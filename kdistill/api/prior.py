@@ -38,8 +38,7 @@ from kdistill.priors.gan_training import (
     with_mean_latent,
 )
 from kdistill.priors.latents import GeneratorAdapter
-from kdistill.priors.network_files import save_generator
-from kdistill.priors.network_files.generator_folder import holds_generator
+from kdistill.priors.network_files import holds_generator, save_generator
 from kdistill.priors.stylegan import Generator
 from kdistill.runner import CHECKPOINT, Checkpoints, Ending, Runner, Timing
 from kdistill.signals import terminable
@@ -155,7 +154,7 @@ def train_prior(
             "iterations": ending.state.iteration,
             "augment_p": float(ending.state.tensors["augment_p"]),
         }
-        network = with_mean_latent(task.generator(ending.state), seed)
+        network = with_mean_latent(task.generator(ending.state.tensors["average"]), seed)
         quality = _save_and_measure(spec, network, training_data, held_out, folder, provenance)
     return TrainedPrior(folder, network, quality, ending.state.iteration, ending.finished)
 
@@ -307,6 +306,8 @@ def _write_samples(folder: Path, task: GanTraining, data: ImageDataset, state: G
     """Write ``samples.png``: images of the same latents every time, classes as rows."""
     labels = torch.arange(data.num_classes).repeat_interleave(SAMPLES_PER_CLASS)
     key = make_key(task.spec.seed, "prior samples")
-    images = generate_images(task.generator(state), labels, key, GeneratorAdapter())
+    images = generate_images(
+        task.generator(state.tensors["average"]), labels, key, GeneratorAdapter()
+    )
     heading = (data.name, f"generated after {state.iteration:,} iterations")
     write_atomic(folder / "samples.png", preview(images, labels, data.classes, heading).png())

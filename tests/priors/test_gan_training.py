@@ -136,7 +136,7 @@ def test_classes_are_learned(colours):
     state = training.start()
     for _ in range(80):
         state, _ = training.iterate(state)
-    network = training.network_of(state.tensors["generator"])
+    network = training.generator(state.tensors["generator"])
     z = torch.randn(20, 4, generator=keyed(3))
     red, green, blue = (
         network.forward(network.mapping(z, torch.ones(20, dtype=torch.int64))).mean((0, 2, 3))

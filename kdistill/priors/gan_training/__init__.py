@@ -6,10 +6,14 @@ from kdistill.priors.gan_training.adversarial_training import (
     PriorProgress,
     new_gan_training,
 )
-from kdistill.priors.gan_training.generator_card import card
 from kdistill.priors.gan_training.prior_spec import PriorSpec
-from kdistill.priors.gan_training.quality import Quality, measure
-from kdistill.priors.gan_training.sampling import generate_images, with_mean_latent
+from kdistill.priors.gan_training.trained_generator import (
+    Quality,
+    card,
+    generate_images,
+    measure,
+    with_mean_latent,
+)
 
 __all__ = [
     "GanState",

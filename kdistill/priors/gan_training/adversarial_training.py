@@ -23,7 +23,6 @@ Symbols: N images, C channels, S their side; P and Q parameters of generator and
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -38,11 +37,14 @@ from kdistill.keys import make_key, uniforms
 from kdistill.ops.diff_augment import IDENTITY
 from kdistill.optim import Adam, State
 from kdistill.priors.base import Noise
-from kdistill.priors.gan_training.discriminator import Discriminator, DiscriminatorOutput
-from kdistill.priors.gan_training.flat_layout import FlatLayout
-from kdistill.priors.gan_training.grouped_sampler import GroupedSampler
+from kdistill.priors.gan_training.discriminator import (
+    Discriminator,
+    DiscriminatorOutput,
+    GroupedSampler,
+)
 from kdistill.priors.gan_training.prior_spec import PriorSpec
 from kdistill.priors.stylegan import Generator, new_stylegan2
+from kdistill.priors.stylegan.parameters import FlatLayout
 from kdistill.runner import Timing
 
 Metrics = dict[str, Tensor]  # scalars by name
@@ -71,15 +73,6 @@ class BatchNoise(Noise):
         """Return ``[len(rows), *shape]`` with dtype and device of ``like``."""
         draws = torch.randn((len(self.rows), *shape), generator=keyed(make_key(self.key, place)))
         return draws.to(like)
-
-
-@dataclass(frozen=True)
-class GeneratedBatch:
-    """Generated images ``[N, C, S, S]``, their classes ``[N]`` and their latents ``ws``."""
-
-    images: Tensor
-    labels: Tensor
-    ws: Tensor
 
 
 @dataclass(frozen=True)
@@ -130,6 +123,10 @@ class GanTraining:
         network: The untrained generator: its configuration, and the tensors that are not trained.
         discriminator: The discriminator.
         augment: Families of augmentations, or None.
+        layout: Layout of the generator's parameters.
+        discriminator_layout: Layout of the discriminator's parameters.
+        sampler: Sampler of the real images.
+        optimizer: Adam for both networks.
     """
 
     spec: PriorSpec
@@ -138,28 +135,11 @@ class GanTraining:
     network: Generator
     discriminator: Discriminator
     augment: Augment | None
+    layout: FlatLayout
+    discriminator_layout: FlatLayout
+    sampler: GroupedSampler
+    optimizer: Adam
     name: ClassVar[str] = "prior train"
-
-    @cached_property
-    def layout(self) -> FlatLayout:
-        """Layout of the generator's parameters."""
-        tensors = self.network.tensors.items()
-        return FlatLayout.of({name: x for name, x in tensors if not name.endswith(BUFFERS)})
-
-    @cached_property
-    def discriminator_layout(self) -> FlatLayout:
-        """Layout of the discriminator's parameters."""
-        return FlatLayout.of(self.discriminator.new(keyed(0)))
-
-    @cached_property
-    def sampler(self) -> GroupedSampler:
-        """Sampler of the real images."""
-        return GroupedSampler(self.labels, self.discriminator.classes)
-
-    @property
-    def optimizer(self) -> Adam:
-        """Adam for both networks."""
-        return Adam(self.spec.lr, BETAS)
 
     @property
     def iterations(self) -> int:
@@ -177,11 +157,7 @@ class GanTraining:
         state = networks | self.optimizer.init(networks) | numbers | {"average": generator}
         return GanState(0, state)
 
-    def generator(self, state: GanState) -> Generator:
-        """Return the averaged generator, which is the product of the training."""
-        return self.network_of(state.tensors["average"])
-
-    def network_of(self, parameters: Tensor) -> Generator:
+    def generator(self, parameters: Tensor) -> Generator:
         """Return the generator with these parameters ``[P]``."""
         return self.network.with_tensors(self.layout.named(parameters))
 
@@ -193,10 +169,13 @@ class GanTraining:
         state, iteration = now.tensors, now.iteration
         theta = state["generator"].detach().requires_grad_()
         rows = self._rows(iteration)
-        fake = self._generated(theta, "prior fake", iteration, self.labels[rows])
-        state, on_real, losses = self._train_discriminator(state, iteration, rows, fake)
+        labels = self.labels[rows]
+        fake, _ = self._generated(theta, "prior fake", iteration, labels)
+        state, on_real, losses = self._train_discriminator(
+            state, iteration, self.images[rows], fake.detach(), labels
+        )
         spread = on_real.spread.detach()
-        state, more_losses = self._train_generator(state, iteration, theta, fake, spread)
+        state, more_losses = self._train_generator(state, iteration, theta, fake, labels, spread)
         num_images = (iteration + 1) * self.spec.batch_size
         half_life = min(float(self.spec.ema_images), max(WARM_UP * num_images, 1e-8))
         decay = 0.5 ** (self.spec.batch_size / half_life)
@@ -265,17 +244,16 @@ class GanTraining:
         return state | {"augment_p": _scalar(p), "sign_sum": _scalar(0.0), "sign": _scalar(sign)}
 
     def _train_discriminator(
-        self, state: State, iteration: int, rows: Tensor, fake: GeneratedBatch
+        self, state: State, iteration: int, real: Tensor, fake: Tensor, labels: Tensor
     ) -> tuple[State, DiscriminatorOutput, Metrics]:
         spec, augment_p = self.spec, float(state["augment_p"])
-        real, labels = self.images[rows], self.labels[rows]
         weight = spec.r1_weight(self.discriminator.size)
         has_penalty = weight > 0.0 and iteration % spec.r1_every == 0
         theta = state["discriminator"].detach().requires_grad_()
         tensors = self.discriminator_layout.named(theta)
         real.requires_grad_(has_penalty)
         real_images = self._augmented(real, augment_p, "real", iteration)
-        fake_images = self._augmented(fake.images.detach(), augment_p, "fake", iteration)
+        fake_images = self._augmented(fake, augment_p, "fake", iteration)
         on_real = self.discriminator.apply(tensors, real_images, labels)
         on_fake = self.discriminator.apply(tensors, fake_images, labels)
         loss = F.softplus(-on_real.logits).mean() + F.softplus(on_fake.logits).mean()
@@ -289,14 +267,20 @@ class GanTraining:
         return self._stepped(state, "discriminator", grad, iteration), on_real, losses
 
     def _train_generator(
-        self, state: State, iteration: int, theta: Tensor, fake: GeneratedBatch, spread: Tensor
+        self,
+        state: State,
+        iteration: int,
+        theta: Tensor,
+        fake: Tensor,
+        labels: Tensor,
+        spread: Tensor,
     ) -> tuple[State, Metrics]:
         spec = self.spec
         tensors = self.discriminator_layout.named(state["discriminator"])
-        images = self._augmented(fake.images, float(state["augment_p"]), "step", iteration)
-        on_fake = self.discriminator.apply(tensors, images, fake.labels)
+        images = self._augmented(fake, float(state["augment_p"]), "step", iteration)
+        on_fake = self.discriminator.apply(tensors, images, labels)
         loss = F.softplus(-on_fake.logits).mean()
-        classification = F.cross_entropy(on_fake.class_logits, fake.labels)
+        classification = F.cross_entropy(on_fake.class_logits, labels)
         missing_spread = (1.0 - on_fake.spread / spread).relu().mean()
         total = loss + spec.classify * classification + spec.diversity * missing_spread
         path, mean = loss.new_zeros(()), float(state["path_mean"])
@@ -318,22 +302,22 @@ class GanTraining:
     def _path_lengths(self, theta: Tensor, iteration: int) -> Tensor:
         """Return ``|J^T y|`` per image for half a batch, y normal over the side; differentiable."""
         labels = self.labels[self._rows(iteration)][: max(self.spec.batch_size // 2, 1)]
-        fake = self._generated(theta, "prior path", iteration, labels)
+        images, ws = self._generated(theta, "prior path", iteration, labels)
         key = make_key(self.spec.seed, "prior path y", iteration)
-        y = torch.randn(fake.images.shape, generator=keyed(key)).to(fake.images)
-        product = (fake.images * y).sum() / self.discriminator.size
-        (grad,) = torch.autograd.grad(product, fake.ws, create_graph=True)
+        y = torch.randn(images.shape, generator=keyed(key)).to(images)
+        product = (images * y).sum() / self.discriminator.size
+        (grad,) = torch.autograd.grad(product, ws, create_graph=True)
         return grad.square().sum(2).mean(1).sqrt()
 
     def _generated(
         self, theta: Tensor, purpose: str, iteration: int, labels: Tensor
-    ) -> GeneratedBatch:
-        """Return generated images of these classes."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return generated images of these classes, and their latents ``ws``."""
         key = make_key(self.spec.seed, purpose, iteration)
-        network = self.network_of(theta)
+        network = self.generator(theta)
         z = torch.randn(len(labels), self.spec.z_dim, generator=keyed(make_key(key, "z"))).to(theta)
         ws = network.mapping(z, labels)
-        return GeneratedBatch(network.forward(ws, BatchNoise(key, range(len(labels)))), labels, ws)
+        return network.forward(ws, BatchNoise(key, range(len(labels)))), ws
 
     def _rows(self, iteration: int) -> Tensor:
         """Return the row numbers of a batch of real images."""
@@ -378,12 +362,18 @@ def new_gan_training(spec: PriorSpec, data: ImageDataset, strategy: str) -> GanT
         mapping_layers=spec.mapping_layers,
         generator=keyed(make_key(spec.seed, "prior generator")),
     )
+    trained = {name: x for name, x in network.tensors.items() if not name.endswith(BUFFERS)}
+    discriminator = Discriminator(**shape, **widths)
     augment = Augment(strategy, mode="M", siamese=False, key=0, align_corners=False)
     return GanTraining(
         spec=spec,
         images=2.0 * data.train.images - 1.0,
         labels=data.train.labels,
         network=network.to(data.train.images.device),
-        discriminator=Discriminator(**shape, **widths),
+        discriminator=discriminator,
         augment=augment if augment.families else None,
+        layout=FlatLayout.of(trained),
+        discriminator_layout=FlatLayout.of(discriminator.new(keyed(0))),
+        sampler=GroupedSampler(data.train.labels, data.num_classes),
+        optimizer=Adam(spec.lr, BETAS),
     )

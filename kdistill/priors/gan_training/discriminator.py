@@ -1,4 +1,6 @@
-"""The discriminator of StyleGAN2, residual, with a projection of the class and a classifier.
+"""The discriminator of StyleGAN2 and the batches of real images that it needs.
+
+It is residual, with a projection of the class and a classifier.
 
 Papers: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020; Miyato
     and Koyama, "cGANs with Projection Discriminator", ICLR 2018; Odena et al., "Conditional Image
@@ -18,8 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdistill.priors.stylegan.initial_weights import InitialWeights, num_features
+from kdistill.data.class_sampler import ClassSampler
+from kdistill.keys import make_key, uniforms
 from kdistill.priors.stylegan.operators import equalized_linear, scaled_lrelu
+from kdistill.priors.stylegan.parameters import InitialWeights, num_features
 
 GROUP = 4  # most images over which the standard deviation is taken
 
@@ -116,6 +120,32 @@ def group_size(count: int) -> int:
     Images whose numbers are equal modulo ``count / group`` belong together.
     """
     return math.gcd(count, GROUP)
+
+
+class GroupedSampler:
+    """Draws batches whose groups, as ``group_size`` says, are of one class.
+
+    Args:
+        labels: Classes of the real images, int64 ``[N]``.
+        num_classes: Number of classes.
+    """
+
+    def __init__(self, labels: Tensor, num_classes: int):
+        sampler = ClassSampler(labels.cpu(), num_classes)
+        self.rows_by_class, self.class_starts = sampler.order, torch.tensor(sampler.starts)
+
+    def draw(self, count: int, key: int) -> Tensor:
+        """Return ``count`` row numbers, drawn with replacement; pure in ``key``.
+
+        Classes come as often as they are in the data.
+        """
+        size = group_size(count)
+        firsts = uniforms(make_key(key, "first"), count // size) * len(self.rows_by_class)
+        firsts = torch.from_numpy(firsts).long()
+        classes = torch.searchsorted(self.class_starts, firsts, right=True).sub(1).repeat(size)
+        starts, stops = self.class_starts[classes], self.class_starts[classes + 1]
+        ranks = (torch.from_numpy(uniforms(key, count)) * (stops - starts)).long()
+        return self.rows_by_class[starts + ranks]
 
 
 def _conv(tensors: Mapping[str, Tensor], name: str, x: Tensor, padding: int = 0) -> Tensor:

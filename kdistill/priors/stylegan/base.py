@@ -19,6 +19,8 @@ from kdistill.priors.stylegan.operators import equalized_linear, normalise, scal
 
 # learning rate multiplier of the mapping's hidden layers: part of their equation
 MAPPING_LR = 0.01
+# what training changes in a module of the synthesis; ToRGB and StyleGAN3 have no noise
+PARAMETERS = ("weight", "bias", "affine.weight", "affine.bias", "noise_strength")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +72,9 @@ class Generator(ABC):
     def to_image(self, f: Tensor) -> Tensor:
         """Return the images from f_L."""
 
-    @abstractmethod
-    def layer_tensors(self, position: int) -> list[str]:
-        """Return the names of the tensors that training changes in one layer."""
+    def layer_modules(self, name: str) -> tuple[str, ...]:
+        """Return the names of the modules that make up a layer."""
+        return (name,)
 
     @property
     def num_layers(self) -> int:
@@ -114,10 +116,9 @@ class Generator(ABC):
     def parameters(self, n: int) -> dict[str, Tensor]:
         """Return the tensors that training changes in the layers after the first n."""
         self.check_layer(n)
-        names = [
-            name for position in range(n, self.num_layers) for name in self.layer_tensors(position)
-        ]
-        return {name: self.tensors[name] for name in names}
+        modules = [part for name in self.layer_names[n:] for part in self.layer_modules(name)]
+        names = [f"synthesis.{module}.{part}" for module in modules for part in PARAMETERS]
+        return {name: self.tensors[name] for name in names if name in self.tensors}
 
     def mapping(self, z: Tensor, labels: Tensor | None = None, *, psi: float = 1.0) -> Tensor:
         """Return the latents ``ws [N, num_ws, w_dim]``, the same w for every layer.

@@ -21,7 +21,6 @@ from torch import Tensor
 from kdistill.errors import ConfigError
 from kdistill.priors.base import Noise
 from kdistill.priors.stylegan.base import MAPPING_LR, Generator, MappingConfig
-from kdistill.priors.stylegan.initial_weights import InitialWeights, num_features
 from kdistill.priors.stylegan.operators import (
     clamped,
     equalized_linear,
@@ -30,6 +29,7 @@ from kdistill.priors.stylegan.operators import (
     upsampled,
     upsampling_taps,
 )
+from kdistill.priors.stylegan.parameters import InitialWeights, num_features
 
 FILTER = (1.0, 3.0, 3.0, 1.0)  # taps along an axis of the resampling FIR, before normalisation
 
@@ -70,14 +70,9 @@ class StyleGAN2(Generator):
         sides = [2**k for k in range(3, self.config.size.bit_length())]
         return ("b4.conv1", *(f"b{side}.conv{i}" for side in sides for i in (0, 1)))
 
-    def layer_tensors(self, position: int) -> list[str]:
-        """Return the names of what training changes in a layer and in its ToRGB."""
-        name = self.layer_names[position]
-        parts = ("weight", "bias", "affine.weight", "affine.bias")
-        names = [f"synthesis.{name}.{part}" for part in (*parts, "noise_strength")]
-        if name.endswith("conv1"):
-            names += [f"synthesis.{name.removesuffix('conv1')}torgb.{part}" for part in parts]
-        return names
+    def layer_modules(self, name: str) -> tuple[str, ...]:
+        """Return the convolution, and its ToRGB if it has one."""
+        return (name, name.replace("conv1", "torgb")) if name.endswith("conv1") else (name,)
 
     def synthesis_input(self, ws: Tensor) -> Tensor:
         """Return the learned constant, once per image."""

@@ -97,19 +97,15 @@ class StyleGAN3(Generator):
         """Names of the layers; the number in a StyleGAN-XL name is not the position."""
         return tuple(layer.name for layer in self.config.layers)
 
-    def layer_tensors(self, position: int) -> list[str]:
-        """Return the names of weight and bias of the layer and of its affine map."""
-        name = f"synthesis.{self.config.layers[position].name}"
-        return [f"{name}.{part}" for part in ("weight", "bias", "affine.weight", "affine.bias")]
-
     def synthesis_input(self, ws: Tensor) -> Tensor:
         """Return the Fourier features, rotated and translated as ``ws[:, 0]`` says."""
-        part, config = self._input_tensor, self.config.input
+        config, names = self.config.input, ("weight", "transform", "freqs", "phases")
+        weight, transform, freqs, phases = (self.tensors[f"synthesis.input.{n}"] for n in names)
         t = equalized_linear(self.tensors, "synthesis.input.affine", ws[:, 0])
         t = t / t[:, :2].norm(dim=1, keepdim=True)
-        transform = _rotation_translation(t) @ part("transform")  # [N, 3, 3]
-        freqs = part("freqs").expand(len(ws), -1, -1)  # [N, I, 2]
-        phases = part("phases") + (freqs @ transform[:, :2, 2:]).squeeze(2)
+        transform = _rotation_translation(t) @ transform  # [N, 3, 3]
+        freqs = freqs.expand(len(ws), -1, -1)  # [N, I, 2]
+        phases = phases + (freqs @ transform[:, :2, 2:]).squeeze(2)
         freqs = freqs @ transform[:, :2, :2]
         nyquist = config.sampling_rate / 2
         fade = (freqs.norm(dim=2) - config.bandwidth) / (nyquist - config.bandwidth)
@@ -121,7 +117,6 @@ class StyleGAN3(Generator):
         grid = F.affine_grid(theta, [1, 1, height, width], align_corners=False)  # [1, H, W, 2]
         x = torch.einsum("hwd,nid->nhwi", grid[0], freqs) + phases[:, None, None, :]
         x = torch.sin(2.0 * math.pi * x) * amplitudes[:, None, None, :]
-        weight = part("weight")
         return (x @ (weight / math.sqrt(weight.shape[1])).T).permute(0, 3, 1, 2).contiguous()
 
     def apply_layer(self, f: Tensor, ws: Tensor, position: int, noise: Noise | None) -> Tensor:
@@ -162,9 +157,6 @@ class StyleGAN3(Generator):
     def to_image(self, f: Tensor) -> Tensor:
         """Return ``output_scale * f_L``."""
         return self.config.output_scale * f
-
-    def _input_tensor(self, name: str) -> Tensor:
-        return self.tensors[f"synthesis.input.{name}"]
 
 
 def _rotation_translation(t: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Named tensors of an untrained network of the StyleGAN family."""
+"""Parameters of a network by name: how they are first drawn, and how they lie in one vector."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,3 +40,31 @@ class InitialWeights:
 def num_features(side: int, channel_base: int, channel_max: int) -> int:
     """Return the features of a layer of ``side`` pixels, in generator and discriminator alike."""
     return max(1, min(channel_base // side, channel_max))
+
+
+@dataclass(frozen=True)
+class FlatLayout:
+    """Where named tensors lie in one vector.
+
+    Attributes:
+        shapes: Shapes by name, in the order of the vector.
+    """
+
+    shapes: dict[str, torch.Size]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "FlatLayout":
+        """Return the layout of these tensors."""
+        return cls({name: x.shape for name, x in tensors.items()})
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the vector ``[P]``."""
+        return torch.cat([tensors[name].reshape(-1) for name in self.shapes])
+
+    def named(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return views of ``vector`` by name; one node of a graph leads back to it."""
+        parts = vector.split([shape.numel() for shape in self.shapes.values()])
+        return {
+            name: part.view(shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
