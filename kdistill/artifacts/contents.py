@@ -1,7 +1,7 @@
 """``SetContents``: the checked values of a distilled set, which writers take and readers return."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,20 +36,7 @@ class SetContents:
 
     def __post_init__(self) -> None:
         images, labels, logits = self.images, self.labels, self.label_logits
-        if images.ndim != 4 or not images.is_floating_point():
-            raise ShapeError(
-                f"images: expected float [N, C, H, W], got {images.dtype} {list(images.shape)}; "
-                "divide bytes by 255"
-            )
-        if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
-            raise ShapeError(
-                f"labels: expected int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}; "
-                "one class per image, soft labels go to label_logits"
-            )
-        if images.numel() == 0:
-            raise DataError(
-                f"images: expected at least one image, got {list(images.shape)}; add images"
-            )
+        _check_shapes(images, labels)
         classes = tuple(utf8(str(name)) for name in self.classes)
         classes = classes or tuple(map(str, range(_num_classes(labels, logits))))
         if logits is not None and (
@@ -74,17 +61,7 @@ class SetContents:
                     f"{name}: expected finite numbers, got NaN or infinity; the run that made them "
                     "blew up"
                 )
-        if "artifact" in self.config:
-            raise DataError(
-                "config: expected no key 'artifact', got one; config.json keeps its own "
-                "description there, rename it"
-            )
-        for name in self.files:
-            if name in FILES + RUN_FILES or not PLAIN_NAME.fullmatch(name):
-                raise DataError(
-                    "files: expected plain names that are not the artefact's own, got "
-                    f"'{name}'; rename it"
-                )
+        _check_names(self.config, self.files)
         checked = {
             "images": images,
             "labels": labels,
@@ -157,6 +134,37 @@ def lookup(content: Any, *path: str) -> Any:
     for key in path:
         content = content.get(key) if isinstance(content, Mapping) else None
     return content
+
+
+def _check_shapes(images: Tensor, labels: Tensor) -> None:
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ShapeError(
+            f"images: expected float [N, C, H, W], got {images.dtype} {list(images.shape)}; "
+            "divide bytes by 255"
+        )
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
+        raise ShapeError(
+            f"labels: expected int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}; "
+            "one class per image, soft labels go to label_logits"
+        )
+    if images.numel() == 0:
+        raise DataError(
+            f"images: expected at least one image, got {list(images.shape)}; add images"
+        )
+
+
+def _check_names(config: Mapping[str, Any], files: Iterable[str]) -> None:
+    if "artifact" in config:
+        raise DataError(
+            "config: expected no key 'artifact', got one; config.json keeps its own "
+            "description there, rename it"
+        )
+    for name in files:
+        if name in FILES + RUN_FILES or not PLAIN_NAME.fullmatch(name):
+            raise DataError(
+                f"files: expected plain names that are not the artefact's own, got '{name}'; "
+                "rename it"
+            )
 
 
 def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:

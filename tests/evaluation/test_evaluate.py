@@ -104,7 +104,7 @@ def test_herding_does_not_depend_on_whether_the_full_row_was_asked_for(digits, s
         for reuse in (True, False):
             evaluate(small, digits, protocol=tiny, baselines=baselines, nets=1, reuse=reuse)
     chosen = [task.sets[0][0] for task in tasks if task.name == "herding"]
-    assert len(chosen) == 3  # the second of the two that may be cached was
+    assert len(chosen) == 3  # the second of the two that may use the cache did
     assert all(torch.equal(chosen[0], other) for other in chosen)
 
 
