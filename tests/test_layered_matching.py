@@ -121,14 +121,14 @@ def test_dm_offers_both_parts_of_pad(digits):
 
 def test_what_is_dropped_is_never_seen(digits):
     config = resolve("dm", "fast", {**SMALL, "drop_hardest": 0.25, "drop_easiest": 0.25})
-    ranking, kept = config.ranking(digits), config.kept(digits)
+    ranking, kept = config.ranking(digits), config.selected(digits)
     wanted = torch.cat([rows[round(0.25 * len(rows)) :][: len(rows) // 2] for rows in ranking.rows])
     assert abs(len(kept.train) - len(wanted)) <= 10
     assert (
         functional.mse_loss(kept.train.images.mean(0), digits.train.images[wanted].mean(0)) < 1e-4
     )
-    assert config.kept(digits).train.images.shape[0] < len(digits.train)
-    assert resolve("dm", "fast", SMALL).kept(digits) is digits
+    assert config.selected(digits).train.images.shape[0] < len(digits.train)
+    assert resolve("dm", "fast", SMALL).selected(digits) is digits
 
 
 @pytest.mark.parametrize(

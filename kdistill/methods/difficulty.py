@@ -1,8 +1,7 @@
-"""Methods that look at a part of the real images, chosen by difficulty: PAD's FIEX.
+"""PAD's options for other methods: real images chosen by difficulty (FIEX), and a masked match (FIEM).
 
 Scores come from a table that the user names, or from networks that are trained on the real images
-for a few epochs; those are
-kept under the cache folder.  Symbols: N images, R networks.
+for a few epochs; the cache folder keeps those.  Symbols: N images, R networks.
 """
 
 import hashlib
@@ -18,10 +17,12 @@ from kdistill.data import ImageDataset
 from kdistill.data.image_dataset import fingerprint
 from kdistill.errors import ConfigError, DataError
 from kdistill.methods.base import MethodConfig
-from kdistill.options import COUNT, Unset, Words
+from kdistill.options import COUNT, MASKED_SHARE, Range, Unset, Words
 from kdistill.selection import Ranking, ScoreSpec, difficulty, load_scores, rank
 from kdistill.selection.difficulty_scores import METRICS
 from kdistill.status import status_line
+
+DROPPED = Range("in [0, 1)", lambda x: 0.0 <= x < 1.0, "0.2 leaves a fifth out", "a share ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,34 +52,31 @@ class DifficultyConfig(MethodConfig):
         return {"metric": self.score_metric, "nets": self.score_nets, "epochs": self.score_epochs}
 
     def table_identity(self, data: ImageDataset) -> dict[str, Any]:
-        """Return what a run's record says of a table that it looks at, so that it is not resumed with another one."""
-        return (
-            {}
-            if self.scores is None or not self.looks_at_scores
-            else {"scores": self.scores_identity(data)}
-        )
+        """Return what a run's record says of a score table, so that no other one resumes the run."""
+        is_used = self.scores is not None and self.uses_scores
+        return {"scores": self.scores_identity(data)} if is_used else {}
 
     @property
-    def looks_at_scores(self) -> bool:
+    def uses_scores(self) -> bool:
         """Whether these options make a choice by difficulty."""
         return True
 
     def ranking(self, data: ImageDataset) -> Ranking:
-        """Return the images of every class from easy to hard; trains networks where there are no scores yet.
+        """Return the images of every class from easy to hard; networks are trained if scores lack.
 
         Cost: ``score_nets * (score_epochs + 1)`` passes over the data, once.
         """
-        found = self._scores(data) if self.scores is None else self._table(data)
-        return rank(found, data.train.labels, num_classes=data.num_classes, classes=data.classes)
+        scores = self._trained_scores(data) if self.scores is None else self._table(data)
+        return rank(scores, data.train.labels, num_classes=data.num_classes, classes=data.classes)
 
     def _table(self, data: ImageDataset) -> Tensor:
         train = data.train
-        found = load_scores(
+        table = load_scores(
             str(self.scores), digest=fingerprint(train), num_samples=len(train), labels=train.labels
         )
-        return found.of(self.score_metric)
+        return table.of(self.score_metric)
 
-    def _scores(self, data: ImageDataset) -> Tensor:
+    def _trained_scores(self, data: ImageDataset) -> Tensor:
         network = f"{self.network(data)!r}, width {self.width}, norm {self.norm}"
         identity = {
             **self.scores_identity(data),
@@ -99,64 +97,60 @@ class DifficultyConfig(MethodConfig):
         spec = ScoreSpec(
             metrics=(self.score_metric,), runs=self.score_nets, epochs=self.score_epochs
         )
-        seen = data.transform.apply(data.train.images)
-        with status_line("scores") as say:
-            found = difficulty(spec, self.network(data), seen, data.train.labels, progress=say)[
+        images, labels = data.transform.apply(data.train.images), data.train.labels
+        with status_line("scores") as progress:
+            scores = difficulty(spec, self.network(data), images, labels, progress=progress)[
                 self.score_metric
             ]
-        file.write(encode_checkpoint({"scores": found}, identity))
-        return found
+        file.write(encode_checkpoint({"scores": scores}, identity))
+        return scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilteredConfig(DifficultyConfig):
-    """Options of methods that match batches of real images, beside those of scores (PAD, appendix A.1).
+class AlignedConfig(DifficultyConfig):
+    """PAD's options for methods that match batches of real images (PAD, appendix A.1).
 
     Attributes:
-        drop_hardest: Share of the hardest images of each class that is left out; helps for few
-            images per class.
-        drop_easiest: Share of the easiest images of each class that is left out; helps for many
-            images per class.
+        drop_hardest: Share of the hardest images of each class that is left out (FIEX); helps for
+            few images per class.
+        drop_easiest: Share of the easiest images of each class that is left out (FIEX); helps for
+            many images per class.
+        mask_ratio: Share of what is compared, shallow layers first, that is left out (FIEM).
     """
 
-    drop_hardest: Annotated[float, "0 or more, below 1 together"] = 0.0
-    drop_easiest: Annotated[float, "0 or more, below 1 together"] = 0.0
+    drop_hardest: Annotated[float, DROPPED] = 0.0
+    drop_easiest: Annotated[float, DROPPED] = 0.0
+    mask_ratio: Annotated[float, MASKED_SHARE] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        hard, easy = self.drop_hardest, self.drop_easiest
-        if not (min(hard, easy) >= 0.0 and hard + easy < 1.0):
+        if self.drop_hardest + self.drop_easiest >= 1.0:
             raise ConfigError(
-                "drop_hardest, drop_easiest: expected shares of 0 or more that leave images, got "
-                f"{hard:g} and {easy:g}; 0.2 "
-                "leaves a fifth out"
+                "drop_hardest, drop_easiest: expected shares that leave images, got "
+                f"{self.drop_hardest:g} and {self.drop_easiest:g}; 0.2 leaves a fifth out"
             )
 
     @property
-    def looks_at_scores(self) -> bool:
+    def uses_scores(self) -> bool:
         """Whether a share is left out."""
         return self.drop_hardest > 0.0 or self.drop_easiest > 0.0
 
-    def kept(self, data: ImageDataset) -> ImageDataset:
-        """Return the data without what is dropped, as it is where nothing is.
+    def selected(self, data: ImageDataset) -> ImageDataset:
+        """Return the data without the images that these options leave out.
 
         Raises:
             DataError: A class would be empty; known before anything is scored.
         """
-        if not self.looks_at_scores:
+        if not self.uses_scores:
             return data
         low, high = self.drop_easiest, 1.0 - self.drop_hardest
-        by_count(data).keep(low, high)
+        unscored_ranking(data).keep(low, high)
         rows = self.ranking(data).keep(low, high)
         return replace(data, train=data.train.take(rows))
 
 
-def by_count(data: ImageDataset) -> Ranking:
+def unscored_ranking(data: ImageDataset) -> Ranking:
     """Return a ranking with classes of the right sizes, to check shares without scores."""
     labels = data.train.labels
-    return rank(
-        labels.new_zeros(len(labels)).float(),
-        labels,
-        num_classes=data.num_classes,
-        classes=data.classes,
-    )
+    scores = labels.new_zeros(len(labels)).float()
+    return rank(scores, labels, num_classes=data.num_classes, classes=data.classes)

@@ -12,11 +12,8 @@ exact and needs no graph of a gradient (``kdistill.engine.gradient_match``).
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from kdistill.data import ImageDataset
-from kdistill.methods.base import Method, Problem
-from kdistill.methods.matching.base import FAST, GradientConfig, build_gradient
+from kdistill.methods.base import Method
+from kdistill.methods.matching.base import COST, DEVIATIONS, FAST, GradientConfig, build_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +24,10 @@ class DCConfig(GradientConfig):
     init: str = "noise"
 
 
-def build(
-    config: DCConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
-) -> Problem:
-    """Return the run."""
-    return build_gradient(config, data, ipc, seed, start)
-
-
 METHOD = Method(
     name="dc",
-    title="matching the gradients of networks in training, class by class and output unit by output unit",
+    title="matching the gradients of networks in training, class by class and output unit by "
+    "output unit",
     summary="gradients of networks in training, class by class",
     family="gradient",
     paper="Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching, ICLR 2021",
@@ -46,11 +37,7 @@ METHOD = Method(
         "paper": {},
         "fast": FAST,
     },
-    build=build,
-    deviations=(
-        "all classes in one call; randomness is keyed, not taken from the clock",
-        "the extra pass after the last network is left out; numbers of images per class outside "
-        "the published table run, too",
-    ),
-    cost="second order; 3 products per convolution on the real batch, 7 on the synthetic images, then epochs of training",
+    build=build_gradient,
+    deviations=DEVIATIONS,
+    cost=COST,
 )

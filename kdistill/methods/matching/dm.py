@@ -3,13 +3,16 @@
 Paper: Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023 (eq. 5,
     algorithm 1).
 
-    min_S  E_theta,omega  sum_c | mean_{x in T_c} psi_theta(A(x; omega_c)) - mean_{x in S_c}
-    psi_theta(A(x; omega_c)) |^2
+    min_S  E_theta,omega  sum_c | mean_{x in T_c} psi_theta(A(x; omega_c))
+                                  - mean_{x in S_c} psi_theta(A(x; omega_c)) |^2
+
+The worked example of CONTRIBUTING.md.  Lines marked with PAD belong to that paper's variant of DM;
+another method derives from ``MethodConfig`` and has none of them.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor
 
@@ -18,22 +21,17 @@ from kdistill.data.class_sampler import ClassSampler
 from kdistill.errors import ConfigError
 from kdistill.keys import generator, make_key
 from kdistill.methods.base import Method, Problem, Step
-from kdistill.methods.difficulty import FilteredConfig
+from kdistill.methods.difficulty import AlignedConfig
 from kdistill.methods.init import balanced_labels, initial_images
 from kdistill.objectives.distribution_matching import distribution_match, layered_distribution_match
 from kdistill.optim import by_name
-from kdistill.options import AUTOMATIC, COUNT, MASKED_SHARE, NOT_NEGATIVE, Words
+from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE
 from kdistill.priors import PixelPrior, State
-
-FEW = {"score_nets": 3, "score_epochs": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMConfig(FilteredConfig):
+class DMConfig(AlignedConfig):  # PAD: MethodConfig without it
     """Options of DM beside those that every method has; the defaults are the paper's for CIFAR-10.
-
-    PAD for distribution matching (its appendix A.1): ``drop_hardest`` or ``drop_easiest`` with the
-    options of scores (FIEX), and ``layers="all"`` with ``mask_ratio`` (FIEM).
 
     Attributes:
         iterations: Outer steps; every one draws a new network.
@@ -49,10 +47,9 @@ class DMConfig(FilteredConfig):
     iterations: int = 20_000
     batch_real: Annotated[int, COUNT] = 256
     lr_images: Annotated[float | None, NOT_NEGATIVE, AUTOMATIC] = 1.0
-    layers: Annotated[str, Words(("last", "all"))] = "last"
-    mask_ratio: Annotated[float, MASKED_SHARE] = 0.0
+    layers: Literal["last", "all"] = "last"  # PAD
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # PAD
         super().__post_init__()
         if self.layers == "last" and self.mask_ratio > 0.0:
             raise ConfigError(
@@ -64,48 +61,43 @@ class DMConfig(FilteredConfig):
 def build(
     config: DMConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
 ) -> Problem:
-    """Return the run: a fresh network, a fresh real batch and a fresh augmentation in every iteration, all by key."""
+    """Return the run: network, real batch and augmentation are new in every iteration, by key."""
     student = config.network(data)
     augment = config.augmentation(data, make_key(seed, "augment"), siamese=True)
-    matched = config.kept(data).train
-    real_labels, labels = (
-        matched.labels.cpu(),
-        balanced_labels(data.num_classes, ipc),
-    )  # draws look at them on the host
-    sampler = ClassSampler(real_labels, data.num_classes)
-    seen = data.transform.apply(matched.images)
+    real = config.selected(data).train  # PAD: data.train without it
+    images_real = data.transform.apply(real.images)
+    labels_real = real.labels.cpu()  # batches are drawn on the host
+    labels = balanced_labels(data.num_classes, ipc)
+    sampler = ClassSampler(labels_real, data.num_classes)
     match = distribution_match
-    if config.layers == "all":
+    if config.layers == "all":  # PAD
         match = partial(layered_distribution_match, mask_ratio=config.mask_ratio)
 
     def objective(iteration: int, images: Tensor, state: State) -> Step:
-        theta = student.init(generator(make_key(seed, "student", iteration))).to(
-            images, non_blocking=True
-        )
+        key = make_key(seed, "student", iteration)
+        theta = student.init(generator(key)).to(images, non_blocking=True)
         rows = sampler.draw(config.batch_real, make_key(seed, "real", iteration))
-        real = seen[rows.to(seen.device, non_blocking=True)]
-        return Step(
-            *match(
-                student,
-                theta,
-                real,
-                real_labels[rows],
-                images,
-                labels,
-                augment=augment,
-                step=iteration,
-            )
+        loss, grad_images = match(
+            student,
+            theta,
+            images_real[rows.to(images_real.device, non_blocking=True)],
+            labels_real[rows],
+            images,
+            labels,
+            augment=augment,
+            step=iteration,
         )
+        return Step(loss, grad_images)
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
     return Problem(
         prior=PixelPrior(),
         state={"images": images.clone()},
-        labels=labels.to(seen.device),
+        labels=labels.to(images_real.device),
         objective=objective,
         optimizer=by_name({"images": config.sgd(config.lr_images)}),
         iterations=config.iterations,
-        provenance=config.table_identity(data),
+        provenance=config.table_identity(data),  # PAD
     )
 
 
@@ -124,10 +116,12 @@ METHOD = Method(
             "width": 32,
             "lr_images": None,
             "init": "k_means",
-            **FEW,
+            "score_nets": 3,  # PAD
+            "score_epochs": 3,  # PAD
         },
     },
     build=build,
     deviations=("all classes in one batched pass; randomness is keyed, not taken from the clock",),
-    cost="first order; one forward pass over the real batch and one forward and backward over the synthetic set per step",
+    cost="first order; one forward pass over the real batch and one forward and backward over the "
+    "synthetic set per step",
 )

@@ -22,7 +22,7 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.engine.inner_problem import Mask
 from kdistill.methods.base import Method, Problem
-from kdistill.methods.difficulty import DifficultyConfig, by_count
+from kdistill.methods.difficulty import DifficultyConfig, unscored_ranking
 from kdistill.methods.trajectory import datm
 from kdistill.methods.trajectory.base import EXPERTS
 from kdistill.methods.trajectory.datm import DatmConfig, build_aligned
@@ -65,8 +65,8 @@ class PadConfig(DatmConfig, DifficultyConfig):
         self.curriculum()
 
     @property
-    def looks_at_scores(self) -> bool:
-        """Whether the experts do."""
+    def uses_scores(self) -> bool:
+        """Whether the experts see images by difficulty."""
         return self.fiex
 
     def curriculum(self) -> Curriculum:
@@ -83,7 +83,7 @@ class PadConfig(DatmConfig, DifficultyConfig):
         if not self.fiex:
             return None
         curriculum, epochs = self.curriculum(), self.expert_spec(data).epochs
-        curriculum.check(by_count(data), epochs)
+        curriculum.check(unscored_ranking(data), epochs)
         stages = zip(self.remove_after, self.remove_ratio, strict=True)
         return {
             "initial_ratio": self.initial_ratio,
