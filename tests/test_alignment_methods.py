@@ -130,12 +130,12 @@ def test_first_labels_are_the_mean_of_the_experts_that_are_right():
         torch.tensor([[2.0, 0.0], [3.0, 1.0], [0.0, 1.0]]),
         torch.tensor([[4.0, 1.0], [5.0, 2.0], [6.0, 2.0]]),
     )
-    found = first_logits(iter([one, two]), labels)
+    found = first_logits([one, two], labels)
     # both right; none right: all of them; only the first right
     assert found.tolist() == [[3.0, 0.5], [4.0, 1.5], [0.0, 1.0]]
     assert bool(torch.isfinite(found).all())
     with pytest.raises(ConfigError, match="at least one expert"):
-        first_logits(iter([]), labels)
+        first_logits([], labels)
 
 
 def test_the_first_state_is_what_the_experts_say(digits):
@@ -149,7 +149,9 @@ def test_the_first_state_is_what_the_experts_say(digits):
     )
     right = (logits.argmax(2) == problem.labels).float()
     assert bool((right.sum(0) > 0).any())
-    torch.testing.assert_close(problem.state["label_logits"], first_logits(logits, problem.labels))
+    torch.testing.assert_close(
+        problem.state["label_logits"], first_logits(list(logits), problem.labels)
+    )
     rule = problem.optimizer.sgd
     assert (rule("label_logits").momentum, rule("images").momentum) == (0.9, 0.5)
 

@@ -134,11 +134,13 @@ def test_what_is_dropped_is_never_seen(digits):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"drop_hardest": 0.6, "drop_easiest": 0.4}, "got 0.6 and 0.4"), ({"drop_easiest": -0.1}, "got 0 and -0.1"),
-        ({"mask_ratio": 0.5}, "set layers=all too"), ({"layers": "first"}, "expected one of last, all"),
+        ({"drop_hardest": 0.6, "drop_easiest": 0.4}, "got 0.6 and 0.4"),
+        ({"drop_easiest": -0.1}, r"drop_easiest: expected a share in \[0, 1\), got -0.1"),
+        ({"mask_ratio": 0.5}, "set layers=all too"),
+        ({"layers": "first"}, "layers: expected one of 'last', 'all', got 'first'"),
         ({"layers": "all", "mask_ratio": 1.0}, r"share in \[0, 1\)"),
     ],
-)  # fmt: skip
+)
 def test_bad_options_are_refused(options, words):
     with pytest.raises(ConfigError, match=words):
         resolve("dm", "fast", options)

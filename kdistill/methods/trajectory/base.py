@@ -1,8 +1,8 @@
 """What the trajectory methods share: options, expert store, inner batches and the objective.
 
 In every outer iteration: take an expert and a start epoch t, train from its snapshot t on the
-    synthetic images for N steps, and
-compare with its snapshot t + M.  Paper: Cazenavette et al., CVPR 2022, algorithm 1.
+synthetic images for N steps, and compare with its snapshot t + M.  Paper: Cazenavette et al., CVPR
+2022, algorithm 1.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,10 +31,28 @@ from kdistill.optim import LeastLoss, Optimizer, averaged, by_name
 from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.priors import PixelPrior, State
 
+FAST = {
+    "iterations": 100,
+    "syn_steps": 20,
+    "expert_epochs": 2,
+    "max_start_epoch": 6,
+    "lr_images": None,
+    "lr_lr": 1e-5,
+    "lr_init": None,
+    "batch_syn": 50,
+    "init": "k_means",
+    "width": 32,
+    "num_experts": 6,
+    "expert_lr": 0.03,
+    "skip_move": 0.3,
+}
+# of published settings: N, M, T+, learning rates of images and of the student's, its start, batch
+COLUMNS = "syn_steps expert_epochs max_start_epoch lr_images lr_lr lr_init batch_syn"
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryConfig(MethodConfig):
-    """Options of the trajectory methods beside those that every method has; defaults: MTT's for CIFAR-10, 10 images per class.
+class TrajectoryConfig(MethodConfig):  # many fields, since each is an option that users set
+    """Options of trajectory methods; the defaults are MTT's for CIFAR-10, 10 images per class.
 
     The network and the augmentation are those of experts and students alike; ``momentum`` and
     ``schedule`` hold for the images and for the student's learning rate.
@@ -47,7 +65,7 @@ class TrajectoryConfig(MethodConfig):
         lr_images: Learning rate of the images (normalised pixels); where it is found, the first
             step moves them by 3 % of their norm.
         lr_lr: Learning rate of the student's learning rate.
-        lr_init: The student's learning rate at the start; it is learned, and kept above 1e-6.
+        lr_init: The student's learning rate at the start; it is learned, and never below 1e-6.
         batch_syn: Synthetic images per step of the student.
         grad_mode: ``"adjoint"`` (exact), ``"unroll"`` (the same by autograd) or ``"tesla"``
             (truncated).
@@ -148,43 +166,33 @@ class SoftLabels:
 
 
 def published(
-    rows: Mapping[str, tuple[int, int, int, float, float, float, int | None]], **common: Any
+    columns: str, rows: Mapping[str, tuple[Any, ...]], **common: Any
 ) -> dict[str, dict[str, Any]]:
-    """Return presets from a table of (N, M, T+, lr_images, lr_lr, lr_init, batch_syn)."""
-    names = (
-        "syn_steps",
-        "expert_epochs",
-        "max_start_epoch",
-        "lr_images",
-        "lr_lr",
-        "lr_init",
-        "batch_syn",
-    )
+    """Return presets from a table of options, one row a preset; ``common`` holds for all rows."""
+    names = columns.split()
     return {
         preset: {**dict(zip(names, row, strict=True)), **common} for preset, row in rows.items()
     }
 
 
 def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
-    """Return the trajectories for these settings as far as they are there.
+    """Return the store of the experts for these settings; some of them may be missing.
 
     Raises:
         ConfigError: The folder holds trajectories of other data, another network or another recipe.
         DataError: The folder is damaged, or others can write that of the cache.
     """
     student, spec = config.network(data), config.expert_spec(data)
-    seen = {
+    training = {
         "training": data.training_digest(),
         "normalisation": data.transform.kind,
         "images": len(data.train),
         "size": data.size,
     }
     if config.precision != "fp32":
-        seen["precision"] = config.precision
-    selection = config.expert_selection(data)
-    identity = spec.identity(
-        seen, f"{student!r}, width {config.width}, norm {config.norm}", selection
-    )
+        training["precision"] = config.precision
+    network = f"{student!r}, width {config.width}, norm {config.norm}"
+    identity = spec.identity(training, network, config.expert_selection(data))
     if config.experts:
         folder = Path(config.experts)
     else:
@@ -195,7 +203,7 @@ def open_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
 
 
 def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStore:
-    """Return ``open_store`` with all experts; those that are missing are trained first, with size and time said before.
+    """Return ``open_store`` with all experts; missing ones are trained, size and time said before.
 
     Raises:
         DataError: The folder cannot be written.
@@ -211,23 +219,21 @@ def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStor
 
 
 def dry_run_trajectory(config: TrajectoryConfig, data: ImageDataset, folder: Path) -> DryRun:
-    """Return the run with two inner steps and one made-up expert in ``folder``, and what the real one needs beyond it."""
+    """Return the run with two inner steps and one made-up expert in ``folder``."""
     student, spec = config.network(data), config.expert_spec(data)
     store = open_store(config, data)
     missing = sum(not store.has(i) for i in range(spec.count))
-    ahead = estimate(
-        spec, student, data.transform.apply(data.train.images), data.train.labels, missing
-    )
+    images = data.transform.apply(data.train.images)
+    ahead = estimate(spec, student, images, data.train.labels, missing)
     short = config.dry_run(folder)
     start = student.init(generator(0))
     open_store(short, data).add(0, torch.stack([start, 1.01 * start + 1e-3]))
-    kept_vectors = -(-config.syn_steps // config.checkpoint_every) + (
-        config.checkpoint_every if config.checkpoint_every > 1 else 0
-    )
+    every = config.checkpoint_every
+    stored = -(-config.syn_steps // every) + (every if every > 1 else 0)
     return DryRun(
         config=short,
         steps_ratio=config.syn_steps / short.syn_steps,
-        more_bytes=max(kept_vectors - short.syn_steps, 0) * student.num_params * 4,
+        more_bytes=max(stored - short.syn_steps, 0) * student.num_params * 4,
         expert_bytes=ahead.nbytes,
         expert_seconds=ahead.seconds,
         num_params=student.num_params,
@@ -267,7 +273,8 @@ def build_trajectory(
         skip_above: An iteration with a larger loss changes nothing.
         ema_decay: Decay of a running mean of the images, which is the result.
     """
-    student, experts = config.network(data), expert_store(config, data) if store is None else store
+    student = config.network(data)
+    experts = expert_store(config, data) if store is None else store
     labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
     augment = config.augmentation(
         data, make_key(seed, "augment"), siamese=False, align_corners=True
@@ -335,7 +342,7 @@ def build_trajectory(
 
 
 def _drawn(iteration: int, experts: int, window: tuple[int, int], seed: int) -> tuple[int, int]:
-    """Return expert and start epoch in the window: every expert once in a random order, then all again in another."""
+    """Return expert and start epoch: all experts once in a random order, then again in another."""
     order = permutation(make_key(seed, "experts", iteration // experts), experts)
     low, high = window
     epoch = low + int(uniforms(make_key(seed, "start epoch", iteration), 1)[0] * (high - low))
@@ -343,7 +350,7 @@ def _drawn(iteration: int, experts: int, window: tuple[int, int], seed: int) -> 
 
 
 def _batches(count: int, size: int, steps: int, key: int) -> list[Tensor]:
-    """Return the images of every step: shuffled passes in chunks, taken from the end, so the short chunk comes first."""
+    """Return the images of every step: shuffled passes in chunks from the end, a short one first."""
     batches: list[Tensor] = []
     while len(batches) < steps:
         chunks = permutation(make_key(key, "pass", len(batches)), count).split(size)
@@ -359,8 +366,6 @@ def _check_finite(match: TrajectoryMatch, lr: Tensor, epoch: int, iteration: int
     step = int((~torch.isfinite(norms)).nonzero()[0])
     raise NonFiniteError(
         f"distill: expected the student of iteration {iteration} to train, got a gradient that is "
-        f"not finite at step {step} "
-        f"(learning rate {float(lr):g}, start epoch {epoch}); lower lr_lr or lr_init if the "
-        "learning rate has grown, else that of the "
-        "images or latents"
+        f"not finite at step {step} (learning rate {float(lr):g}, start epoch {epoch}); lower lr_lr "
+        "or lr_init if the learning rate has grown, else that of the images or latents"
     )

@@ -1,21 +1,20 @@
 """DATM: match early epochs of experts for few images and late ones for many, and learn soft labels.
 
 Paper: Guo, Wang, Cazenavette, Li, Zhang and You, "Towards Lossless Dataset Distillation via
-    Difficulty-Aligned Trajectory
-Matching", ICLR 2024.  Its released code is the specification.
+    Difficulty-Aligned Trajectory Matching", ICLR 2024.  Its released code is the specification.
 
-    min_{S, z, alpha}  E_{expert, t}  | theta_N(S, z, alpha; theta*_t) - theta*_{t+M} |^2 / |
-    theta*_t - theta*_{t+M} |^2 t ~ U{T-, ..., U(it) - 1},   U(it) = min(T+, T + floor((T+ - T) it /
-    E))
+    min_{S, z, alpha}  E_{expert, t}  | theta_N(S, z, alpha; theta*_t) - theta*_{t+M} |^2
+                                      / | theta*_t - theta*_{t+M} |^2
+    t ~ U{T-, ..., U(it) - 1},   U(it) = min(T+, T + floor((T+ - T) it / E))
 
 The student's loss is the cross-entropy against softmax(z_j).  The images begin as real ones that an
 expert classifies correctly, z_j as the mean of the logits of the experts that do.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor
@@ -29,12 +28,13 @@ from kdistill.methods.base import Method, Problem
 from kdistill.methods.init import INITS, balanced_labels, initial_images, with_distinct_copies
 from kdistill.methods.trajectory.base import (
     EXPERTS,
+    FAST,
     FlatExpertsConfig,
     SoftLabels,
     build_trajectory,
     expert_store,
+    published,
 )
-from kdistill.methods.trajectory.mtt import FAST as MTT_FAST
 from kdistill.optim import FirstMove
 from kdistill.options import AUTOMATIC, COUNT, MOMENTUM, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.selection import select_correct
@@ -42,15 +42,25 @@ from kdistill.selection import select_correct
 # the better of two settings on validation images (mnist5k, 10 per class, one run each); the first
 # images are ones that an expert classifies correctly, else labels begin at logits that are right
 # about another class
-FAST = {
-    **MTT_FAST, "iterations": 80, "expert_length": None, "init": "correct",
-    "first_max_start_epoch": 3, "expand_until": 50, "lr_labels": 2.0,
-}  # fmt: skip
+DATM_FAST = {
+    **FAST,
+    "iterations": 80,
+    "expert_length": None,
+    "init": "correct",
+    "first_max_start_epoch": 3,
+    "expand_until": 50,
+    "lr_labels": 2.0,
+}
+# of published settings: N, M, T-, T, T+, E, batch, learning rates of images, labels and student's
+DATM_COLUMNS = (
+    "syn_steps expert_epochs min_start_epoch first_max_start_epoch max_start_epoch expand_until "
+    "batch_syn lr_images lr_labels lr_lr"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatmConfig(FlatExpertsConfig):
-    """Options of DATM beside those of the methods with flat experts; the defaults are its code's for CIFAR-10 at 10 per class.
+class DatmConfig(FlatExpertsConfig):  # many fields, since each is an option that users set
+    """Options of DATM; the defaults are those of its code for CIFAR-10 at 10 images per class.
 
     Attributes:
         init: As in other methods, or ``"correct"``: real images that an expert classifies
@@ -91,16 +101,15 @@ class DatmConfig(FlatExpertsConfig):
         if not 0 <= low < (last if first is None else first) <= last:
             raise ConfigError(
                 "start epochs: expected 0 <= min_start_epoch < first_max_start_epoch <= "
-                f"max_start_epoch, got {low}, {first} and "
-                f"{last}; set all three (first_max_start_epoch=none for no expansion)"
+                f"max_start_epoch, got {low}, {first} and {last}; set all three "
+                "(first_max_start_epoch=none for no expansion)"
             )
         reached = last - 1 + self.expert_epochs
         if self.expert_length is not None and reached > self.expert_length:
             raise ConfigError(
                 f"start epochs: expected start epoch {last - 1} and {self.expert_epochs} epochs "
-                "more to lie within the "
-                f"{self.expert_length} epochs of the experts, got epoch {reached}; lower "
-                "max_start_epoch or raise expert_length"
+                f"more to lie within the {self.expert_length} epochs of the experts, got epoch "
+                f"{reached}; lower max_start_epoch or raise expert_length"
             )
 
     def expert_spec(self, data: ImageDataset) -> ExpertSpec:
@@ -129,49 +138,25 @@ class DatmConfig(FlatExpertsConfig):
         return super(DatmConfig, short).dry_run(folder)
 
 
-def presets(rows: Mapping[str, tuple[Any, ...]], **common: Any) -> dict[str, dict[str, Any]]:
-    """Return presets from a table of (N, M, T-, T, T+, E, batch_syn, lr_images, lr_labels, lr_lr)."""
-    names = [
-        "syn_steps", "expert_epochs", "min_start_epoch", "first_max_start_epoch", "max_start_epoch", "expand_until",
-        "batch_syn", "lr_images", "lr_labels", "lr_lr",
-    ]  # fmt: skip
-    chosen = {
-        preset: {**dict(zip(names, row, strict=True)), **common} for preset, row in rows.items()
-    }
-    return {
-        preset: {k: v for k, v in row.items() if k != "expand_until" or v is not None}
-        for preset, row in chosen.items()
-    }
-
-
-def first_logits(votes: Iterable[Tensor], labels: Tensor) -> Tensor:
-    """Return for every image the mean of the logits that are right about it, or of all of them where none is.
+def first_logits(votes: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Return for every image the mean of the logits that are right about it, or of all of them.
 
     Args:
-        votes: Logits ``[M, K]`` of one expert after the other.
+        votes: Logits ``[M, K]`` of every expert.
         labels: int64 ``[M]``.
 
     Returns:
         ``[M, K]``, finite: the published code divides 0 by 0 for an image that no expert classifies
-            correctly.
+        correctly.
     """
-    right: Tensor | float = 0.0
-    every: Tensor | float = 0.0
-    hits: Tensor | float = 0.0
-    count = 0
-    for logits in votes:
-        is_right = (logits.argmax(1) == labels).to(logits)[:, None]
-        right, every, hits, count = (
-            right + is_right * logits,
-            every + logits,
-            hits + is_right,
-            count + 1,
-        )
-    if not isinstance(right, Tensor) or not isinstance(hits, Tensor):
+    if not votes:
         raise ConfigError(
             "first_logits: expected at least one expert, got none; train experts first"
         )
-    return torch.where(hits > 0, right / hits.clamp(min=1.0), every / count)
+    zeros = torch.zeros_like(votes[0])
+    is_right = [(logits.argmax(1) == labels).to(logits)[:, None] for logits in votes]
+    right, hits = sum(map(torch.mul, is_right, votes), zeros), sum(is_right, zeros)
+    return torch.where(hits > 0, right / hits.clamp(min=1.0), sum(votes, zeros) / len(votes))
 
 
 def build_aligned(
@@ -182,26 +167,30 @@ def build_aligned(
     start: Tensor | None,
     mask: Mask | None = None,
 ) -> Problem:
-    """Return the run; ``mask`` is that of ``trajectory_match``, and experts that are missing are trained first."""
+    """Return the run, with missing experts trained; ``mask`` is that of ``trajectory_match``."""
     store, student = expert_store(config, data), config.network(data)
     if start is None:
         start = _first_images(config, data, ipc, seed, store)
     labels = balanced_labels(data.num_classes, ipc).to(start.device)
     judges = range(min(config.num_experts, config.label_experts or config.num_experts))
-    votes = (
+    votes = [
         student.infer(store.snapshot(expert, store.epochs).to(start), start) for expert in judges
-    )
-    soft = SoftLabels(
-        first_logits(votes, labels),
-        config.sgd(
-            config.lr_labels,
-            momentum=config.momentum_labels,
-            find=FirstMove(option="lr_labels"),
-        ),
+    ]
+    logits = first_logits(votes, labels)
+    rule = config.sgd(
+        config.lr_labels, momentum=config.momentum_labels, find=FirstMove(option="lr_labels")
     )
     return build_trajectory(
-        config, data, ipc, seed, start, store=store, soft=soft, mask=mask, skip_above=config.skip_above
-    )  # fmt: skip
+        config,
+        data,
+        ipc,
+        seed,
+        start,
+        store=store,
+        soft=SoftLabels(logits, rule),
+        mask=mask,
+        skip_above=config.skip_above,
+    )
 
 
 def _first_images(
@@ -209,62 +198,64 @@ def _first_images(
 ) -> Tensor:
     if config.init != "correct":
         return initial_images(data, ipc, config.init, seed)
-    student, seen = config.network(data), data.transform.apply(data.train.images)
+    student, images = config.network(data), data.transform.apply(data.train.images)
 
     def predictions(expert: int) -> Tensor:
-        return student.infer(store.snapshot(expert, store.epochs).to(seen), seen).argmax(1)
+        return student.infer(store.snapshot(expert, store.epochs).to(images), images).argmax(1)
 
-    key, classes = make_key(seed, "init"), data.classes
-    labels, count = data.train.labels, config.num_experts
     rows = select_correct(
-        predictions, count, labels, ipc, key, num_classes=len(classes), classes=classes
+        predictions,
+        config.num_experts,
+        data.train.labels,
+        ipc,
+        make_key(seed, "init"),
+        num_classes=len(data.classes),
+        classes=data.classes,
     )
-    return with_distinct_copies(seen[rows], rows, seed)
-
-
-def build(
-    config: DatmConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
-) -> Problem:
-    """Return the run; experts that are missing are trained first."""
-    return build_aligned(config, data, ipc, seed, start)
+    return with_distinct_copies(images[rows], rows, seed)
 
 
 METHOD = Method(
     name="datm",
-    title="trajectory matching at the difficulty that fits the number of images, with learned soft labels",
+    title="trajectory matching at the difficulty that fits the number of images, with learned soft "
+    "labels",
     summary="as ftd, at the difficulty that fits, learned soft labels",
     family="trajectory",
-    paper="Guo et al., Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching, ICLR 2024",
+    paper="Guo et al., Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory "
+    "Matching, ICLR 2024",
     config=DatmConfig,
     presets={
         "paper": {},  # CIFAR-10, IPC 10
-        "fast": FAST,
-        # N, M, T-, T, T+, E, batch_syn, lr_images, lr_labels, lr_lr of the released configurations,
-        # all for ZCA: pass normalisation="zca" to load_data
-        **presets(
-            {"cifar10_ipc1": (80, 2, 0, None, 4, None, 10, 100.0, 5.0, 1e-7)}, skip_above=1.1
+        "fast": DATM_FAST,
+        # the released configurations, all for ZCA: pass normalisation="zca" to load_data
+        **published(
+            DATM_COLUMNS,
+            {"cifar10_ipc1": (80, 2, 0, None, 4, 1000, 10, 100.0, 5.0, 1e-7)},
+            skip_above=1.1,
         ),
-        **presets(
+        **published(
+            DATM_COLUMNS,
             {
                 "cifar10_ipc10": (80, 2, 0, 10, 20, 1000, 100, 100.0, 2.0, 1e-5),
                 "cifar10_ipc50": (80, 2, 0, 20, 40, 2000, 500, 1000.0, 2.0, 1e-5),
-                "cifar10_ipc500": (40, 2, 40, None, 60, None, 1000, 50.0, 10.0, 1e-5),
-                "cifar10_ipc1000": (100, 2, 40, None, 60, None, 1000, 50.0, 10.0, 1e-5),
+                "cifar10_ipc500": (40, 2, 40, None, 60, 1000, 1000, 50.0, 10.0, 1e-5),
+                "cifar10_ipc1000": (100, 2, 40, None, 60, 1000, 1000, 50.0, 10.0, 1e-5),
                 "cifar100_ipc1": (40, 3, 0, 10, 20, 1000, 1000, 1000.0, 10.0, 1e-5),
                 "cifar100_ipc10": (80, 2, 0, 30, 50, 2000, 1000, 1000.0, 10.0, 1e-5),
-                "cifar100_ipc100": (80, 2, 30, None, 70, None, 1000, 50.0, 10.0, 1e-5),
+                "cifar100_ipc100": (80, 2, 30, None, 70, 1000, 1000, 50.0, 10.0, 1e-5),
                 "tiny_ipc1": (40, 2, 0, 15, 20, 2000, 1000, 1e4, 10.0, 1e-4),
-                "tiny_ipc10": (40, 2, 10, None, 50, None, 500, 100.0, 10.0, 1e-4),
-                "tiny_ipc50": (20, 2, 40, None, 70, None, 1000, 100.0, 10.0, 1e-4),
-            }
+                "tiny_ipc10": (40, 2, 10, None, 50, 1000, 500, 100.0, 10.0, 1e-4),
+                "tiny_ipc50": (20, 2, 40, None, 70, 1000, 1000, 100.0, 10.0, 1e-4),
+            },
         ),
-        **presets(
-            {"cifar100_ipc50": (80, 2, 20, None, 70, None, 1000, 1000.0, 10.0, 1e-5)},
+        **published(
+            DATM_COLUMNS,
+            {"cifar100_ipc50": (80, 2, 20, None, 70, 1000, 1000, 1000.0, 10.0, 1e-5)},
             init="real",
             label_experts=1,
         ),
     },
-    build=build,
+    build=build_aligned,
     deviations=(
         "labels of an image that no expert classifies correctly begin at the mean of all experts' "
         "logits; the code has NaN there",

@@ -4,8 +4,7 @@ Paper: Du, Jiang, Tan, Zhou and Li, "Minimizing the Accumulated Trajectory Error
     Distillation", CVPR 2023.
 
 Only the experts differ from MTT: they are trained by GSAM (``kdistill.experts``), whose steps avoid
-    sharp directions; what is
-evaluated is the exponential moving average of the images.
+sharp directions; what is evaluated is the exponential moving average of the images.
 """
 
 from dataclasses import dataclass
@@ -16,18 +15,19 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.methods.base import Method, Problem
 from kdistill.methods.trajectory.base import (
+    COLUMNS,
     EXPERTS,
+    FAST,
     FlatExpertsConfig,
     build_trajectory,
     published,
 )
-from kdistill.methods.trajectory.mtt import FAST
 from kdistill.options import DECAY
 
 
 @dataclass(frozen=True, kw_only=True)
 class FtdConfig(FlatExpertsConfig):
-    """Options of FTD: those of the methods with flat experts, and one more.
+    """Options of FTD: those of the methods with flat experts, and a running mean.
 
     Attributes:
         ema_decay: Decay of the running mean of the images that is the result; the student's
@@ -49,27 +49,32 @@ def build(
 
 METHOD = Method(
     name="ftd",
-    title="trajectory matching with experts on flat trajectories (GSAM) and a running mean of the images",
+    title="trajectory matching with experts on flat trajectories (GSAM) and a running mean of the "
+    "images",
     summary="as mtt, experts on flat trajectories, mean of the images",
     family="trajectory",
-    paper="Du et al., Minimizing the Accumulated Trajectory Error to Improve Dataset Distillation, CVPR 2023",
+    paper="Du et al., Minimizing the Accumulated Trajectory Error to Improve Dataset Distillation, "
+    "CVPR 2023",
     config=FtdConfig,
     presets={
         "paper": {},
         "fast": {**FAST, "ema_decay": 0.98},
         # the author's settings for ImageNet subsets
         **published(
-            {"imagenet128": (20, 2, 10, 1e4, 1e-4, 0.01, 64)}, surrogate=1.0, ema_decay=0.999
+            COLUMNS,
+            {"imagenet128": (20, 2, 10, 1e4, 1e-4, 0.01, 64)},
+            surrogate=1.0,
+            ema_decay=0.999,
         ),
     },
     build=build,
     deviations=(
         "the mean begins at the first images and is the result, as in FTD's own code (decay "
-        "0.9995, surrogate 0.4; DATM's code, "
-        "which carries FTD's experts, has 0.3 and never uses a mean)",
+        "0.9995, surrogate 0.4; DATM's code, which carries FTD's experts, has 0.3 and never uses a "
+        "mean)",
         "every network is evaluated from fresh weights; the published figure of the averaged "
-        "images comes from a network that "
-        "had been trained on the other set already, and is no target here",
+        "images comes from a network that had been trained on the other set already, and is no "
+        "target here",
     ),
     experts=EXPERTS,
     cost="as MTT; the experts take two gradients per step",

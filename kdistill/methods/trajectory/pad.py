@@ -1,21 +1,19 @@
-"""PAD: DATM with aligned information: experts that see images by difficulty, and shallow parameters left out of the match.
+"""PAD: DATM with experts that see images by difficulty, and shallow parameters left out of the match.
 
 Paper: Li, Guo, Zhao, Zhang, Cheng, Khaki, Zhang, Sajedi, Plataniotis, Wang and You, "Prioritize
-    Alignment in Dataset
-Distillation", 2024 (arXiv:2408.03360).
+    Alignment in Dataset Distillation", 2024 (arXiv:2408.03360).
 
 FIEX: the experts begin with the easiest images of every class, the others are added epoch by epoch,
-    and later the easiest are
-taken away (``kdistill.selection.Curriculum``).  FIEM: the matching loss leaves out the first k =
-floor(P * mask_ratio) parameters, in the numerator and the denominator; the student trains all of
-them.
+and later the easiest are taken away (``kdistill.selection.Curriculum``).  FIEM: the matching loss
+leaves out the first k = floor(P * mask_ratio) parameters, in the numerator and the denominator; the
+student trains all of them.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from torch import Tensor
 
@@ -23,19 +21,16 @@ from kdistill.data import ImageDataset
 from kdistill.engine.inner_problem import Mask
 from kdistill.methods.base import Method, Problem
 from kdistill.methods.difficulty import DifficultyConfig, unscored_ranking
-from kdistill.methods.trajectory import datm
-from kdistill.methods.trajectory.base import EXPERTS
-from kdistill.methods.trajectory.datm import DatmConfig, build_aligned
+from kdistill.methods.trajectory.base import EXPERTS, published
+from kdistill.methods.trajectory.datm import DATM_COLUMNS, DATM_FAST, DatmConfig, build_aligned
 from kdistill.objectives.masks import depth_mask, loss_mask
-from kdistill.options import MASKED_SHARE, Words
+from kdistill.options import MASKED_SHARE
 from kdistill.selection import Curriculum, Ranking
-
-FAST = {**datm.FAST, "add_until": 6, "score_nets": 3, "score_epochs": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PadConfig(DatmConfig, DifficultyConfig):
-    """Options of PAD beside those of DATM; the defaults are the paper's for CIFAR-10 at 10 images per class.
+    """Options of PAD; the defaults are the paper's for CIFAR-10 at 10 images per class.
 
     Without ``fiex`` and ``fiem`` it is DATM, bit for bit.
 
@@ -58,7 +53,7 @@ class PadConfig(DatmConfig, DifficultyConfig):
     remove_ratio: Annotated[tuple[float, ...], "of as many shares"] = (0.1, 0.2)
     fiem: bool = True
     mask_ratio: Annotated[float, MASKED_SHARE] = 0.25
-    fiem_mask: Annotated[str, Words(("depth", "loss"))] = "depth"
+    fiem_mask: Literal["depth", "loss"] = "depth"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,49 +107,42 @@ class PadConfig(DatmConfig, DifficultyConfig):
 def build(
     config: PadConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
 ) -> Problem:
-    """Return the run; experts that are missing are trained first, and the images scored before that."""
+    """Return the run; the images are scored first, then missing experts are trained."""
     mask: Mask | None = None
-    if config.fiem and config.mask_ratio > 0.0:
-        by_depth = config.fiem_mask == "depth"
-        mask = (
-            depth_mask(config.network(data).num_params, config.mask_ratio)
-            if by_depth
-            else loss_mask(config.mask_ratio)
-        )
-    return replace(
-        build_aligned(config, data, ipc, seed, start, mask=mask),
-        provenance=config.table_identity(data),
-    )
+    if config.fiem and config.mask_ratio > 0.0 and config.fiem_mask == "depth":
+        mask = depth_mask(config.network(data).num_params, config.mask_ratio)
+    elif config.fiem and config.mask_ratio > 0.0:
+        mask = loss_mask(config.mask_ratio)
+    problem = build_aligned(config, data, ipc, seed, start, mask=mask)
+    return replace(problem, provenance=config.table_identity(data))
 
 
 def _presets(
     variant: str, rows: Mapping[str, tuple[Any, ...]], **common: Any
 ) -> dict[str, dict[str, Any]]:
     """Return presets from a table of DATM's columns with mask_ratio at the end."""
-    plain = datm.presets({name: row[:-1] for name, row in rows.items()}, **common)
-    return {
-        f"{variant}_{name}": {**row, "mask_ratio": rows[name][-1]} for name, row in plain.items()
-    }
+    presets = published(f"{DATM_COLUMNS} mask_ratio", rows, **common)
+    return {f"{variant}_{name}": options for name, options in presets.items()}
 
 
 REPO = {"score_metric": "grand_last", "fiem_mask": "loss"}
 
 METHOD = Method(
     name="pad",
-    title="DATM with experts that learn images by difficulty, and shallow parameters left out of the match",
+    title="DATM with experts that learn images by difficulty, and shallow parameters left out of the "
+    "match",
     summary="as datm, curriculum of experts, deep parameters only",
     family="trajectory",
     paper="Li et al., Prioritize Alignment in Dataset Distillation, arXiv:2408.03360, 2024",
     config=PadConfig,
     presets={
         "paper": {},  # CIFAR-10, IPC 10
-        "fast": FAST,
-        # N, M, T-, T, T+, E, batch_syn, lr_images, lr_labels, lr_lr, mask_ratio.  All for ZCA: pass
-        # normalisation="zca" to load_data.  Paper: table 7 (E = interval * (T+ - T); lr_lr is
-        # DATM's: the table has none)
+        "fast": {**DATM_FAST, "add_until": 6, "score_nets": 3, "score_epochs": 3},
+        # all for ZCA: pass normalisation="zca" to load_data.  Paper: table 7 (E = interval *
+        # (T+ - T); lr_lr is DATM's: the table has none)
         **_presets(
             "pad_paper",
-            {"cifar10_ipc1": (80, 2, 0, 4, 4, None, 10, 100.0, 5.0, 1e-7, 0.0)},
+            {"cifar10_ipc1": (80, 2, 0, 4, 4, 1000, 10, 100.0, 5.0, 1e-7, 0.0)},
             skip_above=1.1,
         ),
         **_presets(
@@ -162,8 +150,8 @@ METHOD = Method(
             {
                 "cifar10_ipc10": (80, 2, 0, 10, 20, 1000, 100, 100.0, 2.0, 1e-5, 0.25),
                 "cifar10_ipc50": (80, 2, 0, 20, 40, 2000, 500, 1000.0, 2.0, 1e-5, 0.25),
-                "cifar10_ipc500": (80, 2, 40, 60, 60, None, 1000, 50.0, 10.0, 1e-5, 0.5),
-                "cifar10_ipc1000": (80, 2, 40, 60, 60, None, 1000, 50.0, 10.0, 1e-5, 0.75),
+                "cifar10_ipc500": (80, 2, 40, 60, 60, 1000, 1000, 50.0, 10.0, 1e-5, 0.5),
+                "cifar10_ipc1000": (80, 2, 40, 60, 60, 1000, 1000, 50.0, 10.0, 1e-5, 0.75),
             },
         ),
         **_presets(
@@ -172,7 +160,7 @@ METHOD = Method(
                 "cifar100_ipc1": (40, 3, 0, 10, 20, 1000, 100, 1000.0, 10.0, 1e-5, 0.0),
                 "cifar100_ipc10": (80, 2, 0, 20, 40, 2000, 1000, 1000.0, 10.0, 1e-5, 0.25),
                 "cifar100_ipc50": (80, 2, 40, 60, 80, 2000, 1000, 1000.0, 10.0, 1e-5, 0.5),
-                "cifar100_ipc100": (80, 2, 40, 80, 80, None, 1000, 50.0, 10.0, 1e-5, 0.5),
+                "cifar100_ipc100": (80, 2, 40, 80, 80, 1000, 1000, 50.0, 10.0, 1e-5, 0.5),
                 "tiny_ipc1": (60, 2, 0, 15, 30, 6000, 200, 1e4, 10.0, 1e-4, 0.0),
                 "tiny_ipc10": (60, 2, 0, 20, 40, 2000, 250, 100.0, 10.0, 1e-4, 0.25),
                 "tiny_ipc50": (80, 2, 20, 40, 60, 2000, 250, 100.0, 10.0, 1e-4, 0.5),
@@ -182,7 +170,7 @@ METHOD = Method(
         # the configurations that the authors released
         **_presets(
             "pad_repo",
-            {"cifar10_ipc1": (80, 2, 0, None, 4, None, 1000, 100.0, 5.0, 1e-7, 0.0)},
+            {"cifar10_ipc1": (80, 2, 0, None, 4, 1000, 1000, 100.0, 5.0, 1e-7, 0.0)},
             skip_above=1.1,
             **REPO,
         ),
@@ -192,7 +180,7 @@ METHOD = Method(
                 "cifar10_ipc10": (80, 2, 0, 10, 20, 1000, 500, 100.0, 2.0, 1e-5, 0.5),
                 "cifar10_ipc50": (80, 3, 0, 20, 40, 2000, 1000, 1000.0, 2.0, 1e-5, 0.25),
                 "cifar10_ipc500": (40, 2, 40, 60, 70, 2000, 1000, 50.0, 10.0, 1e-5, 0.5),
-                "cifar10_ipc1000": (100, 2, 40, None, 60, None, 1000, 50.0, 10.0, 1e-5, 0.5),
+                "cifar10_ipc1000": (100, 2, 40, None, 60, 1000, 1000, 50.0, 10.0, 1e-5, 0.5),
             },
             **REPO,
         ),
@@ -201,17 +189,17 @@ METHOD = Method(
             {
                 "cifar100_ipc1": (40, 3, 0, 20, 30, 1000, 1000, 1000.0, 10.0, 1e-5, 0.5),
                 "cifar100_ipc10": (80, 2, 0, 30, 50, 2000, 1000, 1000.0, 10.0, 1e-5, 0.5),
-                "cifar100_ipc100": (80, 2, 30, None, 70, None, 1000, 50.0, 10.0, 1e-5, 0.5),
+                "cifar100_ipc100": (80, 2, 30, None, 70, 1000, 1000, 50.0, 10.0, 1e-5, 0.5),
                 "tiny_ipc1": (40, 2, 0, 15, 20, 2000, 1000, 1e4, 10.0, 1e-4, 0.5),
-                "tiny_ipc10": (40, 2, 10, None, 50, None, 500, 100.0, 10.0, 1e-4, 0.5),
-                "tiny_ipc50": (20, 2, 40, None, 70, None, 1000, 100.0, 10.0, 1e-4, 0.5),
+                "tiny_ipc10": (40, 2, 10, None, 50, 1000, 500, 100.0, 10.0, 1e-4, 0.5),
+                "tiny_ipc50": (20, 2, 40, None, 70, 1000, 1000, 100.0, 10.0, 1e-4, 0.5),
             },
             add_until=40,
             **REPO,
         ),
         **_presets(
             "pad_repo",
-            {"cifar100_ipc50": (80, 2, 20, None, 70, None, 1000, 1000.0, 10.0, 1e-5, 0.0)},
+            {"cifar100_ipc50": (80, 2, 20, None, 70, 1000, 1000, 1000.0, 10.0, 1e-5, 0.0)},
             add_until=40,
             init="real",
             label_experts=1,

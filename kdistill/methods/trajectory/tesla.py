@@ -16,17 +16,18 @@ from kdistill.data import ImageDataset
 from kdistill.engine import Student
 from kdistill.methods.base import Method, Problem
 from kdistill.methods.trajectory.base import (
+    COLUMNS,
     EXPERTS,
+    FAST,
     TrajectoryConfig,
     build_trajectory,
     published,
 )
-from kdistill.methods.trajectory.mtt import FAST
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeslaConfig(TrajectoryConfig):
-    """Options of TESLA: those of the trajectory methods, and one more.
+    """Options of TESLA: those of the trajectory methods, and labels of a teacher.
 
     Attributes:
         teacher_labels: Take soft labels in every iteration from the expert's target snapshot, on
@@ -61,19 +62,23 @@ METHOD = Method(
     title="trajectory matching with TESLA's truncated gradient and teacher labels",
     summary="as mtt, with a truncated gradient and teacher labels",
     family="trajectory",
-    paper="Cui et al., Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory, ICML 2023",
+    paper="Cui et al., Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory, ICML "
+    "2023",
     config=TeslaConfig,
     presets={
         "paper": {},  # CIFAR-10, IPC 1
         "fast": FAST,
         # lr_images is half of the published one, which belongs to a gradient that lost a factor 2
         **published(
+            COLUMNS,
             {
                 "cifar10_ipc1": (50, 2, 5, 5e2, 1e-7, 0.01, None),
                 "cifar100_ipc50": (80, 2, 40, 5e2, 1e-5, 0.01, 125),
-            }
+            },
         ),
-        **published({"imagenet1k_ipc1": (10, 3, 10, 5e3, 1e-4, 0.01, 100)}, teacher_labels=True),
+        **published(
+            COLUMNS, {"imagenet1k_ipc1": (10, 3, 10, 5e3, 1e-4, 0.01, 100)}, teacher_labels=True
+        ),
     },
     build=build,
     deviations=(
