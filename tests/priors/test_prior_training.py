@@ -200,7 +200,7 @@ def test_the_checkpoint_of_something_else_is_refused(digits, tmp_path):
 def test_a_training_that_blows_up_keeps_the_last_good_state(digits, tmp_path):
     with pytest.raises(
         NonFiniteError,
-        match=r"prior train: expected at iteration \d+ a finite .*lower lr .*; iteration \d+ is saved in",
+        match=r"expected at iteration \d+ a finite .*lower lr .*; iteration \d+ is saved in",
     ):
         kdistill.train_prior(digits, out=tmp_path / "prior", options={**TINY, "lr": 1e30})
     assert (tmp_path / "prior" / CHECKPOINT).exists()

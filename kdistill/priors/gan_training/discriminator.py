@@ -73,7 +73,7 @@ class Discriminator:
     def new(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Return untrained tensors: weights standard normal, biases and class embeddings 0."""
         weights = InitialWeights(generator)
-        weights.add_layer("from_picture", self.width(self.size), self.channels, 1, 1)
+        weights.add_layer("from_image", self.width(self.size), self.channels, 1, 1)
         for side in self.sides:
             width, after = self.width(side), self.width(side // 2)
             weights.add_layer(f"b{side}.conv0", width, width, 3, 3)
@@ -97,7 +97,7 @@ class Discriminator:
                 four images as a further feature, so the images of a batch are coupled.
             labels: int64 ``[N]``.
         """
-        x = scaled_lrelu(_conv(tensors, "from_picture", images))
+        x = scaled_lrelu(_conv(tensors, "from_image", images))
         for side in self.sides:
             skip = _conv(tensors, f"b{side}.skip", F.avg_pool2d(x, 2))
             x = F.avg_pool2d(scaled_lrelu(_conv(tensors, f"b{side}.conv0", x, padding=1)), 2)
