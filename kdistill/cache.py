@@ -4,7 +4,6 @@ What is read from a cache is believed, so nobody else may have put it there.  Lo
 only: what cannot be read is made again, what cannot be written is made again the next time.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 
 from kdistill.errors import DataError
-from kdistill.files import open_regular, remove_leftovers, write_atomic
+from kdistill.files import read_regular, remove_leftovers, write_atomic
 
 _log = logging.getLogger("kdistill")
 _refused: set[str] = set()
@@ -100,7 +99,7 @@ class CacheFile:
         if path is None or not os.path.lexists(path) or not is_trusted(path.parent):
             return None
         try:
-            return decode(read_private(path, limit=self.max_bytes), path)
+            return decode(read_regular(path, limit=self.max_bytes, check=check_private), path)
         except _UNUSABLE as error:
             _log.warning("cache: %s; %s", _reason(error, path), self.remedy)
             return None
@@ -141,19 +140,19 @@ def make_private(folder: Path) -> None:
     check_private(folder)
 
 
-def check_private(path: Path, status: os.stat_result | None = None) -> None:
+def check_private(path: str | Path, status: os.stat_result | None = None) -> None:
     """Refuse what somebody else could have written.
 
     Args:
         path: Regular file or folder.
-        status: Of the open file, where it is open.
+        status: Status of the open file, where it is open.
 
     Raises:
         OSError: There is none.
         DataError: It belongs to another user, others can write it, or it is neither file nor
             folder.
     """
-    status = status or path.lstat()
+    status = status or os.lstat(path)
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise DataError(f"{path}: expected a regular file or folder, got something else; delete it")
     if hasattr(os, "getuid") and (
@@ -165,42 +164,20 @@ def check_private(path: Path, status: os.stat_result | None = None) -> None:
         )
 
 
-def read_private(path: Path, *, limit: int | None = None) -> bytes:
-    """Return the bytes of a file of a cache, of at most ``limit`` bytes.
-
-    Raises:
-        OSError: There is none, it is no regular file, or it is larger.
-        DataError: Somebody else could have written it, or another file in its place.
-    """
-    check_private(path.parent)
-    with open_regular(path) as file:
-        status = os.fstat(file.fileno())
-        check_private(path, status)
-        if limit is not None and status.st_size > limit:
-            raise OSError(
-                errno.EFBIG,
-                f"{status.st_size:,} bytes, more than the {limit:,} that it may have",
-                str(path),
-            )
-        return file.read()
-
-
 def is_trusted(folder: Path) -> bool:
-    """Say whether what lies in a folder of the cache may be believed; one warning per process and folder says why it is not.
+    """Return whether what lies in a folder of the cache may be believed.
 
-    A folder that is missing is trusted: ``make_private`` makes it.
+    One warning per process and folder says why it is not.  A folder that is missing is trusted:
+    ``make_private`` makes it.
     """
     try:
         check_private(folder)
     except (FileNotFoundError, NotADirectoryError):
         return True
-    except OSError as error:
-        reason = f"{folder}: {error.strerror or error}"
-    except DataError as error:
-        reason = str(error)
-    else:
-        return True
-    if str(folder) not in _refused:
-        _refused.add(str(folder))
-        _log.warning("%s; what it holds is not used but made again", reason)
-    return False
+    except (OSError, DataError) as error:
+        if str(folder) not in _refused:
+            _refused.add(str(folder))
+            reason = _reason(error, folder)
+            _log.warning("%s; what it holds is not used but made again", reason)
+        return False
+    return True

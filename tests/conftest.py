@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from kdistill import _native
-from kdistill.files import atomic_write
+from kdistill.files import safe_files
 from kdistill.testing.backends import isa_refusals
 
 settings.register_profile(
@@ -159,7 +159,7 @@ def killed_at(monkeypatch) -> Callable[[int, Callable[[], object]], bool]:
                 act()
             except Killed:
                 monkeypatch.setattr(
-                    atomic_write, "_is_running", lambda pid: False
+                    safe_files, "_is_running", lambda pid: False
                 )  # this process stands for the dead one
                 return True
         return False

@@ -8,7 +8,7 @@ import kdistill
 from kdistill import methods
 from kdistill.api.run import resolve
 from kdistill.augment import Augment
-from kdistill.data.class_sampler import ClassSampler
+from kdistill.data.splits import ClassSampler
 from kdistill.engine import build_student
 from kdistill.errors import ConfigError, DataError
 from kdistill.keys import generator, make_key

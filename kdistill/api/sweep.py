@@ -30,7 +30,7 @@ from kdistill.errors import ConfigError, DataError, KDistillError, did_you_mean
 from kdistill.evaluation import Evaluation, Protocol, protocols
 from kdistill.evaluation.baseline_rows import check_names
 from kdistill.files import locked, read_regular, remove_leftovers, write_atomic
-from kdistill.files.regular_files import JSON_LIMIT
+from kdistill.files.safe_files import JSON_LIMIT
 from kdistill.methods.distillation import Progress
 from kdistill.options import MAX_MINUTES, check_options
 from kdistill.status import quietly, status_line

@@ -12,7 +12,7 @@ from kdistill.artifacts.dataset_card import card
 from kdistill.artifacts.tensors import decode, encode, one_number, parse_table, to_json
 from kdistill.errors import ConfigError, DataError, ShapeError
 from kdistill.files import FolderLayout, check_plain, explained
-from kdistill.files.regular_files import JSON_LIMIT
+from kdistill.files.safe_files import JSON_LIMIT
 from kdistill.transforms import from_state
 
 T = TypeVar("T", bound=SetContents)

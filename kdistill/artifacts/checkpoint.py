@@ -13,8 +13,7 @@ from torch import Tensor
 from kdistill.artifacts.tensors import METADATA_KEY, decode, digest, encode, jsonable
 from kdistill.errors import DataError
 from kdistill.files import explained, open_regular, read_regular, remove_leftovers, sync_folder
-from kdistill.files.atomic_write import temporary_name, write_new
-from kdistill.files.regular_files import JSON_LIMIT, check_replaceable
+from kdistill.files.safe_files import JSON_LIMIT, check_replaceable, temporary_name, write_new
 
 _log = logging.getLogger("kdistill")
 _SCHEMA = 1

@@ -82,7 +82,7 @@ def cache(
 ) -> None:
     """Say where kdistill keeps decoded pictures, experts and more, and how large they are."""
     from kdistill.cache import cache_folder, folder_nbytes
-    from kdistill.data.picture_cache import empty_images, images_folder
+    from kdistill.data.picture_reader import empty_images, images_folder
 
     folder: Path = cache_folder()
     if empty:

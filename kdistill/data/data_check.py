@@ -18,14 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from kdistill.data import image_tensors, picture_files
-from kdistill.data.array_files import is_artefact
 from kdistill.data.builtin import BUILTIN
-from kdistill.data.duplicates import by_pixels, digests
-from kdistill.data.folder_listing import Listing, Picture, list_parts
 from kdistill.data.image_dataset import ImageDataset
-from kdistill.data.load import load_data
+from kdistill.data.load import by_pixels, digests, load_data
 from kdistill.data.picture_reader import in_parallel
+from kdistill.data.picture_sources import Listing, Picture, list_parts
 from kdistill.data.raw_data import numbered
+from kdistill.data.read_source import is_artefact
 from kdistill.status import status_line
 
 ALIKE_BITS = 3

@@ -12,8 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from kdistill.data import image_tensors, picture_files, streamed_images
-from kdistill.data.labels import label_values
-from kdistill.data.raw_data import RawData, RawPart, Reading, choose_column, numbered, unusable
+from kdistill.data.raw_data import (
+    RawData,
+    RawPart,
+    Reading,
+    choose_column,
+    label_values,
+    numbered,
+    unusable,
+)
 from kdistill.errors import ConfigError
 
 # the names under which images and labels lie in files and dicts, most explicit first

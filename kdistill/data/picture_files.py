@@ -7,6 +7,7 @@ and neither depends on their number.
 
 import importlib.util
 import os
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,27 @@ UNREADABLE = (
 )
 
 Decoded = tuple[Tensor, bool]  # pixels, and whether alpha was laid over white
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file.
+
+    Attributes:
+        path: Where it is.
+        label: Number of its class, or the label that a list gives it.
+        stamp: Size, times and inode, by which a changed file is recognised.
+    """
+
+    path: Path
+    label: Any
+    stamp: tuple[int, ...]
+
+
+def picture_at(path: Path, label: Any, status: os.stat_result) -> Picture:
+    """Return the entry of a regular file."""
+    stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return Picture(path, label, stamp)
 
 
 def is_picture(name: str) -> bool:

@@ -1,11 +1,11 @@
-"""Stratified splits that are a pure function of the labels and a seed."""
+"""Row numbers that are drawn by key: stratified splits and class-balanced batches."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdistill.errors import ConfigError
-from kdistill.keys import make_key, permutation
+from kdistill.keys import make_key, permutation, uniforms
 
 # of every hold-out: distillation, training of generators and evaluation hold out the same images
 HOLDOUT_SEED = 0
@@ -58,3 +58,33 @@ def _shares(counts: np.ndarray, fraction: float) -> np.ndarray:
     by_remainder = np.argsort(-np.round(quota - shares, 9), kind="stable")
     shares[by_remainder[: max(0, total - int(shares.sum()))]] += 1
     return np.clip(shares, (counts > 1).astype(np.int64), np.maximum(counts - 1, 0))
+
+
+class ClassSampler:
+    """Draw ``per_class`` images of every class at once, without replacement.
+
+    Args:
+        labels: int64 ``[N]``, values ``0..num_classes-1``.
+        num_classes: K.
+    """
+
+    def __init__(self, labels: Tensor, num_classes: int):
+        self.order = torch.argsort(labels, stable=True)
+        counts = torch.bincount(labels, minlength=num_classes)
+        self.starts = [0, *counts.cumsum(0).tolist()]
+
+    def draw(self, per_class: int, key: int) -> Tensor:
+        """Return indices int64 ``[<= K*per_class]``, class-major.
+
+        A smaller class gives all it has.  The draw is a pure function of ``key``.
+        """
+        drawn = uniforms(key, len(self.order))
+        rows = []
+        for first, last in zip(self.starts, self.starts[1:], strict=False):
+            count = min(per_class, last - first)
+            smallest = np.empty(0, dtype=np.int64)
+            if count:
+                smallest = np.argpartition(drawn[first:last], count - 1)[:count]
+            # sorted: the same set whatever order argpartition leaves
+            rows.append(first + np.sort(smallest))
+        return self.order[torch.from_numpy(np.concatenate(rows))]

@@ -27,7 +27,7 @@ from torch import Tensor
 from kdistill.artifacts.tensors import encode, parse_table, to_json
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import locked, open_regular, read_regular, remove_leftovers, write_atomic
-from kdistill.files.regular_files import JSON_LIMIT
+from kdistill.files.safe_files import JSON_LIMIT
 
 _log = logging.getLogger("kdistill")
 

@@ -1,8 +1,14 @@
 """Selections of real images: coresets, difficulty scores, and subsets by difficulty."""
 
 from kdistill.selection.coresets import SELECTIONS, select, select_correct
-from kdistill.selection.difficulty_scores import ScoreSpec, difficulty
-from kdistill.selection.ranking import Curriculum, Ranking, quota, rank
+from kdistill.selection.difficulty_scores import (
+    Curriculum,
+    Ranking,
+    ScoreSpec,
+    difficulty,
+    quota,
+    rank,
+)
 from kdistill.selection.score_table import ScoreTable, load_scores
 
 __all__ = [

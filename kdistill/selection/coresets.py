@@ -18,7 +18,7 @@ from torch import Tensor
 from kdistill.errors import ConfigError, DataError, ShapeError
 from kdistill.keys import make_key, permutation, uniforms
 from kdistill.options import Words, check_value
-from kdistill.selection.ranking import class_name
+from kdistill.selection.difficulty_scores import class_name
 
 # most padded features at a time (512 MB), but never less than those of one class
 BLOCK_ELEMENTS = 2**26

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, features
 
 from kdistill.cache import folder_nbytes
-from kdistill.data import folder_listing, picture_files, picture_reader
-from kdistill.data import picture_cache as cache
+from kdistill.data import picture_files, picture_reader, picture_sources
+from kdistill.data import picture_reader as cache
 from kdistill.errors import DataError
 from tests.data._sources import load
 
@@ -171,7 +171,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, picture, monkeypa
         picture(size=(64, 64)).save(tmp_path / name / "0.heic")
         picture(size=(64, 64)).save(tmp_path / name / "1.png")
     assert len(load(tmp_path, test=0).train) == 4
-    monkeypatch.setattr(folder_listing, "is_picture", lambda name: name.endswith(".png"))
+    monkeypatch.setattr(picture_sources, "is_picture", lambda name: name.endswith(".png"))
     without = load(tmp_path, test=0)
     assert len(without.train) == 2
     assert (

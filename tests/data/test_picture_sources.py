@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdistill.api.run import resolve
 from kdistill.artifacts import DistilledDataset
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, DataError
@@ -180,10 +181,10 @@ def test_mirroring_is_guessed_from_what_the_images_are_and_said(name, channels, 
 
 
 def test_augmentation_follows_the_data_not_its_name(colour):
-    from kdistill.methods.base import augmentation
+    config = resolve("dm", "fast", {"strategy": "auto"})
 
     def families(data: ImageDataset):
-        return augmentation("auto", data, 0, siamese=True, align_corners=False).families
+        return config.augmentation(data, 0, siamese=True).families
 
     assert "flip" in families(load(colour, name="digits", mirrors=True))
     assert "flip" not in families(load(colour, name="cats", mirrors=False))

@@ -17,7 +17,7 @@ from kdistill.experts import expert_training as training
 from kdistill.experts import trajectory_store as store_module
 from kdistill.experts.expert_training import gradient_of
 from kdistill.experts.trajectory_store import INDEX
-from kdistill.files.atomic_write import temporary_name, write_new
+from kdistill.files.safe_files import temporary_name, write_new
 from kdistill.keys import generator
 
 SPEC = ExpertSpec(count=3, epochs=2, batch_size=8, strategy="color_crop")

@@ -108,7 +108,7 @@ def test_a_full_disk_changes_nothing(tmp_path, disk_with_room_for):
 
 
 def test_a_write_waits_for_another_and_gives_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdistill.files.folder_layout.PATIENCE", 0.0)
+    monkeypatch.setattr("kdistill.files.shared_folders.PATIENCE", 0.0)
     LAYOUT.write(tmp_path, OLD)
 
     def write():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kdistill.data import ImageDataset
-from kdistill.data.class_sampler import ClassSampler
+from kdistill.data.splits import ClassSampler
 from kdistill.engine import Student, train
 from kdistill.engine.gradient_distance import DISTANCES, output_rows
 from kdistill.engine.students import ConvNet

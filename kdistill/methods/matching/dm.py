@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from kdistill.data import ImageDataset
-from kdistill.data.class_sampler import ClassSampler
+from kdistill.data.splits import ClassSampler
 from kdistill.errors import ConfigError
 from kdistill.keys import generator, make_key
 from kdistill.methods.base import Method, Problem, Step

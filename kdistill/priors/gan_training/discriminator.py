@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdistill.data.class_sampler import ClassSampler
+from kdistill.data.splits import ClassSampler
 from kdistill.keys import make_key, uniforms
 from kdistill.priors.stylegan.operators import equalized_linear, scaled_lrelu
 from kdistill.priors.stylegan.parameters import InitialWeights, num_features

@@ -13,7 +13,7 @@ from kdistill.artifacts.tensors import decode, encode, parse_table, to_json
 from kdistill.config import from_mapping, to_mapping
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import FolderLayout, explained
-from kdistill.files.regular_files import JSON_LIMIT
+from kdistill.files.safe_files import JSON_LIMIT
 from kdistill.priors.network_files.limits import excess
 from kdistill.priors.stylegan import (
     Generator,

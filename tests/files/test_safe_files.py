@@ -10,7 +10,7 @@ import torch
 from kdistill.artifacts import DistilledDataset, save_checkpoint, write_atomic
 from kdistill.errors import DataError
 from kdistill.files import new_folder, remove_leftovers
-from kdistill.files.atomic_write import _amount, _machine, temporary_name
+from kdistill.files.safe_files import _amount, _machine, temporary_name
 
 
 def test_writes_and_replaces(tmp_path):
