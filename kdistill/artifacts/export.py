@@ -6,7 +6,7 @@ Every writer takes the contents of the set and a path, and leaves a whole result
 import importlib.util
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -53,16 +53,14 @@ def _imagefolder(contents: SetContents, path: Path) -> Path:
 
 def _npz(contents: SetContents, path: Path) -> Path:
     path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+    learned = {name: tensor.numpy() for name, tensor in contents.learned().items()}
     arrays: dict[str, Any] = {
         "kdistill": np.int64(NPZ_VERSION),  # load_data knows the file by it
-        "x_train": contents.images.numpy(),
+        "x_train": learned.pop("images"),
         "y_train": contents.labels.numpy(),
         "classes": np.array(contents.classes),
+        **learned,
     }
-    if contents.label_logits is not None:
-        arrays["label_logits"] = contents.label_logits.numpy()
-    if contents.learned_lr is not None:
-        arrays["learned_lr"] = np.float64(contents.learned_lr)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     _write_new(path, buffer.getvalue())
@@ -70,31 +68,28 @@ def _npz(contents: SetContents, path: Path) -> Path:
 
 
 def _ddranking(contents: SetContents, path: Path) -> Path:
-    order = _class_major(contents, "ddranking")
+    order, logits = _class_major(contents, "ddranking"), contents.label_logits
     images = contents.transform.apply(contents.images)[order]
     if contents.channels == 1:
         images = images.expand(-1, 3, -1, -1)  # the format knows colour only
-    tensors = {"images.pt": images}
-    if contents.label_logits is not None:
+    tensors = {
+        "images.pt": images,
         # the soft losses of the format apply the softmax themselves
-        tensors["labels.pt"] = contents.label_logits[order]
-    if contents.learned_lr is not None:
-        tensors["lr.pt"] = torch.tensor(contents.learned_lr)
+        "labels.pt": None if logits is None else logits[order],
+        "lr.pt": _learned_lr(contents),
+    }
     return _tensor_folder(path, tensors)
 
 
 def _mtt(contents: SetContents, path: Path) -> Path:
+    labels, logits = contents.labels, contents.label_logits
     tensors = {
         "images_best.pt": contents.transform.apply(contents.images),
-        "labels_best.pt": contents.labels
-        if contents.label_logits is None
-        else contents.label_logits,
-    }
-    if contents.transform.kind == "zca":
+        "labels_best.pt": labels if logits is None else logits,
         # that code's name for the images with the whitening undone
-        tensors["images_zca_best.pt"] = contents.images
-    if contents.learned_lr is not None:
-        tensors["lr_best.pt"] = torch.tensor(contents.learned_lr)
+        "images_zca_best.pt": contents.images if contents.transform.kind == "zca" else None,
+        "lr_best.pt": _learned_lr(contents),
+    }
     return _tensor_folder(path, tensors)
 
 
@@ -230,9 +225,15 @@ def _class_major(contents: SetContents, to: str) -> Tensor:
     return _by_class(contents)
 
 
-def _tensor_folder(path: Path, tensors: dict[str, Tensor]) -> Path:
+def _learned_lr(contents: SetContents) -> Tensor | None:
+    return None if contents.learned_lr is None else torch.tensor(contents.learned_lr)
+
+
+def _tensor_folder(path: Path, tensors: Mapping[str, Tensor | None]) -> Path:
+    """Write one file per tensor; those that are None are left out."""
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     with new_folder(path) as staging, explained(path):
-        for name, tensor in tensors.items():
+        for name, tensor in present.items():
             (staging / name).write_bytes(_pt_bytes(tensor))
     return path
 

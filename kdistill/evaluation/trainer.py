@@ -164,7 +164,11 @@ class Trainer:
     def _network(self, task: Task, net: int, lr: float) -> tuple[Tensor, float]:
         """Return the parameters ``[P]`` of one network, and its best test accuracy if asked for."""
         images, labels = task.sets[net % len(task.sets)]
-        recipe, highest = self.protocol, 0.0
+        recipe, augment, highest = self.protocol, None, 0.0
+        if task.strategy != "none":
+            key = make_key(self.seed, f"evaluate {self.model} augment", net)
+            corners = recipe.align_corners
+            augment = Augment(task.strategy, siamese=False, key=key, align_corners=corners)
 
         def test(epochs: int, thetas: Tensor) -> None:
             nonlocal highest
@@ -182,17 +186,11 @@ class Trainer:
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             schedule=recipe.schedule,
-            augment=self._augment(task.strategy, net),
+            augment=augment,
             nets=1,
             on_epoch=test if recipe.best_on_test else None,
         )
         return thetas[0], highest
-
-    def _augment(self, strategy: str, net: int) -> Augment | None:
-        if strategy == "none":
-            return None
-        key = make_key(self.seed, f"evaluate {self.model} augment", net)
-        return Augment(strategy, siamese=False, key=key, align_corners=self.protocol.align_corners)
 
     def _is_untrained(self, theta: Tensor, images: Tensor, labels: Tensor) -> bool:
         """Return whether a network is no better than chance on (1024 of) its training images."""
