@@ -4,9 +4,8 @@ A configuration is a frozen dataclass.  Files and command lines become plain map
 become dataclasses, and every step refuses what it does not know, with the place and a suggestion.
 Standard library only: the command line imports this module without paying for torch.
 
-Understood field types: ``bool int float str``, ``pathlib.Path``, ``Literal``, ``X | None`` and
-    other unions, ``tuple``, ``list``,
-``dict[str, X]``, ``Mapping[str, X]``, ``Any``, and nested dataclasses.
+Understood field types: ``bool int float str``, ``pathlib.Path``, ``Literal``, ``X | None`` and other
+unions, ``tuple``, ``list``, ``dict[str, X]``, ``Mapping[str, X]``, ``Any``, nested dataclasses.
 """
 
 import dataclasses
@@ -24,14 +23,22 @@ from kdistill.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 _FLOAT_WORDS = ("inf", "-inf", "nan")  # JSON has no such numbers: they are written as these strings
-_DECIMAL = re.compile(
-    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
-)  # ".5" and "5." are no TOML, but people write them
+# of every simple type the name in messages, and the Python types of what it takes
+_SCALARS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    None: ("none", (type(None),)),
+    type(None): ("none", (type(None),)),
+    bool: ("true or false", (bool,)),
+    int: ("an integer", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a string", (str,)),
+    Path: ("a path", (str, Path)),
+}
+# ".5" and "5." are no TOML, but people write them
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _TABLES = (dict, Mapping)  # typing.Mapping[...] has this origin too
 MAX_DEPTH = 100  # of tables in tables: what is read is walked by functions that call themselves
-_DEEP_KEY = re.compile(
-    rf"""(?<![\w"'-])(?:[\w"'-]+\s*\.\s*){{{MAX_DEPTH + 1}}}"""
-)  # tomllib takes n^2 time and memory for n parts
+# tomllib takes n^2 time and memory for a key of n parts
+_DEEP_KEY = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]+\s*\.\s*){{{MAX_DEPTH + 1}}}""")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -68,7 +75,9 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, where: str = "conf
             hint = did_you_mean(str(key), list(fields)) if fields else "it has no options"
             raise ConfigError(f"{where}: expected a known option, got '{key}'; {hint}")
     missing = [
-        name for name, field in fields.items() if name not in mapping and not _has_default(field)
+        name
+        for name, field in fields.items()
+        if name not in mapping and {field.default, field.default_factory} == {dataclasses.MISSING}
     ]
     if missing:
         raise ConfigError(
@@ -81,10 +90,10 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, where: str = "conf
 
 
 def to_mapping(config: object) -> dict[str, Any]:
-    """Return the plain mapping of a dataclass instance; :func:`from_mapping` turns it back into an equal instance.
+    """Return the plain mapping of a dataclass instance.
 
-    Nested dataclasses become dicts, tuples become lists, paths become strings: what JSON can hold,
-    and infinities.
+    :func:`from_mapping` turns it back into an equal instance.  Nested dataclasses become dicts,
+    tuples become lists, paths become strings: what JSON can hold, and infinities.
 
     Raises:
         ConfigError: ``config`` is no dataclass instance, or holds a value of a type that has no
@@ -122,8 +131,12 @@ def load_file(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: expected a readable configuration file, got: {reason}; check the path"
         ) from error
+    too_deep = ConfigError(
+        f"{path}: expected at most {MAX_DEPTH} tables or lists in one another, got more; flatten "
+        "them"
+    )
     if path.suffix == ".toml" and _DEEP_KEY.search(text):
-        raise _too_deep(path)
+        raise too_deep
     try:
         value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -131,20 +144,13 @@ def load_file(path: str | Path) -> dict[str, Any]:
             f"{path}: expected valid {path.suffix[1:].upper()}, got: {error}; correct that line"
         ) from error
     if is_too_deep(value):
-        raise _too_deep(path)
+        raise too_deep
     if not isinstance(value, dict):
         raise ConfigError(
             f'{path}: expected a table at the top level, got {_shown(value)}; write {{"key": '
             f"value}}"
         )
     return value
-
-
-def _too_deep(path: Path) -> ConfigError:
-    return ConfigError(
-        f"{path}: expected at most {MAX_DEPTH} tables or lists in one another, got more; flatten "
-        "them"
-    )
 
 
 def is_too_deep(value: Any) -> bool:
@@ -200,22 +206,18 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def merge(*mappings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one mapping in which later ones win; tables merge key by key, everything else is replaced.  Inputs do not change."""
+    """Return one mapping in which later ones win; tables merge key by key.
+
+    Everything else is replaced.  Inputs do not change.
+    """
     merged: dict[str, Any] = {}
     for mapping in mappings:
         for key, value in mapping.items():
-            old = merged.get(key)
             if isinstance(value, Mapping):
-                merged[key] = merge(old, value) if isinstance(old, Mapping) else merge(value)
-            else:
-                merged[key] = value
+                earlier = merged.get(key)
+                value = merge(earlier if isinstance(earlier, Mapping) else {}, value)
+            merged[key] = value
     return merged
-
-
-def _has_default(field: "dataclasses.Field[Any]") -> bool:
-    return (
-        field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-    )
 
 
 @cache
@@ -237,8 +239,6 @@ def _wrong(where: str, annotation: Any, value: object) -> ConfigError:
 def _describe(annotation: Any) -> str:
     """Name a type as a user would: ``int or None``, ``one of 'a', 'b'``, ``list of float``."""
     origin, args = get_origin(annotation), get_args(annotation)
-    if annotation in (None, type(None)):
-        return "none"
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(map(repr, args))
     if origin in (Union, types.UnionType):
@@ -249,14 +249,9 @@ def _describe(annotation: Any) -> str:
         return f"a list of {_describe(args[0])}" if args else "a list"
     if origin in _TABLES or annotation in _TABLES or dataclasses.is_dataclass(annotation):
         return "a table"
-    names = {
-        bool: "true or false",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        Path: "a path",
-    }
-    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    if annotation in _SCALARS:
+        return _SCALARS[annotation][0]
+    return getattr(annotation, "__name__", str(annotation))
 
 
 def _convert(annotation: Any, value: Any, where: str) -> Any:
@@ -283,39 +278,19 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
 
 
 def _convert_scalar(annotation: Any, value: Any, where: str) -> Any:
-    if annotation is Any or annotation is object:
+    if annotation in (Any, object):
         return value
-    if annotation in (None, type(None)):
-        if value is None:
-            return None
-    elif annotation is bool:
-        if isinstance(value, bool):
-            return value
-    elif annotation is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif annotation is float:
-        if (
-            isinstance(value, (int, float)) and not isinstance(value, bool)
-        ) or value in _FLOAT_WORDS:
-            return _float(value, where)
-    elif annotation is str:
-        if isinstance(value, str):
-            return value
-    elif annotation is Path:
-        if isinstance(value, (str, Path)):
-            return Path(value)
-    else:
+    if annotation not in _SCALARS:
         raise ConfigError(
             f"{where}: expected a field type that can be read from a file, got {annotation}; use "
             "plain types"
         )
-    raise _wrong(where, annotation, value)
-
-
-def _float(value: Any, where: str) -> float:
+    is_word = annotation is float and value in _FLOAT_WORDS
+    is_bool_for_number = isinstance(value, bool) and annotation is not bool
+    if is_bool_for_number or not (is_word or isinstance(value, _SCALARS[annotation][1])):
+        raise _wrong(where, annotation, value)
     try:
-        return float(value)
+        return annotation(value) if annotation in (float, Path) else value
     except OverflowError:
         raise ConfigError(
             f"{where}: expected a number, got an integer beyond the range of a float; write it "
@@ -324,11 +299,13 @@ def _float(value: Any, where: str) -> float:
 
 
 def _convert_union(annotation: Any, value: Any, where: str) -> Any:
-    """Take the first member that fits, exact types before conversions (so ``int | float`` keeps an int)."""
+    """Take the first member that fits.
+
+    Exact types come before conversions, so that ``int | float`` keeps an int.
+    """
     members = get_args(annotation)
-    for member in members:
-        if type(value) is member:
-            return value
+    if type(value) in members:
+        return value
     nested: list[ConfigError] = []
     for member in members:
         try:
@@ -354,9 +331,8 @@ def _takes_container(annotation: Any) -> bool:
 
 def _convert_literal(annotation: Any, value: Any, where: str) -> Any:
     choices = get_args(annotation)
-    for choice in choices:
-        if type(choice) is type(value) and choice == value:
-            return choice
+    if any(type(choice) is type(value) and choice == value for choice in choices):
+        return value
     words = [choice for choice in choices if isinstance(choice, str)]
     if isinstance(value, str) and words:
         raise ConfigError(
@@ -367,16 +343,17 @@ def _convert_literal(annotation: Any, value: Any, where: str) -> Any:
 
 
 def _convert_sequence(annotation: Any, value: Any, where: str) -> Any:
+    kind, items = get_origin(annotation) or annotation, get_args(annotation)
+    is_of_one_type = kind is list or not items or items[-1] is Ellipsis
     if not isinstance(value, (list, tuple)):
         raise _wrong(where, annotation, value)
-    kind, args = get_origin(annotation) or annotation, get_args(annotation)
-    if kind is list or not args or args[-1] is Ellipsis:
-        item = args[0] if args else Any
-        return kind(_convert(item, entry, f"{where}[{i}]") for i, entry in enumerate(value))
-    items = () if args == ((),) else args
+    if is_of_one_type:
+        items = (items[0] if items else Any,) * len(value)
+    elif items == ((),):  # tuple[()]
+        items = ()
     if len(value) != len(items):
         raise _wrong(where, annotation, value)
-    return tuple(
+    return kind(
         _convert(item, entry, f"{where}[{i}]")
         for i, (item, entry) in enumerate(zip(items, value, strict=True))
     )
