@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import kdistill
-from kdistill.api.sweep import RECORD, Grid, plan_runs, read_record
+from kdistill.api.grid import Grid, plan_runs
+from kdistill.api.sweep import RECORD, read_record
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import Protocol
 from kdistill.files import locked

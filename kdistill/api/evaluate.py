@@ -1,9 +1,9 @@
-"""``evaluate``: how well networks do that were trained on a small set, beside networks trained on real images."""
+"""``evaluate``: networks trained on a small set beside networks trained on real images."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from kdistill import _native
+from kdistill.api.training_data import load
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import digest
 from kdistill.augment import strategy_for
-from kdistill.data import ImageDataset, Split, load_data
+from kdistill.data import ImageDataset, Split
 from kdistill.data.splits import HOLDOUT_SEED
 from kdistill.engine.precision import use_precision
 from kdistill.engine.students import STUDENTS, Student, build_student
@@ -45,16 +46,16 @@ def evaluate(
     reuse: bool = True,
     quiet: bool = False,
 ) -> Evaluation:
-    """Train fresh networks on ``small`` and on real baselines by one recipe, and test them on the test images of ``data``.
+    """Train fresh networks on ``small`` and on baselines by one recipe, and test them.
 
-    A tenth of the training images is held out from every row; validation accuracy and ``lr="auto"``
-    look at those.  The test images are looked at once per network, after its last epoch, unless the
-    protocol asks for "best on test", kept apart.
+    A tenth of the training images is held out from every row: validation accuracy is measured on
+    those, and ``lr="auto"`` chooses by it.  The test images are used once per network, after its
+    last epoch, unless the protocol asks for "best on test", which has a column of its own.
 
     The set remembers the result: it is left in ``small.metrics["evaluation"]``, and
-        ``small.save_pretrained`` writes it into
-    ``metrics.json`` and the card.  Only a set that names other data as its source does not take it
-    over.  Nothing is written to disk here, also where ``small`` is a folder.
+    ``small.save_pretrained`` writes it into ``metrics.json`` and the card.  Only a set that names
+    other data as its source does not take it over.  Nothing is written to disk here, also where
+    ``small`` is a folder.
 
     Args:
         small: The small set, or its folder; its learned soft labels and learning rate are used
@@ -92,67 +93,143 @@ def evaluate(
 
     Cost: per row and network ``epochs`` passes over the row's images and one over the test images.
     """
-    began = time.monotonic()
     _check_order(small, data)
-    recipe = protocols.get(protocol, nets=nets, lr=lr, precision=precision)
-    if width is not None:
-        recipe = replace(recipe, width=width, other_widths=dict.fromkeys(STUDENTS, width))
-    wanted = (baselines,) if isinstance(baselines, str) else tuple(baselines)
-    named = (
-        (recipe.student,)
-        if models is None
-        else (models,)
-        if isinstance(models, str | nn.Module)
-        else tuple(models)
+    one = models is None or isinstance(models, str)
+    config = EvaluationConfig(
+        protocol=protocol,
+        models=models if one else (models,) if isinstance(models, nn.Module) else tuple(models),
+        baselines=baselines if isinstance(baselines, str) else tuple(baselines),
+        nets=nets,
+        width=width,
+        lr=lr,
+        precision=precision,
     )
-    check_names(wanted)
-    _check_models(named, recipe)
-    small = (
-        small if isinstance(small, DistilledDataset) else DistilledDataset.from_pretrained(small)
+    return run_evaluation(
+        config,
+        small,
+        data,
+        seed=seed,
+        device=device,
+        progress=progress,
+        reuse=reuse,
+        quiet=quiet,
     )
-    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
-    data.check_in_memory()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What networks are trained in an evaluation, and how; checked when it is made.
+
+    The attributes are the arguments of ``evaluate`` with these names, and fields of ``Protocol``.
+    """
+
+    protocol: str | Protocol = "bench"
+    models: str | list[Any] | tuple[Any, ...] | None = None
+    baselines: str | list[str] | tuple[str, ...] = BASELINES
+    nets: int | None = None
+    width: int | None = None
+    lr: float | Literal["auto"] | None = None
+    eight_bit: bool | None = None
+    hard_labels: bool | None = None
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        check_names(self.baseline_names)
+        names = [_name_of(model) for model in self.networks]
+        if not names:
+            raise ConfigError(
+                "models: expected at least one network, got none; leave it out for the protocol's "
+                "student"
+            )
+        if len(set(names)) < len(names):
+            raise ConfigError(
+                f"models: expected different networks, got {', '.join(names)}; name each once"
+            )
+        for model in self.networks:
+            if isinstance(model, str) and model not in STUDENTS:
+                hint = did_you_mean(model, list(STUDENTS))
+                raise ConfigError(f"models: expected a network, got '{model}'; {hint}")
+        self.recipe.check_networks(names)
+
+    @cached_property
+    def recipe(self) -> Protocol:
+        """The protocol with the changes made."""
+        names = ("nets", "lr", "eight_bit", "hard_labels", "precision")
+        recipe = protocols.get(self.protocol, **{name: getattr(self, name) for name in names})
+        if self.width is None:
+            return recipe
+        return replace(recipe, width=self.width, other_widths=dict.fromkeys(STUDENTS, self.width))
+
+    @property
+    def networks(self) -> tuple[str | nn.Module, ...]:
+        """The networks: names, or modules."""
+        models = self.recipe.student if self.models is None else self.models
+        return (models,) if isinstance(models, str) else tuple(models)
+
+    @property
+    def baseline_names(self) -> tuple[str, ...]:
+        """The baselines as a tuple."""
+        names = self.baselines
+        return (names,) if isinstance(names, str) else tuple(names)
+
+
+def run_evaluation(
+    config: EvaluationConfig,
+    small: DistilledDataset | str | Path,
+    data: ImageDataset | Any,
+    *,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: Callable[[str], None] | None = None,
+    reuse: bool = True,
+    quiet: bool = False,
+) -> Evaluation:
+    """Carry out an evaluation; the arguments are those of ``evaluate``."""
+    began, recipe, models = time.monotonic(), config.recipe, config.networks
+    if not isinstance(small, DistilledDataset):
+        small = DistilledDataset.from_pretrained(small)
+    data = load(data, quiet)
     _check_fits(small, data)
     data = data.to(device if device is not None else data.train.images.device)
     share = provenance.held_out_share(small) or recipe.validation
-    kept, held_out = data.holdout(share)
+    training, held_out = data.holdout(share)
     rows: list[Row] = []
-    precision_of_data = use_precision(recipe.precision, data.train.images.device)
-    with quietly(quiet), status_line("evaluating", also=progress) as say, precision_of_data:
-        trainer_of = partial(
-            Trainer,
-            protocol=recipe,
-            seed=seed,
-            validation=_seen(data, held_out),
-            test=_seen(data, data.test),
-            progress=say,
-        )
+    precision = use_precision(recipe.precision, data.train.images.device)
+    with quietly(quiet), status_line("evaluating", also=progress) as say, precision:
         trainers = [
-            trainer_of(student=_student(model, data, recipe), model=_name_of(model))
-            for model in named
+            Trainer(
+                protocol=recipe,
+                seed=seed,
+                validation=_normalised(data, held_out),
+                test=_normalised(data, data.test),
+                progress=say,
+                student=_student(model, data, recipe),
+                model=_name_of(model),
+            )
+            for model in models
         ]
         real = Baselines(
-            kept,
-            data.transform.apply(kept.train.images),
+            training,
+            data.transform.apply(training.train.images),
             small.ipc,
             recipe,
             seed,
             identity={
                 "data": data.fingerprint,
-                "training": kept.training_digest(),
+                "training": training.training_digest(),
                 "validation": [share, HOLDOUT_SEED],
             },
-            cached_models=frozenset(x for x in named if isinstance(x, str) and reuse),
+            cached_models=frozenset(x for x in models if isinstance(x, str) and reuse),
             reference=trainers[0],
             has_teacher=recipe.teacher_labels and small.label_logits is not None,
         )
         for trainer in trainers:
             rows += [trainer.row(task)[0] for task in _small_tasks(small, data, trainer)]
-            rows += real.rows(wanted, trainer)
-    found = Evaluation(
+            rows += real.rows(config.baseline_names, trainer)
+    evaluation = Evaluation(
         rows=tuple(rows),
         protocol=recipe,
-        data=_about(kept, held_out, share),
+        data=_data_record(training, held_out, share),
         seeds=(seed,),
         seconds=time.monotonic() - began,
         peak_bytes=_native.peak_bytes(),
@@ -161,22 +238,8 @@ def evaluate(
         student=provenance.made_with(small),
     )
     if not provenance.is_from_other_data(small, data):
-        small.record(evaluation=found.to_dict())
-    return found
-
-
-def check_settings(
-    protocol: str | Protocol, models: tuple[str, ...], baselines: tuple[str, ...], **changes: Any
-) -> None:
-    """Raise ConfigError for settings that ``evaluate`` would refuse; ``changes`` are those of the protocol."""
-    recipe = protocols.get(protocol, **changes)
-    check_names(baselines)
-    for model in models:
-        if model not in STUDENTS:
-            raise ConfigError(
-                f"models: expected a network, got '{model}'; {did_you_mean(model, list(STUDENTS))}"
-            )
-    _check_models(models, recipe)
+        small.record(evaluation=evaluation.to_dict())
+    return evaluation
 
 
 def _check_order(small: Any, data: Any) -> None:
@@ -190,20 +253,6 @@ def _check_order(small: Any, data: Any) -> None:
             f"evaluate: expected a small set or its folder first, got {type(small).__name__}; call "
             "evaluate(small, data)"
         )
-
-
-def _check_models(models: tuple[str | nn.Module, ...], recipe: Protocol) -> None:
-    if not models:
-        raise ConfigError(
-            "models: expected at least one network, got none; leave it out for the protocol's "
-            "student"
-        )
-    names = [_name_of(model) for model in models]
-    if len(set(names)) < len(names):
-        raise ConfigError(
-            f"models: expected different networks, got {', '.join(names)}; name each once"
-        )
-    recipe.check_networks(names)
 
 
 def _check_fits(small: DistilledDataset, data: ImageDataset) -> None:
@@ -223,8 +272,8 @@ def _check_fits(small: DistilledDataset, data: ImageDataset) -> None:
         )
         raise DataError(
             f"evaluate: expected label {place} to mean '{data.classes[place]}' like in "
-            f"{data.name}, got "
-            f"'{small.classes[place]}'; load the data that the small set was made from"
+            f"{data.name}, got '{small.classes[place]}'; load the data that the small set was made "
+            "from"
         )
     if not len(data.test):
         raise DataError(
@@ -236,7 +285,7 @@ def _name_of(model: str | nn.Module) -> str:
     return model if isinstance(model, str) else type(model).__name__
 
 
-def _seen(data: ImageDataset, split: Split) -> Split:
+def _normalised(data: ImageDataset, split: Split) -> Split:
     return Split(data.transform.apply(split.images), split.labels)
 
 
@@ -295,17 +344,17 @@ def _title(small: DistilledDataset) -> str:
     return str(method) if method and method not in BASELINES else "distilled"
 
 
-def _about(kept: ImageDataset, held_out: Split, share: float) -> dict[str, Any]:
+def _data_record(training: ImageDataset, held_out: Split, share: float) -> dict[str, Any]:
     return {
-        "name": kept.name,
-        "fingerprint": kept.fingerprint,
-        "transform": kept.transform.kind,
-        "train": len(kept.train),
+        "name": training.name,
+        "fingerprint": training.fingerprint,
+        "transform": training.transform.kind,
+        "train": len(training.train),
         "validation": len(held_out),
-        "test": len(kept.test),
+        "test": len(training.test),
         "validation_share": share,
-        "classes": list(kept.classes),
+        "classes": list(training.classes),
         "test_per_class": torch.bincount(
-            kept.test.labels.cpu(), minlength=kept.num_classes
+            training.test.labels.cpu(), minlength=training.num_classes
         ).tolist(),
     }

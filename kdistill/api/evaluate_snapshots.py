@@ -8,6 +8,7 @@ which the run held out, and the last one.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdistill.api.evaluate import evaluate
+from kdistill.api.evaluate import EvaluationConfig, run_evaluation
+from kdistill.api.training_data import load
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.snapshot_folder import load_snapshot, snapshot_iterations
-from kdistill.data import ImageDataset, load_data
+from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError
 from kdistill.evaluation import protocols
 from kdistill.evaluation.protocols import Protocol
@@ -131,7 +133,7 @@ def evaluate_snapshots(
     progress: Callable[[str], None] | None = None,
     quiet: bool = False,
 ) -> SnapshotEvaluation:
-    """Train fresh networks on every snapshot of a run and on its last set, and test them as ``evaluate`` does.
+    """Train fresh networks on every snapshot of a run and on its last set, and test them.
 
     Args:
         run: Folder of a finished run that was started with ``snapshot_every``.
@@ -167,7 +169,9 @@ def evaluate_snapshots(
     recipe = replace(
         recipe, eight_bit=False, hard_labels=False, robustness=False, best_on_test=False
     )
-    data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
+    models = None if model is None else (model,)
+    config = EvaluationConfig(protocol=recipe, models=models, baselines=())
+    data = load(data, quiet)
     last = DistilledDataset.from_pretrained(run)
     end = _iterations_of(last, iterations)
     rows = []
@@ -175,17 +179,8 @@ def evaluate_snapshots(
         for iteration in [*(at for at in iterations if at < end), end]:
             small = last if iteration == end else load_snapshot(run, iteration, last)
             show(f"iteration {iteration:,} of {end:,}")
-            say = None if progress is None else _prefixed(progress, f"iteration {iteration:,}: ")
-            result = evaluate(
-                small,
-                data,
-                protocol=recipe,
-                models=model,
-                baselines=(),
-                seed=seed,
-                device=device,
-                progress=say,
-            )
+            say = None if progress is None else partial(_tell, progress, iteration)
+            result = run_evaluation(config, small, data, seed=seed, device=device, progress=say)
             row = result.rows[0]
             is_held_out = data.validation is not None or held_out_share(small) is not None
             validation = row.validation if is_held_out else ()
@@ -197,12 +192,15 @@ def evaluate_snapshots(
     )
 
 
-def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:
-    return lambda text: progress(prefix + text)
+def _tell(progress: Callable[[str], None], iteration: int, text: str) -> None:
+    progress(f"iteration {iteration:,}: {text}")
 
 
 def _iterations_of(last: DistilledDataset, iterations: list[int]) -> int:
-    """Return how many iterations made the artefact, as its record says; one more than its snapshots where it says nothing."""
+    """Return how many iterations made the artefact.
+
+    Where its record says nothing it is one more than its last snapshot's.
+    """
     record = last.metrics.get("distillation")
     done = record.get("iterations") if isinstance(record, dict) else None
     return done if isinstance(done, int) and done > 0 else iterations[-1] + 1

@@ -66,30 +66,35 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Train fresh networks on the small set and on baselines, and test them on real data."""
-    from kdistill.api.evaluate import check_settings
+    from kdistill.api.evaluate import EvaluationConfig
     from kdistill.api.resources import use
     from kdistill.api.stored_set import run_to_load, stored_set
     from kdistill.artifacts import import_published
     from kdistill.evaluation import is_from_other_data
 
     use(threads, device)
-    rate, networks, wanted = _rate(lr), words_of(models) or [], words_of(baselines) or []
-    changes = {"nets": nets, "lr": rate, "precision": precision}
-    check_settings(protocol, tuple(networks), tuple(wanted), **changes)
+    config = EvaluationConfig(
+        protocol=protocol,
+        models=words_of(models),
+        baselines=words_of(baselines),
+        nets=nets,
+        lr=_rate(lr),
+        precision=precision,
+    )
     if snapshots:
-        _check_snapshots(artefact, networks, rate)
+        _check_snapshots(artefact, config)
     small = stored_set(artefact)
-    config = run_to_load(artefact, small, data=data, size=size)
-    real = config.load(quiet=quiet, skip_unreadable=skip_unreadable)
+    source = run_to_load(artefact, small, data=data, size=size)
+    real = source.load(quiet=quiet, skip_unreadable=skip_unreadable)
     if small is None:
         small = import_published(artefact, transform=real.transform, classes=real.classes)
     is_other = is_from_other_data(small, real)
     out = artefact if artefact.is_dir() and not is_other else None
-    chosen = {"protocol": protocol, **changes, "seed": seed, "device": device, "quiet": quiet}
+    chosen = {"seed": seed, "device": device, "quiet": quiet}
     if snapshots:
-        _evaluate_snapshots(artefact, real, small, out, model=networks[0], **chosen)
+        _evaluate_snapshots(config, artefact, real, small, out, **chosen)
     else:
-        result = evaluate_and_save(small, real, out, models=networks, baselines=wanted, **chosen)
+        result = evaluate_and_save(config, small, real, out, **chosen)
         for model in result.models if per_class else ():
             echo("\n" + result.per_class(model))
     if is_other:
@@ -110,25 +115,25 @@ def _rate(text: str | None) -> float | str | None:
         raise ConfigError(f"lr: expected a number or auto, got '{text}'; 0.01 is usual") from None
 
 
-def evaluate_and_save(small: Any, data: Any, out: Path | None, **chosen: Any) -> Any:
+def evaluate_and_save(config: Any, small: Any, data: Any, out: Path | None, **chosen: Any) -> Any:
     """Show the evaluation of a set, leave it in its folder, and return it."""
-    import kdistill
+    from kdistill.api.evaluate import run_evaluation
 
-    result = kdistill.evaluate(small, data, **chosen)
+    result = run_evaluation(config, small, data, **chosen)
     show_table(result)
     if out is not None:
         small.save_pretrained(out)
     return result
 
 
-def _check_snapshots(run: Path, models: list[str], lr: Any) -> None:
+def _check_snapshots(run: Path, config: Any) -> None:
     """Raise ConfigError for what ``--snapshots`` cannot be combined with."""
     from kdistill.errors import ConfigError
 
-    if run.is_dir() and len(models) == 1 and lr != "auto":
+    if run.is_dir() and len(config.networks) == 1 and config.lr != "auto":
         return
-    got = f"the networks {', '.join(models) or 'of an empty list'}"
-    got = "a file" if not run.is_dir() else "lr auto" if lr == "auto" else got
+    got = f"the networks {', '.join(config.networks)}"
+    got = "a file" if not run.is_dir() else "lr auto" if config.lr == "auto" else got
     raise ConfigError(
         f"--snapshots: expected the folder of a run, one network and a fixed lr, got {got}; change "
         "it"
@@ -136,12 +141,13 @@ def _check_snapshots(run: Path, models: list[str], lr: Any) -> None:
 
 
 def _evaluate_snapshots(
-    run: Path, data: Any, small: Any, out: Path | None, *, model: str, **chosen: Any
+    config: Any, run: Path, data: Any, small: Any, out: Path | None, **chosen: Any
 ) -> None:
     """Show one row per snapshot of ``run``, and leave the numbers in its artefact ``small``."""
     import kdistill
 
-    result = kdistill.evaluate_snapshots(run, data, model=model, **chosen)
+    (model,) = config.networks
+    result = kdistill.evaluate_snapshots(run, data, protocol=config.recipe, model=model, **chosen)
     show_table(result)
     if out is not None:
         small.with_metrics(snapshots=result.to_dict()).save_pretrained(out)

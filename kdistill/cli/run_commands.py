@@ -38,6 +38,7 @@ def demo(
     Takes a few minutes and downloads nothing.
     """
     import kdistill
+    from kdistill.api.evaluate import EvaluationConfig
     from kdistill.api.run_folder import is_unfinished
 
     data = kdistill.load_data("mnist5k", quiet=quiet)
@@ -54,7 +55,7 @@ def demo(
             force=out == DEMO and not resume,  # a folder that the user names is not replaced
             quiet=quiet,
         )
-    evaluate_and_save(small, data, out, protocol="quick", seed=seed, quiet=quiet)
+    evaluate_and_save(EvaluationConfig(protocol="quick"), small, data, out, seed=seed, quiet=quiet)
     echo(
         f"\nThe {len(small.images)} images are in {out}: look at {out / 'preview.png'} and "
         f"{out / 'README.md'}."

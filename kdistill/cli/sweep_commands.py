@@ -1,6 +1,5 @@
 """The commands of many runs: ``sweep`` and ``compare``."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +9,6 @@ from kdistill.cli.parameters import Device, Quiet, Threads
 from kdistill.cli.terminal import command, echo, hint_on_interrupt, show_table, words_of
 
 app = typer.Typer()
-
-_PARTS = re.compile(
-    r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^,])+"""
-)  # a comma inside quotes or a list divides nothing
 
 
 @command(
@@ -58,7 +53,7 @@ def sweep(
 
     Finished runs are not repeated, and failed ones do not stop the others.
     """
-    from kdistill.api.sweep import Grid, plan_runs
+    from kdistill.api.grid import Grid, parse_axes, plan_runs
     from kdistill.api.sweep import sweep as run_sweep
     from kdistill.config import from_mapping, load_file, merge
 
@@ -71,7 +66,7 @@ def sweep(
     }
     changes = {key: value for key, value in given.items() if value is not None}
     changes["evaluation"] = {key: value for key, value in named.items() if value is not None}
-    table = merge(load_file(config) if config else {}, _axes(options), changes)
+    table = merge(load_file(config) if config else {}, parse_axes(options), changes)
     grid = from_mapping(Grid, table, where=str(config or "sweep"))
     if dry_run:
         for planned in plan_runs(grid, out):
@@ -109,25 +104,3 @@ def compare(
     show_table(table)
     for path in to:
         echo(f"wrote {table.save(path)}", err=True)
-
-
-def _axes(options: list[str]) -> dict[str, Any]:
-    """Turn ``["seed=0,1", "lr_images=1,10"]`` into the axes of a grid.
-
-    What is no setting of a run is an option of the method.
-    """
-    from kdistill.api.sweep import AXES
-    from kdistill.config import merge, parse_overrides
-
-    table: dict[str, Any] = {"options": {}}
-    for text in options:
-        key, equals, literal = text.partition("=")
-        parts = _PARTS.findall(literal) if equals and not literal.lstrip().startswith("[") else []
-        if len(parts) > 1:
-            values = [parse_overrides([f"{key}={part}"]) for part in parts]
-            one = {key.strip(): [value[key.strip()] for value in values]}
-        else:
-            one = parse_overrides([text])
-        for name, value in one.items():
-            table = merge(table, {name: value} if name in AXES else {"options": {name: value}})
-    return table
