@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdistill.errors import NonFiniteError
+from kdistill.errors import DataError, NonFiniteError
 from kdistill.keys import generator as keyed
 from kdistill.priors.gan_training import GanState, PriorSpec, new_gan_training
 from kdistill.priors.gan_training.discriminator import Discriminator, _spread, group_size
@@ -201,3 +201,15 @@ def test_the_spread_is_that_of_a_group():
     torch.testing.assert_close(_spread(x), wanted)
     assert float(_spread(x[:1].expand(8, -1, -1, -1)).max()) < 1e-3
     assert [group_size(count) for count in (2, 3, 8, 10)] == [2, 1, 4, 2]
+
+
+def test_a_checkpoint_of_other_tensors_is_refused(digits):
+    training = tiny_training(digits)
+    tensors = training.start().tensors
+    renamed = {"generator.theta": tensors["generator"]}  # as version 0.1.0 named them
+    shorter = tensors | {"average": tensors["average"][:-1]}
+    double = tensors | {"average": tensors["average"].double()}
+    for others in (renamed, shorter, double):
+        with pytest.raises(DataError, match="with the tensors of this training, got others"):
+            training.restored(others, {"iteration": 1})
+    assert training.restored(tensors, {"iteration": 1}).iteration == 1

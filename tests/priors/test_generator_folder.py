@@ -1,6 +1,7 @@
 """Generators in folders come back whole, or are refused with the reason."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,3 +94,11 @@ def test_a_full_disk_leaves_the_earlier_generator(tmp_path, disk_with_room_for):
         "generator.safetensors",
     }  # the card was the other's
     assert torch.equal(drawn_images(load_generator(folder)), drawn_images(tiny_stylegan3()))
+
+
+def test_a_generator_of_version_0_1_0_loads_with_the_same_values():
+    saved, original = load_generator(Path(__file__).parent / "saved_by_0_1"), tiny_stylegan3()
+    assert saved.config == original.config
+    assert saved.tensors.keys() == original.tensors.keys()
+    for name, x in original.tensors.items():
+        assert torch.equal(saved.tensors[name], x), name
