@@ -154,7 +154,7 @@ def train_prior(
             "iterations": ending.state.iteration,
             "augment_p": float(ending.state.tensors["augment_p"]),
         }
-        network = with_mean_latent(task.generator(ending.state.tensors["average"]), seed)
+        network = with_mean_latent(task.generator(ending.state.tensors["average"]), spec.seed)
         quality = _save_and_measure(spec, network, training_data, held_out, folder, provenance)
     return TrainedPrior(folder, network, quality, ending.state.iteration, ending.finished)
 
