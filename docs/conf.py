@@ -25,6 +25,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # an included page may begin below the first level
 
+highlight_language = "none"  # blocks without a language are commands and formulas
+
 html_theme = "furo"  # takes no font and no script from the network
 html_title = f"kdistill {release}"
 html_static_path = ["site.css"]
@@ -39,8 +41,7 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80  # a longer signature has a line for every parameter
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = ["Cost", "Symbols"]
-napoleon_use_ivar = True  # attributes are described once, by their class
+napoleon_custom_sections = ["Cost", "Symbols", ("Attributes", "params_style")]
 
 
 def site_links(text: str, source: Path, page: Path) -> str:
@@ -74,18 +75,48 @@ def read_docstring(
 ) -> None:
     """Prepare a docstring for napoleon: titles on lines of their own, examples, no stray markup."""
     out: list[str] = []
+    in_section = False  # below a title that has text beside it
     for line in lines:
         title = re.match(r"(Cost|References|Symbols): (.+)", line)
-        is_example = line.startswith("    ") and out[-1:] == [""] and not re.search(r":$", out[-2])
-        if is_example and not out[-2].startswith(" "):
-            out += ["::", ""]
-        out += [f"{title[1]}:", f"    {title[2]}"] if title else [line]
+        in_section = bool(title) or (in_section and bool(line))
+        if title:
+            out += [f"{title[1]}:", f"    {title[2]}"]
+        elif in_section:
+            out += [f"    {line.strip()}"]
+        else:
+            is_example = line.startswith("    ") and out[-1:] == [""]
+            if is_example and not out[-2].startswith(" ") and not out[-2].endswith(":"):
+                out += ["::", ""]
+            out += [line]
     # what stands between double backticks stays, elsewhere * and | are characters
     text = re.sub(r"(``.*?``)|([*|])", lambda m: m[1] or "\\" + m[2], "\n".join(out), flags=re.S)
     lines[:] = text.split("\n")
+
+
+def read_signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    thing: object,
+    options: object,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    """Write the default that a dataclass makes anew for every instance as an expression."""
+    return signature and signature.replace("<factory>", "..."), returns
+
+
+def skip_member(
+    app: Sphinx, what: str, name: str, thing: object, is_skipped: bool, options: object
+) -> bool | None:
+    """Leave out what a named tuple says of its own fields; the class describes them."""
+    is_alias = str(getattr(thing, "__doc__", "")).startswith("Alias for field number")
+    return True if is_alias else None
 
 
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("source-read", read_page)
     app.connect("autodoc-process-docstring", read_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-skip-member", skip_member)
+    app.connect("autodoc-process-signature", read_signature)
