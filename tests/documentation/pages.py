@@ -15,6 +15,14 @@ PAGES = [
 ]
 
 
+# in CONTRIBUTING.md, before a block: `path`: or Add to `path` after `line`:
+WALK = re.compile(
+    r"^(?:`(?P<new>[\w./]+)`|Add to `(?P<path>[\w./]+)` after (?P<ticks>`+) ?(?P<line>.*?) ?(?P=ticks)):"
+    r"\n\n```\w*\n(?P<text>.*?)^```$",
+    flags=re.M | re.S,
+)
+
+
 def page_name(page: Path) -> str:
     """Return the path of a page below the repository's root, for the name of a test."""
     return str(page.relative_to(ROOT))
@@ -36,6 +44,6 @@ def command_lines(page: Path) -> list[str]:
 
 def code_spans(page: Path) -> list[str]:
     """Return what stands between single backticks, and the lines of command blocks."""
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    text = re.sub(r"```.*?```|``[^`].*?``", "", page.read_text(), flags=re.S)
     spans = re.findall(r"`([^`]+)`", text)
     return [" ".join(span.split()) for span in spans] + command_lines(page)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from kdistill.api.run import resolve
 from kdistill.cli import app
 from kdistill.config import parse_overrides
-from tests.documentation.pages import PAGES, ROOT, code_spans, command_lines, page_name
+from tests.documentation.pages import PAGES, ROOT, WALK, code_spans, command_lines, page_name
 
 PROGRAM = typer.main.get_command(app)
 OWN_MODULE = re.compile(r"(?:python|\.venv/bin/python) -m ((?:benchmarks|tests)\.\w+)(.*)")
@@ -63,7 +63,10 @@ def check_settings(line: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_command_lines_parse_and_their_settings_exist(page, monkeypatch):
     monkeypatch.chdir(ROOT)  # sweeps read their grids from benchmarks/
+    made = {Path(block["new"] or "").stem for block in WALK.finditer(page.read_text())} - {""}
     for line in command_lines(page):
+        if made & set(line.split()):
+            continue  # test_contributing.py runs it where the method of this name exists
         line = line.removeprefix(".venv/bin/")
         if line.startswith("kdistill "):
             check_settings(line)

@@ -6,7 +6,7 @@ Symbols: P parameters, B images, C channels, S their side, N classes, F features
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -79,6 +79,12 @@ class Student(AutogradPasses):
     def apply(self, theta: Tensor, images: Tensor) -> Tensor:
         """Return logits ``[B, N]`` (``[G, B, N]``); differentiable twice in theta and images."""
         return self._each(self._logits, theta, images)
+
+    @overload
+    def features(self, theta: Tensor, images: Tensor) -> Tensor: ...
+
+    @overload
+    def features(self, theta: Tensor, images: Tensor, layers: str) -> Tensor | list[Tensor]: ...
 
     def features(
         self, theta: Tensor, images: Tensor, layers: str = "last"

@@ -1,0 +1,83 @@
+"""The walks of CONTRIBUTING.md, taken in a copy of the repository as a newcomer would take them."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.documentation.pages import ROOT, WALK
+
+COPIED = ("kdistill", "tests", "docs", "benchmarks", "csrc")
+
+
+def section(title: str) -> str:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the repository: sources as files, compiled modules as links."""
+    for name in COPIED:
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
+    for module in (ROOT / "kdistill").glob("*.so"):
+        (tmp_path / "kdistill" / module.name).symlink_to(module)
+    for page in (*ROOT.glob("*.md"), ROOT / "pyproject.toml", ROOT / "Makefile"):
+        shutil.copy(page, tmp_path)
+    return tmp_path
+
+
+def follow(title: str, copy) -> list[str]:
+    """Do what a section says, and return the files that it touched."""
+    touched = []
+    for block in WALK.finditer(section(title)):
+        path = copy / (block["new"] or block["path"])
+        if block["new"]:
+            assert not path.exists(), f"{block['new']} is there already"
+            path.write_text(block["text"])
+        else:
+            lines = path.read_text().splitlines(keepends=True)
+            (row,) = [i for i, line in enumerate(lines) if line.split() == block["line"].split()]
+            path.write_text("".join([*lines[: row + 1], block["text"], *lines[row + 1 :]]))
+        touched.append(block["new"] or block["path"])
+    return touched
+
+
+def run(copy, *arguments: str) -> str:
+    """Run a Python of its own in the copy."""
+    environment = {**os.environ, "PYTHONPATH": str(copy), "KDISTILL_CACHE": str(copy / "cache")}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_method_of_the_walk_runs_from_one_end_to_the_other(copy):
+    touched = follow("How to add a method", copy)
+    assert touched == [
+        "kdistill/methods/matching/moments.py",
+        "kdistill/methods/__init__.py",
+        "tests/test_moments.py",
+        "README.md",
+    ]
+    assert len((copy / touched[0]).read_text().splitlines()) <= 110
+    small = "--set iterations=10 --set width=8 --set batch_real=16"
+    commands = [
+        f"distill digits --method moments --ipc 1 --out out/moments {small}",
+        "evaluate out/moments --protocol quick --nets 1 --baselines random",
+    ]
+    program = "import sys; from typer.testing import CliRunner; from kdistill.cli import app\n"
+    program += "for line in sys.argv[1:]:\n"
+    program += "    done = CliRunner().invoke(app, line.split())\n"
+    program += "    assert done.exit_code == 0, done.output"
+    run(copy, "-c", program, *commands)
+    assert (copy / "out/moments/preview.png").exists()
+    tests = ["tests/test_moments.py", "tests/test_method_listing.py", "tests/test_layering.py"]
+    tests += ["tests/documentation/test_names.py"]
+    output = run(copy, "-m", "pytest", "-q", "-k", "moments or readme", *tests)
+    assert " passed" in output
