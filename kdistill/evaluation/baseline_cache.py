@@ -6,12 +6,11 @@ its owner can write; a missing or damaged one is trained again.
 """
 
 import hashlib
-import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -23,8 +22,7 @@ from kdistill.engine.winograd_rule import asked_convolution
 from kdistill.errors import DataError
 from kdistill.ops._registry import asked_backend
 
-_log = logging.getLogger("kdistill")
-REMEDY = "the baseline is trained again"
+T = TypeVar("T")
 _PACKAGE = Path(__file__).parents[1]
 _DECIDES = (
     "engine",
@@ -63,14 +61,18 @@ def name_of(identity: Mapping[str, Any]) -> str:
     return digest_of(jsonable(full), 32)
 
 
-def load(name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return tensors and facts of an entry; None, with a warning, if it cannot be used."""
+def load(name: str, check: Callable[[dict[str, Tensor], Mapping[str, Any]], T]) -> T | None:
+    """Return what ``check`` makes of the tensors and facts of an entry.
 
-    def checked(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    Returns:
+        None where there is no entry or, with a warning, none that ``check`` accepts.
+    """
+
+    def checked(content: bytes, path: Path) -> T:
         tensors, entry = decode_checkpoint(content, path)
         if entry["entry"] != name:
             raise DataError(f"{path}: expected the baseline that its name says, got another")
-        return tensors, dict(entry["facts"])
+        return check(tensors, dict(entry["facts"]))
 
     return _file(name).read(checked)
 
@@ -80,10 +82,5 @@ def save(name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> 
     _file(name).write(encode_checkpoint(tensors, {"entry": name, "facts": facts}))
 
 
-def refuse(reason: Exception) -> None:
-    """Say that an entry is not used."""
-    _log.warning("cache: %s; %s", reason, REMEDY)
-
-
 def _file(name: str) -> CacheFile:
-    return CacheFile("baselines", f"{name}.safetensors", REMEDY)
+    return CacheFile("baselines", f"{name}.safetensors", "the baseline is trained again")

@@ -89,37 +89,28 @@ class Baselines:
 
     def _row(self, name: str, title: str, strategy: str, trainer: Trainer) -> Row:
         entry = self._entry(name, title, strategy, trainer)
+
+        def checked(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Row:
+            """Return the cached row, or refuse numbers that cannot be those of this baseline."""
+            row = Row.from_dict(facts)
+            test_counts = trainer.test.labels.bincount(minlength=self.num_classes).tolist()
+            nets, has_validation = self.protocol.nets, len(trainer.validation) > 0
+            wrong = implausibility(row, nets, test_counts, has_validation)
+            if (row.name, row.model, row.sources) != (title, trainer.model, (entry,)):
+                wrong = "the row of another baseline"
+            if wrong is not None:
+                raise DataError(f"expected what an evaluation measures of {title}, got {wrong}")
+            return row
+
         is_cached = trainer.model in self.cached_models
-        if is_cached and (cached := baseline_cache.load(entry)) is not None:
-            row = self._checked_row(cached[1], entry, title, trainer)
-            if row is not None:
-                return row
+        if is_cached and (row := baseline_cache.load(entry, checked)) is not None:
+            return row
         row, thetas = trainer.row(self._task(name, title, entry, strategy))
         if name == "full" and trainer is self.reference:
-            self.__dict__["_full_theta"] = thetas[0]
+            self._full_theta = thetas[0]
         if is_cached:
             baseline_cache.save(entry, {"theta": thetas[0]} if name == "full" else {}, asdict(row))
         return row
-
-    def _checked_row(
-        self, facts: Mapping[str, Any], entry: str, title: str, trainer: Trainer
-    ) -> Row | None:
-        """Return the row of a cache entry, or None if it cannot be that of this baseline."""
-        try:
-            row = Row.from_dict(facts)
-        except ConfigError as error:
-            baseline_cache.refuse(error)
-            return None
-        test_counts = trainer.test.labels.bincount(minlength=self.num_classes).tolist()
-        nets, has_validation = self.protocol.nets, len(trainer.validation) > 0
-        wrong = implausibility(row, nets, test_counts, has_validation)
-        if (row.name, row.model, row.sources) != (title, trainer.model, (entry,)):
-            wrong = "the row of another baseline"
-        if wrong is None:
-            return row
-        expected = f"expected what an evaluation measures of {title}, got {wrong}"
-        baseline_cache.refuse(DataError(expected))
-        return None
 
     def _entry(self, name: str, title: str, strategy: str, trainer: Trainer) -> str:
         """Return the digest of everything that decides the numbers of a baseline."""
@@ -184,28 +175,18 @@ class Baselines:
         alone = f"{entry}-first"  # without the row of full data, which nobody asked for
         is_cached = self.reference.model in self.cached_models
         for name in (entry, alone) if is_cached else ():
-            if (theta := self._cached_theta(name)) is not None:
+            if (theta := baseline_cache.load(name, self._checked_theta)) is not None:
                 return theta
         theta = self.reference.first_network(self._task("full", "full", entry, self.strategy))
         if is_cached:
             baseline_cache.save(alone, {"theta": theta}, {})
         return theta
 
-    def _cached_theta(self, entry: str) -> Tensor | None:
-        """Return the parameters in a cache entry, or None if the reference network has others."""
-        cached = baseline_cache.load(entry)
-        if cached is None:
-            return None
-        theta, count = cached[0].get("theta"), self.reference.student.num_params
-        if (
-            theta is None
-            or theta.shape != (count,)
-            or theta.dtype != torch.float32
-            or not bool(theta.isfinite().all())
-        ):
-            refused = DataError(f"expected {count:,} finite parameters, got others")
-            baseline_cache.refuse(refused)
-            return None
+    def _checked_theta(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Tensor:
+        """Return the cached parameters, or refuse what cannot be those of the reference network."""
+        theta, count = tensors["theta"], self.reference.student.num_params
+        if theta.shape != (count,) or theta.dtype != torch.float32 or not theta.isfinite().all():
+            raise DataError(f"expected {count:,} finite parameters, got others")
         return theta.to(self.images.device)
 
 
