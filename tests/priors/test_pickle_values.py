@@ -10,18 +10,16 @@ from kdistill.files.inert_pickle import Made, Name, NotReadable, parse
 from kdistill.priors.network_files import (
     pickle_values,
 )
-from kdistill.priors.network_files.pickle_values import Reader
+from kdistill.priors.network_files.pickle_values import NetworkReader
 
 
 def test_a_setstate_cannot_change_the_reader():
-    before = vars(Reader).copy()
-    method = (
-        b"cbuiltins\ngetattr\n(ckdistill.priors.network_files.pickle_values\nReader\nS'network'\ntR"
-    )
+    before = vars(NetworkReader).copy()
+    method = b"cbuiltins\ngetattr\n(ckdistill.priors.network_files.pickle_values\nNetworkReader\nS'read'\ntR"
     record = parse(method + b"}S'__code__'\nI1\nsb.").value
     assert isinstance(record, Made)
     assert record.maker == Name("builtins", "getattr")
-    assert vars(Reader) == before
+    assert vars(NetworkReader) == before
 
 
 def tensor_record(size, stride, storage):
@@ -37,12 +35,12 @@ def storage_record(count):
 def test_a_small_file_cannot_fill_the_memory():
     storage = storage_record(4)
     with pytest.raises(NotReadable, match="larger than its storage"):
-        Reader(1000).tensor(tensor_record((2, 3), (3, 1), storage))
+        NetworkReader(1000).tensor(tensor_record((2, 3), (3, 1), storage))
     with pytest.raises(NotReadable, match="more bytes than the file has"):
-        Reader(1000).tensor(tensor_record((1000, 1000), (0, 0), storage))
+        NetworkReader(1000).tensor(tensor_record((1000, 1000), (0, 0), storage))
     with pytest.raises(NotReadable, match="impossible shape"):
-        Reader(1000).tensor(tensor_record((-1,), (1,), storage))
-    assert Reader(1000).tensor(tensor_record((2, 2), (1, 2), storage)).is_contiguous()
+        NetworkReader(1000).tensor(tensor_record((-1,), (1,), storage))
+    assert NetworkReader(1000).tensor(tensor_record((2, 2), (1, 2), storage)).is_contiguous()
 
 
 def test_modules_that_share_modules_end():
@@ -52,11 +50,11 @@ def test_modules_that_share_modules_end():
             Name("torch.nn", "Module"), (), state={"_modules": dict.fromkeys("abcdefgh", twice)}
         )
     with pytest.raises(NotReadable, match="more than"):
-        Reader(1000).network(twice)
+        NetworkReader(1000).read(twice)
     loop = Made(Name("torch.nn", "Module"), (), state={"_modules": {}})
     loop.state["_modules"]["a"] = loop
     with pytest.raises(NotReadable, match="nested too deeply"):
-        Reader(1000).network(loop)
+        NetworkReader(1000).read(loop)
 
 
 def test_calls_share_their_arguments_and_need_a_tuple():
@@ -68,7 +66,7 @@ def test_calls_share_their_arguments_and_need_a_tuple():
 
 
 def test_storages_are_read_once(monkeypatch):
-    storage, reader, read = storage_record(4), Reader(10**6), []
+    storage, reader, read = storage_record(4), NetworkReader(10**6), []
     original = pickle_values.read_storage
     monkeypatch.setattr(
         pickle_values, "read_storage", lambda data: read.append(data) or original(data)
@@ -92,7 +90,7 @@ def test_keys_of_one_hash_and_long_names_cost_nothing():
         parse(b"c" + b"a" * 1000 + b"\nf\n.")
     long = Made(Name("torch.nn", "Module"), (), state={"_parameters": {"a" * 201: None}})
     with pytest.raises(NotReadable, match="a name of more than 200 characters"):
-        Reader(1000).network(long)
+        NetworkReader(1000).read(long)
 
 
 def test_a_small_file_cannot_ask_for_many_entries():
@@ -100,12 +98,12 @@ def test_a_small_file_cannot_ask_for_many_entries():
     for _ in range(8):
         wide = Made(Name("torch.nn", "Module"), (), state={"_modules": {"a": wide, "b": wide}})
     with pytest.raises(NotReadable, match="more than 200000"):
-        Reader(1000).network(wide)
+        NetworkReader(1000).read(wide)
     array = Made(Name("numpy._core.multiarray", "_reconstruct"), (1,))
     dtype = Made(Name("numpy", "dtype"), ("u1", False, True))
     array.state = (1, (250_000,), dtype, False, b"x" * 250_000)
     with pytest.raises(NotReadable, match="more than 200000"):
-        Reader(1000).plain(array)
+        NetworkReader(1000).plain(array)
 
 
 def test_messages_do_not_write_out_what_is_endless():
@@ -118,7 +116,7 @@ def test_messages_do_not_write_out_what_is_endless():
         Made(Name("numpy._core.multiarray", "scalar"), (dtype, b"x")),
     ):
         with pytest.raises(NotReadable):
-            Reader(1000).plain(value)
+            NetworkReader(1000).plain(value)
 
 
 def test_keys_that_take_forever_to_hash_are_not_hashed():

@@ -47,18 +47,12 @@ from kdistill.priors.stylegan import Generator, new_stylegan2
 from kdistill.priors.stylegan.parameters import FlatLayout
 from kdistill.runner import Timing
 
-Metrics = dict[str, Tensor]  # scalars by name
+Losses = dict[str, Tensor]  # scalars by name
 
 BETAS = (0.0, 0.99)  # of Adam
 ADJUST_EVERY = 4  # iterations between two changes of the probability of augmentation
 PATH_DECAY = 0.01
 WARM_UP = 0.05  # the average's half-life is at most this share of the images shown so far
-LOSSES = {
-    "loss_discriminator": "discriminator loss",
-    "r1": "gradient penalty",
-    "loss_generator": "generator loss",
-    "path": "path-length penalty",
-}
 BUFFERS = ("noise_const", "resample_filter", "w_avg")  # tensors of a generator that are not trained
 
 
@@ -161,14 +155,15 @@ class GanTraining:
         """Return the generator with these parameters ``[P]``."""
         return self.network.with_tensors(self.layout.named(parameters))
 
-    def iterate(self, now: GanState) -> tuple[GanState, Metrics]:
+    def iterate(self, now: GanState) -> tuple[GanState, Losses]:
         """Return the state after one more iteration, and its losses.
 
         Penalties are 0 in iterations that leave them out.
         """
         state, iteration = now.tensors, now.iteration
         theta = state["generator"].detach().requires_grad_()
-        rows = self._rows(iteration)
+        key = make_key(self.spec.seed, "prior rows", iteration)
+        rows = self.sampler.draw(self.spec.batch_size, key).to(self.labels.device)
         labels = self.labels[rows]
         fake, _ = self._generated(theta, "prior fake", iteration, labels)
         state, on_real, losses = self._train_discriminator(
@@ -185,14 +180,14 @@ class GanTraining:
         state = self._adjusted(state, iteration + 1)
         return GanState(iteration + 1, state), losses | more_losses
 
-    def check(self, before: GanState, after: GanState, losses: Metrics) -> dict[str, float]:
+    def check(self, before: GanState, after: GanState, losses: Losses) -> dict[str, float]:
         """Return what a ``PriorProgress`` says beside the timing.
 
         Raises:
             NonFiniteError: A loss or a parameter is not finite; names the first of them.
         """
         values = {name: float(x) for name, x in losses.items()}
-        wrong = [f"{LOSSES[n]}, got {x}" for n, x in values.items() if not math.isfinite(x)]
+        wrong = [f"{name}, got {x}" for name, x in values.items() if not math.isfinite(x)]
         wrong += [
             f"{name} after the step, got one that is not"
             for name in ("discriminator", "generator")
@@ -204,8 +199,12 @@ class GanTraining:
                 f"prior train: expected at iteration {after.iteration} a finite {wrong[0]}; "
                 f"lower lr (now {self.spec.lr:g}) or raise r1 (now {r1:g}) in a new folder"
             )
-        told = {name: values[name] for name in ("loss_discriminator", "loss_generator")}
-        return told | {name: float(after.tensors[name]) for name in ("sign", "augment_p")}
+        return {
+            "loss_discriminator": values["discriminator loss"],
+            "loss_generator": values["generator loss"],
+            "sign": float(after.tensors["sign"]),
+            "augment_p": float(after.tensors["augment_p"]),
+        }
 
     def saved(self, state: GanState) -> tuple[State, dict[str, Any]]:
         """Return tensors and numbers for a checkpoint."""
@@ -245,7 +244,7 @@ class GanTraining:
 
     def _train_discriminator(
         self, state: State, iteration: int, real: Tensor, fake: Tensor, labels: Tensor
-    ) -> tuple[State, DiscriminatorOutput, Metrics]:
+    ) -> tuple[State, DiscriminatorOutput, Losses]:
         spec, augment_p = self.spec, float(state["augment_p"])
         weight = spec.r1_weight(self.discriminator.size)
         has_penalty = weight > 0.0 and iteration % spec.r1_every == 0
@@ -263,7 +262,7 @@ class GanTraining:
             (grad,) = torch.autograd.grad(on_real.logits.sum(), real, create_graph=True)
             r1 = grad.square().sum((1, 2, 3)).mean()
         (grad,) = torch.autograd.grad(total + 0.5 * weight * spec.r1_every * r1, theta)
-        losses = {"loss_discriminator": loss.detach(), "r1": r1.detach()}
+        losses = {"discriminator loss": loss.detach(), "gradient penalty": r1.detach()}
         return self._stepped(state, "discriminator", grad, iteration), on_real, losses
 
     def _train_generator(
@@ -274,7 +273,7 @@ class GanTraining:
         fake: Tensor,
         labels: Tensor,
         spread: Tensor,
-    ) -> tuple[State, Metrics]:
+    ) -> tuple[State, Losses]:
         spec = self.spec
         tensors = self.discriminator_layout.named(state["discriminator"])
         images = self._augmented(fake, float(state["augment_p"]), "step", iteration)
@@ -285,13 +284,14 @@ class GanTraining:
         total = loss + spec.classify * classification + spec.diversity * missing_spread
         path, mean = loss.new_zeros(()), float(state["path_mean"])
         if spec.path_length > 0.0 and iteration % spec.path_every == 0:
-            lengths = self._path_lengths(theta, iteration)
+            half = labels[: max(spec.batch_size // 2, 1)]
+            lengths = self._path_lengths(theta, iteration, half)
             mean += PATH_DECAY * (float(lengths.detach().mean()) - mean)
             path = (lengths - mean).square().mean()
             total = total + spec.path_length * spec.path_every * path
         (grad,) = torch.autograd.grad(total, theta)
         state = self._stepped(state, "generator", grad, iteration)
-        losses = {"loss_generator": loss.detach(), "path": path.detach()}
+        losses = {"generator loss": loss.detach(), "path-length penalty": path.detach()}
         return state | {"path_mean": _scalar(mean)}, losses
 
     def _stepped(self, state: State, network: str, grad: Tensor, iteration: int) -> State:
@@ -299,9 +299,8 @@ class GanTraining:
         after, moments = self.optimizer.update({network: grad}, state, state, iteration)
         return moments | {network: after[network]}
 
-    def _path_lengths(self, theta: Tensor, iteration: int) -> Tensor:
-        """Return ``|J^T y|`` per image for half a batch, y normal over the side; differentiable."""
-        labels = self.labels[self._rows(iteration)][: max(self.spec.batch_size // 2, 1)]
+    def _path_lengths(self, theta: Tensor, iteration: int, labels: Tensor) -> Tensor:
+        """Return ``|J^T y|`` per image, y normal over the side; differentiable."""
         images, ws = self._generated(theta, "prior path", iteration, labels)
         key = make_key(self.spec.seed, "prior path y", iteration)
         y = torch.randn(images.shape, generator=keyed(key)).to(images)
@@ -318,11 +317,6 @@ class GanTraining:
         z = torch.randn(len(labels), self.spec.z_dim, generator=keyed(make_key(key, "z"))).to(theta)
         ws = network.mapping(z, labels)
         return network.forward(ws, BatchNoise(key, range(len(labels)))), ws
-
-    def _rows(self, iteration: int) -> Tensor:
-        """Return the row numbers of a batch of real images."""
-        key = make_key(self.spec.seed, "prior rows", iteration)
-        return self.sampler.draw(self.spec.batch_size, key).to(self.labels.device)
 
     def _augmented(self, images: Tensor, p: float, purpose: str, iteration: int) -> Tensor:
         """Return images as the discriminator gets them: each family changes each with chance p."""
@@ -372,8 +366,8 @@ def new_gan_training(spec: PriorSpec, data: ImageDataset, strategy: str) -> GanT
         network=network.to(data.train.images.device),
         discriminator=discriminator,
         augment=augment if augment.families else None,
-        layout=FlatLayout.of(trained),
-        discriminator_layout=FlatLayout.of(discriminator.new(keyed(0))),
+        layout=FlatLayout(trained),
+        discriminator_layout=FlatLayout(discriminator.new(keyed(0))),
         sampler=GroupedSampler(data.train.labels, data.num_classes),
         optimizer=Adam(spec.lr, BETAS),
     )

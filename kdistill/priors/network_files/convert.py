@@ -18,7 +18,7 @@ from kdistill.files import read_regular
 from kdistill.files.inert_pickle import Name, NotReadable, parse
 from kdistill.priors.network_files.generator_folder import save_generator
 from kdistill.priors.network_files.limits import MAX_SIDE, excess
-from kdistill.priors.network_files.pickle_values import Network, Reader, require, table
+from kdistill.priors.network_files.pickle_values import NetworkReader, require, table
 from kdistill.priors.stylegan import (
     MAPPING_LR,
     Generator,
@@ -103,7 +103,7 @@ def _parsed_network(path: Path, data: bytes) -> Generator:
             "run: do not open it with anything else, and fetch the network again from its authors"
         )
     try:
-        generator = _generator(parsed.value, Reader(len(data) + ALLOWANCE))
+        generator = _generator(parsed.value, NetworkReader(len(data) + ALLOWANCE))
     except NotReadable as error:
         raise _not_a_network(path, str(error)) from error
     except DAMAGED as error:
@@ -126,8 +126,8 @@ def _is_hostile(name: Name) -> bool:
     return package in _HOSTILE_MODULES
 
 
-def _generator(value: Any, reader: Reader) -> Generator:
-    network = reader.network(_generator_record(value))
+def _generator(value: Any, network: NetworkReader) -> Generator:
+    network.read(_generator_record(value))
     has_both = {"mapping", "synthesis"} <= network.modules.keys()
     require(has_both, f"a {_short(network.modules[''])} without mapping and synthesis")
     tensors = {
@@ -163,7 +163,7 @@ def _generator_record(value: Any) -> Any:
         raise NotReadable("a dictionary without G_ema") from None
 
 
-def _mapping(network: Network) -> MappingConfig:
+def _mapping(network: NetworkReader) -> MappingConfig:
     num_layers = 0
     while f"mapping.fc{num_layers}" in network.modules:
         multiplier = network.value(f"mapping.fc{num_layers}.bias_gain", MAPPING_LR)
@@ -184,7 +184,7 @@ def _mapping(network: Network) -> MappingConfig:
     )
 
 
-def _stylegan3(network: Network, common: dict[str, Any]) -> StyleGAN3Config:
+def _stylegan3(network: NetworkReader, common: dict[str, Any]) -> StyleGAN3Config:
     width, height = network.value("synthesis.input.size")
     names = network.value("synthesis.layer_names")
     return StyleGAN3Config(
@@ -199,7 +199,7 @@ def _stylegan3(network: Network, common: dict[str, Any]) -> StyleGAN3Config:
     )
 
 
-def _stylegan3_layer(network: Network, name: str) -> LayerConfig:
+def _stylegan3_layer(network: NetworkReader, name: str) -> LayerConfig:
     path = f"synthesis.{name}"
     return LayerConfig(
         name=name,
@@ -211,7 +211,7 @@ def _stylegan3_layer(network: Network, name: str) -> LayerConfig:
     )
 
 
-def _stylegan2(network: Network, common: dict[str, Any]) -> StyleGAN2Config:
+def _stylegan2(network: NetworkReader, common: dict[str, Any]) -> StyleGAN2Config:
     for name in network.modules:
         architecture = network.value(f"{name}.architecture", "skip")
         require(

@@ -8,7 +8,6 @@ They are read here, whatever device they were saved from.
 
 import math
 import struct
-from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -33,21 +32,49 @@ _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 _ORDERED = ("collections.OrderedDict", "dnnlib.util.EasyDict")
 
 
-@dataclass(eq=False)
-class Network:
-    """A network as its file describes it.
+class NetworkReader:
+    """Reads the record of a network within limits.
+
+    Without them a small file that names one thing many times could fill the memory, or take
+    forever.
 
     Attributes:
-        reader: Reader of the values.
-        modules: Names of the classes of its modules, by dotted names; its own is ``""``.
+        modules: Names of the classes of the modules, by dotted names; the network's own is ``""``.
         tensors: Parameters and buffers by dotted names.
-        values: All attributes of its modules by dotted names, as they stand in the file.
+        attributes: All attributes of the modules by dotted names, as they stand in the file.
+        nbytes_left: Bytes of tensors that may still be read.
+        records_left: Modules, tensors, their entries and values that may still be read.
     """
 
-    reader: "Reader"
-    modules: dict[str, str] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, max_nbytes: int):
+        self.modules: dict[str, str] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.attributes: dict[str, Any] = {}
+        self.nbytes_left, self.records_left = max_nbytes, MAX_RECORDS
+        # by the identity of the bytes in the file, which stay alive beside the storage
+        self._storages: dict[int, tuple[Any, Tensor]] = {}
+
+    def read(self, record: Any, name: str = "", depth_left: int = MAX_DEPTH) -> None:
+        """Read a module and those in it: of the original files (persistent objects), or torch's.
+
+        Args:
+            record: The record of the module.
+            name: Dotted name of the module.
+            depth_left: How deeply further modules may be nested in it.
+        """
+        self._count()
+        require(depth_left >= 0, "modules nested too deeply")
+        class_name, state = _class_and_state(record)
+        require(type(state) is dict and type(class_name) is str, "a module without its state")
+        self.modules[name] = class_name
+        prefix = f"{name}." if name else ""
+        self.attributes |= self._entries(state, prefix)
+        tensors = self._entries(state.get("_parameters"), prefix)
+        tensors |= self._entries(state.get("_buffers"), prefix)
+        self.tensors |= {key: self.tensor(x) for key, x in tensors.items() if x is not None}
+        for key, x in self._entries(state.get("_modules"), prefix).items():
+            if x is not None:
+                self.read(x, key, depth_left - 1)
 
     def value(self, name: str, *default: Any) -> Any:
         """Return an attribute as a number, text or (nested) list.
@@ -55,30 +82,7 @@ class Network:
         Raises:
             KeyError: There is no such attribute, and no default.
         """
-        return self.reader.plain(self.values.get(name, *default) if default else self.values[name])
-
-
-class Reader:
-    """Reads records within limits.
-
-    Without them a small file that names one thing many times could fill the memory, or take
-    forever.
-
-    Attributes:
-        nbytes_left: Bytes of tensors that may still be read.
-        records_left: Modules, tensors, their entries and values that may still be read.
-    """
-
-    def __init__(self, max_nbytes: int):
-        self.nbytes_left, self.records_left = max_nbytes, MAX_RECORDS
-        # by the identity of the bytes in the file, which stay alive beside the storage
-        self._storages: dict[int, tuple[Any, Tensor]] = {}
-
-    def network(self, value: Any) -> Network:
-        """Return a network of the original files (a persistent object), or one of torch's own."""
-        network = Network(self)
-        self._add_module(network, "", value, MAX_DEPTH)
-        return network
+        return self.plain(self.attributes.get(name, *default) if default else self.attributes[name])
 
     def tensor(self, value: Any) -> Tensor:
         """Return a tensor or parameter."""
@@ -124,21 +128,6 @@ class Reader:
     def _count(self, records: int = 1) -> None:
         self.records_left -= records
         require(self.records_left >= 0, f"more than {MAX_RECORDS} modules, tensors and values")
-
-    def _add_module(self, network: Network, name: str, value: Any, depth_left: int) -> None:
-        self._count()
-        require(depth_left >= 0, "modules nested too deeply")
-        class_name, state = _class_and_state(value)
-        require(type(state) is dict and type(class_name) is str, "a module without its state")
-        prefix = f"{name}." if name else ""
-        network.modules[name] = class_name
-        network.values |= self._entries(state, prefix)
-        tensors = self._entries(state.get("_parameters"), prefix)
-        tensors |= self._entries(state.get("_buffers"), prefix)
-        network.tensors |= {key: self.tensor(x) for key, x in tensors.items() if x is not None}
-        for key, x in self._entries(state.get("_modules"), prefix).items():
-            if x is not None:
-                self._add_module(network, key, x, depth_left - 1)
 
     def _entries(self, value: Any, prefix: str) -> dict[str, Any]:
         """Return the entries of a table by dotted names; every entry counts."""

@@ -1,7 +1,6 @@
 """Parameters of a network by name: how they are first drawn, and how they lie in one vector."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,20 +41,15 @@ def num_features(side: int, channel_base: int, channel_max: int) -> int:
     return max(1, min(channel_base // side, channel_max))
 
 
-@dataclass(frozen=True)
 class FlatLayout:
-    """Where named tensors lie in one vector.
+    """Where named tensors lie in one vector: in their order.
 
-    Attributes:
-        shapes: Shapes by name, in the order of the vector.
+    Args:
+        tensors: Tensors of these names and shapes.
     """
 
-    shapes: dict[str, torch.Size]
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "FlatLayout":
-        """Return the layout of these tensors."""
-        return cls({name: x.shape for name, x in tensors.items()})
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self.shapes = {name: x.shape for name, x in tensors.items()}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the vector ``[P]``."""
