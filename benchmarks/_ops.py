@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks._measure import Call, Clock, Timing, clock_of, copy_call, interleaved, read_call
 from benchmarks._table import COPY, READ
 from kdistill import ops
-from kdistill.ops import _registry
+from kdistill.ops import AUTOMATIC_ORDER, automatic_order, requested_backend
 from kdistill.testing.cases import OpCase, Shape, as_tuple
 from kdistill.testing.tolerance import assert_close_enough, to_float64
 
@@ -46,7 +46,7 @@ class Contestant:
 
 def contestants(case: OpCase, device: torch.device) -> list[Contestant]:
     """Return the backends that run on this device, then plain PyTorch, then the peers."""
-    backends = [b for b in _registry.AUTOMATIC[device.type] if b != "reference"]
+    backends = [b for b in AUTOMATIC_ORDER[device.type] if b != "reference"]
     found = [Contestant(b, case.op, b) for b in backends]
     if case.reference not in case.peers.values():
         found.append(Contestant("reference", case.reference, None))
@@ -67,7 +67,7 @@ def metrics(case: OpCase, device: torch.device) -> dict[str, Metric]:
         found["forward_backward"] = Metric(case.differentiable, case.bytes)
     for name, bench in case.benches.items():
         entry = bench.without_graph
-        ours = [b for b in _registry.AUTOMATIC[device.type] if b != "reference" and entry]
+        ours = [b for b in AUTOMATIC_ORDER[device.type] if b != "reference" and entry]
         extra = tuple(
             Contestant(f"{b} without graph", entry, b, has_gradients=True) for b in ours if entry
         )
@@ -147,11 +147,7 @@ def bound(
 ) -> Call:
     """Return the call to time: forward, or forward and the gradients in the inputs ``wrt``."""
     device = next(x.device for x in inputs if isinstance(x, Tensor))
-    automatic = (
-        _registry.automatic_order(case.name, device)[0]
-        if _registry.asked_backend() is None
-        else None
-    )
+    automatic = automatic_order(case.name, device)[0] if requested_backend() is None else None
     scope = partial(contestant.scope, automatic=automatic)
     if not wrt or contestant.has_gradients:
 

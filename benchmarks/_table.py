@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TextIO
 
-from kdistill.ops._registry import FASTEST, module_of
+from kdistill.ops import FASTEST, op_of
 
 RESULTS = Path(__file__).parent / "results"
 ACCURACY = "accuracy.csv"
@@ -260,7 +260,7 @@ def fastest(rows: list[Row]) -> dict[str, dict[str, str]]:
             groups.setdefault(row.group(), {})[row.backend] = row.median
     for (op, _, _, _, device, _), times in groups.items():
         if len(times) == len(GPU_KERNELS):
-            logs.setdefault((device, module_of(op)), []).append(
+            logs.setdefault((device, op_of(op)), []).append(
                 math.log(times["triton"] / times["cuda"])
             )
     found: dict[str, dict[str, str]] = {}

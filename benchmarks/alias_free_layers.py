@@ -19,7 +19,7 @@ from benchmarks._ops import Result, tried
 from benchmarks.generator_layers import bound, gradients
 from benchmarks.peers.alias_free_layers import PEERS, Layer, grouped
 from kdistill import ops
-from kdistill.ops import _registry
+from kdistill.ops import AUTOMATIC_ORDER
 from kdistill.priors.stylegan.operators import SLOPE, filtered_lrelu, modulated_conv
 from kdistill.testing.tolerance import ToleranceError, assert_close_enough
 
@@ -138,7 +138,7 @@ def run_stylegan3_layer(
     for sizes in SIZES[:1] if quick else SIZES:
         given = inputs(sizes, device, dtype)
         common = (str(sizes), str(dtype).removeprefix("torch."), "latents")
-        backends = [name for name in _registry.AUTOMATIC[device.type] if name != "reference"]
+        backends = [name for name in AUTOMATIC_ORDER[device.type] if name != "reference"]
         layers: dict[str, Layer] = {name: partial(ours, name, sizes=sizes) for name in backends}
         layers |= {name: partial(layer, sizes=sizes) for name, layer in PEERS.items()}
         statuses = {

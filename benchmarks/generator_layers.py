@@ -16,7 +16,7 @@ from benchmarks._measure import Call, clock_of, interleaved
 from benchmarks._ops import Result, tried
 from benchmarks.peers.generator_layers import PEERS, Layer, grouped
 from kdistill import ops
-from kdistill.ops import _registry
+from kdistill.ops import AUTOMATIC_ORDER
 from kdistill.priors.stylegan.operators import styled_conv, upsampling_taps
 from kdistill.testing.tolerance import ToleranceError, assert_close_enough
 
@@ -147,7 +147,7 @@ def run_stylegan2_layer(
     for sizes in SIZES[:1] if quick else SIZES:
         given = inputs(sizes, device, dtype)
         common = (str(sizes), str(dtype).removeprefix("torch."))
-        names = [name for name in _registry.AUTOMATIC[device.type] if name != "reference"]
+        names = [name for name in AUTOMATIC_ORDER[device.type] if name != "reference"]
         layers = {name: ours_on(name, given[-1]) for name in names}
         statuses = {
             name: tried(partial(check, layer, given, sizes))

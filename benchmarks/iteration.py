@@ -19,7 +19,7 @@ from kdistill.augment import Augment
 from kdistill.engine import Student, build_student
 from kdistill.keys import generator, make_key
 from kdistill.objectives.distribution_matching import distribution_match
-from kdistill.ops import _registry
+from kdistill.ops import AUTOMATIC_ORDER
 from kdistill.ops.diff_augment import AFFINE, COLOR, CROP, CUTOUT, FLIP
 from kdistill.testing.tolerance import ToleranceError, assert_close_enough
 
@@ -152,7 +152,7 @@ def run_dm_iteration(
         "iteration",
     )
     calls: dict[str, Call] = {}
-    for backend in _registry.AUTOMATIC[device.type]:
+    for backend in AUTOMATIC_ORDER[device.type]:
         status = tried(partial(check, backend, real, images, width=WIDTH))
         if status == "ok":
             calls[backend] = OurIteration(backend, real, images, width=WIDTH)

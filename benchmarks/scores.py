@@ -17,7 +17,7 @@ from benchmarks.peers import sample_gradients as peer
 from kdistill import ops
 from kdistill.engine import Student, build_student, sample_scores
 from kdistill.keys import generator
-from kdistill.ops import _registry
+from kdistill.ops import AUTOMATIC_ORDER
 
 BATCH, SIZE, CLASSES, WIDTH = 64, 32, 10, 128
 IN_NORM, WORST = 1e-5, 1e-4
@@ -53,7 +53,7 @@ def run_grand(
     truth = ours("reference", student, theta.double(), images.double(), labels)
     common = (f"n{BATCH}_3x{SIZE}x{SIZE}_w{WIDTH}", str(dtype).removeprefix("torch."), "grand")
     calls: dict[str, Call] = {}
-    for backend in _registry.AUTOMATIC[device.type]:
+    for backend in AUTOMATIC_ORDER[device.type]:
         call = partial(ours, backend, student, theta, images, labels)
         status = tried(lambda call=call: check(call(), truth))
         if status == "ok":

@@ -13,7 +13,7 @@ import torch
 
 from kdistill import _native
 from kdistill._version import __version__
-from kdistill.ops import _registry
+from kdistill.ops import AUTOMATIC_ORDER, BACKENDS, implementation, requested_backend
 
 PACKAGES = ("torch", "numpy", "triton", "pillow", "safetensors", "typer", "rich")
 EXTRAS = {
@@ -75,15 +75,15 @@ def op_names() -> list[str]:
 def backends(op: str, device: str) -> dict[str, str]:
     """Return, per backend, "yes" or the reason why it cannot run ``op`` on float32 tensors of ``device``."""
     probe = (torch.empty(0, device=device),)
-    found = {name: _registry.implementation(op, name, probe) for name in _registry.BACKENDS}
+    found = {name: implementation(op, name, probe) for name in BACKENDS}
     return {name: "yes" if callable(what) else str(what) for name, what in found.items()}
 
 
 def chosen(op: str, device: str) -> str:
     """Return the backend that the automatic choice (or the one asked for) takes for ``op``."""
-    asked = _registry.asked_backend()
+    asked = requested_backend()
     able = backends(op, device)
-    order = (asked,) if asked else _registry.AUTOMATIC[device]
+    order = (asked,) if asked else AUTOMATIC_ORDER[device]
     return next((name for name in order if able[name] == "yes"), "none")
 
 

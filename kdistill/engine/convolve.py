@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdistill.engine.winograd_rule import uses_winograd
-from kdistill.ops import fir_bias_act, winograd_conv
-from kdistill.ops._registry import asked_backend, fast_apply
+from kdistill.ops import fast_apply, fir_bias_act, requested_backend, winograd_conv
 from kdistill.ops.winograd_conv import winograd_conv_input_grad, winograd_conv_weight_grad
 
 
@@ -63,7 +62,7 @@ def convolve_scaled(x: Tensor, scale: Tensor, weight: Tensor, padding: int) -> T
     """
     n, c, h, w = x.shape
     if (
-        asked_backend() == "reference"
+        requested_backend() == "reference"
         or tuple(weight.shape[2:]) != (1, 1)
         or padding
         or len(weight) >= c

@@ -7,7 +7,7 @@ from torch import Tensor
 from kdistill import _native
 from kdistill.engine.precision import asked_precision
 from kdistill.errors import ConfigError, did_you_mean
-from kdistill.ops._registry import asked_backend
+from kdistill.ops import requested_backend
 
 CHOICES = ("auto", "winograd", "direct")
 # up to here a 3×3 convolution is one GEMM on its patches: the library is slow on so few channels
@@ -37,7 +37,7 @@ def uses_winograd(
         return False
     is_native = (
         like.device.type == "cpu"
-        and asked_backend() in (None, "cpu")
+        and requested_backend() in (None, "cpu")
         and _native.why_missing("_cpu") is None
     )
     pays = min(channels, width) >= MIN_CHANNELS and out_side >= 4 and tiles >= MIN_TILES

@@ -20,7 +20,7 @@ from kdistill.artifacts.tensors import jsonable
 from kdistill.cache import CacheFile, digest_of
 from kdistill.engine.winograd_rule import asked_convolution
 from kdistill.errors import DataError
-from kdistill.ops._registry import asked_backend
+from kdistill.ops import requested_backend
 
 T = TypeVar("T")
 _PACKAGE = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ def code_digest() -> str:
 
 def name_of(identity: Mapping[str, Any]) -> str:
     """Return the digest that names the entry of ``identity``, under this code and environment."""
-    chosen = {"backend": asked_backend(), "convolution": asked_convolution()}
+    chosen = {"backend": requested_backend(), "convolution": asked_convolution()}
     full = {**identity, **chosen, "environment": _native.environment(), "code": code_digest()}
     return digest_of(jsonable(full), 32)
 

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from kdistill.ops._registry import asked_backend
+from kdistill.ops._registry import requested_backend
 
 Values = Sequence[Tensor | None]
 Function = Callable[..., Values]
@@ -85,7 +85,7 @@ def capture(owner: Any, key: Hashable, function: Function, inputs: Values) -> Va
     kept = _recordings.setdefault(owner, {})
     key = (
         key,
-        asked_backend(),
+        requested_backend(),
         *(None if x is None else (tuple(x.shape), x.dtype, x.device) for x in inputs),
     )
     if key not in kept:

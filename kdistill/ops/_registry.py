@@ -1,8 +1,8 @@
 """Which backend runs an op, and why the others do not.
 
 ``use_backend(...)`` comes before ``KDISTILL_BACKEND``, which comes before the automatic order.  A
-backend that was asked for and cannot run raises with its reason; the automatic order steps down and
-says so once.
+backend that was requested and cannot run raises with its reason; the automatic order steps down and
+logs it once.
 
 Where a GPU's kernels were measured, the automatic order begins with the faster ones
 (``fastest.json``, written by ``python -m benchmarks.run --device cuda``): a committed file and no
@@ -32,24 +32,22 @@ from kdistill.errors import (
     ShapeError,
     did_you_mean,
 )
-from kdistill.ops._layout import Layouts, checker
+from kdistill.ops._layout import Declaration, Declared
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
-AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+AUTOMATIC_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 FASTEST = Path(__file__).with_name("fastest.json")  # device -> op -> backend
 
 _log = logging.getLogger("kdistill")
-_asked: ContextVar[str | None] = ContextVar("kdistill_backend", default=None)
+_requested: ContextVar[str | None] = ContextVar("kdistill_backend", default=None)
 _LIB = torch.library.Library("kdistill", "FRAGMENT")
 _chosen: dict[tuple[Any, ...], Callable[..., Any]] = {}
-_checked: dict[
-    tuple[Any, ...], Callable[..., Any]
-] = {}  # the same, by sizes and strides too: these arguments were checked
+# the same, by sizes and strides too: these arguments were checked
+_checked: dict[tuple[Any, ...], Callable[..., Any]] = {}
 _MOST_CHECKED = 4096
-guarded: dict[
-    str, Callable[..., Any]
-] = {}  # every op that checks its arguments, behind torch's dispatcher
+# every op behind torch's dispatcher, with the check of its arguments
+guarded: dict[str, Callable[..., Any]] = {}
 
 
 @contextmanager
@@ -64,11 +62,11 @@ def use_backend(name: str) -> Iterator[None]:
         ConfigError: The name is unknown.
         BackendUnavailableError: At the first op that this backend cannot run, with the reason.
     """
-    token = _asked.set(_known(name, "use_backend"))
+    token = _requested.set(_known(name, "use_backend"))
     try:
         yield
     finally:
-        _asked.reset(token)
+        _requested.reset(token)
 
 
 def _known(name: str, where: str) -> str:
@@ -79,32 +77,33 @@ def _known(name: str, where: str) -> str:
     return name
 
 
-def asked_backend() -> str | None:
-    """Return the backend asked for by ``use_backend`` or ``KDISTILL_BACKEND``, or None for the automatic choice."""
-    name = _asked.get() or _known(os.environ.get("KDISTILL_BACKEND") or "auto", "KDISTILL_BACKEND")
+def requested_backend() -> str | None:
+    """Return the backend of ``use_backend`` or ``KDISTILL_BACKEND``, None for the automatic choice."""
+    name = _requested.get() or _known(
+        os.environ.get("KDISTILL_BACKEND") or "auto", "KDISTILL_BACKEND"
+    )
     return None if name == "auto" else name
 
 
-def module_of(name: str) -> str:
-    """Return the file stem of an op function: ``norm_act_pool`` for ``norm_act_pool_bwd``."""
+def op_of(name: str) -> str:
+    """Return the op of a function of backends: ``norm_act_pool`` for ``norm_act_pool_bwd``."""
     return re.sub(r"(_fwd|_bwd_tangent|_bwd|_tangent|_and_grad|_weight_grad)?$", "", name)
 
 
 def implementation(name: str, backend: str, args: tuple[Any, ...]) -> Callable[..., Any] | str:
-    """Return the function that runs ``name`` on ``backend``, or the sentence that says why it cannot."""
-    path = f"kdistill.backends.{backend}.{module_of(name)}"
+    """Return the function that runs ``name`` on ``backend``, or why it cannot."""
+    path = f"kdistill.backends.{backend}.{op_of(name)}"
     try:
         module = importlib.import_module(path)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == path:
-            return f"not written for {backend}; see docs/ops/{module_of(name)}.md"
+            return f"not written for {backend}; see docs/ops/{op_of(name)}.md"
         return f"cannot be imported: {error}"
-    reason = module.supports(*args) if hasattr(module, "supports") else None
-    if reason is not None:
-        return cast("str", reason)
-    found = cast("Callable[..., Any]", getattr(module, name))
-    prepared = getattr(importlib.import_module(f"kdistill.backends.{backend}"), "prepared", None)
-    return cast("Callable[..., Any]", prepared(found)) if prepared else found
+    package: Any = importlib.import_module(f"kdistill.backends.{backend}")
+    function = getattr(module, name)
+    if hasattr(package, "prepared"):
+        function = package.prepared(function)
+    return cast("Callable[..., Any] | str", package.supports(*args) or function)
 
 
 def choose(name: str, args: tuple[Any, ...]) -> Callable[..., Any]:
@@ -113,16 +112,12 @@ def choose(name: str, args: tuple[Any, ...]) -> Callable[..., Any]:
     Raises:
         BackendUnavailableError: Nothing can run it; carries every refusal.
     """
-    asked = asked_backend()
+    requested = requested_backend()
     kinds = tuple((a.device, a.dtype) for a in args if isinstance(a, Tensor))
-    key = (name, asked, _native.emulating(), kinds)
+    key = (name, requested, _native.emulating(), kinds)
     if key not in _chosen:
-        _chosen[key] = _walk(
-            name,
-            asked,
-            next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu")),
-            args,
-        )
+        device = kinds[0][0] if kinds else torch.device("cpu")
+        _chosen[key] = _first_that_runs(name, requested, device, args)
     return _chosen[key]
 
 
@@ -134,38 +129,31 @@ def measured() -> dict[str, dict[str, str]]:
 
 def automatic_order(name: str, device: torch.device) -> tuple[str, ...]:
     """Return the backends to try for an op function on a device, the best first."""
-    order = AUTOMATIC.get(device.type, ("reference",))
+    order = AUTOMATIC_ORDER.get(device.type, ("reference",))
     model = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    best = measured().get(model, {}).get(module_of(name))
+    best = measured().get(model, {}).get(op_of(name))
     return (best, *(b for b in order if b != best)) if best in order else order
 
 
-def _walk(
-    name: str, asked: str | None, device: torch.device, args: tuple[Any, ...]
+def _first_that_runs(
+    name: str, requested: str | None, device: torch.device, args: tuple[Any, ...]
 ) -> Callable[..., Any]:
-    order = (asked,) if asked else automatic_order(name, device)
+    order = (requested,) if requested else automatic_order(name, device)
     refusals: dict[str, str] = {}
     for backend in order:
-        found = implementation(name, backend, args)
-        if not isinstance(found, str):
+        function = implementation(name, backend, args)
+        if not isinstance(function, str):
             if refusals:
-                _log.warning(
-                    "%s runs on the %s backend: %s",
-                    name,
-                    backend,
-                    "; ".join(f"{b} {why}" for b, why in refusals.items()),
-                )
-            return found
-        refusals[backend] = found
+                reasons = "; ".join(f"{b} {why}" for b, why in refusals.items())
+                _log.warning("%s runs on the %s backend: %s", name, backend, reasons)
+            return function
+        refusals[backend] = function
+    reasons = "; ".join(f"{b}: {why}" for b, why in refusals.items())
     raise BackendUnavailableError(
-        f"{name}: expected a backend that can run, got none ({_sentence(refusals)}); "
+        f"{name}: expected a backend that can run, got none ({reasons}); "
         "use another backend or see `kdistill doctor`",
         refusals,
     )
-
-
-def _sentence(refusals: dict[str, str]) -> str:
-    return "; ".join(f"{backend}: {why}" for backend, why in refusals.items())
 
 
 def forget_choices() -> None:
@@ -174,20 +162,22 @@ def forget_choices() -> None:
     _checked.clear()
 
 
-def _checking(name: str, layouts: Layouts, hint: str) -> Callable[..., Any]:
-    """Return the op that checks its arguments, chooses a backend and runs; equal metadata are checked once."""
-    check = checker(name, hint, layouts)
+def _checking(name: str, declared: Declared) -> Callable[..., Any]:
+    """Return the op that checks its arguments, chooses a backend and runs.
+
+    Arguments of equal metadata are checked once.
+    """
 
     def run(*args: Any) -> Any:
-        key = (name, asked_backend(), _native.emulating(), *map(_metadata, args))
-        found = _checked.get(key)
-        if found is None:
-            check(args)
-            found = choose(name, args)
+        key = (name, requested_backend(), _native.emulating(), *map(_metadata, args))
+        function = _checked.get(key)
+        if function is None:
+            declared.check(args)
+            function = declared.grouped(choose(name, args), args)
             if len(_checked) >= _MOST_CHECKED:
                 _checked.clear()
-            _checked[key] = found
-        return found(*args)
+            _checked[key] = function
+        return function(*args)
 
     guarded[name] = run
     return run
@@ -199,67 +189,64 @@ def _metadata(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def plain(name: str, layouts: Layouts | None = None) -> Callable[..., Any]:
-    """An op that the engine alone calls: choose and run.  No torch.library, no autograd, grad order 0.
+def plain(name: str, declare: Declaration, hint: str = "") -> Callable[..., Any]:
+    """Return an op that the engine alone calls: check, choose, run; no autograd, grad order 0.
 
     Args:
         name: The function of the backends.
-        layouts: The layouts of its tensors, checked before it runs; None where the public function
-            has checked all of them.
+        declare: Its parameters to the layouts of the tensors among them.
+        hint: What to do about tensors that do not fit, where the declaration does not say.
     """
-    checked = (
-        None
-        if layouts is None
-        else _checking(name, layouts, "pass what the forward was given and returned")
-    )
+    checked = _checking(name, Declared(name, hint or _call_the_op(name), declare))
 
     def run(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             raise NotDifferentiableError(
                 f"{name}: expected inputs without requires_grad; call it under torch.no_grad()"
             )
-        return checked(*args) if checked else choose(name, args)(*args)
+        return checked(*args)
 
     run.__name__ = name
     return run
 
 
-def register(
-    name: str, schema: str, *, fake: Callable[..., Any], layouts: Layouts
-) -> Callable[..., Any]:
-    """An op that torch must know, because users differentiate or compile through it.
+def register(name: str, declare: Declaration, *, outputs: int = 1) -> Callable[..., Any]:
+    """Return an op that torch knows, because users differentiate or compile through it.
 
     Args:
         name: Registered as ``kdistill::<name>``.
-        schema: Arguments and results in torch's schema language, functional (no in-place, no view).
-        fake: The same arguments to outputs of the right shape, dtype and device, without touching
-            data.
-        layouts: The same arguments to the layouts of the tensors among them; anything else raises
-            ShapeError.
+        declare: Its parameters to the layouts of the tensors among them and of the results.  Their
+            annotations are the schema, which is functional: no argument changes, no result is a
+            view.  Anything else raises ShapeError.
+        outputs: Number of results.
     """
-    hint = f"call kdistill.ops.{module_of(name)}, which converts what it is given"
+    declared = Declared(name, _call_the_op(name), declare)
 
-    def on_one_device(*args: Any) -> Any:
+    def fake(*args: Any) -> Any:
         # torch comes here with one meta tensor among others too, and would return memory that
         # nothing has written
         devices = {a.device for a in args if isinstance(a, Tensor)}
         if len(devices) > 1:
             raise ShapeError(
                 f"{name}: expected tensors on one device, got "
-                f"{', '.join(sorted(map(str, devices)))}; {hint}"
+                f"{', '.join(sorted(map(str, devices)))}; {declared.hint}"
             )
-        return fake(*args)
+        return declared.empty(args)
 
-    _LIB.define(name + schema)
-    torch.library.register_fake(f"kdistill::{name}", on_one_device, lib=_LIB)
-    run = _checking(name, layouts, hint)
+    _LIB.define(f"{name}({declared.schema}) -> ({', '.join(['Tensor'] * outputs)})")
+    torch.library.register_fake(f"kdistill::{name}", fake, lib=_LIB)
+    run = _checking(name, declared)
     for key in ("CPU", "CUDA"):
         _LIB.impl(name, run, key)
     return cast("Callable[..., Any]", getattr(torch.ops.kdistill, name).default)
 
 
+def _call_the_op(name: str) -> str:
+    return f"call kdistill.ops.{op_of(name)}, which converts its arguments"
+
+
 def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """Return ``function.apply`` without the inspection of signatures that ``setup_context`` brings to every call (70 us).
+    """Return ``function.apply`` without its inspection of signatures, 70 us in every call.
 
     Calls that torch transforms (``torch.func``) or traces (``torch.compile``) go to ``function``
     itself, which they need.
@@ -280,15 +267,3 @@ def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
         return Eager.apply(*args)
 
     return apply
-
-
-def check_same_dtype_and_device(where: str, **tensors: Tensor) -> None:
-    """Raise ShapeError unless all tensors share one dtype and one device."""
-    first_name, first = next(iter(tensors.items()))
-    for name, tensor in tensors.items():
-        if tensor.dtype != first.dtype or tensor.device != first.device:
-            raise ShapeError(
-                f"{where}: expected {name} like {first_name} ({first.dtype} on {first.device}), "
-                f"got {tensor.dtype} on "
-                f"{tensor.device}; convert with .to({first_name})"
-            )

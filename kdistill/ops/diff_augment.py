@@ -1,11 +1,11 @@
-"""One differentiable augmentation per image: color, crop, cutout, flip, or an affine map (scale, rotate).
+"""One differentiable augmentation per image: color, crop, cutout, flip, scale or rotate.
 
-Symbols: B images, C channels, H x W pixels, S parameter sets, V batched calls of
-    ``torch.func.vmap``.
+Symbols: B images, C channels, H x W pixels, S parameter sets, V calls of ``torch.func.vmap``.
 Definitions, the table of parameters and the transposes: docs/ops/diff_augment.md.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,8 +20,15 @@ from kdistill.backends.reference.diff_augment import (
     IDENTITY,
     ROW,
 )
-from kdistill.errors import NotDifferentiableError, ShapeError
-from kdistill.ops._layout import Layout, array, require, sizes_of
+from kdistill.errors import ShapeError
+from kdistill.ops._layout import (
+    Signature,
+    array,
+    records_graph,
+    require,
+    require_constant,
+    sizes_of,
+)
 from kdistill.ops._registry import register
 
 __all__ = [
@@ -40,43 +47,44 @@ __all__ = [
 GRAD_ORDER = 2
 
 
-def _layouts_fwd(
+def _declare_fwd(
     images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool
-) -> tuple[Layout, ...]:
-    b, c, h, w = sizes_of(images, "images [B, C, H, W]")
-    s, _ = sizes_of(params, f"params [S, {ROW}]")
-    require(s > 0 or b == 0, "at least one row of params", "none")
-    return array(b, c, h, w), array(s, ROW, dtype=torch.float64), array(b, dtype=torch.int64)
+) -> Signature:
+    leading = "flatten leading dimensions with x.flatten(0, -4)"
+    b, c, h, w = sizes_of(images, "images [B, C, H, W]", leading)
+    row = "one row per parameter set, a family code in column 0"
+    s, _ = sizes_of(params, f"params [S, {ROW}]", row)
+    no_change = "pass [IDENTITY, 0, ...] for no change"
+    require(s > 0 or b == 0, "at least one row of params", "none", no_change)
+    image = array(b, c, h, w)
+    rows = array(s, ROW, dtype=torch.float64, hint=row)
+    which = array(b, dtype=torch.int64, hint="pass one row of params per image")
+    return Signature((image, rows, which), (image,))
 
 
-def _layouts_bwd(
-    grad: Tensor, params: Tensor, index: Tensor, align_corners: bool
-) -> tuple[Layout, ...]:
-    return _layouts_fwd(grad, params, index, align_corners, True)
+def _declare_bwd(grad: Tensor, params: Tensor, index: Tensor, align_corners: bool) -> Signature:
+    return _declare_fwd(grad, params, index, align_corners, True)
 
 
-_fwd = register(
-    "diff_augment",
-    "(Tensor images, Tensor params, Tensor index, bool align_corners, bool linear) -> Tensor",
-    fake=lambda images, params, index, align_corners, linear: torch.empty_like(images),
-    layouts=_layouts_fwd,
-)
-_bwd = register(
-    "diff_augment_bwd",
-    "(Tensor grad, Tensor params, Tensor index, bool align_corners) -> Tensor",
-    fake=lambda grad, params, index, align_corners: torch.empty_like(grad),
-    layouts=_layouts_bwd,
-)
+_fwd = register("diff_augment", _declare_fwd)
+_bwd = register("diff_augment_bwd", _declare_bwd)
+
+
+def _vmapped(function: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+    """Return ``function`` over V calls as one of V*B images, and the dimension of the calls."""
+    v = info.batch_size
+    images, params, index = _one_batch(v, in_dims, *args[:3])
+    return function.apply(images, params, index, *args[3:]).unflatten(0, (v, -1)), 0
 
 
 class _DiffAugment(torch.autograd.Function):
-    """The affine map; with ``linear`` without its offset, which is its own derivative."""
+    """The affine function; with ``linear`` without its offset, which is its own derivative."""
 
     @staticmethod
     def forward(
         images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool
     ) -> Tensor:
-        return _fwd(images, params, index, align_corners, linear)  # type: ignore[no-any-return]
+        return cast("Tensor", _fwd(images, params, index, align_corners, linear))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -85,21 +93,12 @@ class _DiffAugment(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        params, index = ctx.saved_tensors
-        return (
-            _transpose(grad.contiguous(), params, index, ctx.align_corners),
-            None,
-            None,
-            None,
-            None,
-        )
+        dimages = _transpose(grad.contiguous(), *ctx.saved_tensors, ctx.align_corners)
+        return dimages, None, None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        images, params, index = _one_batch(info.batch_size, in_dims, *args[:3])
-        return _DiffAugment.apply(images, params, index, *args[3:]).unflatten(
-            0, (info.batch_size, -1)
-        ), 0
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _vmapped(_DiffAugment, info, in_dims, *args)
 
 
 class _DiffAugmentTranspose(torch.autograd.Function):
@@ -107,7 +106,7 @@ class _DiffAugmentTranspose(torch.autograd.Function):
 
     @staticmethod
     def forward(grad: Tensor, params: Tensor, index: Tensor, align_corners: bool) -> Tensor:
-        return _bwd(grad, params, index, align_corners)  # type: ignore[no-any-return]
+        return cast("Tensor", _bwd(grad, params, index, align_corners))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -116,34 +115,27 @@ class _DiffAugmentTranspose(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        params, index = ctx.saved_tensors
-        return _augment(grad.contiguous(), params, index, ctx.align_corners, True), None, None, None
+        dgrad = _augment(grad.contiguous(), *ctx.saved_tensors, ctx.align_corners, True)
+        return dgrad, None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        grad, params, index = _one_batch(info.batch_size, in_dims, *args[:3])
-        return _DiffAugmentTranspose.apply(grad, params, index, *args[3:]).unflatten(
-            0, (info.batch_size, -1)
-        ), 0
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _vmapped(_DiffAugmentTranspose, info, in_dims, *args)
 
 
-def _augment(
-    images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool
-) -> Tensor:
-    if _is_recorded(images):
-        return _DiffAugment.apply(images, params, index, align_corners, linear)  # type: ignore[no-any-return]
-    return _fwd(images, params, index, align_corners, linear)  # type: ignore[no-any-return]
+def _augment(images: Tensor, *others: Any) -> Tensor:
+    function = _DiffAugment.apply if _is_recorded(images) else _fwd
+    return cast("Tensor", function(images, *others))
 
 
-def _transpose(grad: Tensor, params: Tensor, index: Tensor, align_corners: bool) -> Tensor:
-    if _is_recorded(grad):
-        return _DiffAugmentTranspose.apply(grad, params, index, align_corners)  # type: ignore[no-any-return]
-    return _bwd(grad, params, index, align_corners)  # type: ignore[no-any-return]
+def _transpose(grad: Tensor, *others: Any) -> Tensor:
+    function = _DiffAugmentTranspose.apply if _is_recorded(grad) else _bwd
+    return cast("Tensor", function(grad, *others))
 
 
 def _is_recorded(images: Tensor) -> bool:
     # Function.apply inspects signatures for 0.1 ms, which a call without a graph need not pay
-    return (torch.is_grad_enabled() and images.requires_grad) or _is_inside_a_transform()
+    return records_graph(images) or _is_inside_a_transform()
 
 
 def _is_inside_a_transform() -> bool:
@@ -152,7 +144,7 @@ def _is_inside_a_transform() -> bool:
 
 
 def _one_batch(
-    v: int, in_dims: tuple[int | None, ...], images: Tensor, params: Tensor, index: Tensor
+    v: int, in_dims: Sequence[int | None], images: Tensor, params: Tensor, index: Tensor
 ) -> tuple[Tensor, ...]:
     # V calls become one of V*B images: sets of different calls stand one after the other in one
     # table
@@ -163,11 +155,8 @@ def _one_batch(
     if in_dims[1] is not None:
         params = params.movedim(in_dims[1], 0)
         index = index + params.shape[1] * torch.arange(v, device=index.device)[:, None]
-    return (
-        images.flatten(0, 1).contiguous(),
-        params.reshape(-1, ROW).contiguous(),
-        index.flatten().contiguous(),
-    )
+    tensors = (images.flatten(0, 1), params.reshape(-1, ROW), index.flatten())
+    return tuple(x.contiguous() for x in tensors)
 
 
 def diff_augment(images: Tensor, params: Tensor, index: Tensor, *, align_corners: bool) -> Tensor:
@@ -186,7 +175,8 @@ def diff_augment(images: Tensor, params: Tensor, index: Tensor, *, align_corners
             Shifts, centres and sides are in pixels, whole numbers.
         index: int64 ``[B]``, values in ``0..S-1``.
         align_corners: As in ``torch.nn.functional.affine_grid`` and ``grid_sample``.  For these
-            maps, which keep the centre of the image, it changes nothing on square images.
+            transformations, which keep the centre of the image, it changes nothing on square
+            images.
 
     Returns:
         A new contiguous tensor like ``images``; differentiable twice in ``images``, in which it is
@@ -204,16 +194,15 @@ def diff_augment(images: Tensor, params: Tensor, index: Tensor, *, align_corners
     References: Zhao and Bilen, Dataset Condensation with Differentiable Siamese Augmentation, ICML
         2021.
     """
-    _check(images, params, index, "diff_augment")
-    return _augment(
-        images.contiguous(), params.contiguous(), index.contiguous(), bool(align_corners), False
-    )
+    _check_values(params, index, "diff_augment")
+    tensors = (images.contiguous(), params.contiguous(), index.contiguous())
+    return _augment(*tensors, bool(align_corners), False)
 
 
 def diff_augment_transpose(
     grad: Tensor, params: Tensor, index: Tensor, *, align_corners: bool
 ) -> Tensor:
-    """Pull a gradient in the output of ``diff_augment`` back to its input, without running the forward.
+    """Return the vector-Jacobian product of ``diff_augment``, without running the forward.
 
     Args:
         grad: dL/doutput, ``[B, C, H, W]``; the other arguments as for ``diff_augment``.
@@ -229,54 +218,17 @@ def diff_augment_transpose(
         ShapeError: As ``diff_augment``.
         NotDifferentiableError: As ``diff_augment``.
     """
-    _check(grad, params, index, "diff_augment_transpose")
-    return _transpose(
-        grad.contiguous(), params.contiguous(), index.contiguous(), bool(align_corners)
-    )
-
-
-def _check(images: Tensor, params: Tensor, index: Tensor, where: str) -> None:
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ShapeError(
-            f"{where}: expected images [B, C, H, W] of a floating dtype, got {images.dtype} "
-            f"{list(images.shape)}; "
-            "flatten leading dimensions with x.flatten(0, -4)"
-        )
-    if (
-        params.ndim != 2
-        or params.shape[1] != ROW
-        or params.dtype != torch.float64
-        or params.device != images.device
-    ):
-        raise ShapeError(
-            f"{where}: expected params float64 [S, {ROW}] on {images.device}, got {params.dtype} "
-            f"{list(params.shape)} on "
-            f"{params.device}; one row per parameter set, a family code in column 0"
-        )
-    if (
-        index.shape != images.shape[:1]
-        or index.dtype != torch.int64
-        or index.device != images.device
-    ):
-        raise ShapeError(
-            f"{where}: expected index int64 [{images.shape[0]}] on {images.device}, got "
-            f"{index.dtype} {list(index.shape)} on "
-            f"{index.device}; pass one row of params per image"
-        )
-    if params.shape[0] == 0 and images.shape[0] > 0:
-        raise ShapeError(
-            f"{where}: expected at least one row of params, got none; pass [IDENTITY, 0, ...] for "
-            "no change"
-        )
-    if params.requires_grad:
-        raise NotDifferentiableError(
-            f"{where}: expected constant params, got some that require grad; detach them"
-        )
-    if images.device.type == "cpu" and index.numel() and not _is_inside_a_transform():
-        _check_values(params, index, where)
+    _check_values(params, index, "diff_augment_transpose")
+    tensors = (grad.contiguous(), params.contiguous(), index.contiguous())
+    return _transpose(*tensors, bool(align_corners))
 
 
 def _check_values(params: Tensor, index: Tensor, where: str) -> None:
+    require_constant(where, params=params)
+    if index.device.type != "cpu" or params.device.type != "cpu" or _is_inside_a_transform():
+        return
+    if not index.numel() or index.dtype != torch.int64 or params.ndim != 2 or not params.numel():
+        return  # the declared layouts say what to pass
     # through NumPy: on a few values its calls cost a tenth of PyTorch's
     rows, codes = index.numpy(), params.numpy()[:, 0]
     low, high = int(rows.min()), int(rows.max())
@@ -288,6 +240,5 @@ def _check_values(params: Tensor, index: Tensor, where: str) -> None:
     if not ((codes >= IDENTITY) & (codes <= AFFINE) & (codes == np.floor(codes))).all():
         raise ShapeError(
             f"{where}: expected family codes {IDENTITY}..{AFFINE} in column 0 of params, got "
-            f"{sorted(set(codes.tolist()))}; "
-            "use the constants of kdistill.ops.diff_augment"
+            f"{sorted(set(codes.tolist()))}; use the constants of kdistill.ops.diff_augment"
         )

@@ -1,7 +1,7 @@
-"""The distance between two gradients of a network, row by row, with its gradient: the objective of gradient matching.
+"""The distance between two gradients of a network, row by row: the objective of gradient matching.
 
-Symbols: P parameters, G groups (classes), R rows of the weights (one per output unit), a and b a
-    row of both gradients.
+Symbols: P parameters, G groups (classes), R rows of the weights (one per output unit), a and b one
+row of each gradient.
 Derivation and traffic: docs/ops/row_cosine_distance.md.
 """
 
@@ -12,12 +12,23 @@ import torch
 from torch import Tensor
 
 from kdistill.errors import ShapeError
-from kdistill.ops._registry import check_same_dtype_and_device, plain
+from kdistill.ops._layout import Signature, array, contiguous, mask_of, require, sizes_of
+from kdistill.ops._registry import plain
 
 GRAD_ORDER = 0
 EPS = 1e-6  # the published constant, added to the product of the norms
+_FLATTEN = "flatten gradients into one vector per row of the group"
 
-_run = plain("row_cosine_distance")
+
+def _declare(syn: Tensor, real: Tensor, rows: Tensor, mask: Tensor | None, eps: float) -> Signature:
+    require(syn.ndim in (1, 2), "syn and real [P] or [G, P]", list(syn.shape), _FLATTEN)
+    require(eps > 0, "eps above 0", eps, f"leave it out for {EPS:g}")
+    r, _ = sizes_of(rows, "rows [R, 2]")
+    vectors = array(*syn.shape, hint=_FLATTEN)
+    return Signature((vectors, vectors, array(r, 2, dtype=torch.int64), mask_of(syn, mask)))
+
+
+_run = plain("row_cosine_distance", _declare)
 
 
 class RowTable:
@@ -38,8 +49,8 @@ class RowTable:
             if length < 1 or offset < end or offset + length > numel:
                 raise ShapeError(
                     f"RowTable: expected rows (offset, length) that ascend within {numel} "
-                    f"elements, got ({offset}, {length}) as "
-                    f"row {number} after an end at {end}; sort them and leave empty ones out"
+                    f"elements, got ({offset}, {length}) as row {number} after an end at {end}; "
+                    "sort them and leave empty ones out"
                 )
             end = offset + length
         self.numel, self.count = numel, len(rows)
@@ -48,7 +59,7 @@ class RowTable:
 
     @staticmethod
     def of_shapes(shapes: Sequence[Sequence[int]]) -> "RowTable":
-        """Return one row per output unit of every tensor of two or more dimensions, for tensors that follow each other."""
+        """Return one row per output unit of every tensor of two or more dimensions, one by one."""
         rows: list[tuple[int, int]] = []
         start = 0
         for shape in shapes:
@@ -72,16 +83,18 @@ class RowTable:
 def row_cosine_distance(
     syn: Tensor, real: Tensor, rows: RowTable, mask: Tensor | None = None, eps: float = EPS
 ) -> tuple[Tensor, Tensor]:
-    """Return ``sum over rows of 1 - <a, b> / (|a| |b| + eps)`` and its gradient in ``syn``; a, b are rows of ``syn``, ``real``.
+    """Return the sum over rows of ``1 - <a, b> / (|a| |b| + eps)`` and its gradient in ``syn``.
+
+    Here a is a row of ``syn`` and b the same row of ``real``.
 
     Args:
         syn: Gradient of the loss on the synthetic images, ``[P]`` or ``[G, P]``, float32 or
             float64.
         real: That on the real images, like ``syn``; a constant.
-        rows: Of all groups.
+        rows: The rows, the same for all groups.
         mask: 0 or 1, ``[P]`` (for every group) or ``[G, P]``, dtype and device of ``syn``; a
             constant.  It multiplies both gradients, and a row that it leaves out altogether is not
-            counted.  None keeps everything.
+            counted.  None leaves nothing out.
         eps: Added to the product of the norms, above 0.
 
     Returns:
@@ -95,39 +108,16 @@ def row_cosine_distance(
         NotDifferentiableError: An input requires grad while grad mode is on.
 
     Cost: 11 flops per element; reads two arrays (three with a mask ``[G, P]``) and writes one: the
-        second look at a row finds it
-    in the cache.
+        second read of a row comes from the cache.
 
     References: Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching, ICLR 2021, eq.
-        9 and its grouping by output
-    unit; the constant eps is that of the authors' code.
+        9 and its grouping by output unit; the constant eps is that of the authors' code.
     """
-    if (
-        syn.ndim not in (1, 2)
-        or syn.shape != real.shape
-        or syn.shape[-1] != rows.numel
-        or not syn.is_floating_point()
-    ):
+    p = rows.numel
+    if syn.shape[-1:] != (p,):
         raise ShapeError(
-            f"row_cosine_distance: expected syn and real [{rows.numel}] or [G, {rows.numel}] of a "
-            "floating dtype, got "
-            f"{syn.dtype} {list(syn.shape)} and {list(real.shape)}; flatten gradients into one "
-            "vector per row of the group"
+            f"row_cosine_distance: expected syn and real [{p}] or [G, {p}], got {list(syn.shape)} "
+            f"and {list(real.shape)}; {_FLATTEN}"
         )
-    if mask is not None and mask.shape not in (syn.shape, syn.shape[-1:]):
-        raise ShapeError(
-            f"row_cosine_distance: expected mask {list(syn.shape[-1:])} or {list(syn.shape)}, got "
-            f"{list(mask.shape)}; "
-            "pass one number, 0 or 1, per parameter"
-        )
-    if not eps > 0:
-        raise ShapeError(
-            f"row_cosine_distance: expected eps above 0, got {eps}; leave it out for {EPS:g}"
-        )
-    masks = {} if mask is None else {"mask": mask}
-    check_same_dtype_and_device("row_cosine_distance", syn=syn, real=real, **masks)
-    kept = None if mask is None else mask.contiguous()
-    return cast(
-        "tuple[Tensor, Tensor]",
-        _run(syn.contiguous(), real.contiguous(), rows.on(syn.device), kept, eps),
-    )
+    tensors = contiguous(syn, real, rows.on(syn.device), mask)
+    return cast("tuple[Tensor, Tensor]", _run(*tensors, eps))

@@ -1,4 +1,4 @@
-"""Five statistics of every row of logits against its label in one pass: what the cheap difficulty scores are made of.
+"""Five statistics of every row of logits against its label: the cheap difficulty scores.
 
 Symbols: N samples, K classes.  Derivation and traffic: docs/ops/softmax_scores.md.
 """
@@ -8,16 +8,29 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from kdistill.errors import ShapeError
-from kdistill.ops._registry import check_same_dtype_and_device, plain
+from kdistill.ops._layout import Signature, array, require, require_labels, sizes_of
+from kdistill.ops._registry import plain
 
 GRAD_ORDER = 0
 
-_run = plain("softmax_scores")
+
+def _declare(logits: Tensor, labels: Tensor) -> Signature:
+    form, hint = "logits [N, K] with K >= 2", "pass one row of class logits per sample"
+    n, k = sizes_of(logits, form, hint)
+    require(k >= 2, form, list(logits.shape), hint)
+    per_row = "pass one class index, or one row of logits of a soft label, per row"
+    soft = array(n, k, hint=per_row)
+    hard = array(n, dtype=torch.int64, hint=per_row)
+    return Signature((array(n, k), soft if labels.is_floating_point() else hard))
+
+
+_run = plain("softmax_scores", _declare)
 
 
 class SoftmaxScores(NamedTuple):
-    """One number per sample, each ``[N]`` in the dtype of the logits; p is the softmax of the logits, t the label's distribution.
+    """One number per sample, each ``[N]`` in the dtype of the logits.
+
+    Below, p is the softmax of the logits and t the distribution of the label.
 
     Attributes:
         loss: Cross-entropy ``-sum t log p``, in nats.
@@ -57,40 +70,6 @@ def softmax_scores(logits: Tensor, labels: Tensor) -> SoftmaxScores:
 
     References: EL2N: Paul, Ganguli and Dziugaite, Deep Learning on a Data Diet, NeurIPS 2021.
     """
-    if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
-        raise ShapeError(
-            f"softmax_scores: expected float logits [N, K] with K >= 2, got {logits.dtype} "
-            f"{list(logits.shape)}; pass one row of "
-            "class logits per sample"
-        )
-    wanted = tuple(logits.shape) if labels.is_floating_point() else (logits.shape[0],)
-    if tuple(labels.shape) != wanted or not (
-        labels.is_floating_point() or labels.dtype == torch.int64
-    ):
-        raise ShapeError(
-            f"softmax_scores: expected labels int64 [{logits.shape[0]}] (hard) or float "
-            f"{list(logits.shape)} (logits of soft "
-            f"labels), got {labels.dtype} {list(labels.shape)}; pass one label per row"
-        )
-    if labels.is_floating_point():
-        check_same_dtype_and_device("softmax_scores", logits=logits, labels=labels)
-    else:
-        _check_hard(labels, logits)
+    if logits.ndim == 2:
+        require_labels("softmax_scores", "labels", labels, logits.shape[1])
     return SoftmaxScores(*cast("Tensor", _run(logits.contiguous(), labels.contiguous())))
-
-
-def _check_hard(labels: Tensor, logits: Tensor) -> None:
-    if labels.device != logits.device:
-        raise ShapeError(
-            f"softmax_scores: expected labels on {logits.device}, where the logits are, got "
-            f"{labels.device}; move them with .to()"
-        )
-    if labels.device.type != "cpu" or not len(labels):
-        return
-    low, high = (int(bound) for bound in labels.aminmax())
-    if low < 0 or high >= logits.shape[1]:
-        raise ShapeError(
-            f"softmax_scores: expected labels 0..{logits.shape[1] - 1}, got "
-            f"{low if low < 0 else high}; use logits of as many "
-            "classes as there are"
-        )

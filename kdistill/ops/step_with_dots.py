@@ -1,7 +1,7 @@
-"""One step along a vector, and in the same pass the two inner products that the trajectory gradient asks for.
+"""One step along a vector, and in the same pass two inner products for the trajectory gradient.
 
-Symbols: P parameters, G rows (students or trajectories).  Derivation and traffic:
-    docs/ops/step_with_dots.md.
+Symbols: P parameters, G rows (students or trajectories).
+Derivation and traffic: docs/ops/step_with_dots.md.
 """
 
 from typing import cast
@@ -10,11 +10,26 @@ import torch
 from torch import Tensor
 
 from kdistill.errors import ShapeError
-from kdistill.ops._registry import check_same_dtype_and_device, plain
+from kdistill.ops._layout import Signature, array, require
+from kdistill.ops._registry import plain
 
 GRAD_ORDER = 0
 
-_run = plain("step_with_dots")
+
+def _declare(y: Tensor, x: Tensor, step: Tensor, out: Tensor | None) -> Signature:
+    flatten = "flatten parameters into one vector per row"
+    require(y.ndim in (1, 2), "y and x [P] or [G, P]", list(y.shape), flatten)
+    steps = y.shape[:-1] if step.ndim else ()
+    inputs = (
+        array(*y.shape, hint=flatten),
+        array(*y.shape, hint=flatten),
+        array(*steps, hint="pass one number, or one per row"),
+        array(*y.shape, hint="pass a row of a buffer"),
+    )
+    return Signature(inputs)
+
+
+_run = plain("step_with_dots", _declare)
 
 
 def step_with_dots(
@@ -34,7 +49,7 @@ def step_with_dots(
             1, P]``.  It may be ``y`` or ``x`` itself; any other overlap is refused.
 
     Returns:
-        ``out`` (a new tensor if none was given), and float64 ``[2]`` or ``[G, 2]``: the products
+        ``out`` (a new tensor without it), and float64 ``[2]`` or ``[G, 2]``: the products
         with ``y`` as it was before the step, summed in float64 in an order that depends on P alone.
         Not differentiable.
 
@@ -44,40 +59,21 @@ def step_with_dots(
 
     Cost: 6 flops per element; reads ``x`` and ``y`` once and writes ``out`` once.
     """
-    if y.ndim not in (1, 2) or x.shape != y.shape or not y.is_floating_point():
-        raise ShapeError(
-            f"step_with_dots: expected y and x [P] or [G, P] of a floating dtype, got {y.dtype} "
-            f"{list(y.shape)} and "
-            f"{list(x.shape)}; flatten parameters into one vector per row"
-        )
-    if step.ndim and step.shape != y.shape[:-1]:
-        raise ShapeError(
-            f"step_with_dots: expected step [] or {list(y.shape[:-1])}, got {list(step.shape)}; "
-            "pass one number, or one per row"
-        )
-    check_same_dtype_and_device("step_with_dots", y=y, x=x, step=step)
     y, x = y.contiguous(), x.contiguous()
     if out is not None:
-        _check_out(out, y, x)
-    found = cast("tuple[Tensor, Tensor]", _run(y, x, step.contiguous(), out))
+        _refuse_overlap(out, y=y, x=x)
+    stepped = cast("tuple[Tensor, Tensor]", _run(y, x, step.contiguous(), out))
     if out is not None and not out.is_inference():
         torch.autograd.graph.increment_version(out)  # a kernel wrote into it behind torch's back
-    return found
+    return stepped
 
 
-def _check_out(out: Tensor, y: Tensor, x: Tensor) -> None:
-    if out.shape != y.shape or not out.is_contiguous():
-        raise ShapeError(
-            f"step_with_dots: expected out {list(y.shape)} and contiguous, got {list(out.shape)} "
-            f"with strides {out.stride()}; "
-            "pass a row of a buffer"
-        )
-    check_same_dtype_and_device("step_with_dots", y=y, out=out)
-    for name, other in (("y", y), ("x", x)):
+def _refuse_overlap(out: Tensor, **inputs: Tensor) -> None:
+    for name, other in inputs.items():
         apart = abs(out.data_ptr() - other.data_ptr())
-        if 0 < apart < y.nbytes:
+        if 0 < apart < other.nbytes:
             raise ShapeError(
                 f"step_with_dots: expected out to be {name} itself or apart from it, got memory "
-                f"that begins {apart} bytes from "
-                f"that of {name} and overlaps it; pass another row of the buffer"
+                f"that begins {apart} bytes from that of {name} and overlaps it; pass another row "
+                "of the buffer"
             )

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from kdistill import _native, ops
-from kdistill.ops import _registry
+from kdistill.ops import BACKENDS, implementation, op_of
 
 ISAS = ("generic", "avx2", "avx512")
 
@@ -28,10 +28,7 @@ def runnable_backends() -> list[str]:
 
 def has_kernel(name: str, backend: str) -> bool:
     """Say whether an op is written for a backend; where it is not, its note says why."""
-    return (
-        importlib.util.find_spec(f"kdistill.backends.{backend}.{_registry.module_of(name)}")
-        is not None
-    )
+    return importlib.util.find_spec(f"kdistill.backends.{backend}.{op_of(name)}") is not None
 
 
 @contextmanager
@@ -76,5 +73,5 @@ def instruction_set(name: str) -> Iterator[None]:
 
 def implementations(name: str) -> dict[str, str]:
     """Return, per backend, "ok" or the reason why it cannot run ``name`` on CPU tensors (for doctor and benchmarks)."""
-    found = {backend: _registry.implementation(name, backend, ()) for backend in _registry.BACKENDS}
+    found = {backend: implementation(name, backend, ()) for backend in BACKENDS}
     return {backend: "ok" if callable(what) else str(what) for backend, what in found.items()}

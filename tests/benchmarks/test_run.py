@@ -207,7 +207,7 @@ def test_a_kernel_that_its_compiler_refuses_is_a_row():
 
 def test_a_backend_that_is_not_there_is_a_row(monkeypatch):
     # "cuda" without a GPU and without its emulation stands for a GPU without a build of the kernels
-    monkeypatch.setitem(_ops._registry.AUTOMATIC, "cpu", ("cuda",))
+    monkeypatch.setitem(_ops.AUTOMATIC_ORDER, "cpu", ("cuda",))
     results = list(run.END_TO_END["dm_iteration"](CPU, torch.float32, 0.0, True, True))
     (why,) = {r.status for r in results if r.backend == "cuda"}
     assert why.startswith("cannot run: ") and "expected a backend that can run, got none" in why

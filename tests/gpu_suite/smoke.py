@@ -14,7 +14,7 @@ import torch
 
 from kdistill import _native
 from kdistill.engine import use_precision
-from kdistill.ops import _registry
+from kdistill.ops import AUTOMATIC_ORDER
 from kdistill.testing.backends import has_kernel, runnable_backends, running_on
 from kdistill.testing.cases import OpCase, every_case
 from tests.gpu_suite.report import ROOT, Report, Skipped
@@ -24,7 +24,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 def backends(device: torch.device) -> list[str]:
-    return list(_registry.AUTOMATIC["cuda"]) if device.type == "cuda" else runnable_backends()
+    return list(AUTOMATIC_ORDER["cuda"]) if device.type == "cuda" else runnable_backends()
 
 
 def plan(device: torch.device) -> list[tuple[OpCase, str, torch.dtype]]:

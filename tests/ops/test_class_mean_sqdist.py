@@ -12,21 +12,6 @@ from kdistill.testing.cases import Shape, case
 CASE = case("class_mean_sqdist")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", CASE.shapes, ids=str)
-@pytest.mark.parametrize("backend", runnable_backends())
-def test_matches_the_float64_reference(backend, shape, dtype):
-    with running_on(backend):
-        CASE.check(CASE.inputs(shape, seed=0, dtype=dtype), shape)
-
-
-def test_registration():
-    for shape in CASE.shapes[:2]:
-        torch.library.opcheck(
-            torch.ops.kdistill.class_mean_sqdist.default, CASE.inputs(shape, seed=1)
-        )
-
-
 @given(
     n=st.integers(0, 40),
     m=st.integers(0, 20),
@@ -89,19 +74,6 @@ def test_a_gradient_of_many_pages():
             rtol=1e-4,
             atol=1e-8,
         )
-
-
-def test_one_thread_and_two_give_the_same_bits():
-    inputs = CASE.inputs(CASE.shapes[4], seed=3)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(CASE.with_gradients(CASE.op, inputs))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def triton_driver(monkeypatch):
 
 
 def test_triton_is_asked_whether_it_can_launch(triton_driver, monkeypatch):
-    assert triton_backend.refusal(tensor_on("cuda:0")) is None
+    assert triton_backend.supports(tensor_on("cuda:0")) is None
 
     def no_compiler():
         raise RuntimeError(
@@ -122,13 +122,13 @@ def test_triton_is_asked_whether_it_can_launch(triton_driver, monkeypatch):
         )
 
     triton_driver.active.get_current_target = no_compiler
-    why = triton_backend.refusal(tensor_on("cuda:1"))
+    why = triton_backend.supports(tensor_on("cuda:1"))
     assert (
         why
         == "Triton cannot use its driver: Failed to find C compiler. Please specify via CC environment variable."
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    why = triton_backend.refusal(tensor_on("cuda:2"))
+    why = triton_backend.supports(tensor_on("cuda:2"))
     assert why == "the GPU has compute capability 7.5; Triton needs 8.0 or newer"
 
 

@@ -139,7 +139,7 @@ def test_a_map_in_another_order_is_refused_with_what_to_call(backend):
     x, row = torch.randn(2, 3, 4, 6), torch.ones(1, 3)
     expected = (
         r"^norm_act_pool: expected x in channels-last memory, got \[2, 3, 4, 6\] with strides \[72, 24, 6, 1\]; "
-        r"call kdistill.ops.norm_act_pool, which converts what it is given$"
+        r"call kdistill.ops.norm_act_pool, which converts its arguments$"
     )
     with running_on(backend), pytest.raises(ShapeError, match=expected):
         torch.ops.kdistill.norm_act_pool(x, row, row, 1e-5)

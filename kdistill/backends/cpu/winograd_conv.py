@@ -1,21 +1,15 @@
 """winograd_conv through csrc/cpu/winograd_conv.cpp."""
 
 import math
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdistill import _native
-from kdistill.backends.cpu import scratch
+from kdistill.backends.arguments import empty_channels_last
+from kdistill.backends.cpu import launch, scratch
 
-supports = partial(_native.refusal, "_cpu")
-
-PLANES, DOUBLED = (
-    36,
-    81,
-)  # of filters, and of maps where the size is kept; of maps where it is doubled or halved
+# planes of filters, and of feature maps whose size stays; of those whose size is doubled or halved
+PLANES, DOUBLED = 36, 81
 _PANEL = 32  # outputs that the native pass multiplies at a time, at most (float32, AVX-512)
 _GAP = 16  # elements between two of its planes
 _BLOCK = 40  # tiles that a thread takes through all channels together, at most
@@ -34,8 +28,8 @@ def plan(
     tiles: int,
     planes: int = PLANES,
     images: int | None = None,
-) -> tuple[Tensor, tuple[Any, ...]]:
-    """Return memory for the native pass, which must outlive it, and how it goes: its last five arguments.
+) -> tuple[Tensor, tuple[int, bool, int, int]]:
+    """Return memory for the native pass, which must outlive it, and the last numbers that it takes.
 
     ``images``: where a thread takes whole ones only, their number.
     """
@@ -63,7 +57,7 @@ def plan(
         )
         by_panels = False
     memory = scratch(like, shared + threads * per_thread)
-    return memory, (block, by_panels, shared, per_thread, threads)
+    return memory, (block, by_panels, shared, per_thread)
 
 
 def winograd_conv(
@@ -71,20 +65,10 @@ def winograd_conv(
 ) -> Tensor:
     n, c, h, w = x.shape
     k = weight.shape[1 if turned else 0]
-    y = x.new_empty((n, h + 2 * padding - 2, w + 2 * padding - 2, k)).permute(0, 3, 1, 2)
+    y = empty_channels_last(x, n, k, h + 2 * padding - 2, w + 2 * padding - 2)
     memory, way = plan(x, c if x1 is None else 2 * c, k, tiles_of(y))
-    run = _native.kernel("_cpu", "winograd_conv", x.dtype)
-    run(
-        *(
-            x.data_ptr(),
-            _address(x1),
-            weight.data_ptr(),
-            _address(weight1),
-            y.data_ptr(),
-            memory.data_ptr(),
-        ),
-        *(n, h, w, c, k, padding, turned, *way),
-    )
+    tensors = (x, x1, weight, weight1, y, memory)
+    launch("winograd_conv", tensors, n, h, w, c, k, padding, turned, *way)
     return y
 
 
@@ -112,52 +96,26 @@ def weight_grad(
     planes, tiles = (DOUBLED, tiles_of(x)) if doubles else (PLANES, tiles_of(grad))
     # few channels: parts of the tiles, as many for any number of threads; many: a square of parts
     # of both channels
-    maps = 1 if x1 is None else 2
-    of_tiles = max(1, min(maps * tiles // _BLOCK, _MOST_PARTS)) if c * k <= _FEW_FILTERS else 1
+    terms = 1 if x1 is None else 2
+    of_tiles = max(1, min(terms * tiles // _BLOCK, _MOST_PARTS)) if c * k <= _FEW_FILTERS else 1
     rest = max(1, threads // of_tiles)
     of_outputs = min(math.isqrt(rest), -(-k // _PANEL))
     of_inputs = min(rest // of_outputs, -(-c // _PANEL))
     own, width = _padded_to_panels(-(-c // of_inputs)), _padded_to_panels(-(-k // of_outputs))
     per_thread = planes * (_BLOCK * (own + width) + 2 * _GAP) + PLANES * (own * width + _GAP)
     dweight, memory = x.new_empty((of_tiles, k, c, 3, 3)), scratch(x, threads * per_thread)
-    way = (_BLOCK, of_tiles, of_inputs, of_outputs, per_thread, threads)
+    way = (_BLOCK, of_tiles, of_inputs, of_outputs, per_thread)
     if doubles:
-        run = _native.kernel("_cpu", "styled_conv_doubled_weight_grad", x.dtype)
-        run(
-            x.data_ptr(),
-            _address(scale),
-            grad.data_ptr(),
-            dweight.data_ptr(),
-            memory.data_ptr(),
-            n,
-            h,
-            w,
-            c,
-            k,
-            *way,
-        )
+        tensors = (x, scale, grad, dweight, memory)
+        launch("styled_conv_doubled_weight_grad", tensors, n, h, w, c, k, *way)
     else:
-        run = _native.kernel("_cpu", "winograd_conv_weight_grad", x.dtype)
-        run(
-            *(
-                x.data_ptr(),
-                _address(x1),
-                _address(scale),
-                grad.data_ptr(),
-                _address(grad1),
-                dweight.data_ptr(),
-            ),
-            *(memory.data_ptr(), n, h, w, c, k, padding, *way),
-        )
+        tensors = (x, x1, scale, grad, grad1, dweight, memory)
+        launch("winograd_conv_weight_grad", tensors, n, h, w, c, k, padding, *way)
     return dweight[0] if of_tiles == 1 else dweight[0].clone()  # not a view of all parts
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def tiles_of(y: Tensor) -> int:
-    """Return how many tiles of 4x4 pixels a map ``[N, K, h, w]`` has."""
+    """Return how many tiles of 4x4 pixels ``[N, K, h, w]`` has."""
     n, _, h, w = y.shape
     return n * -(-h // 4) * -(-w // 4)
 

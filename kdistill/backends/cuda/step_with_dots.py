@@ -1,34 +1,19 @@
 """step_with_dots through csrc/cuda/step_with_dots.cu."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from kdistill import _native
-
-supports = partial(_native.refusal, "_cuda")
+from kdistill.backends.arguments import rows_and_width
+from kdistill.backends.cuda import launch
 
 _BLOCK = 4096  # kSumBlock of the kernel: elements behind one pair of partial sums
 
 
 def step_with_dots(y: Tensor, x: Tensor, step: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
-    g, p = y.shape if y.ndim == 2 else (1, y.shape[0])
+    g, p = rows_and_width(y)
     if out is None:
         out = torch.empty_like(y)
     dots = y.new_empty((*y.shape[:-1], 2), dtype=torch.float64)
     partials = y.new_empty((g, -(-p // _BLOCK), 2), dtype=torch.float64)
-    run = _native.kernel("_cuda", "step_with_dots", y.dtype, y.device)
-    with _native.stream_of(y) as stream:
-        run(
-            *(
-                y.data_ptr(),
-                x.data_ptr(),
-                step.data_ptr(),
-                out.data_ptr(),
-                dots.data_ptr(),
-                partials.data_ptr(),
-            ),
-            *(g, p, step.ndim == 1, stream),
-        )
+    launch("step_with_dots", (y, x, step, out, dots, partials), g, p, step.ndim == 1)
     return out, dots

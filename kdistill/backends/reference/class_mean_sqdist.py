@@ -1,5 +1,8 @@
 """Reference of class_mean_sqdist: any dtype and device, twice differentiable."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -36,7 +39,7 @@ def class_mean_sqdist(
 def row_gradient_table(
     grad: Tensor, diff: Tensor, weights: Tensor | None, labels: Tensor, sign: float
 ) -> Tensor:
-    """Return d value / d row for a row of each class, ``[K, F]``: ``sign * 2 * grad * w^2 * diff / count``."""
+    """Return d value / d row of each class, ``[K, F]``: ``sign * 2 * grad * w^2 * diff / count``."""
     counts = class_counts(labels, diff.shape[0], diff).clamp(min=1)
     squared = diff if weights is None else weights.square() * diff
     return (sign * 2.0 * grad) * squared / counts[:, None]
@@ -48,7 +51,9 @@ def class_mean_sqdist_bwd(
     return row_gradient_table(grad, diff, weights, labels, sign)[labels]  # [N, F]
 
 
-def class_mean_sqdist_and_grad(
+def value_and_grad(
+    forward: Callable[..., tuple[Tensor, Tensor]],
+    backward: Callable[..., Tensor],
     real: Tensor,
     real_labels: Tensor,
     syn: Tensor,
@@ -56,5 +61,9 @@ def class_mean_sqdist_and_grad(
     num_classes: int,
     weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    value, diff = class_mean_sqdist(real, real_labels, syn, syn_labels, num_classes, weights)
-    return value, class_mean_sqdist_bwd(torch.ones_like(value), diff, weights, syn_labels, -1.0)
+    """Return the value and its gradient in ``syn`` by the two passes of a backend."""
+    value, diff = forward(real, real_labels, syn, syn_labels, num_classes, weights)
+    return value, backward(torch.ones_like(value), diff, weights, syn_labels, -1.0)
+
+
+class_mean_sqdist_and_grad = partial(value_and_grad, class_mean_sqdist, class_mean_sqdist_bwd)

@@ -14,6 +14,8 @@ def conv_grad_sqnorm(x: Tensor, grad: Tensor, padding: int, gram: bool) -> Tenso
 
 def by_products(x: Tensor, grad: Tensor, padding: int) -> Tensor:
     """Return the squared norms of the weight gradients, each made as a matrix ``[9*C, K]``, a few at a time."""
+    if not x.numel() or not grad.numel():  # no image, or no channel: no gradient
+        return x.new_zeros(len(x), dtype=torch.float64)
     rows = grad.flatten(2).transpose(1, 2)  # [N, h*w, K]
     per_image = 9 * x.shape[1] * (rows.shape[1] + rows.shape[2]) * x.element_size()
     squares = [x.new_zeros(0, dtype=torch.float64)]

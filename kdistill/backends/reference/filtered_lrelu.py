@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdistill.backends.arguments import Resampling
+
 
 def upfirdn(
     x: Tensor,
@@ -27,7 +29,7 @@ def upfirdn(
         taps: ``[T]`` (separable) or ``[T, T]``, a true convolution; None filters nothing.
         up: ``up - 1`` zeros come after each sample.
         down: Every ``down``-th sample is kept, the first one included.
-        padding: Zeros left, right, above and below, on the raised grid; negative numbers crop.
+        padding: Zeros left, right, above and below, on the upsampled grid; negative numbers crop.
         gain: Factor of the result.
     """
     n, c, h, w = x.shape
@@ -66,14 +68,10 @@ def filtered_lrelu(
     bias: Tensor | None,
     up_taps: Tensor | None,
     down_taps: Tensor | None,
-    up: int,
-    down: int,
-    padding: list[int],
-    slope: float,
-    gain: float,
-    limit: float,
+    how: Resampling,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
+    up, down, padding, slope, gain, limit = how
     y = x if bias is None else x + bias[:, None, None]
     y = upfirdn(y, up_taps, up=up, padding=tuple(padding), gain=float(up**2))
     z = (F.leaky_relu(y, slope) if slope != 1.0 else y) * gain
@@ -89,29 +87,20 @@ def filtered_lrelu_bwd(
     mask: Tensor,
     up_taps: Tensor | None,
     down_taps: Tensor | None,
-    height: int,
-    width: int,
-    up: int,
-    down: int,
-    padding: list[int],
-    slope: float,
-    gain: float,
+    size: list[int],
+    how: Resampling,
 ) -> tuple[Tensor, Tensor]:
-    # a transposed filter is the turned filter with the factors of raise and decimation exchanged
-    t, s = (1 if taps is None else len(taps) for taps in (up_taps, down_taps))
-    left, right, above, below = padding
-    raised_h, raised_w = height * up + above + below - t + 1, width * up + left + right - t + 1
-    h, w = grad.shape[2:]
-    around = (s - 1, raised_w - w * down, s - 1, raised_h - h * down)
-    g = upfirdn(grad, None if down_taps is None else down_taps.flip(0), up=down, padding=around)
-    codes = _unpacked(mask, raised_w)
-    g = g * torch.full_like(g, gain * slope).masked_fill(codes & 1 > 0, gain).masked_fill(
-        codes > 1, 0.0
-    )
-    low = (t - 1 - left, t - 1 - above)
-    high = ((width - 1) * up + t - raised_w - low[0], (height - 1) * up + t - raised_h - low[1])
+    # a transposed filter is the turned one with the factors of upsampling and decimation exchanged
+    g = how.geometry((*grad.shape[:2], *size), up_taps, down_taps)
+    t, s, up, down = g.up_taps, g.down_taps, g.up, g.down
+    around = (s - 1, g.columns - g.w * down, s - 1, g.rows - g.h * down)
+    turned_up, turned_down = (None if f is None else f.flip(0) for f in (up_taps, down_taps))
+    y = upfirdn(grad, turned_down, up=down, padding=around)
+    codes = _unpacked(mask, g.columns)
+    slopes = torch.full_like(y, how.gain * how.slope).masked_fill(codes & 1 > 0, how.gain)
+    y = y * slopes.masked_fill(codes > 1, 0.0)
+    low = (t - 1 - g.left, t - 1 - g.above)
+    high = ((g.width - 1) * up + t - g.columns - low[0], (g.height - 1) * up + t - g.rows - low[1])
     around = (low[0], high[0], low[1], high[1])
-    dx = upfirdn(
-        g, None if up_taps is None else up_taps.flip(0), down=up, padding=around, gain=float(up**2)
-    )
+    dx = upfirdn(y, turned_up, down=up, padding=around, gain=float(up**2))
     return dx.contiguous(memory_format=torch.channels_last), dx.sum((0, 2, 3))

@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdistill.backends.arguments import Activation
 
-def _fir(x: Tensor, taps: Tensor | None) -> Tensor:
-    # one zero around the map, both sides one shorter; conv2d correlates, so the taps are flipped
+
+def fir(x: Tensor, taps: Tensor | None) -> Tensor:
+    """Return ``x`` with one zero around it, filtered along both axes, a true convolution."""
     if taps is None:
         return x
     c = x.shape[1]
@@ -28,20 +30,15 @@ def fir_bias_act(
     bias: Tensor | None,
     noise: Tensor | None,
     taps: Tensor | None,
-    slope: float,
-    gain: float,
-    limit: float,
+    act: Activation,
 ) -> Tensor:
-    y = _fir(x * scale[:, :, None, None], taps)
+    y = fir(x * scale[:, :, None, None], taps)
     if noise is not None:
         y = y + noise[:, None]
     if bias is not None:
         y = y + bias[:, None, None]
-    return (
-        (F.leaky_relu(y, slope) * gain)
-        .clamp(-limit, limit)
-        .contiguous(memory_format=torch.channels_last)
-    )
+    y = (F.leaky_relu(y, act.slope) * act.gain).clamp(-act.limit, act.limit)
+    return y.contiguous(memory_format=torch.channels_last)
 
 
 def fir_bias_act_bwd(
@@ -50,17 +47,11 @@ def fir_bias_act_bwd(
     x: Tensor,
     scale: Tensor,
     taps: Tensor | None,
-    slope: float,
-    gain: float,
-    limit: float,
+    act: Activation,
     noise_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    factor = (
-        torch.full_like(out, gain * slope)
-        .masked_fill(out > 0, gain)
-        .masked_fill(out.abs() >= limit, 0.0)
-    )
-    g = grad * factor
+    slopes = torch.full_like(out, act.gain * act.slope).masked_fill(out > 0, act.gain)
+    g = grad * slopes.masked_fill(out.abs() >= act.limit, 0.0)
     raw = _fir_transposed(g, taps)
     dx = (raw * scale[:, :, None, None]).contiguous(memory_format=torch.channels_last)
     of_noise = g.sum(1)  # [N, h, w]

@@ -5,18 +5,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the mean and the reciprocal deviation of each image and channel, ``[N, C]``."""
     mean = x.mean((2, 3))
     variance = (x - mean[:, :, None, None]).square().mean((2, 3))  # biased
     return mean, (variance + eps).rsqrt()  # [N, C] each
 
 
-def _per_image(rows: Tensor, images: int) -> Tensor:
-    # row g of [G, C] belongs to images g*N/G .. (g+1)*N/G - 1
-    return rows.repeat_interleave(images // rows.shape[0], 0)[:, :, None, None]  # [N, C, 1, 1]
+def per_image(rows: Tensor, images: int) -> Tensor:
+    """Return ``[N, C, 1, 1]``: row g of ``[G, C]`` for the images g*N/G .. (g+1)*N/G - 1."""
+    return rows.repeat_interleave(images // rows.shape[0], 0)[:, :, None, None]
 
 
-def _normalise(x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+def normalise(x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """Return ``(x - mean) * rstd`` with the statistics ``[N, C]``."""
     return (x - mean[:, :, None, None]) * rstd[:, :, None, None]
 
 
@@ -29,8 +31,8 @@ def _unpool(grad: Tensor, height: int, width: int) -> Tensor:
 def norm_act_pool(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mean, rstd = _statistics(x, eps)
-    y = _normalise(x, mean, rstd) * _per_image(weight, x.shape[0]) + _per_image(bias, x.shape[0])
+    mean, rstd = statistics(x, eps)
+    y = normalise(x, mean, rstd) * per_image(weight, x.shape[0]) + per_image(bias, x.shape[0])
     return F.avg_pool2d(F.relu(y), 2).contiguous(memory_format=torch.channels_last), mean, rstd
 
 
@@ -38,9 +40,9 @@ def norm_act_pool_bwd(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     (n, c, height, width), groups = x.shape, weight.shape[0]
-    normed, scale = _normalise(x, mean, rstd), _per_image(weight, n)
+    normed, scale = normalise(x, mean, rstd), per_image(weight, n)
     above = _unpool(grad, height, width)
-    h = torch.where(normed * scale + _per_image(bias, n) > 0, above, torch.zeros_like(above))
+    h = torch.where(normed * scale + per_image(bias, n) > 0, above, torch.zeros_like(above))
     sum_h, sum_hx = (
         h.sum((2, 3)),
         (h * normed).sum((2, 3)),
@@ -54,8 +56,8 @@ def norm_act_pool_bwd(
 def differentiable_bwd(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the backward as a function of the op's inputs alone, so that autograd sees the statistics depend on ``x``."""
-    return norm_act_pool_bwd(grad, x, weight, bias, *_statistics(x, eps))
+    """Return the backward from the op's inputs alone: autograd sees the statistics depend on ``x``."""
+    return norm_act_pool_bwd(grad, x, weight, bias, *statistics(x, eps))
 
 
 def _centred_tangent(
@@ -75,15 +77,15 @@ def norm_act_pool_tangent(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     n = x.shape[0]
-    mean, rstd = _statistics(x, eps)
-    normed, scale = _normalise(x, mean, rstd), _per_image(weight, n)
+    mean, rstd = statistics(x, eps)
+    normed, scale = normalise(x, mean, rstd), per_image(weight, n)
     x_dot_mean = x_dot.mean((2, 3))
     x_dot_proj = ((x_dot - x_dot_mean[:, :, None, None]) * normed).mean(
         (2, 3)
     )  # normed has no mean
     normed_dot = _centred_tangent(normed, x_dot, rstd, x_dot_mean, x_dot_proj)
-    y = normed * scale + _per_image(bias, n)
-    y_dot = normed * _per_image(weight_dot, n) + normed_dot * scale + _per_image(bias_dot, n)
+    y = normed * scale + per_image(bias, n)
+    y_dot = normed * per_image(weight_dot, n) + normed_dot * scale + per_image(bias_dot, n)
     active = torch.where(y <= 0, torch.zeros_like(y), y_dot)  # a NaN stays
     out, out_dot = (
         F.avg_pool2d(t, 2).contiguous(memory_format=torch.channels_last)
@@ -97,14 +99,14 @@ def norm_act_pool_bwd_tangent(
     mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (n, c, height, width), groups = x.shape, weight.shape[0]
-    normed, scale = _normalise(x, mean, rstd), _per_image(weight, n)
+    normed, scale = normalise(x, mean, rstd), per_image(weight, n)
     normed_dot = _centred_tangent(normed, x_dot, rstd, x_dot_mean, x_dot_proj)
-    positive = normed * scale + _per_image(bias, n) > 0
+    positive = normed * scale + per_image(bias, n) > 0
     h, h_dot = (
         torch.where(positive, up, torch.zeros_like(up))
         for up in (_unpool(g, height, width) for g in (grad, grad_dot))
     )
-    q, q_dot = scale * h, _per_image(weight_dot, n) * h + scale * h_dot
+    q, q_dot = scale * h, per_image(weight_dot, n) * h + scale * h_dot
     dx, dweight, dbias = norm_act_pool_bwd(grad, x, weight, bias, mean, rstd)
     rstd = rstd[:, :, None, None]
     centred = (

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdistill.backends.arguments import Activation
 from kdistill.backends.reference.fir_bias_act import fir_bias_act, fir_bias_act_bwd
 
 EPS = 1e-8
@@ -21,9 +22,7 @@ def styled_conv(
     bias: Tensor,
     noise: Tensor | None,
     taps: Tensor | None,
-    slope: float,
-    gain: float,
-    limit: float,
+    act: Activation,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     scale = demodulation(weight, styles)
@@ -34,7 +33,7 @@ def styled_conv(
         y = F.conv_transpose2d(modulated, weight.transpose(0, 1), stride=2)
     y = y.contiguous(memory_format=torch.channels_last)
     return (
-        fir_bias_act(y, scale, bias, noise, taps, slope, gain, limit),
+        fir_bias_act(y, scale, bias, noise, taps, act),
         y if keep else x.new_empty(0),
         scale,
     )
@@ -49,15 +48,11 @@ def styled_conv_bwd(
     weight: Tensor,
     styles: Tensor,
     taps: Tensor | None,
-    slope: float,
-    gain: float,
-    limit: float,
+    act: Activation,
     noise_rows: int,
     wants_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dy, dscale, dbias, dnoise = fir_bias_act_bwd(
-        grad, out, y, scale, taps, slope, gain, limit, noise_rows
-    )
+    dy, dscale, dbias, dnoise = fir_bias_act_bwd(grad, out, y, scale, taps, act, noise_rows)
     modulated, dweight = x * styles[:, :, None, None], weight.new_empty(0)
     if taps is None:
         raw = F.conv_transpose2d(dy, weight, padding=1)

@@ -11,7 +11,7 @@ from torch import Tensor
 OLDEST_CAPABILITY = (8, 0)
 
 
-def refusal(*args: Any) -> str | None:
+def supports(*args: Any) -> str | None:
     """Return why Triton cannot run these arguments, or None.  Being imported at all means that Triton is installed."""
     tensors = [a for a in args if isinstance(a, Tensor)]
     for tensor in tensors:

@@ -1,15 +1,16 @@
 """class_mean_sqdist in Triton."""
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kdistill.backends.cuda.class_mean_sqdist import class_lists
-from kdistill.backends.reference.class_mean_sqdist import row_gradient_table
-from kdistill.backends.triton import refusal as supports
+from kdistill.backends.reference.class_mean_sqdist import row_gradient_table, value_and_grad
 
-__all__ = ["class_mean_sqdist", "class_mean_sqdist_and_grad", "class_mean_sqdist_bwd", "supports"]
+_BLOCK_F = 64  # features of a program
 
 
 @triton.jit
@@ -68,29 +69,18 @@ def class_mean_sqdist(
     num_classes: int,
     weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    real_order, real_offsets = class_lists(real_labels, num_classes)
-    syn_order, syn_offsets = class_lists(syn_labels, num_classes)
-    f, block_f = real.shape[1], 64
-    diff, partials = (
-        real.new_empty((num_classes, f)),
-        real.new_empty((num_classes, triton.cdiv(f, block_f))),
+    f, blocks = real.shape[1], triton.cdiv(real.shape[1], _BLOCK_F)
+    rows = (
+        real,
+        *class_lists(real_labels, num_classes),
+        syn,
+        *class_lists(syn_labels, num_classes),
     )
+    diff, partials = real.new_empty((num_classes, f)), real.new_empty((num_classes, blocks))
     if diff.numel():
-        _class_mean_sqdist_fwd_kernel[(triton.cdiv(f, block_f), num_classes)](
-            *(
-                real,
-                real_order,
-                real_offsets,
-                syn,
-                syn_order,
-                syn_offsets,
-                real if weights is None else weights,
-                diff,
-                partials,
-            ),
-            *(f, weights is not None),
-            BLOCK_N=16,
-            BLOCK_F=block_f,
+        tensors = (*rows, real if weights is None else weights, diff, partials)
+        _class_mean_sqdist_fwd_kernel[(blocks, num_classes)](
+            *tensors, f, weights is not None, BLOCK_N=16, BLOCK_F=_BLOCK_F
         )
     return partials.sum(dtype=torch.float64).to(real.dtype), diff
 
@@ -108,13 +98,4 @@ def class_mean_sqdist_bwd(
     return out
 
 
-def class_mean_sqdist_and_grad(
-    real: Tensor,
-    real_labels: Tensor,
-    syn: Tensor,
-    syn_labels: Tensor,
-    num_classes: int,
-    weights: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    value, diff = class_mean_sqdist(real, real_labels, syn, syn_labels, num_classes, weights)
-    return value, class_mean_sqdist_bwd(torch.ones_like(value), diff, weights, syn_labels, -1.0)
+class_mean_sqdist_and_grad = partial(value_and_grad, class_mean_sqdist, class_mean_sqdist_bwd)

@@ -6,9 +6,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kdistill.backends.reference.conv_grad_sqnorm import by_products, gram_chunk, grams
-from kdistill.backends.triton import refusal as supports
-
-__all__ = ["conv_grad_sqnorm", "supports"]
 
 _BLOCK = 256
 

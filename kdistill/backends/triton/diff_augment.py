@@ -6,9 +6,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kdistill.backends.reference import diff_augment as reference
-from kdistill.backends.triton import refusal as supports
-
-__all__ = ["diff_augment", "diff_augment_bwd", "supports"]
 
 _ROW = tl.constexpr(reference.ROW)
 _COLOR = tl.constexpr(reference.COLOR)

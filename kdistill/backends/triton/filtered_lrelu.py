@@ -5,9 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kdistill.backends.triton import refusal as supports
-
-__all__ = ["filtered_lrelu", "filtered_lrelu_bwd", "supports"]
+from kdistill.backends.arguments import Geometry, Resampling, empty_channels_last
 
 _BLOCK_C = {torch.float32: 16, torch.float64: 2}  # channels of a program
 # columns of the result of a program; times any factor a multiple of 4, whole bytes of the mask
@@ -47,7 +45,7 @@ def _point(
     y, mask_ptr, u, v, cols, C, S, own_u, own_v, SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr,
     BACKWARD: tl.constexpr, SIZE: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    # y [SIZE, BLOCK_C]: raised columns v of row u; forward: the nonlinearity, codes to the mask;
+    # y [SIZE, BLOCK_C]: upsampled columns v of row u; forward: the nonlinearity, codes to the mask;
     # backward: its derivative
     quads = (S + 3) // 4
     if BACKWARD:
@@ -76,11 +74,11 @@ def _filter(
     in_ptr, bias_ptr, first_ptr, second_ptr, mask_ptr, out_ptr, partials_ptr, C, IN_H, IN_W, R, S, H, W,
     origin_y, origin_x, start_y, start_x, FIRST: tl.constexpr, SECOND: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
     SCALE: tl.constexpr, SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr, BACKWARD: tl.constexpr,
-    RAISED: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr, BAND: tl.constexpr, BLOCK_C: tl.constexpr,
+    UPSAMPLED: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr, BAND: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    # one program per image, BAND x TILE results and BLOCK_C channels.  Raised sample u is the sum
-    # over j of first[j * UP + origin - u] * in[j], result o the sum over s of second[s] * raised[o
-    # * DOWN + start + s].
+    # one program per image, BAND x TILE results and BLOCK_C channels.  Upsampled sample u is the sum
+    # over j of first[j * UP + origin - u] * in[j], result o the sum over s of second[s] *
+    # upsampled[o * DOWN + start + s].
     DTYPE: tl.constexpr = in_ptr.dtype.element_ty
     image, tiles = tl.program_id(0).to(tl.int64), tl.cdiv(W, TILE)
     y0, x0 = tl.program_id(1) // tiles * BAND, tl.program_id(1) % tiles * TILE
@@ -93,10 +91,10 @@ def _filter(
     own_u = tl.where(y0 + BAND >= H, R, (y0 + BAND) * DOWN)
     own_v = tl.where(x0 + TILE >= W, S, (x0 + TILE) * DOWN)
     v0 = x0 * DOWN + start_x
-    v, j = v0 + tl.arange(0, RAISED), _first_sample(v0, origin_x, UP) + tl.arange(0, SAMPLES)
+    v, j = v0 + tl.arange(0, UPSAMPLED), _first_sample(v0, origin_x, UP) + tl.arange(0, SAMPLES)
     o_y, o_x = tl.arange(0, BAND), tl.arange(0, TILE)
     t = j[None, :] * UP + origin_x - v[:, None]
-    raising = _taps(
+    upsampling = _taps(
         first_ptr,
         t,
         (t >= 0) & (t < FIRST) & ((v >= 0) & (v < S))[:, None],
@@ -105,7 +103,7 @@ def _filter(
         DTYPE,
     )
     s = (v - v0)[None, :] - o_x[:, None] * DOWN
-    lowering = _taps(second_ptr, s, (s >= 0) & (s < SECOND), SECOND, not BACKWARD, DTYPE)
+    downsampling = _taps(second_ptr, s, (s >= 0) & (s < SECOND), SECOND, not BACKWARD, DTYPE)
     shift = tl.zeros((BLOCK_C,), dtype=DTYPE)
     if bias_ptr is not None:
         shift = tl.load(bias_ptr + cols, mask=inside, other=0.0)
@@ -125,7 +123,7 @@ def _filter(
             row += _taps(first_ptr, tap, real, FIRST, not BACKWARD, DTYPE) * tl.where(
                 there, x + shift[None, :], 0.0
             )
-        y = _product(raising, row, DTYPE)
+        y = _product(upsampling, row, DTYPE)
         if not BACKWARD:
             y *= SCALE
         z = _point(
@@ -142,13 +140,13 @@ def _filter(
             GAIN,
             LIMIT,
             BACKWARD,
-            RAISED,
+            UPSAMPLED,
             BLOCK_C,
         )
-        lowered = _product(lowering, z, DTYPE)  # [TILE, BLOCK_C]
+        downsampled = _product(downsampling, z, DTYPE)  # [TILE, BLOCK_C]
         lag = u - u0 - o_y * DOWN
         factors = _taps(second_ptr, lag, (lag >= 0) & (lag < SECOND), SECOND, not BACKWARD, DTYPE)
-        result += factors[:, None, None] * lowered[None, :, :]
+        result += factors[:, None, None] * downsampled[None, :, :]
     if BACKWARD:
         result *= SCALE
     there = ((y0 + o_y < H)[:, None] & (x0 + o_x < W)[None, :])[:, :, None] & inside[None, None, :]
@@ -167,12 +165,12 @@ def _filter(
 def _filtered_lrelu_fwd_kernel(
     x_ptr, bias_ptr, up_ptr, down_ptr, mask_ptr, out_ptr, C, IN_H, IN_W, R, S, H, W, above, left,
     T: tl.constexpr, TAPS: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, SLOPE: tl.constexpr, GAIN: tl.constexpr,
-    LIMIT: tl.constexpr, RAISED: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr, BAND: tl.constexpr,
+    LIMIT: tl.constexpr, UPSAMPLED: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr, BAND: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     _filter(
         x_ptr, bias_ptr, up_ptr, down_ptr, mask_ptr, out_ptr, None, C, IN_H, IN_W, R, S, H, W, above, left, 0, 0,
-        T, TAPS, UP, DOWN, UP * UP, SLOPE, GAIN, LIMIT, False, RAISED, SAMPLES, TILE, BAND, BLOCK_C,
+        T, TAPS, UP, DOWN, UP * UP, SLOPE, GAIN, LIMIT, False, UPSAMPLED, SAMPLES, TILE, BAND, BLOCK_C,
     )  # fmt: skip
 
 
@@ -180,30 +178,30 @@ def _filtered_lrelu_fwd_kernel(
 def _filtered_lrelu_bwd_kernel(
     grad_ptr, up_ptr, down_ptr, mask_ptr, dx_ptr, partials_ptr, C, IN_H, IN_W, R, S, H, W, above, left,
     T: tl.constexpr, TAPS: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, SLOPE: tl.constexpr, GAIN: tl.constexpr,
-    RAISED: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr, BAND: tl.constexpr, BLOCK_C: tl.constexpr,
+    UPSAMPLED: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr, BAND: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     # H x W: of dx; the filters exchanged, turned
     _filter(
         grad_ptr, None, down_ptr, up_ptr, mask_ptr, dx_ptr, partials_ptr, C, IN_H, IN_W, R, S, H, W, TAPS - 1, TAPS - 1,
-        above - T + 1, left - T + 1, TAPS, T, DOWN, UP, UP * UP, SLOPE, GAIN, 0.0, True, RAISED, SAMPLES, TILE, BAND, BLOCK_C,
+        above - T + 1, left - T + 1, TAPS, T, DOWN, UP, UP * UP, SLOPE, GAIN, 0.0, True, UPSAMPLED, SAMPLES, TILE, BAND, BLOCK_C,
     )  # fmt: skip
 
 
-def _length(taps: Tensor | None) -> int:
-    return 1 if taps is None else len(taps)
-
-
-def _empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
-    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
+def _constants(g: Geometry, how: Resampling) -> dict[str, float]:
+    taps = {"T": g.up_taps, "TAPS": g.down_taps, "UP": g.up, "DOWN": g.down}
+    return taps | {"SLOPE": how.slope, "GAIN": how.gain}
 
 
 def _sizes(dtype: torch.dtype, first: int, second: int, up: int, down: int) -> dict[str, int]:
-    raised = (
-        _TILE * down + second
-    )  # columns behind a tile of the result, those of its share of the mask included
-    wide = {"RAISED": raised, "SAMPLES": (raised + first) // up + 2}
+    # columns behind a tile of the result, those of its share of the mask included
+    upsampled = _TILE * down + second
+    wide = {"UPSAMPLED": upsampled, "SAMPLES": (upsampled + first) // up + 2}
     blocks = {"TILE": _TILE, "BAND": _BAND, "BLOCK_C": _BLOCK_C[dtype]}
     return {name: max(16, triton.next_power_of_2(size)) for name, size in wide.items()} | blocks
+
+
+def _tiles(height: int, width: int) -> int:
+    return int(triton.cdiv(height, _BAND) * triton.cdiv(width, _TILE))
 
 
 def filtered_lrelu(
@@ -211,50 +209,17 @@ def filtered_lrelu(
     bias: Tensor | None,
     up_taps: Tensor | None,
     down_taps: Tensor | None,
-    up: int,
-    down: int,
-    padding: list[int],
-    slope: float,
-    gain: float,
-    limit: float,
+    how: Resampling,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    n, c, h, w = x.shape
-    t, s = _length(up_taps), _length(down_taps)
-    left, right, above, below = padding
-    rows, columns = h * up + above + below - t + 1, w * up + left + right - t + 1
-    out = _empty(x, n, c, (rows - s) // down + 1, (columns - s) // down + 1)
-    mask = x.new_empty((n, rows, (columns + 3) // 4, c) if keep else (0,), dtype=torch.uint8)
+    g, out, mask = how.outputs(x, up_taps, down_taps, keep)
     if out.numel():
-        tiles = triton.cdiv(out.shape[2], _BAND) * triton.cdiv(out.shape[3], _TILE)
-        _filtered_lrelu_fwd_kernel[(n, tiles, triton.cdiv(c, _BLOCK_C[x.dtype]))](
-            *(
-                x,
-                bias,
-                up_taps,
-                down_taps,
-                mask if keep else None,
-                out,
-                c,
-                h,
-                w,
-                rows,
-                columns,
-                *out.shape[2:],
-                above,
-                left,
-            ),
-            **{
-                "T": t,
-                "TAPS": s,
-                "UP": up,
-                "DOWN": down,
-                "SLOPE": slope,
-                "GAIN": gain,
-                "LIMIT": limit,
-            },
-            **_sizes(x.dtype, t, s, up, down),
-        )
+        grid = (g.n, _tiles(g.h, g.w), triton.cdiv(g.c, _BLOCK_C[x.dtype]))
+        tensors = (x, bias, up_taps, down_taps, mask if keep else None, out)
+        sides = (g.height, g.width, g.rows, g.columns, g.h, g.w, g.above, g.left)
+        constants = _constants(g, how) | {"LIMIT": how.limit}
+        wide = _sizes(x.dtype, g.up_taps, g.down_taps, g.up, g.down)
+        _filtered_lrelu_fwd_kernel[grid](*tensors, g.c, *sides, **constants, **wide)
     return out, mask
 
 
@@ -263,43 +228,16 @@ def filtered_lrelu_bwd(
     mask: Tensor,
     up_taps: Tensor | None,
     down_taps: Tensor | None,
-    height: int,
-    width: int,
-    up: int,
-    down: int,
-    padding: list[int],
-    slope: float,
-    gain: float,
+    size: list[int],
+    how: Resampling,
 ) -> tuple[Tensor, Tensor]:
-    n, c, h, w = grad.shape
-    t, s = _length(up_taps), _length(down_taps)
-    left, right, above, _ = padding
-    rows, columns = mask.shape[1], width * up + left + right - t + 1
-    dx, tiles = (
-        _empty(grad, n, c, height, width),
-        triton.cdiv(height, _BAND) * triton.cdiv(width, _TILE),
-    )
-    partials = grad.new_empty((n, tiles, c))
+    g = how.geometry((*grad.shape[:2], *size), up_taps, down_taps)
+    dx, tiles = empty_channels_last(grad, *g[:4]), _tiles(g.height, g.width)
+    partials = grad.new_empty((g.n, tiles, g.c))
     if grad.numel():
-        _filtered_lrelu_bwd_kernel[(n, tiles, triton.cdiv(c, _BLOCK_C[grad.dtype]))](
-            *(
-                grad,
-                up_taps,
-                down_taps,
-                mask,
-                dx,
-                partials,
-                c,
-                h,
-                w,
-                rows,
-                columns,
-                height,
-                width,
-                above,
-                left,
-            ),
-            **{"T": t, "TAPS": s, "UP": up, "DOWN": down, "SLOPE": slope, "GAIN": gain},
-            **_sizes(grad.dtype, s, t, down, up),
-        )
+        grid = (g.n, tiles, triton.cdiv(g.c, _BLOCK_C[grad.dtype]))
+        tensors = (grad, up_taps, down_taps, mask, dx, partials)
+        sides = (g.h, g.w, g.rows, g.columns, g.height, g.width, g.above, g.left)
+        wide = _sizes(grad.dtype, g.down_taps, g.up_taps, g.down, g.up)
+        _filtered_lrelu_bwd_kernel[grid](*tensors, g.c, *sides, **_constants(g, how), **wide)
     return dx, partials.sum((0, 1), dtype=torch.float64).to(grad.dtype)

@@ -5,16 +5,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kdistill.backends.triton import refusal as supports
-
-__all__ = ["fir_bias_act", "fir_bias_act_bwd", "supports"]
+from kdistill.backends.arguments import Activation, empty_channels_last, fir_sizes
 
 _BLOCK_C = 32  # channels of a program
 _BLOCK_P = 64  # pixels of a program
 
 
 @triton.jit
-def _pulled_back(out, grad, SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr):
+def _grad_before_activation(
+    out, grad, SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr
+):
     # grad times the derivative, which the result tells
     g = grad * GAIN
     g = tl.where(out > 0.0, g, g * SLOPE)
@@ -44,10 +44,10 @@ def _fir_bias_act_fwd_kernel(
             row = p // W + a - 1
             for b in tl.static_range(4):
                 column = p % W + b - 1
-                seen = (row >= 0) & (row <= H) & (column >= 0) & (column <= W)
+                inside_result = (row >= 0) & (row <= H) & (column >= 0) & (column <= W)
                 source = (row * (W + 1) + column)[:, None] * C + cols[None, :]
                 along += tl.load(taps_ptr + 3 - b) * tl.load(
-                    x_ptr + source, mask=mask & seen[:, None], other=0.0
+                    x_ptr + source, mask=mask & inside_result[:, None], other=0.0
                 )
             value += tl.load(taps_ptr + 3 - a) * along
     value *= tl.load(scale_ptr + image * C + cols, mask=inside, other=0.0)[None, :]
@@ -80,11 +80,15 @@ def _fir_bias_act_bwd_kernel(
     mask = (p < height * width)[:, None] & inside[None, :]
     grad_ptr += image * H * W * C
     out_ptr += image * H * W * C
-    seen = (row < H) & (column < W)
+    inside_result = (row < H) & (column < W)
     source = (row * W + column)[:, None] * C + cols[None, :]
-    grad = tl.load(grad_ptr + source, mask=mask & seen[:, None], other=0.0)
-    own = _pulled_back(
-        tl.load(out_ptr + source, mask=mask & seen[:, None], other=0.0), grad, SLOPE, GAIN, LIMIT
+    grad = tl.load(grad_ptr + source, mask=mask & inside_result[:, None], other=0.0)
+    own = _grad_before_activation(
+        tl.load(out_ptr + source, mask=mask & inside_result[:, None], other=0.0),
+        grad,
+        SLOPE,
+        GAIN,
+        LIMIT,
     )
     raw = own
     if taps_ptr is not None:
@@ -94,11 +98,13 @@ def _fir_bias_act_bwd_kernel(
             i = row + 1 - a
             for b in tl.static_range(4):
                 j = column + 1 - b
-                there = mask & ((i >= 0) & (i < H) & (j >= 0) & (j < W))[:, None]
+                reached = mask & ((i >= 0) & (i < H) & (j >= 0) & (j < W))[:, None]
                 from_result = (i * W + j)[:, None] * C + cols[None, :]
-                grad = tl.load(grad_ptr + from_result, mask=there, other=0.0)
-                out = tl.load(out_ptr + from_result, mask=there, other=0.0)
-                along += tl.load(taps_ptr + 3 - b) * _pulled_back(out, grad, SLOPE, GAIN, LIMIT)
+                grad = tl.load(grad_ptr + from_result, mask=reached, other=0.0)
+                out = tl.load(out_ptr + from_result, mask=reached, other=0.0)
+                along += tl.load(taps_ptr + 3 - b) * _grad_before_activation(
+                    out, grad, SLOPE, GAIN, LIMIT
+                )
             raw += tl.load(taps_ptr + 3 - a) * along
     at = image * height * width * C + p[:, None] * C + cols[None, :]
     scale = tl.load(scale_ptr + image * C + cols, mask=inside, other=0.0)
@@ -111,15 +117,16 @@ def _fir_bias_act_bwd_kernel(
     if of_noise_ptr is not None:  # [N, tiles of channels, H, W]
         tile, tiles = tl.program_id(2), tl.num_programs(2)
         of_noise_ptr += (image * tiles + tile) * H * W
-        tl.store(of_noise_ptr + row * W + column, tl.sum(own, axis=1), mask=seen)
-
-
-def _empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
-    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
+        tl.store(of_noise_ptr + row * W + column, tl.sum(own, axis=1), mask=inside_result)
 
 
 def _total(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     return x.sum(dims, dtype=torch.float64).to(x.dtype)
+
+
+def _constants(act: Activation) -> dict[str, float]:
+    numbers = {"SLOPE": act.slope, "GAIN": act.gain, "LIMIT": act.limit}
+    return numbers | {"BLOCK_P": _BLOCK_P, "BLOCK_C": _BLOCK_C}
 
 
 def fir_bias_act(
@@ -128,25 +135,15 @@ def fir_bias_act(
     bias: Tensor | None,
     noise: Tensor | None,
     taps: Tensor | None,
-    slope: float,
-    gain: float,
-    limit: float,
+    act: Activation,
 ) -> Tensor:
-    n, c, h, w = x.shape
-    out = _empty(x, n, c, h - (taps is not None), w - (taps is not None))
+    n, c, h, w = fir_sizes(x.shape, taps)
+    out = empty_channels_last(x, n, c, h, w)
     if out.numel():
-        h, w = out.shape[2:]
         stride = h * w if noise is not None and noise.shape[0] > 1 else 0
-        _fir_bias_act_fwd_kernel[(n, triton.cdiv(h * w, _BLOCK_P), triton.cdiv(c, _BLOCK_C))](
-            *(x, scale, bias, noise, taps, out, c, h, w, stride),
-            **{
-                "SLOPE": slope,
-                "GAIN": gain,
-                "LIMIT": limit,
-                "BLOCK_P": _BLOCK_P,
-                "BLOCK_C": _BLOCK_C,
-            },
-        )
+        grid = (n, triton.cdiv(h * w, _BLOCK_P), triton.cdiv(c, _BLOCK_C))
+        tensors = (x, scale, bias, noise, taps, out)
+        _fir_bias_act_fwd_kernel[grid](*tensors, c, h, w, stride, **_constants(act))
     return out
 
 
@@ -156,28 +153,20 @@ def fir_bias_act_bwd(
     x: Tensor,
     scale: Tensor,
     taps: Tensor | None,
-    slope: float,
-    gain: float,
-    limit: float,
+    act: Activation,
     noise_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n, c, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    h, w = out.shape[2:]
-    dx = _empty(x, *x.shape)
-    blocks, tiles = triton.cdiv(pixels, _BLOCK_P), triton.cdiv(c, _BLOCK_C)
+    (n, c, height, width), (h, w) = x.shape, out.shape[2:]
+    dx, blocks, tiles = (
+        empty_channels_last(x, *x.shape),
+        triton.cdiv(height * width, _BLOCK_P),
+        triton.cdiv(c, _BLOCK_C),
+    )
     partials = x.new_empty((2, n, blocks, c))
     of_noise = x.new_empty((n, tiles, h, w)) if noise_rows else None
     if x.numel():
-        _fir_bias_act_bwd_kernel[(n, blocks, tiles)](
-            *(grad, out, x, scale, taps, dx, of_noise, partials, n, c, h, w),
-            **{
-                "SLOPE": slope,
-                "GAIN": gain,
-                "LIMIT": limit,
-                "BLOCK_P": _BLOCK_P,
-                "BLOCK_C": _BLOCK_C,
-            },
-        )
+        tensors = (grad, out, x, scale, taps, dx, of_noise, partials)
+        _fir_bias_act_bwd_kernel[(n, blocks, tiles)](*tensors, n, c, h, w, **_constants(act))
     if of_noise is None:
         dnoise = x.new_empty((0, h, w))
     else:

@@ -1,19 +1,13 @@
 """norm_act_pool in Triton."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kdistill.backends.triton import refusal as supports
-
-__all__ = [
-    "norm_act_pool",
-    "norm_act_pool_bwd",
-    "norm_act_pool_bwd_tangent",
-    "norm_act_pool_tangent",
-    "supports",
-]
+from kdistill.backends.arguments import empty_channels_last
 
 _BLOCK_C = 32  # channels of a program
 _BLOCK_P = 64  # pixels, or pooling windows, of a step
@@ -141,42 +135,35 @@ def _norm_act_pool_bwd_kernel(
         tl.store(dx_ptr + at, h + (d * slope + offset), mask=mask)
 
 
+def _launch(kernel: Any, x: Tensor, weight: Tensor, *arguments: Any, **constants: float) -> None:
+    """Run a kernel for every image and block of channels; it takes C, H, W and images per row last."""
+    n, c, h, w = x.shape
+    if x.numel():
+        numbers = (c, h, w, n // weight.shape[0])
+        blocks = {"BLOCK_P": _BLOCK_P, "BLOCK_C": _BLOCK_C}
+        kernel[(n, triton.cdiv(c, _BLOCK_C))](*arguments, *numbers, **constants, **blocks)
+
+
 def norm_act_pool(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
-    out = torch.empty(
-        (n, c, h // 2, w // 2), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    out = empty_channels_last(x, n, c, h // 2, w // 2)
     mean, rstd = x.new_empty((n, c)), x.new_empty((n, c))
-    if x.numel():
-        _norm_act_pool_fwd_kernel[(n, triton.cdiv(c, _BLOCK_C))](
-            *(x, weight, bias, out, mean, rstd, c, h, w, n // weight.shape[0]),
-            EPS=eps,
-            BLOCK_P=_BLOCK_P,
-            BLOCK_C=_BLOCK_C,
-        )
+    tensors = (x, weight, bias, out, mean, rstd)
+    _launch(_norm_act_pool_fwd_kernel, x, weight, *tensors, EPS=eps)
     return out, mean, rstd
 
 
 def norm_act_pool_bwd(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n, c, h, w = x.shape
-    dx = torch.empty(
-        (n, c, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
-    partials = x.new_empty((2, n, c))
-    if x.numel():
-        _norm_act_pool_bwd_kernel[(n, triton.cdiv(c, _BLOCK_C))](
-            *(grad, x, weight, bias, mean, rstd, dx, partials, n, c, h, w, n // weight.shape[0]),
-            BLOCK_P=_BLOCK_P,
-            BLOCK_C=_BLOCK_C,
-        )
-    groups = weight.shape[0]
-    dweight, dbias = (
-        partials.view(2, groups, n // groups, c).sum(2, dtype=torch.float64).to(x.dtype).unbind(0)
-    )
+    (n, c, *_), groups = x.shape, weight.shape[0]
+    dx, partials = empty_channels_last(x, *x.shape), x.new_empty((2, n, c))
+    tensors = (grad, x, weight, bias, mean, rstd, dx, partials)
+    _launch(_norm_act_pool_bwd_kernel, x, weight, *tensors, n)
+    shares = partials.view(2, groups, n // groups, c)
+    dweight, dbias = shares.sum(2, dtype=torch.float64).to(x.dtype).unbind(0)
     return dx, dweight.clone(), dbias.clone()
 
 
@@ -330,12 +317,6 @@ def _norm_act_pool_bwd_tangent_kernel(
         tl.store(dx_dot_ptr + at, h_dot + (e * slope + (d * slope_dot + offset_dot)), mask=mask)
 
 
-def _channels_last_output(x: Tensor, h: int, w: int) -> Tensor:
-    return torch.empty(
-        (*x.shape[:2], h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
-
-
 def norm_act_pool_tangent(
     x: Tensor,
     x_dot: Tensor,
@@ -346,60 +327,20 @@ def norm_act_pool_tangent(
     eps: float,
 ) -> tuple[Tensor, ...]:
     n, c, h, w = x.shape
-    outputs = [_channels_last_output(x, h // 2, w // 2) for _ in range(2)] + [
-        x.new_empty((n, c)) for _ in range(4)
-    ]
-    if x.numel():
-        _norm_act_pool_tangent_kernel[(n, triton.cdiv(c, _BLOCK_C))](
-            *(
-                x,
-                x_dot,
-                weight,
-                weight_dot,
-                bias,
-                bias_dot,
-                *outputs,
-                c,
-                h,
-                w,
-                n // weight.shape[0],
-            ),
-            EPS=eps,
-            BLOCK_P=_BLOCK_P,
-            BLOCK_C=_BLOCK_C,
-        )
-    return tuple(outputs)
+    feature_maps = [empty_channels_last(x, n, c, h // 2, w // 2) for _ in range(2)]
+    outputs = (*feature_maps, *(x.new_empty((n, c)) for _ in range(4)))
+    tensors = (x, x_dot, weight, weight_dot, bias, bias_dot, *outputs)
+    _launch(_norm_act_pool_tangent_kernel, x, weight, *tensors, EPS=eps)
+    return outputs
 
 
-def norm_act_pool_bwd_tangent(
-    grad: Tensor, grad_dot: Tensor, x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor,
-    mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    (n, c, h, w), groups = x.shape, weight.shape[0]
-    inputs = (
-        grad,
-        grad_dot,
-        x,
-        x_dot,
-        weight,
-        weight_dot,
-        bias,
-        mean,
-        rstd,
-        x_dot_mean,
-        x_dot_proj,
-    )
-    dx, dx_dot, partials = (
-        _channels_last_output(x, h, w),
-        _channels_last_output(x, h, w),
-        x.new_empty((4, n, c)),
-    )
-    if x.numel():
-        _norm_act_pool_bwd_tangent_kernel[(n, triton.cdiv(c, _BLOCK_C))](
-            *(*inputs, dx, dx_dot, partials, n, c, h, w, n // groups),
-            BLOCK_P=_BLOCK_P,
-            BLOCK_C=_BLOCK_C,
-        )
+def norm_act_pool_bwd_tangent(*inputs: Tensor) -> tuple[Tensor, ...]:
+    x, weight = inputs[2], inputs[4]
+    (n, c, *_), groups = x.shape, weight.shape[0]
+    dx, dx_dot = (empty_channels_last(x, *x.shape) for _ in range(2))
+    partials = x.new_empty((4, n, c))
+    tensors = (*inputs, dx, dx_dot, partials)
+    _launch(_norm_act_pool_bwd_tangent_kernel, x, weight, *tensors, n)
     summed = partials.view(4, groups, n // groups, c).sum(2, dtype=torch.float64).to(x.dtype)
     dweight, dbias, dweight_dot, dbias_dot = (s.clone() for s in summed.unbind(0))
     return dx, dx_dot, dweight, dweight_dot, dbias, dbias_dot

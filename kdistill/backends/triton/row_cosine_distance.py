@@ -5,10 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kdistill.backends.triton import refusal as supports
-
-__all__ = ["row_cosine_distance", "supports"]
-
 _BLOCK = 512
 
 

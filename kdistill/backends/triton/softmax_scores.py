@@ -4,10 +4,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kdistill.backends.triton import refusal as supports
-
-__all__ = ["softmax_scores", "supports"]
-
 _MOST = 1024  # columns at a time
 
 

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from kdistill.testing.cases._case import Bench, OpCase, Shape, as_tuple
+from kdistill.testing.op_case import Bench, OpCase, Shape, as_tuple
 
 __all__ = ["Bench", "OpCase", "Shape", "all_cases", "as_tuple", "case", "every_case"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from kdistill.backends.reference import class_mean_sqdist as reference
 from kdistill.ops import class_mean_sqdist
 from kdistill.ops.class_mean_sqdist import GRAD_ORDER, class_mean_sqdist_and_grad
-from kdistill.testing.cases._case import Bench, OpCase, Shape
+from kdistill.testing.op_case import Bench, OpCase, Shape
 
 
 def _reference(real, real_labels, syn, syn_labels, num_classes, weights=None) -> Tensor:

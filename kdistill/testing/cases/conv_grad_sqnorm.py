@@ -10,7 +10,7 @@ from torch.func import vmap
 from kdistill.backends.reference import conv_grad_sqnorm as reference
 from kdistill.ops import conv_grad_sqnorm
 from kdistill.ops.conv_grad_sqnorm import GRAD_ORDER, is_gram_cheaper
-from kdistill.testing.cases._case import OpCase, Shape
+from kdistill.testing.op_case import OpCase, Shape
 
 
 def _op(x: Tensor, grad: Tensor, padding: int, form: str) -> Tensor:

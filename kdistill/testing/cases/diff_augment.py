@@ -19,7 +19,7 @@ from kdistill.ops.diff_augment import (
     ROW,
     diff_augment,
 )
-from kdistill.testing.cases._case import OpCase, Shape
+from kdistill.testing.op_case import OpCase, Shape
 
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 

@@ -6,18 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdistill.backends.arguments import Resampling
 from kdistill.backends.reference import filtered_lrelu as reference
 from kdistill.ops import filtered_lrelu
 from kdistill.ops.filtered_lrelu import GRAD_ORDER
-from kdistill.testing.cases._case import OpCase, Shape
+from kdistill.testing.op_case import OpCase, Shape
 
 _SLOPE, _GAIN, _CLAMP = 0.2, math.sqrt(2.0), 0.4
 _EDGES = (
     0.0,
     _CLAMP / _GAIN,
     -_CLAMP / (_GAIN * _SLOPE),
-)  # of the raised value: where the derivative jumps
-# of every map; the one whose raised values stay furthest from the edges is taken: no rounding flips
+)  # of the upsampled value: where the derivative jumps
+# of every map; the one whose upsampled values stay furthest from the edges is taken: no rounding flips
 # a mask
 _DRAWS = 4
 
@@ -43,8 +44,9 @@ def op(
     return filtered_lrelu(x, bias, up_taps, down_taps, **given)
 
 
-def _reference(x: Tensor, bias: Tensor, *others: Any) -> Tensor:
-    return reference.filtered_lrelu(x, bias, *others, _SLOPE, _GAIN, _CLAMP, False)[0]
+def _reference(x: Tensor, bias: Tensor, up_taps: Any, down_taps: Any, *factors: Any) -> Tensor:
+    how = Resampling(*factors, _SLOPE, _GAIN, _CLAMP)
+    return reference.filtered_lrelu(x, bias, up_taps, down_taps, how, False)[0]
 
 
 def channels_first(x: Tensor, *others: Any) -> Tensor:
@@ -102,7 +104,7 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
     )
 
 
-def _raised(s: Shape) -> int:
+def _upsampled(s: Shape) -> int:
     return (s.h * s.up + s.low + s.high - max(s.t, 1) + 1) * (
         s.w * s.up + s.low + s.high - max(s.t, 1) + 1
     )
@@ -112,7 +114,7 @@ def _flops(s: Shape) -> float:
     filters = 2.0 * max(s.t, 1) / s.up * (1 + 1 / s.up) + 2.0 * max(s.s, 1) / s.down * (
         1 + 1 / s.down
     )
-    return s.n * s.c * _raised(s) * (filters + 6.0)
+    return s.n * s.c * _upsampled(s) * (filters + 6.0)
 
 
 CASE = OpCase(
@@ -123,7 +125,7 @@ CASE = OpCase(
     make=_make,
     differentiable=(0, 1),
     tiny=Shape(n=2, c=2, h=4, w=3, up=2, down=2, t=6, s=4, low=3, high=2),
-    # one pixel; a vector tail and sides that no factor divides; a raise by 4 that crops; no image;
+    # one pixel; a vector tail and sides that no factor divides; an upsampling by 4 that crops; no image;
     # more than a tile of columns; no filter at all; more zeros around than the filters are long;
     # factors 1 and 3
     shapes=[
@@ -150,7 +152,7 @@ CASE = OpCase(
     ),  # sums over maps and images behind dbias, taps along both axes
     flops=_flops,
     bytes=lambda s, itemsize: (
-        s.n * s.c * (2 * itemsize * (s.h * s.w + _raised(s) / s.down**2) + _raised(s) / 2)
+        s.n * s.c * (2 * itemsize * (s.h * s.w + _upsampled(s) / s.down**2) + _upsampled(s) / 2)
     ),
     peers={"channels_first": channels_first},
 )

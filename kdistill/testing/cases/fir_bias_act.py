@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdistill.backends.arguments import Activation
 from kdistill.backends.reference import fir_bias_act as reference
 from kdistill.ops import fir_bias_act
 from kdistill.ops.fir_bias_act import GRAD_ORDER
-from kdistill.testing.cases._case import OpCase, Shape
+from kdistill.testing.op_case import OpCase, Shape
 
 NUMBERS = _SLOPE, _GAIN, _CLAMP = 0.2, math.sqrt(2.0), 2.5
 
@@ -23,7 +24,7 @@ def op(x: Tensor, scale: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | Non
 def _reference(
     x: Tensor, scale: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None
 ) -> Tensor:
-    return reference.fir_bias_act(x, scale, bias, noise, taps, _SLOPE, _GAIN, _CLAMP)
+    return reference.fir_bias_act(x, scale, bias, noise, taps, Activation(*NUMBERS))
 
 
 def away_from_kinks(base: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
@@ -52,7 +53,7 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
     size = (s.h - s.fir, s.w - s.fir)
     noise = randn(s.m, *size)
     filtered = (
-        reference._fir(x.double(), None if taps is None else taps.double())
+        reference.fir(x.double(), None if taps is None else taps.double())
         * scale.double()[:, :, None, None]
     )
     quiet = away_from_kinks(filtered + bias.double()[:, None, None], noise, generator)

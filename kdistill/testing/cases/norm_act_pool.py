@@ -15,7 +15,7 @@ from kdistill.ops.norm_act_pool import (
     norm_act_pool_fwd,
     norm_act_pool_tangent,
 )
-from kdistill.testing.cases._case import Bench, OpCase, Shape
+from kdistill.testing.op_case import Bench, OpCase, Shape
 
 _KINK = 0.02  # no activation is closer to the kink of the ReLU: no rounding flips its mask
 
@@ -31,10 +31,10 @@ def _rows(parameter: Tensor) -> Tensor:
 def away_from_kinks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return ``x`` with the pixels moved whose activation lies near 0; the others keep their bits."""
     wide = x.double()
-    scale, shift = (reference._per_image(_rows(p).double(), x.shape[0]) for p in (weight, bias))
+    scale, shift = (reference.per_image(_rows(p).double(), x.shape[0]) for p in (weight, bias))
     for _ in range(100):
-        mean, rstd = reference._statistics(wide, 1e-5)
-        y = reference._normalise(wide, mean, rstd) * scale + shift
+        mean, rstd = reference.statistics(wide, 1e-5)
+        y = reference.normalise(wide, mean, rstd) * scale + shift
         near = y.abs() < _KINK
         if not near.any():
             break

@@ -8,7 +8,7 @@ from torch import Tensor
 from kdistill.backends.reference import row_cosine_distance as reference
 from kdistill.ops import row_cosine_distance
 from kdistill.ops.row_cosine_distance import EPS, GRAD_ORDER, RowTable
-from kdistill.testing.cases._case import OpCase, Shape
+from kdistill.testing.op_case import OpCase, Shape
 
 
 def _reference(

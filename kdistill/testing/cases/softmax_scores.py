@@ -9,7 +9,7 @@ from torch import Tensor
 from kdistill.backends.reference import softmax_scores as reference
 from kdistill.ops import softmax_scores
 from kdistill.ops.softmax_scores import GRAD_ORDER
-from kdistill.testing.cases._case import OpCase, Shape
+from kdistill.testing.op_case import OpCase, Shape
 
 
 def _reference(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from kdistill.backends.reference import step_with_dots as reference
 from kdistill.ops import step_with_dots
 from kdistill.ops.step_with_dots import GRAD_ORDER
-from kdistill.testing.cases._case import OpCase, Shape
+from kdistill.testing.op_case import OpCase, Shape
 
 
 def _reference(y: Tensor, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdistill.backends.arguments import Activation
 from kdistill.backends.reference import styled_conv as reference
 from kdistill.ops import styled_conv
 from kdistill.ops.styled_conv import GRAD_ORDER
-from kdistill.testing.cases._case import OpCase, Shape
 from kdistill.testing.cases.fir_bias_act import NUMBERS, away_from_kinks
 from kdistill.testing.cases.winograd_conv import GROWTH
+from kdistill.testing.op_case import OpCase, Shape
 
 
 def op(
@@ -38,7 +39,9 @@ def _reference(
     noise: Tensor,
     taps: Tensor | None = None,
 ) -> Tensor:
-    return reference.styled_conv(x, weight, styles, bias, noise, taps, *NUMBERS, False)[0]
+    return reference.styled_conv(x, weight, styles, bias, noise, taps, Activation(*NUMBERS), False)[
+        0
+    ]
 
 
 def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
@@ -49,7 +52,7 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
     weight, bias, up = randn(s.k, s.c, 3, 3), randn(s.k), 1 + s.fir
     taps = torch.tensor([0.25, 0.75, 0.5, 0.125]).to(x) if s.fir else None
     exact = [None if t is None else t.double() for t in (x, weight, styles, bias, None, taps)]
-    base, *_ = reference.styled_conv(*exact, 1.0, 1.0, math.inf, False)
+    base, *_ = reference.styled_conv(*exact, Activation(1.0, 1.0, math.inf), False)
     noise = away_from_kinks(base, randn(s.m, up * s.h, up * s.w), generator)
     return x, weight, styles, bias, noise, taps
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from kdistill.backends.reference import trajectory_loss as reference
 from kdistill.ops import trajectory_loss
 from kdistill.ops.trajectory_loss import GRAD_ORDER
-from kdistill.testing.cases._case import OpCase, Shape
+from kdistill.testing.op_case import OpCase, Shape
 
 
 def _reference(

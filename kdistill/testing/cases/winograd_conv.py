@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdistill.ops import winograd_conv
 from kdistill.ops.winograd_conv import GRAD_ORDER
-from kdistill.testing.cases._case import OpCase, Shape
+from kdistill.testing.op_case import OpCase, Shape
 
 GROWTH = 8  # of the rounding error over that of a plain sum: the bound of NUMERICS.md
 
