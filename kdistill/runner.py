@@ -1,4 +1,4 @@
-"""One runner for everything that iterates: cadence, progress, checkpoints, time budget, resuming, failures.
+"""One runner for all that iterates: cadence, checkpoints, time budget, resuming, failures.
 
 A task hands it a pure ``iterate(state) -> (state, metrics)``.  Every random draw is keyed by the
 iteration, so the state is all that a resumed run needs.
@@ -24,7 +24,7 @@ REPORT_EVERY = 10  # iterations: a report waits for an accelerator's stream
 
 
 class Iterated(Protocol):
-    """A state between two iterations; replaced as a whole, so an interrupt never sees half a step."""
+    """A state between two iterations; replaced whole, so an interrupt never sees half a step."""
 
     @property
     def iteration(self) -> int:

@@ -22,10 +22,10 @@ from kdistill.api.run_folder import check_folder, prepare, same_artefact
 from kdistill.api.scratch import scratch_folder
 from kdistill.api.training_data import check_class_counts, initial_images, load, training_images
 from kdistill.artifacts import DistilledDataset, snapshot_folder
-from kdistill.config import from_mapping, to_mapping
+from kdistill.config import to_mapping
 from kdistill.data import ImageDataset, load_data
 from kdistill.engine.precision import use_precision
-from kdistill.errors import ConfigError, ShapeError, did_you_mean
+from kdistill.errors import ConfigError, ShapeError
 from kdistill.files import sole_use
 from kdistill.methods.distillation import Outcome, Progress, Snapshots
 from kdistill.options import HELD_OUT, MAX_MINUTES, Range, check_options
@@ -121,14 +121,7 @@ def resolve(method: str, preset: str, options: Mapping[str, Any]) -> Any:
         raise ConfigError(
             f"options: expected a table of names and values, got {options!r}; pass a dict"
         )
-    if preset not in chosen.presets:
-        raise ConfigError(
-            f"preset: expected one of {method}'s, got '{preset}'; "
-            f"{did_you_mean(preset, list(chosen.presets))}"
-        )
-    return from_mapping(
-        chosen.config, {**chosen.presets[preset], **options}, where=f"options of {method}"
-    )
+    return chosen.options(preset, options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The contract between a method and the loop: what an iteration returns, what a run is, what a method file provides."""
+"""The contract between a method and the loop: options, an iteration, a run, a method file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from kdistill.augment import Augment, strategy_for
+from kdistill.config import from_mapping
 from kdistill.data import ImageDataset
 from kdistill.engine.precision import PRECISIONS
 from kdistill.engine.students import NORMS, STUDENTS, Student, build_student
-from kdistill.errors import ConfigError
+from kdistill.errors import ConfigError, did_you_mean
 from kdistill.experts import TrajectoryStore
 from kdistill.methods.init import INITS
 from kdistill.methods.stages import Stages
@@ -82,12 +83,12 @@ class MethodConfig:
     def augmentation(
         self, data: ImageDataset, key: int, *, siamese: bool, align_corners: bool = False
     ) -> Augment:
-        """Return the keyed augmentation; ``"auto"`` is every family, without flip where data must not be mirrored."""
+        """Return the keyed augmentation; ``"auto"`` flips only where data may be mirrored."""
         families = strategy_for(self.strategy, data.mirrors)
         return Augment(families, siamese=siamese, key=key, align_corners=align_corners)
 
     def sgd(self, lr: float | None, iterations: int | None = None, **options: Any) -> SGD:
-        """Return the outer SGD with this momentum and schedule; ``options`` are others of ``kdistill.optim.sgd``."""
+        """Return the outer SGD with this momentum and schedule; ``options`` as for ``sgd``."""
         length = self.iterations if iterations is None else iterations
         options = {"momentum": self.momentum, **options}
         return sgd(lr, schedule=Schedule(self.schedule, length), **options)  # type: ignore[arg-type]
@@ -219,7 +220,7 @@ PRESETS = ("fast", "paper")  # every method has these
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A published method: one file of ``kdistill/methods`` holds exactly one of these, named ``METHOD``.
+    """A published method: its file holds exactly one of these, named ``METHOD``.
 
     Attributes:
         name: What users write.
@@ -257,3 +258,25 @@ class Method:
                 f"method {self.name}: expected the presets {' and '.join(PRESETS)}, got none of "
                 f"'{min(missing)}'; name both, {{}} for the defaults"
             )
+
+    def options(
+        self, preset: str, changes: Mapping[str, Any], *, where: str = "", name: str = "preset"
+    ) -> Any:
+        """Return an instance of ``config``: the defaults, then a preset, then ``changes``.
+
+        Args:
+            preset: A key of ``presets``.
+            changes: Values by option.
+            where: Stands before the option's name in messages.
+            name: What the preset is called in messages.
+
+        Raises:
+            ConfigError: The preset or an option is unknown, or a value is out of range.
+        """
+        if preset not in self.presets:
+            raise ConfigError(
+                f"{name}: expected one of {self.name}'s, got '{preset}'; "
+                f"{did_you_mean(preset, list(self.presets))}"
+            )
+        values = {**self.presets[preset], **changes}
+        return from_mapping(self.config, values, where=where or f"options of {self.name}")

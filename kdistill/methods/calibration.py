@@ -25,7 +25,7 @@ PROBE = 1e-3  # share of its norm by which a latent is moved to see what becomes
 
 @torch.no_grad()
 def calibrate(problem: Problem) -> Problem:
-    """Return the problem with every learning rate that its optimizer lacks, and with the student's.
+    """Return the problem with the learning rates that its optimizer lacks, and the student's.
 
     The student's learning rate is that of the least mean loss (``LeastLoss``).  A learning rate of
     None becomes one by which a first step moves the images by a share of their norm
@@ -35,9 +35,9 @@ def calibrate(problem: Problem) -> Problem:
     Raises:
         ConfigError: Gradients or images are zero or not finite.
 
-    Cost: one rendering where nothing is lacking; else three outer iterations, for the student's learning
-        rate six to nine, and for latents three passes forward and backward through the generator
-        and six forward, at every stage.
+    Cost: one rendering where nothing is lacking; else three outer iterations, for the student's
+        learning rate six to nine, and for latents three passes forward and backward through the
+        generator and six forward, at every stage.
     """
     images, norm = problem.prior.render(problem.state, 0), None
     rule = problem.optimizer.sgd(ALPHA)
@@ -102,7 +102,7 @@ def _with_rates(
 def _move(
     prior: Prior, state: State, name: str, grad: Tensor, iteration: int, find: FirstMove
 ) -> float:
-    """Return how far the images move, per unit of the learning rate, when ``state[name]`` takes a step."""
+    """Return how far a step on ``state[name]`` moves the images, per unit of the learning rate."""
     norm = float(torch.linalg.vector_norm(grad))
     if not math.isfinite(norm):
         raise ConfigError(
@@ -121,7 +121,7 @@ def _mean_norm(grads: Sequence[Tensor]) -> float:
 
 
 def _rate(find: FirstMove, x: Tensor, norm: float) -> float:
-    """Return the learning rate by which a step along a gradient of this norm moves ``x`` by its share."""
+    """Return the learning rate by which a gradient of this norm moves ``x`` by its share."""
     length, count = float(torch.linalg.vector_norm(x)), len(find.iterations)
     if norm == 0.0 < length:
         raise ConfigError(
@@ -138,7 +138,10 @@ def _rate(find: FirstMove, x: Tensor, norm: float) -> float:
 
 
 def _least_loss(problem: Problem, images: Tensor, find: LeastLoss) -> tuple[float, float]:
-    """Return alpha where the mean slope changes its sign, between two steps of factor 2, and the images' gradient there."""
+    """Return the student's learning rate of the least loss, and the norm of dL/dimages there.
+
+    The mean slope changes its sign between two values that differ by a factor of 2.
+    """
 
     def measured(alpha: float) -> tuple[float, float]:
         state = {**problem.state, ALPHA: images.new_tensor(alpha)}

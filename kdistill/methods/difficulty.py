@@ -1,4 +1,4 @@
-"""PAD's options for other methods: real images chosen by difficulty (FIEX), and a masked match (FIEM).
+"""PAD's options for other methods: images chosen by difficulty (FIEX), a masked match (FIEM).
 
 Scores come from a table that the user names, or from networks that are trained on the real images
 for a few epochs; the cache folder keeps those.  Symbols: N images, R networks.
@@ -52,7 +52,7 @@ class DifficultyConfig(MethodConfig):
         return {"metric": self.score_metric, "nets": self.score_nets, "epochs": self.score_epochs}
 
     def table_identity(self, data: ImageDataset) -> dict[str, Any]:
-        """Return what a run's record says of a score table, so that no other one resumes the run."""
+        """Return what a run's record says of a score table, so that it resumes with no other."""
         is_used = self.scores is not None and self.uses_scores
         return {"scores": self.scores_identity(data)} if is_used else {}
 

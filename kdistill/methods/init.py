@@ -43,7 +43,7 @@ def initial_images(data: ImageDataset, ipc: int, init: str, seed: int) -> Tensor
 
 
 def with_distinct_copies(images: Tensor, rows: Tensor, seed: int) -> Tensor:
-    """Return ``images [M, C, H, W]``, taken from ``rows`` of a data set, with noise where a row occurred before.
+    """Return ``images [M, C, H, W]``, taken from ``rows`` of a data set, with noise on repetitions.
 
     Equal images have equal gradients, so copies would stay copies to the end of the run.
     """

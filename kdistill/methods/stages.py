@@ -1,4 +1,4 @@
-"""Progressive search: stages that the loop walks, each of which goes on from the best state of the one before.
+"""Progressive search: stages that the loop walks, each from the best state of the one before.
 
 The best states are copies: no later step can reach them.
 """
@@ -157,9 +157,10 @@ class Stages:
     def walk(
         self, iteration: int, state: State, memory: StageMemory, handed_on: Collection[str]
     ) -> tuple[State, StageMemory]:
-        """Measure the distance where it is due; at the end of a stage go on from its best state, in the next one.
+        """Measure the distance where it is due; at the end of a stage enter the next one.
 
-        ``handed_on`` names tensors that are no part of a best state (``Step.updates``).
+        The next stage goes on from the best state; tensors that ``handed_on`` names
+        (``Step.updates``) are no part of it.
         """
         index = len(memory.finished)
         ends = [0, *(stage.end for stage in self.stages)]
@@ -178,7 +179,7 @@ class Stages:
         return set(self.stages[min(len(memory.finished), count - 1)].learns) <= set(state)
 
     def result(self, state: State, memory: StageMemory) -> State:
-        """Return the best state of all stages or of the last, or ``state`` before any measurement."""
+        """Return the best state of all stages or of the last; ``state`` before a measurement."""
         candidate = self._chosen(memory)
         return state if candidate is None else candidate.state
 
@@ -189,7 +190,7 @@ class Stages:
         return best if best is not None and best.distance < winner.distance else winner
 
     def findings(self, memory: StageMemory) -> Findings:
-        """Return the distances along the way, the best of every stage, which was chosen, and pictures of them."""
+        """Return the distances along the way, the best of every stage, and pictures of them."""
         rows = self._rows(memory)
         candidate = self._chosen(memory)
         present = min(len(memory.finished), len(self.stages) - 1)
@@ -222,14 +223,14 @@ class Stages:
     def _measured(
         self, iteration: int, state: State, memory: StageMemory, handed_on: Collection[str]
     ) -> StageMemory:
-        """Return the memory with the distance of the images, and with a copy of the state if none of this stage was better."""
+        """Return the memory with the distance of the images, and the state if it is the best."""
         index, distance = len(memory.finished), self.distance(self.prior.render(state, iteration))
         earlier = memory.distances or ((0, self.distance(memory.images[0])),)
         if not math.isfinite(distance):
             tensors = (name for name, x in state.items() if not bool(torch.isfinite(x).all()))
             raise NonFiniteError(
-                f"distill: expected a finite {next(tensors, 'distance of the images')} at iteration "
-                f"{iteration}, got a distance of {distance}; {self.hint} (now at stage "
+                f"distill: expected a finite {next(tensors, 'distance of the images')} at "
+                f"iteration {iteration}, got a distance of {distance}; {self.hint} (now at stage "
                 f"{self.stages[index].name})"
             )
         memory = replace(memory, distances=(*earlier, (iteration, distance)))
@@ -239,7 +240,7 @@ class Stages:
         return replace(memory, best=Candidate(index, iteration, distance, copies))
 
     def _finished(self, state: State, memory: StageMemory) -> tuple[State, StageMemory]:
-        """Return the first state of the next stage, from the best of this one; after the last, that best state."""
+        """Return the first state of the next stage; after the last stage, its best state."""
         best, winner = memory.best, memory.winner
         assert best is not None
         state = {**state, **best.state}
@@ -255,7 +256,7 @@ class Stages:
         )
 
     def _rows(self, memory: StageMemory) -> list[tuple[str, int, float, Tensor]]:
-        """Return name, iteration, distance and images (pixel space) of the best of every stage, also of one that is not over."""
+        """Return name, iteration, distance and images (pixel space) of the best of every stage."""
         measurements, images = [*memory.finished], [*memory.images[1:]]
         if (best := memory.best) is not None:
             measurements.append((best.iteration, best.distance))

@@ -1,1 +1,1 @@
-"""What a method minimises: images and labels in, loss and gradient in the images out, no autograd graph."""
+"""What a method minimises: images and labels in, loss and dL/dimages out, no autograd graph."""

@@ -1,4 +1,4 @@
-"""Gradient matching: the distance between a network's gradients on the real and on the synthetic images of every class."""
+"""Gradient matching: the distance between a network's gradients on real and synthetic images."""
 
 import torch
 from torch import Tensor
@@ -26,14 +26,16 @@ def class_gradient_match(
     augment: Augment | None = None,
     step: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``sum_c D(g_c(A(images)), g_c(A(real)))`` and its gradient in ``images``, g_c the network's gradient on class c.
+    """Return ``sum_c D(g_c(A(images)), g_c(A(real)))`` and its gradient in ``images``.
+
+    g_c is the network's gradient on class c.
 
     Args:
         student: The network.
         theta: Its parameters, ``[P]``.
-        real: Real images as the network sees them (normalised), ``[N, C, H, W]``, class-major.
-        real_labels: int64 ``[N]``, ascending; there or, so that nothing waits for a GPU, on the
-            host, like ``labels``.
+        real: Real images, normalised, ``[N, C, H, W]``, class-major.
+        real_labels: int64 ``[N]``, ascending; on the device of ``real`` or, so that nothing waits
+            for a GPU, on the host, like ``labels``.
         images: Synthetic images in the same space, ``[M, C, H, W]``, class-major with equally many
             of each class.
         labels: int64 ``[M]``, ascending.
@@ -55,8 +57,8 @@ def class_gradient_match(
         work.
 
     References: Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching, ICLR 2021, eq.
-        8; siamese augmentation: Zhao
-    and Bilen, Dataset Condensation with Differentiable Siamese Augmentation, ICML 2021, eq. 6.
+        8; siamese augmentation: Zhao and Bilen, Dataset Condensation with Differentiable Siamese
+        Augmentation, ICML 2021, eq. 6.
     """
     classes, ipc, sizes = _layout(real_labels, labels)
     if augment is not None:
@@ -68,10 +70,10 @@ def class_gradient_match(
         labels.to(images.device, non_blocking=True).view(classes, ipc),
     )
     truth = real_labels.to(real.device, non_blocking=True)
-    together = max(1, GRADIENTS_NBYTES // (student.num_params * theta.element_size()))
+    classes_per_call = max(1, GRADIENTS_NBYTES // (student.num_params * theta.element_size()))
     losses, grads, first = [], [], 0
-    for c in range(0, classes, together):
-        counts = sizes[c : c + together]
+    for c in range(0, classes, classes_per_call):
+        counts = sizes[c : c + classes_per_call]
         rows = slice(first, first + sum(counts))
         real_grad = class_gradients(student, theta, real[rows], truth[rows], counts)
         part = slice(c, c + len(counts))
@@ -104,14 +106,13 @@ def _layout(real_labels: Tensor, labels: Tensor) -> tuple[int, int, list[int]]:
     ):
         raise ShapeError(
             "class_gradient_match: expected ascending labels with equally many synthetic images of "
-            "each class, got "
-            f"{counts.tolist()} images of the classes {present.tolist()}; sort images by label"
+            f"each class, got {counts.tolist()} images of the classes {present.tolist()}; sort "
+            "images by label"
         )
     missing = sorted(set(present.tolist()) ^ set(real_present.tolist()))
     if missing:
         raise DataError(
             "class_gradient_match: expected real and synthetic images of the same classes, got "
-            f"class {missing[0]} on one side "
-            "only; leave it out or add images"
+            f"class {missing[0]} on one side only; leave it out or add images"
         )
     return len(present), len(labels) // max(len(present), 1), real_counts.tolist()

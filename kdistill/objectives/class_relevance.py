@@ -1,30 +1,29 @@
-"""The class-relevant feature distance: how far the class means of what several networks see lie apart, weighted by relevance."""
+"""The class-relevant feature distance: class means of feature maps, weighted by relevance."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kdistill.engine.relevance import Levels, class_statistics, levels_of
 from kdistill.engine.students import Student
-from kdistill.errors import ConfigError, DataError, did_you_mean
+from kdistill.errors import DataError
 from kdistill.ops import class_mean_sqdist
-
-WEIGHTINGS = ("cam", "none")
 
 
 @dataclass(frozen=True, eq=False)
 class ClassRelevantDistance:
-    """The distance to real images whose statistics were taken once; made by ``class_relevant_distance``.
+    """The distance to real images, whose statistics ``class_relevant_distance`` took once.
 
     Attributes:
-        levels: Which parts of the networks are compared.
+        levels: Parts of the networks that are compared.
         thetas: Parameters of the K networks, ``[K, P]``: the same for real and synthetic images.
-        means: Of every network and level, the class means of the real images, ``[C, F_l]``.
-        weights: Of every network and level, ``w_c / sqrt(F_l)``, as ``[C, ...]`` that broadcasts to
-            the level; None without.
-        shapes: Of one image's levels.
+        means: Class means of the real images for every network and level, ``[C, F_l]``.
+        weights: ``w_c / sqrt(F_l)`` for every network and level, as ``[C, ...]`` that broadcasts to
+            the level; None without weights.
+        shapes: Shapes of the levels of one image.
     """
 
     levels: Levels
@@ -34,10 +33,10 @@ class ClassRelevantDistance:
     shapes: list[tuple[int, ...]]
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the distance of a synthetic set, a scalar; differentiable in ``images`` where they require grad.
+        """Return the distance of a synthetic set, a scalar; differentiable in ``images``.
 
         Args:
-            images: As networks see them, ``[M, C, S, S]``, dtype and device of the real ones.
+            images: Normalised images ``[M, C, S, S]``, dtype and device of the real ones.
             labels: int64 ``[M]``.  A class without images contributes 0.
 
         Cost: K forward passes over M images; memory of one network's levels of them.
@@ -50,13 +49,13 @@ class ClassRelevantDistance:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what ``restored_distance`` needs, under plain names."""
-        found = {"thetas": self.thetas}
+        tensors = {"thetas": self.thetas}
         for net, means in enumerate(self.means):
             for level, mean in enumerate(means):
-                found[f"means.{net}.{level}"] = mean.view(-1, *self.shapes[level])
+                tensors[f"means.{net}.{level}"] = mean.view(-1, *self.shapes[level])
                 if self.weights is not None:
-                    found[f"weights.{net}.{level}"] = self.weights[net][level]
-        return found
+                    tensors[f"weights.{net}.{level}"] = self.weights[net][level]
+        return tensors
 
     def _level(self, net: int, level: int, rows: Tensor, labels: Tensor) -> Tensor:
         means = self.means[net][level]
@@ -76,47 +75,40 @@ def class_relevant_distance(
     real_labels: Tensor,
     *,
     layers: str = "all",
-    weighting: str = "cam",
+    weighting: Literal["cam", "none"] = "cam",
     batch_size: int = 64,
 ) -> ClassRelevantDistance:
     """Return the class-relevant feature distance to a real set.
 
-        d(S) = 1/K sum_k sum_c sum_l 1/|A_l| | w_{k,c,l} * (mean_{x in T_c} A_{k,l}(x) - mean_{x in
-        S_c} A_{k,l}(x)) |^2 .
+        d(S) = 1/K sum_k sum_c sum_l 1/|A_l| | w_{k,c,l} * (mean_{x in T_c} A_{k,l}(x)
+                                                           - mean_{x in S_c} A_{k,l}(x)) |^2 .
 
-    A_{k,l} are the post-activation maps of the blocks of network k before pooling.  The last level
-    is what the classifier reads: with a head that flattens, the vector itself with w its row for c
-    (CAM); with a head that averages over positions, the map, each channel with the classifier's
-    weight.  In earlier levels w has one number per channel, the derivative of the logit of c
-    averaged over positions and over T_c (Grad-CAM without its ReLU), held fixed.
+    A_{k,l} are the feature maps of the blocks of network k after activation, before pooling.  The
+    last level is what the classifier reads: with a head that flattens, the vector itself with w its
+    row for c (CAM); with a head that averages over positions, the map, each channel with the
+    classifier's weight.  In earlier levels w has one number per channel, the derivative of the
+    logit of c averaged over positions and over T_c (Grad-CAM without its ReLU), held fixed.
 
     Args:
         student: The network.
-        thetas: ``[K, P]``: random or trained parameters; both sides are seen by the same ones.
-        real: As networks see them, ``[N, C, S, S]``.
+        thetas: ``[K, P]``: random or trained parameters, the same for real and synthetic images.
+        real: Normalised images, ``[N, C, S, S]``.
         real_labels: int64 ``[N]``.
         layers: ``"all"`` blocks or the ``"last"`` level alone.
         weighting: ``"cam"``, or ``"none"``: w = 1.
         batch_size: Real images at a time.
 
     Raises:
-        ConfigError: An option is unknown, or the network has no linear classifier.
+        ConfigError: ``layers`` is unknown, or the network has no linear classifier.
         DataError: A class has no real image.
 
     Cost: once, K forward passes over N images, with ``"cam"`` K backward passes too, class by
-        class; keeps ``K * C * F`` numbers.
-    Then ``K * M`` forward passes for every call.
+        class; memory of ``K * C * F`` numbers.  Then ``K * M`` forward passes for every call.
 
     References: Zhong et al., Hierarchical Features Matter (H-GLaD), whose released distance has
-        neither class weights nor the
-    same networks on both sides; Zhou et al., CVPR 2016 (CAM); Selvaraju et al., ICCV 2017
-    (Grad-CAM).
+        neither class weights nor the same networks on both sides; Zhou et al., CVPR 2016 (CAM);
+        Selvaraju et al., ICCV 2017 (Grad-CAM).
     """
-    if weighting not in WEIGHTINGS:
-        raise ConfigError(
-            f"weighting: expected a known one, got '{weighting}'; "
-            f"{did_you_mean(weighting, list(WEIGHTINGS))}"
-        )
     rows = [(real_labels == label).nonzero()[:, 0] for label in range(student.classes)]
     empty = next((label for label, members in enumerate(rows) if not len(members)), None)
     if empty is not None:
@@ -148,25 +140,25 @@ def class_relevant_distance(
 def restored_distance(
     student: Student, real: Tensor, layers: str, tensors: Mapping[str, Tensor]
 ) -> ClassRelevantDistance:
-    """Return the distance whose ``tensors()`` these are; a few ``real`` images show again what its classifier reads.
+    """Return the distance whose ``tensors()`` these are; ``real`` images show the levels again.
 
     Raises:
         KeyError: A tensor is missing.
     """
-    kept = {name: x.to(real.device) for name, x in tensors.items()}
-    levels = levels_of(student, kept["thetas"][0], real, layers)
-    depth = sum(name.startswith("means.0.") for name in kept)
-    nets = range(len(kept["thetas"]))
+    tensors = {name: x.to(real.device) for name, x in tensors.items()}
+    levels = levels_of(student, tensors["thetas"][0], real, layers)
+    depth = sum(name.startswith("means.0.") for name in tensors)
+    nets = range(len(tensors["thetas"]))
 
     def parts(kind: str) -> list[list[Tensor]]:
-        return [[kept[f"{kind}.{net}.{level}"] for level in range(depth)] for net in nets]
+        return [[tensors[f"{kind}.{net}.{level}"] for level in range(depth)] for net in nets]
 
     means = parts("means")
     shapes = [tuple(mean.shape[1:]) for mean in means[0]]
-    weights = parts("weights") if "weights.0.0" in kept else None
+    weights = parts("weights") if "weights.0.0" in tensors else None
     return ClassRelevantDistance(
         levels,
-        kept["thetas"],
+        tensors["thetas"],
         [[mean.flatten(1) for mean in net] for net in means],
         weights,
         shapes,

@@ -24,7 +24,7 @@ def check_ratio(ratio: float) -> None:
 
 
 def depth_mask(num_params: int, ratio: float) -> Tensor:
-    """Return the mask ``[P]``, 0 or 1, that leaves the first k parameters out: the definition of the paper."""
+    """Return the paper's mask ``[P]``, 0 or 1, which leaves the first k parameters out."""
     check_ratio(ratio)
     mask = torch.ones(num_params)
     mask[: math.floor(num_params * ratio)] = 0.0
@@ -32,7 +32,7 @@ def depth_mask(num_params: int, ratio: float) -> Tensor:
 
 
 def loss_mask(ratio: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return ``(final, target) -> mask [P]`` that leaves out the k parameters with the smallest error (final - target)^2.
+    """Return ``(final, target) -> mask [P]`` without the k smallest errors (final - target)^2.
 
     What the released code does in the place of ``depth_mask``, and what the paper finds worse.
     """
@@ -46,10 +46,10 @@ def loss_mask(ratio: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def deepest(layers: int, ratio: float) -> range:
-    """Return the numbers of the layers that are compared: ``layers * ratio`` of the first ones, rounded, are not; one always is.
+    """Return the numbers of the layers that are compared: all but ``layers * ratio``, rounded.
 
-    For ConvNet-3 a quarter leaves out block 1, a half blocks 1 and 2: those whose parameters
-    ``depth_mask`` leaves out whole.
+    One always is.  For ConvNet-3 a quarter leaves out block 1, a half blocks 1 and 2: those whose
+    parameters ``depth_mask`` leaves out whole.
     """
     check_ratio(ratio)
     return range(min(math.floor(layers * ratio + 0.5), layers - 1), layers)

@@ -1,4 +1,4 @@
-"""How images are parameterised: a state of named tensors, rendered to images, and the way back for a gradient."""
+"""How images are parameterised: named tensors, rendered to images, and the vjp of that."""
 
 from kdistill.priors.base import Noise, Prior, RenderedPrior, State
 from kdistill.priors.hierarchical import PIXELS, Depth, HierarchicalPrior

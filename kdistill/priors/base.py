@@ -1,4 +1,4 @@
-"""What the loop asks of a parameterisation of images, and what every rendered one shares.
+"""What the loop asks of a parameterisation of images, and what all rendered ones share.
 
 Symbols: M images; a state is a dictionary of named tensors.
 """
@@ -23,15 +23,15 @@ class Prior(Protocol):
         """Return the normalised images ``[M, C, H, W]``; no graph."""
 
     def vjp(self, state: State, grad_images: Tensor, iteration: int) -> State:
-        """Return the gradient in the prior's tensors of ``state``, given ``dL/dimages`` of the same rendering."""
+        """Return the gradient in the prior's tensors, given dL/dimages of the same rendering."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard normal draws for some images: a function of key, image and place, never of the chunk that the image is in.
+    """Standard normal draws for some images, a function of key, image and place alone.
 
     Attributes:
-        key: Of the rendering.
+        key: Key of the rendering.
         rows: Numbers of the images, in the order of the chunk.
     """
 
@@ -39,7 +39,7 @@ class Noise:
     rows: range
 
     def normal(self, place: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return ``[len(rows), *shape]`` with dtype and device of ``like``; ``place`` names who asks."""
+        """Return ``[len(rows), *shape]`` like ``like``; ``place`` names who draws."""
         draws = [
             torch.randn(shape, generator=generator(make_key(self.key, place, row)))
             for row in self.rows
@@ -48,7 +48,7 @@ class Noise:
 
 
 class RenderedPrior(ABC):
-    """A prior whose images are computed: rendered in chunks without a graph, and again with one for the gradient.
+    """A prior whose images are rendered in chunks: without a graph, and again with one for the vjp.
 
     Both renderings of an iteration draw the same noise, so the gradient is that of the images which
     the objective saw; memory is that of one chunk.  A subclass writes ``draw`` with differentiable
@@ -56,15 +56,15 @@ class RenderedPrior(ABC):
     """
 
     chunk: int  # images that have a graph at one time
-    key: int  # of the noise
+    key: int  # key of the noise
 
     @abstractmethod
     def draw(self, state: State, noise: Noise) -> Tensor:
-        """Return the normalised images of a chunk; ``state`` holds the rows of the chunk, differentiable."""
+        """Return the normalised images of a chunk, whose rows ``state`` holds; differentiable."""
 
     @abstractmethod
     def is_per_image(self, name: str) -> bool | None:
-        """Say of a tensor of the state whether it has a row per image, belongs to all images, or (None) is not the prior's."""
+        """Say whether a tensor has a row per image or belongs to all; None for a foreign one."""
 
     def render(self, state: State, iteration: int) -> Tensor:
         """Return the normalised images ``[M, C, H, W]``; no graph."""
@@ -74,7 +74,7 @@ class RenderedPrior(ABC):
             )
 
     def vjp(self, state: State, grad_images: Tensor, iteration: int) -> State:
-        """Return the gradient in the prior's tensors, given ``dL/dimages`` of the rendering of this iteration.
+        """Return the gradient in the prior's tensors, given ``dL/dimages`` of this iteration.
 
         Cost: one rendering, and its backward pass; memory of one chunk and of the gradient.
         """

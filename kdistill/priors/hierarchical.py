@@ -1,12 +1,12 @@
 """Images as latents at a depth that changes: W+, then F_1 to F_L with W+, then the pixels.
 
 The names of the tensors say where a state stands: ``ws`` alone is W+, with ``f.<n>`` it is F_n,
-``images`` are pixels.
-Paper: Zhong et al., "Hierarchical Features Matter" (H-GLaD), CVPR 2025.
+``images`` are pixels.  Paper: Zhong et al., "Hierarchical Features Matter" (H-GLaD), CVPR 2025.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,13 +22,13 @@ Depth = int | str | None  # None: W+; n: F_n; "pixels"
 
 @dataclass(frozen=True, eq=False)
 class HierarchicalPrior:
-    """The images of a frozen generator from wherever a state stands, and the way one or more layers down.
+    """The images of a frozen generator at any depth, and the way one or more layers down.
 
     Attributes:
         generator: The generator.
-        adapter: From its images to what networks see; pixels are in that space already.
+        adapter: From its images to normalised ones; pixels are normalised already.
         chunk: Images that have a graph at one time.
-        key: Of the draws.
+        key: Key of the draws.
         noise: StyleGAN2's noise inputs, as in ``LatentPrior``.
     """
 
@@ -36,7 +36,7 @@ class HierarchicalPrior:
     adapter: GeneratorAdapter
     chunk: int
     key: int
-    noise: str = "const"
+    noise: Literal["const", "random"] = "const"
 
     def init(self, classes: Tensor, *, average: int = 0) -> State:
         """Return the first state, in W+; arguments as for ``LatentPrior.init``."""
@@ -49,14 +49,14 @@ class HierarchicalPrior:
         return next((int(name.removeprefix("f.")) for name in state if name.startswith("f.")), None)
 
     def render(self, state: State, iteration: int) -> Tensor:
-        """Return the images ``[M, C, H, W]`` as networks see them; no graph."""
+        """Return the normalised images ``[M, C, H, W]``; no graph."""
         if "images" in state:
             return state["images"]
         prior, latents = self._at(state)
         return prior.render(latents, iteration)
 
     def vjp(self, state: State, grad_images: Tensor, iteration: int) -> State:
-        """Return the gradient in the prior's tensors of ``state``, given ``dL/dimages`` of the same rendering."""
+        """Return the gradient in the prior's tensors, given dL/dimages of the same rendering."""
         if "images" in state:
             return {"images": grad_images}
         prior, latents = self._at(state)
@@ -64,7 +64,7 @@ class HierarchicalPrior:
         return {f"f.{prior.layer}" if name == "f" else name: grad for name, grad in grads.items()}
 
     def descend(self, state: State, depth: Depth, iteration: int) -> State:
-        """Return ``state`` at ``depth``, below where it stands; the images stay the same but for rounding.
+        """Return ``state`` at a ``depth`` below; the images stay the same but for rounding.
 
         Feature maps are cleaned as at the start of GLaD (not-a-number to 0, infinities to ±5, then
         within ±10), as the published code does at every layer.  Pixels are the rendered images, and
@@ -78,8 +78,8 @@ class HierarchicalPrior:
         start = self.depth(state)
         if depth is None or start == PIXELS or (isinstance(depth, int) and depth <= (start or 0)):
             raise ConfigError(
-                f"descend: expected a stage below {start or 'W+'}, got {depth or 'W+'}; stages only "
-                "go down"
+                f"descend: expected a stage below {start or 'W+'}, got {depth or 'W+'}; stages "
+                "only go down"
             )
         others = {name: x for name, x in state.items() if name not in ("ws", f"f.{start}")}
         if isinstance(depth, str):

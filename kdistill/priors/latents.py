@@ -1,4 +1,4 @@
-"""Images as latents of a generator: W+, or a feature map F_n and the latents of the layers above it.
+"""Images as latents of a generator: W+, or a feature map F_n and the latents of later layers.
 
 Paper: Cazenavette et al., "Generalizing Dataset Distillation via Deep Generative Prior" (GLaD),
     CVPR 2023.
@@ -8,12 +8,13 @@ Symbols: M images, L synthesis layers, n layers that ``f`` stands for.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdistill.errors import ConfigError, DataError, did_you_mean
+from kdistill.errors import ConfigError, DataError
 from kdistill.keys import generator, make_key
 from kdistill.priors.base import Noise, RenderedPrior, State
 from kdistill.priors.stylegan import Generator
@@ -21,16 +22,15 @@ from kdistill.transforms import Identity, Transform
 
 WEIGHTS = "generator."  # tensors of the state that are the generator's own
 GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
-NOISES = ("const", "random")
 
 
 @dataclass(frozen=True)
 class GeneratorAdapter:
-    """From the generator's images (about -1 to 1) to what networks see: colours, size, normalisation.
+    """From a generator's images (about -1 to 1) to normalised ones of the data's colours and size.
 
     Attributes:
-        transform: From pixel space to what networks see.
-        channels: Of the data; grey and colour are converted.
+        transform: From pixel space to normalised images.
+        channels: Channels of the data; grey and colour are converted.
         size: Side of the data's images; larger or smaller ones are resized.
     """
 
@@ -39,7 +39,7 @@ class GeneratorAdapter:
     size: int | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return ``images [M, C, S, S]`` as networks see them; differentiable, nothing is clipped."""
+        """Return normalised images ``[M, C, S, S]``; differentiable, nothing is clipped."""
         x = 0.5 * (images + 1.0)
         if self.channels == 1 and x.shape[1] == 3:
             x = (x * x.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True)
@@ -52,7 +52,7 @@ class GeneratorAdapter:
 
 @dataclass(frozen=True, eq=False)
 class LatentPrior(RenderedPrior):
-    """The images ``adapter(from_f(f, ws, layer))`` of a frozen generator, or of one whose weights are learned too.
+    """The images ``adapter(from_f(f, ws, layer))`` of a generator, frozen or learned too.
 
     The state holds ``ws [M, num_ws, w_dim]``, for F_n also ``f [M, ...]``, and with learned weights
     a ``generator.<name>`` for each.  Latents of layers that ``f`` stands for have no influence, and
@@ -61,14 +61,14 @@ class LatentPrior(RenderedPrior):
     Attributes:
         generator: The generator.
         layer: n of F_n, 0 to L; None optimises W+ alone.
-        adapter: From its images to what networks see.
+        adapter: From its images to normalised ones.
         chunk: Images that have a graph at one time.
-        key: Of the draws.
+        key: Key of the draws.
         noise: StyleGAN2's noise inputs: ``"const"`` (the network's own) or ``"random"`` (keyed, new
             in every iteration).
 
     Raises:
-        ConfigError: The layer does not exist (lists those that do), or ``noise`` is unknown.
+        ConfigError: The layer does not exist (lists those that do).
     """
 
     generator: Generator
@@ -76,16 +76,11 @@ class LatentPrior(RenderedPrior):
     adapter: GeneratorAdapter
     chunk: int
     key: int
-    noise: str = "const"
+    noise: Literal["const", "random"] = "const"
 
     def __post_init__(self) -> None:
         if self.layer is not None:
             self.generator.check_layer(self.layer)
-        if self.noise not in NOISES:
-            raise ConfigError(
-                f"noise: expected a known kind, got '{self.noise}'; "
-                f"{did_you_mean(self.noise, list(NOISES))}"
-            )
 
     def init(
         self,
@@ -108,17 +103,13 @@ class LatentPrior(RenderedPrior):
             DataError: The generator gives latents that are not finite.
         """
         with torch.no_grad():
-            state = {
-                "ws": torch.cat(
-                    [self._mapped(row, classes, average) for row in range(len(classes))]
-                )
-            }
+            rows = range(len(classes))
+            ws = torch.cat([self._mapped(row, classes, average) for row in rows])
+            state = {"ws": ws}
             if self.layer is not None:
-                parts = range(0, len(classes), self.chunk)
-                state["f"] = torch.cat(
-                    [self._features(state["ws"], slice(i, i + self.chunk), random_f) for i in parts]
-                )
-        if not bool(torch.isfinite(state["ws"]).all()):
+                chunks = [slice(i, i + self.chunk) for i in rows[:: self.chunk]]
+                state["f"] = torch.cat([self._features(ws, chunk, random_f) for chunk in chunks])
+        if not bool(torch.isfinite(ws).all()):
             raise DataError(
                 "prior: expected finite latents, got some that are not; the generator is damaged, "
                 "convert it again"
@@ -131,22 +122,22 @@ class LatentPrior(RenderedPrior):
         return state
 
     def is_per_image(self, name: str) -> bool | None:
-        """Say that ``ws`` and ``f`` have a row per image, weights none, and everything else is not the prior's."""
+        """Say that ``ws`` and ``f`` have a row per image, and weights belong to all images."""
         return True if name in ("ws", "f") else False if name.startswith(WEIGHTS) else None
 
     def draw(self, state: State, noise: Noise) -> Tensor:
-        """Return the images of a chunk as networks see them; differentiable."""
+        """Return the normalised images of a chunk; differentiable."""
         weights = {
             name.removeprefix(WEIGHTS): x for name, x in state.items() if name.startswith(WEIGHTS)
         }
         network = self.generator.with_tensors(weights) if weights else self.generator
-        drawn = noise if self.noise == "random" else None
+        inputs = noise if self.noise == "random" else None
         if self.layer is None:
-            return self.adapter(network.forward(state["ws"], drawn))
-        return self.adapter(network.from_f(state["f"], state["ws"], self.layer, drawn))
+            return self.adapter(network.forward(state["ws"], inputs))
+        return self.adapter(network.from_f(state["f"], state["ws"], self.layer, inputs))
 
     def _mapped(self, row: int, classes: Tensor, average: int) -> Tensor:
-        """Return ``[1, num_ws, w_dim]`` for one image; its draws depend on the key and its number alone."""
+        """Return ``[1, num_ws, w_dim]`` for an image; draws depend on key and number alone."""
         sharing = int((classes == classes[row]).sum())
         count = max(average // sharing, 1)
         like = next(iter(self.generator.tensors.values()))
@@ -169,7 +160,7 @@ class LatentPrior(RenderedPrior):
 
 
 def clean(f: Tensor) -> Tensor:
-    """Return feature maps to begin with: not-a-number is 0, infinities are ±5, all within ±10, as in the published code."""
+    """Return feature maps to begin with, made finite and within ±10 as in the published code."""
     return torch.nan_to_num(f, nan=0.0, posinf=5.0, neginf=-5.0).clamp(-10.0, 10.0)
 
 
@@ -183,16 +174,16 @@ def check_fit(
     convert: bool,
     resize: bool,
 ) -> None:
-    """Refuse a generator whose classes, channels or size are not the data's, unless it was said how they map.
+    """Refuse a generator whose classes, channels or size are not the data's, unless mapped.
 
     Args:
         network: The generator.
         classes: Names of the data's classes.
-        channels: Of the data.
-        size: Of the data.
-        mapped: It was said which of its classes are the data's.
-        convert: Colours may be converted.
-        resize: Images may be resized.
+        channels: Channels of the data.
+        size: Side of the data's images.
+        mapped: Whether it was said which of its classes are the data's.
+        convert: Whether colours may be converted.
+        resize: Whether images may be resized.
 
     Raises:
         ConfigError: Names what does not fit, and the option that maps it.
@@ -201,28 +192,27 @@ def check_fit(
     if network.classes not in (0, count) and not mapped:
         raise ConfigError(
             f"prior: expected a generator of the data's {count} classes, got one of "
-            f"{network.classes}; say which of its classes "
-            f"are {_few(classes)} with classes=[...], {count} numbers from 0 to "
-            f"{network.classes - 1}"
+            f"{network.classes}; say which of its classes are {_few(classes)} with classes=[...], "
+            f"{count} numbers from 0 to {network.classes - 1}"
         )
     if network.channels != channels and not convert:
         raise ConfigError(
             f"prior: expected a generator of the data's {channels} channels, got one of "
-            f"{network.channels}; "
-            "set channels='convert' to turn colour into grey or grey into colour"
+            f"{network.channels}; set channels='convert' to turn colour into grey or grey into "
+            "colour"
         )
     if network.size != size and not resize:
         raise ConfigError(
             f"prior: expected a generator of the data's size {size}x{size}, got one of "
-            f"{network.size}x{network.size}; "
-            f"load the data with size={network.size}, or set resize=true to scale what it draws"
+            f"{network.size}x{network.size}; load the data with size={network.size}, or set "
+            "resize=true to scale what it draws"
         )
 
 
 def generator_classes(
     network: Generator, labels: Tensor, classes: Sequence[int] | None, num_classes: int
 ) -> Tensor:
-    """Return the generator's class of every image, given the data's ``labels`` and the mapping (None: the same numbers).
+    """Return the generator's class of every image; without ``classes`` its label.
 
     Raises:
         ConfigError: The mapping has another length, or names a class that the generator does not
@@ -235,8 +225,7 @@ def generator_classes(
         wrong = f"{outside[0]}" if outside else f"{len(classes)} numbers"
         raise ConfigError(
             f"classes: expected {num_classes} numbers from 0 to {max(network.classes, 1) - 1}, one "
-            "for each class of the data, "
-            f"got {wrong}; give the generator's class for every one"
+            f"for each class of the data, got {wrong}; give the generator's class for every one"
         )
     return torch.tensor(list(classes), device=labels.device)[labels]
 

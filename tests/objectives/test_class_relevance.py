@@ -164,8 +164,6 @@ def test_one_class_alone_moves_only_its_own_part():
 def test_bad_input():
     student, thetas = student_of("convnet")
     real, labels = images_of(6, 0)
-    with pytest.raises(ConfigError, match="did you mean 'cam'"):
-        class_relevant_distance(student, thetas, real, labels, weighting="cams")
     with pytest.raises(ConfigError, match="layers: expected a known choice, got 'first'"):
         class_relevant_distance(student, thetas, real, labels, layers="first")
     with pytest.raises(DataError, match="got none of class 2; add some"):

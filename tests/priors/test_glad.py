@@ -145,7 +145,7 @@ def test_published_presets_hold_the_published_values_of_the_objectives(name):
         if preset != "fast"
     }
     for config in published.values():
-        _, base = config.base()
+        _, base = config.pixel_method()
         if (
             config.objective == "dc"
         ):  # T_o = 1, not the ten steps of the pixel method at 10 per class
@@ -233,7 +233,8 @@ def test_latents_that_blow_up_are_named_and_the_last_good_state_is_kept(digits, 
         ({"objective_preset": "slow"}, "expected one of dm's, got 'slow'"),
         ({"settings": {"width": 8}}, "got 'width'; set it beside settings"),
         ({"settings": {"batch_reel": 8}}, "did you mean 'batch_real'"),
-        ({"channels": "grey"}, "channels: expected one of same, convert, got 'grey'"),
+        ({"channels": "grey"}, "channels: expected one of 'same', 'convert', got 'grey'"),
+        ({"noise": "constant"}, "noise: expected one of .*; did you mean 'const'"),
         ({"glad_norm": "repo"}, "expected colour images for 'repo', got 1 channel"),
         ({"classes": (1, 2)}, "expected 10 numbers from 0 to 9"),
         ({"chunk": 0}, "chunk: expected at least 1"),

@@ -404,7 +404,7 @@ def test_the_networks_of_the_distance_are_made_once(
         ({"prior": ""}, "expected the folder of a generator, got none"),
         ({"nets": "learned"}, "nets: expected one of .*, got 'learned'"),
         ({"layers": "first"}, "layers: expected one of"),
-        ({"weighting": "grad"}, "weighting: expected one of"),
+        ({"weighting": "cams"}, "weighting: expected one of .*; did you mean 'cam'"),
         ({"choose": "validation"}, "choose: expected one of"),
         ({"stride": 0}, "stride: expected at least 1"),
         ({"check_every": 0}, "check_every: expected at least 1"),

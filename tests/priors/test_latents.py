@@ -210,7 +210,5 @@ def test_classes_are_mapped():
 def test_options_that_do_not_exist_are_refused():
     with pytest.raises(ConfigError, match=r"expected 0 to 5, .* got 9; layers: 0 input"):
         prior_of(NETWORKS["stylegan2"], layer=9)
-    with pytest.raises(ConfigError, match="did you mean 'const'"):
-        prior_of(NETWORKS["stylegan2"], noise="constant")
     with pytest.raises(ConfigError, match="chunk: expected at least 1, got 0"):
         prior_of(NETWORKS["stylegan2"], chunk=0).render({"ws": torch.zeros(1, 6, 6)}, 0)

@@ -1,24 +1,25 @@
-"""What the methods on a generator's latents share: options, the generator, and the method whose objective is used."""
+"""What methods on a generator's latents share: options, the generator, a run on pixels below."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from kdistill import methods
 from kdistill.artifacts.tensors import digest
-from kdistill.config import from_mapping, to_mapping
+from kdistill.config import to_mapping
 from kdistill.data import ImageDataset
-from kdistill.errors import ConfigError, did_you_mean
+from kdistill.errors import ConfigError
 from kdistill.experts import TrajectoryStore
 from kdistill.methods.base import DryRun, Experts, Method, MethodConfig, Problem
+from kdistill.methods.init import balanced_labels
 from kdistill.optim import SGD, replaced
-from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, Unset, Words
+from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, Unset
 from kdistill.priors import GeneratorAdapter, Prior, State
-from kdistill.priors.latents import NOISES, check_fit
+from kdistill.priors.latents import check_fit, generator_classes
 from kdistill.priors.network_files import load_generator
 from kdistill.priors.stylegan import Generator
 from kdistill.transforms import Standardise, Transform
@@ -35,15 +36,13 @@ PUBLISHED_MTT = {
     "lr_lr": 1e-6,
     "lr_init": 0.01,
 }
-REPO_MEAN, REPO_STD = (
-    (0.4377, 0.4438, 0.4728),
-    (0.229, 0.224, 0.225),
-)  # of generated images in the published code
+# of generated images in the published code
+REPO_MEAN, REPO_STD = (0.4377, 0.4438, 0.4728), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentConfig(MethodConfig):
-    """Options of the methods on latents beside those that every method has; learning rates: GLaD's for DM on ImageNet subsets.
+class LatentConfig(MethodConfig):  # many fields, since each is an option that users set
+    """Options of methods on latents; learning rates are GLaD's for DM on ImageNet subsets.
 
     Attributes:
         prior: Folder of the generator (``kdistill prior train`` or ``convert``).
@@ -73,48 +72,57 @@ class LatentConfig(MethodConfig):
     lr_w: Annotated[float | None, NOT_NEGATIVE, AUTOMATIC] = 0.01
     n_avg: Annotated[int, COUNT] = 1000
     chunk: Annotated[int, COUNT] = 10
-    noise: Annotated[str, Words(NOISES)] = "const"
+    noise: Literal["const", "random"] = "const"
     classes: Annotated[tuple[int, ...] | None, "of class numbers", Unset("the same numbers")] = None
-    channels: Annotated[str, Words(("same", "convert"))] = "same"
+    channels: Literal["same", "convert"] = "same"
     resize: bool = False
-    glad_norm: Annotated[str, Words(("data", "repo"))] = "data"
+    glad_norm: Literal["data", "repo"] = "data"
 
-    def base(self) -> tuple[Method, Any]:
-        """Return the method whose objective is used, and its options: the preset, then the shared ones, then ``settings``.
+    def pixel_method(self) -> tuple[Method, Any]:
+        """Return the method whose objective is used, and its options.
+
+        These are its preset, then the options that every method has, then ``settings``.
 
         Raises:
             ConfigError: The objective or its preset is unknown, or ``settings`` holds an option
                 that every method has.
         """
-        found = methods.get(self.objective)
-        if issubclass(found.config, LatentConfig):
+        method = methods.get(self.objective)
+        if issubclass(method.config, LatentConfig):
             raise ConfigError(
                 f"objective: expected a method on pixels, got '{self.objective}'; such as dm or mtt"
             )
-        if self.objective_preset not in found.presets:
-            hint = did_you_mean(self.objective_preset, list(found.presets))
+        shared = {name: getattr(self, name) for name in SHARED}
+        if repeated := sorted(SHARED & set(self.settings)):
             raise ConfigError(
-                f"objective_preset: expected one of {self.objective}'s, got "
-                f"'{self.objective_preset}'; {hint}"
+                f"settings: expected options of {self.objective} alone, got '{repeated[0]}'; set "
+                "it beside settings"
             )
-        shared = {entry.name: getattr(self, entry.name) for entry in fields(MethodConfig)}
-        both = sorted(set(shared) & set(self.settings))
-        if both:
-            raise ConfigError(
-                f"settings: expected options of {self.objective} alone, got '{both[0]}'; set it "
-                "beside settings"
-            )
-        given = {**found.presets[self.objective_preset], **shared, **self.settings}
-        return found, from_mapping(found.config, given, where=f"settings of {self.objective}")
+        options = method.options(
+            self.objective_preset,
+            {**shared, **self.settings},
+            where=f"settings of {self.objective}",
+            name="objective_preset",
+        )
+        return method, options
 
 
-def network_for(config: LatentConfig, data: ImageDataset) -> Generator:
+SHARED = {field.name for field in fields(MethodConfig)}  # options that every method has
+
+
+def network_for(name: str, config: LatentConfig, data: ImageDataset, start: Any) -> Generator:
     """Return the generator on the data's device.
 
     Raises:
-        ConfigError: None was given.
+        ConfigError: There is none, or there are images to begin with, of which no latents are
+            known.
         DataError: The folder holds none, or a damaged one.
     """
+    if start is not None:
+        raise ConfigError(
+            f"{name}: expected no images to begin with, got some (init); latents begin from draws, "
+            "leave init out"
+        )
     if not config.prior:
         raise ConfigError(
             "prior: expected the folder of a generator, got none; make one with kdistill prior "
@@ -123,8 +131,16 @@ def network_for(config: LatentConfig, data: ImageDataset) -> Generator:
     return load_generator(config.prior, data.train.images.device)
 
 
+def classes_for(
+    config: LatentConfig, network: Generator, data: ImageDataset, ipc: int
+) -> tuple[Tensor, Tensor]:
+    """Return the labels of the images, and the generator's class of each."""
+    labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
+    return labels, generator_classes(network, labels, config.classes, data.num_classes)
+
+
 def adapter_for(config: LatentConfig, network: Generator, data: ImageDataset) -> GeneratorAdapter:
-    """Return the way from the generator's images to those that networks see.
+    """Return the way from the generator's images to normalised ones of the data's size.
 
     Raises:
         ConfigError: The generator does not fit the data (says which).
@@ -139,15 +155,6 @@ def adapter_for(config: LatentConfig, network: Generator, data: ImageDataset) ->
         resize=config.resize,
     )
     return GeneratorAdapter(_transform(config, data), data.channels, data.size)
-
-
-def refuse_start(name: str, start: Tensor | None) -> None:
-    """Raise ConfigError if images to begin with were given."""
-    if start is not None:
-        raise ConfigError(
-            f"{name}: expected no images to begin with, got some (init); latents begin from draws, "
-            "leave init out"
-        )
 
 
 def described(network: Generator) -> dict[str, Any]:
@@ -176,15 +183,14 @@ def on_latents(
     find = replace(pixel_sgd(problem).find, option="lr_f, lr_w")
     rules = dict(problem.optimizer.rules)
     pixels = rules.pop("images")
-    latents = {
-        name: replaced(pixels, lr=lr, find=find, skip_move=None) for name, lr in rates.items()
-    }
+    for name, lr in rates.items():
+        rules[name] = replaced(pixels, lr=lr, find=find, skip_move=None)
     others = {name: x for name, x in problem.state.items() if name != "images"}
     return replace(
         problem,
         prior=prior,
         state={**state, **others},
-        optimizer=replace(problem.optimizer, rules={**latents, **rules}),
+        optimizer=replace(problem.optimizer, rules=rules),
         provenance={**problem.provenance, "prior": network},
     )
 
@@ -203,7 +209,7 @@ def pixel_sgd(problem: Problem) -> SGD:
 
 def _train_experts(config: LatentConfig, data: ImageDataset) -> TrajectoryStore:
     """Train the experts of the objective's method."""
-    method, base_config = config.base()
+    method, base_config = config.pixel_method()
     if method.experts is None:
         raise ConfigError(
             f"experts: expected an objective with expert trajectories, got '{config.objective}'; "
@@ -214,13 +220,12 @@ def _train_experts(config: LatentConfig, data: ImageDataset) -> TrajectoryStore:
 
 def _dry_run(config: LatentConfig, data: ImageDataset, folder: Path) -> DryRun:
     """Return the dry run of the objective's method."""
-    method, base_config = config.base()
+    method, base_config = config.pixel_method()
     if method.experts is None:
         return DryRun(config)
     dry_run = method.experts.dry_run(base_config, data, folder)
-    shared = {entry.name for entry in fields(MethodConfig)}
     settings = {
-        name: value for name, value in to_mapping(dry_run.config).items() if name not in shared
+        name: value for name, value in to_mapping(dry_run.config).items() if name not in SHARED
     }
     return replace(dry_run, config=replace(config, settings=settings))
 

@@ -1,9 +1,9 @@
-"""The class-relevant feature distance of a run: its networks and the real statistics, made once and kept."""
+"""The class-relevant feature distance of a run, with its networks and statistics in the cache."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from kdistill.engine.students import Student
 from kdistill.keys import generator, make_key
 from kdistill.methods.base import MethodConfig
 from kdistill.objectives.class_relevance import (
-    WEIGHTINGS,
     ClassRelevantDistance,
     class_relevant_distance,
     restored_distance,
@@ -25,10 +24,8 @@ from kdistill.objectives.class_relevance import (
 from kdistill.options import COUNT, POSITIVE, Words
 from kdistill.status import note
 
-NETS = ("trained", "random")
-KEEP_BYTES = (
-    2**28
-)  # larger statistics are not written: 5 networks of width 128 at 128 px have half a gigabyte
+# larger statistics are not written: 5 networks of width 128 at 128 px have half a gigabyte
+LARGEST_NBYTES = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +43,19 @@ class DistanceConfig(MethodConfig):
             ``"none"``.
     """
 
-    nets: Annotated[str, Words(NETS)] = "trained"
+    nets: Literal["trained", "random"] = "trained"
     num_nets: Annotated[int, COUNT] = 5
     net_epochs: Annotated[int, COUNT] = 3
     net_lr: Annotated[float, POSITIVE] = 0.01
     layers: Annotated[str, Words(tuple(LAYERS))] = "all"
-    weighting: Annotated[str, Words(WEIGHTINGS)] = "cam"
+    weighting: Literal["cam", "none"] = "cam"
 
 
 @dataclass(frozen=True, eq=False)
 class CachedDistance:
-    """The distance of a run, made at the first call; runs with equal data, networks and seed share it (``$KDISTILL_CACHE``).
+    """The distance of a run, made at the first call.
+
+    Runs with equal data, networks and seed share it in ``$KDISTILL_CACHE``.
 
     Attributes:
         config: Options of the run.
@@ -76,7 +75,7 @@ class CachedDistance:
 
     @cached_property
     def distance(self) -> ClassRelevantDistance:
-        """The distance to the run's real images; read if it was kept, made and kept otherwise."""
+        """The distance to the run's real images, read from the cache or made."""
         config, student = self.config, self.config.network(self.data)
         real = self.data.transform.apply(self.data.train.images)
 
@@ -91,7 +90,7 @@ class CachedDistance:
             f"distance: {config.num_nets} networks, {config.nets}, and class means of {len(real)} "
             "images"
         )
-        found = class_relevant_distance(
+        distance = class_relevant_distance(
             student,
             self._thetas(student, real),
             real,
@@ -99,18 +98,24 @@ class CachedDistance:
             layers=config.layers,
             weighting=config.weighting,
         )
-        tensors = found.tensors()
-        if sum(x.nbytes for x in tensors.values()) <= KEEP_BYTES:
+        tensors = distance.tensors()
+        if sum(x.nbytes for x in tensors.values()) <= LARGEST_NBYTES:
             file.write(encode_checkpoint(tensors, {}))
-        return found
+        return distance
 
     def _thetas(self, student: Student, real: Tensor) -> Tensor:
         config, key = self.config, make_key(self.seed, "distance")
         if config.nets == "trained":
             return train(
-                student, real, self.data.train.labels, epochs=config.net_epochs, lr=config.net_lr, key=key,
-                nets=config.num_nets, schedule="constant",
-            )  # fmt: skip
+                student,
+                real,
+                self.data.train.labels,
+                epochs=config.net_epochs,
+                lr=config.net_lr,
+                key=key,
+                nets=config.num_nets,
+                schedule="constant",
+            )
         nets = [
             student.init(generator(make_key(key, "init", net))) for net in range(config.num_nets)
         ]

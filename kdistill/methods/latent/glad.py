@@ -1,4 +1,4 @@
-"""GLaD: the images are those of a generator, and its latents are optimised, under the objective of any other method.
+"""GLaD: the latents of a generator are optimised, under the objective of any other method.
 
 Paper: Cazenavette, Wang, Torralba, Efros and Zhu, "Generalizing Dataset Distillation via Deep
     Generative Prior", CVPR 2023.
@@ -19,27 +19,25 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.keys import make_key
 from kdistill.methods.base import Method, Problem
-from kdistill.methods.init import balanced_labels
 from kdistill.methods.latent.base import (
     EXPERTS,
     PUBLISHED_DC,
     PUBLISHED_MTT,
     LatentConfig,
     adapter_for,
+    classes_for,
     described,
     network_for,
     on_latents,
-    refuse_start,
 )
 from kdistill.options import NOT_NEGATIVE, Unset
 from kdistill.priors import LatentPrior
-from kdistill.priors.latents import generator_classes
 from kdistill.priors.stylegan import Generator
 
 
 @dataclass(frozen=True, kw_only=True)
 class GladConfig(LatentConfig):
-    """Options of GLaD beside those of every method on latents; the defaults are the paper's for DM on ImageNet subsets at 128 px.
+    """Options of GLaD; the defaults are the paper's for DM on ImageNet subsets at 128 px.
 
     Attributes:
         layer: n of F_n: the feature map after the first n layers is learned.
@@ -59,7 +57,7 @@ class GladConfig(LatentConfig):
 
 
 def prior_for(config: GladConfig, network: Generator, data: ImageDataset, key: int) -> LatentPrior:
-    """Return the prior: the generator's images as networks see the data.
+    """Return the prior: the generator's images, normalised as the data are.
 
     Raises:
         ConfigError: The generator does not fit the data (says which), or the layer does not exist
@@ -80,19 +78,16 @@ def build(
     config: GladConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
 ) -> Problem:
     """Return the run of the objective's method, with images that are rendered from latents."""
-    refuse_start("glad", start)
-    network = network_for(config, data)
-    method, base_config = config.base()
+    network = network_for("glad", config, data, start)
     prior = prior_for(config, network, data, make_key(seed, "prior"))
-    labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
     state = prior.init(
-        generator_classes(network, labels, config.classes, data.num_classes),
+        classes_for(config, network, data, ipc)[1],
         average=config.n_avg if config.avg_w else 0,
         random_f=config.rand_f,
         learn_weights=config.learn_g,
     )
-    images = prior.render(state, 0)
-    problem = method.build(base_config, data, ipc, seed, images)
+    method, options = config.pixel_method()
+    problem = method.build(options, data, ipc, seed, prior.render(state, 0))
     learned = {name.partition(".")[0] for name in state}
     rates = {"ws": config.lr_w, "f": config.lr_f, "generator": config.lr_g}
     rates = {name: rate for name, rate in rates.items() if name in learned}
@@ -104,10 +99,12 @@ def build(
 
 METHOD = Method(
     name="glad",
-    title="the latents of a generator in W+ and at one layer, under the objective of another method",
+    title="the latents of a generator in W+ and at one layer, under the objective of another "
+    "method",
     summary="latents of a generator, in W+ and at one layer",
     family="latent",
-    paper="Cazenavette et al., Generalizing Dataset Distillation via Deep Generative Prior, CVPR 2023",
+    paper="Cazenavette et al., Generalizing Dataset Distillation via Deep Generative Prior, CVPR "
+    "2023",
     config=GladConfig,
     presets={
         # of the authors' README, ImageNet subsets at 128 px with a StyleGAN-XL of 26 layers

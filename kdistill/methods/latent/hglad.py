@@ -1,13 +1,11 @@
-"""H-GLaD: latents of a generator are optimised layer by layer, from W+ to pixels, and the best state of every stage is kept.
+"""H-GLaD: latents of a generator are optimised layer by layer, each from the best state before.
 
 Paper: Zhong, Fang, Chen, Gu, Dai, Qiu and Xia, "Hierarchical Features Matter: A Deep Exploration of
-    Progressive Parameterization
-Method for Dataset Distillation", CVPR 2025.
+    Progressive Parameterization Method for Dataset Distillation", CVPR 2025.
 
-    for stage in W+, F_1, ..., F_L, pixels:     minimise L(images) over the stage's latents, L of
-    DM, DC, MTT, ...
-                                                go on from the state with the smallest
-                                                class-relevant feature distance
+    for stage in W+, F_1, ..., F_L, pixels:
+        minimise L(images) over the stage's latents, L of DM, DC, MTT, ...
+        go on from the state with the smallest class-relevant feature distance
 
 The distance (``kdistill.objectives.class_relevance``) compares class means of CAM-weighted features
 of real and synthetic images under the same few networks; the result is the best state of the best
@@ -15,7 +13,7 @@ stage.
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor
 
@@ -23,29 +21,27 @@ from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError
 from kdistill.keys import make_key
 from kdistill.methods.base import Method, Problem
-from kdistill.methods.init import balanced_labels
 from kdistill.methods.latent.base import (
     EXPERTS,
     PUBLISHED_DC,
     PUBLISHED_MTT,
     LatentConfig,
     adapter_for,
+    classes_for,
     described,
     network_for,
     on_latents,
     pixel_sgd,
-    refuse_start,
 )
 from kdistill.methods.latent.cached_distance import CachedDistance, DistanceConfig
 from kdistill.methods.stages import Stage, Stages, stage_ends
-from kdistill.options import COUNT, NOT_NEGATIVE, Unset, Words
+from kdistill.options import COUNT, NOT_NEGATIVE, Unset
 from kdistill.priors import PIXELS, Depth, HierarchicalPrior, State
-from kdistill.priors.latents import generator_classes
 
 
 @dataclass(frozen=True, kw_only=True)
 class HGladConfig(LatentConfig, DistanceConfig):
-    """Options of H-GLaD beside those of every method on latents; the defaults take as many iterations as GLaD.
+    """Options of H-GLaD; the defaults take as many iterations as GLaD.
 
     Attributes:
         stage_iterations: Outer steps of every stage; overrides ``iterations``.
@@ -65,7 +61,7 @@ class HGladConfig(LatentConfig, DistanceConfig):
     lr_images: Annotated[float | None, NOT_NEGATIVE, Unset("the objective's own")] = None
     avg_w: bool = True
     check_every: Annotated[int, COUNT] = 10
-    choose: Annotated[str, Words(("distance", "last"))] = "distance"
+    choose: Literal["distance", "last"] = "distance"
 
     def depths(self, num_layers: int) -> tuple[Depth, ...]:
         """Return W+ (None), the layers, and the pixels."""
@@ -75,9 +71,8 @@ class HGladConfig(LatentConfig, DistanceConfig):
 def build(
     config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
 ) -> Problem:
-    """Return the run of the objective's method, with images that are rendered from one stage after another."""
-    refuse_start("hglad", start)
-    network = network_for(config, data)
+    """Return the run of the objective's method, with images of one stage after another."""
+    network = network_for("hglad", config, data, start)
     depths = config.depths(network.num_layers)
     if config.stage_iterations is not None:
         config = replace(config, iterations=config.stage_iterations * len(depths))
@@ -86,7 +81,6 @@ def build(
             f"iterations: expected at least one for each of the {len(depths)} stages, got "
             f"{config.iterations}; raise it, or take fewer layers with stride"
         )
-    method, base_config = config.base()
     prior = HierarchicalPrior(
         generator=network,
         adapter=adapter_for(config, network, data),
@@ -94,10 +88,10 @@ def build(
         key=make_key(seed, "prior"),
         noise=config.noise,
     )
-    labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
-    classes = generator_classes(network, labels, config.classes, data.num_classes)
+    labels, classes = classes_for(config, network, data, ipc)
     state = prior.init(classes, average=config.n_avg if config.avg_w else 0)
-    problem = method.build(base_config, data, ipc, seed, prior.render(state, 0))
+    method, options = config.pixel_method()
+    problem = method.build(options, data, ipc, seed, prior.render(state, 0))
     stages = Stages(
         stages=_stages(prior, depths, problem.iterations),
         prior=prior,
@@ -143,10 +137,12 @@ _MTT = {"objective": "mtt", "lr_f": 1e4, "lr_w": 10.0, "settings": PUBLISHED_MTT
 
 METHOD = Method(
     name="hglad",
-    title="latents of a generator layer by layer down to pixels, the best of every stage by class-relevant feature distance",
+    title="latents of a generator layer by layer down to pixels, the best of every stage by "
+    "class-relevant feature distance",
     summary="latents of a generator, layer by layer down to pixels",
     family="latent",
-    paper="Zhong et al., Hierarchical Features Matter: A Deep Exploration of Progressive Parameterization, CVPR 2025",
+    paper="Zhong et al., Hierarchical Features Matter: A Deep Exploration of Progressive "
+    "Parameterization, CVPR 2025",
     config=HGladConfig,
     presets={
         "paper": {},
@@ -182,6 +178,7 @@ METHOD = Method(
         "generated and real images are normalised alike; randomness is keyed",
     ),
     experts=EXPERTS,
-    cost="that of glad; a few networks trained once per data and seed, and a look at the distance every check_every iterations",
+    cost="that of glad; a few networks trained once per data and seed, and the distance measured "
+    "every check_every iterations",
     needs="a generator; expert trajectories where the objective does",
 )

@@ -97,7 +97,7 @@ class GradientConfig(AlignedConfig):
     distance: Annotated[str, Words(tuple(DISTANCES))] = "cosine_rows"
 
     def loops(self, ipc: int) -> tuple[int, int]:
-        """Return (T, E): the published table; for another ``ipc`` T = min(ipc, 50), E = ceil(500/T)."""
+        """Return (T, E): the published table; elsewhere T = min(ipc, 50), E = ceil(500/T)."""
         steps = min(ipc, MOST_STEPS)
         steps, epochs = LOOPS.get(ipc, (steps, -(-TOTAL_EPOCHS // steps)))
         return self.outer_steps or steps, self.inner_epochs or epochs
@@ -205,7 +205,7 @@ def _network_training(
 def _with_frozen_statistics(
     student: Student, theta: Tensor, images: Tensor, sampler: ClassSampler, key: int
 ) -> Student:
-    """Return the student; under batch norm with the statistics of a few real images of all classes."""
+    """Return the student; under batch norm with the statistics of a few real images."""
     if not isinstance(student, ConvNet) or student.spec.norm != "batch":
         return student
     rows = sampler.draw(STATISTICS_REAL, key).to(images.device)
@@ -213,7 +213,7 @@ def _with_frozen_statistics(
 
 
 def _check_mask(student: Student, config: GradientConfig) -> None:
-    """Refuse a mask that leaves biases alone: no row would be compared, and nothing would change."""
+    """Refuse a mask that leaves biases alone: nothing would be compared, nothing would change."""
     left_out = math.floor(student.num_params * config.mask_ratio)
     last, length = output_rows(student.slots).on(torch.device("cpu"))[-1].tolist()
     if config.distance == "cosine_rows" and left_out >= last + length:

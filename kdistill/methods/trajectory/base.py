@@ -109,7 +109,7 @@ class TrajectoryConfig(MethodConfig):  # many fields, since each is an option th
         )
 
     def expert_selection(self, data: ImageDataset) -> dict[str, Any] | None:
-        """Return what decides which images the experts see in every epoch; None where they see all."""
+        """Return what decides which images the experts see in an epoch; None where they see all."""
         return None
 
     def expert_rows(self, data: ImageDataset) -> Rows | None:
@@ -121,7 +121,7 @@ class TrajectoryConfig(MethodConfig):  # many fields, since each is an option th
         return 0, self.max_start_epoch
 
     def dry_run(self, folder: Path) -> Self:
-        """Return these options for a dry run: two inner steps, one expert of one epoch in ``folder``."""
+        """Return the options of a dry run: two inner steps, one expert of one epoch."""
         short = replace(
             self,
             syn_steps=2,
@@ -350,7 +350,7 @@ def _drawn(iteration: int, experts: int, window: tuple[int, int], seed: int) -> 
 
 
 def _batches(count: int, size: int, steps: int, key: int) -> list[Tensor]:
-    """Return the images of every step: shuffled passes in chunks from the end, a short one first."""
+    """Return the images of every step: shuffled passes in chunks, the short one first."""
     batches: list[Tensor] = []
     while len(batches) < steps:
         chunks = permutation(make_key(key, "pass", len(batches)), count).split(size)
@@ -366,6 +366,6 @@ def _check_finite(match: TrajectoryMatch, lr: Tensor, epoch: int, iteration: int
     step = int((~torch.isfinite(norms)).nonzero()[0])
     raise NonFiniteError(
         f"distill: expected the student of iteration {iteration} to train, got a gradient that is "
-        f"not finite at step {step} (learning rate {float(lr):g}, start epoch {epoch}); lower lr_lr "
-        "or lr_init if the learning rate has grown, else that of the images or latents"
+        f"not finite at step {step} (learning rate {float(lr):g}, start epoch {epoch}); lower "
+        "lr_lr or lr_init if the learning rate has grown, else that of the images or latents"
     )

@@ -1,4 +1,4 @@
-"""PAD: DATM with experts that see images by difficulty, and shallow parameters left out of the match.
+"""PAD: DATM with experts that see images by difficulty, and a match without shallow parameters.
 
 Paper: Li, Guo, Zhao, Zhang, Cheng, Khaki, Zhang, Sajedi, Plataniotis, Wang and You, "Prioritize
     Alignment in Dataset Distillation", 2024 (arXiv:2408.03360).
@@ -129,8 +129,8 @@ REPO = {"score_metric": "grand_last", "fiem_mask": "loss"}
 
 METHOD = Method(
     name="pad",
-    title="DATM with experts that learn images by difficulty, and shallow parameters left out of the "
-    "match",
+    title="DATM with experts that learn images by difficulty, and shallow parameters left out of "
+    "the match",
     summary="as datm, curriculum of experts, deep parameters only",
     family="trajectory",
     paper="Li et al., Prioritize Alignment in Dataset Distillation, arXiv:2408.03360, 2024",
