@@ -313,7 +313,7 @@ def test_evaluate_takes_what_the_rest_takes(digits, tmp_path):
 )
 def test_settings_are_checked_before_the_images_are_read(monkeypatch, changes, words):
     monkeypatch.setattr(
-        "kdistill.api.training_data.load_data", lambda *spec, **how: pytest.fail("images were read")
+        "kdistill.api.inputs.load_data", lambda *spec, **how: pytest.fail("images were read")
     )
     with pytest.raises(ConfigError, match=words):
         kdistill.distill("digits", **changes)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdistill import _native
-from kdistill.api.training_data import load
+from kdistill.api.inputs import load
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import digest
 from kdistill.augment import strategy_for

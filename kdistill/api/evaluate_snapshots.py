@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from kdistill.api.evaluate import EvaluationConfig, run_evaluation
-from kdistill.api.training_data import load
+from kdistill.api.inputs import load
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.snapshot_folder import load_snapshot, snapshot_iterations
 from kdistill.data import ImageDataset

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 
 from kdistill import methods
-from kdistill.api.resources import use
+from kdistill.api.inputs import load, training_images, use
 from kdistill.api.run import RunConfig
-from kdistill.api.training_data import load, training_images
 from kdistill.config import from_mapping
 from kdistill.data import ImageDataset
 from kdistill.engine.precision import use_precision

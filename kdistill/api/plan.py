@@ -18,9 +18,8 @@ from torch import Tensor
 
 from kdistill import methods
 from kdistill._native import peak_bytes
-from kdistill.api.resources import use
+from kdistill.api.inputs import check_class_counts, load, training_images, use
 from kdistill.api.run import RunConfig
-from kdistill.api.training_data import check_class_counts, load, training_images
 from kdistill.config import from_mapping
 from kdistill.data import ImageDataset
 from kdistill.formatting import duration

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from kdistill import _native
-from kdistill.api.metrics_log import JsonLines
-from kdistill.api.resources import check_place, use
-from kdistill.api.training_data import load
+from kdistill.api.inputs import check_place, load, use
+from kdistill.api.run_folder import JsonLines
 from kdistill.artifacts.preview import preview
 from kdistill.artifacts.tensors import to_json
 from kdistill.augment import strategy_for

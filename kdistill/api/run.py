@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 
 from kdistill import _native, methods
-from kdistill.api.metrics_log import JsonLines
-from kdistill.api.resources import check_place, use
-from kdistill.api.run_folder import check_folder, prepare, same_artefact
-from kdistill.api.scratch import scratch_folder
-from kdistill.api.training_data import check_class_counts, initial_images, load, training_images
+from kdistill.api.inputs import (
+    check_class_counts,
+    check_place,
+    initial_images,
+    load,
+    training_images,
+    use,
+)
+from kdistill.api.run_folder import JsonLines, check_folder, prepare, same_artefact, scratch_folder
 from kdistill.artifacts import DistilledDataset, snapshot_folder
 from kdistill.config import to_mapping
 from kdistill.data import ImageDataset, load_data

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from kdistill import _native
-from kdistill.api.resources import check_place, use
+from kdistill.api.inputs import check_place, use
 from kdistill.api.run_folder import check_writable
 from kdistill.artifacts.score_pictures import extremes, histograms
 from kdistill.config import from_mapping, to_mapping

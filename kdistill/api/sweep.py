@@ -15,7 +15,7 @@ from typing import Any
 from kdistill._native import reset_peak
 from kdistill.api.evaluate import EvaluationConfig, run_evaluation
 from kdistill.api.grid import Grid, Run, plan_runs
-from kdistill.api.resources import use
+from kdistill.api.inputs import use
 from kdistill.api.run import Execution, RunConfig, run
 from kdistill.api.run_folder import is_unfinished
 from kdistill.artifacts import DistilledDataset

@@ -67,8 +67,8 @@ def evaluate(
 ) -> None:
     """Train fresh networks on the small set and on baselines, and test them on real data."""
     from kdistill.api.evaluate import EvaluationConfig
-    from kdistill.api.resources import use
-    from kdistill.api.stored_set import run_to_load, stored_set
+    from kdistill.api.inputs import use
+    from kdistill.api.run_file import run_to_load, stored_set
     from kdistill.artifacts import import_published
     from kdistill.evaluation import is_from_other_data
 
@@ -185,7 +185,7 @@ def score(
     The scores are EL2N, GraNd, forgetting, loss, margin and entropy.
     """
     import kdistill
-    from kdistill.api.resources import use
+    from kdistill.api.inputs import use
     from kdistill.api.score import check_score
     from kdistill.config import parse_overrides
 

@@ -172,7 +172,7 @@ def experts(
 ) -> None:
     """Train the expert trajectories that a method still needs (distill does it too)."""
     from kdistill.api.experts import train_experts_of
-    from kdistill.api.resources import use
+    from kdistill.api.inputs import use
     from kdistill.api.run import RunConfig
     from kdistill.config import from_mapping, parse_overrides
 
@@ -213,8 +213,8 @@ def plan(
     threads: Threads = None,
 ) -> None:
     """Predict memory, disk and time of a run from a dry run of a few iterations."""
+    from kdistill.api.inputs import use
     from kdistill.api.plan import plan_of
-    from kdistill.api.resources import use
     from kdistill.api.run import RunConfig
     from kdistill.config import from_mapping, parse_overrides
 
