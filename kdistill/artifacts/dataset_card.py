@@ -146,7 +146,7 @@ def _description(contents: SetContents) -> str:
             f"{100 * outside:.1f} % of the values lie outside [0, 1]",
             "classes": f"{contents.num_classes}",
             "labels": labels,
-            "networks see images": space,
+            "normalised images": space,
             "size": f"{byte_count(contents.nbytes)} of images and labels in memory, "
             f"{byte_count(images.numel())} of pixels after an 8-bit export",
             "learned learning rate": "" if lr is None else f"{lr:g} (train with it)",
