@@ -1,9 +1,9 @@
-"""A pickle read as text: its opcodes build plain values and records of what the file *names*, and nothing is ever run.
+"""A pickle read as text: opcodes build plain values and records, and nothing is ever run.
 
 ``pickle.Unpickler`` imports what a file names and calls it; a restricted one still calls what its
-list allows.  Here a name stays a ``Name``, a call a ``Made`` with its arguments, so a file can only
-describe.  What the records mean is decided elsewhere, by a
-closed table.  Opcodes: the documentation of ``pickletools`` (protocols 0 to 5).
+list allows, so we read pickles ourselves.  Here a name stays a ``Name``, a call a ``Made`` with its
+arguments, so a file can only describe.  What the records mean is decided elsewhere, by a closed
+table.  Opcodes: the documentation of ``pickletools`` (protocols 0 to 5).
 """
 
 import pickletools
@@ -12,35 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 MARK = object()
-
-_IGNORED = ("PROTO", "FRAME")
-_VALUES = {
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
-    "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "BINUNICODE",
-    "SHORT_BINUNICODE", "BINUNICODE8",
-}  # fmt: skip
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": list,  # what is in a set is not looked at, and need not be hashed
-}
-_SETS = ("EMPTY_SET", "FROZENSET", "ADDITEMS")
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_FROM_MARK: dict[str, Callable[[list[Any]], Any]] = {
-    "TUPLE": tuple,
-    "LIST": list,
-    "DICT": list,  # a table is made of it
-    "FROZENSET": list,
-}
+MAX_MEMO = 1 << 32  # largest number of a memo entry: a chosen one could take forever to look up
+MAX_NAME = 1000  # characters of a module's or an object's name
 # whole numbers and floats are not among them: many can be chosen to have one hash, and a table of
 # those takes forever to fill
 _PLAIN_KEYS = (str, bytes, type(None))
-MAX_MEMO = 1 << 32  # largest number of a memo entry, for the same reason
-MAX_NAME = 1000  # characters of a module's or an object's name
+_SETS = ("EMPTY_SET", "FROZENSET", "ADDITEMS")
 
 
 class NotReadable(Exception):
@@ -58,9 +35,8 @@ class Name:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(
-    eq=False, repr=False, slots=True
-)  # written out, a record that holds one thing many times could be endless
+# written out, a record that holds one thing many times could be endless
+@dataclass(eq=False, repr=False, slots=True)
 class Made:
     """Something that the file asks to make and that was not made.
 
@@ -81,7 +57,7 @@ class Made:
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Reference:
-    """A persistent id: the file names something that is kept outside the pickle."""
+    """A persistent id: the file names something that lies outside the pickle."""
 
     to: Any
 
@@ -108,15 +84,17 @@ def parse(stream: bytes | BinaryIO, *, plain: bool = False) -> Parsed:
         NotReadable: Truncated or malformed bytes, or an opcode of extensions or shared buffers.
 
     Cost: one pass over the opcodes, each of which makes at most one small object: a file of one
-        megabyte takes about two seconds
-    and 300 MB at worst.  Strings are copied once, and what an opcode names again is shared.
+        megabyte takes about two seconds and 300 MB at worst.  Strings are copied once, and what an
+        opcode names again is shared.
     """
     machine = _Machine(plain)
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
                 return Parsed(machine.stack.pop(), machine.names, machine.calls, machine.references)
-            machine.take(opcode.name, argument)
+            if opcode.name not in _OPCODES or (plain and opcode.name in _SETS):
+                raise NotReadable(f"opcode {opcode.name}")
+            _OPCODES[opcode.name](machine, argument)
     except NotReadable:
         raise
     except (
@@ -144,92 +122,77 @@ class _Machine:
         self.calls: list[Made] = []
         self.references: list[Reference] = []
 
-    def take(self, op: str, argument: Any) -> None:
-        stack = self.stack
-        if self.plain and op in _SETS:
-            raise NotReadable("a set")
-        if op in _VALUES:
-            stack.append(argument)
-        elif op in _CONSTANTS:
-            stack.append(_CONSTANTS[op]())
-        elif op == "MARK":
-            stack.append(MARK)
-        elif op in _TUPLES:
-            stack[-_TUPLES[op] :] = [tuple(self.popped(_TUPLES[op]))]
-        elif op in _FROM_MARK:
-            values = self.since_mark()
-            stack.append(self.table(values) if op == "DICT" else _FROM_MARK[op](values))
-        elif op in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(self.memo[int(argument)])
-        elif op in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            place = len(self.memo) if op == "MEMOIZE" else int(argument)
-            if not 0 <= place < MAX_MEMO:
-                raise NotReadable("an impossible number of a memo entry")
-            self.memo[place] = stack[-1]
-        elif op == "POP":
-            stack.pop()
-        elif op == "POP_MARK":
-            self.since_mark()
-        elif op == "DUP":
-            stack.append(stack[-1])
-        elif op not in _IGNORED:
-            self.build(op, argument)
+    def push(self, value: Any) -> None:
+        """Put a value on the stack."""
+        self.stack.append(value)
 
-    def build(self, op: str, argument: Any) -> None:
-        """Take an opcode that names, makes or fills something."""
-        stack = self.stack
-        if op in ("APPEND", "APPENDS", "ADDITEMS"):
-            values = [stack.pop()] if op == "APPEND" else self.since_mark()
-            self.fill(stack[-1], values)
-        elif op in ("SETITEM", "SETITEMS"):
-            flat = self.popped_off(2) if op == "SETITEM" else self.since_mark()
-            target = stack[-1].items if isinstance(stack[-1], Made) else stack[-1]
-            if not isinstance(target, dict):
-                raise NotReadable("items of something that has none")
-            target.update(self.table(flat))
-        elif op == "GLOBAL":
-            self.name(*argument.split(" ", 1))
-        elif op == "STACK_GLOBAL":
-            self.name(*self.popped_off(2))
-        elif op in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
-            maker, arguments, *_ = self.popped_off(3 if op == "NEWOBJ_EX" else 2)
-            if not isinstance(arguments, tuple):
-                raise NotReadable("a call whose arguments are no tuple")
-            self.call(
-                maker, arguments
-            )  # the tuple itself: a copy for each call would let a small file fill the memory
-        elif op == "INST":
-            values = self.since_mark()
-            self.name(*argument.split(" ", 1))
-            self.call(stack.pop(), tuple(values))
-        elif op == "OBJ":
-            maker, *values = self.since_mark()
-            self.call(maker, tuple(values))
-        elif op == "BUILD":
-            state = stack.pop()
-            if isinstance(stack[-1], Made):
-                stack[-1].state = state
-        elif op in ("PERSID", "BINPERSID"):
-            self.references.append(Reference(argument if op == "PERSID" else stack.pop()))
-            stack.append(self.references[-1])
-        else:
-            raise NotReadable(f"opcode {op}")
+    def put(self, place: int) -> None:
+        """Remember the last value."""
+        if not 0 <= place < MAX_MEMO:
+            raise NotReadable("an impossible number of a memo entry")
+        self.memo[place] = self.stack[-1]
 
-    def name(self, module: Any, name: Any) -> None:
+    def take(self, count: int) -> list[Any]:
+        """Take the last ``count`` values off the stack."""
+        values = self.stack[-count:]
+        if len(values) < count or any(value is MARK for value in values):
+            raise NotReadable("too few values")
+        del self.stack[-count:]
+        return values
+
+    def take_marked(self) -> list[Any]:
+        """Take the values since the last mark off the stack, and the mark."""
+        for i in range(len(self.stack) - 1, -1, -1):
+            if self.stack[i] is MARK:
+                values = self.stack[i + 1 :]
+                del self.stack[i:]
+                return values
+        raise NotReadable("no mark")
+
+    def name(self, module: Any, name: Any) -> Name:
+        """Record what the file names."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise NotReadable("a name that is no text")
         if len(module) + len(name) > MAX_NAME:
             raise NotReadable(f"a name of more than {MAX_NAME} characters")
         named = Name(module, name)
         self.names.add(named)
-        self.stack.append(named)
+        return named
 
-    def call(self, maker: Any, arguments: tuple[Any, ...]) -> None:
+    def call(self, maker: Any, arguments: Any, *_: Any) -> None:
+        """Record a call in the place of its result."""
+        if not isinstance(arguments, tuple):
+            raise NotReadable("a call whose arguments are no tuple")
+        # the tuple itself: a copy for each call would let a small file fill the memory
         self.calls.append(Made(maker, arguments))
-        self.stack.append(self.calls[-1])
+        self.push(self.calls[-1])
+
+    def call_instance(self, argument: str) -> None:
+        """Record the call of what an opcode names."""
+        arguments = tuple(self.take_marked())
+        self.call(self.name(*argument.split(" ", 1)), arguments)
+
+    def call_marked(self) -> None:
+        """Record a call whose maker and arguments lie after a mark."""
+        maker, *arguments = self.take_marked()
+        self.call(maker, tuple(arguments))
+
+    def build(self) -> None:
+        """Record the state of the last value."""
+        (state,) = self.take(1)
+        if isinstance(self.stack[-1], Made):
+            self.stack[-1].state = state
+
+    def refer(self, to: Any) -> None:
+        """Record a reference to something outside the pickle."""
+        self.references.append(Reference(to))
+        self.push(self.references[-1])
 
     def table(self, flat: list[Any]) -> dict[Any, Any]:
-        """Return keys and values; a key that is not plain counts as itself alone: hashing what it holds can take forever."""
+        """Return keys and values.
+
+        A key that is not plain counts as itself alone: hashing what it holds can take forever.
+        """
         if self.plain and not all(_is_plain_key(key) for key in flat[::2]):
             raise NotReadable(
                 "a dictionary with keys that are neither text nor small whole numbers"
@@ -237,32 +200,92 @@ class _Machine:
         keys = [key if isinstance(key, _PLAIN_KEYS) else Reference(key) for key in flat[::2]]
         return dict(zip(keys, flat[1::2], strict=True))
 
-    def fill(self, target: Any, values: list[Any]) -> None:
-        if isinstance(target, list):
-            target.extend(values)
-        elif isinstance(target, Made):
-            target.entries.extend(values)
-        else:
+    def set_items(self, flat: list[Any]) -> None:
+        """Set keys of the last value."""
+        target = self.stack[-1].items if isinstance(self.stack[-1], Made) else self.stack[-1]
+        if not isinstance(target, dict):
+            raise NotReadable("items of something that has none")
+        target.update(self.table(flat))
+
+    def append(self, values: list[Any]) -> None:
+        """Append to the last value."""
+        target = self.stack[-1].entries if isinstance(self.stack[-1], Made) else self.stack[-1]
+        if not isinstance(target, list):
             raise NotReadable("entries of something that has none")
+        target.extend(values)
 
-    def popped(self, count: int) -> list[Any]:
-        """Return the last ``count`` values, which the caller replaces."""
-        if len(self.stack) < count or any(x is MARK for x in self.stack[-count:]):
-            raise NotReadable("too few values")
-        return self.stack[-count:]
 
-    def popped_off(self, count: int) -> list[Any]:
-        values = self.popped(count)
-        del self.stack[-count:]
-        return values
-
-    def since_mark(self) -> list[Any]:
-        for i in range(len(self.stack) - 1, -1, -1):
-            if self.stack[i] is MARK:
-                values = self.stack[i + 1 :]
-                del self.stack[i:]
-                return values
-        raise NotReadable("no mark")
+# what every opcode does with the machine and its own argument; a set counts as a list: what is in
+# it is not used, and need not be hashed
+_OPCODES: dict[str, Callable[[_Machine, Any], object]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, argument: None),
+    **dict.fromkeys(
+        (
+            "INT",
+            "BININT",
+            "BININT1",
+            "BININT2",
+            "LONG",
+            "LONG1",
+            "LONG4",
+            "FLOAT",
+            "BINFLOAT",
+            "STRING",
+            "BINSTRING",
+            "SHORT_BINSTRING",
+            "BINBYTES",
+            "SHORT_BINBYTES",
+            "BINBYTES8",
+            "BYTEARRAY8",
+            "UNICODE",
+            "BINUNICODE",
+            "SHORT_BINUNICODE",
+            "BINUNICODE8",
+        ),
+        _Machine.push,
+    ),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_SET": lambda machine, _: machine.push([]),
+    "MARK": lambda machine, _: machine.push(MARK),
+    "TUPLE1": lambda machine, _: machine.push(tuple(machine.take(1))),
+    "TUPLE2": lambda machine, _: machine.push(tuple(machine.take(2))),
+    "TUPLE3": lambda machine, _: machine.push(tuple(machine.take(3))),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.take_marked())),
+    "LIST": lambda machine, _: machine.push(machine.take_marked()),
+    "FROZENSET": lambda machine, _: machine.push(machine.take_marked()),
+    "DICT": lambda machine, _: machine.push(machine.table(machine.take_marked())),
+    **dict.fromkeys(
+        ("GET", "BINGET", "LONG_BINGET"),
+        lambda machine, argument: machine.push(machine.memo[int(argument)]),
+    ),
+    **dict.fromkeys(
+        ("PUT", "BINPUT", "LONG_BINPUT"), lambda machine, argument: machine.put(int(argument))
+    ),
+    "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
+    "POP": lambda machine, _: machine.stack.pop(),
+    "POP_MARK": lambda machine, _: machine.take_marked(),
+    "DUP": lambda machine, _: machine.push(machine.stack[-1]),
+    "APPEND": lambda machine, _: machine.append([machine.stack.pop()]),
+    "APPENDS": lambda machine, _: machine.append(machine.take_marked()),
+    "ADDITEMS": lambda machine, _: machine.append(machine.take_marked()),
+    "SETITEM": lambda machine, _: machine.set_items(machine.take(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.take_marked()),
+    "GLOBAL": lambda machine, argument: machine.push(machine.name(*argument.split(" ", 1))),
+    "STACK_GLOBAL": lambda machine, _: machine.push(machine.name(*machine.take(2))),
+    "REDUCE": lambda machine, _: machine.call(*machine.take(2)),
+    "NEWOBJ": lambda machine, _: machine.call(*machine.take(2)),
+    "NEWOBJ_EX": lambda machine, _: machine.call(*machine.take(3)),
+    "INST": _Machine.call_instance,
+    "OBJ": lambda machine, _: machine.call_marked(),
+    "BUILD": lambda machine, _: machine.build(),
+    "PERSID": _Machine.refer,
+    "BINPERSID": lambda machine, _: machine.refer(machine.stack.pop()),
+}
 
 
 def _is_plain_key(key: Any) -> bool:
