@@ -7,12 +7,14 @@ A shard is written whole or not at all and entered in the index afterwards, so a
 loses one expert at most. Processes that share a folder enter their shards one after the other (a
 lock beside the index), and none trains an expert that another one is training (a lock beside the
 shard).
+
 Symbols: E epochs, P parameters.
 """
 
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -61,8 +63,7 @@ class TrajectoryStore:
         epochs: int = 0,
     ):
         self.folder = Path(folder)
-        self._checked: set[str] = set()
-        self._forgotten: dict[str, str] = {}  # file to the checksum that it no longer has
+        self._checked: dict[str, str] = {}  # file to the checksum that it was found to have
         index = self.folder / INDEX
         if not os.path.lexists(index):
             if identity is None:
@@ -71,43 +72,62 @@ class TrajectoryStore:
                     "`kdistill experts`"
                 )
             self.index: dict[str, Any] = {
-                "version": VERSION, "identity": identity, "num_params": num_params, "epochs": epochs, "shards": {},
-            }  # fmt: skip
+                "version": VERSION,
+                "identity": identity,
+                "num_params": num_params,
+                "epochs": epochs,
+                "shards": {},
+            }
             return
         self.index = _read_index(index)
         if identity is not None:
             _check_same(json.loads(json.dumps(identity)), self.index["identity"], self.folder)
 
     def __len__(self) -> int:
-        """Return how many experts there are."""
+        """Return the number of experts."""
         return len(self.index["shards"])
 
     @property
     def epochs(self) -> int:
-        """E."""
+        """Number of epochs E."""
         return int(self.index["epochs"])
+
+    @property
+    def _shape(self) -> list[int]:
+        """Shape of the snapshots of an expert."""
+        return [self.epochs + 1, int(self.index["num_params"])]
+
+    @property
+    def _nbytes(self) -> int:
+        """Size of the snapshots of an expert, without the header of the file."""
+        return math.prod(self._shape) * 4
 
     @property
     def nbytes(self) -> int:
         """Size of the snapshots on the disk, without the headers."""
-        return len(self) * (self.epochs + 1) * int(self.index["num_params"]) * 4
+        return len(self) * self._nbytes
 
     def has(self, expert: int) -> bool:
-        """Say whether expert ``expert`` is stored."""
+        """Return whether expert ``expert`` is stored."""
         return _name(expert) in self.index["shards"]
 
     def add(self, expert: int, snapshots: Tensor) -> None:
-        """Store ``snapshots [E+1, P]`` of one expert, and take over what other processes stored in the folder meanwhile.
+        """Store the snapshots of one expert.
+
+        What other processes stored in the folder meanwhile is taken over.
+
+        Args:
+            expert: Number of the expert.
+            snapshots: ``[E+1, P]``.
 
         Raises:
             ConfigError: Another process stored trajectories of another recipe in the folder.
             DataError: Two snapshots in a row are equal or not finite, the shape is wrong, or the
                 disk cannot take it.
         """
-        shape = (self.epochs + 1, int(self.index["num_params"]))
-        if tuple(snapshots.shape) != shape:
+        if list(snapshots.shape) != self._shape:
             raise DataError(
-                f"experts: expected snapshots {list(shape)}, got {list(snapshots.shape)}; store "
+                f"experts: expected snapshots {self._shape}, got {list(snapshots.shape)}; store "
                 "every epoch"
             )
         if not bool(torch.isfinite(snapshots).all()):
@@ -120,24 +140,22 @@ class TrajectoryStore:
                 f"experts: expected every epoch to change expert {expert}, got equal snapshots; "
                 "store clones"
             )
-        data = encode(
-            {TENSOR: snapshots.float()}, {"expert": expert, "identity": self.index["identity"]}
-        )
-        with locked(
-            self.folder / INDEX
-        ):  # or another process's entry, made between our reading and writing, would be lost
+        metadata = {"expert": expert, "identity": self.index["identity"]}
+        data = encode({TENSOR: snapshots.float()}, metadata)
+        # or the entry of another process, made between our reading and writing, would be lost
+        with locked(self.folder / INDEX):
             remove_leftovers(self.folder)
             write_atomic(self.folder / _name(expert), data)
-            self._take_over()
+            self._reload()
             self.index["shards"][_name(expert)] = hashlib.sha256(data).hexdigest()
             write_atomic(self.folder / INDEX, to_json(self.index))
 
     @contextmanager
     def claimed(self, expert: int, *, wait: bool) -> Iterator[bool]:
-        """Hold expert ``expert`` alone, and say whether it must be trained.
+        """Hold expert ``expert`` alone, and yield whether it must be trained.
 
         Args:
-            expert: Its number.
+            expert: Number of the expert.
             wait: Wait for another process that is training it, and take over what it stored; else
                 yield False at once.
 
@@ -145,38 +163,17 @@ class TrajectoryStore:
             DataError: The folder cannot be written.
         """
         with locked(self.folder / _name(expert), wait=wait) as is_mine:
-            yield is_mine and not self._is_entered(expert)
+            if is_mine:
+                self._reload()
+            yield is_mine and not self.has(expert)
 
-    def _is_entered(self, expert: int) -> bool:
-        """Say whether the expert is stored by now, here or by another process."""
-        self._take_over()
-        name = _name(expert)
-        if self.has(expert) or name not in self._forgotten:
-            return self.has(expert)
-        self.index["shards"][name] = self._forgotten[name]  # trained again, it has the same bits
-        try:
-            self._check(self.folder / name)
-        except DataError:
-            del self.index["shards"][name]
-            return False
-        del self._forgotten[name]
-        return True
-
-    def _take_over(self) -> None:
-        """Add to the index what another process entered in the one on the disk."""
-        if not os.path.lexists(self.folder / INDEX):
-            return
-        found = _read_index(self.folder / INDEX)
-        _check_same(json.loads(json.dumps(self.index["identity"])), found["identity"], self.folder)
-        fresh = {
-            name: checksum
-            for name, checksum in found["shards"].items()
-            if self._forgotten.get(name) != checksum
-        }
-        self._checked -= {
-            name for name, checksum in fresh.items() if self.index["shards"].get(name) != checksum
-        }
-        self.index["shards"].update(fresh)
+    def _reload(self) -> None:
+        """Take over the entries of the index on the disk, which other processes may have changed."""
+        if os.path.lexists(self.folder / INDEX):
+            index = _read_index(self.folder / INDEX)
+            ours = json.loads(json.dumps(self.index["identity"]))
+            _check_same(ours, index["identity"], self.folder)
+            self.index["shards"] = index["shards"]
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:
         """Return the parameters ``[P]`` of one expert after ``epoch`` epochs; reads this row only.
@@ -188,8 +185,7 @@ class TrajectoryStore:
         if not self.has(expert) or not 0 <= epoch <= self.epochs:
             raise ConfigError(
                 f"experts: expected an expert of {len(self)} and an epoch up to {self.epochs}, got "
-                f"{expert} and {epoch}; "
-                "train more experts or longer"
+                f"{expert} and {epoch}; train more experts or longer"
             )
         path = self.folder / _name(expert)
         self._check(path)
@@ -198,49 +194,64 @@ class TrajectoryStore:
         return row[0].clone()
 
     def _check(self, path: Path) -> None:
-        """Compare a shard with its checksum, once per store."""
-        if path.name in self._checked:
+        """Compare a shard with its checksum, once per store.
+
+        Raises:
+            DataError: They differ, or it is no whole shard.
+        """
+        checksum = self.index["shards"][path.name]
+        if self._checked.get(path.name) == checksum:
             return
-        advice = (
-            "delete the file and run `kdistill experts` again: only this expert is trained anew"
-        )
-        nbytes = (self.epochs + 1) * int(self.index["num_params"]) * 4
+        fix = "delete the file and run `kdistill experts` again: only this expert is trained anew"
         try:
             with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
-                if not nbytes < size <= nbytes + HEADER_LIMIT:
+                if not self._nbytes < size <= self._nbytes + HEADER_LIMIT:
                     raise DataError(
-                        f"experts: expected a little more than {nbytes:,} bytes in {path}, got "
-                        f"{size:,}; {advice}"
+                        f"experts: expected a little more than {self._nbytes:,} bytes in {path}, "
+                        f"got {size:,}; {fix}"
                     )
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
             with safe_open(path, framework="pt") as shard:
                 snapshots = shard.get_slice(TENSOR)
                 shape, dtype = snapshots.get_shape(), snapshots.get_dtype()
         except (OSError, SafetensorError) as error:
-            got = error.strerror or error if isinstance(error, OSError) else error
-            raise DataError(f"experts: expected a whole {path}, got: {got}; {advice}") from error
-        if found != self.index["shards"][path.name]:
+            got = getattr(error, "strerror", None) or error
+            raise DataError(f"experts: expected a whole {path}, got: {got}; {fix}") from error
+        if digest != checksum:
             raise DataError(
                 f"experts: expected {path} as it was written, got other bytes (checksum differs); "
-                f"{advice}"
+                f"{fix}"
             )
-        wanted = [self.epochs + 1, int(self.index["num_params"])]
-        if shape != wanted or dtype != "F32":
+        if shape != self._shape or dtype != "F32":
             raise DataError(
-                f"experts: expected snapshots {wanted} of F32 in {path}, got {shape} of {dtype}; "
-                f"{advice}"
+                f"experts: expected snapshots {self._shape} of F32 in {path}, got {shape} of "
+                f"{dtype}; {fix}"
             )
-        self._checked.add(path.name)
+        self._checked[path.name] = checksum
 
     def forget_missing(self) -> None:
-        """Drop shards from the index whose files are gone or changed, so that they are trained again."""
-        for name in list(self.index["shards"]):
-            try:
-                self._check(self.folder / name)
-            except DataError as error:
+        """Drop shards from the index whose files are gone or changed.
+
+        They are trained again then.
+        """
+        damaged = [name for name in self.index["shards"] if self._is_damaged(name, say=True)]
+        if damaged:
+            with locked(self.folder / INDEX):
+                self._reload()
+                for name in damaged:  # one that was trained again meanwhile stays
+                    if name in self.index["shards"] and self._is_damaged(name):
+                        del self.index["shards"][name]
+                write_atomic(self.folder / INDEX, to_json(self.index))
+
+    def _is_damaged(self, name: str, say: bool = False) -> bool:
+        try:
+            self._check(self.folder / name)
+        except DataError as error:
+            if say:
                 _log.warning("%s; it is trained again now", error)
-                self._forgotten[name] = self.index["shards"].pop(name)
+            return True
+        return False
 
 
 def _name(expert: int) -> str:
@@ -250,14 +261,13 @@ def _name(expert: int) -> str:
 def _read_index(path: Path) -> dict[str, Any]:
     try:
         index = parse_table(read_regular(path, limit=JSON_LIMIT), "the file", "it was damaged")
-    except OSError as error:
-        raise _damaged(path, error.strerror or str(error)) from error
-    except DataError as error:
-        raise _damaged(path, str(error)) from error
+    except (OSError, DataError) as error:
+        raise _damaged(path, getattr(error, "strerror", None) or str(error)) from error
     if index.get("version") != VERSION:
         raise _damaged(path, f"no index of version {VERSION}")
     kinds = {"identity": dict, "num_params": int, "epochs": int, "shards": dict}
-    wrong = [key for key, kind in kinds.items() if type(index.get(key)) is not kind]  # type: True is no number here
+    # type, not isinstance: True is no number here
+    wrong = [key for key, kind in kinds.items() if type(index.get(key)) is not kind]
     if not wrong and not all(type(checksum) is str for checksum in index["shards"].values()):
         wrong = ["shards"]
     if wrong:
@@ -288,11 +298,10 @@ def _check_same(wanted: dict[str, Any], found: dict[str, Any], folder: Path) -> 
         if part == "settings.epochs":
             raise ConfigError(
                 f"experts: expected trajectories of {ours} epochs (what the start epochs and the "
-                "target epoch reach, or "
-                f"expert_length), got {theirs} in {folder}; ask for {theirs} or use another folder"
+                f"target epoch reach, or expert_length), got {theirs} in {folder}; ask for "
+                f"{theirs} or use another folder"
             )
         raise ConfigError(
             f"experts: expected trajectories with {part} {ours!r}, got {theirs!r} in {folder}; use "
-            "the same settings or another "
-            "folder"
+            "the same settings or another folder"
         )

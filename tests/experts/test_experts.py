@@ -12,9 +12,15 @@ import torch
 
 from kdistill.engine import build_student, loss_and_grad
 from kdistill.errors import ConfigError, DataError
-from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert, train_experts
+from kdistill.experts import (
+    ExpertSpec,
+    TrajectoryStore,
+    estimate,
+    train_expert,
+    train_experts,
+    trajectory_store,
+)
 from kdistill.experts import expert_training as training
-from kdistill.experts import trajectory_store as store_module
 from kdistill.experts.expert_training import gradient_of
 from kdistill.experts.trajectory_store import INDEX
 from kdistill.files.safe_files import temporary_name, write_new
@@ -153,14 +159,14 @@ def test_two_processes_keep_each_others_experts(images, tmp_path):
 
 
 def test_writers_at_the_same_time_lose_no_entry(tmp_path, monkeypatch):
-    read = store_module._read_index
+    read = trajectory_store._read_index
 
     def slowly(path):  # between reading and writing is where another writer would be lost
         found = read(path)
         time.sleep(0.02)
         return found
 
-    monkeypatch.setattr(store_module, "_read_index", slowly)
+    monkeypatch.setattr(trajectory_store, "_read_index", slowly)
 
     def write(first):
         store = TrajectoryStore(tmp_path, IDENTITY, num_params=2, epochs=1)
@@ -235,14 +241,12 @@ def test_a_killed_process_leaves_its_expert_to_the_others(images, tmp_path, monk
 
 def test_an_expert_that_another_process_trained_again_is_taken_over(images, tmp_path):
     train_experts(SPEC, STUDENT, *images, store_in(tmp_path))
-    shard = tmp_path / "expert-00001.safetensors"
-    whole = shard.read_bytes()
-    shard.write_bytes(b"")
-    store = store_in(tmp_path)
+    (tmp_path / "expert-00001.safetensors").write_bytes(b"")
+    store, other = store_in(tmp_path), store_in(tmp_path)
     store.forget_missing()
     with store.claimed(1, wait=True) as is_missing:
         assert is_missing
-    shard.write_bytes(whole)
+    other.add(1, train_expert(SPEC, STUDENT, *images, 1))
     with store.claimed(1, wait=True) as is_missing:
         assert not is_missing and store.has(1)
 
