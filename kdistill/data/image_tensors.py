@@ -271,7 +271,7 @@ def _tensor(values: Any, name: str) -> Tensor:
 
 
 def _known_scale(values: Tensor) -> Tensor:
-    """Return uint8, ``SCALED`` for a type whose largest value is known, or float32 with the values as they are."""
+    """Return uint8, ``SCALED`` for a type whose largest value is known, or plain float32."""
     if values.dtype in (torch.uint8, torch.float32):
         return values
     if values.dtype == torch.uint16:

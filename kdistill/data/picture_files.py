@@ -109,8 +109,8 @@ def decode(source: Any, name: str, notes: list[str], size: int | None = None) ->
         size: Scale the short side to this and crop the middle; None keeps the size of the file.
 
     Returns:
-        ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or ``image_tensors.SCALED`` for 16-bit grey.  Alpha
-        lies over white.
+        ``[C, H, W]`` with C = 1 (grey) or 3; uint8, or ``image_tensors.SCALED`` for 16-bit grey.
+        Alpha lies over white.
 
     Raises:
         DataError: The file is no picture, truncated or damaged, or has more pixels than a file of

@@ -316,7 +316,7 @@ def _unpacked(tensors: dict[str, Tensor], size: int | None) -> list[Tensor]:
 
 
 def _delete_oldest(latest: Path) -> None:
-    """Delete other packs, those not used for longest first, until all of them have few enough bytes."""
+    """Delete other packs, those not used for longest first, until all have few enough bytes."""
     others = [path for path in latest.parent.iterdir() if path != latest]
     excess = folder_nbytes(latest.parent) - MAX_BYTES
     for path in sorted(others, key=lambda path: path.lstat().st_mtime_ns):

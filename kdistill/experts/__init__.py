@@ -1,4 +1,4 @@
-"""Expert trajectories: networks trained on the real data, with their parameters after every epoch."""
+"""Expert trajectories: parameters of networks in training on the real data, epoch by epoch."""
 
 from kdistill.experts.expert_training import (
     Estimate,

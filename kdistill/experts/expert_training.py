@@ -27,7 +27,7 @@ from kdistill.options import COUNT, MOMENTUM, NOT_NEGATIVE, POSITIVE, check_opti
 from kdistill.status import note, status_line
 
 Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-Rows = Callable[[int], Tensor]  # epoch (0 is the first) to the rows that it sees
+Rows = Callable[[int], Tensor]  # epoch (0 is the first) to the rows that it trains on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +86,9 @@ class Estimate:
     """What training the missing experts will take.
 
     Attributes:
-        nbytes: On the disk.
-        seconds: From one timed step.
-        experts: How many are missing.
+        nbytes: Size on the disk.
+        seconds: Time, from one timed step.
+        experts: Number of missing experts.
     """
 
     nbytes: int
@@ -97,7 +97,9 @@ class Estimate:
 
     def __str__(self) -> str:
         minutes = f"{self.seconds / 60:.1f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s"
-        return f"{self.experts} expert{'s' * (self.experts != 1)} to train: about {minutes} and {self.nbytes / 1e6:.1f} MB"
+        plural = "s" * (self.experts != 1)
+        size = f"{self.nbytes / 1e6:.1f} MB"
+        return f"{self.experts} expert{plural} to train: about {minutes} and {size}"
 
 
 def estimate(
@@ -108,7 +110,7 @@ def estimate(
     missing: int,
     rows_of: Rows | None = None,
 ) -> Estimate:
-    """Return size and time of ``missing`` experts, from one timed step after one that is not timed."""
+    """Return size and time of ``missing`` experts, from the second of two steps."""
     batch = min(spec.batch_size, len(images))
     gradient, theta = gradient_of(spec, student), student.init(generator(0)).to(images)
     for _ in range(2):
@@ -135,10 +137,10 @@ def train_expert(
     Args:
         spec: The recipe.
         student: The network.
-        images: Real images as the network sees them, ``[N, C, S, S]``.
+        images: Normalised real images ``[N, C, S, S]``.
         labels: int64 ``[N]``.
-        number: Decides weights, order and augmentation, together with the seed.
-        rows_of: Which images an epoch sees (a curriculum); None is all of them.
+        number: Number that decides weights, order and augmentation, together with the seed.
+        rows_of: Epoch to the images that it trains on (a curriculum); None is all of them.
 
     Cost: ``epochs`` passes over the images, two gradients per step with GSAM.
     """
@@ -177,18 +179,19 @@ def train_experts(
     *,
     rows_of: Rows | None = None,
 ) -> TrajectoryStore:
-    """Train the experts that ``store`` lacks, one file after the other; a killed training goes on where it was.
+    """Train the experts that ``store`` lacks, one file after the other.
 
-    Processes that share a folder share the work: what another one is training is left to it, and
-    waited for at the end. Size and time are shown before it starts (``kdistill.status``).
+    A killed training goes on where it was.  Processes that share a folder share the work: what
+    another one is training is left to it, and waited for at the end.  Size and time are shown
+    before it starts (``kdistill.status``).
 
     Args:
         spec: The recipe.
         student: The network.
-        images: ``[N, C, S, S]``.
+        images: Normalised real images ``[N, C, S, S]``.
         labels: int64 ``[N]``.
-        store: Where they go; its identity names the selection behind ``rows_of``.
-        rows_of: Which images an epoch sees; None is all of them.
+        store: Store of the experts; its identity names the selection behind ``rows_of``.
+        rows_of: Epoch to the images that it trains on; None is all of them.
     """
     store.forget_missing()
     missing = [i for i in range(spec.count) if not store.has(i)]

@@ -168,7 +168,7 @@ class TrajectoryStore:
             yield is_mine and not self.has(expert)
 
     def _reload(self) -> None:
-        """Take over the entries of the index on the disk, which other processes may have changed."""
+        """Take over the entries of the index on the disk, which others may have changed."""
         if os.path.lexists(self.folder / INDEX):
             index = _read_index(self.folder / INDEX)
             ours = json.loads(json.dumps(self.index["identity"]))

@@ -1,4 +1,4 @@
-"""Files and folders on the disk: opened safely, written whole or not at all, used by one process at a time."""
+"""Files and folders: opened safely, written whole or not at all, used by one at a time."""
 
 from kdistill.files.safe_files import (
     append_regular,

@@ -1,16 +1,17 @@
-"""Files of arrays and tensors, read within what their size allows: a small file cannot fill the memory.
+"""Files of arrays and tensors, read within what their size allows.
 
-A compressed archive, a tensor of stride 0 or a call that is repeated can describe a thousand times
-the bytes that the file has. What a file describes is found out first, without making it;
-``torch.load`` is asked only where it can make no more than that.
+A small file cannot fill the memory: a compressed archive, a tensor of stride 0 or a call that is
+repeated can describe a thousand times the bytes that the file has.  What a file describes is found
+out first, without making it; ``torch.load`` is asked only where it can make no more than that.
 """
 
 import io
+import math
 import pickle
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,13 +21,10 @@ from torch import Tensor
 
 from kdistill.files.inert_pickle import Name, NotReadable, Parsed, Reference, parse
 
-ALLOWANCE, PER_BYTE = (
-    32 << 20,
-    32,
-)  # bytes that any file may describe, and bytes for each of its own
-LEGACY_MAGIC = (
-    0x1950A86A20F9469CFC6C  # the first pickle of a torch.save in the format of before 2020
-)
+# bytes that any file may describe, and bytes for each of its own
+ALLOWANCE, PER_BYTE = 32 << 20, 32
+# the first pickle of a torch.save in the format of before 2020
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -66,8 +64,7 @@ class TooLarge(ValueError):
         megabytes = "{:,} MB".format
         super().__init__(
             f"it describes {megabytes(-(-described // 10**6))}, where a file of {file_nbytes:,} "
-            "bytes may describe "
-            f"{megabytes(allowed_nbytes(file_nbytes) // 10**6)}"
+            f"bytes may describe {megabytes(allowed_nbytes(file_nbytes) // 10**6)}"
         )
         self.hint = hint
 
@@ -117,18 +114,13 @@ def _described_nbytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"{info.filename}: an array of version {version}")
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
+        is_first = version == (1, 0)
+        form = np.lib.format
+        read = form.read_array_header_1_0 if is_first else form.read_array_header_2_0
         shape, _, dtype = read(stream)
     if dtype.hasobject:
         raise ValueError(f"{info.filename}: pickled objects")
-    count = 1
-    for n in shape:
-        count *= n
-    return max(0, count) * dtype.itemsize
+    return max(0, math.prod(shape)) * dtype.itemsize
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
@@ -141,8 +133,9 @@ def load_tensors(path: Path) -> Any:
 
     Raises:
         OSError: The file cannot be opened.
-        pickle.UnpicklingError: It names anything else than tensors and numbers. ValueError,
-        RuntimeError, EOFError, KeyError, TypeError, IndexError, zipfile.BadZipFile: It is damaged.
+        pickle.UnpicklingError: It names anything else than tensors and numbers.
+        ValueError, RuntimeError, EOFError, KeyError, TypeError, IndexError, zipfile.BadZipFile: It
+            is damaged.
         TooLarge: It describes more than its size allows.
 
     Cost: two passes over the pickle in it.
@@ -181,28 +174,23 @@ def _check_archive(stream: BinaryIO, size: int) -> None:
 
 
 def _check_legacy(stream: BinaryIO, size: int) -> None:
-    with _is_no_tar(stream):
-        stream.seek(0)
-        if parse(stream).value != LEGACY_MAGIC:
-            raise pickle.UnpicklingError(
-                "a pickle that torch.save did not write; pickled objects are not loaded"
-            )
-        for _ in range(4):  # version, facts about the system, the content, the storages' keys
-            _check_described(parse(stream, plain=True), size)
-
-
-@contextmanager
-def _is_no_tar(stream: BinaryIO) -> Iterator[None]:
-    try:
+    with suppress(tarfile.TarError):
         tarfile.open(fileobj=stream, mode="r:").close()
-    except tarfile.TarError:
-        yield
-    else:
         raise ValueError("an archive of a torch of before 2017")
+    stream.seek(0)
+    if parse(stream).value != LEGACY_MAGIC:
+        raise pickle.UnpicklingError(
+            "a pickle that torch.save did not write; pickled objects are not loaded"
+        )
+    for _ in range(4):  # version, facts about the system, the content, the storages' keys
+        _check_described(parse(stream, plain=True), size)
 
 
 def _check_described(parsed: Parsed, size: int) -> None:
-    """Refuse names and calls that can make more than what they are given, and storages larger than the file allows."""
+    """Refuse what can make more than the file allows.
+
+    Such are names and calls that torch.save does not write, and larger storages.
+    """
     odd = next((str(name) for name in sorted(parsed.names, key=str) if not _is_known(name)), None)
     if odd is not None:
         raise pickle.UnpicklingError(f"it names {odd}; pickled objects are not loaded")
@@ -212,11 +200,8 @@ def _check_described(parsed: Parsed, size: int) -> None:
         is_small = not isinstance(call.state, (dict, list)) or len(call.state) <= _SHORT
         if maker == "_codecs.encode":
             is_small = isinstance(first, str) and len(first) <= _SHORT
-        if (
-            not is_small
-            or maker not in _KNOWN
-            or (maker == "collections.OrderedDict" and call.arguments)
-        ):
+        is_filled = maker == "collections.OrderedDict" and call.arguments
+        if not is_small or maker not in _KNOWN or is_filled:
             raise pickle.UnpicklingError(f"a call of {maker} that torch.save does not write")
     storages = {_storage(reference) for reference in parsed.references}
     nbytes = sum(nbytes for _, nbytes in storages)
@@ -234,22 +219,16 @@ def _is_known(name: Name) -> bool:
 
 def _storage(reference: Reference) -> tuple[str, int]:
     """Return key and bytes of a storage, which torch makes before it reads it."""
-    if not isinstance(reference.to, tuple) or len(reference.to) < 5:
-        raise pickle.UnpicklingError("a persistent id that is no storage")
-    kind, storage, key, _, count, *_ = reference.to
-    if (
-        kind != "storage"
-        or not isinstance(storage, Name)
-        or not isinstance(key, str)
-        or type(count) is not int
-        or count < 0
-    ):
-        raise pickle.UnpicklingError("a persistent id that is no storage")
-    return key, count * STORAGES.get(storage.name, torch.complex128).itemsize
+    match reference.to:
+        case ("storage", Name(name=kind), str(key), _, int(count), *_) if (
+            not isinstance(count, bool) and count >= 0
+        ):
+            return key, count * STORAGES.get(kind, torch.complex128).itemsize
+    raise pickle.UnpicklingError("a persistent id that is no storage")
 
 
 def _described(value: Any) -> Iterator[int]:
-    """Yield how many bytes the tensors, numbers and texts of ``value`` describe, as they are counted.
+    """Yield how many bytes tensors, numbers and texts describe, as they are counted.
 
     A list that holds one tensor, or one list, a thousand times describes it a thousand times.
     """

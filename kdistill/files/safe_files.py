@@ -220,8 +220,12 @@ def new_folder(path: str | Path, *, follow: bool = True) -> Iterator[Path]:
 def _prepared(path: Path, owns_parent: bool) -> Iterator[Path]:
     """Give a temporary name beside ``path``; what is made under it becomes ``path`` at the end.
 
-    After an error nothing is left behind.  Elsewhere than in a parent that a path of the user names,
-    the owner of the folder removes what killed processes left.
+    After an error nothing is left behind.
+
+    Args:
+        path: Place of the file or folder.
+        owns_parent: Remove what killed processes left in its parent; of a parent that no path of
+            the user names the owner does that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if owns_parent:

@@ -12,7 +12,6 @@ the others last; if that is interrupted, the next write completes it.
 import errno
 import logging
 import os
-import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -39,20 +38,12 @@ _log = logging.getLogger("kdistill")
 LOCK = ".lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 _POLL = 0.1  # seconds
-
 NEXT = ".next"
-T = TypeVar("T")
 PATIENCE = 10.0  # seconds that a write waits for another one
+# lock files, and the threads that hold them: a thread may enter again what it holds already
+_holders: set[tuple[int, str]] = set()
 
-
-class _Mine(threading.local):
-    """The lock files that this thread holds: it may enter again what it holds already."""
-
-    def __init__(self) -> None:
-        self.files: set[str] = set()
-
-
-_mine = _Mine()
+T = TypeVar("T")
 
 
 @contextmanager
@@ -110,47 +101,42 @@ def _held(file: Path, wait: bool | float) -> Iterator[bool]:
 
 
 def _enter(stack: ExitStack, file: str, wait: bool | float) -> bool:
-    if file in _mine.files:
+    holder = (threading.get_ident(), file)
+    if holder in _holders:
         return wait is not False
     if os.path.islink(file):  # never opened: what it points to is not ours
         raise DataError(
             f"{file}: expected no lock or a regular file, got a symbolic link; delete it"
         )
     try:
-        stack.enter_context(
-            FileLock(file).acquire(
-                timeout=-1.0 if wait is True else float(wait), poll_interval=_POLL
-            )
-        )
+        timeout = -1.0 if wait is True else float(wait)
+        stack.enter_context(FileLock(file).acquire(timeout=timeout, poll_interval=_POLL))
     except Timeout:
         return False
-    except NotImplementedError:  # what filelock makes of ENOSYS: the file system has no locks
-        return _unlocked(file)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+    except (NotImplementedError, OSError) as error:  # filelock makes the first of ENOSYS
+        if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
             raise
-        return _unlocked(file)
-    _mine.files.add(file)
-    stack.callback(
-        _let_go, file
-    )  # before the lock itself: one who waits finds that the file is gone, and makes it anew
+        _warn_of_no_locks(os.path.dirname(file))
+        return True
+    _holders.add(holder)
+    # before the lock itself: one who waits finds that the file is gone, and makes it anew
+    stack.callback(_release, holder)
     return True
 
 
 @cache
-def _unlocked(file: str) -> bool:
-    """Say, once per place, that nothing keeps other processes away there."""
+def _warn_of_no_locks(folder: str) -> None:
+    """Warn, once per place, that nothing keeps other processes away there."""
     _log.warning(
         "%s: this file system has no locks; let no two processes work there at the same time",
-        os.path.dirname(file),
+        folder,
     )
-    return True
 
 
-def _let_go(file: str) -> None:
-    _mine.files.discard(file)
+def _release(holder: tuple[int, str]) -> None:
+    _holders.discard(holder)
     with suppress(OSError):
-        os.unlink(file)
+        os.unlink(holder[1])
 
 
 def no_others(content: bytes) -> Iterable[str]:
@@ -174,7 +160,9 @@ class FolderLayout:
     others: Callable[[bytes], Iterable[str]] = no_others
 
     def write(self, folder: str | Path, contents: Mapping[str, bytes]) -> None:
-        """Write ``contents`` in the place of the files of this kind that are there; other files stay.
+        """Write ``contents`` in the place of the files of this kind that are there.
+
+        Other files stay.
 
         Raises:
             ConfigError: Another process works in the folder.
@@ -205,7 +193,10 @@ class FolderLayout:
         return read_regular(Path(folder) / name, limit=limit)
 
     def read_together(self, folder: str | Path, act: Callable[[], T]) -> T:
-        """Return what ``act`` makes of several files; done again if a write came between its reads."""
+        """Return what ``act`` makes of several files.
+
+        It is called again if a write came between its reads.
+        """
         while True:
             before = self._content_of_last(Path(folder))
             try:
@@ -220,14 +211,16 @@ class FolderLayout:
         return None
 
     def has(self, folder: str | Path, name: str) -> bool:
-        """Say whether there is a file of that name."""
-        ahead = _ahead(Path(folder))
-        return (ahead is not None and (ahead / name).exists()) or os.path.lexists(
-            Path(folder) / name
-        )
+        """Return whether there is a file of that name."""
+        folder = Path(folder)
+        ahead = _ahead(folder)
+        is_ahead = ahead is not None and (ahead / name).exists()
+        return is_ahead or os.path.lexists(folder / name)
 
     def settle(self, folder: Path) -> None:
-        """Move the files of a write that counts to their places; also completes one that was killed here.
+        """Move the files of a write that counts to their places.
+
+        This also completes a write that was killed.
 
         Raises:
             DataError: ``.next`` is no folder, or holds something that no interrupted write leaves
@@ -256,8 +249,7 @@ class FolderLayout:
             what = f"'{odd[0]}'" if odd else f"no {self.last}"
             raise DataError(
                 f"{ahead}: expected the files of an interrupted save, got one with {what}; it was "
-                "not made by kdistill: look at "
-                "it, and delete it"
+                "not made by kdistill: look at it, and delete it"
             )
         return set(regular)
 
@@ -265,9 +257,8 @@ class FolderLayout:
         """Return the files beside those that all have, as the last one names them."""
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             named = self.others(read_regular(folder / self.last, limit=JSON_LIMIT))
-            return {
-                name for name in named if isinstance(name, str) and PLAIN_NAME.fullmatch(name)
-            } - {*self.files}
+            texts = {name for name in named if isinstance(name, str)}
+            return {name for name in texts if PLAIN_NAME.fullmatch(name)} - {*self.files}
         return set()
 
 
@@ -278,12 +269,10 @@ def _ahead(folder: Path) -> Path | None:
         DataError: It is a symbolic link or a file: what it points to is not of this folder.
     """
     ahead = folder / NEXT
-    try:
-        mode = os.lstat(ahead).st_mode
-    except OSError:
+    if not os.path.lexists(ahead):
         return None
-    if not stat.S_ISDIR(mode):
-        got = "a symbolic link" if stat.S_ISLNK(mode) else "a file"
+    if ahead.is_symlink() or not ahead.is_dir():
+        got = "a symbolic link" if ahead.is_symlink() else "a file"
         raise DataError(
             f"{ahead}: expected a folder that an interrupted save left, got {got}; delete it"
         )

@@ -1,9 +1,9 @@
-"""Scores of the images of a data set as a small text file, and a reader that refuses a file of other data."""
+"""Scores of the images of a data set as a small text file, which is refused for other data."""
 
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,16 @@ from kdistill.files import FolderLayout, read_regular, write_atomic
 
 FORMAT = 1
 TABLE = "scores.csv"
+# what a damaged table raises
+_DAMAGED = (
+    ValueError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    AttributeError,
+    csv.Error,
+)
 LAYOUT = FolderLayout(files=("histogram.png", "extremes.png", TABLE), last=TABLE)
 
 
@@ -26,8 +36,8 @@ class ScoreTable:
 
     Attributes:
         labels: int64 ``[N]``.
-        scores: By metric ``[N]``, float32; larger is harder.
-        classes: Names.
+        scores: Scores ``[N]`` by metric, float32; larger is harder.
+        classes: Names of the classes.
         digest: ``kdistill.data.fingerprint`` of the images and labels that were scored.
         provenance: What else should stand at the head of the file: settings, data, versions.
         files: Where each image was read from, N paths; None for images that are in no files of
@@ -58,19 +68,23 @@ class ScoreTable:
         return self.scores[metric]
 
     def ranks(self, metric: str) -> Tensor:
-        """Return the rank of every image in its class, int64 ``[N]``: 0 is the easiest; of equals the first comes first."""
+        """Return the rank of every image in its class, int64 ``[N]``.
+
+        0 is the easiest; of equals the first comes first.
+        """
         by_score = torch.argsort(self.of(metric), stable=True)
-        order = by_score[
-            torch.argsort(self.labels[by_score], stable=True)
-        ]  # class by class, easy to hard
+        # class by class, easy to hard
+        order = by_score[torch.argsort(self.labels[by_score], stable=True)]
         counts = torch.bincount(self.labels, minlength=len(self.classes))
         starts = (counts.cumsum(0) - counts)[self.labels[order]]
         return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - starts)
 
     def save(self, path: str | Path) -> None:
-        """Write the table: one line of JSON after ``#``, then comma-separated ``index,label,<metric>,<metric>_rank,...``.
+        """Write the table.
 
-        A column ``file`` follows ``label`` where images have files of their own.
+        It is one line of JSON after ``#``, then comma-separated
+        ``index,label,<metric>,<metric>_rank,...``.  A column ``file`` follows ``label`` where images
+        have files of their own.
 
         Raises:
             DataError: The place cannot be written.
@@ -89,19 +103,18 @@ class ScoreTable:
         text = io.StringIO()
         text.write("# " + json.dumps(head, sort_keys=True) + "\n")
         writer = csv.writer(text, lineterminator="\n")
-        files = [] if self.files is None else [list(map(utf8, self.files))]
-        writer.writerow(
-            [
-                "index",
-                "label",
-                *["file"] * len(files),
-                *(name for metric in self.scores for name in (metric, f"{metric}_rank")),
-            ]
-        )
-        columns = [range(len(self)), self.labels.tolist(), *files]
+        columns: dict[str, Sequence[object]] = {
+            "index": range(len(self)),
+            "label": self.labels.tolist(),
+        }
+        if self.files is not None:
+            columns["file"] = list(map(utf8, self.files))
         for metric, values in self.scores.items():  # nine digits give a float32 back
-            columns += [[f"{value:.9g}" for value in values.tolist()], self.ranks(metric).tolist()]
-        writer.writerows(zip(*columns, strict=True))
+            columns[metric] = [f"{value:.9g}" for value in values.tolist()]
+            columns[f"{metric}_rank"] = self.ranks(metric).tolist()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
         return text.getvalue().encode()
 
 
@@ -112,41 +125,28 @@ def load_scores(
     num_samples: int | None = None,
     labels: Tensor | None = None,
 ) -> ScoreTable:
-    """Read a table.  Rows belong to the images that their ``index`` names, in whatever order they and the columns stand.
+    """Read a table.
+
+    Rows belong to the images that their ``index`` names, in whatever order they and the columns
+    stand.
 
     Args:
         path: From ``ScoreTable.save``.
         digest: ``fingerprint`` of the images that the scores are for; None takes any.
-        num_samples: Their number; None takes any.
-        labels: Their labels, int64 ``[N]``; None takes any.
+        num_samples: Number of those images; None takes any.
+        labels: Labels of those images, int64 ``[N]``; None takes any.
 
     Raises:
         DataError: No such file, a damaged or incomplete one, or scores of other images.
     """
     path = Path(path)
-    try:
-        is_ours = (
-            path.name == TABLE and not path.is_symlink()
-        )  # in the folder of kdistill score, which is replaced as a whole
-        content = (
-            LAYOUT.read(path.parent, path.name) if is_ours else read_regular(path, follow=True)
-        )
-        first, _, rest = content.decode("utf-8-sig").partition("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        got = error.strerror or error if isinstance(error, OSError) else error
-        raise DataError(
-            f"scores: expected a file that can be read, got {path} ({got}); make one with kdistill "
-            "score"
-        ) from error
+    first, _, rest = _read(path).partition("\n")
     try:
         head = parse_table(first.removeprefix("#"), "its first line", "make it again")
-        count, found, classes = (
-            int(head["num_samples"]),
-            str(head["digest"]),
-            tuple(map(str, head["classes"])),
-        )
+        count, own_digest = int(head["num_samples"]), str(head["digest"])
+        classes = tuple(map(str, head["classes"]))
         table = _columns(rest)
-        index, label = (
+        index, own_labels = (
             torch.tensor([int(text) for text in table[name]], dtype=torch.int64)
             for name in ("index", "label")
         )
@@ -154,18 +154,9 @@ def load_scores(
         scores = {
             metric: torch.tensor([float(text) for text in table[metric]]) for metric in metrics
         }
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        OverflowError,
-        RuntimeError,
-        AttributeError,
-        csv.Error,
-    ) as error:
-        raise _unusable(
-            "a table of kdistill score", f"{path} ({type(error).__name__}: {error})"
-        ) from error
+    except _DAMAGED as error:
+        got = f"{path} ({type(error).__name__}: {error})"
+        raise _unusable("a table of kdistill score", got) from error
     if head.get("format", FORMAT) != FORMAT:
         raise _unusable(f"a table of format {FORMAT}", f"{head['format']!r} in {path}")
     if len(index) != count:
@@ -173,27 +164,39 @@ def load_scores(
     if num_samples is not None and count != num_samples:
         raise DataError(
             f"scores: expected scores of the {num_samples} training images, got {count} in {path}; "
-            "score this data set, with the "
-            "same share held out"
+            "score this data set, with the same share held out"
         )
-    if digest is not None and found != digest:
+    if digest is not None and own_digest != digest:
         raise DataError(
-            f"scores: expected scores of images with digest {digest[:12]}, got {found[:12]} in "
-            f"{path}; score this data set"
+            f"scores: expected scores of images with digest {digest[:12]}, got {own_digest[:12]} "
+            f"in {path}; score this data set"
         )
     order = _order(index, path)
-    files = tuple(table["file"][row] for row in order.tolist()) if "file" in table else None
-    label, scores = label[order], {metric: values[order] for metric, values in scores.items()}
-    _check_values(label, scores, len(classes) if labels is None else labels, path)
+    own_labels, scores = own_labels[order], {name: scores[name][order] for name in metrics}
+    _check_values(own_labels, scores, len(classes) if labels is None else labels, path)
     known = ("format", "num_samples", "digest", "classes")
     return ScoreTable(
-        label,
+        own_labels,
         scores,
         classes,
-        found,
+        own_digest,
         {key: value for key, value in head.items() if key not in known},
-        files,
+        tuple(table["file"][row] for row in order.tolist()) if "file" in table else None,
     )
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.name == TABLE and not path.is_symlink():
+            # in the folder of kdistill score, which is replaced as a whole
+            return LAYOUT.read(path.parent, path.name).decode("utf-8-sig")
+        return read_regular(path, follow=True).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        got = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"scores: expected a file that can be read, got {path} ({got}); make one with kdistill "
+            "score"
+        ) from error
 
 
 def _columns(text: str) -> dict[str, tuple[str, ...]]:
@@ -222,15 +225,15 @@ def _order(index: Tensor, path: Path) -> Tensor:
 def _check_values(
     label: Tensor, scores: Mapping[str, Tensor], labels: Tensor | int, path: Path
 ) -> None:
-    """Raise DataError for a label that is not the image's (or no class at all), and for a score that is no number."""
+    """Raise DataError for a label that is not the image's, and for a score that is no number.
+
+    Where ``labels`` is the number of classes, a label must be a class.
+    """
     wrong = (label < 0) | (label >= labels) if isinstance(labels, int) else label != labels.cpu()
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
-        wanted = (
-            f"a label of {labels} classes"
-            if isinstance(labels, int)
-            else f"label {int(labels[row])}"
-        )
+        is_count = isinstance(labels, int)
+        wanted = f"a label of {labels} classes" if is_count else f"label {int(labels[row])}"
         raise _unusable(f"{wanted} for image {row}", f"{int(label[row])} in {path}")
     for metric, values in scores.items():
         if bool(values.isnan().any()):
