@@ -15,7 +15,7 @@ import torch
 from kdistill import _native
 from kdistill.api.inputs import check_place, load, use
 from kdistill.api.run_folder import JsonLines
-from kdistill.artifacts.preview import preview
+from kdistill.artifacts.image_grids import preview
 from kdistill.artifacts.tensors import to_json
 from kdistill.augment import strategy_for
 from kdistill.config import from_mapping, to_mapping

@@ -15,7 +15,6 @@ from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.evaluation import baseline_cache
 from kdistill.evaluation.protocols import Protocol, learning_rates
-from kdistill.evaluation.row_checks import implausibility
 from kdistill.evaluation.rows import Row
 from kdistill.evaluation.trainer import Task, Trainer
 from kdistill.keys import make_key
@@ -95,7 +94,7 @@ class Baselines:
             row = Row.from_dict(facts)
             test_counts = trainer.test.labels.bincount(minlength=self.num_classes).tolist()
             nets, has_validation = self.protocol.nets, len(trainer.validation) > 0
-            wrong = implausibility(row, nets, test_counts, has_validation)
+            wrong = baseline_cache.implausibility(row, nets, test_counts, has_validation)
             if (row.name, row.model, row.sources) != (title, trainer.model, (entry,)):
                 wrong = "the row of another baseline"
             if wrong is not None:

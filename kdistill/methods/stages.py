@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdistill.artifacts.filmstrip import Frame, filmstrip
+from kdistill.artifacts.image_grids import Frame, filmstrip
 from kdistill.artifacts.tensors import encode
 from kdistill.errors import NonFiniteError
 from kdistill.priors import Prior, State

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import ImageDraw
 
 from kdistill.artifacts import DistilledDataset
-from kdistill.artifacts import preview as module
+from kdistill.artifacts import image_grids as module
 from kdistill.artifacts.drawing import font, shortened, to_image
 
 

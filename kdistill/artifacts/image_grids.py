@@ -1,4 +1,4 @@
-"""The preview: every class one row of its images, laid out to fill a page rather than a strip."""
+"""Grids of images: the preview of a set, and the filmstrip of a search."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor
 from kdistill.artifacts.drawing import (
     GAP,
     HEAD,
+    INK,
     MARGIN,
     POINTS,
     SOFT_INK,
@@ -25,6 +26,9 @@ TILE = 100  # pixels at most; small images are enlarged by whole factors
 MAX_CLASSES, MAX_TILES = 200, 2000  # more are left out, and the picture says so
 ROW_GAP, COLUMN_GAP, LABEL_GAP = 6, 30, 10
 PART_CHARACTERS = 60  # of each part of the heading
+STRIP_WIDTH, STRIP_TILE, STRIP_LABEL = 1400, 96, 190  # pixels at most; label: name and note
+STRIP_CLASSES = 40  # more are left out
+CHOSEN = (196, 78, 30)
 
 
 @dataclass(frozen=True)
@@ -135,3 +139,49 @@ def _tile_sizes(shape: Sequence[int]) -> list[tuple[int, int]]:
     side = max(shape[-2:])
     sides = range(TILE - TILE % side, 0, -side) if side <= TILE else (TILE, 80, 64, 48, 32)
     return [tile_size(shape, most) for most in sides]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One row of the filmstrip.
+
+    Attributes:
+        name: Name of the stage.
+        note: Text below the name, such as the distance of the stage.
+        images: Images of all classes, ``[M, C, H, W]`` in pixel space.
+        is_chosen: Whether the row is marked as the chosen one.
+    """
+
+    name: str
+    note: str
+    images: Tensor
+    is_chosen: bool = False
+
+
+def filmstrip(frames: Sequence[Frame], labels: Tensor, heading: str) -> bytes:
+    """Return a PNG file: the first image of each class in columns, stages from top to bottom.
+
+    Args:
+        frames: At least one; images of all have the same shape.
+        labels: Class of each image, int64 ``[M]``.
+        heading: Text above the rows.
+    """
+    classes = labels.unique().tolist()[:STRIP_CLASSES]
+    first = [int((labels == label).nonzero()[0]) for label in classes]
+    most = min(STRIP_TILE, (STRIP_WIDTH - 2 * MARGIN - STRIP_LABEL) // len(first) - GAP)
+    width, height = tile_size(frames[0].images.shape, most)
+    step = max(height, 34) + 3 * GAP
+    left, strip = MARGIN + STRIP_LABEL, len(first) * (width + GAP)
+    page = Page(left + strip + MARGIN, 2 * MARGIN + HEAD + step * len(frames), heading)
+    for row, frame in enumerate(frames):
+        top = MARGIN + HEAD + row * step
+        name, colour = frame.name, INK
+        if frame.is_chosen:
+            name, colour = f"{frame.name}  chosen", CHOSEN
+        page.text((MARGIN, top + height / 2 - 9), name, colour, 15, "lm")
+        page.text((MARGIN, top + height / 2 + 10), frame.note, points=13, anchor="lm")
+        page.tiles(frame.images[first], (left, top), (width, height))
+        if frame.is_chosen:
+            box = (left - 2, top - 2, left + strip - GAP + 1, top + height + 1)
+            page.pen.rectangle(box, outline=CHOSEN, width=2)
+    return page.png()
