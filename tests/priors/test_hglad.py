@@ -23,6 +23,7 @@ from kdistill.priors import PIXELS, GeneratorAdapter, HierarchicalPrior
 from kdistill.priors.network_files import save_generator
 from kdistill.priors.stylegan import new_stylegan2
 from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3
+from tests.priors.test_glad import MTT
 
 STAGES = ["W", "F1", "F2", "F3", "pixels"]
 SMALL = {
@@ -35,18 +36,6 @@ SMALL = {
     "num_nets": 2,
     "net_epochs": 1,
     "lr_f": 1.0,
-}
-MTT = {
-    "objective": "mtt",
-    "settings": {
-        "syn_steps": 2,
-        "expert_epochs": 1,
-        "max_start_epoch": 1,
-        "num_experts": 1,
-        "batch_syn": None,
-    },
-    "lr_f": 100.0,
-    "lr_w": 1.0,
 }
 DM: dict[str, object] = {}
 DC = {"objective": "dc", "settings": {"batch_real": 8, "outer_steps": 1}, "lr_w": 1e-3}
@@ -434,7 +423,7 @@ def test_a_generator_of_other_images_is_refused_until_it_is_mapped(digits, tmp_p
 
 
 def test_images_to_begin_with_are_refused(digits, prior):
-    with pytest.raises(ConfigError, match="hglad: expected no images to begin with"):
+    with pytest.raises(ConfigError, match="init: expected no images to begin with"):
         run(digits, prior, given={"init": run(digits, prior, iterations=0)})
 
 

@@ -27,14 +27,26 @@ from kdistill.transforms import Standardise, Transform
 # what the published code of GLaD and H-GLaD gives the objectives for ImageNet subsets at 128 px,
 # whatever the images per class: one matching step per network for DC, TESLA's truncated gradient
 # and a learned rate that begins at 0.01 for MTT
-PUBLISHED_DC = {"outer_steps": 1, "inner_epochs": 1}
-PUBLISHED_MTT = {
-    "grad_mode": "tesla",
-    "syn_steps": 20,
-    "expert_epochs": 3,
-    "max_start_epoch": 5,
-    "lr_lr": 1e-6,
-    "lr_init": 0.01,
+PUBLISHED = {
+    "dc": {
+        "objective": "dc",
+        "lr_f": 1.0,
+        "lr_w": 1e-3,
+        "settings": {"outer_steps": 1, "inner_epochs": 1},
+    },
+    "mtt": {
+        "objective": "mtt",
+        "lr_f": 1e4,
+        "lr_w": 10.0,
+        "settings": {
+            "grad_mode": "tesla",
+            "syn_steps": 20,
+            "expert_epochs": 3,
+            "max_start_epoch": 5,
+            "lr_lr": 1e-6,
+            "lr_init": 0.01,
+        },
+    },
 }
 # of generated images in the published code
 REPO_MEAN, REPO_STD = (0.4377, 0.4438, 0.4728), (0.229, 0.224, 0.225)
@@ -106,67 +118,63 @@ class LatentConfig(MethodConfig):  # many fields, since each is an option that u
         )
         return method, options
 
+    def generator(self, data: ImageDataset, start: Tensor | None) -> Generator:
+        """Return the generator on the data's device.
+
+        Raises:
+            ConfigError: There is none, or there are images to begin with, whose latents nobody
+                knows.
+            DataError: The folder holds none, or a damaged one.
+        """
+        if start is not None:
+            raise ConfigError(
+                "init: expected no images to begin with, got some; latents begin from draws, "
+                "leave init out"
+            )
+        if not self.prior:
+            raise ConfigError(
+                "prior: expected the folder of a generator, got none; make one with kdistill prior "
+                "train DATA"
+            )
+        return load_generator(self.prior, data.train.images.device)
+
+    def adapter(self, network: Generator, data: ImageDataset) -> GeneratorAdapter:
+        """Return the way from the generator's images to normalised ones of the data's size.
+
+        Raises:
+            ConfigError: The generator does not fit the data (says which).
+        """
+        check_fit(
+            network,
+            classes=data.classes,
+            channels=data.channels,
+            size=data.size,
+            mapped=self.classes is not None,
+            convert=self.channels == "convert",
+            resize=self.resize,
+        )
+        transform: Transform = data.transform
+        if self.glad_norm == "repo":
+            if data.channels != 3:
+                raise ConfigError(
+                    f"glad_norm: expected colour images for 'repo', got {data.channels} channel; "
+                    "use 'data'"
+                )
+            published = Standardise(torch.tensor(REPO_MEAN), torch.tensor(REPO_STD))
+            transform = published.to(data.train.images.device)
+        return GeneratorAdapter(transform, data.channels, data.size)
+
+    def labels(self, network: Generator, data: ImageDataset, ipc: int) -> tuple[Tensor, Tensor]:
+        """Return the labels of the images, and the generator's class of each."""
+        labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
+        return labels, generator_classes(network, labels, self.classes, data.num_classes)
+
 
 SHARED = {field.name for field in fields(MethodConfig)}  # options that every method has
 
 
-def network_for(name: str, config: LatentConfig, data: ImageDataset, start: Any) -> Generator:
-    """Return the generator on the data's device.
-
-    Raises:
-        ConfigError: There is none, or there are images to begin with, of which no latents are
-            known.
-        DataError: The folder holds none, or a damaged one.
-    """
-    if start is not None:
-        raise ConfigError(
-            f"{name}: expected no images to begin with, got some (init); latents begin from draws, "
-            "leave init out"
-        )
-    if not config.prior:
-        raise ConfigError(
-            "prior: expected the folder of a generator, got none; make one with kdistill prior "
-            "train DATA"
-        )
-    return load_generator(config.prior, data.train.images.device)
-
-
-def classes_for(
-    config: LatentConfig, network: Generator, data: ImageDataset, ipc: int
-) -> tuple[Tensor, Tensor]:
-    """Return the labels of the images, and the generator's class of each."""
-    labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
-    return labels, generator_classes(network, labels, config.classes, data.num_classes)
-
-
-def adapter_for(config: LatentConfig, network: Generator, data: ImageDataset) -> GeneratorAdapter:
-    """Return the way from the generator's images to normalised ones of the data's size.
-
-    Raises:
-        ConfigError: The generator does not fit the data (says which).
-    """
-    check_fit(
-        network,
-        classes=data.classes,
-        channels=data.channels,
-        size=data.size,
-        mapped=config.classes is not None,
-        convert=config.channels == "convert",
-        resize=config.resize,
-    )
-    return GeneratorAdapter(_transform(config, data), data.channels, data.size)
-
-
-def described(network: Generator) -> dict[str, Any]:
-    """Return what the record says of the generator."""
-    return {
-        "layers": network.num_layers,
-        "sha256": digest(network.tensors, to_mapping(network.config)),
-    }
-
-
 def on_latents(
-    problem: Problem, prior: Prior, state: State, network: dict[str, Any], **rates: float | None
+    problem: Problem, prior: Prior, state: State, network: Generator, **rates: float | None
 ) -> Problem:
     """Return a run on pixels with its images rendered by ``prior`` from ``state``.
 
@@ -177,7 +185,7 @@ def on_latents(
         problem: A run on pixels.
         prior: Renders the images.
         state: Its tensors.
-        network: What the record says of the generator.
+        network: The generator; the record names it.
         rates: Learning rate by name or first word of the prior's tensors.
     """
     find = replace(pixel_sgd(problem).find, option="lr_f, lr_w")
@@ -186,12 +194,14 @@ def on_latents(
     for name, lr in rates.items():
         rules[name] = replaced(pixels, lr=lr, find=find, skip_move=None)
     others = {name: x for name, x in problem.state.items() if name != "images"}
+    identity = digest(network.tensors, to_mapping(network.config))
+    record = {"layers": network.num_layers, "sha256": identity}
     return replace(
         problem,
         prior=prior,
         state={**state, **others},
         optimizer=replace(problem.optimizer, rules=rules),
-        provenance={**problem.provenance, "prior": network},
+        provenance={**problem.provenance, "prior": record},
     )
 
 
@@ -231,13 +241,3 @@ def _dry_run(config: LatentConfig, data: ImageDataset, folder: Path) -> DryRun:
 
 
 EXPERTS = Experts(train=_train_experts, dry_run=_dry_run)
-
-
-def _transform(config: LatentConfig, data: ImageDataset) -> Transform:
-    if config.glad_norm == "data":
-        return data.transform
-    if data.channels != 3:
-        raise ConfigError(
-            f"glad_norm: expected colour images for 'repo', got {data.channels} channel; use 'data'"
-        )
-    return Standardise(torch.tensor(REPO_MEAN), torch.tensor(REPO_STD)).to(data.train.images.device)

@@ -19,17 +19,7 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.keys import make_key
 from kdistill.methods.base import Method, Problem
-from kdistill.methods.latent.base import (
-    EXPERTS,
-    PUBLISHED_DC,
-    PUBLISHED_MTT,
-    LatentConfig,
-    adapter_for,
-    classes_for,
-    described,
-    network_for,
-    on_latents,
-)
+from kdistill.methods.latent.base import EXPERTS, PUBLISHED, LatentConfig, on_latents
 from kdistill.options import NOT_NEGATIVE, Unset
 from kdistill.priors import LatentPrior
 from kdistill.priors.stylegan import Generator
@@ -63,11 +53,10 @@ def prior_for(config: GladConfig, network: Generator, data: ImageDataset, key: i
         ConfigError: The generator does not fit the data (says which), or the layer does not exist
             (lists them).
     """
-    adapter = adapter_for(config, network, data)
     return LatentPrior(
         generator=network,
         layer=config.layer,
-        adapter=adapter,
+        adapter=config.adapter(network, data),
         chunk=config.chunk,
         key=key,
         noise=config.noise,
@@ -78,10 +67,10 @@ def build(
     config: GladConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
 ) -> Problem:
     """Return the run of the objective's method, with images that are rendered from latents."""
-    network = network_for("glad", config, data, start)
+    network = config.generator(data, start)
     prior = prior_for(config, network, data, make_key(seed, "prior"))
     state = prior.init(
-        classes_for(config, network, data, ipc)[1],
+        config.labels(network, data, ipc)[1],
         average=config.n_avg if config.avg_w else 0,
         random_f=config.rand_f,
         learn_weights=config.learn_g,
@@ -92,7 +81,7 @@ def build(
     rates = {"ws": config.lr_w, "f": config.lr_f, "generator": config.lr_g}
     rates = {name: rate for name, rate in rates.items() if name in learned}
     return replace(
-        on_latents(problem, prior, state, described(network), **rates),
+        on_latents(problem, prior, state, network, **rates),
         hint=f"lower lr_f or lr_w{', or lr_g' if config.learn_g else ''}",
     )
 
@@ -109,21 +98,8 @@ METHOD = Method(
     presets={
         # of the authors' README, ImageNet subsets at 128 px with a StyleGAN-XL of 26 layers
         "paper": {},
-        "paper_dc": {
-            "objective": "dc",
-            "layer": 16,
-            "lr_f": 1.0,
-            "lr_w": 1e-3,
-            "settings": PUBLISHED_DC,
-        },
-        "paper_mtt": {
-            "objective": "mtt",
-            "layer": 12,
-            "lr_f": 1e4,
-            "lr_w": 10.0,
-            "lr_g": 0.1,
-            "settings": PUBLISHED_MTT,
-        },
+        "paper_dc": {**PUBLISHED["dc"], "layer": 16},
+        "paper_mtt": {**PUBLISHED["mtt"], "layer": 12, "lr_g": 0.1},
         "paper_cifar": {"layer": 2},
         "fast": {
             "iterations": 400,

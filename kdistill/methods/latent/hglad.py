@@ -23,13 +23,8 @@ from kdistill.keys import make_key
 from kdistill.methods.base import Method, Problem
 from kdistill.methods.latent.base import (
     EXPERTS,
-    PUBLISHED_DC,
-    PUBLISHED_MTT,
+    PUBLISHED,
     LatentConfig,
-    adapter_for,
-    classes_for,
-    described,
-    network_for,
     on_latents,
     pixel_sgd,
 )
@@ -72,7 +67,7 @@ def build(
     config: HGladConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
 ) -> Problem:
     """Return the run of the objective's method, with images of one stage after another."""
-    network = network_for("hglad", config, data, start)
+    network = config.generator(data, start)
     depths = config.depths(network.num_layers)
     if config.stage_iterations is not None:
         config = replace(config, iterations=config.stage_iterations * len(depths))
@@ -83,12 +78,12 @@ def build(
         )
     prior = HierarchicalPrior(
         generator=network,
-        adapter=adapter_for(config, network, data),
+        adapter=config.adapter(network, data),
         chunk=config.chunk,
         key=make_key(seed, "prior"),
         noise=config.noise,
     )
-    labels, classes = classes_for(config, network, data, ipc)
+    labels, classes = config.labels(network, data, ipc)
     state = prior.init(classes, average=config.n_avg if config.avg_w else 0)
     method, options = config.pixel_method()
     problem = method.build(options, data, ipc, seed, prior.render(state, 0))
@@ -106,12 +101,13 @@ def build(
     problem = replace(problem, optimizer=problem.optimizer.having(images=pixels))
     if config.lr_images is not None:
         pixels = replace(pixels, lr=config.lr_images, skip_move=None)
-    record = {**described(network), "stages": [stage.name for stage in stages.stages]}
-    problem = on_latents(problem, prior, state, record, ws=config.lr_w, f=config.lr_f)
+    problem = on_latents(problem, prior, state, network, ws=config.lr_w, f=config.lr_f)
+    record = {**problem.provenance["prior"], "stages": [stage.name for stage in stages.stages]}
     return replace(
         problem,
         optimizer=problem.optimizer.having(images=pixels),
         stages=stages,
+        provenance={**problem.provenance, "prior": record},
         hint="lower lr_f or lr_w, or lr_images if pixels were reached",
     )
 
@@ -132,9 +128,6 @@ def _stages(
     return tuple(map(stage, depths, stage_ends(iterations, len(depths))))
 
 
-_DC = {"objective": "dc", "lr_f": 1.0, "lr_w": 1e-3, "settings": PUBLISHED_DC}
-_MTT = {"objective": "mtt", "lr_f": 1e4, "lr_w": 10.0, "settings": PUBLISHED_MTT}
-
 METHOD = Method(
     name="hglad",
     title="latents of a generator layer by layer down to pixels, the best of every stage by "
@@ -149,12 +142,12 @@ METHOD = Method(
         # the published learning rates for ImageNet subsets at 128 px; GLaD's 1000 iterations shared
         # out
         "equal_time": {},
-        "equal_time_dc": _DC,
-        "equal_time_mtt": _MTT,
+        "equal_time_dc": PUBLISHED["dc"],
+        "equal_time_mtt": PUBLISHED["mtt"],
         # the iterations of every stage in the released code
         "repo": {"stage_iterations": 11},
-        "repo_dc": {**_DC, "stage_iterations": 101},
-        "repo_mtt": {**_MTT, "stage_iterations": 101},
+        "repo_dc": {**PUBLISHED["dc"], "stage_iterations": 101},
+        "repo_mtt": {**PUBLISHED["mtt"], "stage_iterations": 101},
         "fast": {
             "iterations": 400,
             "objective_preset": "fast",

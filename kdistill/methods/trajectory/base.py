@@ -25,7 +25,7 @@ from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert
 from kdistill.experts.expert_training import Rows
 from kdistill.files import explained
 from kdistill.keys import generator, make_key, permutation, uniforms
-from kdistill.methods.base import DryRun, Experts, MethodConfig, Problem, Step
+from kdistill.methods.base import DryRun, Experts, MethodConfig, Objective, Problem, Step
 from kdistill.methods.init import balanced_labels, initial_images
 from kdistill.optim import LeastLoss, Optimizer, averaged, by_name
 from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, POSITIVE, Unset, Words
@@ -273,45 +273,6 @@ def build_trajectory(
         skip_above: An iteration with a larger loss changes nothing.
         ema_decay: Decay of a running mean of the images, which is the result.
     """
-    student = config.network(data)
-    experts = expert_store(config, data) if store is None else store
-    labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
-    augment = config.augmentation(
-        data, make_key(seed, "augment"), siamese=False, align_corners=True
-    )
-
-    def objective(iteration: int, images: Tensor, state: State) -> Step:
-        expert, epoch = _drawn(iteration, config.num_experts, config.window(iteration), seed)
-        target = experts.snapshot(expert, epoch + config.expert_epochs).to(
-            images, non_blocking=True
-        )
-        current = state.get("label_logits", labels)
-        match = trajectory_match(
-            student,
-            experts.snapshot(expert, epoch).to(images, non_blocking=True),
-            target,
-            images,
-            current if labels_of is None else labels_of(student, target, images, labels),
-            state["lr"],
-            batches=_batches(
-                len(images),
-                config.batch_syn or len(images),
-                config.syn_steps,
-                make_key(seed, "batch", iteration),
-            ),
-            augment=augment if augment.families else None,
-            first_step=iteration * config.syn_steps,
-            mask=mask,
-            grad_mode=config.grad_mode,
-            checkpoint_every=config.checkpoint_every,
-            cuda_graph=config.cuda_graph,
-        )
-        _check_finite(match, state["lr"], epoch, iteration)
-        grads = {"lr": match.grad_lr.to(images)}
-        if soft is not None and match.grad_labels is not None:
-            grads["label_logits"] = match.grad_labels
-        return Step(match.loss, match.grad_images, grads)
-
     images = initial_images(data, ipc, config.init, seed) if start is None else start
     state = {"images": images.clone()}
     steps: Optimizer = config.sgd(
@@ -330,15 +291,61 @@ def build_trajectory(
     if soft is not None:
         state["label_logits"] = soft.logits.clone()
         rules["label_logits"] = soft.optimizer
+    experts = expert_store(config, data) if store is None else store
+    labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
     return Problem(
         prior=PixelPrior(),
         state=state,
         labels=labels,
-        objective=objective,
+        objective=_objective(config, data, seed, experts, labels, labels_of, mask),
         optimizer=by_name(rules, skip_above=skip_above),
         iterations=config.iterations,
         hint="lower lr_images, or lr_lr and lr_init" + ("" if soft is None else ", or lr_labels"),
     )
+
+
+def _objective(
+    config: TrajectoryConfig,
+    data: ImageDataset,
+    seed: int,
+    experts: TrajectoryStore,
+    labels: Tensor,
+    labels_of: Callable[[Student, Tensor, Tensor, Tensor], Tensor] | None,
+    mask: Mask | None,
+) -> Objective:
+    student, key = config.network(data), make_key(seed, "augment")
+    augment = config.augmentation(data, key, siamese=False, align_corners=True)
+
+    def objective(iteration: int, images: Tensor, state: State) -> Step:
+        expert, epoch = _drawn(iteration, config.num_experts, config.window(iteration), seed)
+        start, target = (
+            experts.snapshot(expert, at).to(images, non_blocking=True)
+            for at in (epoch, epoch + config.expert_epochs)
+        )
+        current = state.get("label_logits", labels)
+        key = make_key(seed, "batch", iteration)
+        match = trajectory_match(
+            student,
+            start,
+            target,
+            images,
+            current if labels_of is None else labels_of(student, target, images, labels),
+            state["lr"],
+            batches=_batches(len(images), config.batch_syn or len(images), config.syn_steps, key),
+            augment=augment if augment.families else None,
+            first_step=iteration * config.syn_steps,
+            mask=mask,
+            grad_mode=config.grad_mode,
+            checkpoint_every=config.checkpoint_every,
+            cuda_graph=config.cuda_graph,
+        )
+        _check_finite(match, state["lr"], epoch, iteration)
+        grads = {"lr": match.grad_lr.to(images)}
+        if "label_logits" in state and match.grad_labels is not None:
+            grads["label_logits"] = match.grad_labels
+        return Step(match.loss, match.grad_images, grads)
+
+    return objective
 
 
 def _drawn(iteration: int, experts: int, window: tuple[int, int], seed: int) -> tuple[int, int]:
