@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from kdistill import escape
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.dataset_card import card
-from kdistill.artifacts.drawing import shortened
+from kdistill.artifacts.image_grids import shortened
 from kdistill.cli import app
 from kdistill.errors import DataError, did_you_mean
 from kdistill.experts import TrajectoryStore

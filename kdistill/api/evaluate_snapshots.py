@@ -19,7 +19,7 @@ from torch import nn
 from kdistill.api.evaluate import EvaluationConfig, run_evaluation
 from kdistill.api.inputs import load
 from kdistill.artifacts import DistilledDataset
-from kdistill.artifacts.snapshot_folder import load_snapshot, snapshot_iterations
+from kdistill.artifacts.artifact_folder import load_snapshot, snapshot_iterations
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError
 from kdistill.evaluation import protocols

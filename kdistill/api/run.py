@@ -25,7 +25,7 @@ from kdistill.api.inputs import (
     use,
 )
 from kdistill.api.run_folder import JsonLines, check_folder, prepare, same_artefact, scratch_folder
-from kdistill.artifacts import DistilledDataset, snapshot_folder
+from kdistill.artifacts import DistilledDataset, artifact_folder
 from kdistill.config import to_mapping
 from kdistill.data import ImageDataset, load_data
 from kdistill.engine.precision import use_precision
@@ -169,7 +169,7 @@ class Execution:
             DataError: A folder that cannot be written, or one with other contents.
         """
         use(self.threads, self.device)
-        snapshot_folder.check_every(self.snapshot_every, self.out)
+        artifact_folder.check_snapshot_every(self.snapshot_every, self.out)
         if self.out is not None:
             check_place(self.out)
             check_folder(self.out, resume=self.resume, force=self.force)
@@ -317,7 +317,7 @@ class _Job:
         )
         problem = methods.calibrate(problem)
         if self.execution.snapshot_every is not None:
-            snapshot_folder.check_count(self.execution.snapshot_every, problem.iterations)
+            artifact_folder.check_snapshot_count(self.execution.snapshot_every, problem.iterations)
         self.record.update(problem.provenance)
         return problem
 
@@ -344,7 +344,7 @@ class _Job:
     def _snapshots(self, problem: methods.Problem, folder: Path) -> Snapshots | None:
         def take(outcome: Outcome) -> None:
             small = self._artefact(problem, outcome)
-            snapshot_folder.save_snapshot(folder, outcome.last.iteration, small)
+            artifact_folder.save_snapshot(folder, outcome.last.iteration, small)
 
         every = self.execution.snapshot_every
         return None if every is None else Snapshots(every, take)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from kdistill.artifacts import DistilledDataset, check_output, snapshot_folder
+from kdistill.artifacts import DistilledDataset, artifact_folder, check_output
 from kdistill.artifacts.artifact_folder import recorded_run
 from kdistill.artifacts.checkpoint import checkpoint_meta, load_checkpoint
 from kdistill.cache import cache_folder, digest_of, make_private
@@ -101,7 +101,7 @@ def prepare(folder: Path, *, resume: bool, force: bool) -> None:
     if not resume:
         for stale in folder.glob(f"{CHECKPOINT}*"):
             stale.unlink()
-        snapshot_folder.remove_snapshots(folder)
+        artifact_folder.remove_snapshots(folder)
 
 
 def check_writable(folder: Path) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdistill.artifacts.drawing import Page
-from kdistill.artifacts.image_grids import preview
+from kdistill.artifacts.image_grids import Page, preview
 from kdistill.artifacts.tensors import jsonable, utf8
 from kdistill.errors import DataError, ShapeError
 from kdistill.transforms import Identity, Transform

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdistill.artifacts.contents import SetContents
 from kdistill.artifacts.dataset_card import card
-from kdistill.artifacts.drawing import to_image
+from kdistill.artifacts.image_grids import to_image
 from kdistill.artifacts.tensors import to_json
 from kdistill.errors import ConfigError, DataError, MissingExtraError, did_you_mean
 from kdistill.files import explained, new_folder, write_atomic

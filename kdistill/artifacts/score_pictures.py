@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 from torch import Tensor
 
-from kdistill.artifacts.drawing import (
+from kdistill.artifacts.image_grids import (
     CAPTION_POINTS,
     GAP,
     HEAD,

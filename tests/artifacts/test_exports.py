@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdistill.artifacts import DistilledDataset
-from kdistill.artifacts.drawing import to_image
 from kdistill.artifacts.export import WRITERS, class_folders
+from kdistill.artifacts.image_grids import to_image
 from kdistill.data import load_data
 from kdistill.errors import ConfigError, DataError, MissingExtraError
 from kdistill.transforms import Standardise, fit

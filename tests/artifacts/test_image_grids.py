@@ -7,7 +7,7 @@ from PIL import ImageDraw
 
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts import image_grids as module
-from kdistill.artifacts.drawing import font, shortened, to_image
+from kdistill.artifacts.image_grids import font, shortened, to_image
 
 
 def a_set(ipc, k, channels=1, size=8, height=None, **fields):
