@@ -1,5 +1,6 @@
 """Settings of the documentation site: ``make docs`` builds it into ``out/docs``."""
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -102,7 +103,11 @@ def read_signature(
     signature: str | None,
     returns: str | None,
 ) -> tuple[str | None, str | None]:
-    """Write the default that a dataclass makes anew for every instance as an expression."""
+    """Leave out the ranges that options declare, which `kdistill methods` shows, and `<factory>`."""
+    if signature and "Annotated[" in signature:
+        parameters = inspect.signature(thing).parameters.values()  # type: ignore[arg-type]
+        bare = [p.replace(annotation=p.empty) for p in parameters]
+        return str(inspect.Signature(bare)), returns
     return signature and signature.replace("<factory>", "..."), returns
 
 

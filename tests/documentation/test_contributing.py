@@ -1,6 +1,7 @@
 """The walks of CONTRIBUTING.md, taken in a copy of the repository as a newcomer would take them."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,3 +82,22 @@ def test_the_method_of_the_walk_runs_from_one_end_to_the_other(copy):
     tests += ["tests/documentation/test_names.py"]
     output = run(copy, "-m", "pytest", "-q", "-k", "moments or readme", *tests)
     assert " passed" in output
+
+
+def test_the_op_of_the_walk_passes_the_tests_of_every_op(copy):
+    touched = follow("How to add an op", copy)
+    assert touched == [
+        "kdistill/backends/reference/row_sqnorm.py",
+        "kdistill/ops/row_sqnorm.py",
+        "kdistill/ops/__init__.py",
+        "kdistill/ops/__init__.py",
+        "kdistill/testing/cases/row_sqnorm.py",
+        "tests/ops/test_every_op.py",
+        "tests/ops/test_row_sqnorm.py",
+        "docs/ops/row_sqnorm.md",
+    ]
+    tests = ["tests/ops/test_row_sqnorm.py", "tests/ops/test_every_op.py"]
+    tests += ["tests/test_inventory.py", "tests/test_second_order.py"]
+    chosen = "row_sqnorm or every_op_is_run_with_several_threads or case_of_its_name"
+    output = run(copy, "-m", "pytest", "-q", "-k", chosen, *tests)
+    assert int(re.search(r"(\d+) passed", output)[1]) > 15
