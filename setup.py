@@ -1,7 +1,7 @@
 """Build the native modules with CMake + ninja; everything else is in pyproject.toml.
 
-Environment (docs/guide/environment.md): KDISTILL_NATIVE, KDISTILL_CUDA, KDISTILL_CUDA_ARCHITECTURES,
-KDISTILL_EMULATION."""
+Environment (docs/guide/environment.md): KDISTILL_NATIVE, KDISTILL_CUDA,
+KDISTILL_CUDA_ARCHITECTURES, KDISTILL_EMULATION."""
 
 import os
 import re
@@ -33,7 +33,7 @@ class CMakeBuild(build_ext):
 
 
 def build_native(package: Path) -> None:
-    """Put the modules into ``package``, and nothing else: no module of an earlier install stays beside newer ones."""
+    """Put the modules into ``package``; no module of an earlier install stays beside newer ones."""
     package.mkdir(parents=True, exist_ok=True)
     for name in (FAILURE, CUDA_FAILURE):
         (package / name).unlink(missing_ok=True)
@@ -69,7 +69,7 @@ def build_native(package: Path) -> None:
 
 
 def run_cmake(build: Path, package: Path, cuda: str) -> None:
-    """Configure, compile what has changed since the last time, and put the modules into ``package``."""
+    """Configure, compile what has changed, and put the modules into ``package``."""
     stamp = build / "toolchain.txt"
     if build.exists() and not (stamp.exists() and stamp.read_text() == toolchain()):
         shutil.rmtree(build)  # CMake would go on with the compilers and flags that it saw first
@@ -90,7 +90,7 @@ def run_cmake(build: Path, package: Path, cuda: str) -> None:
             f"-Dpybind11_DIR={pybind11_folder()}",
             f"-DKDISTILL_CUDA={cuda}",
         ),
-        f"-DKDISTILL_CUDA_ARCHITECTURES={';'.join(architectures.replace(',', ' ').replace(';', ' ').split())}",
+        f"-DKDISTILL_CUDA_ARCHITECTURES={';'.join(re.split('[,; ]+', architectures.strip(',; ')))}",
     ]
     emulation = setting("KDISTILL_EMULATION", "auto", "on", "off")
     if emulation != "auto":  # else it stays as the last install wanted it, and is off at first
@@ -114,14 +114,15 @@ def setting(name: str, *values: str) -> str:
     value = os.environ.get(name) or values[0]
     if value not in values:
         raise SystemExit(
-            f"{name}: expected one of {', '.join(values)}, got '{value}'; docs/guide/environment.md says "
+            f"{name}: expected one of {', '.join(values)}, got '{value}'; "
+            "docs/guide/environment.md says "
             "what they do"
         )
     return value
 
 
 def toolchain() -> str:
-    """Return what compiled files depend on beside sources and CMake's options: folder, Python, compilers, variables."""
+    """Return what compiled files depend on beside sources and CMake's options."""
     programs = (os.environ.get("CXX") or "c++", os.environ.get("CUDACXX") or "nvcc")
     files = [Path(path).resolve() for name in programs if (path := shutil.which(name.split()[0]))]
     variables = [f"{name}={os.environ.get(name, '')}" for name in TOOL_VARIABLES]
@@ -145,7 +146,8 @@ def reason(error: Exception) -> str:
     """Return the end of a build's output, and as its last line the first error in it."""
     log = str(getattr(error, "output", None) or error)
     first = re.search(
-        r"CMake Error[^\n]*:\s*\n\s*((?:[^\n]*\S[^\n]*(?:\n|$))+)|^([^\n]*\b(?:error|fatal)\s*:[^\n]*)",
+        r"CMake Error[^\n]*:\s*\n\s*((?:[^\n]*\S[^\n]*(?:\n|$))+)"
+        r"|^([^\n]*\b(?:error|fatal)\s*:[^\n]*)",
         log,
         re.MULTILINE,
     )
@@ -156,7 +158,7 @@ def reason(error: Exception) -> str:
 
 
 def pybind11_folder() -> Path:
-    """Return where CMake finds pybind11: a copy, because an isolated build has it in a new place, and so newer, every time."""
+    """Return where CMake finds pybind11: a copy, because isolated builds have a new one."""
     import pybind11
 
     copy = ROOT / "build" / f"pybind11-{pybind11.__version__}"

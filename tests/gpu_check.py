@@ -1,10 +1,10 @@
-"""Everything that wants a GPU, as one script: `python -m tests.gpu_check --out DIR [--part A|B] [--dry-run]`.
+"""Everything that wants a GPU: `python -m tests.gpu_check --out DIR [--part A|B] [--dry-run]`.
 
 Stages are processes with a time limit each; one that fails or is cut off does not stop the next.
 ``DIR/rows.jsonl`` has a line per result, on disk before the next is tried; ``log.txt`` what the
 stages said, ``ptxas.txt`` registers and spills of the kernels, ``benchmarks.csv`` rows that can be
-committed, ``summary.txt`` the end of this output.  docs/guide/gpu.md says what to do with them.  Needs no
-pip and no network.
+committed, ``summary.txt`` the end of this output.  docs/guide/gpu.md says what to do with them.
+Needs no pip and no network.
 
 Exit status: 0 where everything was checked on a GPU, 1 where something failed, 3 where nothing
     failed but there is no GPU.
@@ -158,7 +158,7 @@ def run(stage: Stage, seconds: float, options: argparse.Namespace, device: str) 
 
 
 def device_in(outcome: Outcome) -> str:
-    """Return the device that the stage ``environment`` reports; where it failed before that, every stage looks itself."""
+    """Return the device that ``environment`` reports; None if it failed: every stage chooses."""
     return next((str(row["device"]) for row in outcome.rows if row["what"] == "device"), "auto")
 
 

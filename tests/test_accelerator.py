@@ -1,4 +1,4 @@
-"""The engine on an accelerator that is made of CPU memory; in a process of its own, because torch keeps a device for good."""
+"""The engine on an accelerator of CPU memory, in its own process: torch keeps a device for good."""
 
 import pytest
 

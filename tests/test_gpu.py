@@ -1,4 +1,4 @@
-"""The real kernels on a real GPU: `pytest -m gpu` on a machine that has one and a build with nvcc."""
+"""The real kernels on a real GPU: `pytest -m gpu` on a machine with one and with nvcc."""
 
 import importlib.util
 import logging
@@ -37,7 +37,7 @@ HUGE_NBYTES = 18 << 30
 
 @pytest.fixture(autouse=True)
 def float32_is_float32():
-    """Keep cuDNN from rounding the convolutions of references to TF32: the tolerance would grow with their error."""
+    """Keep cuDNN from rounding the references to TF32: their error is in the tolerance."""
     with use_precision("fp32", "cuda"):
         yield
 
@@ -49,7 +49,7 @@ MISSING = {
 
 
 def on_every_backend(cases: list[OpCase], *extra: str) -> pytest.MarkDecorator:
-    """Parametrise with every case on every backend of a GPU that it is written for; "shape" is one of its sizes."""
+    """Parametrise with every case on every GPU backend that has it; "shape" is one of its sizes."""
 
     def parameters(of: OpCase, backend: str) -> Iterator[object]:
         skip = pytest.mark.skipif(MISSING[backend] is not None, reason=str(MISSING[backend]))
@@ -112,7 +112,7 @@ def test_the_stream_in_use_is_the_current_one(of, backend):
 
 @pytest.fixture
 def as_users_run():
-    """Leave torch's deterministic mode: its ``index_add_`` and ``scatter_add_`` may wait for the device, as no graph allows."""
+    """Leave torch's deterministic mode, whose ``index_add_`` may wait for the device."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     yield
@@ -136,8 +136,9 @@ def match(dtype, step=0, **options):
         "cuda", dtype, non_blocking=True
     )
     return trajectory_match(
-        student, start, target, images, torch.arange(8, device="cuda") % 4, torch.full((), 0.01, dtype=dtype, device="cuda"),
-        batches=[torch.arange(3), torch.arange(3, 8)] * 5, augment=augment, first_step=10 * step, **options,
+        student, start, target, images, torch.arange(8, device="cuda") % 4,
+        torch.full((), 0.01, dtype=dtype, device="cuda"), batches=[torch.arange(3),
+        torch.arange(3, 8)] * 5, augment=augment, first_step=10 * step, **options,
     )  # fmt: skip
 
 

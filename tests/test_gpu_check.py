@@ -1,4 +1,4 @@
-"""The script that checks a GPU: its stages end in time, none stops the next, and its exit status is honest."""
+"""The script that checks a GPU: stages end in time, none stops the next, the status is honest."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""The GPU tests run under conditions that hold only on a GPU; what can be said of them without one."""
+"""The conditions of the GPU tests, as far as they can be tested without a GPU."""
 
 import builtins
 import os

@@ -1,4 +1,4 @@
-"""Every stage of the GPU check on the CPU at its smallest sizes: nothing in there runs for the first time on a GPU."""
+"""Every stage of the GPU check on the CPU at its smallest sizes, before it runs on a GPU."""
 
 import os
 import stat
@@ -121,7 +121,8 @@ def test_smoke_runs_its_backends_side_by_side_on_a_gpu(report, monkeypatch):
     monkeypatch.setattr(smoke.subprocess, "Popen", Process)
     assert smoke.main(["--out", str(report.out), "--device", "cuda", "--parallel", "2"]) == 1
     assert [command[-3:] for command in started] == [
-        ["reference", "--share", "0/1"], ["cuda", "--share", "0/1"], ["triton", "--share", "0/2"], ["triton", "--share", "1/2"],
+        ["reference", "--share", "0/1"], ["cuda", "--share", "0/1"],
+        ["triton", "--share", "0/2"], ["triton", "--share", "1/2"],
     ]  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def test_the_gradient_is_that_of_autograd_and_a_wrong_one_is_told(report, monkey
 
 
 class NoReads(TorchDispatchMode):
-    """Refuses what a recording refuses: here the value that ``graphs.recovers`` reads, because on a CPU others are harmless."""
+    """Refuses what a recording refuses: here the value that ``graphs.recovers`` reads."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].tolist() == 6.0:
@@ -306,7 +307,9 @@ def test_the_sanitizers_run_side_by_side_and_their_summary_counts(report, tools)
 
 NCU = """
 print("==PROF== Connected to process")
-print('"ID","Kernel Name","Block Size","Grid Size","gpu__time_duration.sum","launch__registers_per_thread"')
+columns = ["ID", "Kernel Name", "Block Size", "Grid Size"]
+columns += ["gpu__time_duration.sum", "launch__registers_per_thread"]
+print(",".join(f'"{column}"' for column in columns))
 print('"","","","","nsecond","register/thread"')
 print('"0","norm_act_pool_fwd_kernel<float>","(256, 1, 1)","(40, 1, 1)","5120","40"')
 """
@@ -364,7 +367,8 @@ folder.mkdir(parents=True)
 for name, spilled, registers in (("_Z5one_kernelv", 0, 40), ("_Z3two_kernelv", 96, 255)):
     print(f"ptxas info    : Compiling entry function '{name}' for 'sm_90'")
     print(f"ptxas info    : Function properties for {name}")
-    print(f"    {spilled} bytes stack frame, {spilled} bytes spill stores, {spilled} bytes spill loads")
+    spills = f"{spilled} bytes spill stores, {spilled} bytes spill loads"
+    print(f"    {spilled} bytes stack frame, {spills}")
     print(f"ptxas info    : Used {registers} registers, used 1 barriers, 128 bytes smem")
 """
 

@@ -1,4 +1,4 @@
-"""Which compiled modules are loaded, on which cards they run, and what of the environment a run records."""
+"""The compiled modules, the cards that they run on, and the environment that a run records."""
 
 import sysconfig
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: executed by the interpreter, and compiled for real architectures; each in its own process."""
+"""The Triton kernels without a GPU: interpreted, and compiled for real architectures."""
 
 import importlib.util
 import os
@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 def why_not() -> str | None:
     if importlib.util.find_spec("triton") is None:
-        return f"Triton is not installed ({platform.system()} {platform.machine()}); `pip install triton` where a wheel exists"
+        machine = f"{platform.system()} {platform.machine()}"
+        return f"Triton is not installed ({machine}); `pip install triton` where a wheel exists"
     return None
 
 
@@ -36,8 +37,8 @@ def why_no_cubin() -> str | None:
 def run_suite(arguments: list[str], environment: dict[str, str]) -> None:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_INTERPRET")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
-        cwd=ROOT, env={**clean, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True,
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments], cwd=ROOT,
+        env={**clean, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True,
     )  # fmt: skip
     summary = (done.stdout.strip().splitlines() or ["nothing"])[-1]
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

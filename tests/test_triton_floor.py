@@ -1,4 +1,4 @@
-"""The script that compiles with the oldest Triton: what it reads, and what a crash of a compiler leads to."""
+"""The script that compiles with the oldest Triton, and what a crash of the compiler leads to."""
 
 import json
 import sys

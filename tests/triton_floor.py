@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles with the oldest Triton that pyproject.toml allows: `python -m tests.triton_floor`.
+"""Every Triton kernel compiled with the oldest Triton allowed: `python -m tests.triton_floor`.
 
 That Triton goes into a folder of its own, beside the torch of this environment, and no GPU is
 needed.  Kernels are compiled as they are launched on the shapes of the tests, in both dtypes, with
@@ -30,7 +30,7 @@ def oldest_triton() -> str:
 
 
 def installed(version: str, folder: Path) -> Path:
-    """Return a folder whose ``triton`` has this version, after downloading it where it is not there yet."""
+    """Return a folder whose ``triton`` has this version, after downloading it if need be."""
     if not list(folder.glob(f"triton-{version}*.dist-info")):
         command = [
             sys.executable,
@@ -46,7 +46,7 @@ def installed(version: str, folder: Path) -> Path:
 
 
 def compile_part(architecture: int, part: int, parts: int, first: int) -> None:
-    """Compile every ``parts``-th launch, and print a line before and after each: a crash of a compiler ends this process."""
+    """Compile every ``parts``-th launch, with a line before and after, as a crash ends the process."""
     import triton
 
     from tests.triton_suite.launches import recorded_launches
@@ -70,7 +70,7 @@ def compile_part(architecture: int, part: int, parts: int, first: int) -> None:
 
 
 def part_results(command: list[str], environment: dict[str, str], version: str) -> dict[str, str]:
-    """Return, per launch of a part, "" or why it does not compile; a launch that ends the process is one of these."""
+    """Return, per launch of a part, "" or why it does not compile, by a crash for instance."""
     results: dict[str, str] = {}
     first, names = 0, [""]
     while first < len(names):

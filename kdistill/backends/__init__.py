@@ -1,1 +1,1 @@
-"""One implementation of one op per file: ``backends/<backend>/<op>.py``.  Inputs arrive checked and contiguous."""
+"""One implementation of one op per file, ``backends/<backend>/<op>.py``; inputs arrive checked."""

@@ -21,6 +21,7 @@ class Activation(NamedTuple):
     limit: float
 
 
+# more than twelve fields: these are the integers that every kernel takes, in this order
 class Geometry(NamedTuple):
     """Sizes and positions of one resampling.
 
@@ -41,7 +42,6 @@ class Geometry(NamedTuple):
         above: Rows of zeros above them.
     """
 
-    # more than twelve fields: these are the integers that every kernel takes, in this order
     n: int
     c: int
     height: int
@@ -85,7 +85,7 @@ class Resampling(NamedTuple):
     def geometry(
         self, sizes: Sequence[int], up_taps: Tensor | None, down_taps: Tensor | None
     ) -> Geometry:
-        """Return the shapes for an input of ``sizes [N, C, H, W]``; too long filters give sides below 1."""
+        """Return the shapes for an input ``[N, C, H, W]``; too long filters give sides below 1."""
         n, c, height, width = sizes
         t, s = (1 if taps is None else taps.shape[0] for taps in (up_taps, down_taps))
         left, right, above, below = self.padding
@@ -99,14 +99,14 @@ class Resampling(NamedTuple):
     def outputs(
         self, x: Tensor, up_taps: Tensor | None, down_taps: Tensor | None, keep: bool
     ) -> tuple[Geometry, Tensor, Tensor]:
-        """Return the shapes for ``x`` and memory for the result and the mask (``[0]`` unless kept)."""
+        """Return the shapes, and memory for the result and the mask (``[0]`` unless kept)."""
         g = self.geometry(x.shape, up_taps, down_taps)
         mask = x.new_empty(g.mask if keep else (0,), dtype=torch.uint8)
         return g, empty_channels_last(x, g.n, g.c, g.h, g.w), mask
 
 
 def fir_sizes(sizes: Sequence[int], taps: Tensor | None) -> tuple[int, int, int, int]:
-    """Return the sizes of what ``fir_bias_act`` makes of ``[N, C, H, W]``: taps shorten both sides by 1."""
+    """Return the sizes of the result of ``fir_bias_act``: taps shorten both sides by 1."""
     n, c, h, w = sizes
     return (n, c, h, w) if taps is None else (n, c, h - 1, w - 1)
 
@@ -114,7 +114,7 @@ def fir_sizes(sizes: Sequence[int], taps: Tensor | None) -> tuple[int, int, int,
 def fir_gradients(
     out: Tensor, x: Tensor, scale: Tensor, noise_rows: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return memory for the gradients of ``fir_bias_act`` in x, scale, bias and ``noise_rows`` of noise."""
+    """Return memory for the gradients of ``fir_bias_act`` in x, scale, bias and noise."""
     dnoise = x.new_empty((noise_rows, *out.shape[2:]))
     dx = empty_channels_last(x, *x.shape)
     return dx, torch.empty_like(scale), x.new_empty(x.shape[1]), dnoise

@@ -1,4 +1,4 @@
-"""Recording the kernels of a long computation once, and replaying them: a CUDA graph behind a device-independent call.
+"""Recording the kernels of a long computation once and replaying them, as a CUDA graph.
 
 The computation gets its inputs in buffers that never move, so everything that changes from call to
 call has to be a tensor among them.  What decides the kernels themselves (shapes, dtypes, options)
@@ -82,40 +82,37 @@ def capture(owner: Any, key: Hashable, function: Function, inputs: Values) -> Va
     record = RECORDERS.get(device.type)
     if record is None:
         return function(*inputs)
-    kept = _recordings.setdefault(owner, {})
+    recordings = _recordings.setdefault(owner, {})
     key = (
         key,
         requested_backend(),
         *(None if x is None else (tuple(x.shape), x.dtype, x.device) for x in inputs),
     )
-    if key not in kept:
-        while len(kept) >= GRAPHS:
-            del kept[next(iter(kept))]
-        kept[key], outputs = _recorded(record, function, inputs, device)
+    if key not in recordings:
+        while len(recordings) >= GRAPHS:
+            del recordings[next(iter(recordings))]
+        recordings[key], outputs = _recorded(record, function, inputs, device)
         return outputs
-    found = kept[key]
-    return function(*inputs) if isinstance(found, str) else found(inputs)
+    recording = recordings[key]
+    return function(*inputs) if isinstance(recording, str) else recording(inputs)
 
 
 def _recorded(
     record: Recorder, function: Function, inputs: Values, device: torch.device
 ) -> tuple[_Recording | str, Values]:
-    """Return the recording, or why there is none; and the outputs of a plain call."""
+    """Return the recording, or why it failed, and the outputs of a plain call."""
     buffers = _clones(inputs)
     plain = _clones(function(*buffers))
     try:
         graph, outputs = record(lambda: function(*buffers), device)
         recording = _Recording(graph, buffers, outputs)
-        found: _Recording | str = (
-            recording
-            if _agree(recording(inputs), plain)
-            else "a replay differs from the plain call"
-        )
+        if _agree(recording(inputs), plain):
+            return recording, plain
+        reason = "a replay differs from the plain call"
     except RuntimeError as error:  # CUDA's refusal is one
-        found = (str(error).splitlines() or [type(error).__name__])[0]
-    if isinstance(found, str):
-        _log.warning("cuda_graph: every step launches its kernels itself: %s", found)
-    return found, plain
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    _log.warning("cuda_graph: every step launches its kernels itself: %s", reason)
+    return reason, plain
 
 
 def _agree(ours: Values, plain: Values) -> bool:
@@ -134,10 +131,8 @@ def _clones(values: Values) -> Values:
 
 def _record_cuda(function: Callable[[], Values], device: torch.device) -> tuple[Graph, Values]:
     with torch.cuda.device(device):
-        here, aside = (
-            torch.cuda.current_stream(),
-            torch.cuda.Stream(),
-        )  # the default stream cannot be recorded
+        # the default stream cannot be recorded
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS - 1):
@@ -162,9 +157,8 @@ def _record_cuda(function: Callable[[], Values], device: torch.device) -> tuple[
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             raise
         finally:
-            torch.cuda.set_stream(
-                here
-            )  # a recording that fails leaves its stream behind as the current one
+            # a recording that fails leaves its stream behind as the current one
+            torch.cuda.set_stream(here)
     return graph, outputs
 
 

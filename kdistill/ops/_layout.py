@@ -87,7 +87,7 @@ def noise_of(result: Layout, noise: Tensor | None) -> Layout:
 
 
 def sizes_of(x: Tensor, form: str, hint: str = "add the dimensions that miss") -> tuple[int, ...]:
-    """Return the sizes of ``x``; raise unless it has as many as ``form``, such as ``"x [N, C]"``."""
+    """Return the sizes of ``x``; raise unless it has those of ``form``, such as ``"x [N, C]"``."""
     require(x.ndim == form.partition("]")[0].count(",") + 1, form, list(x.shape), hint)
     return tuple(x.shape)
 
@@ -180,7 +180,7 @@ class Declared:
         self._tensors = [(i, n) for i, (n, k) in enumerate(fields) if k in (Tensor, Tensor | None)]
 
     def grouped(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
-        """Return ``function``, whose parameters are those of the declaration, as one of plain fields.
+        """Return ``function``, of the parameters of the declaration, as one of plain fields.
 
         The fields that the declaration groups keep the values that they have in ``args``.
         """
@@ -188,7 +188,7 @@ class Declared:
             return function
         start, stop, kind = self._group
         values = kind(*args[start:stop])
-        return lambda *given: function(*given[:start], values, *given[stop:])
+        return lambda *fields: function(*fields[:start], values, *fields[stop:])
 
     def check(self, args: tuple[Any, ...]) -> None:
         """Raise an error that names the op unless the arguments fit what it declares."""

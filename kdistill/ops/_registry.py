@@ -78,7 +78,7 @@ def _known(name: str, where: str) -> str:
 
 
 def requested_backend() -> str | None:
-    """Return the backend of ``use_backend`` or ``KDISTILL_BACKEND``, None for the automatic choice."""
+    """Return the backend of ``use_backend`` or ``KDISTILL_BACKEND``; None if it is automatic."""
     name = _requested.get() or _known(
         os.environ.get("KDISTILL_BACKEND") or "auto", "KDISTILL_BACKEND"
     )

@@ -70,67 +70,44 @@ _fwd = register("diff_augment", _declare_fwd)
 _bwd = register("diff_augment_bwd", _declare_bwd)
 
 
-def _vmapped(function: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
-    """Return ``function`` over V calls as one of V*B images, and the dimension of the calls."""
-    v = info.batch_size
-    images, params, index = _one_batch(v, in_dims, *args[:3])
-    return function.apply(images, params, index, *args[3:]).unflatten(0, (v, -1)), 0
-
-
 class _DiffAugment(torch.autograd.Function):
-    """The affine function; with ``linear`` without its offset, which is its own derivative."""
+    """The affine function, or the transpose of its linear part: each is the other's derivative."""
 
     @staticmethod
     def forward(
-        images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool
+        images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool, back: bool
     ) -> Tensor:
-        return cast("Tensor", _fwd(images, params, index, align_corners, linear))
+        return _without_graph(images, params, index, align_corners, linear, back)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, params, index, ctx.align_corners, _ = inputs
+        _, params, index, ctx.align_corners, _, ctx.back = inputs
         ctx.save_for_backward(params, index)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dimages = _transpose(grad.contiguous(), *ctx.saved_tensors, ctx.align_corners)
-        return dimages, None, None, None, None
+        saved = (*ctx.saved_tensors, ctx.align_corners)
+        return _augment(grad.contiguous(), *saved, True, not ctx.back), None, None, None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        return _vmapped(_DiffAugment, info, in_dims, *args)
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        v = info.batch_size
+        images, params, index = _one_batch(v, in_dims, *args[:3])
+        together = _DiffAugment.apply(images, params, index, *args[3:])
+        return together.unflatten(0, (v, -1)), 0
 
 
-class _DiffAugmentTranspose(torch.autograd.Function):
-    """The transpose of the linear part, whose own derivative is the linear part."""
-
-    @staticmethod
-    def forward(grad: Tensor, params: Tensor, index: Tensor, align_corners: bool) -> Tensor:
-        return cast("Tensor", _bwd(grad, params, index, align_corners))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, params, index, ctx.align_corners = inputs
-        ctx.save_for_backward(params, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dgrad = _augment(grad.contiguous(), *ctx.saved_tensors, ctx.align_corners, True)
-        return dgrad, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        return _vmapped(_DiffAugmentTranspose, info, in_dims, *args)
+def _without_graph(
+    images: Tensor, params: Tensor, index: Tensor, align_corners: bool, linear: bool, back: bool
+) -> Tensor:
+    if back:
+        return cast("Tensor", _bwd(images, params, index, align_corners))
+    return cast("Tensor", _fwd(images, params, index, align_corners, linear))
 
 
 def _augment(images: Tensor, *others: Any) -> Tensor:
-    function = _DiffAugment.apply if _is_recorded(images) else _fwd
+    function = _DiffAugment.apply if _is_recorded(images) else _without_graph
     return cast("Tensor", function(images, *others))
-
-
-def _transpose(grad: Tensor, *others: Any) -> Tensor:
-    function = _DiffAugmentTranspose.apply if _is_recorded(grad) else _bwd
-    return cast("Tensor", function(grad, *others))
 
 
 def _is_recorded(images: Tensor) -> bool:
@@ -196,7 +173,7 @@ def diff_augment(images: Tensor, params: Tensor, index: Tensor, *, align_corners
     """
     _check_values(params, index, "diff_augment")
     tensors = (images.contiguous(), params.contiguous(), index.contiguous())
-    return _augment(*tensors, bool(align_corners), False)
+    return _augment(*tensors, bool(align_corners), False, False)
 
 
 def diff_augment_transpose(
@@ -220,7 +197,7 @@ def diff_augment_transpose(
     """
     _check_values(params, index, "diff_augment_transpose")
     tensors = (grad.contiguous(), params.contiguous(), index.contiguous())
-    return _transpose(*tensors, bool(align_corners))
+    return _augment(*tensors, bool(align_corners), True, True)
 
 
 def _check_values(params: Tensor, index: Tensor, where: str) -> None:

@@ -13,20 +13,7 @@ from torch import Tensor
 
 from kdistill.backends.arguments import Activation, fir_sizes
 from kdistill.backends.reference.fir_bias_act import fir_bias_act_bwd as _differentiable_bwd
-from kdistill.ops._layout import (
-    Signature,
-    activation,
-    array,
-    channels_last,
-    contiguous,
-    feature_maps,
-    noise_of,
-    records_graph,
-    require,
-    require_activation,
-    require_constant,
-    sizes_of,
-)
+from kdistill.ops import _layout
 from kdistill.ops._registry import fast_apply, register
 
 GRAD_ORDER = 2
@@ -39,17 +26,17 @@ def _declare_fwd(
     noise: Tensor | None,
     taps: Tensor | None,
     act: Activation,
-) -> Signature:
+) -> _layout.Signature:
     form = "x [N, C, H, W]"
-    n, c, h, w = sizes_of(x, form)
+    n, c, h, w = _layout.sizes_of(x, form)
     fits = taps is None or min(h, w) >= 2
-    require(fits, f"{form}, with taps of H, W >= 2", list(x.shape), "pad more")
-    require_activation(*act)
-    result = feature_maps(*fir_sizes(x.shape, taps))
-    factors = array(n, c, hint="expand it"), array(c, hint="expand it")
-    filters = array(4, hint="filter before the op")
-    inputs = (feature_maps(n, c, h, w), *factors, noise_of(result, noise), filters)
-    return Signature(inputs, (result,))
+    _layout.require(fits, f"{form}, with taps of H, W >= 2", list(x.shape), "pad more")
+    _layout.require_activation(*act)
+    result = _layout.feature_maps(*fir_sizes(x.shape, taps))
+    factors = _layout.array(n, c, hint="expand it"), _layout.array(c, hint="expand it")
+    filters = _layout.array(4, hint="filter before the op")
+    inputs = (_layout.feature_maps(n, c, h, w), *factors, _layout.noise_of(result, noise), filters)
+    return _layout.Signature(inputs, (result,))
 
 
 def _declare_bwd(
@@ -60,14 +47,16 @@ def _declare_bwd(
     taps: Tensor | None,
     act: Activation,
     noise_rows: int,
-) -> Signature:
+) -> _layout.Signature:
     (image, factors, channels, _, filters), (result,) = _declare_fwd(
         x, scale, None, None, taps, act
     )
     n, _, *size = result.sizes
-    require(noise_rows in (0, 1, n), f"noise_rows 0, 1 or {n}", noise_rows, "pass those of noise")
-    outputs = (image, factors, channels, array(noise_rows, *size))
-    return Signature((result, result, image, factors, filters), outputs)
+    _layout.require(
+        noise_rows in (0, 1, n), f"noise_rows 0, 1 or {n}", noise_rows, "pass those of noise"
+    )
+    outputs = (image, factors, channels, _layout.array(noise_rows, *size))
+    return _layout.Signature((result, result, image, factors, filters), outputs)
 
 
 # noise_rows: M, or 0 where the gradient of the noise is not wanted
@@ -90,7 +79,7 @@ class _FirBiasAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         out, *inputs = ctx.saved_tensors
-        saved = (channels_last(grad), out.detach(), *inputs)
+        saved = (_layout.channels_last(grad), out.detach(), *inputs)
         # being differentiated again: of the result only signs and sizes enter the same formula,
         # which have no derivative
         if torch.is_grad_enabled():
@@ -151,9 +140,9 @@ def fir_bias_act(
     References: Karras et al., Analyzing and Improving the Image Quality of StyleGAN, CVPR 2020,
         section 2 and appendix B.
     """
-    require_constant("fir_bias_act", taps=taps)
-    act = activation(slope, gain, clamp)
-    tensors = (channels_last(x), *contiguous(scale, bias, noise, taps))
-    if records_graph(x, scale, bias, noise):
+    _layout.require_constant("fir_bias_act", taps=taps)
+    act = _layout.activation(slope, gain, clamp)
+    tensors = (_layout.channels_last(x), *_layout.contiguous(scale, bias, noise, taps))
+    if _layout.records_graph(x, scale, bias, noise):
         return cast("Tensor", _apply(*tensors, act))
     return cast("Tensor", _fwd(*tensors, *act))

@@ -66,8 +66,8 @@ def _declare_tangent(
 
 
 def _declare_bwd_tangent(
-    grad: Tensor, grad_dot: Tensor, x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor,
-    mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
+    grad: Tensor, grad_dot: Tensor, x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor,
+    bias: Tensor, mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
 ) -> Signature:  # fmt: skip
     image, pooled, row, moment = _layouts(x, weight)
     return Signature((pooled, pooled, image, image, row, row, row, *[moment] * 4))
@@ -75,7 +75,7 @@ def _declare_bwd_tangent(
 
 _fwd = register("norm_act_pool", _declare_fwd, outputs=3)
 _bwd = register("norm_act_pool_bwd", _declare_bwd, outputs=3)
-_SAVED = "pass what the forward was given and returned"
+_SAVED = "pass inputs and results of the forward"
 _plain_fwd = plain("norm_act_pool", _declare_fwd, _SAVED)
 _plain_bwd = plain("norm_act_pool_bwd", _declare_bwd, _SAVED)
 _plain_tangent = plain("norm_act_pool_tangent", _declare_tangent, _SAVED)
@@ -147,7 +147,7 @@ def _rows(parameter: Tensor) -> Tensor:
 def norm_act_pool_fwd(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(out, mean [N, C], rstd [N, C])`` without an autograd graph; arguments as ``norm_act_pool``.
+    """Return ``(out, mean [N, C], rstd [N, C])`` of ``norm_act_pool`` without an autograd graph.
 
     Raises:
         ShapeError: A shape, dtype or device does not fit.
@@ -223,8 +223,8 @@ def norm_act_pool_tangent(
 
 
 def norm_act_pool_bwd_tangent(
-    grad: Tensor, grad_dot: Tensor, x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor,
-    mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
+    grad: Tensor, grad_dot: Tensor, x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor,
+    bias: Tensor, mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
 ) -> _Six:  # fmt: skip
     """Return ``norm_act_pool_bwd`` and its derivative in the direction ``*_dot``, in one pass.
 

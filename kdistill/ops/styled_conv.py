@@ -14,20 +14,7 @@ from torch.nn import functional
 
 from kdistill.backends.arguments import Activation
 from kdistill.backends.reference.styled_conv import demodulation
-from kdistill.ops._layout import (
-    Signature,
-    activation,
-    array,
-    channels_last,
-    contiguous,
-    feature_maps,
-    noise_of,
-    records_graph,
-    require,
-    require_activation,
-    require_constant,
-    sizes_of,
-)
+from kdistill.ops import _layout
 from kdistill.ops._registry import fast_apply, register
 from kdistill.ops.fir_bias_act import fir_bias_act
 
@@ -43,49 +30,44 @@ def _declare_fwd(
     taps: Tensor | None,
     act: Activation,
     keep: bool,
-) -> Signature:
-    n, c, h, w = sizes_of(x, "x [N, C, H, W]")
+) -> _layout.Signature:
+    n, c, h, w = _layout.sizes_of(x, "x [N, C, H, W]")
     kernels = "use torch.nn.functional.conv2d for other kernels"
-    k, *_ = sizes_of(weight, "weight [K, C, 3, 3]", kernels)
+    k, *_ = _layout.sizes_of(weight, "weight [K, C, 3, 3]", kernels)
     sides = f"{list(x.shape)} and K = {k}"
-    require(min(c, h, w, k) >= 1, "channels, rows and columns", sides, "leave empty layers out")
-    require_activation(*act)
-    up, more = (1, 0) if taps is None else (2, 1)
-    result = feature_maps(n, k, up * h, up * w)
-    y = feature_maps(n, k, up * h + more, up * w + more) if keep else array(0)
-    inputs = (
-        feature_maps(n, c, h, w),
-        array(k, c, 3, 3, hint=kernels),
-        array(n, c, hint="expand it"),
-        array(k, hint="expand it"),
-        noise_of(result, noise),
-        array(4, hint="filter after an op without taps"),
+    _layout.require(
+        min(c, h, w, k) >= 1, "channels, rows and columns", sides, "leave empty layers out"
     )
-    return Signature(inputs, (result, y, array(n, k)))
+    _layout.require_activation(*act)
+    up, more = (1, 0) if taps is None else (2, 1)
+    result = _layout.feature_maps(n, k, up * h, up * w)
+    y = _layout.feature_maps(n, k, up * h + more, up * w + more) if keep else _layout.array(0)
+    inputs = (
+        _layout.feature_maps(n, c, h, w),
+        _layout.array(k, c, 3, 3, hint=kernels),
+        _layout.array(n, c, hint="expand it"),
+        _layout.array(k, hint="expand it"),
+        _layout.noise_of(result, noise),
+        _layout.array(4, hint="filter after an op without taps"),
+    )
+    return _layout.Signature(inputs, (result, y, _layout.array(n, k)))
 
 
 def _declare_bwd(
-    grad: Tensor,
-    out: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    styles: Tensor,
-    taps: Tensor | None,
-    act: Activation,
-    noise_rows: int,
-    wants_weight: bool,
-) -> Signature:
+    grad: Tensor, out: Tensor, y: Tensor, scale: Tensor, x: Tensor, weight: Tensor, styles: Tensor,
+    taps: Tensor | None, act: Activation, noise_rows: int, wants_weight: bool,
+) -> _layout.Signature:  # fmt: skip
     (image, filters, factors, channels, _, fir), (result, before, demodulated) = _declare_fwd(
         x, weight, styles, scale, None, taps, act, True
     )
     n, _, *size = result.sizes
-    require(noise_rows in (0, 1, n), f"noise_rows 0, 1 or {n}", noise_rows, "pass those of noise")
-    dweight = filters if wants_weight else array(0)
-    return Signature(
+    _layout.require(
+        noise_rows in (0, 1, n), f"noise_rows 0, 1 or {n}", noise_rows, "pass those of noise"
+    )
+    dweight = filters if wants_weight else _layout.array(0)
+    return _layout.Signature(
         (result, result, before, demodulated, image, filters, factors, fir),
-        (image, dweight, factors, channels, array(noise_rows, *size)),
+        (image, dweight, factors, channels, _layout.array(noise_rows, *size)),
     )
 
 
@@ -117,7 +99,7 @@ class _StyledConv(torch.autograd.Function):
         if torch.is_grad_enabled():  # being differentiated again
             return (*_differentiable(grad, inputs, ctx.act, wanted), None, None)
         x, weight, styles, _, noise, taps = inputs
-        saved = (channels_last(grad), out, y, scale, x, weight, styles, taps)
+        saved = (_layout.channels_last(grad), out, y, scale, x, weight, styles, taps)
         noise_rows = noise.shape[0] if wanted[4] else 0
         grads = _bwd(*saved, *ctx.act, noise_rows, wanted[1])
         return (*(g if w else None for g, w in zip(grads, wanted, strict=True)), None, None)
@@ -165,10 +147,10 @@ def styled_conv(
     gain: float = 1.0,
     clamp: float | None = None,
 ) -> Tensor:
-    """Return ``clamp(gain * leaky_relu(conv(x * styles) * scale + noise + bias))``, a StyleGAN2 layer.
+    """Return ``clamp(gain * leaky_relu(conv(x * styles) * scale + noise + bias))``.
 
-    On a CPU by Winograd's algorithm.  The demodulation is ``scale[n, k] = rsqrt(sum (weight[k] *
-    styles[n])^2 + 1e-8)``.
+    It is a layer of StyleGAN2, on a CPU by Winograd's algorithm.  The demodulation is ``scale[n, k]
+    = rsqrt(sum (weight[k] * styles[n])^2 + 1e-8)``.
 
     Args:
         x: ``[N, C, H, W]``, float32 or float64.  Channels-last memory is read as it is, anything
@@ -203,9 +185,9 @@ def styled_conv(
         section 2 and appendix B; Lavin and Gray, Fast Algorithms for Convolutional
         Neural Networks, CVPR 2016.
     """
-    require_constant("styled_conv", taps=taps)
-    act = activation(slope, gain, clamp)
-    tensors = (channels_last(x), *contiguous(weight, styles, bias, noise, taps))
-    if records_graph(x, weight, styles, bias, noise):
+    _layout.require_constant("styled_conv", taps=taps)
+    act = _layout.activation(slope, gain, clamp)
+    tensors = (_layout.channels_last(x), *_layout.contiguous(weight, styles, bias, noise, taps))
+    if _layout.records_graph(x, weight, styles, bias, noise):
         return cast("Tensor", _apply(*tensors, act)[0])
     return cast("Tensor", _fwd(*tensors, *act, False)[0])

@@ -91,7 +91,7 @@ def winograd_conv(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
 
 
 def winograd_conv_output(*pairs: Pair, padding: int) -> Tensor:
-    """Return the sum of one or two convolutions, of (x ``[N, C, H, W]``, weight ``[K, C, 3, 3]``)."""
+    """Return the sum of one or two convolutions, each of (x ``[N, C, H, W]``, weight)."""
     return _sum(pairs, padding, turned=False)
 
 

@@ -1,4 +1,4 @@
-"""Which backends a test can run here: the CUDA sources through the emulation, Triton through its interpreter."""
+"""The backends that a test can run here: emulated CUDA and interpreted Triton among them."""
 
 import importlib.util
 import os
@@ -16,14 +16,13 @@ ISAS = ("generic", "avx2", "avx512")
 
 def runnable_backends() -> list[str]:
     """Return the backends that can run CPU tensors in this process."""
-    found = ["reference"]
-    if _native.why_missing("_cpu") is None:
-        found.append("cpu")
-    if _native.why_missing("_cuda_emulated") is None:
-        found.append("cuda")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        found.append("triton")
-    return found
+    runs = {
+        "reference": True,
+        "cpu": _native.why_missing("_cpu") is None,
+        "cuda": _native.why_missing("_cuda_emulated") is None,
+        "triton": os.environ.get("TRITON_INTERPRET") == "1",
+    }
+    return [backend for backend, can_run in runs.items() if can_run]
 
 
 def has_kernel(name: str, backend: str) -> bool:
@@ -42,7 +41,7 @@ def running_on(backend: str) -> Iterator[None]:
 
 
 def isa_refusals() -> dict[str, str | None]:
-    """Return, per instruction set of the CPU kernels, None or the reason why it cannot run here; lowest first."""
+    """Return, by instruction set, lowest first, None or why it cannot run here."""
     missing = _native.why_missing("_cpu")
     if missing is not None:
         return dict.fromkeys(ISAS, missing)
@@ -72,6 +71,6 @@ def instruction_set(name: str) -> Iterator[None]:
 
 
 def implementations(name: str) -> dict[str, str]:
-    """Return, per backend, "ok" or the reason why it cannot run ``name`` on CPU tensors (for doctor and benchmarks)."""
-    found = {backend: implementation(name, backend, ()) for backend in BACKENDS}
-    return {backend: "ok" if callable(what) else str(what) for backend, what in found.items()}
+    """Return, by backend, "ok" or why it cannot run ``name`` on CPU tensors."""
+    answers = {backend: implementation(name, backend, ()) for backend in BACKENDS}
+    return {backend: "ok" if callable(answer) else answer for backend, answer in answers.items()}

@@ -29,7 +29,7 @@ def to_float64(value: Any) -> Any:
 
 
 def error(got: Tensor, truth: Tensor) -> float:
-    """Return the max-abs error of ``got``; NaN or infinity where truth is finite is an infinite error."""
+    """Return the max-abs error of ``got``; infinite where it is not finite and truth is."""
     if truth.numel() == 0:
         return 0.0
     difference = (got.detach().double().cpu() - truth.detach().double().cpu()).abs()
@@ -37,7 +37,7 @@ def error(got: Tensor, truth: Tensor) -> float:
 
 
 def bound(eager: Tensor, truth: Tensor, depth: float) -> float:
-    """Return the largest error that the rule allows; ``depth`` counts the additions behind one output."""
+    """Return the largest error that the rule allows for ``depth`` additions behind one output."""
     if truth.numel() == 0:
         return 0.0
     floor = torch.finfo(eager.dtype).eps * math.sqrt(max(depth, 1.0)) * float(truth.abs().max())

@@ -66,7 +66,7 @@ class Graph:
 
 
 class _Literals(TorchFunctionMode):
-    """Tensors of Python numbers on the device: torch builds them below all modes, so they are built on the host and sent."""
+    """Tensors of Python numbers: torch builds them below all modes, so the host does."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

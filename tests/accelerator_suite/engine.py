@@ -1,4 +1,4 @@
-"""The engine on an emulated accelerator: nothing of the host meets the device, nothing waits, and a recorded step replays."""
+"""The engine on an emulated accelerator: no host tensor meets it, nothing waits, steps replay."""
 
 import logging
 
@@ -92,7 +92,10 @@ CALLS = {  # what runs, how often the host may wait for the device, how often it
     "grad_jvp": (jvp, 0, 0),
     "trajectory_match": (lambda t, to, v, x, y, z, lr: matched(t, to, x, y, lr), 0, 3),
     "with soft labels, a mask and checkpoints": (
-        lambda t, to, v, x, y, z, lr: matched(t, to, x, z, lr, mask=(v > 0).to(v), checkpoint_every=2), 0, 3,
+        lambda t, to, v, x, y, z, lr: matched(
+            t, to, x, z, lr, mask=(v > 0).to(v), checkpoint_every=2
+        ),
+        0, 3,
     ),
     "tesla": (lambda t, to, v, x, y, z, lr: matched(t, to, x, y, lr, grad_mode="tesla"), 0, 3),
     "a group": (group, 0, 3),

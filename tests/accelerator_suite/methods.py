@@ -1,4 +1,4 @@
-"""Whole runs on an emulated accelerator: the bits of the CPU, and how often an outer step waits for the device."""
+"""Whole runs on an emulated accelerator: the bits of the CPU, and the waits of an outer step."""
 
 import pytest
 import torch

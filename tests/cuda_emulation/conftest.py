@@ -1,4 +1,4 @@
-"""Compiles the test kernels with g++, plainly, under ASan and UBSan, and with the portable fiber switch."""
+"""The test kernels compiled with g++: plain, under ASan and UBSan, with the portable switch."""
 
 import os
 import shutil

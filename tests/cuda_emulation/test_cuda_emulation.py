@@ -30,7 +30,7 @@ def source_lane(kind, lane, argument, width):
 
 
 # --- correct kernels
-# ---------------------------------------------------------------------------------------------------------
+#
 
 
 @pytest.mark.parametrize("dtype", ["float", "double", "int"])
@@ -168,7 +168,7 @@ def test_launches_from_several_host_threads(emulated):
 
 
 # --- the order of the fibers
-# -------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_barrier_shows_and_a_present_one_holds(emulated):
@@ -212,7 +212,7 @@ def test_the_seed_counts_launches_unless_it_is_given(plain):
 
 
 # --- faults
-# ------------------------------------------------------------------------------------------------------------------
+#
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_sanitizers_see_into_kernels(sanitized, command, kind):
 
 
 # --- one source
-# --------------------------------------------------------------------------------------------------------------
+#
 
 
 @pytest.mark.parametrize("source", ["kernels.cu", "faulty.cu"])

@@ -1,4 +1,4 @@
-"""Without the emulation half of the kernel tests would be missing from a suite that passes: then this one fails."""
+"""Fails where the emulation is not built: half of the kernel tests would be missing unnoticed."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Rows of `python -m benchmarks.run` in ``<out>/benchmarks.csv``: what is committed, and what ``fastest.json`` is made from."""
+"""Rows of `python -m benchmarks.run` in ``<out>/benchmarks.csv``, for ``fastest.json`` too."""
 
 import contextlib
 import io
@@ -50,7 +50,7 @@ def measure(report: Report, device: torch.device, name: str, extra: list[str]) -
 
 
 def choose(report: Report) -> None:
-    """Report which kernels were faster on this GPU; committed rows make ``kdistill/ops/fastest.json`` of it."""
+    """Report which kernels were faster on this GPU, for ``kdistill/ops/fastest.json``."""
     _table.Journal(report.out / ROWS_FILE)  # rows of a stage that was cut off
     with report.trying("fastest.json") as values:
         values["fastest"] = _table.fastest(_table.read_rows(report.out / ROWS_FILE))

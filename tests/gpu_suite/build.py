@@ -1,4 +1,4 @@
-"""`_cpu` and `_cuda` built for this GPU alone, into build/gpu-check, and what ptxas says of every kernel."""
+"""`_cpu` and `_cuda` built for this GPU alone, and what ptxas reports of every kernel."""
 
 import importlib.util
 import os
@@ -109,8 +109,8 @@ def stage(report: Report, device: torch.device, is_tiny: bool, folder: Path = FO
         return  # a CUDA module without a GPU: the stages that follow run what is installed
     with report.trying("import") as values:
         done = subprocess.run(
-            [sys.executable, "-c", IMPORTS], cwd=ROOT, env={**os.environ, "KDISTILL_NATIVE_DIR": str(native)},
-            capture_output=True, text=True,
+            [sys.executable, "-c", IMPORTS], cwd=ROOT, env={**os.environ,
+            "KDISTILL_NATIVE_DIR": str(native)}, capture_output=True, text=True,
         )  # fmt: skip
         values["said"] = done.stdout.strip()
         if done.returncode:

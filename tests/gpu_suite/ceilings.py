@@ -1,4 +1,4 @@
-"""What this device can do at most: bytes moved by a copy, and products in float32, TF32 and bfloat16."""
+"""The ceilings of this device: bytes moved by a copy, products in float32, TF32, bfloat16."""
 
 import sys
 

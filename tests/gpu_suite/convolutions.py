@@ -1,4 +1,4 @@
-"""cuDNN's convolutions by memory layout, precision and batch, with the names of the kernels that it chooses."""
+"""cuDNN's convolutions by memory layout, precision and batch, with the kernels that it chooses."""
 
 import sys
 from functools import partial

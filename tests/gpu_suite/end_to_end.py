@@ -1,4 +1,4 @@
-"""Whole calls by batch, precision, and plain or recorded, beside the published unroll; and a deep network on large images."""
+"""Whole calls by batch, precision and recording, beside the published unroll; a deep network."""
 
 import sys
 from functools import partial
@@ -68,7 +68,9 @@ def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
         )
     for precision, graph in product(precisions, (False, True)):
         deep = Deep(device, is_tiny)
-        what = f"ConvNet-5 on {deep.images.shape[-1]} pixels, {deep.steps} steps, {precision}, {'recorded' if graph else 'plain'}"
+        how = "recorded" if graph else "plain"
+        size = deep.images.shape[-1]
+        what = f"ConvNet-5 on {size} pixels, {deep.steps} steps, {precision}, {how}"
         with report.trying(what) as values, use_precision(precision, device):
             readings = interleaved({"": partial(deep.ours, cuda_graph=graph)}, seconds, clock)[""]
             values.update(

@@ -1,4 +1,4 @@
-"""Versions, the GPU, which backend every op takes, and which packages the other stages will miss."""
+"""Versions, the GPU, the backend of every op, and packages that other stages will miss."""
 
 import importlib.util
 import shutil

@@ -1,4 +1,4 @@
-"""`pytest -m gpu` in several processes, each test with a time limit; a test that ends its process does not end the others."""
+"""`pytest -m gpu` in several processes, so that a test that ends its process ends no other."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ FINISHED = (0, 1, 5)  # pytest's exit status: all passed, some failed, none was 
 def share(
     report: Report, part: int, parts: int, folder: Path, arguments: list[str], seconds: float
 ) -> int:
-    """Run one share of the tests, in as many processes as it takes; return how many tests ended theirs."""
+    """Run one share of the tests; return how many of them ended their process."""
     file, ended = folder / f"begun-{part}.txt", set()
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""The exact trajectory gradient against plain autograd in float64, and in every precision against float64."""
+"""The exact trajectory gradient against autograd in float64, and by precision against float64."""
 
 import sys
 from typing import Any
@@ -20,7 +20,7 @@ DSA = Augment("color_crop_cutout_flip_scale_rotate", siamese=False, key=1, align
 
 
 class Problem:
-    """One small trajectory; everything random comes from the host, so that it is the same on every device."""
+    """One small trajectory, drawn on the host, so that it is the same on every device."""
 
     def __init__(
         self, device: torch.device, is_tiny: bool, *, is_soft: bool = False, groups: int = 0

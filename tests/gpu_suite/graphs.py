@@ -1,4 +1,4 @@
-"""Recorded steps against plain ones, what is left after a recording that fails, and the same bits twice."""
+"""Recorded steps against plain ones, recovery from a failed recording, and the same bits twice."""
 
 import logging
 import sys
@@ -36,7 +36,7 @@ class Said(logging.Handler):
 
 
 def replays_are_plain(problem: Problem, grad_mode: str) -> float:
-    """Return the largest distance of three recorded steps from plain ones, with other draws each."""
+    """Return the largest distance of three recorded steps from plain ones, each with new draws."""
     worst = 0.0
     with Said() as said, use_precision("fp32", problem.device):
         for step in range(3):

@@ -1,4 +1,4 @@
-"""Real runs on real digits: the loss curve and the accuracy on this device, beside those of the CPU."""
+"""Real runs on real digits: loss curve and accuracy on this device, beside those of the CPU."""
 
 import importlib.util
 import sys
@@ -22,7 +22,7 @@ METHODS = {"dm": {}, "dc": {"outer_steps": 2, "inner_epochs": 1, "iterations": 2
 def curve(
     method: str, options: dict[str, object], device: torch.device
 ) -> tuple[list[float], float]:
-    """Return the loss at every look, and the accuracy of networks trained on the result, in percent."""
+    """Return the loss of every logged step, and the accuracy of networks trained on the result."""
     looks: list[float] = []
     data = kdistill.load_data("digits")
     small = kdistill.distill(

@@ -1,4 +1,4 @@
-"""A pytest plugin of the GPU check: one share of the tests, a time limit for each, and a row per test that is on disk.
+"""A pytest plugin of the GPU check: a share of the tests, a time limit and a row for each.
 
 A test that runs out of time ends the process with the traceback of every thread; the next process
 leaves out what has run."""

@@ -1,4 +1,4 @@
-"""One outer step under torch's profiler: how many kernels, how busy the GPU is, and what turns layouts around."""
+"""One outer step under torch's profiler: kernels, how busy the GPU is, changes of layout."""
 
 import re
 import sys

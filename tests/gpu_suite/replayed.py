@@ -1,4 +1,4 @@
-"""Kernels alone: the time of every op by graph replay over rotated inputs, beside a copy of the bytes of its tensors."""
+"""Kernels alone: every op by graph replay over rotated inputs, beside a copy of its bytes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Rows of the GPU check: JSON lines that are on disk before the next thing is tried.  Without torch, for processes around it."""
+"""Rows of the GPU check: JSON lines, on disk before the next thing is tried.  Without torch."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ class Skipped(Exception):
 
 @dataclass
 class Report:
-    """The rows of one stage: JSON lines in ``<out>/rows.jsonl``, ``status`` is "ok", "failed: ..." or "skipped: ..."."""
+    """The rows of one stage in ``<out>/rows.jsonl``; their status says how it went."""
 
     out: Path
     stage: str
@@ -46,7 +46,7 @@ class Report:
 
     @contextmanager
     def trying(self, what: str, **values: Any) -> Iterator[dict[str, Any]]:
-        """Write a row for the block: what it put into the dictionary, or why it failed; the next block runs in any case."""
+        """Write a row for the block, with values or why it failed; the next block runs anyway."""
         began, status = time.perf_counter(), "ok"
         try:
             yield values

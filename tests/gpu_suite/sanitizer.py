@@ -1,4 +1,4 @@
-"""The CUDA kernels on tiny shapes under compute-sanitizer: memcheck, racecheck and initcheck, side by side."""
+"""The CUDA kernels on tiny shapes under compute-sanitizer: memcheck, racecheck, initcheck."""
 
 import os
 import re
@@ -50,7 +50,8 @@ def run(tool: str, device: torch.device, report: Report) -> None:
         ]
         done = subprocess.run(
             [str(program()), "--tool", tool, "--target-processes", "all", sys.executable, *smoke],
-            cwd=ROOT, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=ROOT, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         if "Device not supported" in done.stdout:
             raise Skipped("compute-sanitizer does not support this machine")

@@ -1,4 +1,4 @@
-"""Every op on every backend and in both dtypes against the float64 reference, its outputs poisoned before the kernels write.
+"""Every op on every backend and dtype against the float64 reference, with poisoned outputs.
 
 A kernel that breaks the process's CUDA context breaks every later call in it: the rest is then run
 in a new process."""
@@ -79,7 +79,7 @@ def is_broken(device: torch.device) -> bool:
 def run(
     report: Report, device: torch.device, is_tiny: bool, first: int, only: str, share: str = "0/1"
 ) -> int | None:
-    """Try combination ``first`` and those after it; return where a new process has to go on, or None at the end.
+    """Try combinations from ``first`` on; return where a new process has to go on, None at the end.
 
     ``only`` names a backend, and ``share`` is part/parts of the combinations.
     """
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def in_parallel(command: list[str], parts: int) -> int:
-    """Run every backend in a process of its own, and Triton, which compiles, in several; return 1 if one of them failed."""
+    """Run every backend in its own process, Triton in several; return 1 if one of them failed."""
     shares = [
         ("reference", "0/1"),
         ("cuda", "0/1"),

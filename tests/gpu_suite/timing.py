@@ -23,7 +23,7 @@ def nbytes(values: Any) -> int:
 
 
 def copies(inputs: tuple[Any, ...], is_tiny: bool) -> list[tuple[Any, ...]]:
-    """Return the inputs, and as many copies of them as make every call read memory and not the cache."""
+    """Return the inputs and enough copies for every call to read memory and not the cache."""
     wanted = 2 if is_tiny else max(2, min(MOST_COPIES, CACHE_NBYTES // max(1, nbytes(inputs)) + 1))
     return [tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs) for _ in range(wanted)]
 
@@ -31,7 +31,7 @@ def copies(inputs: tuple[Any, ...], is_tiny: bool) -> list[tuple[Any, ...]]:
 def replayed_ms(
     function: Callable[..., object], rotated: Sequence[tuple[Any, ...]], device: torch.device
 ) -> float:
-    """Return milliseconds per call: kernels alone, from a recording on a GPU; plain calls elsewhere."""
+    """Return milliseconds per call: of the kernels alone on a GPU, of plain calls elsewhere."""
 
     def every_call() -> None:
         for inputs in rotated:

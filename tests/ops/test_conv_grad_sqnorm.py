@@ -13,8 +13,8 @@ CASE = case("conv_grad_sqnorm")
 
 
 @given(
-    n=st.integers(0, 3), c=st.integers(1, 5), k=st.integers(1, 5), h=st.integers(3, 9), w=st.integers(3, 9),
-    p=st.integers(0, 3), gram=st.booleans(), channels_last=st.booleans(),
+    n=st.integers(0, 3), c=st.integers(1, 5), k=st.integers(1, 5), h=st.integers(3, 9),
+    w=st.integers(3, 9), p=st.integers(0, 3), gram=st.booleans(), channels_last=st.booleans(),
 )  # fmt: skip
 def test_any_shape_and_stride(n, c, k, h, w, p, gram, channels_last):
     shape = Shape(n=n, c=c, k=k, h=h, w=w, p=p, form="gram" if gram else "products")

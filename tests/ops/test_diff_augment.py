@@ -29,8 +29,9 @@ def table(*rows):
 
 
 @given(
-    b=st.integers(0, 9), c=st.integers(1, 6), h=st.integers(1, 20), w=st.integers(1, 20), pad=st.integers(1, 3),
-    align=st.integers(0, 1), family=st.sampled_from(["mixed", "wild_singular_far_outside"]),
+    b=st.integers(0, 9), c=st.integers(1, 6), h=st.integers(1, 20), w=st.integers(1, 20),
+    pad=st.integers(1, 3), align=st.integers(0, 1),
+    family=st.sampled_from(["mixed", "wild_singular_far_outside"]),
 )  # fmt: skip
 def test_any_shape_stride_and_alignment(b, c, h, w, pad, align, family):
     shape = Shape(b=b, c=c, h=h, w=w, family=family, align=align)

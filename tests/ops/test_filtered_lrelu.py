@@ -17,9 +17,9 @@ CASE = case("filtered_lrelu")
 
 
 @given(
-    n=st.integers(0, 3), c=st.integers(1, 20), h=st.integers(1, 9), w=st.integers(1, 25), up=st.integers(1, 4),
-    down=st.integers(1, 4), t=st.integers(0, 13), s=st.integers(0, 13), pads=st.tuples(*[st.integers(-3, 14)] * 2),
-    layout=st.sampled_from(LAYOUTS),
+    n=st.integers(0, 3), c=st.integers(1, 20), h=st.integers(1, 9), w=st.integers(1, 25),
+    up=st.integers(1, 4), down=st.integers(1, 4), t=st.integers(0, 13), s=st.integers(0, 13),
+    pads=st.tuples(*[st.integers(-3, 14)] * 2), layout=st.sampled_from(LAYOUTS),
 )  # fmt: skip
 def test_any_shape_stride_alignment_and_padding(n, c, h, w, up, down, t, s, pads, layout):
     low, high = pads
@@ -33,7 +33,7 @@ def test_any_shape_stride_alignment_and_padding(n, c, h, w, up, down, t, s, pads
 
 
 def by_definition(x, bias, up_taps, down_taps, up, down, padding, slope, gain, clamp):
-    """Return the op of one map, sample by sample: true convolutions of the map with zeros between and around its samples."""
+    """Return the op of one channel by its definition: true convolutions of the padded samples."""
     left, right, above, below = padding
     h, w = x.shape
     upsampled = torch.zeros(h * up, w * up, dtype=x.dtype)

@@ -17,8 +17,8 @@ CASE = case("fir_bias_act")
 
 
 @given(
-    n=st.integers(0, 3), shared=st.booleans(), c=st.integers(1, 40), h=st.integers(2, 9), w=st.integers(2, 40),
-    fir=st.integers(0, 1), layout=st.sampled_from(LAYOUTS),
+    n=st.integers(0, 3), shared=st.booleans(), c=st.integers(1, 40), h=st.integers(2, 9),
+    w=st.integers(2, 40), fir=st.integers(0, 1), layout=st.sampled_from(LAYOUTS),
 )  # fmt: skip
 def test_any_shape_stride_and_alignment(n, shared, c, h, w, fir, layout):
     shape = Shape(n=n, m=1 if shared else n, c=c, h=h, w=w, fir=fir)
@@ -88,7 +88,7 @@ def test_the_case_keeps_away_from_kinks():
         (
             {"scale": torch.randn(3)},
             ShapeError,
-            r"expected scale torch.float32 \[2, 3\] on cpu, got torch.float32 \[3\] on cpu; expand it",
+            r"expected scale torch.float32 \[2, 3\] on cpu, got .* \[3\] on cpu; expand it",
         ),
         (
             {"bias": torch.randn(2)},

@@ -1,4 +1,4 @@
-"""On which GPU and stream kernels are launched, told with a made-up `torch.cuda`: no GPU is needed."""
+"""The GPU and stream that kernels are launched on, with a made-up `torch.cuda`."""
 
 from contextlib import contextmanager
 
@@ -69,9 +69,11 @@ class Recording:
 def gpus(monkeypatch):
     made = Gpus()
     replaced = {
-        "device": made.use, "current_device": lambda: made.device, "stream": made.stream, "Stream": made.new_stream,
+        "device": made.use, "current_device": lambda: made.device,
+        "stream": made.stream, "Stream": made.new_stream,
         "current_stream": lambda: made.streams[-1], "CUDAGraph": object, "graph": made.graph,
-        "set_stream": lambda stream: made.streams.append(stream), "graph_pool_handle": lambda: (0, 7),
+        "set_stream": lambda stream: made.streams.append(stream),
+        "graph_pool_handle": lambda: (0, 7),
         "get_sync_debug_mode": lambda: made.watching, "set_sync_debug_mode": made.watch,
     }  # fmt: skip
     for name, value in replaced.items():
@@ -124,8 +126,8 @@ def test_triton_is_asked_whether_it_can_launch(triton_driver, monkeypatch):
     triton_driver.active.get_current_target = no_compiler
     why = triton_backend.supports(tensor_on("cuda:1"))
     assert (
-        why
-        == "Triton cannot use its driver: Failed to find C compiler. Please specify via CC environment variable."
+        why == "Triton cannot use its driver: Failed to find C compiler. "
+        "Please specify via CC environment variable."
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     why = triton_backend.supports(tensor_on("cuda:2"))

@@ -1,4 +1,4 @@
-"""Every CPU kernel with every instruction set that this machine offers; the suite's summary says which ones those are."""
+"""Every CPU kernel with every instruction set of this machine; the suite's summary names them."""
 
 import pytest
 import torch

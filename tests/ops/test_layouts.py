@@ -1,4 +1,4 @@
-"""Whatever an op behind its public function is handed, it raises or computes what the reference computes."""
+"""A registered op raises or computes what the reference computes, whatever it is called with."""
 
 import pytest
 import torch
@@ -138,7 +138,8 @@ def test_wrong_arguments_raise_or_give_the_numbers_of_the_reference(name, calls)
 def test_a_map_in_another_order_is_refused_with_what_to_call(backend):
     x, row = torch.randn(2, 3, 4, 6), torch.ones(1, 3)
     expected = (
-        r"^norm_act_pool: expected x in channels-last memory, got \[2, 3, 4, 6\] with strides \[72, 24, 6, 1\]; "
+        r"^norm_act_pool: expected x in channels-last memory, "
+        r"got \[2, 3, 4, 6\] with strides \[72, 24, 6, 1\]; "
         r"call kdistill.ops.norm_act_pool, which converts its arguments$"
     )
     with running_on(backend), pytest.raises(ShapeError, match=expected):
@@ -169,8 +170,9 @@ def test_a_gradient_of_another_size_is_refused_where_the_engine_calls():
     x, row = torch.randn(2, 3, 4, 6), torch.ones(3)
     _, mean, rstd = norm_act_pool_fwd(x, row, row)
     expected = (
-        r"^norm_act_pool_bwd: expected grad torch.float32 \[2, 3, 2, 3\] on cpu, got torch.float32 \[2, 3, 1, 1\] on cpu; "
-        "pass what the forward was given and returned$"
+        r"^norm_act_pool_bwd: expected grad torch.float32 \[2, 3, 2, 3\] on cpu, "
+        r"got torch.float32 \[2, 3, 1, 1\] on cpu; "
+        "pass inputs and results of the forward$"
     )
     with pytest.raises(ShapeError, match=expected):
         norm_act_pool_bwd(torch.randn(2, 3, 1, 1), x, row, row, mean, rstd)

@@ -19,8 +19,8 @@ CASE = case("norm_act_pool")
 
 # w >= 3: in an image that is one window the gradients cancel to rounding
 @given(
-    n=st.integers(0, 3), rows=st.integers(0, 2), c=st.integers(1, 40), h=st.integers(2, 9), w=st.integers(3, 9),
-    layout=st.sampled_from(LAYOUTS),
+    n=st.integers(0, 3), rows=st.integers(0, 2), c=st.integers(1, 40), h=st.integers(2, 9),
+    w=st.integers(3, 9), layout=st.sampled_from(LAYOUTS),
 )  # fmt: skip
 def test_any_shape_stride_and_alignment(n, rows, c, h, w, layout):
     shape = Shape(n=n * max(rows, 1), c=c, h=h, w=w, g=rows)

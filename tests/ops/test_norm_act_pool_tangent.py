@@ -1,4 +1,4 @@
-"""The tangents of norm_act_pool: value and derivative of the forward and of the backward pass, in one fused pass each."""
+"""The tangents of norm_act_pool: value and derivative of both passes, in one fused pass each."""
 
 import math
 
@@ -129,8 +129,8 @@ def test_values_are_those_without_a_tangent_bit_by_bit(backend, shape, dtype):
 
 # h >= 4: in an image that is one window the gradients cancel to rounding
 @given(
-    n=st.integers(0, 3), groups=st.integers(0, 2), c=st.integers(1, 70), h=st.integers(4, 9), w=st.integers(3, 9),
-    layout=st.sampled_from(["contiguous", "strided", "misaligned"]),
+    n=st.integers(0, 3), groups=st.integers(0, 2), c=st.integers(1, 70), h=st.integers(4, 9),
+    w=st.integers(3, 9), layout=st.sampled_from(["contiguous", "strided", "misaligned"]),
 )  # fmt: skip
 def test_any_shape_stride_and_alignment(n, groups, c, h, w, layout):
     shape = Shape(n=n * max(groups, 1), c=c, h=h, w=w, g=groups)

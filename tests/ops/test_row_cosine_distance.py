@@ -109,7 +109,7 @@ def test_wrong_tables_are_named(rows):
         ({2: RowTable([(0, 4)], 5)}, r"expected syn and real \[5\] or \[G, 5\]"),
         (
             {3: torch.ones(3)},
-            r"expected mask .* \[4\] on cpu, got .* \[3\] on cpu; pass one number, 0 or 1, per parameter",
+            r"mask .* \[4\] on cpu, got .* \[3\] on cpu; pass one number, 0 or 1, per parameter",
         ),
         (
             {3: torch.ones(4, dtype=torch.bool)},

@@ -91,7 +91,7 @@ def test_a_soft_label_on_one_class_is_a_hard_one(backend):
         (
             torch.zeros(3, 2),
             torch.zeros(2, dtype=torch.int64),
-            r"expected labels torch.int64 \[3\] .* \[2\] on cpu; pass one class index, or one row of",
+            r"expected labels torch.int64 \[3\] .* \[2\] on cpu; pass one class index, or one row",
         ),
         (torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.float64), r"convert with .to\(logits\)"),
         (

@@ -78,9 +78,8 @@ def check_sums(shape, terms):
 
 
 @given(
-    n=st.integers(0, 3), c=st.integers(1, 20), k=st.integers(1, 20), h=st.integers(1, 13), w=st.integers(1, 13),
-    p=st.integers(1, 3),
-    layout=st.sampled_from(LAYOUTS),
+    n=st.integers(0, 3), c=st.integers(1, 20), k=st.integers(1, 20), h=st.integers(1, 13),
+    w=st.integers(1, 13), p=st.integers(1, 3), layout=st.sampled_from(LAYOUTS),
 )  # fmt: skip
 def test_any_shape_stride_and_alignment(n, c, k, h, w, p, layout):
     shape = Shape(n=n, c=c, k=k, h=h, w=w, p=p)

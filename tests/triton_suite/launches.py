@@ -1,4 +1,4 @@
-"""What the Triton kernels are launched with, and their compilation for a GPU that need not be there.
+"""The arguments of Triton launches, and their compilation for a GPU that need not be present.
 
 The signatures are those of real launches: the ops run on the cases with ``JITFunction.run``
 replaced by a recorder."""
@@ -40,7 +40,7 @@ ALIGNED = 16
 
 @dataclass(frozen=True)
 class Launch:
-    """What decides the code of a kernel: types of the arguments, constants, and which arguments are multiples of 16."""
+    """What decides the code of a kernel: argument types, constants, divisibility by 16."""
 
     kernel: triton.JITFunction
     signature: tuple[tuple[str, str], ...]

@@ -6,7 +6,7 @@ from kdistill.testing.tolerance import assert_close_enough, to_float64
 
 
 def second_gradients(case, function, inputs):
-    """Return the gradients of <gradient, random direction> in the differentiable inputs and in the cotangent."""
+    """Return the gradients of <gradient, direction> in the inputs and in the cotangent."""
     generator = torch.Generator().manual_seed(1)
 
     def randn_like(x):

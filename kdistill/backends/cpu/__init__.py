@@ -20,13 +20,13 @@ supports = partial(_native.refusal, "_cpu")
 
 
 def launch(op: str, tensors: Sequence[Tensor | None], *numbers: float) -> None:
-    """Run a kernel of the first tensor's dtype: addresses (0 for None), numbers, number of threads."""
+    """Run the kernel for the first tensor's dtype on addresses (0 for None), numbers, threads."""
     run = _native.kernel("_cpu", op, tensors[0].dtype)  # type: ignore[union-attr]
     run(*[0 if t is None else t.data_ptr() for t in tensors], *numbers, torch.get_num_threads())
 
 
 def new_output(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return ``like.new_empty(shape)``, on huge pages where the system gives fresh memory anyway."""
+    """Return ``like.new_empty(shape)``, on huge pages where the memory is fresh anyway."""
     out = like.new_empty(shape)
     if out.nbytes >= _FRESH_NBYTES:
         _native.function("_cpu", "advise_huge_pages")(out.data_ptr(), out.nbytes)

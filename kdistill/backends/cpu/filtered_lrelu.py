@@ -17,7 +17,7 @@ def _tile(width: int) -> int:
 def _scratch(
     like: Tensor, rows: int, tile: int, first: int, second: int, up: int, down: int
 ) -> tuple[Tensor, int, int]:
-    """Return memory for the factors and for every thread, and both sizes; the first filter runs first."""
+    """Return memory for the factors and for every thread, and both sizes."""
     tables = -(-(first + second + up + down + 2 * max(first, second)) // 16) * 16
     upsampled = tile * down + second
     across = (upsampled + first) // up + 2

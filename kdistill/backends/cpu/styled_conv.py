@@ -1,4 +1,4 @@
-"""styled_conv through csrc/cpu/styled_conv.cpp, with fir_bias_act and winograd_conv in the backward."""
+"""styled_conv through csrc/cpu/styled_conv.cpp, with fir_bias_act and winograd_conv behind it."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,9 @@ from kdistill.backends.cpu.winograd_conv import DOUBLED, PLANES, plan, tiles_of,
 
 
 def styled_conv(
-    x: Tensor,
-    weight: Tensor,
-    styles: Tensor,
-    bias: Tensor,
-    noise: Tensor | None,
-    taps: Tensor | None,
-    act: Activation,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor, noise: Tensor | None,
+    taps: Tensor | None, act: Activation, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     (n, c, h, w), k = x.shape, len(weight)
     scale, squares = x.new_empty((n, k)), x.new_empty((k, c))
     launch("styled_conv_demodulation", (weight, styles, squares, scale), n, c, k)
@@ -36,7 +30,7 @@ def styled_conv(
 
 
 def _doubled(x: Tensor, weight: Tensor, styles: Tensor) -> Tensor:
-    """Return the transposed convolution of ``x * styles`` with stride 2, ``[N, K, 2H + 1, 2W + 1]``."""
+    """Return the transposed convolution of stride 2, ``[N, K, 2H + 1, 2W + 1]``."""
     (n, c, h, w), k = x.shape, len(weight)
     y = empty_channels_last(x, n, k, 2 * h + 1, 2 * w + 1)
     memory, way = plan(x, c, k, tiles_of(x), DOUBLED, images=n)
@@ -45,18 +39,9 @@ def _doubled(x: Tensor, weight: Tensor, styles: Tensor) -> Tensor:
 
 
 def styled_conv_bwd(
-    grad: Tensor,
-    out: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    styles: Tensor,
-    taps: Tensor | None,
-    act: Activation,
-    noise_rows: int,
-    wants_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, out: Tensor, y: Tensor, scale: Tensor, x: Tensor, weight: Tensor, styles: Tensor,
+    taps: Tensor | None, act: Activation, noise_rows: int, wants_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (n, c, h, w), k, doubles = x.shape, len(weight), taps is not None
     dy, dscale, dbias, dnoise = fir_bias_act_bwd(grad, out, y, scale, taps, act, noise_rows)
     dx, dstyles = torch.empty_like(x), torch.empty_like(styles)

@@ -88,7 +88,7 @@ def weight_grad(
     *,
     doubles: bool = False,
 ) -> Tensor:
-    """Return the gradient of the weight in the convolution of ``x * scale``, plus that of another pair.
+    """Return the weight's gradient in the convolution of ``x * scale``, plus that of another pair.
 
     ``doubles``: in the transposed convolution of stride 2, without padding.
     """

@@ -11,7 +11,7 @@ supports = partial(_native.refusal, "_cuda")
 
 
 def launch(op: str, tensors: Sequence[Tensor | None], *numbers: float) -> None:
-    """Run a kernel of the first tensor's dtype and device: addresses (0 for None), numbers, stream."""
+    """Run the kernel for the first tensor's dtype on addresses (0 for None), numbers, stream."""
     first: Tensor = tensors[0]  # type: ignore[assignment]
     run = _native.kernel("_cuda", op, first.dtype, first.device)
     with _native.stream_of(first) as stream:

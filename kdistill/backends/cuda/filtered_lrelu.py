@@ -23,13 +23,9 @@ def filtered_lrelu(
 
 
 def filtered_lrelu_bwd(
-    grad: Tensor,
-    mask: Tensor,
-    up_taps: Tensor | None,
-    down_taps: Tensor | None,
-    size: list[int],
+    grad: Tensor, mask: Tensor, up_taps: Tensor | None, down_taps: Tensor | None, size: list[int],
     how: Resampling,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     g = how.geometry((*grad.shape[:2], *size), up_taps, down_taps)
     dx, dbias = empty_channels_last(grad, *g[:4]), grad.new_empty(g.c)
     partials = grad.new_empty((g.n, -(-g.height // _TILE) * -(-g.width // _TILE), g.c))

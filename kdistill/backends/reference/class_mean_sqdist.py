@@ -39,7 +39,7 @@ def class_mean_sqdist(
 def row_gradient_table(
     grad: Tensor, diff: Tensor, weights: Tensor | None, labels: Tensor, sign: float
 ) -> Tensor:
-    """Return d value / d row of each class, ``[K, F]``: ``sign * 2 * grad * w^2 * diff / count``."""
+    """Return d value / d row by class, ``[K, F]``: ``sign * 2 * grad * w^2 * diff / count``."""
     counts = class_counts(labels, diff.shape[0], diff).clamp(min=1)
     squared = diff if weights is None else weights.square() * diff
     return (sign * 2.0 * grad) * squared / counts[:, None]

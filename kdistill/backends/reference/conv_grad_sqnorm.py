@@ -1,4 +1,4 @@
-"""Reference of conv_grad_sqnorm, and the direct form that every backend shares: any floating dtype and device."""
+"""Reference of conv_grad_sqnorm, and the direct form that every backend shares."""
 
 import torch
 import torch.nn.functional as F
@@ -8,12 +8,12 @@ SCRATCH_NBYTES = 16 << 20  # of intermediate matrices at a time, so that they st
 
 
 def conv_grad_sqnorm(x: Tensor, grad: Tensor, padding: int, gram: bool) -> Tensor:
-    """Return ``[N]`` in float64 (the op rounds to the dtype of ``x``), by the definition; ``gram`` is a matter of cost."""
+    """Return ``[N]`` in float64 by the definition; ``gram`` is a matter of cost."""
     return by_products(x, grad, padding)
 
 
 def by_products(x: Tensor, grad: Tensor, padding: int) -> Tensor:
-    """Return the squared norms of the weight gradients, each made as a matrix ``[9*C, K]``, a few at a time."""
+    """Return the squared norms of the weight gradients ``[9*C, K]``, a few at a time."""
     if not x.numel() or not grad.numel():  # no image, or no channel: no gradient
         return x.new_zeros(len(x), dtype=torch.float64)
     rows = grad.flatten(2).transpose(1, 2)  # [N, h*w, K]
@@ -28,7 +28,7 @@ def by_products(x: Tensor, grad: Tensor, padding: int) -> Tensor:
 
 
 def grams(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the inner products of all pixels of ``x [n, C, H, W]`` and of ``grad``: ``[n, H*W, H*W]`` and ``[n, h*w, h*w]``."""
+    """Return the inner products of all pixels of each, ``[n, H*W, H*W]`` and ``[n, h*w, h*w]``."""
     pixels, outs = (
         t.permute(0, 2, 3, 1).flatten(1, 2) for t in (x, grad)
     )  # views where channels are last

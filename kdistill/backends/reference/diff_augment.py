@@ -102,7 +102,7 @@ def _flip(x: Tensor, p: Tensor) -> Tensor:
 
 
 def _taps(x: Tensor, p: Tensor, align_corners: bool) -> list[tuple[Tensor, Tensor]]:
-    """Return, for each of the four taps, the pixel it reads ``[N, H*W]`` and its weight, zero outside the image."""
+    """Return, for each of four taps, the pixel that it reads ``[N, H*W]`` and its weight."""
     h, w = x.shape[2:]
     size_h, size_w = (h - 1, w - 1) if align_corners else (h, w)
     dy = (torch.arange(h, device=x.device, dtype=torch.float64) - (h - 1) / 2)[:, None]  # [H, 1]

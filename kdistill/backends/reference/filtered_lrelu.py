@@ -28,7 +28,7 @@ def upfirdn(
         x: ``[N, C, H, W]``.
         taps: ``[T]`` (separable) or ``[T, T]``, a true convolution; None filters nothing.
         up: ``up - 1`` zeros come after each sample.
-        down: Every ``down``-th sample is kept, the first one included.
+        down: Every ``down``-th sample remains, the first one included.
         padding: Zeros left, right, above and below, on the upsampled grid; negative numbers crop.
         gain: Factor of the result.
     """

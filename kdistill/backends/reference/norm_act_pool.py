@@ -56,7 +56,7 @@ def norm_act_pool_bwd(
 def differentiable_bwd(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the backward from the op's inputs alone: autograd sees the statistics depend on ``x``."""
+    """Return the backward from the op's inputs alone, so that autograd sees the statistics."""
     return norm_act_pool_bwd(grad, x, weight, bias, *statistics(x, eps))
 
 
@@ -95,8 +95,8 @@ def norm_act_pool_tangent(
 
 
 def norm_act_pool_bwd_tangent(
-    grad: Tensor, grad_dot: Tensor, x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor, bias: Tensor,
-    mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
+    grad: Tensor, grad_dot: Tensor, x: Tensor, x_dot: Tensor, weight: Tensor, weight_dot: Tensor,
+    bias: Tensor, mean: Tensor, rstd: Tensor, x_dot_mean: Tensor, x_dot_proj: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (n, c, height, width), groups = x.shape, weight.shape[0]
     normed, scale = normalise(x, mean, rstd), per_image(weight, n)

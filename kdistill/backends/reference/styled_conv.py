@@ -11,7 +11,7 @@ EPS = 1e-8
 
 
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
-    """Return ``rsqrt(sum (weight * styles)^2 + 1e-8)``, ``[N, K]``, without the weights of every image."""
+    """Return ``rsqrt(sum (weight * styles)^2 + 1e-8)``, ``[N, K]``."""
     return torch.rsqrt(styles.square() @ weight.square().sum((2, 3)).T + EPS)
 
 

@@ -12,7 +12,7 @@ OLDEST_CAPABILITY = (8, 0)
 
 
 def supports(*args: Any) -> str | None:
-    """Return why Triton cannot run these arguments, or None.  Being imported at all means that Triton is installed."""
+    """Return why Triton, which is installed, cannot run these arguments; None if it can."""
     tensors = [a for a in args if isinstance(a, Tensor)]
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
@@ -21,13 +21,16 @@ def supports(*args: Any) -> str | None:
     if device == "cuda":
         return why_no_launch(tensors[0].device)
     if os.environ.get("TRITON_INTERPRET") != "1":
-        return f"the tensors are on {device}; Triton needs cuda, or TRITON_INTERPRET=1 to run slowly on the CPU"
+        return (
+            f"the tensors are on {device}; Triton needs cuda, or TRITON_INTERPRET=1 to run slowly "
+            "on the CPU"
+        )
     return None
 
 
 @functools.cache
 def why_no_launch(device: torch.device) -> str | None:
-    """Return why Triton cannot launch on a GPU (too old, no driver that it finds, no C compiler for its launcher), or None."""
+    """Return why Triton cannot launch on a GPU (its age, driver or C compiler), or None."""
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < OLDEST_CAPABILITY:
         oldest = ".".join(map(str, OLDEST_CAPABILITY))
@@ -37,12 +40,13 @@ def why_no_launch(device: torch.device) -> str | None:
 
         driver.active.get_current_target()
     except Exception as error:  # a missing compiler, driver or header comes as any kind
-        return f"Triton cannot use its driver: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return f"Triton cannot use its driver: {reason}"
     return None
 
 
 def prepared(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``function`` launching on the GPU of its first tensor: Triton launches on the current one, whatever it is passed."""
+    """Return ``function`` launching on the GPU of its first tensor, not on the current one."""
 
     @functools.wraps(function)
     def on_its_device(*args: Any) -> Any:

@@ -31,8 +31,9 @@ def _class_mean(
 
 @triton.jit
 def _class_mean_sqdist_fwd_kernel(
-    real_ptr, real_order_ptr, real_offsets_ptr, syn_ptr, syn_order_ptr, syn_offsets_ptr, weights_ptr, diff_ptr, partials_ptr,
-    F, HAS_WEIGHTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
+    real_ptr, real_order_ptr, real_offsets_ptr, syn_ptr, syn_order_ptr, syn_offsets_ptr,
+    weights_ptr, diff_ptr, partials_ptr, F, HAS_WEIGHTS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     # one program per class and BLOCK_F features: every row is read once
     c = tl.program_id(1).to(tl.int64)

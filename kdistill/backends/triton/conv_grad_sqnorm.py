@@ -1,4 +1,4 @@
-"""conv_grad_sqnorm in Triton: the library's batched products, and a kernel for the sum over pairs."""
+"""conv_grad_sqnorm in Triton: batched products of the library, a kernel for the sum over pairs."""
 
 import torch
 import triton
@@ -42,7 +42,7 @@ def _conv_grad_sqnorm_kernel(
 def conv_grad_sqnorm(x: Tensor, grad: Tensor, padding: int, gram: bool) -> Tensor:
     if not gram:
         return by_products(x, grad, padding)
-    (H, W), (h, w), found = x.shape[2:], grad.shape[2:], [x.new_zeros(0, dtype=torch.float64)]
+    (H, W), (h, w), sums = x.shape[2:], grad.shape[2:], [x.new_zeros(0, dtype=torch.float64)]
     step = gram_chunk(x, grad)
     for images, grads in zip(x.split(step), grad.split(step), strict=True):
         if len(images):
@@ -51,5 +51,5 @@ def conv_grad_sqnorm(x: Tensor, grad: Tensor, padding: int, gram: bool) -> Tenso
             _conv_grad_sqnorm_kernel[(partials.numel(),)](
                 gx, gg, partials, H, W, h, w, padding, BLOCK=_BLOCK
             )
-            found.append(partials.sum(1))
-    return torch.cat(found)
+            sums.append(partials.sum(1))
+    return torch.cat(sums)

@@ -1,4 +1,4 @@
-"""filtered_lrelu in Triton: the filters along a row are products with band matrices, those along a column are loops."""
+"""filtered_lrelu in Triton: band matrices filter along a row, loops along a column."""
 
 import torch
 import triton
@@ -42,16 +42,16 @@ def _first_sample(u, origin, UP: tl.constexpr):
 
 @triton.jit
 def _point(
-    y, mask_ptr, u, v, cols, C, S, own_u, own_v, SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr,
-    BACKWARD: tl.constexpr, SIZE: tl.constexpr, BLOCK_C: tl.constexpr,
+    y, mask_ptr, u, v, cols, C, S, own_u, own_v, SLOPE: tl.constexpr, GAIN: tl.constexpr,
+    LIMIT: tl.constexpr, BACKWARD: tl.constexpr, SIZE: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     # y [SIZE, BLOCK_C]: upsampled columns v of row u; forward: the nonlinearity, codes to the mask;
     # backward: its derivative
     quads = (S + 3) // 4
     if BACKWARD:
-        there = ((v >= 0) & (v < S))[:, None] & (cols < C)[None, :]
+        valid = ((v >= 0) & (v < S))[:, None] & (cols < C)[None, :]
         byte = tl.load(
-            mask_ptr + (u * quads + v // 4)[:, None] * C + cols[None, :], mask=there, other=0
+            mask_ptr + (u * quads + v // 4)[:, None] * C + cols[None, :], mask=valid, other=0
         )
         codes = byte.to(tl.int32) >> ((v & 3) * 2)[:, None]
         z = y * GAIN
@@ -62,22 +62,24 @@ def _point(
         codes = tl.where(y > 0.0, 1, 0) | tl.where((z >= LIMIT) | (z <= -LIMIT), 2, 0)
         codes = tl.reshape(codes << ((v & 3) * 2)[:, None], (SIZE // 4, 4, BLOCK_C))
         first = tl.min(v, axis=0) + 4 * tl.arange(0, SIZE // 4)
-        there = (first < tl.where(u < own_u, own_v, 0))[:, None] & (cols < C)[None, :]
+        valid = (first < tl.where(u < own_u, own_v, 0))[:, None] & (cols < C)[None, :]
         to = (u * quads + first // 4)[:, None] * C + cols[None, :]
-        tl.store(mask_ptr + to, tl.sum(codes, axis=1).to(tl.uint8), mask=there)
+        tl.store(mask_ptr + to, tl.sum(codes, axis=1).to(tl.uint8), mask=valid)
     z = tl.where(z > LIMIT, LIMIT, z)  # a NaN stays
     return tl.where(z < -LIMIT, -LIMIT, z)
 
 
+# one kernel is one function: its parts share what is in registers
 @triton.jit
 def _filter(
-    in_ptr, bias_ptr, first_ptr, second_ptr, mask_ptr, out_ptr, partials_ptr, C, IN_H, IN_W, R, S, H, W,
-    origin_y, origin_x, start_y, start_x, FIRST: tl.constexpr, SECOND: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
-    SCALE: tl.constexpr, SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr, BACKWARD: tl.constexpr,
-    UPSAMPLED: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr, BAND: tl.constexpr, BLOCK_C: tl.constexpr,
+    in_ptr, bias_ptr, first_ptr, second_ptr, mask_ptr, out_ptr, partials_ptr, C, IN_H, IN_W, R, S,
+    H, W, origin_y, origin_x, start_y, start_x, FIRST: tl.constexpr, SECOND: tl.constexpr,
+    UP: tl.constexpr, DOWN: tl.constexpr, SCALE: tl.constexpr, SLOPE: tl.constexpr,
+    GAIN: tl.constexpr, LIMIT: tl.constexpr, BACKWARD: tl.constexpr, UPSAMPLED: tl.constexpr,
+    SAMPLES: tl.constexpr, TILE: tl.constexpr, BAND: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    # one program per image, BAND x TILE results and BLOCK_C channels.  Upsampled sample u is the sum
-    # over j of first[j * UP + origin - u] * in[j], result o the sum over s of second[s] *
+    # one program per image, BAND x TILE results and BLOCK_C channels.  Upsampled sample u is the
+    # sum over j of first[j * UP + origin - u] * in[j], result o the sum over s of second[s] *
     # upsampled[o * DOWN + start + s].
     DTYPE: tl.constexpr = in_ptr.dtype.element_ty
     image, tiles = tl.program_id(0).to(tl.int64), tl.cdiv(W, TILE)
@@ -116,12 +118,12 @@ def _filter(
         for k in tl.static_range((FIRST + UP - 1) // UP):
             tap = phase + k * UP
             real = (tap < FIRST) & (i + k >= 0) & (i + k < IN_H)
-            there = ((j >= 0) & (j < tl.where(real, IN_W, 0)))[:, None] & inside[None, :]
+            valid = ((j >= 0) & (j < tl.where(real, IN_W, 0)))[:, None] & inside[None, :]
             x = tl.load(
-                in_ptr + ((i + k) * IN_W + j)[:, None] * C + cols[None, :], mask=there, other=0.0
+                in_ptr + ((i + k) * IN_W + j)[:, None] * C + cols[None, :], mask=valid, other=0.0
             )
             row += _taps(first_ptr, tap, real, FIRST, not BACKWARD, DTYPE) * tl.where(
-                there, x + shift[None, :], 0.0
+                valid, x + shift[None, :], 0.0
             )
         y = _product(upsampling, row, DTYPE)
         if not BACKWARD:
@@ -149,11 +151,11 @@ def _filter(
         result += factors[:, None, None] * downsampled[None, :, :]
     if BACKWARD:
         result *= SCALE
-    there = ((y0 + o_y < H)[:, None] & (x0 + o_x < W)[None, :])[:, :, None] & inside[None, None, :]
+    valid = ((y0 + o_y < H)[:, None] & (x0 + o_x < W)[None, :])[:, :, None] & inside[None, None, :]
     at = ((y0 + o_y)[:, None] * W + x0 + o_x[None, :])[:, :, None] * C + cols[None, None, :]
-    tl.store(out_ptr + at, result, mask=there)
+    tl.store(out_ptr + at, result, mask=valid)
     if BACKWARD:  # [N, tiles, C]
-        total = tl.sum(tl.sum(tl.where(there, result, 0.0), axis=0), axis=0)
+        total = tl.sum(tl.sum(tl.where(valid, result, 0.0), axis=0), axis=0)
         tl.store(
             partials_ptr + (image * tl.num_programs(1) + tl.program_id(1)) * C + cols,
             total,
@@ -164,26 +166,29 @@ def _filter(
 @triton.jit
 def _filtered_lrelu_fwd_kernel(
     x_ptr, bias_ptr, up_ptr, down_ptr, mask_ptr, out_ptr, C, IN_H, IN_W, R, S, H, W, above, left,
-    T: tl.constexpr, TAPS: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, SLOPE: tl.constexpr, GAIN: tl.constexpr,
-    LIMIT: tl.constexpr, UPSAMPLED: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr, BAND: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    T: tl.constexpr, TAPS: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, SLOPE: tl.constexpr,
+    GAIN: tl.constexpr, LIMIT: tl.constexpr, UPSAMPLED: tl.constexpr, SAMPLES: tl.constexpr,
+    TILE: tl.constexpr, BAND: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     _filter(
-        x_ptr, bias_ptr, up_ptr, down_ptr, mask_ptr, out_ptr, None, C, IN_H, IN_W, R, S, H, W, above, left, 0, 0,
-        T, TAPS, UP, DOWN, UP * UP, SLOPE, GAIN, LIMIT, False, UPSAMPLED, SAMPLES, TILE, BAND, BLOCK_C,
+        x_ptr, bias_ptr, up_ptr, down_ptr, mask_ptr, out_ptr, None, C, IN_H, IN_W, R, S, H, W,
+        above, left, 0, 0, T, TAPS, UP, DOWN, UP * UP, SLOPE, GAIN, LIMIT, False, UPSAMPLED,
+        SAMPLES, TILE, BAND, BLOCK_C,
     )  # fmt: skip
 
 
 @triton.jit
 def _filtered_lrelu_bwd_kernel(
-    grad_ptr, up_ptr, down_ptr, mask_ptr, dx_ptr, partials_ptr, C, IN_H, IN_W, R, S, H, W, above, left,
-    T: tl.constexpr, TAPS: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, SLOPE: tl.constexpr, GAIN: tl.constexpr,
-    UPSAMPLED: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr, BAND: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad_ptr, up_ptr, down_ptr, mask_ptr, dx_ptr, partials_ptr, C, IN_H, IN_W, R, S, H, W, above,
+    left, T: tl.constexpr, TAPS: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
+    SLOPE: tl.constexpr, GAIN: tl.constexpr, UPSAMPLED: tl.constexpr, SAMPLES: tl.constexpr,
+    TILE: tl.constexpr, BAND: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     # H x W: of dx; the filters exchanged, turned
     _filter(
-        grad_ptr, None, down_ptr, up_ptr, mask_ptr, dx_ptr, partials_ptr, C, IN_H, IN_W, R, S, H, W, TAPS - 1, TAPS - 1,
-        above - T + 1, left - T + 1, TAPS, T, DOWN, UP, UP * UP, SLOPE, GAIN, 0.0, True, UPSAMPLED, SAMPLES, TILE, BAND, BLOCK_C,
+        grad_ptr, None, down_ptr, up_ptr, mask_ptr, dx_ptr, partials_ptr, C, IN_H, IN_W, R, S, H, W,
+        TAPS - 1, TAPS - 1, above - T + 1, left - T + 1, TAPS, T, DOWN, UP, UP * UP, SLOPE, GAIN,
+        0.0, True, UPSAMPLED, SAMPLES, TILE, BAND, BLOCK_C,
     )  # fmt: skip
 
 
@@ -224,13 +229,9 @@ def filtered_lrelu(
 
 
 def filtered_lrelu_bwd(
-    grad: Tensor,
-    mask: Tensor,
-    up_taps: Tensor | None,
-    down_taps: Tensor | None,
-    size: list[int],
+    grad: Tensor, mask: Tensor, up_taps: Tensor | None, down_taps: Tensor | None, size: list[int],
     how: Resampling,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     g = how.geometry((*grad.shape[:2], *size), up_taps, down_taps)
     dx, tiles = empty_channels_last(grad, *g[:4]), _tiles(g.height, g.width)
     partials = grad.new_empty((g.n, tiles, g.c))

@@ -24,7 +24,8 @@ def _grad_before_activation(
 @triton.jit
 def _fir_bias_act_fwd_kernel(
     x_ptr, scale_ptr, bias_ptr, noise_ptr, taps_ptr, out_ptr, C, H, W, NOISE_STRIDE,
-    SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     # one program per image, BLOCK_P pixels of the result and BLOCK_C channels; with taps the sides
     # of x are one longer
@@ -64,7 +65,8 @@ def _fir_bias_act_fwd_kernel(
 @triton.jit
 def _fir_bias_act_bwd_kernel(
     grad_ptr, out_ptr, x_ptr, scale_ptr, taps_ptr, dx_ptr, of_noise_ptr, partials_ptr, N, C, H, W,
-    SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    SLOPE: tl.constexpr, GAIN: tl.constexpr, LIMIT: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     # one program per image, BLOCK_P pixels of x and BLOCK_C channels; its sums go to partials [2,
     # N, blocks, C]
@@ -148,14 +150,9 @@ def fir_bias_act(
 
 
 def fir_bias_act_bwd(
-    grad: Tensor,
-    out: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    taps: Tensor | None,
-    act: Activation,
+    grad: Tensor, out: Tensor, x: Tensor, scale: Tensor, taps: Tensor | None, act: Activation,
     noise_rows: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (n, c, height, width), (h, w) = x.shape, out.shape[2:]
     dx, blocks, tiles = (
         empty_channels_last(x, *x.shape),

@@ -79,8 +79,8 @@ def _norm_act_pool_fwd_kernel(
 
 @triton.jit
 def _norm_act_pool_bwd_kernel(
-    grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, dx_ptr, partials_ptr, N, C, H, W, IMAGES,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, dx_ptr, partials_ptr, N, C, H, W,
+    IMAGES, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -121,7 +121,7 @@ def _norm_act_pool_bwd_kernel(
     gain = -4.0 * scale / pixels
     slope = gain * rstd * dweight
     offset = gain * dbias
-    # every pixel, those outside the windows too: h is zero there
+    # every pixel, those outside the windows too: h is zero in those
     for first in range(0, pixels, BLOCK_P):
         p = first + tl.arange(0, BLOCK_P)
         mask = (p < pixels)[:, None] & inside[None, :]
@@ -136,7 +136,7 @@ def _norm_act_pool_bwd_kernel(
 
 
 def _launch(kernel: Any, x: Tensor, weight: Tensor, *arguments: Any, **constants: float) -> None:
-    """Run a kernel for every image and block of channels; it takes C, H, W and images per row last."""
+    """Run a kernel for every image and block of channels; its last numbers are the sizes."""
     n, c, h, w = x.shape
     if x.numel():
         numbers = (c, h, w, n // weight.shape[0])
@@ -195,8 +195,9 @@ def _dual_moments(x_ptr, x_dot_ptr, P, C, cols, inside, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def _norm_act_pool_tangent_kernel(
-    x_ptr, x_dot_ptr, weight_ptr, weight_dot_ptr, bias_ptr, bias_dot_ptr, out_ptr, out_dot_ptr, mean_ptr, rstd_ptr,
-    x_dot_mean_ptr, x_dot_proj_ptr, C, H, W, IMAGES, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    x_ptr, x_dot_ptr, weight_ptr, weight_dot_ptr, bias_ptr, bias_dot_ptr, out_ptr, out_dot_ptr,
+    mean_ptr, rstd_ptr, x_dot_mean_ptr, x_dot_proj_ptr, C, H, W, IMAGES, EPS: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -239,10 +240,12 @@ def _norm_act_pool_tangent_kernel(
         tl.store(out_dot_ptr + to, acc_dot, mask=mask)
 
 
+# one kernel is one function: its parts share what is in registers
 @triton.jit
 def _norm_act_pool_bwd_tangent_kernel(
-    grad_ptr, grad_dot_ptr, x_ptr, x_dot_ptr, weight_ptr, weight_dot_ptr, bias_ptr, mean_ptr, rstd_ptr, x_dot_mean_ptr,
-    x_dot_proj_ptr, dx_ptr, dx_dot_ptr, partials_ptr, N, C, H, W, IMAGES, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad_ptr, grad_dot_ptr, x_ptr, x_dot_ptr, weight_ptr, weight_dot_ptr, bias_ptr, mean_ptr,
+    rstd_ptr, x_dot_mean_ptr, x_dot_proj_ptr, dx_ptr, dx_dot_ptr, partials_ptr, N, C, H, W, IMAGES,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -298,7 +301,7 @@ def _norm_act_pool_bwd_tangent_kernel(
     slope, offset = gain * rstd * dweight, gain * dbias
     slope_dot = rstd * (gain * dweight_dot + (gain_dot - gain * turn) * dweight)
     offset_dot = gain * dbias_dot + gain_dot * dbias
-    # every pixel, those outside the windows too: h is zero there
+    # every pixel, those outside the windows too: h is zero in those
     for first in range(0, pixels, BLOCK_P):
         p = first + tl.arange(0, BLOCK_P)
         mask = (p < pixels)[:, None] & inside[None, :]

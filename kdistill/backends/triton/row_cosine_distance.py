@@ -20,7 +20,7 @@ def _row_cosine_distance_kernel(
     start = group * P + offset
     keep_start = start if MASK_PER_GROUP else offset
     dots = tl.zeros((BLOCK,), tl.float64)
-    squares_a, squares_b, kept = dots, dots, dots
+    squares_a, squares_b, mask_sums = dots, dots, dots
     for first in range(0, length, BLOCK):
         i = first + tl.arange(0, BLOCK)  # [BLOCK]
         a = tl.load(syn_ptr + start + i, mask=i < length, other=0.0)
@@ -29,7 +29,7 @@ def _row_cosine_distance_kernel(
             keep = tl.load(mask_ptr + keep_start + i, mask=i < length, other=0.0)
             a *= keep
             b *= keep
-            kept += keep.to(tl.float64)
+            mask_sums += keep.to(tl.float64)
         wide_a, wide_b = a.to(tl.float64), b.to(tl.float64)
         dots += wide_a * wide_b
         squares_a += wide_a * wide_a
@@ -39,7 +39,7 @@ def _row_cosine_distance_kernel(
     q = norm_a * norm_b + tl.load(eps_ptr)
     value = 1.0 - dot / q
     if MASKED:
-        value = tl.where(tl.sum(kept, axis=0) > 0.0, value, 0.0)
+        value = tl.where(tl.sum(mask_sums, axis=0) > 0.0, value, 0.0)
     tl.store(values_ptr + unit, value)
     along_a = tl.where(
         norm_a > 0.0, dot * norm_b / (tl.where(norm_a > 0.0, norm_a, 1.0) * q * q), 0.0

@@ -12,6 +12,7 @@ def _load_row(row_ptr, j, K):
     return tl.load(row_ptr + j, mask=j < K, other=float("-inf"))  # [BLOCK]
 
 
+# one kernel is one function: its parts share what is in registers
 @triton.jit
 def _softmax_scores_kernel(
     logits_ptr, labels_ptr, out_ptr, N, K, SOFT: tl.constexpr, BLOCK: tl.constexpr

@@ -10,7 +10,8 @@ _BLOCK = 2048
 
 @triton.jit
 def _step_with_dots_kernel(
-    y_ptr, x_ptr, step_ptr, out_ptr, partials_ptr, P, STEP_PER_ROW: tl.constexpr, BLOCK: tl.constexpr
+    y_ptr, x_ptr, step_ptr, out_ptr, partials_ptr, P, STEP_PER_ROW: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     # one program per BLOCK elements of a row; int64 because G*P may pass 2^31
     unit, blocks = tl.program_id(0).to(tl.int64), tl.cdiv(P, BLOCK)

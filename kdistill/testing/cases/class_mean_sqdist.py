@@ -1,21 +1,19 @@
 """Case of class_mean_sqdist."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from kdistill.backends.reference import class_mean_sqdist as reference
 from kdistill.ops import class_mean_sqdist
-from kdistill.ops.class_mean_sqdist import GRAD_ORDER, class_mean_sqdist_and_grad
-from kdistill.testing.op_case import Bench, OpCase, Shape
+from kdistill.ops.class_mean_sqdist import class_mean_sqdist_and_grad
+from kdistill.testing.cases import Bench, Inputs, OpCase, Shape
 
 
 def _reference(real, real_labels, syn, syn_labels, num_classes, weights=None) -> Tensor:
     return reference.class_mean_sqdist(real, real_labels, syn, syn_labels, num_classes, weights)[0]
 
 
-def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     labels = [torch.randint(0, s.k, (rows,), generator=generator) for rows in (s.n, s.m)]
     weights = randn(s.k, s.f) if getattr(s, "w", 0) else None
     return randn(s.n, s.f), labels[0], randn(s.m, s.f), labels[1], s.k, weights
@@ -36,7 +34,6 @@ CASE = OpCase(
     name="class_mean_sqdist",
     op=class_mean_sqdist,
     reference=_reference,
-    grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0, 2),
     tiny=Shape(n=5, m=4, f=3, k=2, w=1),

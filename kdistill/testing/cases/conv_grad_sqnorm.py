@@ -1,7 +1,5 @@
 """Case of conv_grad_sqnorm."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.func import grad as gradient_of
@@ -9,8 +7,8 @@ from torch.func import vmap
 
 from kdistill.backends.reference import conv_grad_sqnorm as reference
 from kdistill.ops import conv_grad_sqnorm
-from kdistill.ops.conv_grad_sqnorm import GRAD_ORDER, is_gram_cheaper
-from kdistill.testing.op_case import OpCase, Shape
+from kdistill.ops.conv_grad_sqnorm import is_gram_cheaper
+from kdistill.testing.cases import Inputs, OpCase, Shape
 
 
 def _op(x: Tensor, grad: Tensor, padding: int, form: str) -> Tensor:
@@ -21,7 +19,7 @@ def _reference(x: Tensor, grad: Tensor, padding: int, form: str) -> Tensor:
     return reference.conv_grad_sqnorm(x, grad, padding, form == "gram").to(x.dtype)
 
 
-def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     padding = getattr(s, "p", 1)
     out = (s.h + 2 * padding - 2, s.w + 2 * padding - 2)
     # positive maps, as behind a ReLU: their inner products have a large common part
@@ -64,7 +62,6 @@ CASE = OpCase(
     name="conv_grad_sqnorm",
     op=_op,
     reference=_reference,
-    grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0, 1),
     tiny=Shape(n=2, c=3, k=2, h=3, w=4),

@@ -1,7 +1,6 @@
 """Case of diff_augment."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +13,11 @@ from kdistill.ops.diff_augment import (
     CROP,
     CUTOUT,
     FLIP,
-    GRAD_ORDER,
     IDENTITY,
     ROW,
     diff_augment,
 )
-from kdistill.testing.op_case import OpCase, Shape
+from kdistill.testing.cases import Inputs, OpCase, Shape
 
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
@@ -63,7 +61,7 @@ def _row(family: str, h: int, w: int, u: list[float]) -> list[float]:
     return rows[family]
 
 
-def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     kinds = ["identity", *FAMILIES] if s.family == "mixed" else s.family.split("_")
     n = max(s.b, len(kinds))
     u = torch.rand(n, 4, generator=generator, dtype=torch.float64).tolist()
@@ -151,7 +149,6 @@ CASE = OpCase(
     name="diff_augment",
     op=_op,
     reference=_reference,
-    grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0,),
     tiny=Shape(b=7, c=2, h=3, w=4, family="mixed"),

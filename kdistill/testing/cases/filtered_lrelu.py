@@ -9,8 +9,7 @@ from torch import Tensor
 from kdistill.backends.arguments import Resampling
 from kdistill.backends.reference import filtered_lrelu as reference
 from kdistill.ops import filtered_lrelu
-from kdistill.ops.filtered_lrelu import GRAD_ORDER
-from kdistill.testing.op_case import OpCase, Shape
+from kdistill.testing.cases import Inputs, OpCase, Shape
 
 _SLOPE, _GAIN, _CLAMP = 0.2, math.sqrt(2.0), 0.4
 _EDGES = (
@@ -18,8 +17,8 @@ _EDGES = (
     _CLAMP / _GAIN,
     -_CLAMP / (_GAIN * _SLOPE),
 )  # of the upsampled value: where the derivative jumps
-# of every map; the one whose upsampled values stay furthest from the edges is taken: no rounding flips
-# a mask
+# of every map; the one whose upsampled values stay furthest from the edges is taken: no rounding
+# flips a mask
 _DRAWS = 4
 
 
@@ -33,7 +32,7 @@ def op(
     padding: tuple[int, ...],
 ) -> Tensor:
     """Return the op with the numbers of the case."""
-    given = {
+    numbers = {
         "up": up,
         "down": down,
         "padding": padding,
@@ -41,7 +40,7 @@ def op(
         "gain": _GAIN,
         "clamp": _CLAMP,
     }
-    return filtered_lrelu(x, bias, up_taps, down_taps, **given)
+    return filtered_lrelu(x, bias, up_taps, down_taps, **numbers)
 
 
 def _reference(x: Tensor, bias: Tensor, up_taps: Any, down_taps: Any, *factors: Any) -> Tensor:
@@ -50,12 +49,12 @@ def _reference(x: Tensor, bias: Tensor, up_taps: Any, down_taps: Any, *factors: 
 
 
 def channels_first(x: Tensor, *others: Any) -> Tensor:
-    """Return the same by one operator after the other, in the memory format of the published networks."""
+    """Return the same by one operator after the other, channels first as published."""
     return _reference(x.contiguous(), *others)
 
 
 def taps_of(count: int) -> Tensor | None:
-    """Return a low-pass filter of sum 1 in float64, not symmetric, so that a turn shows; None for 0."""
+    """Return an asymmetric low-pass filter of sum 1 in float64; None for no taps."""
     if count == 0:
         return None
     at = torch.arange(count, dtype=torch.float64)
@@ -63,7 +62,7 @@ def taps_of(count: int) -> Tensor | None:
     return line / line.sum()
 
 
-def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     bias = randn(s.c)
     up_taps, down_taps = (
         None if t is None else t.to(bias.dtype) for t in (taps_of(s.t), taps_of(s.s))
@@ -121,13 +120,12 @@ CASE = OpCase(
     name="filtered_lrelu",
     op=op,
     reference=_reference,
-    grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0, 1),
     tiny=Shape(n=2, c=2, h=4, w=3, up=2, down=2, t=6, s=4, low=3, high=2),
-    # one pixel; a vector tail and sides that no factor divides; an upsampling by 4 that crops; no image;
-    # more than a tile of columns; no filter at all; more zeros around than the filters are long;
-    # factors 1 and 3
+    # one pixel; a vector tail and sides that no factor divides; an upsampling by 4 that crops; no
+    # image; more than a tile of columns; no filter at all; more zeros around than the filters are
+    # long; factors 1 and 3
     shapes=[
         Shape(n=1, c=1, h=1, w=1, up=1, down=1, t=1, s=1, low=0, high=0),
         Shape(n=2, c=13, h=7, w=5, up=2, down=2, t=12, s=12, low=9, high=8),
@@ -149,7 +147,7 @@ CASE = OpCase(
     ],
     depth=lambda s: (
         s.n * s.h * s.w + max(s.t, s.s) * 4
-    ),  # sums over maps and images behind dbias, taps along both axes
+    ),  # sums over pixels and images behind dbias, taps along both axes
     flops=_flops,
     bytes=lambda s, itemsize: (
         s.n * s.c * (2 * itemsize * (s.h * s.w + _upsampled(s) / s.down**2) + _upsampled(s) / 2)

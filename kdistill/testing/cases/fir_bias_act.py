@@ -1,7 +1,6 @@
 """Case of fir_bias_act."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +9,7 @@ from torch import Tensor
 from kdistill.backends.arguments import Activation
 from kdistill.backends.reference import fir_bias_act as reference
 from kdistill.ops import fir_bias_act
-from kdistill.ops.fir_bias_act import GRAD_ORDER
-from kdistill.testing.op_case import OpCase, Shape
+from kdistill.testing.cases import Inputs, OpCase, Shape
 
 NUMBERS = _SLOPE, _GAIN, _CLAMP = 0.2, math.sqrt(2.0), 2.5
 
@@ -28,9 +26,9 @@ def _reference(
 
 
 def away_from_kinks(base: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
-    """Return ``noise [M, h, w]`` drawn anew where ``base [N, C, h, w]`` with it is close to 0 or to the clamp."""
+    """Return ``noise [M, h, w]``, drawn again where ``base`` with it is close to a kink."""
     edges = torch.tensor([0.0, _CLAMP / _GAIN, -_CLAMP / (_GAIN * _SLOPE)], dtype=torch.float64)
-    best, found = noise.double(), torch.full(noise.shape, -1.0, dtype=torch.float64)
+    best, widest = noise.double(), torch.full(noise.shape, -1.0, dtype=torch.float64)
     for _ in range(30 if base.numel() else 0):
         tried = (
             torch.randn(noise.shape, generator=generator, dtype=torch.float64)
@@ -39,11 +37,11 @@ def away_from_kinks(base: Tensor, noise: Tensor, generator: torch.Generator) -> 
         )
         gap = (base + tried[:, None])[..., None].sub(edges).abs().amin((-1, 1))  # [N, h, w]
         gap = gap if len(noise) == len(base) else gap.amin(0, keepdim=True)
-        best, found = torch.where(gap > found, tried, best), torch.maximum(gap, found)
+        best, widest = torch.where(gap > widest, tried, best), torch.maximum(gap, widest)
     return best.to(noise.dtype)
 
 
-def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     x, scale, bias = (
         randn(s.n, s.c, s.h, s.w).contiguous(memory_format=torch.channels_last),
         randn(s.n, s.c),
@@ -63,7 +61,7 @@ def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
 def scale_after(
     x: Tensor, scale: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None
 ) -> Tensor:
-    """Return the same by the operators of the published network: a depthwise filter, then one operator after the other."""
+    """Return the same by the operators of the published network, one after the other."""
     if taps is not None:
         c = x.shape[1]
         x = F.conv2d(
@@ -79,7 +77,6 @@ CASE = OpCase(
     name="fir_bias_act",
     op=op,
     reference=_reference,
-    grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0, 1, 2, 3),
     tiny=Shape(n=2, m=1, c=2, h=4, w=3, fir=1),
@@ -103,7 +100,7 @@ CASE = OpCase(
     ],
     depth=lambda s: (
         max(s.n, s.c / max(s.h * s.w, 1)) * s.h * s.w + 16
-    ),  # sums over maps and images behind dbias, channels behind dnoise
+    ),  # sums over pixels and images behind dbias, channels behind dnoise
     flops=lambda s: (20 if s.fir else 6) * s.n * s.c * s.h * s.w,
     bytes=lambda s, itemsize: 6 * itemsize * s.n * s.c * s.h * s.w,
     peers={"scale_after": scale_after},

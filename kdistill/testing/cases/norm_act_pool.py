@@ -1,7 +1,5 @@
 """Case of norm_act_pool."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,13 +7,12 @@ from torch import Tensor
 from kdistill.backends.reference import norm_act_pool as reference
 from kdistill.ops import norm_act_pool
 from kdistill.ops.norm_act_pool import (
-    GRAD_ORDER,
     norm_act_pool_bwd,
     norm_act_pool_bwd_tangent,
     norm_act_pool_fwd,
     norm_act_pool_tangent,
 )
-from kdistill.testing.op_case import Bench, OpCase, Shape
+from kdistill.testing.cases import Bench, Inputs, OpCase, Shape
 
 _KINK = 0.02  # no activation is closer to the kink of the ReLU: no rounding flips its mask
 
@@ -29,7 +26,7 @@ def _rows(parameter: Tensor) -> Tensor:
 
 
 def away_from_kinks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return ``x`` with the pixels moved whose activation lies near 0; the others keep their bits."""
+    """Return ``x`` with those pixels moved whose activation lies near 0."""
     wide = x.double()
     scale, shift = (reference.per_image(_rows(p).double(), x.shape[0]) for p in (weight, bias))
     for _ in range(100):
@@ -48,7 +45,7 @@ def away_from_kinks(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return wide.to(x.dtype)
 
 
-def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     rows = (s.g, s.c) if s.g else (s.c,)
     weight, bias = randn(*rows), randn(*rows)
     weight = weight + torch.where(weight < 0, -0.3, 0.3)  # a small weight would need large moves
@@ -68,7 +65,7 @@ def _instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.avg_pool2d(F.relu(F.instance_norm(x, weight=weight, bias=bias)), 2)
 
 
-def _make_tangents(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make_tangents(s: Shape, randn, generator: torch.Generator) -> Inputs:
     x, weight, bias = _make(s, randn, generator)
     x_dot, grad, grad_dot = (
         randn(s.n, s.c, *size).contiguous(memory_format=torch.channels_last)
@@ -78,7 +75,7 @@ def _make_tangents(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ..
 
 
 def both_passes(x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot) -> tuple[Tensor, ...]:
-    """Return ``out, out_dot, dx, dx_dot, dweight, dweight_dot, dbias, dbias_dot`` from the pair without a graph."""
+    """Return the results and gradients of the pair without a graph, each before its derivative."""
     out, out_dot, *saved = norm_act_pool_tangent(x, x_dot, weight, weight_dot, bias, bias_dot)
     return (
         out,
@@ -102,7 +99,7 @@ def _reference_passes(
 def forward_over_reverse(
     x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot
 ) -> tuple[Tensor, ...]:
-    """Return the same from ``torch.func``, for a weight ``[C]``: the tangent of value and pull-back of the eager formulation."""
+    """Return the same from ``torch.func`` for a weight ``[C]``: the tangent of value and vjp."""
 
     def value_and_pull_back(
         x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor
@@ -150,7 +147,6 @@ TANGENTS = OpCase(
     name="norm_act_pool_tangent",
     op=both_passes,
     reference=_reference_passes,
-    grad_order=0,
     make=_make_tangents,
     differentiable=(),
     tiny=_TINY,
@@ -175,7 +171,6 @@ CASE = OpCase(
     name="norm_act_pool",
     op=norm_act_pool,
     reference=_reference,
-    grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0, 1, 2),
     tiny=_TINY,

@@ -1,14 +1,12 @@
 """Case of row_cosine_distance."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from kdistill.backends.reference import row_cosine_distance as reference
 from kdistill.ops import row_cosine_distance
-from kdistill.ops.row_cosine_distance import EPS, GRAD_ORDER, RowTable
-from kdistill.testing.op_case import OpCase, Shape
+from kdistill.ops.row_cosine_distance import EPS, RowTable
+from kdistill.testing.cases import Inputs, OpCase, Shape, drawn_mask, mask_numel
 
 
 def _reference(
@@ -26,18 +24,13 @@ def _table(s: Shape) -> RowTable:
     return RowTable([(s.gap + i * step, s.n) for i in range(s.r)], s.gap + s.r * step)
 
 
-def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     rows = _table(s)
     groups = (s.g,) if hasattr(s, "g") else ()
     real = randn(*groups, rows.numel)
     syn = 0.3 * real + randn(*groups, rows.numel)
-    kept = {"none": None, "shared": (rows.numel,), "own": (*groups, rows.numel)}[
-        getattr(s, "mask", "none")
-    ]
-    if kept is None:
-        return syn, real, rows, None
-    mask = (torch.rand(*kept, generator=generator, dtype=torch.float64) < 0.7).to(syn)
-    if s.r > 2:  # one row is left out altogether
+    mask = drawn_mask(s, syn, generator)
+    if mask is not None and s.r > 2:  # one row is left out altogether
         mask[..., s.gap + s.n + s.gap : s.gap + 2 * s.n + s.gap] = 0
     return syn, real, rows, mask
 
@@ -84,7 +77,7 @@ def _elements(s: Shape) -> int:
 
 
 def _bytes(s: Shape, itemsize: int) -> float:
-    masks = {"none": 0, "shared": _table(s).numel, "own": _elements(s)}[getattr(s, "mask", "none")]
+    masks = mask_numel(s, _elements(s), _table(s).numel)
     return itemsize * (3 * _elements(s) + masks)
 
 
@@ -92,7 +85,6 @@ CASE = OpCase(
     name="row_cosine_distance",
     op=row_cosine_distance,
     reference=_reference,
-    grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0, 1),
     tiny=Shape(g=2, r=3, n=5, gap=1),

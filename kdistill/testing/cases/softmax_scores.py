@@ -1,22 +1,19 @@
 """Case of softmax_scores."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdistill.backends.reference import softmax_scores as reference
 from kdistill.ops import softmax_scores
-from kdistill.ops.softmax_scores import GRAD_ORDER
-from kdistill.testing.op_case import OpCase, Shape
+from kdistill.testing.cases import Inputs, OpCase, Shape
 
 
 def _reference(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     return reference.softmax_scores(logits, labels).unbind(0)
 
 
-def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     logits = getattr(s, "scale", 1) * randn(s.n, s.k)
     if getattr(s, "soft", False):
         return logits, 3.0 * randn(s.n, s.k)
@@ -40,7 +37,6 @@ CASE = OpCase(
     name="softmax_scores",
     op=softmax_scores,
     reference=_reference,
-    grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0,),
     tiny=Shape(n=3, k=4),

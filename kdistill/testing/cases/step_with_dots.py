@@ -1,21 +1,18 @@
 """Case of step_with_dots."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from kdistill.backends.reference import step_with_dots as reference
 from kdistill.ops import step_with_dots
-from kdistill.ops.step_with_dots import GRAD_ORDER
-from kdistill.testing.op_case import OpCase, Shape
+from kdistill.testing.cases import Inputs, OpCase, Shape, numel_of
 
 
 def _reference(y: Tensor, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     return reference.step_with_dots(y, x, step, None)
 
 
-def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     rows = (s.g,) if hasattr(s, "g") else ()
     step = randn(s.g) if getattr(s, "steps", 0) else randn(1)[0].clone()
     return randn(*rows, s.p), randn(*rows, s.p), step
@@ -30,15 +27,10 @@ def _sub_and_two_dots(y: Tensor, x: Tensor, step: Tensor) -> tuple[Tensor, Tenso
     )
 
 
-def _elements(s: Shape) -> int:
-    return getattr(s, "g", 1) * s.p
-
-
 CASE = OpCase(
     name="step_with_dots",
     op=step_with_dots,
     reference=_reference,
-    grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0, 1, 2),
     tiny=Shape(g=2, p=5, steps=1),
@@ -60,7 +52,7 @@ CASE = OpCase(
     interpreted=[Shape(p=2053), Shape(g=3, p=37, steps=1)],
     bench_shapes=[Shape(p=320010), Shape(p=1 << 24)],  # ConvNet-3 of width 128; past any cache
     depth=lambda s: s.p,
-    flops=lambda s: 6 * _elements(s),
-    bytes=lambda s, itemsize: 3 * itemsize * _elements(s),
+    flops=lambda s: 6 * numel_of(s),
+    bytes=lambda s, itemsize: 3 * itemsize * numel_of(s),
     peers={"sub, 2 float64 dots": _sub_and_two_dots},
 )

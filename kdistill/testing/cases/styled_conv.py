@@ -1,7 +1,6 @@
 """Case of styled_conv."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +9,9 @@ from torch import Tensor
 from kdistill.backends.arguments import Activation
 from kdistill.backends.reference import styled_conv as reference
 from kdistill.ops import styled_conv
-from kdistill.ops.styled_conv import GRAD_ORDER
+from kdistill.testing.cases import Inputs, OpCase, Shape
 from kdistill.testing.cases.fir_bias_act import NUMBERS, away_from_kinks
 from kdistill.testing.cases.winograd_conv import GROWTH
-from kdistill.testing.op_case import OpCase, Shape
 
 
 def op(
@@ -44,7 +42,7 @@ def _reference(
     ]
 
 
-def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     x, styles = (
         randn(s.n, s.c, s.h, s.w).contiguous(memory_format=torch.channels_last),
         randn(s.n, s.c),
@@ -65,7 +63,7 @@ def grouped(
     noise: Tensor,
     taps: Tensor | None = None,
 ) -> Tensor:
-    """Return the same by the published network's way: the weights of every image, one convolution in groups."""
+    """Return the same as published: weights of every image, one convolution in groups."""
     slope, gain, clamp = NUMBERS
     (n, c, h, w), k = x.shape, len(weight)
     own = weight * styles[:, None, :, None, None]
@@ -85,7 +83,6 @@ CASE = OpCase(
     name="styled_conv",
     op=op,
     reference=_reference,
-    grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0, 1, 2, 3, 4),
     tiny=Shape(n=2, m=1, c=2, k=3, h=3, w=4, fir=0),
@@ -111,7 +108,7 @@ CASE = OpCase(
         Shape(n=10, m=1, c=128, k=128, h=16, w=16, fir=0),
         Shape(n=10, m=1, c=16, k=16, h=32, w=32, fir=0),
     ],
-    # the convolution there and back, sums over maps and images; Winograd's rounding
+    # the convolution and its transpose, sums over pixels and images; Winograd's rounding
     depth=lambda s: GROWTH**2 * (9 * (s.c + s.k) + max(s.n, 1) * (1 + s.fir) ** 2 * s.h * s.w),
     flops=lambda s: 18 * s.n * s.h * s.w * s.c * s.k,
     bytes=lambda s, itemsize: itemsize * s.n * s.h * s.w * (4 * s.c + 8 * (1 + s.fir) ** 2 * s.k),

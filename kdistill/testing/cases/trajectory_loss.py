@@ -1,15 +1,12 @@
 """Case of trajectory_loss."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdistill.backends.reference import trajectory_loss as reference
 from kdistill.ops import trajectory_loss
-from kdistill.ops.trajectory_loss import GRAD_ORDER
-from kdistill.testing.op_case import OpCase, Shape
+from kdistill.testing.cases import Inputs, OpCase, Shape, drawn_mask, mask_numel, numel_of
 
 
 def _reference(
@@ -18,15 +15,13 @@ def _reference(
     return reference.trajectory_loss(final, target, start, mask)[:2]
 
 
-def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     rows = (s.g,) if hasattr(s, "g") else ()
     start = randn(*rows, s.p)
     target, final = start + 0.5 * randn(*rows, s.p), start + 0.5 * randn(*rows, s.p)
-    kept = {"none": None, "shared": (s.p,), "own": (*rows, s.p)}[getattr(s, "mask", "none")]
-    if kept is None:
-        return final, target, start, None
-    mask = (torch.rand(*kept, generator=generator, dtype=torch.float64) < 0.7).to(start)
-    mask[..., :1] = 1  # no row without anything to compare
+    mask = drawn_mask(s, start, generator)
+    if mask is not None:
+        mask[..., :1] = 1  # no row without anything to compare
     return final, target, start, mask
 
 
@@ -46,22 +41,16 @@ def _published(
     return loss.detach(), grad
 
 
-def _elements(s: Shape) -> int:
-    return getattr(s, "g", 1) * s.p
-
-
 def _bytes(s: Shape, itemsize: int) -> float:
     # three arrays in, one out; the mask once; the gradient is read and written once more for its
     # scale
-    masks = {"none": 0, "shared": s.p, "own": _elements(s)}[getattr(s, "mask", "none")]
-    return itemsize * (6 * _elements(s) + masks)
+    return itemsize * (6 * numel_of(s) + mask_numel(s, numel_of(s), s.p))
 
 
 CASE = OpCase(
     name="trajectory_loss",
     op=trajectory_loss,
     reference=_reference,
-    grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0, 1, 2, 3),
     tiny=Shape(g=2, p=5, mask="own"),
@@ -88,7 +77,7 @@ CASE = OpCase(
         Shape(p=1 << 24),
     ],  # ConvNet-3 of width 128; past any cache
     depth=lambda s: s.p,
-    flops=lambda s: 9 * _elements(s),
+    flops=lambda s: 9 * numel_of(s),
     bytes=_bytes,
     peers={"mse_loss twice, float64, autograd": _published},
 )

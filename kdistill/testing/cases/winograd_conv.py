@@ -1,15 +1,13 @@
 """Case of winograd_conv."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdistill.ops import winograd_conv
-from kdistill.ops.winograd_conv import GRAD_ORDER
-from kdistill.testing.op_case import OpCase, Shape
+from kdistill.testing.cases import Inputs, OpCase, Shape
 
 GROWTH = 8  # of the rounding error over that of a plain sum: the bound of NUMERICS.md
 
@@ -22,7 +20,7 @@ def _contiguous(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     return F.conv2d(x.contiguous(), weight.contiguous(), padding=padding)
 
 
-def _make(s: Shape, randn, generator: torch.Generator) -> tuple[Any, ...]:
+def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     x = randn(s.n, s.c, s.h, s.w).contiguous(memory_format=torch.channels_last)
     return x, randn(s.k, s.c, 3, 3) / (3 * math.sqrt(s.c)), s.p
 
@@ -31,7 +29,6 @@ CASE = OpCase(
     name="winograd_conv",
     op=winograd_conv,
     reference=_reference,
-    grad_order=GRAD_ORDER,
     make=_make,
     differentiable=(0, 1),
     tiny=Shape(n=2, c=2, k=3, h=4, w=5, p=1),
