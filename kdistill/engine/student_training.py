@@ -1,7 +1,7 @@
 """Training a student on a set of images by SGD, the evaluation loop of the field, and accuracy.
 
-Symbols: G networks, P parameters, B images of a batch, N images in all, C channels, S their side, K
-    classes.
+Symbols: G networks, P parameters, B images of a batch, N images in all, C channels, S their side,
+    K classes.
 """
 
 import math
@@ -21,7 +21,7 @@ TEST_BATCH = 256
 
 
 class ImageRows(Protocol):
-    """Images that need not be in memory: ``source[rows]`` is a tensor ``[len(rows), C, S, S]`` of its dtype and device."""
+    """Images that need not be in memory: ``source[rows]`` is a tensor ``[len(rows), C, S, S]``."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -53,27 +53,28 @@ def train(
 
     Args:
         student: The network.
-        images: Normalised, ``[N, C, S, S]``, float32 or float64; a tensor, or anything that gives a
-            batch for its row numbers.
+        images: Normalised, ``[N, C, S, S]``, float32 or float64; a tensor, or anything that returns
+            a batch for its row numbers.
         labels: int64 ``[N]``, or float LOGITS ``[N, K]`` of soft labels.
         epochs: Passes over the images.
         lr: Learning rate of SGD.
         key: Decides initial parameters and order of every network; network g does not depend on
             ``nets``.
         batch_size: Images per step; the last batch of an epoch may be smaller.
-        momentum: Of SGD.
-        weight_decay: L2, on all parameters.
-        schedule: ``"step"``: a tenth of ``lr`` from epoch ``epochs//2 + 1`` on, with the momentum
-            started afresh there; ``"cosine"``: from ``lr`` to 0, by epoch; ``"constant"``.
+        momentum: Momentum of SGD.
+        weight_decay: L2 penalty on all parameters.
+        schedule: ``"step"``: a tenth of ``lr`` from epoch ``epochs//2 + 1`` on, where the momentum
+            starts afresh; ``"cosine"``: from ``lr`` to 0, by epoch; ``"constant"``.
         augment: ``(images, step) -> images``, deterministic in step.  Network g calls it with
             ``g*steps + step``, where ``steps`` is the number of steps of a whole run: every network
-            sees its own draws.
-        nets: G.
-        start: Parameters to begin with, ``[nets, P]``; None draws fresh ones.  It is not changed.
+            has its own draws.
+        nets: Number of networks, G.
+        start: Parameters to begin with, ``[nets, P]``, which are not changed; None draws fresh
+            ones.
         gradient: ``(theta, images, labels) -> (loss, direction)`` of a step; None is
             ``loss_and_grad``.
-        rows_of: ``epoch -> rows``, int64: what the networks see in that epoch (0 is the first), in
-            a fresh order; None is all.
+        rows_of: ``epoch -> rows``, int64: the images of that epoch (0 is the first), taken in a
+            fresh order; None takes all.
         on_epoch: Called with (epochs done, ``[nets, P]``) after every epoch; the tensor changes
             afterwards, clone to keep it.
 
@@ -87,9 +88,8 @@ def train(
         NonFiniteError: The loss stopped being finite.
 
     Cost: ``epochs * nets`` forward and backward passes over N images; memory of one chunk of images
-        and ``3*P`` numbers per
-    network.  The networks of a group run one after the other within an epoch: see docs/design/students.md
-    for the measurement.
+        and ``3*P`` numbers per network.  The networks of a group run one after the other within an
+        epoch (docs/design/students.md has the measurement).
 
     References: the evaluation loop of Zhao et al., Dataset Condensation with Gradient Matching,
         ICLR 2021.
@@ -104,23 +104,21 @@ def train(
         )
     if tuple(start.shape) != (nets, student.num_params):
         raise ShapeError(
-            f"train: expected start {[nets, student.num_params]}, got {list(start.shape)}; give "
-            "every network its own"
+            f"train: expected start {[nets, student.num_params]}, got {list(start.shape)}; pass "
+            "one row per network"
         )
     thetas = start.to(device=images.device, dtype=images.dtype, copy=True)
     velocity = torch.zeros_like(thetas)
     step = gradient or student.loss_and_grad
     count, per_epoch = images.shape[0], -(-images.shape[0] // batch_size)
     for epoch in range(epochs):
-        kept = None if rows_of is None else rows_of(epoch).to(images.device)
+        chosen = torch.arange(count) if rows_of is None else rows_of(epoch)
         rate = lr * _factor(schedule, epoch, epochs)
         if schedule == "step" and epoch == epochs // 2 + 1:
             velocity.zero_()
         for g in range(nets):
-            order = permutation(
-                make_key(key, "order", g, epoch), count if kept is None else len(kept)
-            ).to(images.device, non_blocking=True)
-            order = order if kept is None else kept[order]
+            order = permutation(make_key(key, "order", g, epoch), len(chosen))
+            order = chosen[order.to(chosen.device)].to(images.device, non_blocking=True)
             losses = []
             for index, rows in enumerate(order.split(batch_size)):
                 batch = images[rows]
@@ -152,7 +150,10 @@ def sgd_(
     momentum: float,
     weight_decay: float,
 ) -> None:
-    """Take one step of SGD in place: ``v <- momentum*v + grad + weight_decay*theta``, ``theta <- theta - lr*v``."""
+    """Take one step of SGD in place.
+
+    ``v <- momentum*v + grad + weight_decay*theta``, then ``theta <- theta - lr*v``.
+    """
     if momentum:
         velocity.mul_(momentum).add_(grad)
     else:
@@ -180,11 +181,8 @@ def accuracy(
 
     Cost: one forward pass per network.
     """
-    _check_test("accuracy", student, images, labels)
-    hits = theta.new_zeros(theta.shape[:-1], dtype=torch.float64)
-    for rows, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        hits += (student.infer(theta, rows).argmax(-1) == truth).sum(-1)
-    return hits / len(labels)
+    counts = confusion(student, theta, images, labels, batch_size=batch_size)
+    return counts.diagonal(dim1=-2, dim2=-1).sum(-1).double() / len(labels)
 
 
 @torch.no_grad()
@@ -193,7 +191,7 @@ def confusion(
 ) -> Tensor:
     """Return how many images of class i are taken for class j, int64 ``[K, K]`` or ``[G, K, K]``.
 
-    The diagonal's sum over the number of images is ``accuracy``, bit for bit.
+    The diagonal's sum over the number of images is ``accuracy``.
 
     Args:
         student: The network.
@@ -204,23 +202,17 @@ def confusion(
 
     Cost: one forward pass per network.
     """
-    _check_test("confusion", student, images, labels)
+    check_labels("confusion", labels, (images.shape[0],), student.classes)
+    if labels.is_floating_point() or not len(labels):
+        raise ConfigError(
+            "confusion: expected at least one image with an int64 label, got none; pass hard labels"
+        )
     classes = student.classes
-    counts = torch.zeros(
-        (*theta.shape[:-1], classes * classes), dtype=torch.int64, device=theta.device
-    )
+    counts = theta.new_zeros((*theta.shape[:-1], classes * classes), dtype=torch.int64)
     for rows, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         cells = truth * classes + student.infer(theta, rows).argmax(-1)
         counts.scatter_add_(-1, cells, torch.ones_like(cells))
     return counts.unflatten(-1, (classes, classes))
-
-
-def _check_test(where: str, student: Student, images: Tensor, labels: Tensor) -> None:
-    check_labels(where, labels, (images.shape[0],), student.classes)
-    if labels.is_floating_point() or not len(labels):
-        raise ConfigError(
-            f"{where}: expected at least one image with an int64 label, got none; pass hard labels"
-        )
 
 
 def _factor(schedule: str, epoch: int, epochs: int) -> float:
@@ -238,8 +230,7 @@ def _check(epochs: int, lr: float, batch_size: int, nets: int, schedule: str) ->
     if epochs < 0 or batch_size < 1 or nets < 1 or not lr > 0:
         raise ConfigError(
             f"train: expected epochs >= 0, batch_size >= 1, nets >= 1 and lr > 0, got {epochs}, "
-            f"{batch_size}, {nets} and {lr}; "
-            "correct the one that is out of range"
+            f"{batch_size}, {nets} and {lr}; correct the one that is out of range"
         )
 
 

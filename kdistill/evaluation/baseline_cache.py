@@ -20,7 +20,7 @@ from kdistill import _native
 from kdistill.artifacts.checkpoint import decode_checkpoint, encode_checkpoint
 from kdistill.artifacts.tensors import jsonable
 from kdistill.cache import CacheFile, digest_of
-from kdistill.engine.winograd_rule import asked_convolution
+from kdistill.engine.convolve import asked_convolution
 from kdistill.errors import DataError
 from kdistill.evaluation.rows import Row
 from kdistill.ops import requested_backend

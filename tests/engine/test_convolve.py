@@ -5,8 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from kdistill import ops
-from kdistill.engine.convolve import convolve, convolve_scaled
-from kdistill.engine.winograd_rule import MIN_CHANNELS
+from kdistill.engine.convolve import MIN_CHANNELS, convolve, convolve_scaled
 from kdistill.testing.backends import runnable_backends
 
 

@@ -6,19 +6,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdistill.engine.students.base import Student
+from kdistill.engine.students.base import Slot, Student
 from kdistill.engine.students.convnet.network import ConvNet
 from kdistill.engine.students.convnet.spec import NORMS
 from kdistill.engine.students.module import ModuleStudent
 from kdistill.engine.students.results import GradJvp, Trace
-from kdistill.engine.students.slots import Slot
-from kdistill.engine.students.zoo.alexnet import AlexNet
-from kdistill.engine.students.zoo.base import ZooModule
-from kdistill.engine.students.zoo.lenet import LeNet
-from kdistill.engine.students.zoo.mlp import Mlp
-from kdistill.engine.students.zoo.resnet import ResNet18
-from kdistill.engine.students.zoo.vgg import Vgg11
-from kdistill.engine.students.zoo.vit import Vit
+from kdistill.engine.students.zoo import (
+    AlexNet,
+    LeNet,
+    Mlp,
+    ResNet18,
+    Vgg11,
+    Vit,
+    ZooModule,
+)
 from kdistill.errors import ConfigError, ShapeError, did_you_mean
 
 __all__ = [

@@ -6,6 +6,7 @@ values, except that batch norm always uses the statistics of the batch, and they
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdistill.engine.precision import asked_precision
-from kdistill.engine.students.base import Student
+from kdistill.engine.students.base import Slot, Student
 from kdistill.engine.students.results import Trace
-from kdistill.engine.students.slots import Slot
 from kdistill.errors import ConfigError, ShapeError
 
 ACTIVATIONS = (
@@ -36,8 +36,8 @@ class ModuleStudent(Student):
     """A module as a function of theta; parameters in the order of ``module.named_parameters()``.
 
     The classifier is the last ``nn.Linear`` with as many outputs as there are classes: its input
-    are the features.  ``taps`` are the modules whose outputs are the maps of ``features(...,
-    layers="all")``; by default all activation modules.
+    are the features.  ``taps`` are the modules whose outputs are the feature maps of
+    ``features(..., layers="all")``; by default all activation modules.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class ModuleStudent(Student):
             n for n, m in modules.items() if isinstance(m, nn.Linear) and m.out_features == classes
         ]
         self._classifier = linears[-1] if linears else None
-        known = tuple(n for n, m in modules.items() if isinstance(m, ACTIVATIONS))
-        self.taps = known if taps is None else taps
+        activations = tuple(n for n, m in modules.items() if isinstance(m, ACTIVATIONS))
+        self.taps = activations if taps is None else taps
         self._names = [n for n, _ in self.module.named_parameters()]
         slots = [Slot(n, tuple(p.shape)) for n, p in self.module.named_parameters()]
         features = modules[self._classifier].in_features if self._classifier is not None else 0
@@ -76,12 +76,9 @@ class ModuleStudent(Student):
         if hasattr(self.module, "draw_parameters"):
             return _flat(self.module.draw_parameters(generator))
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        state = torch.get_rng_state()
-        try:
+        with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             module = _reset(copy.deepcopy(self.module)) if self._fresh is None else self._fresh()
-        finally:
-            torch.set_rng_state(state)
         return _flat([p for _, p in module.named_parameters()]).to(generator.device)
 
     def _call(self, theta: Tensor, images: Tensor) -> Tensor:
@@ -97,57 +94,49 @@ class ModuleStudent(Student):
             )
         state = dict(zip(self._names, self.unflatten(theta), strict=True))
         for name, buffer in self.module.named_buffers():
-            state[name] = (
-                buffer.to(images) if buffer.is_floating_point() else buffer.to(images.device)
-            )
+            dtype = images.dtype if buffer.is_floating_point() else None
+            state[name] = buffer.to(images.device, dtype)
         try:
             return functional_call(self.module, state, (images,))
         except RuntimeError as error:
             raise ShapeError(
                 f"{self.name}: expected a module that takes images {list(images.shape)}, got: "
-                f"{str(error).splitlines()[0]}; "
-                f"build it for {self.channels} channels of {self.size} pixels"
+                f"{str(error).splitlines()[0]}; build it for {self.channels} channels of "
+                f"{self.size} pixels"
             ) from error
 
     def _logits(self, theta: Tensor, images: Tensor) -> Tensor:
-        out = self._call(theta, images)
-        if tuple(out.shape) != (images.shape[0], self.classes):
+        return self._checked(self._call(theta, images), len(images))
+
+    def _checked(self, logits: Tensor, batch: int) -> Tensor:
+        if tuple(logits.shape) != (batch, self.classes):
             raise ShapeError(
-                f"{self.name}: expected logits [{images.shape[0]}, {self.classes}], got "
-                f"{list(out.shape)}; "
-                "let the module return one row of class logits per image"
+                f"{self.name}: expected logits [{batch}, {self.classes}], got "
+                f"{list(logits.shape)}; let the module return one row of class logits per image"
             )
-        return out
+        return logits
 
     def _features(self, theta: Tensor, images: Tensor) -> Tensor:
-        features = self._watched(theta, images, ()).features
+        features = self._watched(theta, images)[0].features
         if features is None:
             raise ConfigError(
                 f"{self.name}: expected a classifier nn.Linear(..., {self.classes}) to read "
-                "features from, got none; end the "
-                "module with one"
+                "features from, got none; end the module with one"
             )
         return features.flatten(1)
 
     def _features_and_logits(self, theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor, bool]:
-        ends: list[Tensor] = []
         if self._classifier is None:
             self._features(theta, images)  # says what is missing
-        classifier = self.module.get_submodule(str(self._classifier))
-        hook = classifier.register_forward_hook(lambda _, args, out: ends.extend((args[0], out)))
-        try:
-            logits = self._logits(theta, images)
-        finally:
-            hook.remove()
-        features, out = ends[-2:]
+        trace, out = self._watched(theta, images)
+        logits, features = self._checked(trace.logits, len(images)), trace.features
         if out is not logits or features.ndim != 2:
             raise ConfigError(
-                f"{self.name}: expected a module that returns what its classifier nn.Linear(..., "
-                f"{self.classes}) makes of one "
-                "vector per image, got something else; score with other metrics than 'grand_last', "
-                "or end the module with it"
+                f"{self.name}: expected a module that returns the result of its classifier "
+                f"nn.Linear(..., {self.classes}) for one vector per image, got something else; "
+                "score with other metrics than 'grand_last', or end the module with it"
             )
-        return features, logits, getattr(classifier, "bias", None) is not None
+        return features, logits, self.module.get_submodule(self._classifier).bias is not None
 
     def _trace(self, theta: Tensor, images: Tensor) -> Trace:
         if not self.taps:
@@ -155,29 +144,28 @@ class ModuleStudent(Student):
                 f"{self.name}: expected activation modules such as nn.ReLU, got none; use them, or "
                 "layers='last'"
             )
-        return self._watched(theta, images, self.taps)
+        return self._watched(theta, images, self.taps)[0]
 
-    def _watched(self, theta: Tensor, images: Tensor, taps: tuple[str, ...]) -> Trace:
-        """Return one pass with the outputs of ``taps`` and the input of the classifier."""
+    def _watched(
+        self, theta: Tensor, images: Tensor, taps: tuple[str, ...] = ()
+    ) -> tuple[Trace, Tensor | None]:
+        """Return one pass with the outputs of ``taps`` and the input of the classifier, and the classifier's output."""
         maps: list[Tensor] = []
-        features: list[Tensor] = []
-        hooks = [
-            self.module.get_submodule(name).register_forward_hook(
-                lambda _, __, out: maps.append(out)
-            )
-            for name in taps
-        ]
-        if self._classifier is not None:
-            classifier = self.module.get_submodule(self._classifier)
-            hooks.append(
-                classifier.register_forward_pre_hook(lambda _, args: features.append(args[0]))
-            )
-        try:
+        calls: list[tuple[Tensor | None, Tensor | None]] = [(None, None)]
+        with ExitStack() as hooks:
+            for name in taps:
+                tap = self.module.get_submodule(name)
+                hooks.enter_context(tap.register_forward_hook(lambda _, __, out: maps.append(out)))
+            if self._classifier is not None:
+                classifier = self.module.get_submodule(self._classifier)
+                hooks.enter_context(
+                    classifier.register_forward_hook(
+                        lambda _, args, out: calls.append((args[0], out))
+                    )
+                )
             logits = self._call(theta, images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return Trace(maps, features[-1] if features else None, logits)
+        features, out = calls[-1]
+        return Trace(maps, features, logits), out
 
 
 def _frozen(module: nn.Module) -> nn.Module:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from kdistill.engine.convolve import PATCH_CHANNELS, asked_convolution, uses_winograd
 from kdistill.engine.precision import asked_precision
-from kdistill.engine.winograd_rule import PATCH_CHANNELS, asked_convolution, uses_winograd
 from kdistill.errors import ShapeError
 from kdistill.ops.winograd_conv import (
     winograd_conv_input_grad,

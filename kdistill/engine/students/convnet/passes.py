@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from kdistill.engine import layers
+from kdistill.engine.students.base import unflatten
 from kdistill.engine.students.convnet.blocks import Block, Parameters, block_layers
 from kdistill.engine.students.convnet.conv_products import Convolution, Pair, convolution_for
 from kdistill.engine.students.convnet.spec import ConvNetSpec
-from kdistill.engine.students.slots import unflatten
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch.nn.functional as functional
 from torch import Tensor
 
-from kdistill.engine.students.slots import Slot
+from kdistill.engine.students.base import Slot
 from kdistill.errors import ConfigError, did_you_mean
 
 ACTIVATIONS = {

@@ -1,1 +1,0 @@
-"""The students other than the ConvNet."""
