@@ -1,4 +1,6 @@
-"""SIGKILL while a generator is saved: whatever the moment, one that loads is left, nothing is lost, the same command succeeds.
+"""SIGKILL while a generator is saved: whatever the moment, one that loads is left.
+
+Nothing is lost, and the same command succeeds.
 
 ``python -m tests.test_kills`` kills each 25 times, at moments spread over its whole duration.
 """
@@ -30,7 +32,10 @@ STEPS = ("open", "replace", "fsync", "mkdir", "rmdir", "unlink")
 def in_a_child(
     act: Callable[[], object], *, after: float | None = None, at_step: int | None = None
 ) -> tuple[float, int]:
-    """Do ``act`` in a child process, killed after so many seconds or before a step on the disk; return its seconds and steps."""
+    """Do ``act`` in a child process that is killed after some seconds or before a step on the disk.
+
+    Return its seconds and steps.
+    """
     began, (reader, writer) = time.monotonic(), os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -58,7 +63,7 @@ def in_a_child(
 
 
 def _counted(at_step: int | None) -> list[str]:
-    """Count the steps on the disk from now on, and end this process as SIGKILL does before step ``at_step``."""
+    """Count steps on the disk, and end this process as SIGKILL does before step ``at_step``."""
     done: list[str] = []
 
     def counting(real):
@@ -76,7 +81,7 @@ def _counted(at_step: int | None) -> list[str]:
 
 
 def kill(act: Callable[[], object], number: int, kills: int, seconds: float, steps: int) -> None:
-    """Kill ``act`` for the ``number``-th time of ``kills``: by turns after a time and before a step."""
+    """Kill ``act`` for the ``number``-th time: by turns after a time and before a step."""
     share = (number + 1) / (kills + 1)
     if number % 2:
         in_a_child(act, after=seconds * share)
@@ -85,7 +90,7 @@ def kill(act: Callable[[], object], number: int, kills: int, seconds: float, ste
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Return the files of a folder but the log, whose lines have times, and the checkpoint before the last."""
+    """Return the files of a folder but the log, which has times, and the older checkpoint."""
     varying = ("metrics.jsonl", "checkpoint.safetensors.prev")
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in varying}
 
@@ -97,7 +102,7 @@ def same(one, other) -> bool:
 
 
 def kill_convert(root: Path, kills: int) -> int:
-    """Kill ``prior convert`` over an earlier generator; return how many kills left the earlier one."""
+    """Kill ``prior convert`` over a generator; return how many kills left the earlier one."""
     old, new = write(root / "old.pkl", tiny_stylegan2()), write(root / "new.pkl", tiny_stylegan3())
     wanted = {"old": convert_network(old, root / "old"), "new": convert_network(new, root / "new")}
     left_old = 0
@@ -117,7 +122,7 @@ def kill_convert(root: Path, kills: int) -> int:
 
 
 def kill_train(root: Path, kills: int) -> int:
-    """Kill the end of ``prior train``: saving, measuring, saving; return how many kills left the generator before it."""
+    """Kill the end of ``prior train``; return how many kills left the generator before it."""
     data = kdistill.load_data("digits", quiet=True)
 
     def train(folder: Path, iterations: int) -> None:

@@ -1,6 +1,6 @@
 """Real images that ship inside packages of the ``demo`` extra: nothing is downloaded.
 
-The packages are found without being imported.  What was parsed is kept as ``.npz`` in
+The packages are located without being imported.  What was parsed is cached as ``.npz`` in
 ``$KDISTILL_CACHE/datasets``, a folder that only its owner can write.
 """
 

@@ -53,7 +53,7 @@ class Finding:
 
 @dataclass
 class DataCheck:
-    """What ``check_data`` has to say about a data set."""
+    """What ``check_data`` says of a data set."""
 
     name: str
     findings: list[Finding] = field(default_factory=list)

@@ -172,10 +172,10 @@ class ImageDataset:
             return self, self.train.take(torch.arange(0))
         if self.validation is not None:
             return replace(self, validation=None), self.validation
-        kept, held_out = stratified_split(
+        rest, held_out = stratified_split(
             self.train.labels, fraction, seed=seed, purpose="split validation"
         )
-        return replace(self, train=self.train.take(kept)), self.train.take(held_out)
+        return replace(self, train=self.train.take(rest)), self.train.take(held_out)
 
     def to(self, device: torch.device | str) -> "ImageDataset":
         """Return the data set with every tensor on ``device``."""

@@ -246,14 +246,14 @@ def digests(images: Tensor) -> list[bytes | None]:
 
     Cost: about a second per gigabyte of float32 pixels.
     """
-    found: list[bytes | None] = []
+    result: list[bytes | None] = []
     for chunk in images.split(CHUNK):
         chunk = chunk.detach().cpu().contiguous()
         has_one_colour = (chunk == chunk[:, :, :1, :1]).flatten(1).all(1).tolist()
         for image, is_plain in zip(chunk.numpy(), has_one_colour, strict=True):
             content = repr(image.shape).encode() + image.tobytes()
-            found.append(None if is_plain else hashlib.blake2b(content, digest_size=16).digest())
-    return found
+            result.append(None if is_plain else hashlib.blake2b(content, digest_size=16).digest())
+    return result
 
 
 def by_pixels(images: Iterable[T], digest: Callable[[T], bytes | None]) -> list[list[T]]:

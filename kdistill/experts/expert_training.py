@@ -202,18 +202,18 @@ def train_experts(
         f"{store.folder}"
     )
     began = time.monotonic()
-    with status_line("experts") as say:
+    with status_line("experts") as progress:
         for done, number in enumerate(missing):
             left = (time.monotonic() - began) / done * (len(missing) - done) if done else None
             with store.claimed(number, wait=False) as is_missing:
                 if is_missing:
-                    say(
+                    progress(
                         f"training {done + 1} of {len(missing)}"
                         + ("" if left is None else f"  {duration(left)} left")
                     )
                     store.add(number, train_expert(spec, student, images, labels, number, rows_of))
         for number in (number for number in missing if not store.has(number)):
-            say(f"waiting for expert {number}, which another process is training")
+            progress(f"waiting for expert {number}, which another process is training")
             with store.claimed(number, wait=True) as is_missing:
                 if is_missing:  # the other one was stopped
                     store.add(number, train_expert(spec, student, images, labels, number, rows_of))

@@ -235,7 +235,7 @@ class TrajectoryStore:
 
         They are trained again then.
         """
-        damaged = [name for name in self.index["shards"] if self._is_damaged(name, say=True)]
+        damaged = [name for name in self.index["shards"] if self._is_damaged(name, warn=True)]
         if damaged:
             with locked(self.folder / INDEX):
                 self._reload()
@@ -244,11 +244,11 @@ class TrajectoryStore:
                         del self.index["shards"][name]
                 write_atomic(self.folder / INDEX, to_json(self.index))
 
-    def _is_damaged(self, name: str, say: bool = False) -> bool:
+    def _is_damaged(self, name: str, warn: bool = False) -> bool:
         try:
             self._check(self.folder / name)
         except DataError as error:
-            if say:
+            if warn:
                 _log.warning("%s; it is trained again now", error)
             return True
         return False
@@ -287,9 +287,9 @@ def _damaged(path: Path, got: str) -> DataError:
     )
 
 
-def _check_same(wanted: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
+def _check_same(wanted: dict[str, Any], stored: dict[str, Any], folder: Path) -> None:
     for part in ("student", "data", "selection", "settings"):
-        ours, theirs = wanted.get(part), found.get(part)
+        ours, theirs = wanted.get(part), stored.get(part)
         if ours == theirs:
             continue
         if isinstance(ours, dict) and isinstance(theirs, dict):

@@ -215,7 +215,7 @@ class Ranking:
                 f"selection: expected shares 0 <= low < high <= 1, got {low:g} and {high:g}; leave "
                 "out less"
             )
-        kept = []
+        chosen = []
         for label, rows in enumerate(self.rows):
             part = rows[quota(len(rows), low) : quota(len(rows), high)]
             if len(part) < at_least:
@@ -224,8 +224,8 @@ class Ranking:
                     f"{class_name(label, self.classes)} between the shares {low:g} and {high:g} of "
                     f"its difficulty, got {len(part)} of {len(rows)}; leave out less or add images"
                 )
-            kept.append(part)
-        return torch.cat(kept).sort().values
+            chosen.append(part)
+        return torch.cat(chosen).sort().values
 
 
 def rank(

@@ -83,8 +83,8 @@ class ScoreTable:
         """Write the table.
 
         It is one line of JSON after ``#``, then comma-separated
-        ``index,label,<metric>,<metric>_rank,...``.  A column ``file`` follows ``label`` where images
-        have files of their own.
+        ``index,label,<metric>,<metric>_rank,...``.  A column ``file`` follows ``label`` where
+        images have files of their own.
 
         Raises:
             DataError: The place cannot be written.

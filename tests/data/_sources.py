@@ -1,4 +1,4 @@
-"""What the tests of ``load_data`` share: one small data set, and stand-ins for the libraries that it reads by duck typing."""
+"""What the tests of ``load_data`` share: a small data set, and stand-ins for other libraries."""
 
 import numpy as np
 from torch.utils.data import Dataset

@@ -12,7 +12,7 @@ from tests.data._sources import SIDE, N
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """Keep the tests out of the user's cache; parsed once per run, as one folder serves them all."""
+    """Keep the tests out of the user's cache; one folder serves all of them."""
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "kdistill-cache"))
 
 
@@ -35,7 +35,10 @@ def picture() -> Callable[..., Image.Image]:
 
 @pytest.fixture
 def tree(tmp_path, picture) -> Callable[..., Path]:
-    """Return a maker of folders: ``tree({"cat": 3, "dog": 2})`` or ``tree({"train/cat": 3, ...}, mode="L", size=(6, 9))``."""
+    """Return a maker of folders.
+
+    Called as ``tree({"cat": 3, "dog": 2})`` or ``tree({"train/cat": 3}, mode="L", size=(6, 9))``.
+    """
 
     def make(counts: dict[str, int], name: str = "pets", suffix: str = ".png", **how) -> Path:
         for seed, (folder, count) in enumerate(counts.items()):

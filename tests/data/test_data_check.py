@@ -1,4 +1,4 @@
-"""``kdistill check`` and the warnings of ``load_data``: duplicates, leakage, unreadable and ignored files."""
+"""``kdistill check`` and the warnings of ``load_data``: duplicates, leakage, unusable files."""
 
 import shutil
 
@@ -43,9 +43,12 @@ def test_what_is_wrong_is_found_and_the_status_is_1(tree, monkeypatch):
     (root / "train/a/gone.png").symlink_to("nowhere")
     report = check_data(root, quiet=True)
     assert wrong(report) == {
-        "duplicates across splits", "duplicates across classes", "unreadable files", "class folders without a picture",
+        "duplicates across splits",
+        "duplicates across classes",
+        "unreadable files",
+        "class folders without a picture",
         "links and special files that are not read",
-    }  # fmt: skip
+    }
     assert (
         counts(report)["duplicates within a class"] == "1"
         and counts(report)["ignored: .mov"] == "1"

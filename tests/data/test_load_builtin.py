@@ -1,4 +1,4 @@
-"""The built-in sets: frozen splits and check values, the cache, and what happens without their packages."""
+"""The built-in sets: frozen splits and check values, the cache, and missing packages."""
 
 import hashlib
 import importlib.util

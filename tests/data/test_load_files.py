@@ -63,10 +63,23 @@ def test_pt_with_a_pair(colour, tmp_path):
 
 @pytest.mark.parametrize(
     ("mode", "suffix", "channels"),
-    [("RGB", ".png", 3), ("L", ".png", 1), ("LA", ".png", 1), ("RGBA", ".png", 3), ("P", ".png", 3), ("1", ".png", 1),
-     ("I;16", ".png", 1), ("RGB", ".jpg", 3), ("CMYK", ".jpg", 3), ("RGB", ".bmp", 3), ("RGB", ".webp", 3), ("P", ".gif", 3),
-     ("I;16", ".tif", 1), ("L", ".JPEG", 1)],
-)  # fmt: skip
+    [
+        ("RGB", ".png", 3),
+        ("L", ".png", 1),
+        ("LA", ".png", 1),
+        ("RGBA", ".png", 3),
+        ("P", ".png", 3),
+        ("1", ".png", 1),
+        ("I;16", ".png", 1),
+        ("RGB", ".jpg", 3),
+        ("CMYK", ".jpg", 3),
+        ("RGB", ".bmp", 3),
+        ("RGB", ".webp", 3),
+        ("P", ".gif", 3),
+        ("I;16", ".tif", 1),
+        ("L", ".JPEG", 1),
+    ],
+)
 def test_folders_of_every_kind_of_picture(mode, suffix, channels, tree):
     data = load(tree({"cat": 4, "dog": 3}, mode=mode, suffix=suffix))
     assert (data.channels, data.size, data.classes, data.name) == (

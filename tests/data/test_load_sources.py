@@ -314,7 +314,8 @@ def test_hugging_face_columns(colour):
         load(unusual)
     with pytest.raises(
         DataError,
-        match=r"expected a column of labels in the data set, got the columns \['a'\]; name it with label_column=",
+        match=r"expected a column of labels in the data set, got the columns \['a'\]; name it with "
+        "label_column=",
     ):
         load(HuggingFace({"a": [0]}, {"a": HFImage()}))
     with pytest.raises(DataError, match="expected a split 'train', got \\['test'\\]"):

@@ -1,4 +1,4 @@
-"""Own pictures: every file is read, named or counted; large ones quickly, and the second time from the cache."""
+"""Own pictures: every file is read, named or counted; large ones quickly, and only once."""
 
 import os
 import threading
@@ -17,7 +17,10 @@ from tests.data._sources import load
 
 @pytest.fixture
 def photographs(tmp_path, monkeypatch):
-    """Return a folder of six JPEG photographs of 400 by 300 pixels, two of them turned, and a cache of their own."""
+    """Return a folder of six JPEG photographs, 400 by 300 pixels, two of them turned.
+
+    They have a cache of their own.
+    """
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "WORTH_BYTES", 1)
     rng = np.random.default_rng(0)

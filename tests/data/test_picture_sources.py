@@ -1,4 +1,4 @@
-"""Lists of picture files: data frames, CSV files, paths; and distilled sets that are loaded again."""
+"""Lists of picture files: data frames, CSV files, paths; and distilled sets, loaded again."""
 
 import numpy as np
 import pytest
@@ -166,10 +166,15 @@ def test_validation_images_serve_for_testing_whatever_the_source(colour, tree):
 @pytest.mark.parametrize(
     ("name", "channels", "classes", "mirrors"),
     [
-        ("svhn", 3, ["a1", "b1"], False), ("mnist5k", 1, ["a1", "b1"], False), ("fashion-mnist", 1, ["coat", "bag"], True),
-        ("x", 1, "0123456789", False), ("x", 3, "0123456789", True), ("x", 1, "ab", False), ("x", 1, ["cat", "dog"], True),
+        ("svhn", 3, ["a1", "b1"], False),
+        ("mnist5k", 1, ["a1", "b1"], False),
+        ("fashion-mnist", 1, ["coat", "bag"], True),
+        ("x", 1, "0123456789", False),
+        ("x", 3, "0123456789", True),
+        ("x", 1, "ab", False),
+        ("x", 1, ["cat", "dog"], True),
     ],
-)  # fmt: skip
+)
 def test_mirroring_is_guessed_from_what_the_images_are_and_said(name, channels, classes, mirrors):
     x = np.random.default_rng(0).integers(0, 256, (40, 4, 4, channels), dtype=np.uint8)
     data = load((x, np.arange(40) % len(classes)), name=name, classes=[*classes])

@@ -1,4 +1,4 @@
-"""A file describes no more than its size allows, and is refused before what it describes is made."""
+"""A file describes no more than its size allows, or is refused before that is made."""
 
 import io
 import pickle

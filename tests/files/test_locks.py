@@ -57,7 +57,8 @@ def test_a_folder_is_used_by_one_process_and_a_killed_one_lets_go(tmp_path):
         with (
             pytest.raises(
                 ConfigError,
-                match=r"got one that another run is using; wait until it has finished, or choose another",
+                match=r"got one that another run is using; wait until it has finished, or choose "
+                "another",
             ),
             sole_use(tmp_path),
         ):

@@ -10,7 +10,7 @@ CIFAR10 = Curriculum()  # .75, 20, 40 and 60, .1 and .2
 
 
 def ranking_of(*counts, classes=()):
-    """Classes of ``counts`` images, interleaved rows, the score of an image falling with its row."""
+    """Return classes of ``counts`` images, interleaved, whose scores fall with the row."""
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
     return rank(
@@ -52,10 +52,17 @@ def test_shares_are_quotas_of_unequal_classes():
 @pytest.mark.parametrize(
     ("epoch", "window"),
     [
-        (0, (0, 0.75)), (10, (0, 0.875)), (19, (0, 0.9875)), (20, (0, 1)), (40, (0, 1)),
-        (41, (0.1, 1)), (60, (0.1, 1)), (61, (0.2, 1)), (99, (0.2, 1)),
+        (0, (0, 0.75)),
+        (10, (0, 0.875)),
+        (19, (0, 0.9875)),
+        (20, (0, 1)),
+        (40, (0, 1)),
+        (41, (0.1, 1)),
+        (60, (0.1, 1)),
+        (61, (0.2, 1)),
+        (99, (0.2, 1)),
     ],
-)  # fmt: skip
+)
 def test_the_curriculum_is_the_published_one(epoch, window):
     assert CIFAR10.window(epoch) == pytest.approx(window)
 
@@ -85,10 +92,15 @@ def test_a_curriculum_that_empties_a_class_is_refused_with_the_numbers():
 @pytest.mark.parametrize(
     "change",
     [
-        {"initial_ratio": 0.0}, {"initial_ratio": 1.5}, {"add_until": -1}, {"remove_after": (40,)}, {"remove_after": (60, 40)},
-        {"remove_ratio": (0.1, 1.0)}, {"add_until": 50},
+        {"initial_ratio": 0.0},
+        {"initial_ratio": 1.5},
+        {"add_until": -1},
+        {"remove_after": (40,)},
+        {"remove_after": (60, 40)},
+        {"remove_ratio": (0.1, 1.0)},
+        {"add_until": 50},
     ],
-)  # fmt: skip
+)
 def test_a_schedule_out_of_range_is_refused(change):
     with pytest.raises(ConfigError, match="are PAD's"):
         Curriculum(**change)

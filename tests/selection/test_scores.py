@@ -131,9 +131,17 @@ def test_forgetting_counts_what_was_right_and_is_wrong():
         right.append(student.infer(thetas[0], images).argmax(1) == labels)
 
     train(
-        student, images, labels, epochs=6, lr=0.3, key=make_key(0, "score", 0), batch_size=5, momentum=0.0, schedule="constant",
+        student,
+        images,
+        labels,
+        epochs=6,
+        lr=0.3,
+        key=make_key(0, "score", 0),
+        batch_size=5,
+        momentum=0.0,
+        schedule="constant",
         on_epoch=look,
-    )  # fmt: skip
+    )
     history = torch.stack(right)
     events = (history[:-1] & ~history[1:]).sum(0)
     wanted = torch.where(history.any(0), events, 6).float()
@@ -160,12 +168,14 @@ def test_a_file_of_other_data_is_refused(tmp_path):
     kdistill.score(drawn(), options=SMALL | {"metrics": ("el2n",)}, validation=0.0, out=tmp_path)
     with pytest.raises(
         DataError,
-        match=r"expected scores of the 27 training images, got 24 in .*; score this data set, with the",
+        match=r"expected scores of the 27 training images, got 24 in .*; score this data set, "
+        "with the",
     ):
         load_scores_of(drawn(27), tmp_path / "scores.csv")
     with pytest.raises(
         DataError,
-        match=r"expected scores of images with digest \w{12}, got \w{12} in .*; score this data set",
+        match=r"expected scores of images with digest \w{12}, got \w{12} in .*; score this data "
+        "set",
     ):
         load_scores_of(drawn(seed=1), tmp_path / "scores.csv")
 

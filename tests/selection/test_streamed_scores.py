@@ -100,7 +100,8 @@ def test_only_scores_are_made_of_streamed_data():
     for use in (kdistill.distill, train_experts, plan):
         with pytest.raises(
             ConfigError,
-            match=r"expected images in memory, got streamed ones \(for score alone\); leave stream out",
+            match=r"expected images in memory, got streamed ones \(for score alone\); leave "
+            "stream out",
         ):
             use(data)
 
@@ -122,7 +123,8 @@ def test_what_cannot_be_streamed_is_named(tmp_path):
         )
     with pytest.raises(
         DataError,
-        match=r"expected square images of one size, got 8 \(train image 0\) and 9×9 \(train image 3\)",
+        match=r"expected square images of one size, got 8 \(train image 0\) and 9×9 "
+        r"\(train image 3\)",
     ):
         odd = [*images[:3], np.zeros((9, 9, 3), np.uint8)]
         kdistill.load_data(Pictures(odd, labels), stream=True, quiet=True)
