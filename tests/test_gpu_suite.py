@@ -142,12 +142,9 @@ def test_the_gradient_is_that_of_autograd_and_a_wrong_one_is_told(report, monkey
     right = gradient.trajectory_match
 
     def wrong(*arguments, grad_mode="adjoint", **options):
-        found = right(*arguments, grad_mode=grad_mode, **options)
-        return (
-            found
-            if grad_mode == "unroll"
-            else replace(found, grad_images=found.grad_images * (1 + 1e-6))
-        )
+        match = right(*arguments, grad_mode=grad_mode, **options)
+        scaled = match.grad_images * (1 + 1e-6)
+        return match if grad_mode == "unroll" else match._replace(grad_images=scaled)
 
     monkeypatch.setattr(gradient, "trajectory_match", wrong)
     gradient.stage(report, CPU, True)
