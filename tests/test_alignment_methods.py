@@ -1,4 +1,4 @@
-"""datm and pad from data to artefact, at a size that takes a second; their windows, masks, labels and refusals."""
+"""datm and pad from data to artefact: their windows, labels, runs and refusals."""
 
 from dataclasses import replace
 
@@ -9,17 +9,21 @@ import kdistill
 from kdistill import methods
 from kdistill.api.run import resolve
 from kdistill.data.image_dataset import fingerprint
-from kdistill.engine import build_student
 from kdistill.errors import ConfigError, DataError
 from kdistill.methods.trajectory.base import open_store
 from kdistill.methods.trajectory.datm import DatmConfig, first_logits
-from kdistill.objectives.masks import deepest, depth_mask, loss_mask
 from kdistill.selection import ScoreTable
 
 SMALL = {
-    "iterations": 20, "syn_steps": 3, "max_start_epoch": 2, "first_max_start_epoch": 1, "expand_until": 10, "width": 4,
-    "num_experts": 2, "batch_syn": None,
-}  # fmt: skip
+    "iterations": 20,
+    "syn_steps": 3,
+    "max_start_epoch": 2,
+    "first_max_start_epoch": 1,
+    "expand_until": 10,
+    "width": 4,
+    "num_experts": 2,
+    "batch_syn": None,
+}
 FIEX = {"score_nets": 1, "score_epochs": 1, "initial_ratio": 0.5, "add_until": 2}
 
 
@@ -30,7 +34,7 @@ def digits():
 
 @pytest.fixture(autouse=True, scope="module")
 def own_cache(tmp_path_factory):
-    """Keep experts and scores of these tests out of the user's cache, and share them within the module."""
+    """Keep experts and scores out of the user's cache, and share them within the module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDISTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -43,50 +47,23 @@ def run(digits, name, given=None, **options):
     )
 
 
-# ---- masks
-
-
-def test_the_depth_mask_leaves_out_the_shallow_parameters():
-    student = build_student("convnet", channels=3, size=32, classes=10, width=128)
-    mask = depth_mask(student.num_params, 0.25)
-    assert student.num_params == 320_010
-    assert int((mask == 0).sum()) == 80_002  # floor(P / 4): block 1 (3 840) and half of block 2
-    assert torch.equal(mask, (torch.arange(320_010) >= 80_002).float())
-    assert bool((depth_mask(student.num_params, 0.0) == 1).all())
-
-
-def test_the_loss_mask_leaves_out_the_smallest_errors():
-    final, target = torch.tensor([1.0, -5.0, 0.1, 3.0, -0.2]), torch.zeros(5)
-    assert loss_mask(0.5)(final, target).tolist() == [1, 1, 0, 1, 0]
-    assert loss_mask(0.5)(torch.zeros(4), torch.zeros(4)).tolist() == [0, 0, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("ratio", "left"), [(0.0, [0, 1, 2]), (0.25, [1, 2]), (0.5, [2]), (0.75, [2]), (0.95, [2])]
-)
-def test_the_deepest_layers_are_left(ratio, left):
-    assert list(deepest(3, ratio)) == left
-
-
-@pytest.mark.parametrize("ratio", [-0.1, 1.0])
-def test_a_mask_that_leaves_nothing_is_refused(ratio):
-    with pytest.raises(ConfigError, match=r"share in \[0, 1\)"):
-        depth_mask(10, ratio)
-    with pytest.raises(ConfigError, match=r"share in \[0, 1\)"):
-        resolve("pad", "fast", {"mask_ratio": ratio})
-
-
 # ---- start epochs
 
 
 @pytest.mark.parametrize(
     ("preset", "iteration", "window"),
     [
-        ("cifar10_ipc10", 0, (0, 10)), ("cifar10_ipc10", 99, (0, 10)), ("cifar10_ipc10", 100, (0, 11)),
-        ("cifar10_ipc10", 999, (0, 19)), ("cifar10_ipc10", 1000, (0, 20)), ("cifar10_ipc10", 9999, (0, 20)),
-        ("cifar10_ipc50", 1000, (0, 30)), ("cifar10_ipc1", 0, (0, 4)), ("cifar100_ipc50", 5000, (20, 70)),
+        ("cifar10_ipc10", 0, (0, 10)),
+        ("cifar10_ipc10", 99, (0, 10)),
+        ("cifar10_ipc10", 100, (0, 11)),
+        ("cifar10_ipc10", 999, (0, 19)),
+        ("cifar10_ipc10", 1000, (0, 20)),
+        ("cifar10_ipc10", 9999, (0, 20)),
+        ("cifar10_ipc50", 1000, (0, 30)),
+        ("cifar10_ipc1", 0, (0, 4)),
+        ("cifar100_ipc50", 5000, (20, 70)),
     ],
-)  # fmt: skip
+)
 def test_the_window_of_start_epochs_is_the_published_one(preset, iteration, window):
     assert resolve("datm", preset, {}).window(iteration) == window
 

@@ -116,7 +116,8 @@ def test_label_logits_move_by_a_share_of_their_own_norm():
 def test_without_a_gradient_a_learning_rate_has_to_be_named(value):
     with pytest.raises(
         ConfigError,
-        match=r"lr_images: expected gradients (and images to find it|to find the learning rate) from",
+        match=r"lr_images: expected gradients "
+        r"(and images to find it|to find the learning rate) from",
     ):
         calibrate(problem(lambda *_: Step(torch.zeros(()), torch.full_like(IMAGES, value))))
 

@@ -92,7 +92,8 @@ def test_loops_follow_the_images_per_class(ipc, loops):
 def test_a_network_that_diverges_is_named(digits, tmp_path):
     with pytest.raises(
         NonFiniteError,
-        match=r"network of matching step \d+ to train .* lower lr_net \(now 1e\+38\) .* is saved in",
+        match=r"network of matching step \d+ to train .* lower lr_net \(now 1e\+38\) .* "
+        r"is saved in",
     ):
         run(digits, lr_net=1e38, given={"out": tmp_path})
 
@@ -127,7 +128,8 @@ def test_bad_options_are_refused(digits, change):
 def test_a_mask_that_leaves_biases_alone_is_refused(digits):
     with pytest.raises(
         ConfigError,
-        match=r"expected weights to be left to compare, got 0.9999, which leaves out \d+ of \d+ para",
+        match=r"expected weights to be left to compare, got 0.9999, which leaves out \d+ of "
+        r"\d+ para",
     ):
         run(digits, mask_ratio=0.9999)
     run(digits, mask_ratio=0.9999, distance="cosine", iterations=1)  # compares biases too

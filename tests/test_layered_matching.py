@@ -1,4 +1,4 @@
-"""PAD for distribution and gradient matching: the deepest layers, and real images without the hardest or easiest."""
+"""PAD for distribution and gradient matching: deepest layers, images chosen by difficulty."""
 
 import pytest
 import torch

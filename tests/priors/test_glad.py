@@ -1,4 +1,4 @@
-"""glad from a network file to an artefact, under several objectives, at a size that takes a second."""
+"""glad from a network file to an artefact, under several objectives."""
 
 import json
 

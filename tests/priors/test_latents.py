@@ -1,4 +1,4 @@
-"""Latents as a prior: rendering in chunks, the gradient of one pass, first states, and what does not fit."""
+"""Latents as a prior: rendering in chunks, the gradient of one pass, first states, refusals."""
 
 import pytest
 import torch
@@ -180,7 +180,8 @@ def test_what_does_not_fit_is_named_with_the_option_that_maps_it():
     two = {**FITS, "classes": ("cat", "dog")}
     with pytest.raises(
         ConfigError,
-        match=r"data's 2 classes, got one of 3; .* cat, dog with classes=\[...\], 2 numbers from 0 to 2",
+        match=r"data's 2 classes, got one of 3; .* cat, dog with "
+        r"classes=\[...\], 2 numbers from 0 to 2",
     ):
         check_fit(generator, **two)
     check_fit(generator, **{**two, "mapped": True})
@@ -190,7 +191,8 @@ def test_what_does_not_fit_is_named_with_the_option_that_maps_it():
         check_fit(generator, **{**FITS, "channels": 1})
     with pytest.raises(
         ConfigError,
-        match=r"data's size 28x28, got one of 16x16; load the data with size=16, or set resize=true",
+        match=r"data's size 28x28, got one of 16x16; load the data with size=16, or set "
+        r"resize=true",
     ):
         check_fit(generator, **{**FITS, "size": 28})
 
