@@ -15,7 +15,8 @@ from kdistill.priors.network_files.pickle_values import NetworkReader
 
 def test_a_setstate_cannot_change_the_reader():
     before = vars(NetworkReader).copy()
-    method = b"cbuiltins\ngetattr\n(ckdistill.priors.network_files.pickle_values\nNetworkReader\nS'read'\ntR"
+    reader = b"ckdistill.priors.network_files.pickle_values\nNetworkReader\n"
+    method = b"cbuiltins\ngetattr\n(" + reader + b"S'read'\ntR"
     record = parse(method + b"}S'__code__'\nI1\nsb.").value
     assert isinstance(record, Made)
     assert record.maker == Name("builtins", "getattr")

@@ -146,8 +146,9 @@ def _generator(value: Any, network: NetworkReader) -> Generator:
         is_stylegan2 = "synthesis.b4" in network.modules
         require(is_stylegan2, "a synthesis network that is neither StyleGAN2 nor StyleGAN3")
         generator = StyleGAN2(_stylegan2(network, common), tensors)
-    num_ws, wanted = network.value("num_ws", generator.num_ws), generator.num_ws
-    require(num_ws == wanted, f"num_ws {num_ws} where its layers need {wanted}")
+    num_ws = network.value("num_ws", generator.num_ws)
+    is_complete = num_ws == generator.num_ws
+    require(is_complete, f"num_ws {num_ws} where its layers need {generator.num_ws}")
     too_much = excess(generator)
     require(too_much is None, f"{too_much}")
     return generator

@@ -152,7 +152,7 @@ class NetworkReader:
 
 
 def require(holds: Any, got: str) -> None:
-    """Raise NotReadable, which says what was found instead, unless something holds."""
+    """Raise NotReadable, which says what the file has instead, unless something holds."""
     if not holds:
         raise NotReadable(got)
 
