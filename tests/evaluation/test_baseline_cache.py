@@ -9,7 +9,7 @@ from kdistill import _native
 from kdistill.api.evaluate import evaluate
 from kdistill.artifacts.checkpoint import encode_checkpoint
 from kdistill.artifacts.tensors import decode, encode
-from kdistill.evaluation import baseline_cache as cache
+from kdistill.evaluation import baseline_rows
 from tests.evaluation._sets import numbers, small_set
 
 
@@ -42,7 +42,7 @@ def test_a_cached_baseline_does_not_serve_anything_else(
     elif change == "seed":
         run["seed"] = 1
     elif change == "code":
-        monkeypatch.setattr(cache, "code_digest", lambda: "other")
+        monkeypatch.setattr(baseline_rows, "code_digest", lambda: "other")
     elif change == "threads":
         monkeypatch.setattr(_native, "environment", lambda: {"threads": 64})
     elif change == "convolution":
