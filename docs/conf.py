@@ -46,7 +46,7 @@ napoleon_custom_sections = ["Cost", "Symbols", ("Attributes", "params_style")]
 
 
 def site_links(text: str, source: Path, page: Path) -> str:
-    """Return ``text`` of the file ``source`` with its relative links as ``page`` must write them."""
+    """Return the text of ``source`` with its relative links as ``page`` must write them."""
 
     def rewritten(match: re.Match[str]) -> str:
         target = os.path.relpath((source.parent / match[1]).resolve(), ROOT)
@@ -74,14 +74,14 @@ def read_page(app: Sphinx, docname: str, content: list[str]) -> None:
 def read_docstring(
     app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
-    """Prepare a docstring for napoleon: titles on lines of their own, examples, no stray markup."""
+    """Prepare a docstring for napoleon: titles on their own lines, examples, no stray markup."""
     out: list[str] = []
     in_section = False  # below a title that has text beside it
     for line in lines:
         title = re.match(r"(Cost|References|Symbols): (.+)", line)
         in_section = bool(title) or (in_section and bool(line))
         if title:
-            out += [f"{title[1]}:", f"    {title[2]}"]
+            out += [f"{title[1]}:", f"    {title[2][0].upper()}{title[2][1:]}"]
         elif in_section:
             out += [f"    {line.strip()}"]
         else:
@@ -103,7 +103,7 @@ def read_signature(
     signature: str | None,
     returns: str | None,
 ) -> tuple[str | None, str | None]:
-    """Leave out the ranges that options declare, which `kdistill methods` shows, and `<factory>`."""
+    """Leave out the ranges of options, which ``kdistill methods`` shows, and ``<factory>``."""
     if signature and "Annotated[" in signature:
         parameters = inspect.signature(thing).parameters.values()  # type: ignore[arg-type]
         bare = [p.replace(annotation=p.empty) for p in parameters]

@@ -1,13 +1,11 @@
 """DSA: differentiable augmentation as a pure function of a key.
 
 Symbols: B images (or any leading dimensions, such as G groups of B), C channels, H x W pixels, S
-    parameter sets, N images that
-share a draw of the family.
+    parameter sets, N images that share a draw of the family.
 
-The draws are the published ones (docs/ops/diff_augment.md); the published code seeds the global
-generator with the clock, this
-one never touches it: the same key, step and group give the same transformation in every process,
-    for any batch.
+The draws are the published ones (docs/ops/diff_augment.md).  The published code seeds the global
+generator with the clock; this module never touches it: the same key, step and group give the same
+transformation in every process, for any batch.
 """
 
 import math
@@ -79,7 +77,7 @@ class AugmentConstants:
 
 
 def strategy_for(strategy: str, mirrors: bool) -> str:
-    """Return what ``strategy`` means: ``"auto"`` is every family, without flip where a mirrored image is no image of its class.
+    """Return the families of ``strategy``; ``"auto"`` is all, with flip only where images mirror.
 
     Args:
         strategy: Families joined by ``_``, ``"none"`` or ``"auto"``.
@@ -111,9 +109,9 @@ class Augment:
         ConfigError: Unknown family or mode.
 
     Example:
-        >>> augment = Augment("color_crop_flip", siamese=True, key=7, align_corners=False) >>> real,
-        synthetic = torch.rand(64, 3, 8, 8), torch.rand(10, 3, 8, 8) >>> pair = augment(real,
-        step=3), augment(synthetic, step=3)  # the same transformation for both
+        >>> augment = Augment("color_crop_flip", siamese=True, key=7, align_corners=False)
+        >>> real, synthetic = torch.rand(64, 3, 8, 8), torch.rand(10, 3, 8, 8)
+        >>> pair = augment(real, step=3), augment(synthetic, step=3)  # one transformation for both
 
     References: Zhao and Bilen, Dataset Condensation with Differentiable Siamese Augmentation, ICML
         2021.
@@ -159,8 +157,8 @@ class Augment:
         """Augment a batch.
 
         Args:
-            images: ``[B, C, H, W]`` or with more leading dimensions, float32 or float64, in the
-                space the network sees.
+            images: ``[B, C, H, W]`` or with more leading dimensions, float32 or float64,
+                normalised.
             step: The draw: the same step gives the same transformation.
             groups: int64, one per image (the leading shape of ``images``).  Images of one group
                 share a draw (siamese: all of it, else the family), and a group's draw depends on
@@ -183,7 +181,13 @@ class Augment:
         )
 
     def vjp(self, grad_images: Tensor, step: int = 0, groups: Tensor | None = None) -> Tensor:
-        """Return dL/dimages from dL/d(augmented images) of the call with the same step and groups; runs no forward."""
+        """Return dL/dimages of the call with the same step and groups, without running it again.
+
+        Args:
+            grad_images: dL/d(augmented images).
+            step: The draw.
+            groups: As in the call.
+        """
         return self.transpose(
             grad_images,
             self.parameters(
@@ -199,7 +203,7 @@ class Augment:
         return flat.reshape(images.shape)
 
     def transpose(self, grad_images: Tensor, parameters: Parameters) -> Tensor:
-        """Pull a gradient back with parameters drawn before; see ``parameters``."""
+        """Return the vector-Jacobian product with parameters drawn before; see ``parameters``."""
         flat = grad_images.flatten(0, -4)
         for params, index in reversed(parameters):
             flat = diff_augment_transpose(flat, params, index, align_corners=self.align_corners)
@@ -213,7 +217,7 @@ class Augment:
         groups: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> Parameters:
-        """Draw without applying, for reuse in a forward and a pull-back, or inside a captured graph.
+        """Draw without applying, for a forward pass and its vjp, or inside a captured graph.
 
         Args:
             step: The draw.
@@ -286,11 +290,13 @@ class Augment:
 def _rows(
     families: tuple[str, ...], key: int, n: int, h: int, w: int, constants: AugmentConstants
 ) -> np.ndarray:
-    """Return ``[N, 8]``: one family for all, drawn uniformly, and the parameters of each; image i has the same ones for any N."""
+    """Return ``[N, 8]``: one family for all, drawn uniformly, and the parameters of each image.
+
+    Image i has the same parameters for any N.
+    """
     if n == 1:
-        return _one_row(
-            families, key, h, w, constants
-        )  # drawn again for the synthetic half and for the pull-back
+        # drawn again for the synthetic half and for the vjp
+        return _one_row(families, key, h, w, constants)
     return _draw(families, key, n, h, w, constants)
 
 

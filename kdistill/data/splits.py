@@ -65,7 +65,7 @@ class ClassSampler:
 
     Args:
         labels: int64 ``[N]``, values ``0..num_classes-1``.
-        num_classes: K.
+        num_classes: Number of classes, K.
     """
 
     def __init__(self, labels: Tensor, num_classes: int):

@@ -105,7 +105,7 @@ def class_statistics(
         levels: Of the network.
         theta: ``[P]``.
         images: ``class -> chunks [B, C, S, S]`` of its images, at least one.
-        classes: K.
+        classes: Number of classes, K.
         weighted: Compute weights too.
 
     Cost: a forward pass over all images, with weights another backward to the first block; memory

@@ -46,8 +46,8 @@ class TrajectoryStore:
     Args:
         folder: Made at the first ``add`` if it is not there.
         identity: What the trajectories must come from; None takes what the folder says.
-        num_params: P.
-        epochs: E.
+        num_params: Number of parameters, P.
+        epochs: Number of epochs, E.
 
     Raises:
         ConfigError: The folder holds trajectories of another data set, network or recipe.

@@ -102,7 +102,7 @@ def class_mean_sqdist(
         real_labels: Class of each real row, int64 ``[N]``, in any order.
         syn: Features of the synthetic rows, ``[M, F]``, same dtype and device as ``real``.
         syn_labels: Class of each synthetic row, int64 ``[M]``.
-        num_classes: K.  A class that is absent on either side contributes 0.
+        num_classes: Number of classes, K.  A class that is absent on either side contributes 0.
         weights: ``[K, F]``, multiplies the difference inside the square (class-relevant distances);
             a constant.
 

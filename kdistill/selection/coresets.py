@@ -133,7 +133,7 @@ def select_correct(
         labels: int64 ``[N]``.
         ipc: Images per class.
         key: Key of the shuffling.
-        num_classes: K.
+        num_classes: Number of classes, K.
         classes: Names for the error message.
 
     Returns:

@@ -17,7 +17,8 @@ PAGES = [
 
 # in CONTRIBUTING.md, before a block: `path`: or Add to `path` after `line`:
 WALK = re.compile(
-    r"^(?:`(?P<new>[\w./]+)`|Add to `(?P<path>[\w./]+)` after (?P<ticks>`+) ?(?P<line>.*?) ?(?P=ticks)):"
+    r"^(?:`(?P<new>[\w./]+)`"
+    r"|Add to `(?P<path>[\w./]+)` after (?P<ticks>`+) ?(?P<line>.*?) ?(?P=ticks)):"
     r"\n\n```\w*\n(?P<text>.*?)^```$",
     flags=re.M | re.S,
 )

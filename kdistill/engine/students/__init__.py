@@ -72,7 +72,7 @@ def build_student(
             arguments that makes one (``init`` calls it again).
         channels: C, 1 or more.
         size: S, the side of the images, 8 to 256.
-        classes: N.
+        classes: Number of classes, N.
         width: Channels (or units) of the first block, 128 for ``convnet``; the others scale from it.
             Smaller values give narrow variants.
         depth: Blocks of ``convnet`` (None follows the size: 3 at 32 pixels, 4 at 64), layers of

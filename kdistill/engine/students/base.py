@@ -79,11 +79,11 @@ class Student(AutogradPasses):
 
     Attributes:
         name: E.g. ``"convnet"``.
-        channels: C.
-        size: S.
-        classes: N.
+        channels: Channels of the images, C.
+        size: Side of the images, S.
+        classes: Number of classes, N.
         slots: The parameter tensors in the order in which theta holds them, shallow to deep.
-        num_params: P.
+        num_params: Number of parameters, P.
         feature_dim: F, the length of the vector before the classifier.
     """
 

@@ -49,8 +49,8 @@ class Discriminator:
 
     Attributes:
         size: S, a power of two.
-        channels: C.
-        classes: K.
+        channels: Channels of the images, C.
+        classes: Number of classes, K.
         channel_base: A block of side s has ``min(channel_base // s, channel_max)`` features.
         channel_max: The largest number of features of a block.
     """
