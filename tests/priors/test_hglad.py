@@ -330,7 +330,7 @@ def test_the_networks_of_the_distance_are_made_once(
     assert measure.distance is measure.distance
     (kept,) = (tmp_path / "distances").iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr("kdistill.methods.latent.cached_distance.train", None)
+        patch.setattr("kdistill.methods.latent.hglad.train", None)
         again = build(
             digits, prior, weighting=weighting, objective="dc", lr_f=2.0, settings={}
         ).stages.distance

@@ -152,19 +152,6 @@ class FlatExpertsConfig(TrajectoryConfig):
         )
 
 
-@dataclass(frozen=True)
-class SoftLabels:
-    """Labels that are learned beside the images (DATM).
-
-    Attributes:
-        logits: First logits, ``[M, K]``.
-        optimizer: Their optimiser.
-    """
-
-    logits: Tensor
-    optimizer: Optimizer
-
-
 def published(
     columns: str, rows: Mapping[str, tuple[Any, ...]], **common: Any
 ) -> dict[str, dict[str, Any]]:
@@ -252,7 +239,7 @@ def build_trajectory(
     *,
     store: TrajectoryStore | None = None,
     labels_of: Callable[[Student, Tensor, Tensor, Tensor], Tensor] | None = None,
-    soft: SoftLabels | None = None,
+    soft: tuple[Tensor, Optimizer] | None = None,
     mask: Mask | None = None,
     skip_above: float | None = None,
     ema_decay: float | None = None,
@@ -268,7 +255,8 @@ def build_trajectory(
         store: The experts, or None: they are opened, and those that are missing are trained.
         labels_of: ``(student, target, images, labels) -> labels`` of the inner steps, constants of
             an iteration; None keeps the hard ones.
-        soft: Labels that are learned; None keeps the hard ones.
+        soft: First logits ``[M, K]`` of labels that are learned, and their optimiser; None keeps
+            the hard ones.
         mask: Mask of the parameters that are compared (PAD), see ``trajectory_match``.
         skip_above: An iteration with a larger loss changes nothing.
         ema_decay: Decay of a running mean of the images, which is the result.
@@ -289,8 +277,7 @@ def build_trajectory(
     if config.lr_init is not None:
         state["lr"] = images.new_full((), config.lr_init)
     if soft is not None:
-        state["label_logits"] = soft.logits.clone()
-        rules["label_logits"] = soft.optimizer
+        state["label_logits"], rules["label_logits"] = soft
     experts = expert_store(config, data) if store is None else store
     labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
     return Problem(

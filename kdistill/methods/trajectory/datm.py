@@ -30,7 +30,6 @@ from kdistill.methods.trajectory.base import (
     EXPERTS,
     FAST,
     FlatExpertsConfig,
-    SoftLabels,
     build_trajectory,
     expert_store,
     published,
@@ -187,7 +186,7 @@ def build_aligned(
         seed,
         start,
         store=store,
-        soft=SoftLabels(logits, rule),
+        soft=(logits, rule),
         mask=mask,
         skip_above=config.skip_above,
     )
