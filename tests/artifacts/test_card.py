@@ -62,7 +62,7 @@ def a_set(**fields):
 
 
 def header(text):
-    """Read the YAML subset that the header is made of, without a YAML library: ``key: value`` lines and lists."""
+    """Read the YAML of a header without a YAML library: ``key: value`` lines and lists."""
     top = {}
     for line in text.split("---\n")[1].splitlines():
         if line and line[0] not in " -":
@@ -109,14 +109,14 @@ def test_origin_and_limits():
             }
         )
     )
-    for said in (
+    for sentence in (
         "`dm` distribution matching",
         "Zhao and Bilen, WACV 2023",
         "`abc123`",
         "- **seed**: 7",
         "kdistill 0.1.0, torch 2.13.0",
     ):
-        assert said in text
+        assert sentence in text
     assert "300 iterations (stopped early), 12.3 s, peak memory 500.0 MB" in text
     assert '"seed": 7' in text and "--config config.json" in text
     assert (
@@ -154,7 +154,7 @@ def test_scores_with_spread_seeds_and_distance_from_full_data():
 
 
 @pytest.mark.parametrize(
-    ("cost", "said"),
+    ("cost", "sentence"),
     [
         (0.001, "an 8-bit export costs 0.10 points of accuracy."),
         (-0.0722, "an 8-bit export gains 7.22 points of accuracy."),
@@ -162,12 +162,12 @@ def test_scores_with_spread_seeds_and_distance_from_full_data():
         ("nan", "accuracy lost by an 8-bit export not measured."),
     ],
 )
-def test_the_cost_of_eight_bits(cost, said):
-    assert said in card(a_set(metrics={"evaluation": evaluation(eight_bit_cost=cost)}))
+def test_the_cost_of_eight_bits(cost, sentence):
+    assert sentence in card(a_set(metrics={"evaluation": evaluation(eight_bit_cost=cost)}))
 
 
 @pytest.mark.parametrize(
-    ("difference", "said"),
+    ("difference", "sentence"),
     [
         (
             {"mean": -0.032, "low": -0.041, "high": -0.023},
@@ -190,11 +190,11 @@ def test_the_cost_of_eight_bits(cost, said):
         (3, None),
     ],
 )
-def test_a_set_that_is_worse_than_random_images_is_not_praised(difference, said):
+def test_a_set_that_is_worse_than_random_images_is_not_praised(difference, sentence):
     text = card(a_set(metrics={"evaluation": evaluation(over_random={"random": difference})}))
-    assert said in text if said else "chosen at random" not in text
+    assert sentence in text if sentence else "chosen at random" not in text
     assert ("better networks than this set (convnet).**" in text.split("![All")[0]) is bool(
-        said and "BELOW" in said
+        sentence and "BELOW" in sentence
     )
 
 
@@ -223,7 +223,7 @@ def test_a_network_that_did_not_train_is_marked():
     assert "†" not in card(a_set(metrics={"evaluation": evaluation()}))
 
 
-def test_a_gap_that_is_not_closed_is_said_in_words():
+def test_a_gap_that_is_not_closed_is_put_into_words():
     text = card(a_set(metrics={"evaluation": evaluation(gap_closed=-0.53)}))
     assert (
         "closes nothing of the gap between random selection and full data: it falls behind random "

@@ -44,13 +44,16 @@ def tensor_dicts(draw):
     return tensors
 
 
+def bits(tensor):
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
 def same(one, other):
     return (
         one.keys() == other.keys()
         and all(one[k].dtype == other[k].dtype and one[k].shape == other[k].shape for k in one)
-        and all(torch.equal(one[k].contiguous().reshape(-1).view(torch.uint8), other[k].reshape(-1).view(torch.uint8))
-                for k in one if one[k].numel())
-    )  # fmt: skip
+        and all(torch.equal(bits(one[k]), bits(other[k])) for k in one if one[k].numel())
+    )
 
 
 @pytest.fixture

@@ -213,7 +213,8 @@ def test_equal_sets_give_equal_bytes_in_another_process_too(tmp_path):
     DistilledDataset.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "c")
     code = f"""
         from kdistill.artifacts import DistilledDataset
-        DistilledDataset.from_pretrained({str(tmp_path / "a")!r}).save_pretrained({str(tmp_path / "d")!r})
+        small = DistilledDataset.from_pretrained({str(tmp_path / "a")!r})
+        small.save_pretrained({str(tmp_path / "d")!r})
     """
     env = {**os.environ, "PYTHONHASHSEED": "77"}
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=env)
@@ -415,7 +416,10 @@ def test_a_link_in_a_strangers_folder_moves_nothing(tmp_path):
         a_set(seed=2).save_pretrained(tmp_path / "set"),
     )
     (folder / ".next").symlink_to(victim)
-    words = r"set/\.next: expected a folder that an interrupted save left, got a symbolic link; delete it"
+    words = (
+        r"set/\.next: expected a folder that an interrupted save left, got a symbolic link; delete "
+        "it"
+    )
     for act in (DistilledDataset.from_pretrained, a_set(seed=3).save_pretrained):
         with pytest.raises(DataError, match=words):
             act(folder)
@@ -447,7 +451,8 @@ def test_a_pipe_or_a_link_in_the_place_of_a_file_is_refused(tmp_path, name):
     (folder / name).symlink_to(tmp_path / "moved")
     with pytest.raises(
         DataError,
-        match=rf"{name}: expected a file of the artefact, got: a symbolic link, which is not followed",
+        match=rf"{name}: expected a file of the artefact, got: a symbolic link, which is not "
+        "followed",
     ):
         DistilledDataset.from_pretrained(folder)
     (folder / name).unlink()

@@ -52,7 +52,7 @@ def test_mean_and_sample_standard_deviation():
     assert row(accuracies=(0.9,)).to_dict()["std"] is None
 
 
-def test_what_the_spread_is_over_is_always_said():
+def test_every_row_says_what_its_spread_is_over():
     assert row().seeds == "1 distillation seed × 2 nets"
     assert [r.seeds for r in BASELINES] == ["2 subsets × 1 net", "1 subset × 2 nets", "2 nets"]
 
@@ -330,7 +330,7 @@ def test_what_to_dict_wrote_comes_back():
         Evaluation.from_dict({"rows": []})
 
 
-def test_merge_pools_distillation_seeds_and_counts_a_kept_baseline_once():
+def test_merge_pools_distillation_seeds_and_counts_a_cached_baseline_once():
     first = evaluation(row(), *BASELINES, seeds=(0,), notes=("n",))
     second = evaluation(
         row(accuracies=(0.8, 0.8), source="b"),
@@ -376,9 +376,12 @@ def test_an_unknown_row_is_named():
 
 def test_across_architectures_the_same_network_is_first_and_the_others_are_summed_up():
     rows = (
-        row(model="mlp", accuracies=(0.6, 0.7)), row(model="vit", accuracies=(0.8, 0.9)), row(accuracies=(0.9, 1.0)),
-        row("dm, 8 bits", "variant", (0.1, 0.1)), row("random", "baseline", (0.5, 0.5), model="vit"),
-    )  # fmt: skip
+        row(model="mlp", accuracies=(0.6, 0.7)),
+        row(model="vit", accuracies=(0.8, 0.9)),
+        row(accuracies=(0.9, 1.0)),
+        row("dm, 8 bits", "variant", (0.1, 0.1)),
+        row("random", "baseline", (0.5, 0.5), model="vit"),
+    )
     result = evaluation(*rows, student="convnet")
     lines = str(result).split("\n\n")[-1].splitlines()
     assert lines[0].split() == ["set", "convnet", "(same)", "mlp", "vit", "others"]
