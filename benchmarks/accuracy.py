@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import kdistill
-from benchmarks import _table
+from benchmarks import readme_tables, result_rows
 from kdistill.api.evaluate import evaluate
 from kdistill.config import parse_overrides
 from kdistill.evaluation import Evaluation, Protocol, Row, merge, protocols
@@ -34,7 +34,7 @@ from kdistill.formatting import console
 from kdistill.status import status_line
 
 ROOT = Path(__file__).parents[1]
-RESULTS = _table.RESULTS / _table.ACCURACY
+RESULTS = result_rows.RESULTS / result_rows.ACCURACY
 RUNS = ROOT / "out" / "accuracy"
 DATA = ("mnist5k", "photo-patches", "digits")
 SEEDS = (0, 1, 2)
@@ -126,7 +126,7 @@ def run(plan: Plan) -> list[Record]:
                 lines = records(plan, merged, method, name, ipc)
                 write(plan.results, lines)
                 if plan.results == RESULTS:
-                    _table.write_readme()
+                    readme_tables.write_readme()
                 written += lines
     return written
 

@@ -14,9 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks._measure import clock_of, interleaved
-from benchmarks._ops import Result, tried
 from benchmarks.generator_layers import bound, gradients
+from benchmarks.measurement import clock_of, interleaved
+from benchmarks.op_runs import Result, tried
 from benchmarks.peers.alias_free_layers import PEERS, Layer, grouped
 from kdistill import ops
 from kdistill.ops import AUTOMATIC_ORDER

@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks._measure import Call, clock_of, interleaved
-from benchmarks._ops import Result, tried
+from benchmarks.measurement import Call, clock_of, interleaved
+from benchmarks.op_runs import Result, tried
 from benchmarks.peers.generator_layers import PEERS, Layer, grouped
 from kdistill import ops
 from kdistill.ops import AUTOMATIC_ORDER

@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._measure import Call, Timing, clock_of, interleaved
-from benchmarks._ops import Result
 from benchmarks.iteration import (
     CLASSES,
     DSA,
@@ -31,6 +29,8 @@ from benchmarks.iteration import (
     same_network,
     same_transformations,
 )
+from benchmarks.measurement import Call, Timing, clock_of, interleaved
+from benchmarks.op_runs import Result
 from benchmarks.peers import gradient_matching as peer
 from kdistill.augment import Augment
 from kdistill.engine import build_student, loss_and_grad

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks import iteration, trajectory
-from benchmarks._measure import Call, Timing, clock_of, interleaved
-from benchmarks._ops import Result
+from benchmarks.measurement import Call, Timing, clock_of, interleaved
+from benchmarks.op_runs import Result
 
 WIDTH = 128
 SCRIPT = """

@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks._measure import Call, clock_of, interleaved
-from benchmarks._ops import Result, tried
+from benchmarks.measurement import Call, clock_of, interleaved
+from benchmarks.op_runs import Result, tried
 from benchmarks.peers import distribution_matching as peer
 from kdistill import ops
 from kdistill.augment import Augment

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import _conditions, _table
-from benchmarks._ops import Result, run_op
+from benchmarks import provenance, readme_tables, result_rows
 from benchmarks.alias_free_layers import run_stylegan3_layer
 from benchmarks.generator_layers import run_stylegan2_layer
 from benchmarks.gradient_matching import run_dsa_iteration
 from benchmarks.growth import run_growth
 from benchmarks.iteration import run_dm_iteration
+from benchmarks.op_runs import Result, run_op
 from benchmarks.scores import run_grand
 from benchmarks.trajectory import run_large_batch, run_training_step, run_trajectory_match
 from kdistill.errors import did_you_mean
@@ -119,9 +119,9 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
             )
 
 
-def row_of(result: Result, device: torch.device, conditions: dict[str, str]) -> _table.Row:
+def row_of(result: Result, device: torch.device, conditions: dict[str, str]) -> result_rows.Row:
     timing = result.timing
-    return _table.Row(
+    return result_rows.Row(
         op=result.op,
         backend=result.backend,
         shape=result.shape,
@@ -134,7 +134,7 @@ def row_of(result: Result, device: torch.device, conditions: dict[str, str]) -> 
         n=timing.n if timing else 0,
         status=result.status,
         percent_of_copy=result.percent_of_copy,
-        device=_conditions.device_name(device),
+        device=provenance.device_name(device),
         **conditions,
     )
 
@@ -152,28 +152,30 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = arguments(argv)
     if options.adopt:
-        for target in _table.adopt(options.adopt):
+        for target in result_rows.adopt(options.adopt):
             print(f"rows merged into {target}")
     if options.tables or options.adopt:
-        _table.write_readme()
-        _table.write_fastest()
+        readme_tables.write_readme()
+        result_rows.write_fastest()
         return 0
     torch.set_num_threads(options.threads)
     conditions = {
-        "machine": _conditions.machine(),
+        "machine": provenance.machine(),
         "torch": torch.__version__,
-        "triton": _conditions.triton_version(),
-        "commit": _conditions.commit(),
+        "triton": provenance.triton_version(),
+        "commit": provenance.commit(),
         "command": " ".join(["python -m benchmarks.run", *argv]),
     }
-    if (busy := _conditions.why_busy()) and not options.check:
+    if (busy := provenance.why_busy()) and not options.check:
         print(f"warning: {busy}", file=sys.stderr)
     device, wrong = torch.device(options.device), 0
-    target = options.output or _table.results_file(
-        conditions["machine"], _conditions.device_name(device)
+    target = options.output or result_rows.results_file(
+        conditions["machine"], provenance.device_name(device)
     )
     journal = (
-        None if options.check or (options.quick and not options.output) else _table.Journal(target)
+        None
+        if options.check or (options.quick and not options.output)
+        else result_rows.Journal(target)
     )
     if journal and journal.recovered:
         print(
@@ -188,8 +190,8 @@ def main(argv: list[str] | None = None) -> int:
     if journal:
         journal.finish()
         if options.output is None:
-            _table.write_readme()
-            _table.write_fastest()
+            readme_tables.write_readme()
+            result_rows.write_fastest()
     if wrong:
         print(f"{wrong} results are wrong, or ended their benchmark", file=sys.stderr)
     return 1 if wrong else 0

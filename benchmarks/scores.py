@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks._measure import Call, clock_of, interleaved
-from benchmarks._ops import Result, tried
 from benchmarks.iteration import same_network
+from benchmarks.measurement import Call, clock_of, interleaved
+from benchmarks.op_runs import Result, tried
 from benchmarks.peers import sample_gradients as peer
 from kdistill import ops
 from kdistill.engine import Student, build_student, sample_scores

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._measure import Call, Timing, clock_of, interleaved
-from benchmarks._ops import Result
+from benchmarks.measurement import Call, Timing, clock_of, interleaved
+from benchmarks.op_runs import Result
 from benchmarks.peers import trajectory_matching as peer
 from benchmarks.peers.distribution_matching import ConvNet
 from kdistill.engine import build_student, loss_and_grad, trajectory_match, use_precision

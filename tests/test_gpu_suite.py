@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import _measure
+from benchmarks import measurement
 from benchmarks import run as benchmarks_run
 from kdistill.ops import _capture
 from kdistill.testing.cases import case, every_case
@@ -206,7 +206,7 @@ def test_a_replay_that_keeps_old_values_is_told(report, monkeypatch):
 
 
 def test_times_and_profiles(report, monkeypatch):
-    monkeypatch.setattr(_measure, "MIN_ROUNDS", 1)
+    monkeypatch.setattr(measurement, "MIN_ROUNDS", 1)
     cases = [case(name) for name in FEW]
     monkeypatch.setattr(replayed, "every_case", lambda: cases)
     monkeypatch.setattr(replayed, "backends", lambda device: ["cpu", "reference"])

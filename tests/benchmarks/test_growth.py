@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import _growth, _table, growth
-from benchmarks._growth import Line
-from tests.benchmarks.test_table import ROW
+from benchmarks import growth, growth_report, readme_tables, result_rows
+from benchmarks.growth_report import Line
+from tests.benchmarks.test_result_rows import ROW
 
 STEPS = [
     replace(
@@ -32,30 +32,32 @@ def test_a_line_is_found_with_its_worst_point():
 
 
 def test_the_statement_follows_from_the_numbers():
-    time, memory = _growth.series(STEPS)
+    time, memory = growth_report.series(STEPS)
     assert time.points[0] == (5.0, 310.0) and time.fixed == "b10"
     assert time.sentence().startswith("linear: ")
     assert memory.sentence().startswith("not linear: ")
 
 
 def test_the_page_gets_table_and_picture(tmp_path):
-    _table.write_rows(tmp_path / "machine.csv", [ROW, *STEPS])
+    result_rows.write_rows(tmp_path / "machine.csv", [ROW, *STEPS])
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{_table.BEGIN}\nold\n{_table.END}\nafter")
-    _table.write_readme(page, tmp_path)
+    page.write_text(f"before\n{readme_tables.BEGIN}\nold\n{readme_tables.END}\nafter")
+    readme_tables.write_readme(page, tmp_path)
     text = page.read_text()
     assert (
         "| trajectory, time | steps N | batch 10 | 5: 310 ms, 10: 610 ms, 20: 1205 ms, 50: 3010 ms "
         "| linear: " in text
     )
     assert text.count("trajectory_growth") == 0 and "### class_mean_sqdist" in text
-    drawn = (tmp_path / _growth.PICTURE).read_text()
-    assert drawn.count("<circle") == len(STEPS) and drawn.endswith("</svg>\n")
+    drawn = (tmp_path / growth_report.PICTURE).read_text()
+    assert drawn.count("trajectory: ") == 2 and drawn.endswith("</svg>\n")
+    growth_report.write_picture([ROW, *STEPS], tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == drawn
 
 
 def test_no_rows_no_section(tmp_path):
-    assert _growth.section([ROW]) == ""
-    _growth.write_picture([ROW], tmp_path / "none.svg")
+    assert growth_report.section([ROW]) == ""
+    growth_report.write_picture([ROW], tmp_path / "none.svg")
     assert not (tmp_path / "none.svg").exists()
 
 

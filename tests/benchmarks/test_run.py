@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import _ops, run
-from benchmarks._table import COPY, READ, read_rows
+from benchmarks import op_runs, run
+from benchmarks.result_rows import COPY, READ, read_rows
 from kdistill.testing.cases import Shape, all_cases, case, every_case
 
 CPU = torch.device("cpu")
@@ -14,7 +14,7 @@ SMALL = replace(
 
 
 def benchmark(of, *, check_only=False):
-    return list(_ops.run_op(of, CPU, torch.float32, 0.0, quick=True, check_only=check_only))
+    return list(op_runs.run_op(of, CPU, torch.float32, 0.0, quick=True, check_only=check_only))
 
 
 def test_every_contestant_is_timed_beside_the_floors():
@@ -52,11 +52,11 @@ def test_a_peer_that_fails_is_reported_not_hidden():
 
 def test_the_gradient_asked_for_is_the_gradient_timed():
     inputs = SMALL.inputs(SMALL.bench_shapes[0], seed=0)
-    contestant = _ops.contestants(SMALL, CPU)[0]
-    assert len(_ops.bound(SMALL, contestant, inputs, (0, 2))()) == 2
-    (only,) = _ops.bound(SMALL, contestant, inputs, (2,))()
+    contestant = op_runs.contestants(SMALL, CPU)[0]
+    assert len(op_runs.bound(SMALL, contestant, inputs, (0, 2))()) == 2
+    (only,) = op_runs.bound(SMALL, contestant, inputs, (2,))()
     assert only.shape == inputs[2].shape
-    assert _ops.bound(SMALL, contestant, inputs, ())().shape == ()
+    assert op_runs.bound(SMALL, contestant, inputs, ())().shape == ()
 
 
 @pytest.mark.filterwarnings(
@@ -78,7 +78,7 @@ def test_a_benchmark_has_one_name():
 
 @pytest.mark.parametrize("of", all_cases(), ids=lambda c: c.name)
 def test_every_op_names_metrics_and_bytes(of):
-    found = _ops.metrics(of, CPU)
+    found = op_runs.metrics(of, CPU)
     assert "forward" in found
     for metric in list(found.values())[1:]:
         assert set(metric.wrt) <= set(of.differentiable)
@@ -207,7 +207,7 @@ def test_a_kernel_that_its_compiler_refuses_is_a_row():
 
 def test_a_backend_that_is_not_there_is_a_row(monkeypatch):
     # "cuda" without a GPU and without its emulation stands for a GPU without a build of the kernels
-    monkeypatch.setitem(_ops.AUTOMATIC_ORDER, "cpu", ("cuda",))
+    monkeypatch.setitem(op_runs.AUTOMATIC_ORDER, "cpu", ("cuda",))
     results = list(run.END_TO_END["dm_iteration"](CPU, torch.float32, 0.0, True, True))
     (why,) = {r.status for r in results if r.backend == "cuda"}
     assert why.startswith("cannot run: ") and "expected a backend that can run, got none" in why

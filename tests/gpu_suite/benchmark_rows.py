@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from benchmarks import _table, run
+from benchmarks import result_rows, run
 from tests.gpu_suite.report import Report
 from tests.gpu_suite.stage import arguments, device_of
 from tests.gpu_suite.stage import main as run_stage
@@ -38,7 +38,7 @@ def measure(report: Report, device: torch.device, name: str, extra: list[str]) -
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
             status = run.main([*command, *extra])
-        rows = [row for row in _table.read_rows(target) if row.op.startswith(name)]
+        rows = [row for row in result_rows.read_rows(target) if row.op.startswith(name)]
         values.update(
             rows=len(rows),
             best={f"{r.metric} {r.backend} {r.shape}": r.median for r in rows if r.is_ours},
@@ -51,9 +51,9 @@ def measure(report: Report, device: torch.device, name: str, extra: list[str]) -
 
 def choose(report: Report) -> None:
     """Report which kernels were faster on this GPU, for ``kdistill/ops/fastest.json``."""
-    _table.Journal(report.out / ROWS_FILE)  # rows of a stage that was cut off
+    result_rows.Journal(report.out / ROWS_FILE)  # rows of a stage that was cut off
     with report.trying("fastest.json") as values:
-        values["fastest"] = _table.fastest(_table.read_rows(report.out / ROWS_FILE))
+        values["fastest"] = result_rows.fastest(result_rows.read_rows(report.out / ROWS_FILE))
 
 
 def names(part: str, is_tiny: bool) -> tuple[str, ...]:

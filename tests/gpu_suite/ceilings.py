@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from benchmarks._measure import clock_of, copy_call, interleaved
+from benchmarks.measurement import clock_of, copy_call, interleaved
 from kdistill.engine import use_precision
 from tests.gpu_suite.report import Report
 from tests.gpu_suite.stage import main

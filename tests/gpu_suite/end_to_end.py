@@ -6,7 +6,7 @@ from itertools import product
 
 import torch
 
-from benchmarks._measure import clock_of, interleaved
+from benchmarks.measurement import clock_of, interleaved
 from benchmarks.trajectory import Problem
 from kdistill.engine import build_student, trajectory_match, use_precision
 from kdistill.engine.precision import PRECISIONS

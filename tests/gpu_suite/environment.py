@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from benchmarks import _conditions
+from benchmarks import provenance
 from kdistill import doctor
 from tests.gpu_suite.report import Report
 from tests.gpu_suite.stage import main
@@ -20,8 +20,8 @@ def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
     report.row("device", device=device.type, torch=torch.__version__, cuda=torch.version.cuda)
     report.row(
         "facts",
-        commit=_conditions.commit(),
-        machine=_conditions.machine(),
+        commit=provenance.commit(),
+        machine=provenance.machine(),
         facts=dict(doctor.facts()),
     )
     report.row(

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks._measure import Clock, interleaved
+from benchmarks.measurement import Clock, interleaved
 
 CACHE_NBYTES = 256 << 20  # inputs together are larger than the cache of any GPU of today
 MOST_COPIES = 32

@@ -3,8 +3,8 @@ import time
 import pytest
 import torch
 
-from benchmarks import _measure
-from benchmarks._measure import MIN_ROUNDS, Clock, CudaClock, Timing, interleaved, read_call
+from benchmarks import measurement
+from benchmarks.measurement import MIN_ROUNDS, Clock, CudaClock, Timing, interleaved, read_call
 
 
 class FakeClock(Clock):
@@ -88,7 +88,7 @@ def busy(ms):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.setattr(_measure, "L2_FLUSH_NBYTES", 1 << 10)
+    monkeypatch.setattr(measurement, "L2_FLUSH_NBYTES", 1 << 10)
     return MadeUpGpu()
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks._measure import Call, Clock, Timing, clock_of, copy_call, interleaved, read_call
-from benchmarks._table import COPY, READ
+from benchmarks.measurement import Call, Clock, Timing, clock_of, copy_call, interleaved, read_call
+from benchmarks.result_rows import COPY, READ
 from kdistill import ops
 from kdistill.ops import AUTOMATIC_ORDER, automatic_order, requested_backend
 from kdistill.testing.cases import OpCase, Shape, as_tuple

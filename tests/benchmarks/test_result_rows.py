@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import _table
-from benchmarks._table import Row
+from benchmarks import readme_tables, result_rows
+from benchmarks.result_rows import Row
 
 ROW = Row(
     op="class_mean_sqdist", backend="cpu", shape="n3", dtype="float32", metric="forward", unit="ms", median=2.0, p20=1.5, p80=2.5,
@@ -12,7 +12,7 @@ ROW = Row(
     triton="3.9.0", commit="abc1234", command="python -m benchmarks.run",
 )  # fmt: skip
 LOOP = replace(ROW, backend="per-class loop", median=20.0, percent_of_copy=8.0)
-READ = replace(ROW, backend=_table.READ, median=1.8, percent_of_copy=90.0)
+READ = replace(ROW, backend=result_rows.READ, median=1.8, percent_of_copy=90.0)
 BROKEN = replace(
     ROW,
     backend="triton",
@@ -26,21 +26,25 @@ BROKEN = replace(
 
 
 def test_rows_survive_the_file(tmp_path):
-    _table.write_rows(tmp_path / "a.csv", [ROW, LOOP, BROKEN])
-    assert _table.read_rows(tmp_path / "a.csv") == [ROW, LOOP, BROKEN]
-    assert _table.read_rows(tmp_path / "none.csv") == []
+    result_rows.write_rows(tmp_path / "a.csv", [ROW, LOOP, BROKEN])
+    assert result_rows.read_rows(tmp_path / "a.csv") == [ROW, LOOP, BROKEN]
+    assert result_rows.read_rows(tmp_path / "none.csv") == []
 
 
 def test_a_rerun_replaces_its_group_in_place():
     other = replace(ROW, metric="forward_backward")
     elsewhere = replace(ROW, machine="another")
     again = [replace(ROW, median=1.0), replace(LOOP, median=11.0)]
-    assert _table.merge([ROW, LOOP, READ, other, elsewhere], again) == [*again, other, elsewhere]
-    assert _table.merge([other], again) == [other, *again]
+    assert result_rows.merge([ROW, LOOP, READ, other, elsewhere], again) == [
+        *again,
+        other,
+        elsewhere,
+    ]
+    assert result_rows.merge([other], again) == [other, *again]
 
 
 def test_a_table_shows_the_floor_beside_the_ratio():
-    text = _table.table([ROW, LOOP, READ, BROKEN])
+    text = readme_tables.table([ROW, LOOP, READ, BROKEN])
     assert "| n3 float32 | forward | **cpu** | 2 ms (1.5 to 2.5), 9 | 80 % | 90 % |  |" in text
     assert "| | | per-class loop | 20 ms (1.5 to 2.5), 9 | 8 % | 9 % | 10.0x faster |" in text
     assert "wrong: max-abs error" in text
@@ -48,24 +52,28 @@ def test_a_table_shows_the_floor_beside_the_ratio():
 
 
 def test_a_lost_comparison_is_said():
-    assert _table.losses([ROW, LOOP, READ]) == []
-    (sentence,) = _table.losses([ROW, replace(LOOP, median=1.0)])
+    assert readme_tables.losses([ROW, LOOP, READ]) == []
+    (sentence,) = readme_tables.losses([ROW, replace(LOOP, median=1.0)])
     assert "per-class loop is 2.00x faster" in sentence
 
 
 def test_one_file_per_machine():
-    assert _table.results_file(ROW.machine, ROW.device).name == "some-processor-2-cores-avx2.csv"
     assert (
-        _table.results_file(ROW.machine, "NVIDIA H200").name
+        result_rows.results_file(ROW.machine, ROW.device).name == "some-processor-2-cores-avx2.csv"
+    )
+    assert (
+        result_rows.results_file(ROW.machine, "NVIDIA H200").name
         == "nvidia-h200-some-processor-2-cores-avx2.csv"
     )
 
 
 def test_the_committed_tables_are_those_of_the_committed_rows(tmp_path):
     copy = tmp_path / "README.md"
-    copy.write_text(_table.README.read_text())
-    _table.write_readme(copy)
-    assert copy.read_text() == _table.README.read_text(), "run `python -m benchmarks.run --tables`"
+    copy.write_text(readme_tables.README.read_text())
+    readme_tables.write_readme(copy)
+    assert copy.read_text() == readme_tables.README.read_text(), (
+        "run `python -m benchmarks.run --tables`"
+    )
 
 
 def test_the_faster_kernels_of_a_gpu_are_those_of_the_mean_ratio(tmp_path):
@@ -89,26 +97,28 @@ def test_the_faster_kernels_of_a_gpu_are_those_of_the_mean_ratio(tmp_path):
         ),  # no pair
     ]
     wanted = {"NVIDIA H200": {"class_mean_sqdist": "triton", "norm_act_pool": "cuda"}}
-    assert _table.fastest(rows) == wanted
-    _table.write_rows(tmp_path / "a.csv", rows)
-    _table.write_fastest(tmp_path / "fastest.json", tmp_path)
+    assert result_rows.fastest(rows) == wanted
+    result_rows.write_rows(tmp_path / "a.csv", rows)
+    result_rows.write_fastest(tmp_path / "fastest.json", tmp_path)
     assert json.loads((tmp_path / "fastest.json").read_text()) == wanted
 
 
 def test_the_committed_choice_is_that_of_the_committed_rows(tmp_path):
     copy = tmp_path / "fastest.json"
-    _table.write_fastest(copy)
-    assert copy.read_text() == _table.FASTEST.read_text(), "run `python -m benchmarks.run --tables`"
+    result_rows.write_fastest(copy)
+    assert copy.read_text() == result_rows.FASTEST.read_text(), (
+        "run `python -m benchmarks.run --tables`"
+    )
 
 
 def test_rows_of_another_place_are_merged_by_machine(tmp_path):
     gpu = replace(ROW, device="NVIDIA H200", backend="cuda")
     old = replace(gpu, op="softmax_scores")
     results = tmp_path / "results"
-    name = _table.results_file(ROW.machine, gpu.device).name
-    _table.write_rows(results / name, [old, replace(gpu, median=9.0)])
-    _table.write_rows(tmp_path / "benchmarks.csv", [gpu])
-    assert _table.adopt(tmp_path / "benchmarks.csv", results) == [results / name]
-    assert _table.read_rows(results / name) == [old, gpu]
+    name = result_rows.results_file(ROW.machine, gpu.device).name
+    result_rows.write_rows(results / name, [old, replace(gpu, median=9.0)])
+    result_rows.write_rows(tmp_path / "benchmarks.csv", [gpu])
+    assert result_rows.adopt(tmp_path / "benchmarks.csv", results) == [results / name]
+    assert result_rows.read_rows(results / name) == [old, gpu]
     with pytest.raises(SystemExit, match="expected rows of benchmarks"):
-        _table.adopt(tmp_path / "nothing.csv", results)
+        result_rows.adopt(tmp_path / "nothing.csv", results)
