@@ -62,9 +62,8 @@ def _load(module: str) -> ModuleType | ImportError:
 
 
 def _import(module: str) -> ModuleType | ImportError:
-    folder = os.environ.get(
-        "KDISTILL_NATIVE_DIR"
-    )  # another build of the same modules, e.g. one with sanitizers
+    # another build of the same modules, such as one with sanitizers
+    folder = os.environ.get("KDISTILL_NATIVE_DIR")
     if folder and not Path(folder).is_absolute():
         raise ConfigError(
             f"KDISTILL_NATIVE_DIR: expected an absolute path, got '{folder}'; "
@@ -86,7 +85,7 @@ def _import(module: str) -> ModuleType | ImportError:
 
 @contextmanager
 def emulate_cuda(on: bool = True) -> Iterator[None]:
-    """Let the ``cuda`` backend run CPU tensors through ``_cuda_emulated`` inside the ``with`` block (tests)."""
+    """Let the ``cuda`` backend run CPU tensors through ``_cuda_emulated`` in the block (tests)."""
     global _emulating
     before, _emulating = _emulating, on
     try:
@@ -105,10 +104,8 @@ def why_missing(module: str) -> str | None:
     loaded = _load(module)
     if isinstance(loaded, ModuleType):
         return None
-    for failure in (
-        "_build_failure.txt",
-        *(["_cuda_build_failure.txt"] if module == "_cuda" else []),
-    ):
+    failures = ("_build_failure.txt", "_cuda_build_failure.txt")
+    for failure in failures if module == "_cuda" else failures[:1]:
         path = Path(__file__).parent / failure
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if line.strip()]
@@ -116,7 +113,10 @@ def why_missing(module: str) -> str | None:
     if module == "_cuda":
         return "_cuda is not built; install with nvcc on PATH (KDISTILL_CUDA=on says why it fails)"
     if module == "_cuda_emulated":
-        return "_cuda_emulated is not built; install with KDISTILL_EMULATION=on (Linux, g++ 11 or newer)"
+        return (
+            "_cuda_emulated is not built; install with KDISTILL_EMULATION=on (Linux, g++ 11 or "
+            "newer)"
+        )
     return f"{module} is not built ({loaded}); reinstall with a C++ compiler on PATH"
 
 
@@ -125,7 +125,10 @@ def _resolve(module: str, device: torch.device) -> str:
 
 
 def refusal(module: str, *args: Any) -> str | None:
-    """Return why ``module`` cannot run these arguments (not built, dtype not compiled, other device), or None."""
+    """Return why ``module`` cannot run these arguments, or None.
+
+    It may not be built, or not be compiled for the dtype, or run on another device.
+    """
     tensors = [a for a in args if isinstance(a, Tensor)]
     device = tensors[0].device if tensors else torch.device("cpu")
     for tensor in tensors:
@@ -174,7 +177,10 @@ def _release(version: int) -> str:
 def kernel(
     module: str, op: str, dtype: torch.dtype, device: torch.device | None = None
 ) -> Callable[..., None]:
-    """Return the bound function of ``op`` for ``dtype`` on ``device`` (default: the CPU); call ``refusal`` first."""
+    """Return the bound function of ``op`` for ``dtype`` on ``device``; call ``refusal`` first.
+
+    The default device is the CPU.
+    """
     loaded = _load(_resolve(module, device or torch.device("cpu")))
     return _member(loaded, f"{op}_{_SUFFIX[dtype]}")
 
@@ -188,19 +194,18 @@ def function(module: str, name: str) -> Callable[..., Any]:
 
 
 def _member(module: ModuleType | ImportError, name: str) -> Any:
-    found = getattr(module, name, None)
-    if found is None:
+    member = getattr(module, name, None)
+    if member is None:
         raise NativeError(
             f"{getattr(module, '__name__', module)}: expected '{name}', which the Python code "
-            "calls, got an older build; "
-            "run `pip install -e .` again"
+            "calls, got an older build; run `pip install -e .` again"
         )
-    return found
+    return member
 
 
 @contextmanager
 def stream_of(x: Tensor) -> Iterator[int]:
-    """Select the device of ``x`` and yield its current stream as an integer; 0 under the emulation."""
+    """Select the device of ``x`` and yield its current stream; 0 under the emulation."""
     if x.device.type != "cuda":
         yield 0
         return
@@ -209,7 +214,7 @@ def stream_of(x: Tensor) -> Iterator[int]:
 
 
 def environment() -> dict[str, Any]:
-    """Return what bit-identity depends on beside the inputs: versions, thread count, instruction set, choices."""
+    """Return what bit-identity depends on beside the inputs: versions, threads, choices."""
     native = why_missing("_cpu") is None
     return {
         "kdistill": __version__,
@@ -228,7 +233,7 @@ def peak_bytes() -> int:
     """Return the peak resident memory of this process.
 
     Linux says it in /proc: the resource usage of a process begins with the peak of the one that
-        started it.
+    started it.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -240,7 +245,9 @@ def peak_bytes() -> int:
 
 
 def return_freed_memory() -> None:
-    """Give free memory back to the system where the process has grown by 256 MB since it was smallest or gave back.
+    """Give free memory back to the system where the process has grown by 256 MB.
+
+    The growth counts from where the process was smallest, or gave memory back.
 
     glibc (2.36 here) seldom puts an aligned block in the place of a freed one of its size: where
     blocks change in size the heap grows with every turn of a loop, by 8 MB in ``dsa``.  For loops
@@ -268,7 +275,7 @@ def _resident_bytes() -> int | None:
 
 
 def reset_peak() -> bool:
-    """Let ``peak_bytes`` begin at what is resident now, where the system can do that (Linux); say whether it could."""
+    """Let ``peak_bytes`` begin at what is resident now; say whether the system (Linux) could."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -4,8 +4,8 @@ A configuration is a frozen dataclass.  Files and command lines become plain map
 become dataclasses, and every step refuses what it does not know, with the place and a suggestion.
 Standard library only: the command line imports this module without paying for torch.
 
-Understood field types: ``bool int float str``, ``pathlib.Path``, ``Literal``, ``X | None`` and other
-unions, ``tuple``, ``list``, ``dict[str, X]``, ``Mapping[str, X]``, ``Any``, nested dataclasses.
+Understood field types: ``bool int float str``, ``pathlib.Path``, ``Literal``, unions, ``tuple``,
+``list``, ``dict[str, X]``, ``Mapping[str, X]``, ``Any``, and nested dataclasses.
 """
 
 import dataclasses

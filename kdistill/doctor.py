@@ -73,7 +73,7 @@ def op_names() -> list[str]:
 
 
 def backends(op: str, device: str) -> dict[str, str]:
-    """Return, per backend, "yes" or the reason why it cannot run ``op`` on float32 tensors of ``device``."""
+    """Return, per backend, "yes" or why it cannot run ``op`` on float32 tensors of ``device``."""
     probe = (torch.empty(0, device=device),)
     found = {name: implementation(op, name, probe) for name in BACKENDS}
     return {name: "yes" if callable(what) else str(what) for name, what in found.items()}
@@ -88,7 +88,7 @@ def chosen(op: str, device: str) -> str:
 
 
 def report(*, verbose: bool = False) -> Iterator[str]:
-    """Yield the lines of ``kdistill doctor``, at most 80 characters wide: facts, ops by backend, and each refusal once.
+    """Yield the lines of ``kdistill doctor``: facts, ops by backend, and each refusal once.
 
     Args:
         verbose: Yield for every op what each backend answers, in the place of one line per cause.
@@ -121,10 +121,10 @@ def _by_cause(device: str) -> Iterator[str]:
             if answer != "yes":
                 refused.setdefault((backend, answer.replace(f"{op}.md", "")), []).append(op)
     yield f"ops on {device}"
-    for backend, theirs in running.items():
-        yield from _line(f"  {backend:<10}", f"runs {', '.join(theirs)}", 13)
-    for (backend, why), theirs in refused.items():
-        which = ", ".join(theirs) if len(theirs) <= 3 else f"{len(theirs)} of {len(ops)} ops"
+    for backend, names in running.items():
+        yield from _line(f"  {backend:<10}", f"runs {', '.join(names)}", 13)
+    for (backend, why), names in refused.items():
+        which = ", ".join(names) if len(names) <= 3 else f"{len(names)} of {len(ops)} ops"
         yield from _line(f"  {backend:<10}", f"does not run {which}: {why}", 13)
 
 

@@ -7,7 +7,10 @@ from kdistill.escape import message as _readable
 
 
 class KDistillError(Exception):
-    """Base of all errors raised on purpose by kdistill; names and values of files in its message cannot act on a terminal."""
+    """Base of all errors raised on purpose by kdistill.
+
+    Names and values of files in its message cannot act on a terminal.
+    """
 
     def __init__(self, message: str = "", *more: object):
         super().__init__(_readable(str(message)), *more)
@@ -42,7 +45,7 @@ class NotDifferentiableError(KDistillError, RuntimeError):
 
 
 class NonFiniteError(KDistillError, ArithmeticError):
-    """Loss or gradient is not finite; the message names the cause and where the last good state was saved."""
+    """Loss or gradient is not finite; the message says why, and where the last good state is."""
 
 
 class NativeError(KDistillError, RuntimeError):
@@ -54,9 +57,8 @@ def did_you_mean(word: str, known: list[str]) -> str:
     import difflib
 
     by_lower = {name.lower(): name for name in known}
-    cutoff = (
-        0.5 if len(word) < 4 else 0.6
-    )  # one letter of two may be wrong, not half of a long word
+    # one letter of two may be wrong, not half of a long word
+    cutoff = 0.5 if len(word) < 4 else 0.6
     close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=cutoff)
     hint = f"did you mean '{by_lower[close[0]]}'? " if close else ""
     return f"{hint}known: {', '.join(sorted(known))}"

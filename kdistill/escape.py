@@ -1,4 +1,4 @@
-"""Text of other people, made harmless for the place where it is shown: a terminal, Markdown, YAML, JSON.
+"""Text of other people, made harmless where it is shown: terminal, Markdown, YAML, JSON.
 
 File names, class names and whatever a file says may hold control characters that move the cursor or
 hide a line, marks that reverse the direction of reading, and markup.  Everything that kdistill
@@ -23,15 +23,17 @@ _JOINERS = "\u200c\u200d"
 # what begins markup: code, tables, mathematics; emphasis (an end without a beginning is none);
 # links, addresses; blocks
 _MARKUP = re.compile(
-    r"[\\`|$@]|[*~](?=\S)|(?<![^\W_])_(?=\S)|\](?=[(\[:])|(?<=:)//|(?i:(?<=www)\.)|^[-+*#](?=[ #-])|(?<=^\d)[.)](?= )"
+    r"[\\`|$@]|[*~](?=\S)|(?<![^\W_])_(?=\S)|\](?=[(\[:])|(?<=:)//|(?i:(?<=www)\.)"
+    r"|^[-+*#](?=[ #-])|(?<=^\d)[.)](?= )"
 )
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def printable(text: object) -> str:
-    r"""Return ``text`` with every character that would act on a terminal written out, as ``\u001b``; line breaks and tabs stay.
+    r"""Return ``text`` with every character that would act on a terminal as ``\u001b`` and so on.
 
-    Bidirectional overrides, zero-width characters and lone surrogates are written out too.
+    Line breaks and tabs stay.  Bidirectional overrides, zero-width characters and lone surrogates
+    are written out too.
     """
     return _written_out(str(text), "\n\t")
 
@@ -50,13 +52,16 @@ def one_line(text: object, characters: int | None = None) -> str:
 
 
 def markdown(text: object) -> str:
-    """Return one line of Markdown that shows ``text`` as it is: no emphasis, code, link, picture, HTML or table cell in it."""
-    line = re.sub("[&<>]", lambda found: _ENTITIES[found[0]], one_line(text))
-    return _MARKUP.sub(lambda found: "\\" + "\\".join(found[0]), line)
+    """Return one line of Markdown that shows ``text`` as it is.
+
+    No emphasis, code, link, picture, HTML or table cell can be in it.
+    """
+    line = re.sub("[&<>]", lambda match: _ENTITIES[match[0]], one_line(text))
+    return _MARKUP.sub(lambda match: "\\" + "\\".join(match[0]), line)
 
 
 def code(text: object) -> str:
-    """Return a Markdown code span that holds ``text``, whatever backticks are in it; not for table cells (``markdown`` is)."""
+    """Return a Markdown code span of ``text`` with any backticks; not for table cells."""
     line = one_line(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     padding = " " if line[:1] in ("`", " ", "") or line[-1:] in ("`", " ") else ""
@@ -64,7 +69,7 @@ def code(text: object) -> str:
 
 
 def json_text(value: object, indent: int | None = None) -> str:
-    """Return JSON that can be shown and read back: characters that would act on a terminal are JSON escapes."""
+    """Return JSON that can be shown and read back; what would act on a terminal is escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, sort_keys=indent is not None)
     return _written_out(text, "\n", lambda character: json.dumps(character)[1:-1])
 

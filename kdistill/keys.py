@@ -26,7 +26,7 @@ def make_key(seed: int, purpose: str, *indices: int) -> int:
 
 
 def generator(key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a fresh torch generator seeded by ``key`` (for network initialisation and permutations)."""
+    """Return a fresh torch generator seeded by ``key``, for initial weights and permutations."""
     return torch.Generator(device).manual_seed(key % 2**63)
 
 

@@ -220,7 +220,7 @@ def _declared(config: type) -> dict[str, Any]:
 
 
 def _marks(annotation: Any) -> tuple[object, ...]:
-    """Return what an annotation declares: the marks of ``Annotated``, or the words of ``Literal``."""
+    """Return what an annotation declares: marks of ``Annotated``, or words of ``Literal``."""
     if get_origin(annotation) is Literal:
         return (Words(get_args(annotation)),)
     return getattr(annotation, "__metadata__", ())

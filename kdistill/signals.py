@@ -1,4 +1,4 @@
-"""A request to end (SIGTERM of a scheduler, SIGHUP of a closed terminal) saves what Ctrl-C saves."""
+"""A request to end (SIGTERM, SIGHUP of a closed terminal) saves what Ctrl-C saves."""
 
 import os
 import signal
@@ -10,10 +10,12 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """Raised where the process was when the signal came; whatever saves its state at Ctrl-C saves it now too.
+    """Raised where the process was when the signal came.
+
+    Whatever saves its state at Ctrl-C saves it now too.
 
     Attributes:
-        number: Of the signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int):
@@ -23,7 +25,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def terminable(*, dies: bool = True) -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise ``Terminated`` within the block; afterwards they do what they did before.
+    """Let SIGTERM and SIGHUP raise ``Terminated`` within the block, and not after it.
 
     Signals that the program around handles or ignores (nohup) are left to it, and so are those of
     other threads' work: Python hears signals in the main thread alone.
@@ -57,19 +59,15 @@ def terminable(*, dies: bool = True) -> Iterator[None]:
 
 
 def exit_status(error: KeyboardInterrupt) -> int:
-    """Return what a shell shows for a process that the signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Return the exit status of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
 
 
 def _signals() -> list[signal.Signals]:
     if threading.current_thread() is not threading.main_thread():
         return []
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    return [
-        signal.Signals[name]
-        for name in names
-        if signal.getsignal(signal.Signals[name]) is signal.SIG_DFL
-    ]
+    known = [each for each in signal.Signals if each.name in ("SIGTERM", "SIGHUP")]
+    return [each for each in known if signal.getsignal(each) is signal.SIG_DFL]
 
 
 def _restore(before: dict[signal.Signals, "signal._HANDLER"]) -> None:

@@ -1,4 +1,4 @@
-"""One line of status while something long is done, on standard error or in a notebook; and one way to end all of it.
+"""One line of status while something long is done, on standard error or in a notebook.
 
 On a terminal the line replaces itself, in a Jupyter notebook (or any other IPython kernel) the
 output of the cell does, and elsewhere a plain line is printed now and then.  A line that is opened
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 from kdistill.escape import printable
 from kdistill.formatting import duration
@@ -26,7 +26,7 @@ _current: ContextVar["_Line | None"] = ContextVar("current", default=None)
 
 @contextmanager
 def quietly(quiet: bool = True) -> Iterator[None]:
-    """Show no status line and no note within the block, if ``quiet``; a block around it that is quiet stays so."""
+    """Show no status line and no note within the block, if it or a block around it is quiet."""
     token = _is_quiet.set(quiet or _is_quiet.get())
     try:
         yield
@@ -42,23 +42,23 @@ def status_line(
 
     Args:
         what: What is done, such as ``"distilling"``.
-        also: Told every text as well, also where the line is not shown.
+        also: Another progress callback, told every text also where the line is not shown.
     """
     outer = _current.get()
     if outer is not None or _is_quiet.get():
-        yield _both(_within(outer, what), also)
+        yield _to_all(*_within(outer, what), also)
         return
     line = _Line(what)
     token = _current.set(line)
     try:
-        yield _both(line.say, also)
+        yield _to_all(line.say, also)
     finally:
         _current.reset(token)
         line.close()
 
 
 def describe(progress: Any, values: str) -> str:
-    """Return what a status line says of an iteration: its number, ``values``, rate, time left, memory.
+    """Return what a status line says of an iteration: number, values, rate, time left, memory.
 
     Args:
         progress: What the loop tells its callbacks: ``iteration``, ``iterations``, ``rate``,
@@ -79,27 +79,25 @@ def note(text: str) -> None:
         line.surface.keep(_flat(text))
 
 
-def _within(outer: "_Line | None", what: str) -> Callable[[str], None]:
-    """Return what shows texts inside ``outer``, after the text that it has now; nothing is shown without one or in silence."""
+def _within(outer: "_Line | None", what: str) -> list[Callable[[str], None]]:
+    """Return what shows texts inside ``outer``, after its present text; nothing in silence."""
     if outer is None or _is_quiet.get():
-        return lambda text: None
+        return []
     before = f"{outer.text}: {what}" if outer.text else what
-    return lambda text: outer.show(f"{before}  {text}")
+    return [lambda text: outer.show(f"{before}  {text}")]
 
 
-def _both(say: Callable[[str], None], also: Callable[[str], None] | None) -> Callable[[str], None]:
-    if also is None:
-        return say
-
+def _to_all(*callbacks: Callable[[str], None] | None) -> Callable[[str], None]:
     def tell(text: str) -> None:
-        say(text)
-        also(text)
+        for callback in callbacks:
+            if callback is not None:
+                callback(text)
 
     return tell
 
 
 class _Line:
-    """A status line: ``text`` is what its owner said last, which lines inside it are shown after."""
+    """A status line; lines inside it are shown after ``text``, what its owner said last."""
 
     def __init__(self, what: str) -> None:
         self.what, self.text = what, ""
@@ -138,7 +136,7 @@ class _Plain:
 
 
 class _Terminal(_Plain):
-    """A terminal: the line is cut at its right edge, as a line that goes on below could not be replaced."""
+    """A terminal: the line is cut at its right edge, as one that wraps could not be replaced."""
 
     every_s = _TERMINAL_EVERY_S
     is_open = False
@@ -157,7 +155,7 @@ class _Terminal(_Plain):
             _write("\n")
 
 
-class _Notebook:
+class _Notebook(_Plain):
     """An IPython kernel: one output of the cell, plain text, which is replaced."""
 
     every_s = _NOTEBOOK_EVERY_S
@@ -175,11 +173,8 @@ class _Notebook:
     def keep(self, text: str) -> None:
         self.display({"text/plain": text}, raw=True)
 
-    def end(self) -> None:
-        pass
 
-
-def _surface() -> "_Plain | _Notebook":
+def _surface() -> _Plain:
     display = _notebook_display()
     if display is not None:
         return _Notebook(display)
@@ -190,19 +185,18 @@ def _surface() -> "_Plain | _Notebook":
 
 
 def _notebook_display() -> Callable[..., Any] | None:
-    """Return IPython's ``display`` if this process is a kernel; IPython in a terminal is a terminal."""
+    """Return IPython's ``display`` if this process is a kernel; else it is a terminal or a log."""
     loaded = sys.modules.get("IPython")
     shell = loaded.get_ipython() if loaded is not None and hasattr(loaded, "get_ipython") else None
     if getattr(shell, "kernel", None) is None:
         return None
     from IPython.display import display
 
-    shown: Callable[..., Any] = display
-    return shown
+    return cast(Callable[..., Any], display)
 
 
 def _flat(text: str) -> str:
-    """Return ``text`` on one line, its double spaces as they are, with nothing in it that acts on a terminal."""
+    """Return ``text`` on one line, with nothing in it that acts on a terminal."""
     return printable(text).replace("\n", " ").replace("\t", " ")
 
 

@@ -318,8 +318,8 @@ def test_bench_runs_from_anywhere(tmp_path):
 
 
 def test_hints_name_flags_on_the_command_line():
-    said = "lower ipc=10, hold out less with validation=, or lr='auto' and resume=True; /tmp/out=3/x, steps=2"
-    shown = "lower --ipc 10, hold out less with --validation, or --lr auto and --resume; /tmp/out=3/x, steps=2"
+    said = "lower ipc=10, try validation=, or lr='auto' and resume=True; /x/out=3/x, n=2"
+    shown = "lower --ipc 10, try --validation, or --lr auto and --resume; /x/out=3/x, n=2"
     assert as_flags(said) == shown
     commands = typer.main.get_command(app).commands.values()
     there = {name for command in commands for option in command.params for name in option.opts}

@@ -29,13 +29,13 @@ def a_run(
     protocol=TINY,
     models=("convnet",),
 ):
-    """Save an artefact with a made-up evaluation: two nets, a hundredth below and above ``accuracy``."""
+    """Save an artefact with a made-up evaluation: two nets, 0.01 below and above ``accuracy``."""
 
     def row(name, kind, model, mean, source):
         return Row(
-            name=name, model=model, kind=kind, accuracies=(mean - 0.01, mean + 0.01), validation=(mean,), lr=(0.01,), epochs=1,
-            images=3 * ipc, nbytes=1, seconds=1.0, unit="distillation seed" if kind == "distilled" else "subset",
-            sources=(source,),
+            name=name, model=model, kind=kind, accuracies=(mean - 0.01, mean + 0.01),
+            validation=(mean,), lr=(0.01,), epochs=1, images=3 * ipc, nbytes=1, seconds=1.0,
+            unit="distillation seed" if kind == "distilled" else "subset", sources=(source,),
         )  # fmt: skip
 
     rows = [row(method, "distilled", model, accuracy, f"{folder} {model}") for model in models]

@@ -1,4 +1,4 @@
-"""Names of files and classes, and what files say, cannot act where they are shown: terminal, Markdown, YAML, JSON."""
+"""Names and what files say cannot act where they are shown: terminal, Markdown, YAML, JSON."""
 
 import ast
 import io

@@ -17,7 +17,8 @@ run = json.loads(sys.argv[1])
 data = kdistill.load_data("digits", quiet=True)
 if sys.argv[2] == "plan":
     found = kdistill.plan(data, **run)
-    print(json.dumps({"memory": found.memory_bytes, "disk": found.disk_bytes, "experts": found.expert_bytes}))
+    need = {"memory": found.memory_bytes, "disk": found.disk_bytes, "experts": found.expert_bytes}
+    print(json.dumps(need))
 else:
     kdistill.distill(data, **run, out=sys.argv[3])
     print(json.dumps({"memory": peak_bytes()}))

@@ -1,4 +1,4 @@
-"""The folder of a run: nothing is replaced unasked, two runs never share it, and a copied run keeps its state."""
+"""The folder of a run: nothing is replaced unasked, and two runs never share it."""
 
 import json
 import multiprocessing
@@ -67,7 +67,10 @@ def test_resume_without_a_checkpoint_does_not_replace_a_finished_set(digits, tmp
     run(digits, tmp_path)
     (tmp_path / "checkpoint.safetensors").unlink()
     before = (tmp_path / "data.safetensors").read_bytes()
-    words = r"out: expected a checkpoint to go on from, got .* with a finished set \(dm, 1 per class, seed 0\); replace it"
+    words = (
+        r"out: expected a checkpoint to go on from, got .* with a finished set "
+        r"\(dm, 1 per class, seed 0\); replace it"
+    )
     with pytest.raises(ConfigError, match=words):
         run(digits, tmp_path, seed=1, resume=True)
     assert (tmp_path / "data.safetensors").read_bytes() == before
@@ -119,7 +122,7 @@ def test_two_runs_never_share_a_folder(digits, tmp_path):
         assert is_held.wait(60)
         with pytest.raises(
             ConfigError,
-            match="expected a folder in which nothing else works, got one that another run is using",
+            match="a folder in which nothing else works, got one that another run is using",
         ):
             run(digits, tmp_path / "out")
         assert not (tmp_path / "out/metrics.jsonl").exists()

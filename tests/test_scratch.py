@@ -1,4 +1,4 @@
-"""A run without a folder of its own: what is left of it after an interrupt, a signal and a kill, and how it goes on."""
+"""A run without a folder of its own: what a signal or a kill leaves, and how it goes on."""
 
 import os
 import re
@@ -21,7 +21,8 @@ import torch, kdistill
 torch.set_num_threads(1)
 data = kdistill.load_data("digits", quiet=True)
 options = {{"iterations": {ITERATIONS}, "batch_real": 8, "width": 4, "lr_images": 1.0}}
-small = kdistill.distill(data, ipc=1, options=options, checkpoint_minutes=0, resume=RESUME, threads=1)
+how = {"checkpoint_minutes": 0, "resume": RESUME, "threads": 1}
+small = kdistill.distill(data, ipc=1, options=options, **how)
 torch.save(small.images, "small.pt")
 """
 
@@ -69,7 +70,10 @@ def test_a_killed_script_goes_on_with_the_same_bits(tmp_path, cache, number):
     folder = next(cache.iterdir())
     assert f"checkpoints are kept in {folder}" in said and "resume=True goes on from there" in said
     if number == signal.SIGTERM:
-        words = rf"kdistill: terminated; iteration ([\d,]+) of {ITERATIONS:,} is saved in {folder}; continue with resume=True"
+        words = (
+            rf"kdistill: terminated; iteration ([\d,]+) of {ITERATIONS:,} is saved in {folder}; "
+            "continue with resume=True"
+        )
         assert 0 < int(re.search(words, said)[1].replace(",", "")) < ITERATIONS
     resumed = subprocess.run(
         [sys.executable, "-c", RUN.replace("RESUME", "True")],

@@ -1,4 +1,4 @@
-"""Snapshots of a run: they change nothing, survive interrupts, are bounded, and say which iteration was best on what."""
+"""Snapshots of a run: they change nothing, survive interrupts, are bounded, and are tested."""
 
 import json
 import os
@@ -85,8 +85,9 @@ def test_a_new_run_removes_the_snapshots_of_the_old_one(digits, tmp_path):
 def test_learned_labels_and_rates_are_kept_too(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "cache"))
     options = {
-        "iterations": 4, "syn_steps": 2, "max_start_epoch": 1, "first_max_start_epoch": None, "num_experts": 1, "width": 4,
-        "batch_syn": None, "skip_move": None, "skip_above": None, "lr_init": 0.02,
+        "iterations": 4, "syn_steps": 2, "max_start_epoch": 1, "first_max_start_epoch": None,
+        "num_experts": 1, "width": 4, "batch_syn": None, "skip_move": None,
+        "skip_above": None, "lr_init": 0.02,
     }  # fmt: skip
     last = kdistill.distill(
         digits, method="datm", ipc=1, options=options, out=tmp_path / "run", snapshot_every=2
@@ -149,7 +150,8 @@ def test_a_damaged_or_foreign_snapshot_is_refused(digits, tmp_path):
         make()
         with pytest.raises(
             DataError,
-            match=r"expected a snapshot, got: (a symbolic link|a named pipe|[0-9,]+ bytes, more than)",
+            match=r"expected a snapshot, got: "
+            r"(a symbolic link|a named pipe|[0-9,]+ bytes, more than)",
         ):
             DistilledDataset.from_pretrained(tmp_path / "a", iteration=20)
     mine.unlink()

@@ -82,7 +82,10 @@ def test_a_notebook_gets_one_output_that_is_replaced(capsys, monkeypatch):
 
 
 def test_a_terminal_line_is_replaced_and_cut_at_the_edge():
-    code = "from kdistill.status import *\nwith status_line('w') as say:\n say('x' * 200)\n note('n')\n say('end')"
+    code = (
+        "from kdistill.status import *\nwith status_line('w') as say:\n"
+        " say('x' * 200)\n note('n')\n say('end')"
+    )
     ours, theirs = pty.openpty()
     subprocess.run(
         [sys.executable, "-c", code],

@@ -213,8 +213,9 @@ def test_a_record_that_names_folders_elsewhere_is_refused(tmp_path, name):
 
 def command(out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "kdistill", "sweep", "digits", "--out", str(out), "--protocol", "quick", "--nets", "1",
-        "--baselines", "", "--set", "ipc=1", "--set", "width=4", "--set", "batch_real=8", *more,
+        sys.executable, "-m", "kdistill", "sweep", "digits", "--out", str(out),
+        "--protocol", "quick", "--nets", "1", "--baselines", "",
+        "--set", "ipc=1", "--set", "width=4", "--set", "batch_real=8", *more,
     ]  # fmt: skip
 
 
@@ -223,7 +224,10 @@ def test_the_command_line_shows_the_grid(tmp_path):
         'seed = [0, 1]\n[options]\niterations = 5\n[[variant]]\nname = "plain"\n'
     )
     shown = subprocess.run(
-        command(tmp_path, "--config", str(tmp_path / "grid.toml"), "--set", "strategy=none,auto", "--dry-run"),
+        command(
+            tmp_path, "--config", str(tmp_path / "grid.toml"),
+            "--set", "strategy=none,auto", "--dry-run",
+        ),
         capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
     assert len(shown) == 4

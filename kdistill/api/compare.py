@@ -1,5 +1,6 @@
-"""``compare``: finished runs side by side, with their spread over distillation seeds and what it lets one conclude."""
+"""``compare``: finished runs side by side, their spread over seeds, and what one may conclude."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,18 +39,18 @@ def compare(
         ConfigError: ``against`` names no line.
         DataError: No folder holds an evaluated run, or one is damaged.
     """
-    given = [folders] if isinstance(folders, str | Path) else list(folders)
-    runs, notes = _collect([Path(folder) for folder in given])
+    paths = [folders] if isinstance(folders, str | Path) else list(folders)
+    runs, notes = _collect([Path(path) for path in paths])
     if not runs:
-        looked = ", ".join(map(str, given)) or "nothing"
+        looked = ", ".join(map(str, paths)) or "nothing"
         why = f" ({'; '.join(notes)})" if notes else ""
         raise DataError(
             f"compare: expected evaluated runs, got none in {looked}{why}; run kdistill evaluate "
             "on them first"
         )
     groups: dict[tuple[Any, ...], dict[str, Entry]] = {}
-    for (where, name), found in _grouped(runs).items():
-        groups.setdefault(where, {})[name] = found
+    for (where, name), entry in _grouped(runs).items():
+        groups.setdefault(where, {})[name] = entry
     names = list(dict.fromkeys(entry.name for group in groups.values() for entry in group.values()))
     if against is not None and against not in names:
         raise ConfigError(
@@ -63,12 +64,19 @@ def compare(
 
 @dataclass(frozen=True)
 class _Run:
-    """An evaluated artefact."""
+    """An evaluated artefact.
+
+    Attributes:
+        folder: Where it is.
+        variant: Name of its line, or None while it has only that of its method.
+        small: The set.
+        evaluation: What was measured on it.
+    """
 
     folder: Path
-    variant: str
+    variant: str | None
     small: DistilledDataset
-    found: Evaluation
+    evaluation: Evaluation
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -90,11 +98,12 @@ class _Run:
 
 def _collect(folders: Sequence[Path]) -> tuple[list[_Run], list[str]]:
     """Return the evaluated runs, and a sentence about everything else that looks like a run."""
-    runs: dict[Path, tuple[_Run, str | None]] = {}
+    runs: dict[Path, _Run] = {}
     notes: list[str] = []
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"compare: expected a folder, got nothing at {folder}; check the path")
+        places = [folder]
         if not (folder / "config.json").exists():
             record = read_record(folder)
             notes += [
@@ -102,140 +111,115 @@ def _collect(folders: Sequence[Path]) -> tuple[list[_Run], list[str]]:
                 for name, row in record.items()
                 if row.get("status") == "failed"
             ]
-            listed = [folder / name for name in record]
-            rest = sorted(
-                child
-                for child in folder.iterdir()
-                if child.is_dir() and not child.name.startswith(".")
-            )
-            inside = list(dict.fromkeys([*listed, *rest]))
-        else:
-            inside = [folder]
-        for place in inside:
-            if (place / "config.json").exists() and place.resolve() not in runs:
-                _take(place, runs, notes)
-            elif (place / "checkpoint.safetensors").exists() and not (
-                place / "config.json"
-            ).exists():
+            others = sorted(x for x in folder.iterdir() if x.is_dir() and x.name[0] != ".")
+            places = list(dict.fromkeys([*(folder / name for name in record), *others]))
+        for place in places:
+            if (place / "config.json").exists():
+                if place.resolve() not in runs and (run := _read_run(place, notes)) is not None:
+                    runs[place.resolve()] = run
+            elif (place / "checkpoint.safetensors").exists():
                 notes.append(f"not finished: {place}")
-    return _named([run for run, _ in runs.values()], [name for _, name in runs.values()]), notes
+    return _named(list(runs.values())), notes
 
 
-def _take(place: Path, runs: dict[Path, tuple[_Run, str | None]], notes: list[str]) -> None:
+def _read_run(place: Path, notes: list[str]) -> _Run | None:
+    """Return the run in a folder; where it is not evaluated add a note and return None."""
     small = DistilledDataset.from_pretrained(place)
     if "evaluation" not in small.metrics:
         notes.append(f"not evaluated: {place}")
-        return
+        return None
     variant = read_record(place.parent).get(place.name, {}).get("variant")
     try:
-        found = Evaluation.from_dict(small.metrics["evaluation"])
+        evaluation = Evaluation.from_dict(small.metrics["evaluation"])
     except ConfigError as error:
         raise DataError(f"{place / 'metrics.json'}: {error}") from error
-    runs[place.resolve()] = (
-        _Run(place, "", small, found),
-        variant if isinstance(variant, str) else None,
-    )
+    return _Run(place, variant if isinstance(variant, str) else None, small, evaluation)
 
 
 def recorded(content: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """Return a table of a set's config or metrics, which may hold anything; empty where it is no table."""
+    """Return a table of a set's config or metrics, which may hold anything; empty for no table."""
     value = content.get(part)
     return value if isinstance(value, Mapping) else {}
 
 
-def _named(runs: list[_Run], variants: list[str | None]) -> list[_Run]:
-    """Give every run the name of its line: its variant or method, and the options in which lines of that name differ."""
-    bases = [
-        name or str(run.settings.get("method", "distilled"))
-        for run, name in zip(runs, variants, strict=True)
-    ]
-    flat = [
-        _flat({key: value for key, value in run.settings.items() if key not in ("data", "ipc")})
-        for run in runs
-    ]
-    places = [
-        (name, run.found.data.get("fingerprint"), run.small.ipc)
-        for run, name in zip(runs, bases, strict=True)
-    ]
-    named = []
-    for run, base, own, here in zip(runs, bases, flat, places, strict=True):
-        alike = [other for other, place in zip(flat, places, strict=True) if place == here]
-        keys = sorted(k for k in own if any(other.get(k) != own[k] for other in alike))
+def _named(runs: list[_Run]) -> list[_Run]:
+    """Give every run the name of its line.
+
+    That is its variant or method, and the options in which lines of that name differ.
+    """
+    named, alike = [], defaultdict(list)
+    for run in runs:
+        base = run.variant or str(run.settings.get("method", "distilled"))
+        settings = {key: x for key, x in run.settings.items() if key not in ("data", "ipc")}
+        place = (base, run.evaluation.data.get("fingerprint"), run.small.ipc)
+        named.append((base, place, _flat(settings)))
+        alike[place].append(named[-1][2])
+    for number, (base, place, own) in enumerate(named):
+        keys = sorted(k for k in own if any(other.get(k) != own[k] for other in alike[place]))
         changes = ", ".join(f"{key.removeprefix('options.')}={own[key]}" for key in keys)
-        named.append(replace(run, variant=f"{base} ({changes})" if changes else base))
-    return named
+        runs[number] = replace(runs[number], variant=f"{base} ({changes})" if changes else base)
+    return runs
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in table.items():
-        found |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{key}": value}
-        )
-    return found
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def _grouped(runs: Sequence[_Run]) -> dict[tuple[tuple[Any, ...], str], Entry]:
-    """Return one entry per place in the table and name, in the order of the runs; baselines behind."""
+    """Return one entry per place in the table and name, in the order of the runs.
+
+    Baselines come last.
+    """
     lines: dict[tuple[tuple[Any, ...], str, str], list[tuple[_Run, Row]]] = {}
     for run in runs:
-        for row in run.found.rows:
+        data, protocol = run.evaluation.data, repr(run.evaluation.protocol)
+        where = (*(str(data.get(key)) for key in ("name", "fingerprint", "transform")),)
+        for row in run.evaluation.rows:
             if row.kind != "variant":
-                about = run.found.data
-                where = (
-                    *(str(about.get(key)) for key in ("name", "fingerprint", "transform")),
-                    run.small.ipc,
-                )
-                name = run.variant if row.kind == "distilled" else row.name
-                place = (*where, row.model, repr(run.found.protocol))
+                name = str(run.variant) if row.kind == "distilled" else row.name
+                place = (*where, run.small.ipc, row.model, protocol)
                 lines.setdefault((place, name, row.kind), []).append((run, row))
     ordered = sorted(lines.items(), key=lambda item: item[0][2] == "baseline")
-    return {(place, name): _entry(name, kind, found) for (place, name, kind), found in ordered}
+    return {(place, name): _entry(name, kind, rows) for (place, name, kind), rows in ordered}
 
 
-def _entry(name: str, kind: str, found: Sequence[tuple[_Run, Row]]) -> Entry:
-    run, row = found[0]
-    accuracies: dict[int, float] = {}
-    validation: dict[int, float] = {}
-    nets: list[float] = []
-    untrained = 0
-    seen: set[str] = set()
-    for other, measured in found:
-        seed = other.seed if kind == "distilled" else other.found.seeds[0]
-        if kind == "baseline" and (set(measured.sources) & seen or seed in accuracies):
+def _entry(name: str, kind: str, rows: Sequence[tuple[_Run, Row]]) -> Entry:
+    run, row = rows[0]
+    by_seed: dict[int, Row] = {}
+    sources: set[str] = set()
+    for other, measured in rows:
+        seed = other.seed if kind == "distilled" else other.evaluation.seeds[0]
+        if kind == "baseline" and (set(measured.sources) & sources or seed in by_seed):
             continue  # one measurement that several evaluations show
-        if seed in accuracies:
+        if seed in by_seed:
             raise DataError(
                 f"compare: expected one run of {name} with seed {seed}, got two ({other.folder} is "
                 "one); name one of the folders"
             )
-        seen |= set(measured.sources)
-        accuracies[seed] = measured.mean
-        if measured.validation:
-            validation[seed] = mean_of(measured.validation)
-        nets += measured.accuracies
-        untrained += measured.untrained
-    cost = (
-        [recorded(other.small.metrics, "distillation") for other, _ in found]
-        if kind == "distilled"
-        else []
-    )
+        sources |= set(measured.sources)
+        by_seed[seed] = measured
+    costs = [recorded(other.small.metrics, "distillation") for other, _ in rows]
     seconds, peaks = (
-        [c[key] for c in cost if is_number(c.get(key))] for key in ("seconds", "peak_bytes")
+        [cost[key] for cost in costs if kind == "distilled" and is_number(cost.get(key))]
+        for key in ("seconds", "peak_bytes")
     )
     return Entry(
-        data=str(run.found.data.get("name", "data")),
+        data=str(run.evaluation.data.get("name", "data")),
         ipc=run.small.ipc,
         model=row.model,
-        protocol=run.found.protocol.title,
+        protocol=run.evaluation.protocol.title,
         name=name,
         kind=kind,
-        accuracies=accuracies,
-        validation=validation,
-        nets=tuple(nets),
-        untrained=untrained,
+        accuracies={seed: each.mean for seed, each in by_seed.items()},
+        validation={
+            seed: mean_of(each.validation) for seed, each in by_seed.items() if each.validation
+        },
+        nets=tuple(accuracy for each in by_seed.values() for accuracy in each.accuracies),
+        untrained=sum(each.untrained for each in by_seed.values()),
         seconds=mean_of(seconds) if seconds else None,
         peak_bytes=max(peaks) if peaks else None,
     )
@@ -315,15 +299,10 @@ def _conditions(runs: Sequence[_Run]) -> list[str]:
     notes = []
     for part, places in (
         ("environments", [recorded(run.small.config, "environment") for run in runs]),
-        ("evaluation environments", [dict(run.found.environment) for run in runs]),
+        ("evaluation environments", [dict(run.evaluation.environment) for run in runs]),
     ):
         keys = sorted(
-            {
-                key
-                for place in places
-                for key in place
-                if any(other.get(key) != place[key] for other in places)
-            }
+            {key for one in places for key in one if any(x.get(key) != one[key] for x in places)}
         )
         if keys:
             notes.append(

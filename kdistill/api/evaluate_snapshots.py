@@ -66,13 +66,13 @@ class SnapshotEvaluation(Tabular):
 
     @property
     def best_on_validation(self) -> int | None:
-        """The iteration with the best mean validation accuracy, the first of several; None where nothing was held out."""
+        """The first iteration with the best mean validation accuracy; None: nothing held out."""
         held_out = [row for row in self.rows if row.validation]
         return max(held_out, key=lambda row: mean(row.validation)).iteration if held_out else None
 
     @property
     def best_on_test(self) -> int:
-        """The iteration with the best mean test accuracy: chosen on the test images, for comparison with papers alone."""
+        """The iteration with the best mean test accuracy, for comparison with papers alone."""
         return max(self.rows, key=lambda row: mean(row.accuracies)).iteration
 
     def tables(self) -> list[TextTable]:

@@ -27,7 +27,7 @@ def train_experts(
     threads: int | None = None,
     quiet: bool = False,
 ) -> TrajectoryStore:
-    """Train the expert trajectories that a trajectory method needs, or those of them that are missing.
+    """Train the expert trajectories that a trajectory method still needs.
 
     ``distill`` does this itself; on its own it is for the long part of a run.  Size and time are
     shown before it starts.

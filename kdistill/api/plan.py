@@ -1,9 +1,9 @@
 """``plan``: what a run will need, before it starts.
 
-The run is dry_run: built as it would be, with an inner trajectory of two steps where the method has
-    one, and taken through a
-few outer iterations.  What grows with the number of steps is then added from its formula: time is
-linear in outer and inner steps, and a trajectory keeps one parameter vector per inner step.
+The run is rehearsed: built as it would be, with an inner trajectory of two steps where the method
+has one, and taken through a few outer iterations.  What grows with the number of steps is then
+added from its formula: time is linear in outer and inner steps, and a trajectory keeps one
+parameter vector per inner step.
 """
 
 import tempfile
@@ -27,7 +27,7 @@ from kdistill.formatting import duration
 ROUNDS = 3  # iterations that are timed, after one that is not
 PAGE_BYTES = 36_000  # card, configuration and metrics of an artefact
 PREVIEW = 0.35  # bytes of preview.png for a byte of float32 images
-LOOK_BYTES = 230  # a line of metrics.jsonl, one every ten iterations
+METRICS_LINE_BYTES = 230  # a line of metrics.jsonl, one every ten iterations
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Plan:
 
     Attributes:
         memory_bytes: Peak resident memory of the process.
-        disk_bytes: Of the finished run's folder: artefact and checkpoints.
-        seconds: Of the outer loop.
-        expert_bytes: Of the expert trajectories that are missing.
-        expert_seconds: To train them.
-        iteration_seconds: Of one outer iteration.
+        disk_bytes: Size of the finished run's folder: artefact and checkpoints.
+        seconds: Time of the outer loop.
+        expert_bytes: Size of the expert trajectories that are missing.
+        expert_seconds: Time to train them.
+        iteration_seconds: Time of one outer iteration.
         num_params: P of the network, 0 where the method has no trajectories.
     """
 
@@ -80,7 +80,7 @@ def plan(
     """Predict memory, disk and time of a run from a dry run of a few iterations.
 
     Args:
-        data: As for ``distill``, and so are the others.
+        data: As for ``distill``.
         method: As for ``distill``.
         ipc: As for ``distill``.
         preset: As for ``distill``.
@@ -129,7 +129,7 @@ def plan_of(config: RunConfig, data: ImageDataset | Any, *, threads: int | None 
         memory_bytes=peak_bytes() + dry_run.more_bytes + state_bytes,
         disk_bytes=int(image_bytes * (1 + PREVIEW) + state_bytes * checkpoints)
         + PAGE_BYTES
-        + LOOK_BYTES * problem.iterations // 10,
+        + METRICS_LINE_BYTES * problem.iterations // 10,
         seconds=seconds * problem.iterations,
         expert_bytes=dry_run.expert_bytes,
         expert_seconds=dry_run.expert_seconds,

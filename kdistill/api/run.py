@@ -46,7 +46,9 @@ CHECKPOINT_MINUTES = Range("0 or more", lambda minutes: minutes >= 0, "1 is usua
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides the result of a run; the ``run`` part of an artefact's ``config.json``.
+    """Everything that decides the result of a run.
+
+    It is the ``run`` part of an artefact's ``config.json``.
 
     Attributes:
         data: What ``load_data`` was given, or the data set's name if that was not text.

@@ -1,4 +1,4 @@
-"""``kdistill.score``: how hard every training image is, as a table and in pictures.  No tensor arithmetic here."""
+"""``score``: how hard every training image is, as a table and in pictures."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

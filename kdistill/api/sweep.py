@@ -179,7 +179,7 @@ class _Worker:
 
 
 def _finished_set(folder: Path) -> DistilledDataset | None:
-    """Return the set in ``folder``, or None where there is none or an interrupted run replaces it."""
+    """Return the set in ``folder``; None for none, or one that an interrupted run replaces."""
     if not (folder / "config.json").exists() or is_unfinished(folder):
         return None
     return DistilledDataset.from_pretrained(folder)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli.parameters import (
+from kdistill.cli.flags import (
     Data,
     Device,
     MaxMinutes,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kdistill.cli.evaluate_commands import evaluate_and_save
-from kdistill.cli.parameters import (
+from kdistill.cli.flags import (
     Data,
     Device,
     MaxMinutes,

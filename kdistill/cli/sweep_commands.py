@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdistill.cli.parameters import Device, Quiet, Threads
+from kdistill.cli.flags import Device, Quiet, Threads
 from kdistill.cli.terminal import command, echo, hint_on_interrupt, show_table, words_of
 
 app = typer.Typer()
