@@ -6,7 +6,7 @@ uint8 in 0..255, float64 in 0..1 (``SCALED``: 16-bit pictures and whatever else 
 type says), or float32 whose range is settled last, over all splits together.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdistill.data.raw_data import Name, counted, unusable
+from kdistill.data.raw_data import Name, RawPart, counted, unusable
 from kdistill.errors import ConfigError, DataError
 
 # the type says "in 0..1 already": such pixels have no part in settling the range of others
@@ -200,9 +200,7 @@ def check_shapes(parts: dict[str, Tensor]) -> None:
         raise size_error(f"square images, got {_size(images)}")
 
 
-def to_unit_range(
-    parts: dict[str, Tensor], name: Callable[[str, int], str], notes: list[str]
-) -> list[Tensor]:
+def to_unit_range(parts: dict[str, RawPart], notes: list[str]) -> list[Tensor]:
     """Return the images of every split as contiguous float32 in [0, 1], by one rule for all.
 
     ``docs/guide/data.md`` has the rules.
@@ -210,15 +208,15 @@ def to_unit_range(
     Raises:
         DataError: NaN or infinite pixels, or pixels of an unknown range.
     """
-    for part, images in parts.items():
-        _check_finite(part, images, name)
-    is_float = {part: images.dtype == torch.float32 for part, images in parts.items()}
-    floats = [images for part, images in parts.items() if is_float[part] and images.numel()]
+    for where, part in parts.items():
+        _check_finite(part, where)
+    unscaled = [part.images for part in parts.values()]
+    floats = [images for images in unscaled if images.dtype == torch.float32 and images.numel()]
     factor = _factor(floats, notes)
     # always a copy: the data set must not change when its source does
     scaled_parts = [
-        (images * factor).clamp_(0.0, 1.0) if is_float[part] else unit_range(images)
-        for part, images in parts.items()
+        (images * factor).clamp_(0.0, 1.0) if images.dtype == torch.float32 else unit_range(images)
+        for images in unscaled
     ]
     return [images.contiguous() for images in same_channels(scaled_parts)]
 
@@ -243,12 +241,13 @@ def _factor(floats: list[Tensor], notes: list[str]) -> float:
     raise unusable("pixels in 0..1 (or 0..255)", f"{low:.4g}..{high:.4g}", fix)
 
 
-def _check_finite(part: str, images: Tensor, name: Callable[[str, int], str]) -> None:
-    if images.dtype == torch.uint8:
+def _check_finite(part: RawPart, where: str) -> None:
+    if part.images.dtype == torch.uint8:
         return
-    is_bad = torch.cat([~chunk.isfinite().flatten(1).all(1) for chunk in images.split(CHUNK)])
+    chunks = part.images.split(CHUNK)
+    is_bad = torch.cat([~chunk.isfinite().flatten(1).all(1) for chunk in chunks])
     if is_bad.any():
-        first = name(part, int(is_bad.nonzero()[0]))
+        first = part.name(where, int(is_bad.nonzero()[0]))
         got = f"NaN or infinity in {counted(int(is_bad.sum()), 'image')}, first {first}"
         raise unusable("finite pixels", got, "remove or repair them")
 

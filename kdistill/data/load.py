@@ -226,15 +226,10 @@ def _splits(
     labels, names = map_labels(parts, classes=classes, num_classes=num_classes)
     images = {which: part.images for which, part in parts.items()}
     image_tensors.check_shapes(images)
-
-    def image_name(which: str, row: int) -> str:
-        paths = parts[which].paths
-        return paths[row] if paths else numbered(which)(row)
-
     if reading.stream:
         settled = image_tensors.same_channels(list(images.values()))
     else:
-        settled = image_tensors.to_unit_range(images, image_name, reading.notes)
+        settled = image_tensors.to_unit_range(parts, reading.notes)
     return {
         which: Split(pixels, labels[which], part.paths)
         for (which, part), pixels in zip(parts.items(), settled, strict=True)

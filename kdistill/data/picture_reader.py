@@ -26,6 +26,7 @@ from kdistill.cache import CacheFile, cache_folder, folder_nbytes
 from kdistill.data import image_tensors, picture_files, streamed_images
 from kdistill.data.picture_files import Decoded, Picture, Unreadable
 from kdistill.data.raw_data import Reading, counted, unusable
+from kdistill.formatting import byte_count
 from kdistill.status import status_line
 
 T = TypeVar("T")
@@ -233,7 +234,7 @@ class Pack:
                 return None
             _delete_oldest(path)
             verb = "kept in"
-        size = f"{path.stat().st_size / 1e6:.1f} MB"
+        size = byte_count(path.stat().st_size)
         return (
             f"decoded pictures {verb} {path.parent} ({size}; kdistill cache --empty deletes them)"
         )

@@ -54,6 +54,10 @@ class RawPart:
     present_only: bool = False
     paths: tuple[str, ...] | None = None
 
+    def name(self, where: str, row: int) -> str:
+        """Return what messages call an image of the part."""
+        return self.paths[row] if self.paths else numbered(where)(row)
+
 
 @dataclass(frozen=True, eq=False)
 class RawData:
@@ -260,7 +264,6 @@ def _refuse(part: RawPart, is_wrong: np.ndarray, where: str, expected: str) -> N
     """Raise DataError if a label is wrong, with the name of the first image."""
     if is_wrong.any():
         row = int(np.flatnonzero(is_wrong)[0])
-        name = part.paths[row] if part.paths else numbered(where)(row)
         count = counted(int(is_wrong.sum()), "image")
-        got = f"{part.labels[row].item()!r} ({name}; {count} in all)"
+        got = f"{part.labels[row].item()!r} ({part.name(where, row)}; {count} in all)"
         raise unusable(expected, got, "correct or remove them")

@@ -21,7 +21,7 @@ from torch import Tensor
 from kdistill.augment import Augment
 from kdistill.engine import Student, loss_and_grad, train
 from kdistill.experts.trajectory_store import TrajectoryStore
-from kdistill.formatting import duration
+from kdistill.formatting import byte_count, duration
 from kdistill.keys import generator, make_key
 from kdistill.options import COUNT, MOMENTUM, NOT_NEGATIVE, POSITIVE, check_options
 from kdistill.status import note, status_line
@@ -98,7 +98,7 @@ class Estimate:
     def __str__(self) -> str:
         minutes = f"{self.seconds / 60:.1f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s"
         plural = "s" * (self.experts != 1)
-        size = f"{self.nbytes / 1e6:.1f} MB"
+        size = byte_count(self.nbytes)
         return f"{self.experts} expert{plural} to train: about {minutes} and {size}"
 
 

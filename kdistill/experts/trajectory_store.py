@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from kdistill.artifacts.checkpoint import first_difference
 from kdistill.artifacts.tensors import encode, parse_table, to_json
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import locked, open_regular, read_regular, remove_leftovers, write_atomic
@@ -288,19 +289,17 @@ def _damaged(path: Path, got: str) -> DataError:
 
 
 def _check_same(wanted: dict[str, Any], stored: dict[str, Any], folder: Path) -> None:
-    for part in ("student", "data", "selection", "settings"):
-        ours, theirs = wanted.get(part), stored.get(part)
-        if ours == theirs:
-            continue
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            key = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))[0]
-            part, ours, theirs = f"{part}.{key}", ours.get(key), theirs.get(key)
-        if part == "settings.epochs":
-            raise ConfigError(
-                f"experts: expected trajectories of {ours} epochs (what the start epochs and the "
-                f"target epoch reach, or expert_length), got {theirs} in {folder}; ask for "
-                f"{theirs} or use another folder"
-            )
+    """Raise ConfigError that names the first part in which two identities differ."""
+    parts = ("student", "data", "selection", "settings")
+    differences = (first_difference(wanted.get(part), stored.get(part), part) for part in parts)
+    part, ours, theirs = next(filter(None, differences), ("", None, None))
+    if part == "settings.epochs":
+        raise ConfigError(
+            f"experts: expected trajectories of {ours} epochs (what the start epochs and the "
+            f"target epoch reach, or expert_length), got {theirs} in {folder}; ask for {theirs} or "
+            "use another folder"
+        )
+    if part:
         raise ConfigError(
             f"experts: expected trajectories with {part} {ours!r}, got {theirs!r} in {folder}; use "
             "the same settings or another folder"

@@ -10,7 +10,6 @@ with one atomic rename; an interrupted or failed write leaves what was there bef
 
 import errno
 import hashlib
-import math
 import os
 import re
 import secrets
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kdistill.errors import DataError
+from kdistill.formatting import byte_count
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 JSON_LIMIT = 1 << 26  # bytes of a description, an index or a table of metrics
@@ -256,7 +256,7 @@ def explained(path: Path, size: int | None = None) -> Iterator[None]:
         error = caught.__cause__ if isinstance(caught, _Unwritten) else caught
         assert isinstance(error, OSError)
         if error.errno in _FULL:
-            wanted = "free disk space" if size is None else f"{_amount(size)} of free disk space"
+            wanted = "free disk space" if size is None else f"{byte_count(size)} of free disk space"
             raise _Unwritten(
                 f"{path}: expected {wanted}, got: {os.strerror(error.errno)}; "
                 "free some or write elsewhere (what was there is unchanged)"
@@ -266,12 +266,6 @@ def explained(path: Path, size: int | None = None) -> Iterator[None]:
             f"{path}: expected a place that can be written, got: {reason}; check the path and its "
             "permissions"
         ) from error
-
-
-def _amount(nbytes: int) -> str:
-    if nbytes < 1e6:
-        return f"{math.ceil(nbytes / 1e3)} kB"
-    return f"{nbytes / 1e6:.1f} MB" if nbytes < 1e9 else f"{nbytes / 1e9:.1f} GB"
 
 
 def temporary_name(path: Path) -> Path:

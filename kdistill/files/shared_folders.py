@@ -139,11 +139,6 @@ def _release(holder: tuple[int, str]) -> None:
         os.unlink(holder[1])
 
 
-def no_others(content: bytes) -> Iterable[str]:
-    """Name no files beside the fixed ones."""
-    return ()
-
-
 @dataclass(frozen=True)
 class FolderLayout:
     """What a kind of folder may hold.
@@ -151,13 +146,13 @@ class FolderLayout:
     Attributes:
         files: Names that every folder of the kind may have.
         last: The one of them that is moved last: while it is in ``.next``, what lies there counts.
-        others: From the content of ``last`` to further file names that it names; only plain ones
-            are used.
+        others: Function from the content of ``last`` to further file names that it names, or None;
+            only plain ones are used.
     """
 
     files: tuple[str, ...]
     last: str
-    others: Callable[[bytes], Iterable[str]] = no_others
+    others: Callable[[bytes], Iterable[str]] | None = None
 
     def write(self, folder: str | Path, contents: Mapping[str, bytes]) -> None:
         """Write ``contents`` in the place of the files of this kind that are there.
@@ -255,6 +250,8 @@ class FolderLayout:
 
     def _named_by(self, folder: Path) -> set[str]:
         """Return the files beside those that all have, as the last one names them."""
+        if self.others is None:
+            return set()
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             named = self.others(read_regular(folder / self.last, limit=JSON_LIMIT))
             texts = {name for name in named if isinstance(name, str)}
