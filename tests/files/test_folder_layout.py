@@ -101,7 +101,7 @@ def test_a_full_disk_changes_nothing(tmp_path, disk_with_room_for):
     LAYOUT.write(tmp_path, OLD)
     with (
         disk_with_room_for(100),
-        pytest.raises(DataError, match=r"expected 2\.0 kB of free disk space, got: .*unchanged"),
+        pytest.raises(DataError, match=r"expected 1\.0 kB of free disk space, got: .*unchanged"),
     ):
         LAYOUT.write(tmp_path, {**NEW, "new": b"x" * 1001})
     assert content(tmp_path) == OLD and sorted(os.listdir(tmp_path)) == ["a", "index", "old"]
