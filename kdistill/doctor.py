@@ -75,8 +75,8 @@ def op_names() -> list[str]:
 def backends(op: str, device: str) -> dict[str, str]:
     """Return, per backend, "yes" or why it cannot run ``op`` on float32 tensors of ``device``."""
     probe = (torch.empty(0, device=device),)
-    found = {name: implementation(op, name, probe) for name in BACKENDS}
-    return {name: "yes" if callable(what) else str(what) for name, what in found.items()}
+    answers = {name: implementation(op, name, probe) for name in BACKENDS}
+    return {name: "yes" if callable(what) else str(what) for name, what in answers.items()}
 
 
 def chosen(op: str, device: str) -> str:

@@ -11,9 +11,8 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-MESSAGE_CHARACTERS = (
-    20_000  # of an error; a longer one keeps its beginning and its end, where the advice stands
-)
+# of an error; a longer one keeps its beginning and its end, where the hint stands
+MESSAGE_CHARACTERS = 20_000
 
 # categories of characters that act on a terminal instead of being shown: control, format, lone
 # surrogates, separators of lines

@@ -131,9 +131,8 @@ def options(config: type) -> tuple[Option, ...]:
     Raises:
         ConfigError: An option has no explanation.
     """
-    found = [_option(config, field) for field in dataclasses.fields(config)]
-    order = config.__mro__
-    return tuple(sorted(found, key=lambda option: order.index(option.owner)))
+    every = [_option(config, field) for field in dataclasses.fields(config)]
+    return tuple(sorted(every, key=lambda option: config.__mro__.index(option.owner)))
 
 
 def values_shown(config: object) -> str:
@@ -236,7 +235,7 @@ def _literals(annotation: Any) -> tuple[Any, ...]:
 def _explanations(owner: type) -> dict[str, str]:
     """Return the entries of a docstring's ``Attributes`` section, each in one line."""
     _, _, section = inspect.cleandoc(owner.__doc__ or "").partition("\nAttributes:\n")
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     name = ""
     for line in section.splitlines():
         entry = re.fullmatch(r"    (\w+): (.*)", line)
@@ -244,7 +243,7 @@ def _explanations(owner: type) -> dict[str, str]:
             break  # the next section
         if entry:
             name = entry[1]
-            found[name] = entry[2]
+            texts[name] = entry[2]
         elif line.strip() and name:
-            found[name] += f" {line.strip()}"
-    return {name: text.replace("``", "").replace('"', "") for name, text in found.items()}
+            texts[name] += f" {line.strip()}"
+    return {name: text.replace("``", "").replace('"', "") for name, text in texts.items()}

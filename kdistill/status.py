@@ -38,7 +38,7 @@ def quietly(quiet: bool = True) -> Iterator[None]:
 def status_line(
     what: str, also: Callable[[str], None] | None = None
 ) -> Iterator[Callable[[str], None]]:
-    """Yield ``say(text)``, which shows ``text`` in a line that begins with ``what``.
+    """Yield a progress callback, which shows a text in a line that begins with ``what``.
 
     Args:
         what: What is done, such as ``"distilling"``.
@@ -51,7 +51,7 @@ def status_line(
     line = _Line(what)
     token = _current.set(line)
     try:
-        yield _to_all(line.say, also)
+        yield _to_all(line.tell, also)
     finally:
         _current.reset(token)
         line.close()
@@ -104,7 +104,7 @@ class _Line:
         self.surface = _surface()
         self.last, self.pending = -1e9, ""
 
-    def say(self, text: str) -> None:
+    def tell(self, text: str) -> None:
         self.text = text
         self.show(text)
 

@@ -136,7 +136,7 @@ def test_another_method_or_preset_leaves_the_files_options_out(tmp_path, capsys)
     def run(**given):
         empty = dict.fromkeys(("data", "method", "ipc", "preset", "seed", "size", "normalisation"))
         return read_run(
-            tmp_path / "run.json", {**empty, **given}, {"width": 8}
+            tmp_path / "run.json", {**empty, **given}, ["width=8"]
         ).options, capsys.readouterr().err
 
     assert run(seed=1) == ({**options, "width": 8}, "")

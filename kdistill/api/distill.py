@@ -55,11 +55,11 @@ def distill(
         callbacks: A function or several, called with a ``Progress`` every ten iterations.
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
-        max_minutes: Stop after this time and keep what is there.
+        max_minutes: Stop after this time and keep what is done.
         snapshot_every: Also keep the set as it is every so many iterations, in ``out/snapshots``,
             at most 100 of them; ``evaluate_snapshots`` compares them.  The result has the same bits
             with and without.
-        checkpoint_minutes: Between two checkpoints; a killed run loses at most this much.
+        checkpoint_minutes: Minutes between two checkpoints; a killed run loses at most this much.
         quiet: Do not show the progress, which stands on standard error or below the cell of a
             notebook.
 

@@ -69,14 +69,14 @@ def evaluate(
             (features of the first full-data network of the first model) and ``"full"``.  For a set
             with soft labels ``"random"`` has a second row, whose labels are that network's.
         nets: Networks per row; None is the protocol's number.
-        width: Of all networks that are given by name; None is the protocol's.
+        width: Width of all networks that are named; None is the protocol's.
         lr: Learning rate of the rows that have not learned their own; ``"auto"`` chooses for every
             row on validation images; None is the protocol's.
-        precision: Of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"``
+        precision: Precision of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"``
             (``convnet``); None is the protocol's.
         seed: Decides initial weights, order, augmentation and subsets.
         device: Where to train; None is where the data is.
-        progress: Called with one line about what is being done, beside what is shown.
+        progress: Progress callback, called with one line of text.
         reuse: Keep baselines under ``$KDISTILL_CACHE`` and use those of earlier evaluations with
             equal data, recipe, seed, code, versions, thread count and instruction set.
         quiet: Do not show the progress, which stands on standard error or below the cell of a
@@ -195,14 +195,14 @@ def run_evaluation(
     training, held_out = data.holdout(share)
     rows: list[Row] = []
     precision = use_precision(recipe.precision, data.train.images.device)
-    with quietly(quiet), status_line("evaluating", also=progress) as say, precision:
+    with quietly(quiet), status_line("evaluating", also=progress) as show_status, precision:
         trainers = [
             Trainer(
                 protocol=recipe,
                 seed=seed,
                 validation=_normalised(data, held_out),
                 test=_normalised(data, data.test),
-                progress=say,
+                progress=show_status,
                 student=_student(model, data, recipe),
                 model=_name_of(model),
             )
@@ -310,7 +310,7 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
     def task(
         title: str, kind: str, pixels: Tensor, targets: Tensor, augmentation: str = strategy
     ) -> Task:
-        about = {
+        identity = {
             "row": title,
             "model": trainer.model,
             "seed": trainer.seed,
@@ -320,7 +320,7 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
         return Task(
             name=title,
             kind=kind,
-            source=digest({"images": pixels, "labels": targets}, about)[:32],
+            source=digest({"images": pixels, "labels": targets}, identity)[:32],
             sets=((data.transform.apply(pixels), targets),),
             unit="distillation seed",
             epochs=recipe.epochs,

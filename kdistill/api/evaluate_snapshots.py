@@ -2,7 +2,7 @@
 
 Papers report the best accuracy on the test images over the iterations of the distillation (not over
 the epochs of a network that is trained on the set).  Here that number has its name, "best on test",
-and stands beside two that do not look at the test images: the iteration that is best on images
+and stands beside two that do not use the test images: the iteration that is best on images
 which the run held out, and the last one.
 """
 
@@ -146,7 +146,7 @@ def evaluate_snapshots(
         precision: As for ``evaluate``.
         seed: As for ``evaluate``; network ``i`` of every snapshot begins with the same weights.
         device: As for ``evaluate``.
-        progress: Called with one line about what is being done, beside what is shown.
+        progress: Progress callback, called with one line of text.
         quiet: Do not show the progress.
 
     Returns:
@@ -179,8 +179,8 @@ def evaluate_snapshots(
         for iteration in [*(at for at in iterations if at < end), end]:
             small = last if iteration == end else load_snapshot(run, iteration, last)
             show(f"iteration {iteration:,} of {end:,}")
-            say = None if progress is None else partial(_tell, progress, iteration)
-            result = run_evaluation(config, small, data, seed=seed, device=device, progress=say)
+            tell = None if progress is None else partial(_tell, progress, iteration)
+            result = run_evaluation(config, small, data, seed=seed, device=device, progress=tell)
             row = result.rows[0]
             is_held_out = data.validation is not None or held_out_share(small) is not None
             validation = row.validation if is_held_out else ()

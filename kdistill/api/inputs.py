@@ -1,4 +1,4 @@
-"""What verbs are given: folder, threads, device and images, checked before anything expensive."""
+"""The inputs of verbs: folder, threads, device and images, checked before anything expensive."""
 
 import os
 from pathlib import Path
@@ -22,16 +22,16 @@ def check_place(out: str | Path) -> None:
         )
     folder = Path(out).absolute()
     with explained(folder):  # a name may be too long to be looked up
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        reason = "no permission" if there.is_dir() else f"{there} is no folder"
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = "no permission" if nearest.is_dir() else f"{nearest} is no folder"
         raise DataError(
             f"out: expected a folder that can be written, got {out} ({reason}); choose another"
         )
 
 
 def use(threads: int | None, device: str | torch.device | None = None) -> None:
-    """Set the number of CPU threads, and refuse a device that is not there.
+    """Set the number of CPU threads, and refuse a device that torch does not have.
 
     Raises:
         ConfigError: Fewer than one thread or more than the machine can serve, or a device that this

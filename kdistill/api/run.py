@@ -51,7 +51,7 @@ class RunConfig:
     It is the ``run`` part of an artefact's ``config.json``.
 
     Attributes:
-        data: What ``load_data`` was given, or the data set's name if that was not text.
+        data: Text from which ``load_data`` loads the data, or the data set's name.
         method: Name of the method.
         ipc: Images per class.
         seed: Seed of the run.
@@ -167,7 +167,7 @@ class Execution:
         """Make every check of folder, device and threads that needs no image; nothing is written.
 
         Raises:
-            ConfigError: A folder in use, a device that is not there, or too many threads.
+            ConfigError: A folder in use, a device that torch does not have, or too many threads.
             DataError: A folder that cannot be written, or one with other contents.
         """
         use(self.threads, self.device)
@@ -236,11 +236,11 @@ def run(
         options=to_mapping(config.method_options),
     )
     precision = use_precision(config.method_options.precision, training.train.images.device)
-    with terminable(), quietly(quiet), precision, status_line("distilling") as say:
-        say(f"preparing {config.method} on {data.name}, {config.ipc} per class")
+    with terminable(), quietly(quiet), precision, status_line("distilling") as show_status:
+        show_status(f"preparing {config.method} on {data.name}, {config.ipc} per class")
 
         def show(progress: Progress) -> None:
-            say(describe(progress, f"loss {progress.loss:.4g}"))
+            show_status(describe(progress, f"loss {progress.loss:.4g}"))
 
         small = _Job(config, data, training, start, execution, show).carry_out()
     _warn_of_range(small.images)

@@ -1,6 +1,6 @@
 """A ``RunConfig`` from files: of settings, with flags and overrides, or of a small set."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,27 +8,25 @@ from typing import Any
 from kdistill import methods
 from kdistill.api.run import RunConfig
 from kdistill.artifacts import DistilledDataset
-from kdistill.config import from_mapping, load_file
+from kdistill.config import from_mapping, load_file, parse_overrides
 from kdistill.data.builtin import BUILTIN
 from kdistill.errors import ConfigError, DataError, did_you_mean
 from kdistill.status import note
 
 
-def read_run(
-    path: Path | None, settings: Mapping[str, Any], options: Mapping[str, Any]
-) -> RunConfig:
+def read_run(path: Path | None, settings: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
     """Return the run that a file and the command line describe together.
 
     Args:
         path: TOML or JSON file, or the ``config.json`` of an artefact; None reads none.
         settings: Settings of the command line, which win over those of the file; None stands for
             one that was not given.
-        options: Options of the method, which win over those of the file.
+        overrides: Options of the method as ``KEY=VALUE``, which win over those of the file.
 
     Raises:
         ConfigError: No data, an unknown key, or one in the wrong table.
     """
-    where = str(path or "command line")
+    where, options = str(path or "command line"), parse_overrides(overrides)
     loaded = load_file(path) if path else {}
     is_artefact = "artifact" in loaded
     loaded = loaded.get("run", loaded)  # beside an artefact's source and environment

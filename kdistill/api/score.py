@@ -45,7 +45,7 @@ def score(
             the rest, in its order.
         out: Folder for ``scores.csv``, ``histogram.png`` and ``extremes.png`` (of the first
             metric); None writes nothing.
-        say: Told what is being done, beside what is shown.
+        say: Another progress callback, told what is being done.
         device: ``"cpu"`` or ``"cuda"``; None keeps the data's.
         threads: CPU threads; None keeps torch's.
         quiet: Do not show the progress.
@@ -67,38 +67,38 @@ def score(
     if out is not None:
         check_writable(Path(out))
     data = data if isinstance(data, ImageDataset) else load_data(data, quiet=quiet)
-    seen = data.holdout(validation)[0].to(device or data.train.images.device)
+    training = data.holdout(validation)[0].to(device or data.train.images.device)
     student = build_student(
         spec.student,
-        channels=seen.channels,
-        size=seen.size,
-        classes=seen.num_classes,
+        channels=training.channels,
+        size=training.size,
+        classes=training.num_classes,
         width=spec.width,
     )
     with quietly(quiet), status_line("scoring", also=say) as show:
         scores = difficulty(
             spec,
             student,
-            normalised(seen.train.images, seen.transform),
-            seen.train.labels,
+            normalised(training.train.images, training.transform),
+            training.train.labels,
             progress=show,
         )
-    about = {
+    provenance = {
         "data": data.name,
         "validation": validation,
         "settings": to_mapping(spec),
         "environment": _native.environment(),
     }
     table = ScoreTable(
-        seen.train.labels.cpu(),
+        training.train.labels.cpu(),
         scores,
-        tuple(seen.classes),
-        fingerprint(seen.train),
-        about,
-        seen.train.files,
+        tuple(training.classes),
+        fingerprint(training.train),
+        provenance,
+        training.train.files,
     )
     if out is not None:
-        _write(table, seen, Path(out))
+        _write(table, training, Path(out))
     return table
 
 
@@ -111,13 +111,13 @@ def check_score(
         ConfigError: An unknown option or metric, or a number out of range.
         DataError: ``out`` cannot be written.
     """
-    given = dict(options or {})
-    if isinstance(given.get("metrics"), str):
-        given["metrics"] = tuple(name.strip() for name in given["metrics"].split(","))
+    settings = dict(options or {})
+    if isinstance(settings.get("metrics"), str):
+        settings["metrics"] = tuple(name.strip() for name in settings["metrics"].split(","))
     check_value("validation", validation, HELD_OUT)
     if out is not None:
         check_place(out)
-    return from_mapping(ScoreSpec, {"seed": seed, **given}, where="options of score")
+    return from_mapping(ScoreSpec, {"seed": seed, **settings}, where="options of score")
 
 
 def load_scores_of(data: ImageDataset, path: str | Path) -> ScoreTable:

@@ -1,4 +1,4 @@
-"""The commands about data: ``check`` and ``cache``."""
+"""The commands of data: ``check`` and ``cache``."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -189,8 +189,8 @@ def score(
     from kdistill.api.score import check_score
     from kdistill.config import parse_overrides
 
-    given = parse_overrides(options)
-    check_score(given, seed, validation, out)
+    settings = parse_overrides(options)
+    check_score(settings, seed, validation, out)
     use(threads, device)
     images = kdistill.load_data(
         data,
@@ -202,7 +202,7 @@ def score(
     )
     table = kdistill.score(
         images,
-        options=given,
+        options=settings,
         seed=seed,
         validation=validation,
         out=out,

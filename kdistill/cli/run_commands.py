@@ -109,7 +109,6 @@ def distill(
     """Make a small synthetic set from DATA and leave it in a folder."""
     from kdistill.api.run import Execution, check_run, run
     from kdistill.api.run_file import read_run
-    from kdistill.config import parse_overrides
     from kdistill.options import values_shown
 
     settings = {
@@ -123,7 +122,7 @@ def distill(
         "validation": validation,
         "mirrors": mirrors,
     }
-    chosen = read_run(config, settings, parse_overrides(options))
+    chosen = read_run(config, settings, options)
     execution = Execution(
         out=out,
         resume=resume,
@@ -173,8 +172,7 @@ def experts(
     """Train the expert trajectories that a method still needs (distill does it too)."""
     from kdistill.api.experts import train_experts_of
     from kdistill.api.inputs import use
-    from kdistill.api.run import RunConfig
-    from kdistill.config import from_mapping, parse_overrides
+    from kdistill.api.run_file import read_run
 
     settings = {
         "data": data,
@@ -183,9 +181,8 @@ def experts(
         "size": size,
         "normalisation": normalisation,
         "validation": validation,
-        "options": parse_overrides(options),
     }
-    config = from_mapping(RunConfig, settings, where="experts")
+    config = read_run(None, settings, options)
     config.check()
     use(threads, device)
     images = config.load(quiet=quiet, skip_unreadable=skip_unreadable)
@@ -215,8 +212,7 @@ def plan(
     """Predict memory, disk and time of a run from a dry run of a few iterations."""
     from kdistill.api.inputs import use
     from kdistill.api.plan import plan_of
-    from kdistill.api.run import RunConfig
-    from kdistill.config import from_mapping, parse_overrides
+    from kdistill.api.run_file import read_run
 
     settings = {
         "data": data,
@@ -225,9 +221,8 @@ def plan(
         "preset": preset,
         "size": size,
         "normalisation": normalisation,
-        "options": parse_overrides(options),
     }
-    config = from_mapping(RunConfig, settings, where="plan")
+    config = read_run(None, settings, options)
     config.check()
     use(threads)
     echo(plan_of(config, config.load(skip_unreadable=skip_unreadable), threads=threads))

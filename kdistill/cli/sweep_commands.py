@@ -57,14 +57,14 @@ def sweep(
     from kdistill.api.sweep import sweep as run_sweep
     from kdistill.config import from_mapping, load_file, merge
 
-    given: dict[str, Any] = {"data": data or None, "max_minutes": max_minutes}
+    flags: dict[str, Any] = {"data": data or None, "max_minutes": max_minutes}
     named = {
         "protocol": protocol,
         "models": words_of(models),
         "baselines": words_of(baselines),
         "nets": nets,
     }
-    changes = {key: value for key, value in given.items() if value is not None}
+    changes = {key: value for key, value in flags.items() if value is not None}
     changes["evaluation"] = {key: value for key, value in named.items() if value is not None}
     table = merge(load_file(config) if config else {}, parse_axes(options), changes)
     grid = from_mapping(Grid, table, where=str(config or "sweep"))

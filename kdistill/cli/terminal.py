@@ -67,7 +67,7 @@ def hint_on_interrupt(hint: str, *, keeps_own: bool = False) -> Iterator[None]:
 def echo(text: object, *, err: bool = False) -> None:
     """Print text that may hold names of files and classes: nothing in it can act on the terminal.
 
-    The only way in which commands print (a test looks), beside the tables of
+    The only way in which commands print (a test checks it), beside the tables of
     ``kdistill.formatting``.
     """
     typer.echo(printable(text), err=err)
