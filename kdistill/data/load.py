@@ -86,8 +86,8 @@ def load_data(
         skip_unreadable: Leave out picture files that cannot be read, and say so; otherwise they are
             refused, all at once.
         stream: Do not hold the images in memory: read them whenever they are used.  For
-            ``kdistill.score`` alone; of a folder, arrays (such as memory-mapped ones) or a torch
-            ``Dataset`` whose items do not change.
+            ``kdistill.score`` alone; of pictures in files, arrays (such as memory-mapped ones) or a
+            torch ``Dataset`` whose items do not change.
 
     Returns:
         Images float32 ``[N, C, H, W]`` in [0, 1], labels int64 0..K-1, class names, the fitted
