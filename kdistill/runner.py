@@ -33,7 +33,7 @@ class Iterated(Protocol):
 
 S = TypeVar("S", bound=Iterated)  # state
 M = TypeVar("M")  # metrics of one iteration
-R = TypeVar("R")  # report on an iteration
+R = TypeVar("R", covariant=True)  # report on an iteration
 
 
 class Task(Protocol[S, M, R]):
@@ -159,17 +159,16 @@ class Checkpoints:
             )
             return None
         tensors, numbers = load_checkpoint(path)
-        was, iteration = (
-            numbers.get(key) if isinstance(numbers, dict) else None
-            for key in ("identity", "iteration")
-        )
-        is_own = isinstance(was, dict) and was.keys() <= self.identity.keys()
-        if not is_own or type(iteration) is not int or iteration < 0:
+        saved = numbers if isinstance(numbers, dict) else {}
+        was, iteration = saved.get("identity"), saved.get("iteration")
+        is_known = isinstance(was, dict) and was.keys() <= self.identity.keys()
+        if not is_known or type(iteration) is not int or iteration < 0:
             raise DataError(
                 f"resume: expected the checkpoint of such a run, got another in {path}; start "
                 "afresh"
             )
-        if difference := first_difference(dict(self.identity), _completed(was, self.defaults)):
+        earlier = _completed(was or {}, self.defaults)
+        if difference := first_difference(dict(self.identity), earlier):
             key, ours, theirs = difference
             raise ConfigError(
                 f"resume: expected the run that the checkpoint belongs to, got another {key} "

@@ -1,8 +1,11 @@
 """The outer loop: what a step does to the state, and what survives numbers that blow up."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from kdistill import methods
 from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.methods import Problem, Step, by_autograd, optimize
 from kdistill.methods.distillation import Snapshots
@@ -152,3 +155,11 @@ def test_a_checkpoint_with_other_tensors_is_refused(tmp_path, other):
     optimize(problem(), Checkpoints(tmp_path))
     with pytest.raises(DataError, match="a checkpoint with the tensors of this run, got others"):
         optimize(problem(**other), Checkpoints(tmp_path), resume=True)
+
+
+def test_a_method_without_a_required_preset_is_refused():
+    presets = {"paper": {}}
+    with pytest.raises(
+        ConfigError, match="expected the presets fast and paper, got none of 'fast'"
+    ):
+        replace(methods.get("dm"), presets=presets)

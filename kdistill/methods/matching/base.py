@@ -24,9 +24,8 @@ from kdistill.engine.gradient_distance import DISTANCES, output_rows
 from kdistill.engine.students import ConvNet
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.keys import generator, make_key
-from kdistill.methods.base import Problem, Step
+from kdistill.methods import Problem, Step, balanced_labels, initial_images
 from kdistill.methods.difficulty import AlignedConfig
-from kdistill.methods.init import balanced_labels, initial_images
 from kdistill.objectives.class_gradient_match import class_gradient_match
 from kdistill.objectives.masks import depth_mask
 from kdistill.optim import FirstMove, by_name

@@ -20,9 +20,8 @@ from kdistill.data import ImageDataset
 from kdistill.data.splits import ClassSampler
 from kdistill.errors import ConfigError
 from kdistill.keys import generator, make_key
-from kdistill.methods.base import Method, Problem, Step
+from kdistill.methods import Method, Problem, Step, balanced_labels, initial_images
 from kdistill.methods.difficulty import AlignedConfig
-from kdistill.methods.init import balanced_labels, initial_images
 from kdistill.objectives.distribution_matching import distribution_match, layered_distribution_match
 from kdistill.optim import by_name
 from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE

@@ -25,8 +25,16 @@ from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_expert
 from kdistill.experts.expert_training import Rows
 from kdistill.files import explained
 from kdistill.keys import generator, make_key, permutation, uniforms
-from kdistill.methods.base import DryRun, Experts, MethodConfig, Objective, Problem, Step
-from kdistill.methods.init import balanced_labels, initial_images
+from kdistill.methods import (
+    DryRun,
+    Experts,
+    MethodConfig,
+    Objective,
+    Problem,
+    Step,
+    balanced_labels,
+    initial_images,
+)
 from kdistill.optim import LeastLoss, Optimizer, averaged, by_name
 from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.priors import PixelPrior, State
