@@ -41,7 +41,7 @@ def one_seed_per_test():
 
 @pytest.fixture(autouse=True)
 def poisoned_empty():
-    """Let ``torch.empty`` and its relatives return NaN, so that an element nobody writes is seen."""
+    """Let ``torch.empty`` and its relatives return NaN: an element that nobody writes stands out."""
     before = (
         torch.utils.deterministic.fill_uninitialized_memory,
         torch.are_deterministic_algorithms_enabled(),
@@ -55,7 +55,7 @@ def poisoned_empty():
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Name the thread order of the last emulated launch beside a failure, so that it can be repeated; note instruction sets."""
+    """Note instruction sets, and beside a failure the thread order of the last emulated launch."""
     report = (yield).get_result()
     if report.when == "call" and "isa" in getattr(getattr(item, "callspec", None), "params", ()):
         report.user_properties.append(("isa", item.callspec.params["isa"]))
@@ -89,7 +89,10 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def interrupted() -> Callable[..., tuple[int, str]]:
-    """Return ``run(command, once, number)``: start it, send a signal (Ctrl-C) when ``once`` exists, give status and stderr."""
+    """Return ``run(command, once, number)``.
+
+    It starts the command, sends a signal (Ctrl-C) when ``once`` exists, and returns status and stderr.
+    """
 
     def hear_interrupts() -> (
         None
@@ -115,7 +118,7 @@ def interrupted() -> Callable[..., tuple[int, str]]:
 
 @pytest.fixture
 def disk_with_room_for():
-    """A context in which every file is cut at so many bytes: the kernel refuses the rest, as it does on a full disk."""
+    """A context in which the kernel refuses bytes beyond a limit, as it does on a full disk."""
 
     @contextmanager
     def limited(nbytes: int):
@@ -135,10 +138,13 @@ class Killed(BaseException):
 
 @pytest.fixture
 def killed_at(monkeypatch) -> Callable[[int, Callable[[], object]], bool]:
-    """Return ``killed_at(step, act)``: do ``act`` until just before step ``step`` on the disk, and say whether it was killed.
+    """Return ``killed_at(step, act)``: kill ``act`` just before a step on the disk.
+
+    It returns whether ``act`` was killed.
 
     Nothing is tidied up afterwards, as after SIGKILL: from that step on, every further one fails as
-    well."""
+    well.
+    """
 
     def run(step, act) -> bool:
         done = []

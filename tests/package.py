@@ -1,4 +1,4 @@
-"""Build sdist and wheel, install the wheel non-editable beside nothing of the checkout, and use it (``make package``)."""
+"""Build sdist and wheel, install the wheel away from the checkout, and use it (``make package``)."""
 
 import os
 import subprocess
@@ -11,7 +11,8 @@ USE = """
 import kdistill, kdistill._native as native, pathlib, sys
 assert pathlib.Path(kdistill.__file__).is_relative_to(sys.argv[1]), kdistill.__file__
 assert native.why_missing("_cpu") is None, native.why_missing("_cpu")
-small = kdistill.distill("digits", ipc=1, options={"iterations": 10, "batch_real": 12, "width": 8}, out="run")
+options = {"iterations": 10, "batch_real": 12, "width": 8}
+small = kdistill.distill("digits", ipc=1, options=options, out="run")
 print("1 passed, 0 failed: the wheel made", len(small.images), "images")
 """
 

@@ -1,4 +1,7 @@
-"""What setup.py compiles again, what it leaves behind, and what it says where a compiler fails; CMake is played by a script."""
+"""What setup.py compiles again, leaves behind, and says where a compiler fails.
+
+A script plays CMake.
+"""
 
 import runpy
 import sys
@@ -20,8 +23,10 @@ case "$1" in
   -S) [[ "$*" == *KDISTILL_CUDA=off* ]] && rm -f "$4/cuda" || touch "$4/cuda"
       [[ "$*" == *KDISTILL_EMULATION=ON* ]] && touch "$4/emulated"
       [[ "$*" == *KDISTILL_EMULATION=OFF* ]] && rm -f "$4/emulated"; true ;;
-  --build) [[ -n "$GCC_FAILS" ]] && echo "a.cpp:1:2: error: no such thing" && echo "ninja: build stopped" && exit 1
-      [[ -n "$NVCC_FAILS" && -e "$2/cuda" ]] && echo "nvcc fatal : Unsupported gpu" && echo "ninja: build stopped" && exit 1
+  --build) [[ -n "$GCC_FAILS" ]] && echo "a.cpp:1:2: error: no such thing" &&
+      echo "ninja: build stopped" && exit 1
+      [[ -n "$NVCC_FAILS" && -e "$2/cuda" ]] && echo "nvcc fatal : Unsupported gpu" &&
+      echo "ninja: build stopped" && exit 1
       touch "$2/compiled" ;;
   --install) touch "$4/_cpu{SUFFIX}"
       [[ -e "$2/cuda" ]] && touch "$4/_cuda{SUFFIX}"
@@ -148,6 +153,9 @@ def test_the_sentence_of_cmake_is_what_a_failed_configuration_says(installation)
 )
 def test_a_value_that_a_variable_does_not_have_is_refused(installation, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    expected = f"{name}: expected one of auto, on, off, got '{value}'; docs/guide/environment.md says what they do"
+    expected = (
+        f"{name}: expected one of auto, on, off, got '{value}'; docs/guide/environment.md says what "
+        "they do"
+    )
     with pytest.raises(SystemExit, match=expected):
         installation.install()

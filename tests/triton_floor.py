@@ -46,7 +46,7 @@ def installed(version: str, folder: Path) -> Path:
 
 
 def compile_part(architecture: int, part: int, parts: int, first: int) -> None:
-    """Compile every ``parts``-th launch, with a line before and after, as a crash ends the process."""
+    """Compile every ``parts``-th launch, with a line around each, as a crash ends the process."""
     import triton
 
     from tests.triton_suite.launches import recorded_launches
