@@ -21,7 +21,7 @@ import torch, kdistill
 torch.set_num_threads(1)
 data = kdistill.load_data("digits", quiet=True)
 options = {{"iterations": {ITERATIONS}, "batch_real": 8, "width": 4, "lr_images": 1.0}}
-how = {"checkpoint_minutes": 0, "resume": RESUME, "threads": 1}
+how = {{"checkpoint_minutes": 0, "resume": RESUME, "threads": 1}}
 small = kdistill.distill(data, ipc=1, options=options, **how)
 torch.save(small.images, "small.pt")
 """
