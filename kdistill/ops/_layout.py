@@ -121,7 +121,7 @@ def require_labels(where: str, name: str, labels: Tensor, num_classes: int) -> N
 
     Elsewhere the values are not read, which would wait for the device, nor under torch.compile.
     """
-    readable = labels.device.type == "cpu" and labels.dtype == torch.int64
+    readable = labels.is_cpu and labels.dtype == torch.int64
     if readable and labels.numel() and not torch.compiler.is_compiling():
         low, high = (int(bound) for bound in labels.aminmax())
         if low < 0 or high >= num_classes:
@@ -146,14 +146,16 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     """Return the tensors in contiguous memory; absent ones stay absent."""
-    return tuple(None if t is None else t.contiguous() for t in tensors)
+    return [None if t is None else t.contiguous() for t in tensors]
 
 
 def records_graph(*tensors: Tensor | None) -> bool:
     """Say whether autograd records what is done with the tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    # lists, here and in `contiguous`: a generator costs a microsecond of every call
+    wanted = [t is not None and t.requires_grad for t in tensors] if torch.is_grad_enabled() else []
+    return any(wanted)
 
 
 class Declared:

@@ -143,5 +143,5 @@ def class_mean_sqdist_and_grad(
     Cost: one pass: reads ``(N + M)*F`` elements once and writes ``(K + M)*F``.
     """
     with torch.no_grad():
-        inputs = (real, real_labels, syn, syn_labels, num_classes, weights)
-        return cast("tuple[Tensor, Tensor]", _value_and_grad(*inputs))
+        results = _value_and_grad(real, real_labels, syn, syn_labels, num_classes, weights)
+    return cast("tuple[Tensor, Tensor]", results)

@@ -202,7 +202,7 @@ def diff_augment_transpose(
 
 def _check_values(params: Tensor, index: Tensor, where: str) -> None:
     require_constant(where, params=params)
-    if index.device.type != "cpu" or params.device.type != "cpu" or _is_inside_a_transform():
+    if not index.is_cpu or not params.is_cpu or _is_inside_a_transform():
         return
     if not index.numel() or index.dtype != torch.int64 or params.ndim != 2 or not params.numel():
         return  # the declared layouts say what to pass

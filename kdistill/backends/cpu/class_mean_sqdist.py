@@ -35,9 +35,8 @@ def _run(
     value, diff = real.new_empty(()), real.new_empty((num_classes, f))
     lists = real_labels.new_empty(n + m + 2 * num_classes + 2)
     partials = real.new_empty((num_classes, -(-f // _STRIP)))
-    inputs = (real, real_labels, syn, syn_labels, weights)
-    tensors = (*inputs, value, diff, grad_syn, lists, partials)
-    launch("class_mean_sqdist", tensors, n, m, f, num_classes)
+    rows = (real, real_labels, syn, syn_labels, weights, value, diff, grad_syn, lists, partials)
+    launch("class_mean_sqdist", rows, n, m, f, num_classes)
     return value, diff
 
 
