@@ -59,14 +59,14 @@ def on_every_backend(cases: list[OpCase], *extra: str) -> pytest.MarkDecorator:
                 *values, marks=skip, id="-".join([of.name, backend, *([shape] if extra else [])])
             )
 
-    found = [
+    parameters = [
         p
         for of in cases
         for backend in MISSING
         if has_kernel(of.name, backend)
         for p in parameters(of, backend)
     ]
-    return pytest.mark.parametrize(("of", "backend", *extra), found)
+    return pytest.mark.parametrize(("of", "backend", *extra), parameters)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -180,12 +180,12 @@ def test_convolutions_stay_channels_last():
     conv = convolution_for(32, 32, 1, 8, x)
     operand, weight = conv.input(x), conv.weight(w)
     y = conv.output(4, (operand, weight))
-    for found in (
+    for result in (
         y,
         conv.input_grad(4, (conv.grad(y), weight)),
         conv.weight_grad(None, (operand, conv.grad(y))),
     ):
-        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.slow

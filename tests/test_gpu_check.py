@@ -105,10 +105,10 @@ def test_a_part_that_runs_out_of_time_says_what_it_left_out(monkeypatch, tmp_pat
 def test_a_stage_runs_as_a_process_and_its_rows_are_read(tmp_path):
     Report(tmp_path, "earlier").row("not of this stage", "failed: long ago")
     options = type("Options", (), {"out": tmp_path})
-    found = gpu_check.run(gpu_check.STAGES[0], 100, options, "cpu")
-    assert found.status == "ok"
-    assert gpu_check.device_in(found) == "cpu"
-    assert {row["stage"] for row in found.rows} == {"environment"}
+    outcome = gpu_check.run(gpu_check.STAGES[0], 100, options, "cpu")
+    assert outcome.status == "ok"
+    assert gpu_check.device_in(outcome) == "cpu"
+    assert {row["stage"] for row in outcome.rows} == {"environment"}
     assert "environment: device: ok" in (tmp_path / "log.txt").read_text()
 
 

@@ -80,10 +80,10 @@ def test_a_stage_is_a_command_with_an_exit_status(tmp_path):
 
 def test_smoke_runs_every_op_on_every_backend(report):
     assert smoke.run(report, CPU, True, 0, "") is None
-    found = statuses(report)
-    assert set(found.values()) == {"ok"}
+    outcomes = statuses(report)
+    assert set(outcomes.values()) == {"ok"}
     for of in every_case():
-        assert {f"{of.name} reference float32", f"{of.name} reference float64"} <= set(found)
+        assert {f"{of.name} reference float32", f"{of.name} reference float64"} <= set(outcomes)
 
 
 def test_smoke_names_a_wrong_kernel_and_goes_on_in_a_new_process_where_the_context_broke(
@@ -95,11 +95,11 @@ def test_smoke_names_a_wrong_kernel_and_goes_on_in_a_new_process_where_the_conte
     )
     monkeypatch.setattr(smoke, "every_case", lambda: [wrong, case("trajectory_loss")])
     assert smoke.run(report, CPU, True, 0, "reference") is None
-    found = statuses(report)
-    assert found["step_with_dots reference float32"].startswith(
+    outcomes = statuses(report)
+    assert outcomes["step_with_dots reference float32"].startswith(
         "failed: ToleranceError: step_with_dots"
     )
-    assert found["trajectory_loss reference float64"] == "ok"
+    assert outcomes["trajectory_loss reference float64"] == "ok"
     monkeypatch.setattr(smoke, "is_broken", lambda device: True)
     assert smoke.run(report, CPU, True, 0, "reference") == 1
     started = []
@@ -129,8 +129,8 @@ def test_smoke_runs_its_backends_side_by_side_on_a_gpu(report, monkeypatch):
 def test_the_shares_of_smoke_are_all_of_it(report):
     for part in range(3):
         assert smoke.run(report, CPU, True, 0, "reference", f"{part}/3") is None
-    found = [row["what"] for row in read_rows(report.out)]
-    assert sorted(found) == sorted(
+    names = [row["what"] for row in read_rows(report.out)]
+    assert sorted(names) == sorted(
         {f"{of.name} reference {dtype}" for of in every_case() for dtype in ("float32", "float64")}
     )
 
@@ -259,19 +259,19 @@ def test_a_test_that_crashes_or_hangs_does_not_end_the_others(report):
     gpu_tests.run(
         report, 1, ["--rootdir", str(report.out), str(report.out / "test_made_up.py")], seconds=0.5
     )
-    found = {what.split("::")[1]: status for what, status in statuses(report).items()}
-    assert found.pop("test_passes") == found.pop("test_comes_last") == "ok"
-    assert found.pop("test_is_skipped") == "skipped: Skipped: for a reason"
-    assert "assert 1 == 2" in found.pop("test_fails")
+    outcomes = {what.split("::")[1]: status for what, status in statuses(report).items()}
+    assert outcomes.pop("test_passes") == outcomes.pop("test_comes_last") == "ok"
+    assert outcomes.pop("test_is_skipped") == "skipped: Skipped: for a reason"
+    assert "assert 1 == 2" in outcomes.pop("test_fails")
     assert (
-        found.pop("test_ends_its_process")
+        outcomes.pop("test_ends_its_process")
         == "failed: it ended its process with status 7, or took more than 0.5 s"
     )
     assert (
-        found.pop("test_takes_too_long")
+        outcomes.pop("test_takes_too_long")
         == "failed: it ended its process with status 1, or took more than 0.5 s"
     )
-    assert not found
+    assert not outcomes
 
 
 def test_without_a_gpu_its_tests_are_skipped_with_a_reason(report):
@@ -295,9 +295,9 @@ else:
 def test_the_sanitizers_run_side_by_side_and_their_summary_counts(report, tools):
     program(tools, "compute-sanitizer", SANITIZER)
     sanitizer.stage(report, CPU, True)
-    found = statuses(report)
-    assert found["memcheck"] == found["initcheck"] == "ok"
-    assert found["racecheck"].startswith(
+    outcomes = statuses(report)
+    assert outcomes["memcheck"] == outcomes["initcheck"] == "ok"
+    assert outcomes["racecheck"].startswith(
         "failed: AssertionError: Error: Race reported between Write access"
     )
 

@@ -42,7 +42,7 @@ def run_suite(arguments: list[str], environment: dict[str, str]) -> None:
     )  # fmt: skip
     summary = (done.stdout.strip().splitlines() or ["nothing"])[-1]
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert "skipped" not in summary, done.stdout  # a skip in there would be seen by nobody
+    assert "skipped" not in summary, done.stdout  # nobody would notice a skip in the child process
     sys.stdout.write(summary)
 
 

@@ -24,8 +24,8 @@ def test_the_version_is_the_one_of_pyproject():
 
 
 def test_a_compiler_that_ends_the_process_is_a_line_and_the_others_go_on():
-    found = triton_floor.part_results([sys.executable, "-c", CHILD], {}, "3.6.0")
-    assert found == {"a #0": "", "b #1": "the compiler ended with status 9", "c #2": ""}
+    results = triton_floor.part_results([sys.executable, "-c", CHILD], {}, "3.6.0")
+    assert results == {"a #0": "", "b #1": "the compiler ended with status 9", "c #2": ""}
 
 
 def test_another_triton_is_refused():

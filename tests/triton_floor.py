@@ -25,8 +25,8 @@ def oldest_triton() -> str:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    found = next(m for line in extras["test"] if (m := re.match(r"triton>=([\d.]+)", line)))
-    return found[1] if found[1].count(".") == 2 else f"{found[1]}.0"
+    minimum = next(m for line in extras["test"] if (m := re.match(r"triton>=([\d.]+)", line)))
+    return minimum[1] if minimum[1].count(".") == 2 else f"{minimum[1]}.0"
 
 
 def installed(version: str, folder: Path) -> Path:
@@ -146,11 +146,11 @@ def main(argv: list[str] | None = None) -> int:
             "--part",
         ]
         commands = [[*base, str(part), str(options.processes)] for part in range(options.processes)]
-        found = list(
+        results = list(
             pool.map(lambda command: part_results(command, environment, version), commands)
         )
-    bad = {name: said for part in found for name, said in part.items() if said}
-    total, architecture = sum(map(len, found)), f"sm_{options.architecture}"
+    bad = {name: said for part in results for name, said in part.items() if said}
+    total, architecture = sum(map(len, results)), f"sm_{options.architecture}"
     for name, said in bad.items():
         print(f"{name}: {said}")
     print(

@@ -125,13 +125,13 @@ class Device(TorchDispatchMode):
             _each(_memory, args),
             {name: _each(_memory, x) for name, x in kwargs.items()},
         )
-        found = func(*inner_args, **inner_kwargs)
-        if not wanted or not (results := _tensors(found)):
-            return found
+        outcome = func(*inner_args, **inner_kwargs)
+        if not wanted or not (results := _tensors(outcome)):
+            return outcome
         if self.graph is not None:
             self.graph.kernels.append((func, inner_args, inner_kwargs, results))
         known = {id(x.memory): x for x in remote}
-        return _each(lambda x: known[id(x)] if id(x) in known else OnDevice(x), found)
+        return _each(lambda x: known[id(x)] if id(x) in known else OnDevice(x), outcome)
 
     def _check(
         self,
@@ -195,6 +195,6 @@ def _each(function: Any, x: Any) -> Any:
 
 
 def _tensors(x: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    _each(found.append, x)
-    return found
+    tensors: list[Tensor] = []
+    _each(tensors.append, x)
+    return tensors

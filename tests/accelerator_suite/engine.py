@@ -50,7 +50,7 @@ def device(monkeypatch):
 
 
 def matched(start, target, images, labels, lr, step=0, **options):
-    found = trajectory_match(
+    match = trajectory_match(
         STUDENT,
         start,
         target,
@@ -62,7 +62,7 @@ def matched(start, target, images, labels, lr, step=0, **options):
         first_step=step,
         **options,
     )
-    return [x for x in found if x is not None]
+    return [x for x in match if x is not None]
 
 
 def jvp(theta, target, v, images, labels, soft, lr):
@@ -99,7 +99,7 @@ CALLS = {  # what runs, how often the host may wait for the device, how often it
     ),
     "tesla": (lambda t, to, v, x, y, z, lr: matched(t, to, x, y, lr, grad_mode="tesla"), 0, 3),
     "a group": (group, 0, 3),
-    "train": (trained, 3, 1 + 2 * (1 + 2 * 2)),  # waits: the start, a look per epoch
+    "train": (trained, 3, 1 + 2 * (1 + 2 * 2)),  # waits: the start, an evaluation per epoch
     "accuracy": (lambda t, to, v, x, y, z, lr: (accuracy(STUDENT, t, x, y),), 0, 0),
     "distribution_match": (distribution, 0, 8),
     "gradient_match": (gradients, 1, 1),  # the table of rows, once

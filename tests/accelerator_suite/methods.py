@@ -53,9 +53,9 @@ def test_a_run_has_the_bits_of_the_cpu_and_an_outer_step_waits_no_more_than_it_m
 
     def step(self, run):
         before = sum(device.waits.values())
-        found = plainly(self, run)
+        outcome = plainly(self, run)
         waits.append(sum(device.waits.values()) - before)
-        return found
+        return outcome
 
     with ops.use_backend("reference"):
         here = distilled(method, "cpu", tmp_path)

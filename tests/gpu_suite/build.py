@@ -51,18 +51,18 @@ def commands(architecture: str, targets: tuple[str, ...], folder: Path) -> list[
 
 def kernels(log: str) -> list[dict[str, object]]:
     """Return name, registers, stack and spills of every kernel that a build's output names."""
-    found: list[dict[str, object]] = []
+    rows: list[dict[str, object]] = []
     for line in log.splitlines():
         if name := re.search(r"Compiling entry function '(\w+)' for '(sm_\w+)'", line):
-            found.append({"kernel": name[1], "architecture": name[2]})
-        elif found and (
+            rows.append({"kernel": name[1], "architecture": name[2]})
+        elif rows and (
             frame := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", line)
         ):
-            found[-1].setdefault("stack", int(frame[1]))
-            found[-1].setdefault("spills", int(frame[2]))
-        elif found and (used := re.search(r"Used (\d+) registers", line)):
-            found[-1].setdefault("registers", int(used[1]))
-    return found
+            rows[-1].setdefault("stack", int(frame[1]))
+            rows[-1].setdefault("spills", int(frame[2]))
+        elif rows and (used := re.search(r"Used (\d+) registers", line)):
+            rows[-1].setdefault("registers", int(used[1]))
+    return rows
 
 
 def demangled(names: list[str]) -> list[str]:
@@ -120,18 +120,18 @@ def stage(report: Report, device: torch.device, is_tiny: bool, folder: Path = FO
 
 def write_kernels(report: Report, log: str) -> dict[str, object]:
     """Write ``ptxas.txt``, and return what of it belongs into a row."""
-    found = kernels(log)
-    names = demangled([str(one["kernel"]) for one in found])
+    rows = kernels(log)
+    names = demangled([str(one["kernel"]) for one in rows])
     lines = [
         f"{one.get('registers')} registers, {one.get('stack')} bytes of stack, {one.get('spills')} "
         f"spilled: {name}"
         for name, one in sorted(
-            zip(names, found, strict=True), key=lambda pair: -int(str(pair[1].get("spills", 0)))
+            zip(names, rows, strict=True), key=lambda pair: -int(str(pair[1].get("spills", 0)))
         )
     ]
     report.out.mkdir(parents=True, exist_ok=True)
     (report.out / "ptxas.txt").write_text("\n".join(lines) + "\n")
-    return {"kernels": len(found), "spilling": sum(bool(one.get("spills")) for one in found)}
+    return {"kernels": len(rows), "spilling": sum(bool(one.get("spills")) for one in rows)}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from tests.gpu_suite.stage import main
 CURVE_WITHIN, END_WITHIN = (
     1e-2,
     0.1,
-)  # relative distance from the CPU's curve, at its first look and at its end
+)  # relative distance from the CPU's curve, at its first logged step and at its end
 POINTS_WITHIN = 5.0  # of accuracy
 SIZES = {"width": 32, "depth": 2, "iterations": 60}
 TINY = {"width": 4, "depth": 1, "iterations": 20}

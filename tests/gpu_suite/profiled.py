@@ -22,24 +22,24 @@ def stage(report: Report, device: torch.device, is_tiny: bool) -> None:
         for graph in (False, True):
             what = f"outer step, batch {batch}, {'recorded' if graph else 'plain'}"
             with report.trying(what) as values, use_precision("fp32", device):
-                found = kernels_of(lambda p=problem, g=graph: p.ours(cuda_graph=g), device)
-                if not found:
+                events = kernels_of(lambda p=problem, g=graph: p.ours(cuda_graph=g), device)
+                if not events:
                     raise RuntimeError(
                         "expected kernels, got none; the profiler may not be allowed to look at "
                         "this GPU"
                     )
-                launched = [k for k in found if not NO_KERNEL.match(k.name)]
-                span, busy = max(k.end for k in found) - found[0].start, busy_us(found)
+                launched = [k for k in events if not NO_KERNEL.match(k.name)]
+                span, busy = max(k.end for k in events) - events[0].start, busy_us(events)
                 values.update(
                     kernels=len(launched),
-                    copies=len(found) - len(launched),
+                    copies=len(events) - len(launched),
                     per_step=len(launched) / steps,
                 )
                 values.update(span_ms=span / 1e3, busy_percent=100 * busy / span)
                 values["turns_percent"] = (
-                    100 * busy_us([k for k in found if TURNS.search(k.name)]) / busy
+                    100 * busy_us([k for k in events if TURNS.search(k.name)]) / busy
                 )
-                values["longest"] = list(by_name(found))
+                values["longest"] = list(by_name(events))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tests.gpu_suite.stage import main
 
 TOOLS = ("memcheck", "racecheck", "initcheck")
 ENVIRONMENT = {
-    # every tensor is an allocation of its own, so that its end is seen
+    # every tensor is an allocation of its own, so that a write beyond its end is noticed
     "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
@@ -29,10 +29,10 @@ def program() -> str | None:
 
 def verdict(output: str) -> str:
     """Return how a tool's output sums up."""
-    found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", output)
-    if not found:
+    summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", output)
+    if not summaries:
         raise RuntimeError(f"expected a summary, got: {output[-400:]}")
-    return str(found[-1])
+    return str(summaries[-1])
 
 
 def run(tool: str, device: torch.device, report: Report) -> None:

@@ -94,8 +94,8 @@ def busy_us(kernels: Sequence[Kernel]) -> float:
 
 def by_name(kernels: Sequence[Kernel], most: int = 12) -> Iterator[tuple[str, int, float]]:
     """Yield (name, how often, microseconds), the longest together first."""
-    found: dict[str, list[float]] = {}
+    durations: dict[str, list[float]] = {}
     for kernel in kernels:
-        found.setdefault(kernel.name[:120], []).append(kernel.end - kernel.start)
-    ordered = sorted(found.items(), key=lambda item: -sum(item[1]))
+        durations.setdefault(kernel.name[:120], []).append(kernel.end - kernel.start)
+    ordered = sorted(durations.items(), key=lambda item: -sum(item[1]))
     yield from ((name, len(times), round(sum(times), 1)) for name, times in ordered[:most])

@@ -48,7 +48,7 @@ def test_a_map_too_large_for_the_kernels_rows_takes_the_products():
 
 def test_the_cheaper_form_of_the_students_layers():
     # ConvNet-3, width 128, 32 pixels: few channels by products, the others by inner products; wide
-    # maps by products again
+    # images by products again
     assert [
         is_gram_cheaper(c, 128, s**2, s**2) for c, s in ((3, 32), (128, 16), (128, 8), (128, 32))
     ] == [

@@ -137,8 +137,8 @@ def test_triton_is_asked_whether_it_can_launch(triton_driver, monkeypatch):
 def test_the_registry_hands_out_prepared_launches(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    found = _registry.implementation("step_with_dots", "triton", (torch.empty(2),))
-    assert found.__wrapped__.__module__ == "kdistill.backends.triton.step_with_dots"
+    function = _registry.implementation("step_with_dots", "triton", (torch.empty(2),))
+    assert function.__wrapped__.__module__ == "kdistill.backends.triton.step_with_dots"
 
 
 def test_a_graph_is_recorded_on_a_stream_of_its_own_device(gpus):

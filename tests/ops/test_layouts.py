@@ -32,13 +32,13 @@ OTHER_DTYPES = [
 @pytest.fixture(scope="module")
 def calls() -> dict[str, list[tuple]]:
     """Return the arguments of every guarded op, as its public functions pass them on."""
-    seen: dict[str, list[tuple]] = {name: [] for name in _registry.guarded}
+    recorded: dict[str, list[tuple]] = {name: [] for name in _registry.guarded}
     choose = _registry.choose
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             _registry,
             "choose",
-            lambda name, args: seen.get(name, []).append(args) or choose(name, args),
+            lambda name, args: recorded.get(name, []).append(args) or choose(name, args),
         )
         _registry.forget_choices()
         for of in every_case():
@@ -53,11 +53,11 @@ def calls() -> dict[str, list[tuple]]:
             winograd_conv_output(*[(x, weight)] * pairs, padding=1)
             winograd_conv_input_grad(*[(grad, weight)] * pairs, padding=1)
             winograd_conv_weight_grad(*[(x, grad)] * pairs, padding=1)
-    return seen
+    return recorded
 
 
 def wrong_tensors(x: Tensor) -> list[Tensor]:
-    found = [
+    changes = [
         x.new_empty(0),
         x[None].clone(),
         x.flatten(),
@@ -65,27 +65,27 @@ def wrong_tensors(x: Tensor) -> list[Tensor]:
         *(x.to(dtype) for dtype in OTHER_DTYPES),
     ]
     for dim in range(x.ndim):
-        found += [
+        changes += [
             x.narrow(dim, 0, max(x.shape[dim] - 1, 0)).clone(),
             x.repeat_interleave(2, dim),
             x.narrow(dim, 0, 0).clone(),
         ]
-        found.append(
+        changes.append(
             torch.stack([x, x], dim + 1)
             .flatten(dim, dim + 1)
             .unflatten(dim, (-1, 2))
             .select(dim + 1, 0)
         )  # strided
-        found.append(x.narrow(dim, 0, 1).expand_as(x) if x.shape[dim] else x)
+        changes.append(x.narrow(dim, 0, 1).expand_as(x) if x.shape[dim] else x)
     if x.ndim > 1:
-        found += [
+        changes += [
             x.transpose(-1, -2),
             x.transpose(0, 1).contiguous().transpose(0, 1),
             x.mT.contiguous().mT,
         ]
     if x.ndim == 4:
-        found += [x.contiguous(), x.contiguous(memory_format=torch.channels_last)]
-    return found
+        changes += [x.contiguous(), x.contiguous(memory_format=torch.channels_last)]
+    return changes
 
 
 def wrong_values(value) -> list:

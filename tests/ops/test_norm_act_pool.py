@@ -85,8 +85,8 @@ def test_gradient_at_an_activation_of_zero_is_zero(backend):
     x, zero = torch.ones(1, 2, 4, 4), torch.zeros(2)
     with running_on(backend):
         out, dx, dweight, dbias = CASE.with_gradients(CASE.op, (x, torch.ones(2), zero))
-    for found in (out, dx, dweight, dbias):
-        assert not found.any()
+    for result in (out, dx, dweight, dbias):
+        assert not result.any()
 
 
 @pytest.mark.parametrize("backend", runnable_backends())

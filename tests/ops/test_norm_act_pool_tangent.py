@@ -113,9 +113,9 @@ def assert_values_are_those_without_a_tangent(inputs):
     out, mean, rstd = norm_act_pool_fwd(x, weight, bias)
     expected = (out, mean, rstd, *norm_act_pool_bwd(grad, x, weight, bias, mean, rstd))
     out, _, *saved = norm_act_pool_tangent(x, x_dot, weight, weight_dot, bias, bias_dot)
-    found = norm_act_pool_bwd_tangent(grad, grad_dot, x, x_dot, weight, weight_dot, bias, *saved)
+    results = norm_act_pool_bwd_tangent(grad, grad_dot, x, x_dot, weight, weight_dot, bias, *saved)
     names = ("out", "mean", "rstd", "dx", "dweight", "dbias")
-    for name, a, b in zip(names, (out, *saved[:2], *found[::2]), expected, strict=True):
+    for name, a, b in zip(names, (out, *saved[:2], *results[::2]), expected, strict=True):
         assert torch.equal(a, b), name
 
 
@@ -177,8 +177,8 @@ def test_a_constant_channel_has_finite_derivatives(backend):
         out, out_dot, _, _, x_dot_mean, x_dot_proj = norm_act_pool_tangent(
             x, x_dot, weight, weight_dot, bias, bias_dot
         )
-        found = CASE.op(x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot)
-    assert all(torch.isfinite(t).all() for t in found)
+        results = CASE.op(x, x_dot, weight, weight_dot, bias, bias_dot, grad, grad_dot)
+    assert all(torch.isfinite(t).all() for t in results)
     assert torch.equal(out[:, 1], torch.full((2, 2, 2), 0.5))
     assert not x_dot_proj[:, 1].any()
     centred = x_dot[:, 1, :4] - x_dot_mean[:, 1, None, None]
@@ -194,20 +194,20 @@ def test_a_nan_pixel_is_seen_in_its_channel_and_nowhere_else(backend):
     inputs[0][1, 2, 0, 0] = math.nan
     with running_on(backend):
         out, out_dot, dx, dx_dot, *_ = CASE.op(*inputs)
-    for found in (out, out_dot, dx, dx_dot):
-        assert found[1, 2].isnan().all()
-        assert found.isnan().sum() == found[1, 2].numel()
+    for result in (out, out_dot, dx, dx_dot):
+        assert result[1, 2].isnan().all()
+        assert result.isnan().sum() == result[1, 2].numel()
 
 
 @pytest.mark.parametrize("backend", runnable_backends())
 def test_the_derivative_at_an_activation_of_zero_is_zero(backend):
     x, zero = torch.ones(1, 2, 4, 4), torch.zeros(2)
     with running_on(backend):
-        found = CASE.op(
+        results = CASE.op(
             *(x, torch.randn_like(x), torch.ones(2), torch.ones(2), zero, torch.ones(2)),
             *(torch.randn(1, 2, 2, 2), torch.randn(1, 2, 2, 2)),
         )
-    for name, tensor in zip(NAMES, found, strict=True):
+    for name, tensor in zip(NAMES, results, strict=True):
         assert not tensor.any(), name
 
 

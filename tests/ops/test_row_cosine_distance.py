@@ -62,9 +62,9 @@ def test_what_the_mask_leaves_out_is_not_counted(backend):
     with running_on(backend):
         loss, grad = ops.row_cosine_distance(syn, real, rows, mask)
         others = RowTable([(3, 5), (18, 6), (26, 6)], rows.numel)
-        kept, kept_grad = ops.row_cosine_distance(syn, real, others)
-    torch.testing.assert_close(loss, kept)
-    torch.testing.assert_close(grad, kept_grad)
+        remaining, remaining_grad = ops.row_cosine_distance(syn, real, others)
+    torch.testing.assert_close(loss, remaining)
+    torch.testing.assert_close(grad, remaining_grad)
 
 
 @pytest.mark.parametrize("backend", runnable_backends())

@@ -88,11 +88,11 @@ def test_inputs_that_are_made_of_others_count_once(backend, tiny):
     known_second = torch.autograd.grad(sum(g.square().sum() for g in known), leaves)
     with running_on(backend):
         first = torch.autograd.grad(layer(CASE.op, *leaves).square().sum(), leaves)
-        found = torch.autograd.grad(
+        grads = torch.autograd.grad(
             layer(CASE.op, *leaves).square().sum(), leaves, create_graph=True
         )
-        second = torch.autograd.grad(sum(g.square().sum() for g in found), leaves)
-    for a, b in zip((*first, *found, *second), (*known, *known, *known_second), strict=True):
+        second = torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+    for a, b in zip((*first, *grads, *second), (*known, *known, *known_second), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -103,8 +103,8 @@ def test_only_wanted_gradients_are_made(backend, shape):
     known = CASE.with_gradients(CASE.op, inputs)[1:]
     for position in CASE.differentiable:
         with running_on(backend):
-            _, found = CASE.with_gradients(CASE.op, inputs, wrt=(position,))
-        torch.testing.assert_close(found, known[position])
+            _, grads = CASE.with_gradients(CASE.op, inputs, wrt=(position,))
+        torch.testing.assert_close(grads, known[position])
 
 
 @pytest.mark.parametrize("fir", [0, 1], ids=["same size", "doubled"])
@@ -123,9 +123,9 @@ def test_the_size_of_a_single_style_does_not_matter(backend, fir):
 def test_the_result_without_a_graph_has_the_same_bits(backend, shape):
     inputs = CASE.inputs(shape, seed=6)
     with running_on(backend):
-        kept = CASE.op(inputs[0].clone().requires_grad_(), *inputs[1:])
+        with_graph = CASE.op(inputs[0].clone().requires_grad_(), *inputs[1:])
         with torch.no_grad():
-            assert torch.equal(CASE.op(*inputs), kept)
+            assert torch.equal(CASE.op(*inputs), with_graph)
 
 
 @pytest.mark.parametrize("fir", [0, 1], ids=["same size", "doubled"])

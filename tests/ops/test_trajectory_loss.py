@@ -27,10 +27,12 @@ def test_what_the_mask_leaves_out_has_no_gradient(backend):
     final, target, start, mask = CASE.inputs(Shape(g=3, p=1021, mask="shared"), seed=3)
     with running_on(backend):
         loss, grad = ops.trajectory_loss(final, target, start, mask)
-        kept, kept_grad = ops.trajectory_loss(*(x[:, mask == 1] for x in (final, target, start)))
+        remaining, remaining_grad = ops.trajectory_loss(
+            *(x[:, mask == 1] for x in (final, target, start))
+        )
     assert bool((grad[:, mask == 0] == 0).all())
-    torch.testing.assert_close(loss, kept)
-    torch.testing.assert_close(grad[:, mask == 1], kept_grad)
+    torch.testing.assert_close(loss, remaining)
+    torch.testing.assert_close(grad[:, mask == 1], remaining_grad)
 
 
 @pytest.mark.parametrize("backend", runnable_backends())

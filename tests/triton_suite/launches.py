@@ -124,10 +124,10 @@ def recorded_launches(
     ``specialised``: with what Triton compiles in beside types at run time, numbers that are 1 and
         multiples of 16.
     """
-    found: dict[Launch, None] = {}
+    distinct: dict[Launch, None] = {}
 
     def record(self, *args, grid, warmup, **kwargs):
-        found[launch_of(self, args, kwargs, specialised)] = None
+        distinct[launch_of(self, args, kwargs, specialised)] = None
 
     for module in pkgutil.iter_modules(kernels.__path__):
         importlib.import_module(
@@ -149,7 +149,7 @@ def recorded_launches(
                         if case.grad_order == 2:
                             second_gradients(case, case.op, inputs)
         torch.use_deterministic_algorithms(False)
-    return list(found)
+    return list(distinct)
 
 
 def is_float64(launch: Launch) -> bool:

@@ -22,7 +22,7 @@ def _reference(x: Tensor, grad: Tensor, padding: int, form: str) -> Tensor:
 def _make(s: Shape, randn, generator: torch.Generator) -> Inputs:
     padding = getattr(s, "p", 1)
     out = (s.h + 2 * padding - 2, s.w + 2 * padding - 2)
-    # positive maps, as behind a ReLU: their inner products have a large common part
+    # positive feature maps, as behind a ReLU: their inner products have a large common part
     return (
         randn(s.n, s.c, s.h, s.w).relu(),
         randn(s.n, s.k, *out),

@@ -109,27 +109,16 @@ def _published_family(x: Tensor, rows: Tensor, align_corners: bool) -> Tensor:
             F.affine_grid(theta, list(x.shape), align_corners=align_corners),
             align_corners=align_corners,
         )
-    image, device = torch.arange(n, device=x.device), x.device
+    size = (h, w) if family == CROP else (int(rows[0, 3]), int(rows[0, 4]))
+    ranges = [torch.arange(count, device=x.device) for count in (n, *size)]
+    batch, i, j = torch.meshgrid(*ranges, indexing="ij")
     if family == CROP:
-        batch, i, j = torch.meshgrid(
-            image, torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij"
-        )
-        i, j = (
-            torch.clamp(i + p[0].long() + 1, 0, h + 1),
-            torch.clamp(j + p[1].long() + 1, 0, w + 1),
-        )
-        return (
-            F.pad(x, [1, 1, 1, 1]).permute(0, 2, 3, 1).contiguous()[batch, i, j].permute(0, 3, 1, 2)
-        )
-    side_h, side_w = int(rows[0, 3]), int(rows[0, 4])
-    batch, i, j = torch.meshgrid(
-        image,
-        torch.arange(side_h, device=device),
-        torch.arange(side_w, device=device),
-        indexing="ij",
-    )
-    i = torch.clamp(i + p[0].long() - side_h // 2, 0, h - 1)
-    j = torch.clamp(j + p[1].long() - side_w // 2, 0, w - 1)
+        i = torch.clamp(i + p[0].long() + 1, 0, h + 1)
+        j = torch.clamp(j + p[1].long() + 1, 0, w + 1)
+        padded = F.pad(x, [1, 1, 1, 1]).permute(0, 2, 3, 1).contiguous()
+        return padded[batch, i, j].permute(0, 3, 1, 2)
+    i = torch.clamp(i + p[0].long() - size[0] // 2, 0, h - 1)
+    j = torch.clamp(j + p[1].long() - size[1] // 2, 0, w - 1)
     mask = x.new_ones(n, h, w)
     mask[batch, i, j] = 0
     return x * mask[:, None]
