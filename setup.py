@@ -37,10 +37,8 @@ def build_native(package: Path) -> None:
     package.mkdir(parents=True, exist_ok=True)
     for name in (FAILURE, CUDA_FAILURE):
         (package / name).unlink(missing_ok=True)
-    native, cuda = (
-        setting("KDISTILL_NATIVE", "auto", "on", "off"),
-        setting("KDISTILL_CUDA", "auto", "on", "off"),
-    )
+    native = setting("KDISTILL_NATIVE", "auto", "on", "off")
+    cuda = setting("KDISTILL_CUDA", "auto", "on", "off")
     if native == "off":
         remove_modules(package)
         (package / FAILURE).write_text(
@@ -74,27 +72,18 @@ def run_cmake(build: Path, package: Path, cuda: str) -> None:
     if build.exists() and not (stamp.exists() and stamp.read_text() == toolchain()):
         shutil.rmtree(build)  # CMake would go on with the compilers and flags that it saw first
     architectures = os.environ.get("KDISTILL_CUDA_ARCHITECTURES") or "auto"
-    configure = [
-        *(
-            "cmake",
-            "-S",
-            str(ROOT),
-            "-B",
-            str(build),
-            "-G",
-            "Ninja",
-            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
-        ),
-        *(
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11_folder()}",
-            f"-DKDISTILL_CUDA={cuda}",
-        ),
-        f"-DKDISTILL_CUDA_ARCHITECTURES={';'.join(re.split('[,; ]+', architectures.strip(',; ')))}",
-    ]
+    options = {
+        "CMAKE_MAKE_PROGRAM": shutil.which("ninja"),
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11_folder(),
+        "KDISTILL_CUDA": cuda,
+        "KDISTILL_CUDA_ARCHITECTURES": ";".join(re.split("[,; ]+", architectures.strip(",; "))),
+    }
     emulation = setting("KDISTILL_EMULATION", "auto", "on", "off")
     if emulation != "auto":  # else it stays as the last install wanted it, and is off at first
-        configure.append(f"-DKDISTILL_EMULATION={emulation.upper()}")
+        options["KDISTILL_EMULATION"] = emulation.upper()
+    configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
+    configure += [f"-D{name}={value}" for name, value in options.items()]
     build.mkdir(parents=True, exist_ok=True)
     stamp.write_text(toolchain())
     run(configure)
