@@ -60,7 +60,10 @@ def dotted_names(page: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("page", PAGES + API_PAGES, ids=page_name)
+# the changelog names what is gone
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES + API_PAGES if p.name != "CHANGELOG.md"], ids=page_name
+)
 def test_dotted_names_exist(page):
     made = {block["new"] for block in WALK.finditer(page.read_text())}
     for name in sorted(dotted_names(page)):
