@@ -1,1 +1,4 @@
-"""Benchmarks: check first, then time.  `python -m benchmarks.run`; conditions and results are in benchmarks/README.md."""
+"""Benchmarks: check first, then time.
+
+`python -m benchmarks.run` measures; conditions and results are in benchmarks/README.md.
+"""

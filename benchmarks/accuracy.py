@@ -132,7 +132,10 @@ def run(plan: Plan) -> list[Record]:
 
 
 def one(plan: Plan, data: Any, method: str, ipc: int, seed: int, number: int) -> Evaluation:
-    """Return the evaluation of one distillation seed; random selection is drawn anew for each, the other baselines once."""
+    """Return the evaluation of one distillation seed.
+
+    Random selection is drawn anew for each seed, the other baselines once.
+    """
     changes = "".join(f"-{key}={value}" for key, value in sorted(plan.options.items()))
     folder = (
         plan.runs
@@ -150,9 +153,16 @@ def one(plan: Plan, data: Any, method: str, ipc: int, seed: int, number: int) ->
     if small is None:
         with status_line(f"{method}, {data.name}, ipc {ipc}, seed {seed}"):
             small = kdistill.distill(
-                data, method=method, ipc=ipc, seed=seed, preset=plan.preset, options=plan.options, out=folder,
-                resume=can_reuse and (folder / "checkpoint.safetensors").exists(), force=not can_reuse,
-            )  # fmt: skip
+                data,
+                method=method,
+                ipc=ipc,
+                seed=seed,
+                preset=plan.preset,
+                options=plan.options,
+                out=folder,
+                resume=can_reuse and (folder / "checkpoint.safetensors").exists(),
+                force=not can_reuse,
+            )
     if "evaluation" in small.metrics:
         found = Evaluation.from_dict(small.metrics["evaluation"])
         if found.protocol == recipe and {row.name for row in found.rows} >= set(baselines):
@@ -164,7 +174,10 @@ def one(plan: Plan, data: Any, method: str, ipc: int, seed: int, number: int) ->
 
 
 def records(plan: Plan, merged: Evaluation, method: str, data: str, ipc: int) -> list[Record]:
-    """Return one line for the method and one for each baseline; variants of the small set are columns of its line."""
+    """Return one line for the method and one for each baseline.
+
+    Variants of the small set are columns of its line.
+    """
     environment = merged.environment
     versions = ", ".join(
         f"{name} {environment[name]}"
@@ -220,7 +233,10 @@ def read(path: Path) -> list[Record]:
 
 
 def write(path: Path, lines: Sequence[Record]) -> None:
-    """Put ``lines`` into the file in the place of earlier ones of the same experiment; sorted, so that diffs are small."""
+    """Put ``lines`` into the file in the place of earlier ones of the same experiment.
+
+    They are sorted, so that diffs are small.
+    """
     rows = {experiment(line): line for line in [*read(path), *lines]}
     order = sorted(
         rows.values(),
@@ -245,7 +261,7 @@ def experiment(line: Record) -> tuple[Any, ...]:
 
 
 def is_done(plan: Plan, method: str, data: str, ipc: int) -> bool:
-    """Say whether the file has this experiment for this commit; never for changes that are not committed."""
+    """Say whether the file has this experiment for this commit, if all is committed."""
     options = " ".join(f"{key}={value}" for key, value in sorted(plan.options.items()))
     recipe = protocols.get(plan.protocol)
     nets = (plan.nets or recipe.nets) * len(plan.seeds_for(ipc))
@@ -284,7 +300,7 @@ def is_clean(commit: str) -> bool:
 
 
 def current_commit() -> str:
-    """Return the short commit, with a ``+`` if the code has changes that are not committed, or nothing outside git."""
+    """Return the short commit, with a ``+`` if code is not committed, or nothing outside git."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""`stylegan3_layer`: a whole layer of StyleGAN3 forward and backward, ours beside both published forms.
+"""`stylegan3_layer`: a layer of StyleGAN3 forward and backward, ours beside published forms.
 
 Modulated 3x3 convolution with full padding, bias, raise by an FIR, leaky ReLU, clamp, lowering by
 an FIR.  Gradients of features
@@ -30,7 +30,7 @@ WRT = (0, 1)
 
 @dataclass(frozen=True)
 class Sizes:
-    """Channels in and out, sides of the maps that come in and go out, and the factor of the raise; the lowering is by 2."""
+    """Channels and sides of input and output, and the upsampling factor; downsampling is by 2."""
 
     inward: int
     outward: int
@@ -50,7 +50,10 @@ class Sizes:
 
     @property
     def depth(self) -> float:
-        """Additions behind one entry of a gradient: the convolution there and back, both filters, sums over a map."""
+        """Additions behind one entry of a gradient.
+
+        They are those of the convolution forward and backward, both filters, and sums over pixels.
+        """
         return 2.0 * 9 * (self.inward + self.outward) + 4.0 * 6 * self.up + self.side**2
 
 
@@ -110,7 +113,7 @@ def inputs(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Tens
 
 
 def check(layer: Layer, given: tuple[Tensor, ...], sizes: Sizes) -> str:
-    """Return "ok", or how value or gradients break the tolerance rule against the grouped form in float64."""
+    """Return "ok", or how value or gradients differ from the grouped form in float64."""
     exact = tuple(t.double() for t in given)
     truth = gradients(partial(grouped, sizes=sizes), exact, WRT)
     with torch.no_grad():

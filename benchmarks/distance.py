@@ -1,4 +1,4 @@
-"""Does the class-relevant feature distance do its job?  Rank correlation with the error of networks trained on the same set.
+"""Does the class-relevant feature distance predict the error of networks trained on a set?
 
     python -m benchmarks.distance                              # mnist5k and photo-patches; a
     quarter of an hour on one core each python -m benchmarks.distance --data digits --ipc 1 2 --nets
@@ -52,7 +52,7 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; ``nets`` networks are trained on every snapshot, ``num_nets`` see the distance."""
+    """The plan: ``nets`` networks are trained on a snapshot, ``num_nets`` measure the distance."""
 
     ipc: Sequence[int] = (1, 3, 10)
     nets: int = 2
@@ -66,7 +66,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Set:
-    """One snapshot: images ``[M, C, S, S]`` as networks see them, their classes, and where it comes from."""
+    """One snapshot: normalised images ``[M, C, S, S]``, their classes, and its origin."""
 
     kind: str
     seed: int
@@ -139,7 +139,10 @@ def distances(data: ImageDataset, plan: Plan) -> dict[str, ClassRelevantDistance
 
 
 def error_of(one: Set, data: ImageDataset, plan: Plan) -> float:
-    """Return the mean test error of networks trained on a snapshot; the same initial weights for all snapshots."""
+    """Return the mean test error of networks trained on a snapshot.
+
+    The initial weights are the same for all snapshots.
+    """
     recipe = Protocol(
         name="distance study",
         width=plan.width,
@@ -209,7 +212,7 @@ def distilled(
 
 
 def finished(data: ImageDataset, plan: Plan) -> Iterator[Set]:
-    """Yield the sets of finished runs on this data: every stage of hglad, the images of any other method."""
+    """Yield the sets of finished runs: every stage of hglad, the images of other methods."""
     folders = sorted(config.parent for root in plan.sets for config in root.rglob("config.json"))
     for folder in folders:
         small = kdistill.DistilledDataset.from_pretrained(folder)
@@ -232,7 +235,9 @@ def finished(data: ImageDataset, plan: Plan) -> Iterator[Set]:
 
 
 def spearman(x: Tensor, y: Tensor) -> Tensor:
-    """Return Spearman's rank correlation of the last dimension of ``x [..., N]`` and ``y [..., N]``; ties share a mean rank.
+    """Return Spearman's rank correlation of ``x [..., N]`` and ``y [..., N]``.
+
+    Ties share a mean rank.
 
     Where one side is constant the correlation is 0.
     """
@@ -248,7 +253,7 @@ def spearman(x: Tensor, y: Tensor) -> Tensor:
 
 
 def interval(x: Tensor, y: Tensor, draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % percentile interval of Spearman's correlation from a bootstrap over the N pairs."""
+    """Return the 95 % bootstrap interval of Spearman's correlation over the N pairs."""
     rows = torch.randint(len(x), (draws, len(x)), generator=torch.Generator().manual_seed(0))
     found = torch.cat([spearman(x[part], y[part]) for part in rows.split(200)])
     low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=found.dtype)).tolist()
@@ -256,7 +261,10 @@ def interval(x: Tensor, y: Tensor, draws: int = 2000) -> tuple[float, float]:
 
 
 def table(lines: Sequence[Mapping[str, str | float]]) -> str:
-    """Return the correlations of every form as Markdown: over all snapshots of a data set, and for each number of images."""
+    """Return the correlations of every form as Markdown.
+
+    They are taken over all snapshots of a data set, and for each number of images.
+    """
     counts = sorted({int(line["ipc"]) for line in lines})
     heads = [
         "data",
@@ -351,9 +359,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     lines: list[Mapping[str, str | float]] = [line for path in chosen.table for line in read(path)]
     plan = Plan(
-        ipc=chosen.ipc, nets=chosen.nets, epochs=chosen.epochs, width=chosen.width, num_nets=chosen.num_nets,
-        net_epochs=chosen.net_epochs, sets=chosen.sets,
-    )  # fmt: skip
+        ipc=chosen.ipc,
+        nets=chosen.nets,
+        epochs=chosen.epochs,
+        width=chosen.width,
+        num_nets=chosen.num_nets,
+        net_epochs=chosen.net_epochs,
+        sets=chosen.sets,
+    )
     for name in chosen.data if not chosen.table else []:
         found = measured(kdistill.load_data(name, quiet=True), plan)
         write(chosen.out / f"distance-{name}.csv", found)

@@ -21,7 +21,7 @@ from kdistill.keys import generator
 
 
 def gradients(seed: int, steps: int, width: int) -> dict[str, Tensor]:
-    """Return the image gradient of the truth, of eager PyTorch and of ours, for one draw of everything."""
+    """Return the image gradients of the truth, of eager PyTorch and of ours, for one draw."""
     student = build_student("convnet", channels=3, size=32, classes=10, width=width, depth=3)
     start, target = (student.init(generator(2 * seed + k)) for k in (0, 1))
     images = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
@@ -36,7 +36,7 @@ def gradients(seed: int, steps: int, width: int) -> dict[str, Tensor]:
 
 
 def summary(seeds: int, steps: int, width: int) -> dict[str, tuple[float, float, float]]:
-    """Return, for eager and ours, the median and 90th percentile of the relative error and the smallest cosine."""
+    """Return median and 90th percentile of the relative error, and the smallest cosine."""
     errors: dict[str, list[tuple[float, float]]] = {"eager": [], "ours": []}
     for seed in range(seeds):
         found = gradients(seed, steps, width)

@@ -1,4 +1,4 @@
-"""`stylegan2_layer`: a whole layer of StyleGAN2 forward and backward, ours beside both published forms.
+"""`stylegan2_layer`: a layer of StyleGAN2 forward and backward, ours beside published forms.
 
 Modulated 3x3 convolution, FIR where the layer doubles the size, noise, bias, leaky ReLU.  Gradients
 of features and styles ("latents": what distilling into them needs), and of weights, biases and
@@ -45,7 +45,10 @@ class Sizes:
 
     @property
     def depth(self) -> float:
-        """Additions behind one entry of a gradient: the convolution there and back, sums over maps and images."""
+        """Additions behind one entry of a gradient.
+
+        They are those of the convolution forward and backward, and sums over pixels and images.
+        """
         return (
             2.0 * 9 * (self.inward + self.outward) + BATCH * (self.side * (1 + self.doubles)) ** 2
         )
@@ -60,7 +63,7 @@ SIZES = (
 
 
 def ours_on(backend: str, taps: Tensor | None) -> Layer:
-    """Return our layer on a backend, which has the taps along one axis when it is made, as a generator does."""
+    """Return our layer on a backend, made with the taps along one axis, as in a generator."""
 
     def layer(
         x: Tensor, styles: Tensor, weight: Tensor, bias: Tensor, noise: Tensor, taps: Tensor | None
@@ -73,7 +76,7 @@ def ours_on(backend: str, taps: Tensor | None) -> Layer:
 
 
 def inputs(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-    """Return x, styles, weight, bias, noise and taps; noise of this size keeps every activation away from 0."""
+    """Return x, styles, weight, bias, noise and taps; the noise keeps activations away from 0."""
     drawn = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -122,7 +125,7 @@ def _leaves(
 
 
 def check(layer: Layer, given: tuple[Tensor | None, ...], sizes: Sizes) -> str:
-    """Return "ok", or how value or gradients break the tolerance rule against the grouped form in float64."""
+    """Return "ok", or how value or gradients differ from the grouped form in float64."""
     wrt = METRICS["training"]
     exact = tuple(t if t is None else t.double() for t in given)
     results = (

@@ -1,4 +1,4 @@
-"""`dsa_iteration`: one matching step of DSA at a given network, ours beside the published loop over classes.
+"""`dsa_iteration`: one matching step of DSA at a network, ours beside the published loop.
 
 ConvNet-3 of width 128 on 3x32x32, 10 classes with 64 real and 10 synthetic images each:
 transformations, both gradients of every class, their distance, its gradient in the images, a step

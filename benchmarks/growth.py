@@ -1,4 +1,6 @@
-"""How time and memory grow: the trajectory gradient over steps and batch, distribution matching over classes and images.
+"""How time and memory grow.
+
+The trajectory gradient grows with steps and batch, distribution matching with classes and images.
 
 `trajectory_growth` varies N at a batch of 10 and the batch at N = 5; `dm_growth` varies classes at
 10 images per class and images per class at 10 classes (64 real images of each).  ConvNet-3 of width
@@ -97,7 +99,10 @@ AXES = {
 def run_growth(
     op: str, device: torch.device, dtype: torch.dtype, seconds: float, quick: bool, check_only: bool
 ) -> Iterator[Result]:
-    """Yield time and memory at every value of the axes of ``op``; ``quick`` takes the first two values and no memory."""
+    """Yield time and memory at every value of the axes of ``op``.
+
+    ``quick`` takes the first two values and no memory.
+    """
     kind = str(dtype).removeprefix("torch.")
     for name, axis in AXES.items():
         if axis.op != op or check_only:

@@ -103,14 +103,17 @@ def inputs(
 
 
 def additions(width: int, size: int) -> float:
-    """Return the additions behind one entry of the image gradient: of the convolutions and of the statistics, there and back."""
+    """Return the additions behind one entry of the image gradient.
+
+    They are those of convolutions and statistics, forward and backward.
+    """
     convolutions = 9 * (3 + 2 * width)
     statistics = sum((size >> block) ** 2 for block in range(3))
     return 2.0 * convolutions + 4.0 * statistics
 
 
 def check(backend: str, real: Tensor, images: Tensor, *, width: int, step: int = 1) -> str:
-    """Return "ok", or how our loss and image gradient break the tolerance rule at equal parameters and transformations."""
+    """Return "ok", or how our loss and image gradient differ at equal parameters."""
     ours = OurIteration(backend, real, images, width=width)
     theta = ours.student.init(generator(make_key(0, "student", step))).to(real)
     drawn = same_transformations(ours.augment, step, ours.images, len(real))

@@ -1,4 +1,4 @@
-"""Timing of contestants in one process, one after the other in every round, so that drift and noise meet all of them alike."""
+"""Timing of contestants in one process, all in every round, so that noise meets them alike."""
 
 import gc
 import time
@@ -47,7 +47,7 @@ class Timing:
 def interleaved(
     calls: dict[str, Call], seconds: float, clock: "Clock"
 ) -> dict[str, dict[str, Timing]]:
-    """Time every call in every round, the order turned by one each round, for about ``seconds`` per call.
+    """Time every call in every round, rotating the order, for about ``seconds`` per call.
 
     Returns:
         By name of the call, by what the clock reads (``""`` for the time itself, ``"launch"`` for
@@ -74,7 +74,10 @@ def interleaved(
 
 
 class Clock:
-    """Wall clock of the CPU.  Before every sample one call that is not counted brings data, code and threads back."""
+    """Wall clock of the CPU.
+
+    Before every sample one call that is not counted brings data, code and threads back.
+    """
 
     def repeats(self, call: Call) -> int:
         call()
@@ -94,7 +97,7 @@ class Clock:
 
 
 class CudaClock(Clock):
-    """Events on the current stream, around kernels that are all launched before the first of them runs.
+    """Events on the current stream, around kernels that are launched before the first one runs.
 
     Before every call the L2 cache is overwritten and the stream is held up for longer than the CPU
     takes to launch the call, so the events see the kernels; ``launch`` is the CPU's part.  A call
@@ -136,7 +139,7 @@ class CudaClock(Clock):
         return {"": ms, "launch": launch}
 
     def _timed(self, call: Call, hold: float) -> tuple[float, float, bool]:
-        """Return milliseconds of the kernels and of the launch, and whether the hold-up was over before the launch was."""
+        """Return milliseconds of kernels and of launch, and whether the launch outlasted the delay."""
         before, after = (self.gpu.Event(enable_timing=True) for _ in range(2))
         self.flush.zero_()
         if hold:
@@ -156,7 +159,7 @@ def clock_of(device: torch.device) -> Clock:
 
 
 def copy_call(nbytes: int, device: torch.device) -> Call:
-    """Return a copy that moves ``nbytes`` in total: half read, half written, into memory that is already there."""
+    """Return a copy that moves ``nbytes`` in total, half read, half written, without allocating."""
     source = torch.ones(max(1, int(nbytes) // 8), dtype=torch.float32, device=device)
     target = torch.zeros_like(source)
     return lambda: target.copy_(source)

@@ -1,4 +1,7 @@
-"""The benchmark of one op: every backend and peer is checked against the float64 reference, then timed beside the others."""
+"""The benchmark of one op.
+
+Every backend and peer is checked against the float64 reference, then timed beside the others.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -19,7 +22,7 @@ from kdistill.testing.tolerance import assert_close_enough, to_float64
 
 @dataclass(frozen=True)
 class Result:
-    """One contestant's outcome: a timing by what was read ("" the time, "launch" the CPU's part), or a status."""
+    """One contestant's outcome: a timing by reading ("" or "launch" of the CPU), or a status."""
 
     op: str
     backend: str
@@ -40,7 +43,7 @@ class Contestant:
     has_gradients: bool = False  # the function returns them itself, for a cotangent of ones
 
     def scope(self, *, automatic: str | None = None) -> Any:
-        """Return what the call runs in; nothing where the backend is the automatic one, as users call it."""
+        """Return the context of a call; an empty one where the backend is chosen automatically."""
         return nullcontext() if self.backend in (None, automatic) else ops.use_backend(self.backend)
 
 
@@ -83,7 +86,10 @@ Known = Callable[
 def outputs(
     case: OpCase, contestant: Contestant, inputs: tuple[Any, ...], wrt: tuple[int, ...]
 ) -> tuple[Tensor, ...]:
-    """Return value and gradients; for a random cotangent, but of ones where the function returns gradients itself."""
+    """Return value and gradients for a random cotangent.
+
+    Where the function returns gradients itself, the cotangent is ones.
+    """
     with contestant.scope():
         if contestant.has_gradients:
             return tuple(contestant.function(*inputs))
@@ -116,7 +122,7 @@ def verdict(
 
 
 def tried(check: Callable[[], str]) -> str:
-    """Return what a check returns: a contestant that cannot run here is a row with its reason, not the end of the benchmark."""
+    """Return the result of a check, or the reason why the contestant cannot run here."""
     try:
         return check()
     except AssertionError as error:
@@ -128,7 +134,10 @@ def tried(check: Callable[[], str]) -> str:
 def reference_results(
     case: OpCase, inputs: tuple[Any, ...], wrt: tuple[int, ...], of_ones: bool
 ) -> list[tuple[Tensor, ...]]:
-    """Return value and gradients of the reference on the CPU, in the dtype of the inputs (eager) and in float64 (truth)."""
+    """Return value and gradients of the reference on the CPU.
+
+    They are taken in the dtype of the inputs (eager) and in float64 (truth).
+    """
     here = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
     found = []
     for values in (here, to_float64(here)):
@@ -199,9 +208,14 @@ def run_op(
 
 
 def _timed(
-    op: str, common: tuple[str, str, str], calls: dict[str, Call], nbytes: float | None, device: torch.device, seconds: float,
+    op: str,
+    common: tuple[str, str, str],
+    calls: dict[str, Call],
+    nbytes: float | None,
+    device: torch.device,
+    seconds: float,
     clock: Clock,
-) -> Iterator[Result]:  # fmt: skip
+) -> Iterator[Result]:
     floors = (
         {}
         if not nbytes

@@ -36,7 +36,7 @@ def device_name(device: torch.device) -> str:
 
 
 def why_busy() -> str | None:
-    """Return a sentence if other processes keep the cores busy: times are then not worth keeping."""
+    """Return a sentence if other processes keep the cores busy, so that times are worthless."""
     cores, load = os.cpu_count() or 1, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return (
         f"the machine is busy (load {load:.1f} on {cores} cores): do not commit these times"
@@ -46,7 +46,7 @@ def why_busy() -> str | None:
 
 
 def commit() -> str:
-    """Return the short commit, with ``+`` where the sources of kernels, package or benchmarks differ from it."""
+    """Return the short commit, with ``+`` where the sources differ from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

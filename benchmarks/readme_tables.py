@@ -93,7 +93,7 @@ def losses(rows: list[Row]) -> list[str]:
 
 
 def accuracy_table(path: Path) -> str:
-    """Return a Markdown table of the rows of ``python -m benchmarks.accuracy``, if there are any."""
+    """Return a table of the rows of ``python -m benchmarks.accuracy``, if there are any."""
     if not path.exists():
         return ""
     with path.open(newline="") as file:

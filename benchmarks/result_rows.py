@@ -154,7 +154,7 @@ def results_file(machine: str, device: str) -> Path:
 
 
 def adopt(source: Path, results: Path = RESULTS) -> list[Path]:
-    """Merge the rows of a file into the committed ones of their machines; return the files that changed."""
+    """Merge the rows of a file into those of their machines; return the files that changed."""
     Journal(source)  # rows of a run that was cut off
     by_file: dict[Path, list[Row]] = {}
     for row in read_rows(source):

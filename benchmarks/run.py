@@ -140,7 +140,8 @@ def row_of(result: Result, device: torch.device, conditions: dict[str, str]) -> 
 
 
 def line(result: Result) -> str:
-    label = f"{result.op:<18} {result.shape:<28} {result.dtype:<8} {result.metric:<22} {result.backend:<24}"
+    label = f"{result.op:<18} {result.shape:<28} {result.dtype:<8} "
+    label += f"{result.metric:<22} {result.backend:<24}"
     if result.timing is None:
         return f"{label} {result.status}"
     share = "" if result.percent_of_copy is None else f"  {result.percent_of_copy:5.0f} % of copy"

@@ -1,4 +1,4 @@
-"""`trajectory_match`: the gradient of one matched trajectory; `training_step`: the student's forward and backward pass.
+"""`trajectory_match` times a trajectory's gradient, `training_step` a step of the student.
 
 ConvNet-3 of width 128 on 3x32x32, 10 classes.  Before anything is timed, ours has to equal the
 published unroll within 1e-9 in float64 at width 16, and every other exact peer has to equal ours;
@@ -142,7 +142,10 @@ def one_graph(problem: Problem, precision: str) -> peer.Gradients:
 
 
 def replayed(problem: Problem, precisions: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield (contestant, precision, "ok" or why it is not timed): each has to point where the plain float32 gradient points."""
+    """Yield (contestant, precision, "ok" or why it is not timed).
+
+    Each has to point where the plain float32 gradient points.
+    """
     exact = problem.ours()[1].flatten()
     for precision in precisions:
         name = f"{problem.start.device.type} with one graph" + (
@@ -169,7 +172,7 @@ def peak_megabytes(name: str, steps: int) -> float:
 def run_trajectory_match(
     device: torch.device, dtype: torch.dtype, seconds: float, quick: bool, check_only: bool
 ) -> Iterator[Result]:
-    """Yield time per contestant, and memory at two numbers of steps; on a GPU float32 is float32 for everyone."""
+    """Yield time per contestant, and memory at two numbers of steps; float32 is never TF32."""
     with use_precision("fp32", device):
         yield from _run_trajectory_match(device, dtype, seconds, quick, check_only)
 
@@ -236,7 +239,7 @@ def _run_trajectory_match(
 def run_large_batch(
     device: torch.device, dtype: torch.dtype, seconds: float, quick: bool, check_only: bool
 ) -> Iterator[Result]:
-    """Yield the time of the exact gradient at a large batch and few steps, beside the exact peers; none is compiled."""
+    """Yield the time of the exact gradient at a large batch and few steps, beside exact peers."""
     name, shape = "trajectory_large_batch", f"b{LARGE_BATCH}_n{FEW_STEPS}_3x32x32_w{WIDTH}"
     kind = str(dtype).removeprefix("torch.")
     with use_precision("fp32", device):

@@ -1,4 +1,4 @@
-"""Normalisation and ZCA as recorded, invertible transforms between pixel space and what networks see.
+"""Normalisation and ZCA as recorded, invertible transforms from pixel space.
 
 Images are stored in pixel space, [0, 1]; networks see ``transform.apply(images)``.  The transform
 travels with every data set and artefact as ``kind`` and ``state()``, so nobody has to guess in
@@ -33,11 +33,11 @@ class Transform(ABC):
 
     @abstractmethod
     def apply(self, images: Tensor) -> Tensor:
-        """Return ``images`` ``[..., C, H, W]`` (pixel space) as networks see them; same shape, dtype and device."""
+        """Return pixel-space ``images [..., C, H, W]`` normalised; same shape, dtype and device."""
 
     @abstractmethod
     def invert(self, images: Tensor) -> Tensor:
-        """Return the pixel-space images of which ``images`` ``[..., C, H, W]`` is the transform; nothing is clipped."""
+        """Return the pixel-space images of normalised ``images [..., C, H, W]``, unclipped."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

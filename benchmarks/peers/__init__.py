@@ -1,1 +1,1 @@
-"""Published formulations in plain PyTorch, written for comparison; nothing in kdistill imports them."""
+"""Published formulations in plain PyTorch for comparison; kdistill imports none of them."""

@@ -1,4 +1,4 @@
-"""Trajectory matching through the libraries for differentiating optimisers: TorchOpt and higher, as their pages recommend.
+"""Trajectory matching through TorchOpt and higher, as their pages recommend.
 
 Both are optional (extra ``peers``); ``ABSENT`` says why one is not there.  Each takes its own
 stateful interface around an
@@ -38,7 +38,7 @@ def torchopt_unroll(
     lr: float,
     steps: int,
 ) -> Gradients:
-    """``torchopt.MetaSGD``: every step replaces the parameters of the module by differentiable ones."""
+    """``torchopt.MetaSGD``: every step replaces the module's parameters by differentiable ones."""
     torchopt = importlib.import_module("torchopt")
     net, images, alpha = _prepared(net, start, images, lr)
     optimiser = torchopt.MetaSGD(

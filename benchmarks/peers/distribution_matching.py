@@ -1,4 +1,4 @@
-"""Distribution matching as published, in plain PyTorch: a loop over classes, eager augmentation, autograd.
+"""Distribution matching as published: a loop over classes, eager augmentation, autograd.
 
 Written from the description in Zhao and Bilen, Dataset Condensation with Distribution Matching
 (WACV 2023), and Dataset Condensation with Differentiable Siamese Augmentation (ICML 2021).
@@ -19,7 +19,10 @@ Transformation = tuple[
 
 
 class ConvNet(nn.Module):
-    """The field's student: 3x3 convolution, instance norm, ReLU, 2x2 average pooling, three times; then a classifier."""
+    """The field's student.
+
+    Three times 3x3 convolution, instance norm, ReLU, 2x2 average pooling; then a classifier.
+    """
 
     def __init__(
         self, channels: int = 3, size: int = 32, classes: int = 10, width: int = 128, depth: int = 3
@@ -125,7 +128,7 @@ def per_class_gradient(
 def batched_gradient(
     net: ConvNet, real: Tensor, images: Tensor, drawn: list[Transformation] | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the same as ``per_class_gradient``, with one pass over all real and one over all synthetic images."""
+    """Return ``per_class_gradient`` from one pass over real and one over synthetic images."""
     images = images.detach().requires_grad_()
     with torch.no_grad():
         real_means = _class_means(net, real, drawn)
@@ -145,7 +148,7 @@ Gradient = Callable[[ConvNet, Tensor, Tensor, list[Transformation] | None], tupl
 
 
 class Iteration:
-    """One iteration after the other: a new network, new transformations, the gradient, a step on the images."""
+    """Iterations of a new network, new transformations, the gradient, a step on the images."""
 
     def __init__(self, gradient: Gradient, real: Tensor, images: Tensor, *, width: int):
         self.gradient, self.real, self.width = gradient, real, width

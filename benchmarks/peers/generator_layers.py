@@ -1,4 +1,6 @@
-"""A StyleGAN2 layer as the published networks compute it in PyTorch: modulated convolution, FIR, noise, bias, leaky ReLU.
+"""A StyleGAN2 layer as published, in PyTorch.
+
+It is a modulated convolution, FIR, noise, bias and leaky ReLU.
 
 Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, appendix B:
 either every image has weights of its own and the convolution runs in groups, or the styles scale

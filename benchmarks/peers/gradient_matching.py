@@ -1,4 +1,4 @@
-"""Gradient matching in plain PyTorch: the published loop over classes with ``create_graph``, and the same by torch.func.
+"""Gradient matching in plain PyTorch: the published loop over classes, and torch.func.
 
 Written from the descriptions in Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching
 (ICLR 2021), and Zhao and Bilen, Dataset Condensation with Differentiable Siamese Augmentation (ICML
@@ -34,7 +34,7 @@ def distance(syn: list[Tensor], real: list[Tensor]) -> Tensor:
 def per_class_gradient(
     net: ConvNet, real: Tensor, images: Tensor, drawn: list[Transformation] | None
 ) -> tuple[Tensor, Tensor]:
-    """Return loss and image gradient: a graph of the gradient per class, one backward pass through all of them.
+    """Return loss and image gradient by one backward pass through the gradients of all classes.
 
     Args:
         net: The student.
@@ -60,7 +60,10 @@ def per_class_gradient(
 def forward_over_reverse(
     net: ConvNet, real: Tensor, images: Tensor, drawn: list[Transformation] | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the same, class by class, as the tangent of the image gradient in the direction of the distance's derivative."""
+    """Return the same, class by class, as a tangent of the image gradient.
+
+    Its direction is the derivative of the distance.
+    """
     names, values = zip(*((name, p.detach()) for name, p in net.named_parameters()), strict=True)
     found, loss = torch.empty_like(images), images.new_zeros(())
 
@@ -108,7 +111,7 @@ EXACT: dict[str, Gradient] = {
 
 
 class Iteration:
-    """One matching step after the other at one network: new transformations, the gradient, a step on the images."""
+    """Matching steps at one network: new transformations, the gradient, a step on the images."""
 
     def __init__(self, gradient: Gradient, net: ConvNet, real: Tensor, images: Tensor):
         self.gradient, self.net, self.real, self.images = gradient, net, real, images.clone()

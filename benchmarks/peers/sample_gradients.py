@@ -1,4 +1,4 @@
-"""Norms of per-sample gradients as others compute them, on one plain network: Opacus and BackPACK where they can be imported.
+"""Norms of per-sample gradients by Opacus and BackPACK, where they can be imported.
 
 BackPACK has no rule for GroupNorm, the student's norm; it gets one here, by the door that it has
 for that."""
@@ -57,7 +57,7 @@ def by_vmap(net: nn.Module, images: Tensor, labels: Tensor) -> Norms:
 
 
 def by_opacus(net: nn.Module, images: Tensor, labels: Tensor, ghost: bool) -> Norms:
-    """Return Opacus with its own settings for sums of losses; ``ghost`` is its fast gradient clipping."""
+    """Return Opacus with its settings for sums of losses; ``ghost`` is fast gradient clipping."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping

@@ -1,4 +1,4 @@
-"""Trajectory matching in plain PyTorch: the published unroll, TESLA's two passes, and the adjoint by torch.func, compiled
+"""Trajectory matching in plain PyTorch: unroll, TESLA, and the adjoint by torch.func, compiled
 or not.
 
 Written from the descriptions in Cazenavette et al., Dataset Distillation by Matching Training
@@ -20,7 +20,7 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 class Flat:
-    """A module as a function of one flat parameter vector, as the published code reparametrises its student."""
+    """A module as a function of one flat parameter vector, as in the published code."""
 
     def __init__(self, net: nn.Module):
         self.net = net
@@ -95,7 +95,7 @@ def forward_over_reverse(
     steps: int,
     passes: Passes | None = None,
 ) -> Gradients:
-    """Walk back with ``torch.func``: the derivative of (gradient in theta and images) in the direction lambda, step by step."""
+    """Differentiate the gradients in the direction lambda with ``torch.func``, step by step."""
     passes, thetas = passes or Passes(net), [start]
     for _ in range(steps):
         thetas.append(thetas[-1] - lr * passes.gradient(thetas[-1], images, labels))
@@ -119,7 +119,7 @@ def tesla(
     lr: float,
     steps: int,
 ) -> Gradients:
-    """Sum the gradients in a first pass, differentiate each one on its own in a second; not the exact gradient."""
+    """Sum the gradients, then differentiate each on its own; this is not the exact gradient."""
     model, thetas, whole = Flat(net), [start], torch.zeros_like(start)
     for _ in range(steps):
         g = model.gradient(thetas[-1], images, labels)
@@ -151,7 +151,7 @@ def compiled_forward_over_reverse(
     steps: int,
     compiler: str = "inductor",
 ) -> Gradients:
-    """Return the same through ``torch.compile``; the first call for a network takes a minute or two."""
+    """Return the same through ``torch.compile``; a network's first call takes minutes."""
     if net not in _compiled:
         _compiled[net] = Passes(net, compiler)
     return forward_over_reverse(net, start, target, images, labels, lr, steps, _compiled[net])

@@ -1,4 +1,4 @@
-"""Convolutions for networks under autograd, and the rule where a 3×3 convolution runs by Winograd's F(4×4, 3×3).
+"""Convolutions under autograd, and the rule that chooses Winograd's F(4×4, 3×3).
 
 The graph-free passes of the students follow the same rule; their convolutions stand in
 ``students.convnet.conv_products``.
@@ -25,7 +25,7 @@ MIN_TILES = 8  # of 4×4 pixels; below, transforming the weights costs more
 
 
 def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
-    """Return ``conv2d(x, weight, padding=padding)``, by Winograd's F(4×4, 3×3) on a CPU where that is faster.
+    """Return ``conv2d(x, weight, padding=padding)``, by Winograd's algorithm where that is faster.
 
     Args:
         x: ``[N, C, H, W]``, float32 or float64.
@@ -56,7 +56,9 @@ def takes_winograd(x: Tensor, weight: Tensor, padding: int) -> bool:
 
 
 def convolve_scaled(x: Tensor, scale: Tensor, weight: Tensor, padding: int) -> Tensor:
-    """Return ``convolve(x * scale[:, :, None, None], weight, padding)``: a modulated convolution before its demodulation.
+    """Return ``convolve(x * scale[:, :, None, None], weight, padding)``.
+
+    This is a modulated convolution before its demodulation.
 
     Args:
         x: ``[N, C, H, W]``, float32 or float64.
@@ -85,7 +87,7 @@ def convolve_scaled(x: Tensor, scale: Tensor, weight: Tensor, padding: int) -> T
 def uses_winograd(
     channels: int, width: int, out_side: int, like: Tensor, tiles: int = MIN_TILES
 ) -> bool:
-    """Say whether a 3×3 convolution from ``channels`` to ``width`` feature maps runs by Winograd's algorithm.
+    """Say whether a 3×3 convolution of these sizes runs by Winograd's algorithm.
 
     Args:
         channels: Channels of the input.

@@ -1,4 +1,6 @@
-"""Gradient matching: the distance between a student's gradients on synthetic and on real images, differentiated in the images.
+"""Gradient matching: the distance between gradients on synthetic and on real images.
+
+It is differentiated in the synthetic images:
 
     D(g, r),   g = dl/dtheta on the synthetic images,   r = that on the real images, a constant
     dD/dimages = d<g, v>/dimages at the constant v = dD/dg
@@ -35,7 +37,7 @@ def gradient_match(
     distance: str = "cosine_rows",
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``D(g, real_grad)`` and its exact gradient in ``images``, where g is the student's gradient on ``images``.
+    """Return ``D(g, real_grad)`` and its exact gradient in ``images``; g is the gradient on them.
 
     Args:
         student: The network; ``convnet`` runs without an autograd graph.
@@ -86,7 +88,7 @@ def gradient_match(
 def class_gradients(
     student: Student, theta: Tensor, images: Tensor, labels: Tensor, sizes: Sequence[int]
 ) -> Tensor:
-    """Return the student's gradient on each of several runs of images, such as the classes of a class-major batch.
+    """Return the student's gradient on each of several runs of images, such as classes.
 
     Args:
         student: The network.
@@ -117,7 +119,7 @@ def class_gradients(
 
 @lru_cache(maxsize=16)
 def output_rows(slots: tuple[Slot, ...]) -> RowTable:
-    """Return the rows of a student's weights, one per output unit; ``slots`` are ``student.slots``."""
+    """Return the rows of a student's weights, one per output unit, from its ``slots``."""
     return RowTable.of_shapes([slot.shape for slot in slots])
 
 

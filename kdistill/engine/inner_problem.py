@@ -1,4 +1,4 @@
-"""The inner problem of trajectory matching: the augmented batch of every training step on the synthetic images.
+"""The inner problem of trajectory matching: training steps on the synthetic images.
 
 All that changes from one outer step to the next is in tensors, so that a whole outer step can be
 recorded (``cuda_graph``).
@@ -27,7 +27,7 @@ Sizes = tuple[tuple[int, ...], tuple[tuple[tuple[int, int], ...], ...] | None]
 def draw(
     augment: Augmentation, batches: Sequence[Tensor], first_step: int, images: Tensor
 ) -> tuple[Draws, Sizes]:
-    """Return what all steps need beside images and labels, in three tensors on the device of the images, and how to split them.
+    """Return the draws of all steps in three tensors on the images' device, and how to split them.
 
     Cost: three copies to the device, whatever N; nothing waits for them.
     """

@@ -1,6 +1,7 @@
-"""Layers as explicit forward and backward functions on plain tensors: nothing here builds an autograd graph.
+"""Layers as explicit forward and backward functions on tensors, without an autograd graph.
 
-Convolutions stand in ``kdistill.engine.students.convnet.conv_products``.  Symbols: B images, F features, N classes.
+Convolutions stand in ``kdistill.engine.students.convnet.conv_products``.
+Symbols: B images, F features, N classes.
 """
 
 import torch
@@ -41,7 +42,7 @@ def linear_bwd(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor,
 
 
 def linear_grad_sqnorm(grad: Tensor, x: Tensor, has_bias: bool = True) -> Tensor:
-    """Return ``|g|^2 (|h|^2 + 1) [B]`` in float64: squared norms of the layer's gradients, image by image.
+    """Return the squared norm of the layer's gradients image by image, ``|g|^2 (|h|^2 + 1) [B]``.
 
     Args:
         grad: g, gradient of every image's own loss in the outputs, ``[B, N]``.

@@ -45,7 +45,7 @@ def use_precision(name: str, device: torch.device | str) -> Iterator[None]:
 
 
 def check_precision(name: str, device: torch.device | str | None = None) -> None:
-    """Raise ConfigError unless ``name`` is a precision, and one of ``device`` where that is given."""
+    """Raise ConfigError unless ``name`` is a precision that ``device``, if given, has."""
     if name not in PRECISIONS:
         raise ConfigError(
             f"precision: expected a known one, got '{name}'; "

@@ -33,7 +33,7 @@ class Levels:
     averages: bool
 
     def __call__(self, theta: Tensor, images: Tensor) -> list[Tensor]:
-        """Return the levels ``[B, ...]`` under ``theta [P]``, shallow to deep; differentiable if a graph is being kept."""
+        """Return the levels ``[B, ...]``, shallow to deep; differentiable if a graph is kept."""
         if self.layers == "last" and not self.averages:
             if torch.is_grad_enabled() and images.requires_grad:
                 found = self.student.features(theta, images)
@@ -46,7 +46,7 @@ class Levels:
     def with_gradients(
         self, theta: Tensor, images: Tensor, label: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the levels, and of each the derivative of the logit of class ``label`` of the same image.
+        """Return the levels, and in each the derivative of the image's logit of class ``label``.
 
         Derivatives in maps are means over positions, kept as dimensions of 1: Grad-CAM's weights
         before the mean over images.
@@ -70,7 +70,7 @@ class Levels:
 
 
 def levels_of(student: Student, theta: Tensor, images: Tensor, layers: str) -> Levels:
-    """Return the levels of a network; a few ``images`` show whether its classifier reads means of the last map.
+    """Return the levels of a network; ``images`` show whether its classifier reads means.
 
     Raises:
         ConfigError: ``layers`` is unknown, or the network has no classifier whose input can be
@@ -99,7 +99,9 @@ def class_statistics(
     *,
     weighted: bool,
 ) -> tuple[list[Tensor], list[Tensor] | None]:
-    """Return of every level the class means ``[K, ...]`` and, if ``weighted``, the class weights that broadcast to them.
+    """Return the class means ``[K, ...]`` of every level and, if ``weighted``, their class weights.
+
+    The weights broadcast to the means.
 
     Args:
         levels: Of the network.
@@ -136,7 +138,7 @@ def _per_level(rows: list[list[Tensor]]) -> list[Tensor]:
 
 
 def _positions(x: Tensor) -> tuple[int, ...]:
-    """Return which dimensions are positions: of maps ``[B, C, H, W]``, of tokens ``[B, T, D]``, none of vectors."""
+    """Return the dimensions of ``[B, C, H, W]`` or ``[B, T, D]`` that are positions."""
     return {4: (2, 3), 3: (1,)}.get(x.ndim, ())
 
 

@@ -1,4 +1,4 @@
-"""Difficulty of every sample for a set of trained networks: the scores that data selection ranks by.
+"""Difficulty of every sample for a set of trained networks, by which data selection ranks.
 
 Symbols: K checkpoints, P parameters, N samples, C channels, S their side, classes.
 """
@@ -20,7 +20,7 @@ SCORE_BATCH = 256
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Images that need not be in memory: ``len(source)``, and ``source[a:b]`` is a tensor ``[b - a, C, S, S]``."""
+    """Images that need not be in memory: ``source[a:b]`` is a tensor ``[b - a, C, S, S]``."""
 
     def __len__(self) -> int: ...
 
@@ -38,7 +38,7 @@ def sample_scores(
     batch_size: int = SCORE_BATCH,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Return difficulty scores of every sample, each the mean over the checkpoints; larger is harder.
+    """Return the difficulty of every sample, the mean over the checkpoints; larger is harder.
 
     With p the softmax of a checkpoint's logits, t the target (one-hot, or softmax(z)) and l the
     sample's own cross-entropy:

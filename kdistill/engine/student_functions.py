@@ -1,4 +1,4 @@
-"""What a student computes without an autograd graph, as functions: loss and gradient, their tangents, and features."""
+"""Loss, gradient, their tangents and features of a student, without an autograd graph."""
 
 from collections.abc import Callable, Sequence
 
@@ -38,7 +38,9 @@ def grad_jvp(
     *,
     want: Sequence[str] = JVPS,
 ) -> GradJvp:
-    """Return the mean cross-entropy l and g = dl/dtheta, and d/de at e = 0 of l, g, dl/dimages and dl/dz at theta + e*v.
+    """Return the mean cross-entropy l, g = dl/dtheta and their derivatives in the direction v.
+
+    The derivatives are d/de at e = 0 of l, g, dl/dimages and dl/dz at theta + e*v.
 
     One ordinary forward and backward pass that carries tangents along (forward over reverse): no
     ``create_graph``, and for a ConvNet no graph beyond a block that is not the standard one.  By
@@ -92,7 +94,7 @@ def embed(student: Student, theta: Tensor, images: Tensor, batch_size: int | Non
 def embed_with_vjp(
     student: Student, theta: Tensor, images: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Return the vectors before the classifier and the function that takes dL/dfeatures to dL/dimages.
+    """Return the vectors before the classifier and their vjp, dL/dfeatures to dL/dimages.
 
     Args:
         student: The network.

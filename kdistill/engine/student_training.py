@@ -49,7 +49,7 @@ def train(
     rows_of: Callable[[int], Tensor] | None = None,
     on_epoch: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Train networks, fresh ones or from ``start``, on a set of images and return their parameters ``[nets, P]``.
+    """Train networks on a set of images and return their parameters ``[nets, P]``.
 
     Args:
         student: The network.

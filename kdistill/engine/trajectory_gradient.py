@@ -72,7 +72,7 @@ def trajectory_match(
     checkpoint_every: int = 1,
     cuda_graph: bool = False,
 ) -> TrajectoryMatch:
-    """Train from ``start`` on ``images`` for ``len(batches)`` steps, compare with ``target``, and differentiate all of it.
+    """Train from ``start`` on ``images``, compare with ``target``, and differentiate all of it.
 
     Args:
         student: The network.
@@ -94,8 +94,8 @@ def trajectory_match(
         checkpoint_every: Number of steps between parameter vectors that are kept; the others are
             recomputed.  sqrt(N) is the least memory.
         cuda_graph: On a GPU, record the kernels of the first call and replay them in later ones of
-            the same shapes and options (docs/guide/gpu.md).  Without effect on the CPU, for ``"unroll"``,
-            and for an ``augment`` of another kind than ``Augment``.
+            the same shapes and options (docs/guide/gpu.md).  There is no effect on the CPU, for
+            ``"unroll"``, and for an ``augment`` of another kind than ``Augment``.
 
     Returns:
         The loss and its gradients; for a group the gradients are summed over it.
@@ -161,7 +161,7 @@ def trajectory_match(
 
 
 class _Path:
-    """The parameters of every step: some kept in the forward pass, the others recomputed, one segment at a time."""
+    """The parameters of every step, kept or recomputed one segment at a time."""
 
     def __init__(self, inner: InnerProblem, start: Tensor, every: int):
         self.inner, self.every = inner, every
@@ -199,7 +199,10 @@ class _Path:
 
 
 def _aligned_rows(like: Tensor, rows: int) -> Tensor:
-    """Return uninitialised ``[rows, P]``, every row on a cache line: a library's product may round by the place of its inputs."""
+    """Return uninitialised ``[rows, P]``, every row on a cache line.
+
+    A library's product may round by the place of its inputs.
+    """
     line = 64 // like.element_size()
     return like.new_empty((rows, -(-len(like) // line) * line))[:, : len(like)]
 
@@ -208,7 +211,7 @@ def _aligned_rows(like: Tensor, rows: int) -> Tensor:
 def _adjoint(
     inner: InnerProblem, start: Tensor, target: Tensor, every: int, *, frozen: bool = False
 ) -> TrajectoryMatch:
-    """Differentiate backwards through the steps; ``frozen`` keeps lambda at its last value (TESLA)."""
+    """Differentiate backwards through the steps; ``frozen`` keeps lambda as it is (TESLA)."""
     path, is_soft = _Path(inner, start, every), inner.labels.is_floating_point()
     grad_images = torch.zeros_like(inner.images)
     grad_labels = torch.zeros_like(inner.labels) if is_soft else None

@@ -1,4 +1,4 @@
-"""The study of the distance: ranks, intervals, which snapshots there are, and the file and table that come of them."""
+"""The study of the distance: ranks, intervals, snapshots, file and table."""
 
 import pytest
 import torch

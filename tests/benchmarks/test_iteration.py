@@ -69,8 +69,13 @@ def test_every_family_is_drawn_within_its_range():
     assert 1.1 < max(scales) <= 1.2
 
 
-@pytest.mark.parametrize("make", [lambda *a: peer.Iteration(peer.per_class_gradient, *a, width=8),
-                                  lambda *a: iteration.OurIteration("reference", *a, width=8)])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda *a: peer.Iteration(peer.per_class_gradient, *a, width=8),
+        lambda *a: iteration.OurIteration("reference", *a, width=8),
+    ],
+)
 def test_an_iteration_moves_the_images(make):
     real, images = iteration.inputs(CPU, torch.float32, SIZES)
     run = make(real, images)

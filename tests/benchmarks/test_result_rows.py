@@ -7,10 +7,25 @@ from benchmarks import readme_tables, result_rows
 from benchmarks.result_rows import Row
 
 ROW = Row(
-    op="class_mean_sqdist", backend="cpu", shape="n3", dtype="float32", metric="forward", unit="ms", median=2.0, p20=1.5, p80=2.5,
-    n=9, status="ok", percent_of_copy=80.0, machine="some processor, 2 cores, avx2", device="cpu, 2 threads", torch="2.13.0",
-    triton="3.9.0", commit="abc1234", command="python -m benchmarks.run",
-)  # fmt: skip
+    op="class_mean_sqdist",
+    backend="cpu",
+    shape="n3",
+    dtype="float32",
+    metric="forward",
+    unit="ms",
+    median=2.0,
+    p20=1.5,
+    p80=2.5,
+    n=9,
+    status="ok",
+    percent_of_copy=80.0,
+    machine="some processor, 2 cores, avx2",
+    device="cpu, 2 threads",
+    torch="2.13.0",
+    triton="3.9.0",
+    commit="abc1234",
+    command="python -m benchmarks.run",
+)
 LOOP = replace(ROW, backend="per-class loop", median=20.0, percent_of_copy=8.0)
 READ = replace(ROW, backend=result_rows.READ, median=1.8, percent_of_copy=90.0)
 BROKEN = replace(

@@ -158,11 +158,14 @@ def test_a_wrong_result_fails_the_command(monkeypatch, capsys):
         (["--op", "class_mean"], "did you mean 'class_mean_sqdist'"),
         (["--threads", "0"], "--threads: expected 1 or more, got 0"),
         pytest.param(
-            ["--device", "cuda"], "this torch sees no GPU",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so asking for it is no mistake"),
+            ["--device", "cuda"],
+            "this torch sees no GPU",
+            marks=pytest.mark.skipif(
+                torch.cuda.is_available(), reason="with a GPU this is no mistake"
+            ),
         ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_argument_is_named(argv, message, capsys):
     with pytest.raises(SystemExit):
         run.main(argv)

@@ -1,4 +1,4 @@
-"""One thread: these networks are too small for two, and busy machines make threads wait for each other."""
+"""One thread: these networks are too small for two, which wait for each other."""
 
 import pytest
 import torch

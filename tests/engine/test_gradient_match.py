@@ -1,4 +1,4 @@
-"""gradient_match against the published formulation: a graph of the gradient, differentiated once more, in float64."""
+"""gradient_match against the published formulation, a graph of the gradient, in float64."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The graph-free passes against autograd on plain modules, and the differentiable ones against finite differences."""
+"""Graph-free passes against autograd, and differentiable ones against finite differences."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""TF32 and bfloat16: how far the trajectory gradient is from float64, where they apply, and that they leave nothing behind."""
+"""TF32 and bfloat16: distance of the trajectory gradient from float64, and where they apply."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def off(a, b):
 
 
 def ten_bits(x):
-    """Return float32 numbers with 10 bits of mantissa, as TF32 operands have: rounded to nearest, ties to even."""
+    """Return float32 numbers rounded to TF32's 10 bits of mantissa, to nearest, ties to even."""
     bits = x.contiguous().view(torch.int32)
     return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
 

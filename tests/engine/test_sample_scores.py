@@ -14,7 +14,7 @@ ALL = ("el2n", "grand", "grand_last", "loss", "margin", "entropy", "error")
 
 
 def plainly(student, thetas, images, labels):
-    """Return every score as its definition says: the mean over checkpoints, one image at a time, through autograd."""
+    """Return every score by its definition, one image at a time, through autograd."""
     last = sum(slot.numel for slot in student.slots[-2:])
     rows = []
     for theta in thetas:

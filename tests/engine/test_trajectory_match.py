@@ -30,8 +30,13 @@ def problem(student, *, steps, batch=None, soft=False, images=6, dtype=torch.flo
             : steps - len(batches)
         ]
     return {
-        "start": start, "target": target, "images": x, "labels": z if soft else z.argmax(1), "lr": 0.05, "batches": batches,
-    }  # fmt: skip
+        "start": start,
+        "target": target,
+        "images": x,
+        "labels": z if soft else z.argmax(1),
+        "lr": 0.05,
+        "batches": batches,
+    }
 
 
 def convnet(**options):

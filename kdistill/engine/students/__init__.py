@@ -73,7 +73,7 @@ def build_student(
         channels: C, 1 or more.
         size: S, the side of the images, 8 to 256.
         classes: Number of classes, N.
-        width: Channels (or units) of the first block, 128 for ``convnet``; the others scale from it.
+        width: Channels (or units) of the first block, 128 for ``convnet``; others scale with it.
             Smaller values give narrow variants.
         depth: Blocks of ``convnet`` (None follows the size: 3 at 32 pixels, 4 at 64), layers of
             ``mlp`` (2) and ``vit`` (6).

@@ -1,4 +1,4 @@
-"""The passes of one network by PyTorch's autograd: what every student has unless it brings something faster.
+"""The passes of one network by PyTorch's autograd, which a student may replace by faster ones.
 
 Symbols: P parameters, B images, N classes, F features.
 """
@@ -26,7 +26,7 @@ class _Graph:
 
 
 class AutogradPasses(ABC):
-    """Passes of one network, with checked arguments; ``Student`` checks them and takes groups apart.
+    """Passes of one network; ``Student`` checks their arguments and takes groups apart.
 
     A network defines the three abstract methods and may override any other.
     """
@@ -100,7 +100,7 @@ class AutogradPasses(ABC):
     def _sample_grads(
         self, theta: Tensor, images: Tensor, labels: Tensor, want_last: bool
     ) -> SampleGrads:
-        """Return norms over all parameters too, from one backward pass per image; memory of one gradient."""
+        """Return norms over all parameters too, from one backward pass per image."""
         forward = self._last_layer_grads(theta, images, labels, want_last)
         squares = theta.new_empty(len(images), dtype=torch.float64)
         for i in range(len(images)):
@@ -111,7 +111,7 @@ class AutogradPasses(ABC):
     def _last_layer_grads(
         self, theta: Tensor, images: Tensor, labels: Tensor, want_last: bool
     ) -> SampleGrads:
-        """Return the logits, and norms of the last layer's gradients in closed form if they are wanted."""
+        """Return the logits and, if wanted, norms of the last layer's gradients in closed form."""
         if not want_last:
             return SampleGrads(self._infer(theta, images, "logits"), None, None)
         features, logits, has_bias = self._features_and_logits(theta, images)

@@ -64,7 +64,7 @@ def unflatten(theta: Tensor, slots: Sequence[Slot]) -> list[Tensor]:
 
 @dataclass
 class _Group:
-    """What the members of a group keep for ``backward``; ``is_shared``: all took one ``[B, C, S, S]`` batch."""
+    """What a group keeps for ``backward``; ``is_shared`` where all members took one batch."""
 
     members: list[Any]
     is_shared: bool
@@ -107,7 +107,7 @@ class Student(AutogradPasses):
         return f"Student({self.name}, {shape} -> {self.classes}, {self.num_params} parameters)"
 
     def init(self, generator: torch.Generator) -> Tensor:
-        """Return fresh parameters ``theta [P]``, float32, on the generator's device and drawn from it alone."""
+        """Return fresh float32 parameters ``[P]`` on the generator's device and drawn from it."""
         return torch.cat([slot.draw(generator) for slot in self.slots])
 
     def unflatten(self, theta: Tensor) -> list[Tensor]:
@@ -129,7 +129,7 @@ class Student(AutogradPasses):
     def features(
         self, theta: Tensor, images: Tensor, layers: str = "last"
     ) -> Tensor | list[Tensor]:
-        """Return what the network computes before its classifier; differentiable twice in theta and images.
+        """Return features before the classifier; differentiable twice in theta and images.
 
         Args:
             theta: ``[P]`` or ``[G, P]``.
@@ -179,7 +179,7 @@ class Student(AutogradPasses):
     def backward(
         self, saved: Any, grad_out: Tensor, *, want: Sequence[str] = GRADS
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return (dL/dtheta or None, dL/dimages or None) from ``grad_out = dL/dout``; ``want`` names those to compute.
+        """Return those of (dL/dtheta, dL/dimages) that ``want`` names, None for the other.
 
         Shapes are those of ``theta`` and ``images`` in ``forward``; images shared by a group get
         the sum over the group.
@@ -216,7 +216,7 @@ class Student(AutogradPasses):
 
     @torch.no_grad()
     def loss_and_grad(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean cross-entropy and its gradient in theta: (``[]``, ``[P]``), or (``[G]``, ``[G, P]``).
+        """Return the mean cross-entropy ``[]`` and its gradient ``[P]``, or ``[G]`` and ``[G, P]``.
 
         Args:
             theta: ``[P]`` or ``[G, P]``.
@@ -237,7 +237,7 @@ class Student(AutogradPasses):
         *,
         want: Sequence[str] = JVPS,
     ) -> GradJvp:
-        """Return loss and gradient, and their derivatives in the direction ``v`` of theta; see ``kdistill.engine.grad_jvp``."""
+        """Return loss, gradient and derivatives in the direction ``v``, as ``engine.grad_jvp``."""
         self._check_labels("grad_jvp", images, labels)
         _check_want("grad_jvp", want, JVPS)
         if v.shape != theta.shape or v.dtype != theta.dtype or v.device != theta.device:
@@ -262,7 +262,7 @@ class Student(AutogradPasses):
     def grad_then_images_tangent(
         self, theta: Tensor, images: Tensor, labels: Tensor, direction: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Return the derivative of dL/dimages in the direction ``v = direction(g)`` of theta, where g is dL/dtheta.
+        """Return the derivative of dL/dimages in the direction ``direction(dL/dtheta)`` of theta.
 
         Args:
             theta: ``[P]``.
@@ -283,7 +283,9 @@ class Student(AutogradPasses):
     def sample_grads(
         self, theta: Tensor, images: Tensor, labels: Tensor, *, want: Sequence[str] = SAMPLE_GRADS
     ) -> SampleGrads:
-        """Return the logits and the squared norm of every image's own gradient; ``want``: "all" parameters, "last" layer.
+        """Return the logits and the squared norm of every image's own gradient.
+
+        ``want`` names the norms: over "all" parameters, over those of the "last" layer.
 
         Raises:
             ConfigError: ``want`` is unknown; or ``"all"`` under batch statistics, where no image

@@ -1,4 +1,4 @@
-"""Any ``torch.nn.Module`` as a student, through ``torch.func.functional_call``; the zoo's networks run this way too.
+"""Any ``torch.nn.Module`` as a student, the zoo's networks too.
 
 The module is copied and runs in evaluation mode (dropout off) with buffers frozen at their present
 values, except that batch norm always uses the statistics of the batch, and they stay in the graph.
@@ -149,7 +149,7 @@ class ModuleStudent(Student):
     def _watched(
         self, theta: Tensor, images: Tensor, taps: tuple[str, ...] = ()
     ) -> tuple[Trace, Tensor | None]:
-        """Return one pass with the outputs of ``taps`` and the input of the classifier, and the classifier's output."""
+        """Return one pass with the outputs of ``taps``, and the classifier's output."""
         maps: list[Tensor] = []
         calls: list[tuple[Tensor | None, Tensor | None]] = [(None, None)]
         with ExitStack() as hooks:

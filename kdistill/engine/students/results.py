@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class GradJvp(NamedTuple):
-    """Loss and gradient at theta, and their derivatives in the direction v of theta; see ``grad_jvp``.
+    """Loss and gradient at theta, and their derivatives in the direction v; see ``grad_jvp``.
 
     Attributes:
         loss: Mean cross-entropy, ``[]`` (``[G]``).

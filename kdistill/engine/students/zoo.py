@@ -33,7 +33,7 @@ class ZooModule(nn.Module):
     taps: tuple[str, ...] = ()
 
     def draw_parameters(self, generator: Generator) -> list[Tensor]:
-        """Return initial values of ``named_parameters()`` in that order, all drawn from ``generator``."""
+        """Return initial values of ``named_parameters()``, all drawn from ``generator``."""
         drawn: dict[str, Tensor] = {}
         for prefix, part in self.named_modules():
             for name, value in part.named_parameters(prefix, recurse=False):
@@ -53,7 +53,7 @@ def conv_block(conv: nn.Conv2d, norm: str, pool: int) -> nn.Module:
 
 
 def norm_layer(norm: str, width: int) -> nn.Module:
-    """Return the normalisation of ``width`` channels; instance norm is a GroupNorm of one channel a group, as in the field."""
+    """Return the normalisation of ``width`` channels; instance norm has one channel a group."""
     if norm == "instance":
         return nn.GroupNorm(width, width, EPS)
     if norm == "group":
@@ -82,7 +82,7 @@ class Mlp(ZooModule):
 
 
 class LeNet(ZooModule):
-    """Two 5×5 convolutions (width, 8/3 width), each with ReLU and 2×2 max pooling, then linear 120 → 84 → classes (scaled)."""
+    """LeNet-5 with ReLU and max pooling; its layers scale with ``width``."""
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 6):
         super().__init__()
@@ -136,7 +136,7 @@ class AlexNet(ZooModule):
 
 
 class Vgg11(ZooModule):
-    """VGG11; small images skip the poolings that would leave 1×1 early, large ones pool wider at the end."""
+    """VGG11; small images skip poolings, large ones pool wider at the end."""
 
     options = ("norm",)
 
@@ -186,7 +186,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(ZooModule):
-    """Stages of 1, 2, 4 and 8 times ``width`` maps; a stage halves the map unless that would leave less than 2×2."""
+    """ResNet-18 with a 3×3 stem without pooling; a stage halves the sides down to 2×2."""
 
     options = ("norm",)
 
@@ -220,7 +220,7 @@ class ResNet18(ZooModule):
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); plain matrix products, so that it can be differentiated twice."""
+    """x + attention(norm(x)), then x + MLP(norm(x)), twice differentiable."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -242,7 +242,7 @@ class TransformerBlock(nn.Module):
 
 
 class Vit(ZooModule):
-    """The vision transformer; images are padded with zeros at the right and bottom to a multiple of the patch."""
+    """The vision transformer; images are padded with zeros to a multiple of the patch."""
 
     options = ("depth",)
 

@@ -1,4 +1,4 @@
-"""The part of a ConvNet between two convolutions (bias, norm, activation, pooling) as one layer with four passes.
+"""Bias, norm, activation and pooling of a ConvNet's block as one layer with four passes.
 
 ``forward`` and ``backward``, and both with their derivatives in a direction (``*_tangent``).  The
 standard block is the fused op; any other is composed from PyTorch and differentiated on its own by
@@ -31,7 +31,10 @@ Dual = tuple[Tensor, Tensor]  # a value and its tangent
 
 
 class Block:
-    """Any twice differentiable ``function(x, *p) -> out``; ``saved`` is what a forward pass leaves for the backward pass."""
+    """Any twice differentiable ``function(x, *p) -> out``.
+
+    ``saved`` is what a forward pass leaves for the backward pass.
+    """
 
     def __init__(self, function: Callable[..., Tensor]):
         self.function = function
@@ -71,7 +74,7 @@ class Block:
 
 
 class FusedBlock(Block):
-    """Instance norm, ReLU, 2×2 average pooling; p is (scale, shift), the convolution's bias cancels."""
+    """Instance norm, ReLU, 2×2 average pooling; p is (scale, shift), for the bias cancels."""
 
     def __init__(self) -> None:
         super().__init__(norm_act_pool)
@@ -124,7 +127,10 @@ def _composed(spec: ConvNetSpec, level: int, x: Tensor, bias: Tensor, *affine: T
 
 
 def _normalised(spec: ConvNetSpec, level: int, x: Tensor, affine: Parameters) -> Tensor:
-    """Return normalised ``x`` by operations whose backward passes have forward derivatives; torch's norms have none."""
+    """Return normalised ``x``.
+
+    Backward passes of torch's norms have no forward derivatives; those of these operations have.
+    """
     if spec.norm == "none":
         return x
     over, axes = x, (0, 2, 3)

@@ -28,7 +28,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Convolution:
-    """A 3×3 convolution of feature maps ``[B, C, side, side]`` with stride 1 and without bias, by the library.
+    """A 3×3 convolution of ``[B, C, side, side]`` by the library, with stride 1, without bias.
 
     ``operands`` is the dtype of operands where that is not the feature maps'; sums of products are
     float32 then.
@@ -54,7 +54,7 @@ class Convolution:
         return self.input(grad)
 
     def output(self, batch: int, *pairs: Pair) -> Tensor:
-        """Return the sum over (input, weight) of their convolutions, ``[B, K, h, w]``, channels-last."""
+        """Return the sum over (input, weight) of their convolutions, ``[B, K, h, w]``."""
         return _sum([functional.conv2d(x, w, padding=self.padding) for x, w in pairs])
 
     def input_grad(self, batch: int, *pairs: Pair) -> Tensor:
@@ -62,7 +62,10 @@ class Convolution:
         return _sum([self._backward(y, None, w, batch)[0] for y, w in pairs])
 
     def weight_grad(self, total: Tensor | None, *pairs: Pair) -> Tensor:
-        """Return ``total`` plus the sum over (input, grad) of the weight gradients, as an operand; ``total`` may change."""
+        """Return ``total`` plus the sum over (input, grad) of weight gradients, as an operand.
+
+        ``total`` may change.
+        """
         gradient = _sum([self._backward(y, x, None, x.shape[0])[1] for x, y in pairs])
         return gradient if total is None else total.add_(gradient)
 
@@ -114,7 +117,7 @@ class _Patches(Convolution):
 
 
 class _Winograd(Convolution):
-    """A quarter of the multiplications where sides are multiples of 4; docs/ops/winograd_conv.md."""
+    """Winograd's algorithm, a quarter of the multiplications; docs/ops/winograd_conv.md."""
 
     def weight(self, weight: Tensor) -> Tensor:
         return weight.contiguous()
@@ -188,7 +191,7 @@ def patches(images: Tensor, padding: int) -> Tensor:
 
 
 def unpatch(columns: Tensor, shape: tuple[int, int, int, int], padding: int) -> Tensor:
-    """Return the transpose of ``patches`` applied to ``columns``: images of ``shape [B, C, H, W]``."""
+    """Return the transpose of ``patches`` applied to ``columns``, images of ``shape``."""
     batch, channels, height, width = shape
     h, w = height + 2 * padding - 2, width + 2 * padding - 2
     windows = columns.view(channels, 3, 3, batch, h, w)

@@ -1,4 +1,4 @@
-"""ConvNet-D and its derivative in a direction of the weights: one forward and one backward pass of dual layers.
+"""ConvNet-D and its derivative in a direction of the weights, by passes of dual layers.
 
 Every feature map x goes with ẋ = d/dε x(θ + εv).  Images do not move with θ, so the first
 convolution has no tangent of its input.  Symbols as in ``passes``.
@@ -36,7 +36,7 @@ def grad_jvp(
     v: Tensor,
     want: Sequence[str],
 ) -> GradJvp:
-    """Return what ``Student.grad_jvp`` promises; every chunk goes forward and backward while it is in cache."""
+    """Return ``Student.grad_jvp``; every chunk goes forward and backward while it is in cache."""
     net, dot = prepare(spec, theta), prepare(spec, v)
     acc = GradAccumulator(net, theta) if "grad" in want else None
     acc_dot = GradAccumulator(net, theta) if "hvp" in want else None

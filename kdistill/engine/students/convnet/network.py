@@ -1,4 +1,6 @@
-"""ConvNet-D, the field's standard student: D times (3×3 conv → norm → activation → 2×2 pool), then a linear classifier.
+"""ConvNet-D, the field's standard student.
+
+D times (3×3 conv → norm → activation → 2×2 pool), then a linear classifier.
 
 Source: Gidaris and Komodakis, CVPR 2018, as used by Zhao et al. (dataset condensation) and everyone
     after them.
@@ -57,21 +59,24 @@ class ConvNet(Student):
 
     @property
     def is_joint(self) -> bool:  # type: ignore[override]
-        """Whether images of a batch depend on each other, so that a pass must take all of them at once."""
+        """Whether images of a batch depend on each other."""
         return self.spec.is_joint
 
     # ---- batch statistics
 
     @torch.no_grad()
     def batch_statistics(self, theta: Tensor, images: Tensor) -> Statistics:
-        """Return (mean [W], biased variance [W]) of every block over ``images [B, C, S, S]``, for ``with_statistics``."""
+        """Return (mean [W], biased variance [W]) of every block over ``images``."""
         self._check(theta, images)
         statistics: Statistics = []
         self._run(theta, images, statistics=statistics)
         return statistics
 
     def with_statistics(self, statistics: Statistics | None) -> "ConvNet":
-        """Return this student with frozen normalisation statistics, constants in every derivative; None for the batch's own."""
+        """Return this student with frozen normalisation statistics, constants in every derivative.
+
+        None: statistics of the batch.
+        """
         if self.spec.norm != "batch":
             raise ConfigError(
                 f"with_statistics: expected norm 'batch', got '{self.spec.norm}'; only batch norm "
@@ -108,7 +113,7 @@ class ConvNet(Student):
         maps: list[Tensor] | None = None,
         statistics: Statistics | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the features, and weight and bias of the classifier; fill ``maps`` and ``statistics`` of the blocks."""
+        """Return features, and the classifier's parameters; fill ``maps`` and ``statistics``."""
         spec, parts, x = self.spec, self.unflatten(theta), images
         for level, block in enumerate(spec.blocks):
             weight, bias, *affine = parts[spec.conv_slot(level) : spec.conv_slot(level + 1)]

@@ -42,7 +42,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class PreparedNet:
-    """A parameter vector (or a direction) in the layout of the passes; weight and bias are the classifier's."""
+    """A parameter vector or a direction in the layout of the passes.
+
+    Weight and bias are the classifier's.
+    """
 
     spec: ConvNetSpec
     layers: list[Layer]
@@ -57,7 +60,7 @@ class PreparedNet:
 
 @dataclass
 class SavedBlock:
-    """What one block keeps of one chunk; what is None was not kept, or belongs to a pass that has not run.
+    """What one block keeps of one chunk; None was not kept, or belongs to a later pass.
 
     Attributes:
         source: Input of the convolution.
@@ -82,7 +85,7 @@ class SavedBlock:
 
 @dataclass
 class SavedChunk:
-    """One chunk of images after a forward pass, with the tangent of its features where the pass had tangents."""
+    """One chunk of images after a forward pass; the tangent of its features may be absent."""
 
     blocks: list[SavedBlock]
     features: Tensor
@@ -96,7 +99,10 @@ SavedPass = tuple[PreparedNet, list[SavedChunk], str]  # the last: where the for
 
 
 class GradAccumulator:
-    """dL/dtheta summed over chunks: the convolutions' as operands, the others as views of one flat vector."""
+    """Sum of dL/dtheta over chunks.
+
+    Gradients of convolutions are operands, the others views of one flat vector.
+    """
 
     def __init__(self, net: PreparedNet, like: Tensor):
         self.net = net
@@ -106,7 +112,7 @@ class GradAccumulator:
         self.convs: list[Tensor | None] = [None] * net.spec.depth
 
     def add(self, level: int, affine: list[Tensor], *pairs: Pair) -> None:
-        """Add gradients of a block's parameters, and products (input, grad) of its convolution's weight."""
+        """Add gradients of a block's parameters, and pairs (input, grad) of its convolution."""
         for slot, grad in zip(self.net.spec.affine_slots(level), affine, strict=True):
             self.parts[slot] += grad.view(-1)
         self.convs[level] = self.net.layers[level].conv.weight_grad(self.convs[level], *pairs)
@@ -132,7 +138,7 @@ def prepare(spec: ConvNetSpec, theta: Tensor) -> PreparedNet:
 
 
 def chunks_of(spec: ConvNetSpec, images: Tensor, maps: int = 1) -> list[Tensor]:
-    """Return ``images`` split so that ``maps`` times the largest feature map of a chunk stay in cache."""
+    """Return ``images`` in chunks of which ``maps`` times the largest feature map fit the cache."""
     if spec.is_joint:  # statistics of the whole batch
         return [images]
     pixels = max(block.side for block in spec.blocks) ** 2
@@ -179,7 +185,10 @@ def backward(
 def loss_and_grad(
     spec: ConvNetSpec, theta: Tensor, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return (mean cross-entropy, dL/dtheta [P]); every chunk goes forward and backward while it is in cache."""
+    """Return (mean cross-entropy, dL/dtheta [P]).
+
+    Every chunk goes forward and backward while it is in cache.
+    """
     net, loss = prepare(spec, theta), theta.new_zeros(())
     acc = GradAccumulator(net, theta)
     for part, part_labels in labelled_chunks(spec, images, labels):
@@ -196,7 +205,10 @@ def loss_and_grad_of_chunk(
     *,
     keep_gradients: bool = False,
 ) -> tuple[Tensor, SavedChunk]:
-    """Return a chunk's share of the mean over ``batch`` images and the chunk, and add its dL/dtheta to ``acc``."""
+    """Return a chunk's share of the mean loss over ``batch`` images, and the chunk.
+
+    Its dL/dtheta is added to ``acc``.
+    """
     chunk = forward_chunk(net, images, keep_operands=True)
     loss, grad = layers.softmax_cross_entropy(logits_of(net, chunk), labels, batch)
     backward_chunk(net, chunk, grad, "logits", acc, keep_gradients=keep_gradients)

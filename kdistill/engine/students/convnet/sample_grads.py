@@ -1,4 +1,4 @@
-"""ConvNet-D's per-sample gradient norms: one forward and one backward pass in which no per-sample gradient is made.
+"""ConvNet-D's per-sample gradient norms, without making a per-sample gradient.
 
 The gradient of a sum of losses in a feature map is, image by image, that of the image's own loss.
 So an ordinary backward pass without weight gradients has all that is needed: a layer's input and
@@ -24,14 +24,14 @@ from kdistill.ops.conv_grad_sqnorm import conv_grad_sqnorm
 
 
 def sample_grads(spec: ConvNetSpec, theta: Tensor, images: Tensor, labels: Tensor) -> SampleGrads:
-    """Return what ``Student.sample_grads`` promises, of everything; each chunk goes forward and backward while it is in cache."""
+    """Return all of ``Student.sample_grads``, chunk by chunk."""
     net = prepare(spec, theta)
     parts = [_chunk(net, *pair) for pair in labelled_chunks(spec, images, labels)]
     return SampleGrads(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _chunk(net: PreparedNet, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits, squared norms over all parameters and over the last layer, for one chunk of images."""
+    """Return logits, and squared norms over all parameters and over the last layer."""
     chunk, batch = forward_chunk(net, images), len(images)
     logits = logits_of(net, chunk)
     _, grad_logits = layers.softmax_cross_entropy(logits, labels, 1)

@@ -1,4 +1,4 @@
-"""Architecture of ConvNet-D: shapes, options and the layout of its parameters, without any computation."""
+"""Architecture of ConvNet-D: shapes, options and the layout of its parameters."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Statistics = list[tuple[Tensor, Tensor]]
 
 
 def default_depth(size: int) -> int:
-    """Return the depth that leaves 4×4 pixels: 3 at 28 and 32 pixels, 4 at 64, 5 at 128; at least 1."""
+    """Return the depth that leaves 4×4 pixels, at least 1: 3 at 28 and 32 pixels, 4 at 64."""
     return max(1, int(math.log2(32 if size == 28 else size)) - 2)
 
 
@@ -123,12 +123,12 @@ class ConvNetSpec:
 
     @cached_property
     def is_standard(self) -> bool:
-        """Whether a block is instance norm, ReLU and average pooling, which the fused op computes."""
+        """Whether a block is instance norm, ReLU and average pooling, as in the fused op."""
         return (self.norm, self.activation, self.pooling) == ("instance", "relu", "avg")
 
     @property
     def is_joint(self) -> bool:
-        """Whether images of a batch depend on each other, so that a pass must take all of them at once."""
+        """Whether images of a batch depend on each other; passes then take all of them at once."""
         return self.norm == "batch" and self.statistics is None
 
     @property
