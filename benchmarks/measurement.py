@@ -139,7 +139,7 @@ class CudaClock(Clock):
         return {"": ms, "launch": launch}
 
     def _timed(self, call: Call, hold: float) -> tuple[float, float, bool]:
-        """Return milliseconds of kernels and of launch, and whether the launch outlasted the delay."""
+        """Return milliseconds of kernels and launch, and whether the launch outlasted the delay."""
         before, after = (self.gpu.Event(enable_timing=True) for _ in range(2))
         self.flush.zero_()
         if hold:

@@ -41,7 +41,7 @@ def one_seed_per_test():
 
 @pytest.fixture(autouse=True)
 def poisoned_empty():
-    """Let ``torch.empty`` and its relatives return NaN: an element that nobody writes stands out."""
+    """Let ``torch.empty`` and the like return NaN: an element that nobody writes stands out."""
     before = (
         torch.utils.deterministic.fill_uninitialized_memory,
         torch.are_deterministic_algorithms_enabled(),
@@ -91,7 +91,8 @@ def pytest_terminal_summary(terminalreporter):
 def interrupted() -> Callable[..., tuple[int, str]]:
     """Return ``run(command, once, number)``.
 
-    It starts the command, sends a signal (Ctrl-C) when ``once`` exists, and returns status and stderr.
+    It starts the command, sends a signal (Ctrl-C) when ``once`` exists, and returns status
+    and stderr.
     """
 
     def hear_interrupts() -> (

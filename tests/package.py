@@ -1,4 +1,4 @@
-"""Build sdist and wheel, install the wheel away from the checkout, and use it (``make package``)."""
+"""Build sdist and wheel, install the wheel elsewhere, and use it (``make package``)."""
 
 import os
 import subprocess

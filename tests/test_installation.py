@@ -154,8 +154,8 @@ def test_the_sentence_of_cmake_is_what_a_failed_configuration_says(installation)
 def test_a_value_that_a_variable_does_not_have_is_refused(installation, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     expected = (
-        f"{name}: expected one of auto, on, off, got '{value}'; docs/guide/environment.md says what "
-        "they do"
+        f"{name}: expected one of auto, on, off, got '{value}'; docs/guide/environment.md says "
+        "what they do"
     )
     with pytest.raises(SystemExit, match=expected):
         installation.install()

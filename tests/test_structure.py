@@ -110,7 +110,7 @@ def body_lines(function):
 
 
 def has_reason(source, node):
-    """Return whether a comment on the line of a ``class`` or ``def``, or above it, gives a reason."""
+    """Return whether a comment on or above the line of a ``class`` or ``def`` gives a reason."""
     first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
     return "#" in source[node.lineno - 1] or source[first - 2].lstrip().startswith("#")
 

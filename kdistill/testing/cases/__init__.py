@@ -35,7 +35,7 @@ def mask_numel(s: Shape, vectors: int, width: int) -> int:
 
 
 def drawn_mask(s: Shape, vectors: Tensor, generator: torch.Generator) -> Tensor | None:
-    """Return a mask for vectors ``[P]`` or ``[G, P]`` as the shape wants it: none, shared or own."""
+    """Return a mask for vectors ``[P]`` or ``[G, P]`` as the shape asks: none, shared or own."""
     kind = getattr(s, "mask", "none")
     sizes = vectors.shape if kind == "own" else vectors.shape[-1:]
     if kind == "none":
