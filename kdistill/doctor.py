@@ -6,13 +6,13 @@ import importlib.resources
 import os
 import platform
 import shutil
-import textwrap
 from collections.abc import Iterator
 
 import torch
 
 from kdistill import _native
 from kdistill._version import __version__
+from kdistill.formatting import wrapped
 from kdistill.ops import AUTOMATIC_ORDER, BACKENDS, implementation, requested_backend
 
 PACKAGES = ("torch", "numpy", "triton", "pillow", "safetensors", "typer", "rich")
@@ -94,7 +94,7 @@ def report(*, verbose: bool = False) -> Iterator[str]:
         verbose: Yield for every op what each backend answers, in the place of one line per cause.
     """
     for what, value in facts():
-        yield from _line(f"{what:<18}", value, 19)
+        yield from wrapped(value, 19, f"{what:<18}")
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         yield ""
         yield from _of_every_op(device) if verbose else _by_cause(device)
@@ -107,7 +107,7 @@ def _of_every_op(device: str) -> Iterator[str]:
     for op in op_names():
         yield f"{op} on {device}: {chosen(op, device)}"
         for backend, answer in backends(op, device).items():
-            yield from _line(f"  {backend:<10}", answer, 13)
+            yield from wrapped(answer, 13, f"  {backend:<10}")
 
 
 def _by_cause(device: str) -> Iterator[str]:
@@ -122,18 +122,7 @@ def _by_cause(device: str) -> Iterator[str]:
                 refused.setdefault((backend, answer.replace(f"{op}.md", "")), []).append(op)
     yield f"ops on {device}"
     for backend, names in running.items():
-        yield from _line(f"  {backend:<10}", f"runs {', '.join(names)}", 13)
+        yield from wrapped(f"runs {', '.join(names)}", 13, f"  {backend:<10}")
     for (backend, why), names in refused.items():
         which = ", ".join(names) if len(names) <= 3 else f"{len(names)} of {len(ops)} ops"
-        yield from _line(f"  {backend:<10}", f"does not run {which}: {why}", 13)
-
-
-def _line(head: str, text: str, indent: int) -> list[str]:
-    return textwrap.wrap(
-        text,
-        80,
-        initial_indent=f"{head} ",
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+        yield from wrapped(f"does not run {which}: {why}", 13, f"  {backend:<10}")

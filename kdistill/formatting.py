@@ -4,6 +4,7 @@ Cells and notes may hold names out of files: they are escaped here (``kdistill.e
 read as markup.
 """
 
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -35,6 +36,24 @@ def byte_count(nbytes: float) -> str:
         if nbytes >= scale:
             return f"{nbytes / scale:.1f} {unit}"
     return f"{int(nbytes)} B"
+
+
+def wrapped(text: str, indent: int = 0, first: str = "") -> list[str]:
+    """Return ``text`` in lines of at most 80 characters; words and paths stay whole.
+
+    Args:
+        text: One paragraph.
+        indent: Blanks before every line.
+        first: What the first line begins with instead, and a blank.
+    """
+    return textwrap.wrap(
+        text,
+        80,
+        initial_indent=f"{first} " if first else " " * indent,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def console() -> Console:

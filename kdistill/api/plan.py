@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -149,7 +150,7 @@ def _iteration_seconds(problem: methods.Problem) -> float:
             problem.prior.vjp(problem.state, step.grad_images, iteration)
             float(step.loss)
             times.append(time.perf_counter() - began)
-    return sorted(times[1:])[ROUNDS // 2]
+    return median(times[1:])
 
 
 def _nbytes(tensors: Mapping[str, Tensor]) -> int:

@@ -1,16 +1,13 @@
 """The text of ``kdistill methods`` and ``kdistill options``, at most 80 characters a line."""
 
-import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kdistill import methods
-from kdistill.errors import ConfigError, did_you_mean
+from kdistill.formatting import wrapped
 from kdistill.methods import Method
 from kdistill.methods.base import MethodConfig
-from kdistill.options import Option, options, value_shown
-
-WIDTH = 80
+from kdistill.options import Option, Words, check_value, options, value_shown
 
 
 def overview(*, papers: bool) -> Iterator[str]:
@@ -21,9 +18,9 @@ def overview(*, papers: bool) -> Iterator[str]:
         for method in (m for m in every if m.family == family):
             yield f"  {method.name:<6} {method.summary}"
             if papers:
-                yield from _wrapped(method.paper, 9)
+                yield from wrapped(method.paper, 9)
         yield ""
-    yield from _wrapped(
+    yield from wrapped(
         "kdistill methods NAME lists the options of a method, with --presets its presets; kdistill "
         "methods --papers cites the papers; kdistill options score, prior or evaluate lists those "
         "of other commands."
@@ -43,9 +40,9 @@ def method_options(method: Method) -> Iterator[str]:
         ("labels", "learned" if "lr_labels" in method.config.__dataclass_fields__ else "hard"),
         ("presets", f"{', '.join(names)} (kdistill methods {method.name} --presets)"),
     ):
-        yield from _wrapped(text, 10, f"  {what:<7}")
+        yield from wrapped(text, 10, f"  {what:<7}")
     yield ""
-    yield from _wrapped(
+    yield from wrapped(
         "Options: --set NAME=VALUE, in Python options={...}. The default is the published value; "
         "another value of preset fast (which is what runs without --preset) stands behind it."
     )
@@ -55,13 +52,13 @@ def method_options(method: Method) -> Iterator[str]:
         yield ""
         yield "Where it differs from the paper or its code"
         for line in method.deviations:
-            yield from _wrapped(line, 4, "  -")
+            yield from wrapped(line, 4, "  -")
 
 
 def method_presets(method: Method) -> Iterator[str]:
     """Yield every preset with the values that differ from the defaults."""
     title = f"Presets of {method.name}: what differs from the defaults"
-    yield from _wrapped(f"{title} (kdistill methods {method.name})")
+    yield from wrapped(f"{title} (kdistill methods {method.name})")
     for name, changes in method.presets.items():
         yield from _changes(name, method.config, changes)
 
@@ -86,13 +83,9 @@ def command_options(name: str) -> Iterator[str]:
             "makes another. --nets, --lr and --precision change it.",
         ),
     }
-    if name not in known:
-        raise ConfigError(
-            f"options: expected a command with options, got '{name}'; "
-            f"{did_you_mean(name, list(known))}; kdistill methods NAME lists those of a method"
-        )
+    check_value("options", name, Words(tuple(known)))
     config, title = known[name]
-    yield from _wrapped(title)
+    yield from wrapped(title)
     yield ""
     yield from _listed(config)
     for protocol in PROTOCOLS.values() if config is Protocol else ():
@@ -118,7 +111,7 @@ def _changes(name: str, config: type, changes: Mapping[str, Any]) -> Iterator[st
     shown = (f"{key}={value_shown(config, key, value)}" for key, value in _flat(changes))
     yield ""
     yield f"  {name}"
-    yield from _wrapped(", ".join(shown) or "the defaults", 6)
+    yield from wrapped(", ".join(shown) or "the defaults", 6)
 
 
 def _option(config: type, option: Option, fast: Mapping[str, Any]) -> Iterator[str]:
@@ -126,8 +119,8 @@ def _option(config: type, option: Option, fast: Mapping[str, Any]) -> Iterator[s
     if option.name in fast:
         shown = value_shown(config, option.name, fast[option.name])
         line += f"  (fast: {shown})" if shown != option.default else ""
-    yield from _wrapped(line, 6, " ")
-    yield from _wrapped(option.explanation, 6)
+    yield from wrapped(line, 6, " ")
+    yield from wrapped(option.explanation, 6)
 
 
 def _flat(changes: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
@@ -136,16 +129,3 @@ def _flat(changes: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, A
             yield from _flat(value, f"{parent}{name}.")
         else:
             yield f"{parent}{name}", value
-
-
-def _wrapped(text: str, indent: int = 0, first: str = "") -> list[str]:
-    """Return ``text`` in lines that begin with ``indent`` spaces, the first one with ``first``."""
-    head = f"{first} " if first else " " * indent
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=head,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
