@@ -172,13 +172,3 @@ def test_hardly_anything_stands_twice():
         pytest.skip("needs the git repository: an unpacked archive has no list of tracked files")
     found = repeats({str(path.relative_to(ROOT)): code_lines(path) for path in files})
     assert len(found) <= MAX_REPEATS, "\n".join(map(str, found))
-
-
-def test_markdown_fits_100_columns():
-    """Tables, code and addresses are exempt."""
-    for path in tracked("*.md"):
-        in_code = False
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            in_code ^= line.lstrip().startswith("```")
-            is_exempt = in_code or line.startswith(("|", "    ")) or "://" in line or "](" in line
-            assert is_exempt or len(line) <= 100, f"{path.relative_to(ROOT)}:{number}"

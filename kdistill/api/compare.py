@@ -151,7 +151,7 @@ def _named(runs: list[_Run]) -> list[_Run]:
     for run in runs:
         base = run.variant or str(run.settings.get("method", "distilled"))
         settings = {key: x for key, x in run.settings.items() if key not in ("data", "ipc")}
-        place = (base, run.evaluation.data.get("fingerprint"), run.small.ipc)
+        place = (base, str(run.evaluation.data.get("fingerprint")), run.small.ipc)
         named.append((base, place, _flat(settings)))
         alike[place].append(named[-1][2])
     for number, (base, place, own) in enumerate(named):

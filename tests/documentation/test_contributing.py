@@ -32,7 +32,7 @@ data = kdistill.load_data("digits", quiet=True)
 moments = kdistill.DistilledDataset.from_pretrained("out/moments")
 result = kdistill.evaluate(moments, data, protocol=tiny, baselines=("random",), quiet=True)
 assert "moments" in str(result)
-tests = ["tests/test_moments.py", "tests/test_method_listing.py", "tests/test_layering.py"]
+tests = ["tests/test_moments.py", "tests/cli/test_method_listing.py", "tests/test_layering.py"]
 tests += ["tests/documentation/test_names.py"]
 sys.exit(pytest.main(["-q", "-k", "moments or readme", *tests]))
 """

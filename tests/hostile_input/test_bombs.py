@@ -279,7 +279,7 @@ def results(tmp_path_factory) -> list[tuple[str, str, dict]]:
     listed = root / "jobs"
     listed.write_text(json.dumps([[reader, str(path)] for reader, path in jobs]))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.hostile_reader", str(listed)],
+        [sys.executable, "-m", "tests.hostile_input.hostile_reader", str(listed)],
         capture_output=True,
         text=True,
         timeout=200,

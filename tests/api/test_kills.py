@@ -2,7 +2,7 @@
 
 Nothing is lost, and the same command succeeds.
 
-``python -m tests.test_kills`` kills each 25 times, at moments spread over its whole duration.
+``python -m tests.api.test_kills`` kills each 25 times, at moments spread over its whole duration.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Test-only: read files in a process of their own and say what each cost.
 
-It is called as ``python -m tests.hostile_reader JOBS``.
+It is called as ``python -m tests.hostile_input.hostile_reader JOBS``.
 
 JOBS is a JSON list of [reader, path]; for each a line of JSON is printed: the kind of error (or "")
 and its text, the seconds of the processor, and the bytes by which the memory grew at its peak."""

@@ -19,8 +19,13 @@ from kdistill.priors import PixelPrior
 from kdistill.priors.network_files import load_generator, save_generator
 from kdistill.runner import Checkpoints
 from kdistill.selection.score_table import ScoreTable, load_scores
+from tests.hostile_input.test_hostile_metadata import (
+    DEEP_JSON,
+    can_be_written,
+    mutants,
+    refused_or_fine,
+)
 from tests.priors.original_files import tiny_stylegan2
-from tests.test_hostile_metadata import DEEP_JSON, can_be_written, mutants, refused_or_fine
 
 
 def test_every_field_of_an_expert_store(tmp_path):
