@@ -104,8 +104,7 @@ def setting(name: str, *values: str) -> str:
     if value not in values:
         raise SystemExit(
             f"{name}: expected one of {', '.join(values)}, got '{value}'; "
-            "docs/guide/environment.md says "
-            "what they do"
+            "docs/guide/environment.md says what they do"
         )
     return value
 

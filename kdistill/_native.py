@@ -66,8 +66,8 @@ def _import(module: str) -> ModuleType | ImportError:
     folder = os.environ.get("KDISTILL_NATIVE_DIR")
     if folder and not Path(folder).is_absolute():
         raise ConfigError(
-            f"KDISTILL_NATIVE_DIR: expected an absolute path, got '{folder}'; "
-            "code that is loaded must not depend on the current folder"
+            f"KDISTILL_NATIVE_DIR: expected an absolute path, got '{folder}'; code that is loaded "
+            "must not depend on the current folder"
         )
     try:
         if not folder:

@@ -149,8 +149,7 @@ class Augment:
     def __repr__(self) -> str:
         return (
             f"Augment({self.strategy!r}, mode={self.mode!r}, siamese={self.siamese}, "
-            f"key={self.key}, "
-            f"align_corners={self.align_corners}, constants={self.constants})"
+            f"key={self.key}, align_corners={self.align_corners}, constants={self.constants})"
         )
 
     def __call__(self, images: Tensor, step: int = 0, groups: Tensor | None = None) -> Tensor:

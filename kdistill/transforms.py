@@ -88,8 +88,7 @@ class Standardise(Transform):
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
             raise ShapeError(
                 f"Standardise: expected mean [C] and std [C], got {list(self.mean.shape)} and "
-                f"{list(self.std.shape)}; "
-                "give one number per channel"
+                f"{list(self.std.shape)}; give one number per channel"
             )
         _check_finite("Standardise", mean=self.mean, std=self.std)
         if not (self.std > 0).all():

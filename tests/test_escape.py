@@ -26,8 +26,8 @@ from kdistill.status import status_line
 PACKAGE = Path(__file__).parents[1] / "kdistill"
 ACTING = "\x1b[2Jgone\x9b1A\r\u202eevil\u2066\u2028\ufeff\x00\x7f"
 MARKUP = (
-    "<!-- <script>alert(1)</script> [a](http://evil.example) ![p](x) "
-    "`code` **bold** | cell | <b> &amp; www.evil.example a@b.c"
+    "<!-- <script>alert(1)</script> [a](http://evil.example) ![p](x) `code` **bold** | cell | <b> "
+    "&amp; www.evil.example a@b.c"
 )
 
 

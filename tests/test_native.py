@@ -26,8 +26,8 @@ def test_an_empty_folder_of_native_modules_is_none(tmp_path, monkeypatch):
 def test_a_relative_folder_of_native_modules_is_refused(monkeypatch, folder):
     monkeypatch.setenv("KDISTILL_NATIVE_DIR", folder)
     expected = (
-        f"^KDISTILL_NATIVE_DIR: expected an absolute path, got '{folder}'; "
-        "code that is loaded must not depend on the current folder$"
+        f"^KDISTILL_NATIVE_DIR: expected an absolute path, got '{folder}'; code that is loaded "
+        "must not depend on the current folder$"
     )
     with pytest.raises(ConfigError, match=expected):
         _native._import("_cpu")
@@ -96,6 +96,5 @@ def test_a_driver_older_than_the_toolkit_says_which(monkeypatch):
     )
     assert on_a_card(monkeypatch, capability=(10, 0), driver=13000, toolkit=13010) == (
         "the driver is of CUDA 13.0, _cuda was built with 13.1; update the driver, or install "
-        "again with "
-        "KDISTILL_CUDA_ARCHITECTURES=100"
+        "again with KDISTILL_CUDA_ARCHITECTURES=100"
     )

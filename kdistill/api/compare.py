@@ -273,8 +273,7 @@ def _reading(entries: Sequence[Entry]) -> list[str]:
         )
         notes.append(
             f"[low, high]: {100 * CONFIDENCE:.0f} % interval, {kinds}; not corrected for "
-            f"{len(tested)} "
-            f"comparison{'s' if len(tested) > 1 else ''}; * leaves out 0"
+            f"{len(tested)} comparison{'s' if len(tested) > 1 else ''}; * leaves out 0"
         )
         if min(min(gap.seeds) for gap in tested) < 5:
             widest = 100 * max(gap.high - gap.low for gap in tested) / 2

@@ -315,8 +315,8 @@ def _checked_file(path: Path, name: str, config: dict[str, Any]) -> bytes:
     data = _read(path, name, limit=size)
     if len(data) != size:
         raise DataError(
-            f"{where}: expected {size} bytes, got {len(data)}; it was cut off or replaced: "
-            "restore it"
+            f"{where}: expected {size} bytes, got {len(data)}; it was cut off or replaced: restore "
+            "it"
         )
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
         raise DataError(

@@ -139,8 +139,8 @@ def decode_checkpoint(content: bytes, path: str | Path) -> tuple[dict[str, Tenso
     if fields.get("schema_version") != _SCHEMA or not {"meta", "sha256"} <= set(fields):
         raise DataError(
             f"{path}: expected a checkpoint of schema version {_SCHEMA}, got "
-            f"{fields.get('schema_version')}; continue with the kdistill that "
-            "wrote it, or start afresh"
+            f"{fields.get('schema_version')}; continue with the kdistill that wrote it, or start "
+            "afresh"
         )
     if digest(tensors, fields["meta"]) != fields["sha256"]:
         raise DataError(

@@ -50,9 +50,8 @@ class SetContents:
         logits = None if logits is None else _copied(logits, torch.float32)
         if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
             raise DataError(
-                f"labels: expected values in 0..{len(classes) - 1} for {len(classes)} classes, "
-                f"got {int(labels.min())}..{int(labels.max())}; correct the labels or name every "
-                "class"
+                f"labels: expected values in 0..{len(classes) - 1} for {len(classes)} classes, got "
+                f"{int(labels.min())}..{int(labels.max())}; correct the labels or name every class"
             )
         for name, tensor in (("images", images), ("label_logits", logits)):
             if tensor is not None and not tensor.isfinite().all():
@@ -138,13 +137,13 @@ def lookup(content: Any, *path: str) -> Any:
 def _check_shapes(images: Tensor, labels: Tensor) -> None:
     if images.ndim != 4 or not images.is_floating_point():
         raise ShapeError(
-            f"images: expected float [N, C, H, W], got {images.dtype} {list(images.shape)}; "
-            "divide bytes by 255"
+            f"images: expected float [N, C, H, W], got {images.dtype} {list(images.shape)}; divide "
+            "bytes by 255"
         )
     if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
         raise ShapeError(
-            f"labels: expected int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}; "
-            "one class per image, soft labels go to label_logits"
+            f"labels: expected int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}; one "
+            "class per image, soft labels go to label_logits"
         )
     if images.numel() == 0:
         raise DataError(
@@ -155,8 +154,8 @@ def _check_shapes(images: Tensor, labels: Tensor) -> None:
 def _check_names(config: Mapping[str, Any], files: Iterable[str]) -> None:
     if "artifact" in config:
         raise DataError(
-            "config: expected no key 'artifact', got one; config.json keeps its own "
-            "description there, rename it"
+            "config: expected no key 'artifact', got one; config.json keeps its own description "
+            "there, rename it"
         )
     for name in files:
         if name in FILES + RUN_FILES or not PLAIN_NAME.fullmatch(name):

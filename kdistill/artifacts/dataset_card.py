@@ -44,8 +44,8 @@ def card(contents: SetContents, *, files: str = "artefact") -> str:
         _header(contents, title, _line(record, "source", "licence") or "unknown"),
         f"# {markdown(title)}",
         f"A synthetic training set of {len(contents)} images{stands_for}, made so that networks "
-        "can be trained on it instead. The images were optimised, not photographed."
-        f"{_warning(record)}",
+        "can be trained on it instead. The images were optimised, not "
+        f"photographed.{_warning(record)}",
         "![All images, one row per class](preview.png)",
         f"## What is in it\n\n{_description(contents)}",
         f"## How it was made\n\n{_origin(record)}",
@@ -123,8 +123,8 @@ def _description(contents: SetContents) -> str:
     labels = "hard (one class per image)"
     if contents.label_logits is not None:
         labels = (
-            "hard, and learned soft labels: softmax of `label_logits` "
-            f"[{len(contents)}, {contents.num_classes}]"
+            f"hard, and learned soft labels: softmax of `label_logits` [{len(contents)}, "
+            f"{contents.num_classes}]"
         )
     transform = contents.transform
     space = {"standard": "standardised per channel", "zca": "ZCA-whitened", "none": "as they are"}[
@@ -140,8 +140,8 @@ def _description(contents: SetContents) -> str:
     return _list(
         {
             "images": f"{len(contents)} "
-            f"({most if fewest == most else f'{fewest} to {most}'} per class), "
-            f"{contents.channels} × {height} × {width}, float32 in pixel space, unclipped",
+            f"({most if fewest == most else f'{fewest} to {most}'} per class), {contents.channels} "
+            f"× {height} × {width}, float32 in pixel space, unclipped",
             "range": f"{float(images.min()):.3f} to {float(images.max()):.3f}; "
             f"{100 * outside:.1f} % of the values lie outside [0, 1]",
             "classes": f"{contents.num_classes}",
@@ -322,8 +322,8 @@ def _limits(contents: SetContents, licence: str) -> str:
     lines = [
         "It may reproduce what is in the source images, in whole or in part: it is **not "
         "anonymous**.",
-        "It stands in for training data of this task and these networks; on other architectures it "
-        "usually does worse.",
+        "It stands in for training data of this task and these networks; on other architectures "
+        "it usually does worse.",
         "It carries the source's errors and imbalances. Never test on it.",
         f"The terms of the source data apply to it{terms}",
     ]

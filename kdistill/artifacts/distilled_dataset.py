@@ -50,8 +50,8 @@ class DistilledDataset(SetContents):
         shape = "×".join(map(str, self.images.shape[1:]))
         labels = "hard labels" if self.label_logits is None else "soft labels"
         return (
-            f"DistilledDataset({len(self)} images {shape}, {self.num_classes} classes, "
-            f"ipc {self.ipc}, {labels})"
+            f"DistilledDataset({len(self)} images {shape}, {self.num_classes} classes, ipc "
+            f"{self.ipc}, {labels})"
         )
 
     def record(self, **groups: Any) -> None:

@@ -219,8 +219,8 @@ def _class_major(contents: SetContents, to: str) -> Tensor:
     if len(set(contents.counts)) > 1:
         raise DataError(
             f"export {to}: expected the same number of images in every class, got "
-            f"{min(contents.counts)} to {max(contents.counts)}; the format derives "
-            "labels from row numbers, so use mtt or npz"
+            f"{min(contents.counts)} to {max(contents.counts)}; the format derives labels from row "
+            "numbers, so use mtt or npz"
         )
     return _by_class(contents)
 

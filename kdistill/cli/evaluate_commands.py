@@ -99,8 +99,8 @@ def evaluate(
             echo("\n" + result.per_class(model))
     if is_other:
         echo(
-            f"not saved in {artefact}: it was made from other data than {real.source} as "
-            "loaded here",
+            f"not saved in {artefact}: it was made from other data than {real.source} as loaded "
+            "here",
             err=True,
         )
 

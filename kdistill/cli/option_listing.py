@@ -21,9 +21,9 @@ def overview(*, papers: bool) -> Iterator[str]:
                 yield from wrapped(method.paper, 9)
         yield ""
     yield from wrapped(
-        "kdistill methods NAME lists the options of a method, with --presets its presets; kdistill "
-        "methods --papers cites the papers; kdistill options score, prior or evaluate lists those "
-        "of other commands."
+        "kdistill methods NAME lists the options of a method, with --presets its presets; "
+        "kdistill methods --papers cites the papers; kdistill options score, prior or evaluate "
+        "lists those of other commands."
     )
 
 

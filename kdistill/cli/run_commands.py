@@ -65,8 +65,8 @@ def demo(
 @command(
     app,
     "kdistill distill mnist5k --method dm --ipc 10 --out out/digits",
-    "kdistill distill photos/ --size 32 --set iterations=1000 --set lr_images=2.0 --out out/photos "
-    "--resume",
+    "kdistill distill photos/ --size 32 --set iterations=1000 --set lr_images=2.0 --out "
+    "out/photos --resume",
 )
 def distill(
     data: OptionalData = None,

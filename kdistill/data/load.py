@@ -164,8 +164,8 @@ def _with_test(raw: RawData, test: Any, reading: Reading) -> tuple[RawData, floa
     if isinstance(test, int | float) and not isinstance(test, bool):
         if raw.test is not None:
             raise ConfigError(
-                "test: expected no share, as the source has test images of its own, got one; leave "
-                "test out"
+                "test: expected no share, as the source has test images of its own, got one; "
+                "leave test out"
             )
         return raw, float(test)
     if test is not None:

@@ -108,8 +108,7 @@ def class_gradients(
     if min(sizes, default=1) < 1 or sum(sizes) != len(images):
         raise ShapeError(
             f"class_gradients: expected sizes above 0 that sum to {len(images)} images, got "
-            f"{list(sizes)}; leave out classes "
-            "without images"
+            f"{list(sizes)}; leave out classes without images"
         )
     out = theta.new_empty((len(sizes), student.num_params))
     for row, part, y in zip(out, images.split(list(sizes)), labels.split(list(sizes)), strict=True):
@@ -160,14 +159,12 @@ def _check(
     ):
         raise ShapeError(
             "gradient_match: expected images [B, C, S, S] or [G, B, C, S, S] with theta "
-            f"{[student.num_params]} or "
-            f"{list(whole)} and real_grad {list(whole)}, got {list(images.shape)}, "
-            f"{list(theta.shape)} and "
-            f"{list(real_grad.shape)}; give every member of the group its own real gradient"
+            f"{[student.num_params]} or {list(whole)} and real_grad {list(whole)}, got "
+            f"{list(images.shape)}, {list(theta.shape)} and {list(real_grad.shape)}; give every "
+            "member of the group its own real gradient"
         )
     if mask is not None and tuple(mask.shape) not in (whole, whole[-1:]):
         raise ShapeError(
             f"gradient_match: expected mask {[student.num_params]} or {list(whole)}, got "
-            f"{list(mask.shape)}; pass one number, 0 "
-            "or 1, per parameter"
+            f"{list(mask.shape)}; pass one number, 0 or 1, per parameter"
         )

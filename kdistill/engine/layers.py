@@ -112,6 +112,6 @@ def check_labels(where: str, labels: Tensor, leading: tuple[int, ...], classes: 
     ):
         raise ShapeError(
             f"{where}: expected labels int64 {list(leading)} (hard) or float {[*leading, classes]} "
-            "(logits of soft labels), "
-            f"got {labels.dtype} {list(labels.shape)}; pass one label per image"
+            f"(logits of soft labels), got {labels.dtype} {list(labels.shape)}; pass one label per "
+            "image"
         )

@@ -87,8 +87,7 @@ def sample_scores(
     if thetas.ndim != 2 or not len(thetas) or batch_size < 1:
         raise ShapeError(
             "sample_scores: expected thetas [K, P] with K >= 1 and batch_size >= 1, got "
-            f"{list(thetas.shape)} and {batch_size}; "
-            "pass one row per checkpoint"
+            f"{list(thetas.shape)} and {batch_size}; pass one row per checkpoint"
         )
     check_labels("sample_scores", labels, (count,), student.classes)
     sums = {

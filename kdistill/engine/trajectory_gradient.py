@@ -286,8 +286,8 @@ def _check(
     if not batches or every < 1:
         raise ConfigError(
             "trajectory_match: expected at least one batch and checkpoint_every >= 1, got "
-            f"{len(batches)} and {every}; raise it "
-            f"(sqrt(N) = {math.isqrt(max(len(batches), 1))} needs the least memory)"
+            f"{len(batches)} and {every}; raise it (sqrt(N) = {math.isqrt(max(len(batches), 1))} "
+            "needs the least memory)"
         )
     if (
         start.ndim not in (1, 2)
@@ -314,12 +314,10 @@ def _check(
         ):
             raise ShapeError(
                 f"trajectory_match: expected indices of {len(images)} images in batch {i}, got "
-                f"{int(rows.min())} to "
-                f"{int(rows.max())}; split a permutation of the images"
+                f"{int(rows.min())} to {int(rows.max())}; split a permutation of the images"
             )
         if rows.ndim != 1 or rows.dtype != torch.int64 or not len(rows):
             raise ShapeError(
                 f"trajectory_match: expected int64 indices [B] with B >= 1 in batch {i}, got "
-                f"{rows.dtype} {list(rows.shape)}; "
-                "split a permutation of the images"
+                f"{rows.dtype} {list(rows.shape)}; split a permutation of the images"
             )

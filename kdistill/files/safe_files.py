@@ -258,8 +258,8 @@ def explained(path: Path, size: int | None = None) -> Iterator[None]:
         if error.errno in _FULL:
             wanted = "free disk space" if size is None else f"{byte_count(size)} of free disk space"
             raise _Unwritten(
-                f"{path}: expected {wanted}, got: {os.strerror(error.errno)}; "
-                "free some or write elsewhere (what was there is unchanged)"
+                f"{path}: expected {wanted}, got: {os.strerror(error.errno)}; free some or write "
+                "elsewhere (what was there is unchanged)"
             ) from error
         reason = error.strerror or str(error)
         raise _Unwritten(

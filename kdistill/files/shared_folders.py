@@ -85,8 +85,7 @@ def sole_use(folder: str | Path, *, wait: float = 0.0) -> Iterator[None]:
         if not is_mine:
             raise ConfigError(
                 f"{folder}: expected a folder in which nothing else works, got one that another "
-                "run is using; wait until it has "
-                "finished, or choose another folder"
+                "run is using; wait until it has finished, or choose another folder"
             )
         yield
 

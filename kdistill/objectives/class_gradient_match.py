@@ -105,8 +105,8 @@ def _layout(real_labels: Tensor, labels: Tensor) -> tuple[int, int, list[int]]:
         or bool((counts != counts[:1]).any())
     ):
         raise ShapeError(
-            "class_gradient_match: expected ascending labels with equally many synthetic images of "
-            f"each class, got {counts.tolist()} images of the classes {present.tolist()}; sort "
+            "class_gradient_match: expected ascending labels with equally many synthetic images "
+            f"of each class, got {counts.tolist()} images of the classes {present.tolist()}; sort "
             "images by label"
         )
     missing = sorted(set(present.tolist()) ^ set(real_present.tolist()))

@@ -150,8 +150,8 @@ def _first_that_runs(
         refusals[backend] = function
     reasons = "; ".join(f"{b}: {why}" for b, why in refusals.items())
     raise BackendUnavailableError(
-        f"{name}: expected a backend that can run, got none ({reasons}); "
-        "use another backend or see `kdistill doctor`",
+        f"{name}: expected a backend that can run, got none ({reasons}); use another backend or "
+        "see `kdistill doctor`",
         refusals,
     )
 

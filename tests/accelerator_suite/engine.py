@@ -160,8 +160,8 @@ def test_what_waits_for_the_device_is_not_recorded_and_says_so_once(device, capl
         for step in range(2):
             assert plain_and_recorded(step, LR, IMAGES, mask=mask)
     assert [r.getMessage() for r in caplog.records] == [
-        "cuda_graph: every step launches its kernels itself: "
-        "_local_scalar_dense: operation not permitted when stream is capturing"
+        "cuda_graph: every step launches its kernels itself: _local_scalar_dense: operation not "
+        "permitted when stream is capturing"
     ]
     assert device.replays == 0
 

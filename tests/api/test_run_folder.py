@@ -52,8 +52,7 @@ def test_a_finished_set_is_replaced_on_request_alone(digits, tmp_path):
         run(digits, tmp_path / "out", seed=1)
     assert str(refusal.value) == (
         f"out: expected a new folder, got {tmp_path / 'out'} with a finished set (dm, 1 per class, "
-        "seed 0); replace it with "
-        "force=True, or choose another folder"
+        "seed 0); replace it with force=True, or choose another folder"
     )
     assert (tmp_path / "out/data.safetensors").read_bytes() == before
     other = run(digits, tmp_path / "out", seed=1, force=True)

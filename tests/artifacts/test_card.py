@@ -172,8 +172,7 @@ def test_the_cost_of_eight_bits(cost, sentence):
         (
             {"mean": -0.032, "low": -0.041, "high": -0.023},
             "BELOW 'random': as many real images chosen at random train better networks than this "
-            "set "
-            "(-3.20 points, 95 % interval -4.10 to -2.30).",
+            "set (-3.20 points, 95 % interval -4.10 to -2.30).",
         ),
         (
             {"mean": -0.01, "low": -0.03, "high": 0.01},
@@ -182,8 +181,8 @@ def test_the_cost_of_eight_bits(cost, sentence):
         ),
         (
             {"mean": -0.01, "low": None, "high": None},
-            "not better than 'random', as many real images chosen at random (-1.00 points; too few "
-            "networks for an interval).",
+            "not better than 'random', as many real images chosen at random (-1.00 points; too "
+            "few networks for an interval).",
         ),
         ({"mean": 0.01, "low": -0.02, "high": 0.04}, None),
         ({"mean": "nan"}, None),
@@ -205,8 +204,8 @@ def test_a_set_that_is_worse_than_random_images_with_labels_of_a_teacher_alone_i
     }
     text = card(a_set(metrics={"evaluation": evaluation(over_random=against)}))
     images = (
-        "s many real images chosen at random and labelled by a network that was trained "
-        "on all the data train better networks"
+        "s many real images chosen at random and labelled by a network that was trained on all "
+        "the data train better networks"
     )
     assert f"**A{images} than this set (convnet).**" in text.split("![All")[0]
     assert f"BELOW 'random, teacher labels': a{images} than this set (-10.00 points" in text

@@ -100,8 +100,8 @@ class Variant:
         """The same from the shared library, loaded into Python as the module of the kernels is."""
         words = ["", command, *map(str, integers)]
         script = (
-            f"import ctypes, sys; words = {[w.encode() for w in words]}; "
-            f"library = ctypes.CDLL({str(self.folder / 'libemulated.so')!r}); "
+            f"import ctypes, sys; words = {[w.encode() for w in words]}; library = "
+            f"ctypes.CDLL({str(self.folder / 'libemulated.so')!r}); "
             "sys.exit(library.run(len(words), (ctypes.c_char_p * len(words))(*words)))"
         )
         env = {}

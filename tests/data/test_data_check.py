@@ -112,8 +112,8 @@ def test_load_data_warns_of_leakage_in_one_line(tree, capsys):
     leaked, torn = data.warnings
     assert leaked == (
         "1 of 3 test images is among the training images, pixel for pixel (first "
-        f"{root / 'test/a/again.png'} and "
-        f"{root / 'train/a/000.png'}): accuracy on them says nothing; kdistill check lists them"
+        f"{root / 'test/a/again.png'} and {root / 'train/a/000.png'}): accuracy on them says "
+        "nothing; kdistill check lists them"
     )
     assert torn.startswith("1 image stands in two classes, pixel for pixel (first ")
     assert f"\nwarning: {leaked}\nwarning: {torn}\n" in capsys.readouterr().err

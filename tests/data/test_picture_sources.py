@@ -141,8 +141,7 @@ def test_a_tiny_set_that_is_split_is_a_warning(colour):
     (warning,) = load((colour[0][:6], colour[1][:6])).warnings
     assert warning == (
         "3 of 6 images are held out for testing, and no more than 2 images of '0' are there; name "
-        "test images with test=, or "
-        "take all for training with test=0"
+        "test images with test=, or take all for training with test=0"
     )
     x = np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8)
     assert not load((x, np.arange(40) % 2)).warnings

@@ -322,9 +322,8 @@ class Student(AutogradPasses):
             or (images.ndim == 5 and images.shape[0] != theta.shape[0])
         ):
             raise ShapeError(
-                f"{self.name}: expected theta [P] or [G, P] and images [B, C, S, S] or "
-                f"[G, B, C, S, S], got {list(theta.shape)} and {list(images.shape)}; give both the "
-                "same G"
+                f"{self.name}: expected theta [P] or [G, P] and images [B, C, S, S] or [G, B, C, "
+                f"S, S], got {list(theta.shape)} and {list(images.shape)}; give both the same G"
             )
         others = [list(x) if images.ndim == 5 else [x] * theta.shape[0] for x in (images, *labels)]
         self._check(theta[0], others[0][0])
@@ -342,8 +341,8 @@ class Student(AutogradPasses):
         ):
             raise ShapeError(
                 f"{self.name}: expected theta [{self.num_params}] and images [B, "
-                f"{', '.join(map(str, shape))}], got {list(theta.shape)} and "
-                f"{list(images.shape)}; build the student for this size and these channels"
+                f"{', '.join(map(str, shape))}], got {list(theta.shape)} and {list(images.shape)}; "
+                "build the student for this size and these channels"
             )
         if theta.dtype != images.dtype or theta.device != images.device:
             raise ShapeError(

@@ -133,8 +133,8 @@ class LatentConfig(MethodConfig):  # many fields, since each is an option that u
             )
         if not self.prior:
             raise ConfigError(
-                "prior: expected the folder of a generator, got none; make one with kdistill prior "
-                "train DATA"
+                "prior: expected the folder of a generator, got none; make one with kdistill "
+                "prior train DATA"
             )
         return load_generator(self.prior, data.train.images.device)
 

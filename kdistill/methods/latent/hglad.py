@@ -278,8 +278,8 @@ METHOD = Method(
         "the released code ends at the last layer; here pixels are the last stage",
         "the released distance has no class weights and other networks for either side; here CAM "
         "weights and the same networks",
-        "W+ is a stage of its own; a running mean of the objective's method (ftd) gives way to the "
-        "best state",
+        "W+ is a stage of its own; a running mean of the objective's method (ftd) gives way to "
+        "the best state",
         "generated and real images are normalised alike; randomness is keyed",
     ),
     experts=EXPERTS,

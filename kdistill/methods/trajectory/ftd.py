@@ -70,8 +70,8 @@ METHOD = Method(
     build=build,
     deviations=(
         "the mean begins at the first images and is the result, as in FTD's own code (decay "
-        "0.9995, surrogate 0.4; DATM's code, which carries FTD's experts, has 0.3 and never uses a "
-        "mean)",
+        "0.9995, surrogate 0.4; DATM's code, which carries FTD's experts, has 0.3 and never uses "
+        "a mean)",
         "every network is evaluated from fresh weights; the published figure of the averaged "
         "images comes from a network that had been trained on the other set already, and is no "
         "target here",

@@ -196,8 +196,8 @@ class GanTraining:
         if wrong:
             r1 = self.spec.r1_weight(self.discriminator.size)
             raise NonFiniteError(
-                f"prior train: expected at iteration {after.iteration} a finite {wrong[0]}; "
-                f"lower lr (now {self.spec.lr:g}) or raise r1 (now {r1:g}) in a new folder"
+                f"prior train: expected at iteration {after.iteration} a finite {wrong[0]}; lower "
+                f"lr (now {self.spec.lr:g}) or raise r1 (now {r1:g}) in a new folder"
             )
         return {
             "loss_discriminator": values["discriminator loss"],

@@ -152,6 +152,6 @@ def _read(folder: Path, name: str, limit: int | None) -> bytes:
         return LAYOUT.read(folder, name, limit=limit)
     except OSError as error:
         raise DataError(
-            f"prior: expected a generator in {folder}, got: {error.strerror} ({name}); "
-            "make one with kdistill prior train, or kdistill prior convert"
+            f"prior: expected a generator in {folder}, got: {error.strerror} ({name}); make one "
+            "with kdistill prior train, or kdistill prior convert"
         ) from error
