@@ -1,6 +1,6 @@
 """Normalisation and ZCA as recorded, invertible transforms from pixel space.
 
-Images are stored in pixel space, [0, 1]; networks see ``transform.apply(images)``.  The transform
+Images are stored in pixel space, [0, 1]; networks take ``transform.apply(images)``.  The transform
 travels with every data set and artefact as ``kind`` and ``state()``, so nobody has to guess in
 which space a tensor lives.
 
@@ -27,7 +27,7 @@ CHUNK = 1024  # images that are widened to float64 at a time while fitting
 
 
 class Transform(ABC):
-    """An invertible map from pixel space to what networks see."""
+    """An invertible map from pixel space to normalised images."""
 
     kind: ClassVar[str]
 

@@ -72,7 +72,7 @@ def gradient_match(
     losses: list[Tensor] = []
     grouped = images.ndim == 5
     members = zip(images, labels, strict=True) if grouped else [(images, labels)]
-    found = []
+    grads = []
     for g, (of_member, y) in enumerate(members):
 
         def direction(grad: Tensor, g: int = g) -> Tensor:
@@ -80,8 +80,8 @@ def gradient_match(
             losses.append(loss)
             return v
 
-        found.append(student.grad_then_images_tangent(_member(theta, g), of_member, y, direction))  # type: ignore[arg-type]
-    return (torch.stack(losses), torch.stack(found)) if grouped else (losses[0], found[0])
+        grads.append(student.grad_then_images_tangent(_member(theta, g), of_member, y, direction))  # type: ignore[arg-type]
+    return (torch.stack(losses), torch.stack(grads)) if grouped else (losses[0], grads[0])
 
 
 @torch.no_grad()

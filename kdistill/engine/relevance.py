@@ -20,7 +20,7 @@ LAYERS = ("all", "last")
 
 @dataclass(frozen=True)
 class Levels:
-    """Which parts of a network are looked at.
+    """The parts of a network whose outputs are compared.
 
     Attributes:
         student: The network.
@@ -36,9 +36,9 @@ class Levels:
         """Return the levels ``[B, ...]``, shallow to deep; differentiable if a graph is kept."""
         if self.layers == "last" and not self.averages:
             if torch.is_grad_enabled() and images.requires_grad:
-                found = self.student.features(theta, images)
-                assert isinstance(found, Tensor)
-                return [found]
+                features = self.student.features(theta, images)
+                assert isinstance(features, Tensor)
+                return [features]
             return [self.student.infer(theta, images, to="features")]
         return self._of(self.student.trace(theta, images))
 
@@ -48,7 +48,7 @@ class Levels:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return the levels, and in each the derivative of the image's logit of class ``label``.
 
-        Derivatives in maps are means over positions, kept as dimensions of 1: Grad-CAM's weights
+        Derivatives in feature maps are means over positions, as dimensions of 1: Grad-CAM's weights
         before the mean over images.
         """
         trace = self.student.trace(theta, images.detach().requires_grad_())
@@ -121,12 +121,12 @@ def class_statistics(
         count, sums, slopes = 0, [], []
         for chunk in images(label):
             if weighted:
-                found, grads = levels.with_gradients(theta, chunk, label)
+                outputs, grads = levels.with_gradients(theta, chunk, label)
             else:
                 with torch.no_grad():
-                    found, grads = levels(theta, chunk), []
+                    outputs, grads = levels(theta, chunk), []
             count += len(chunk)
-            sums.append([level.double().sum(0) for level in found])
+            sums.append([level.double().sum(0) for level in outputs])
             slopes.append([grad.double().sum(0) for grad in grads])
         means.append([(sum(parts) / count).to(theta) for parts in zip(*sums, strict=True)])
         weights.append([(sum(parts) / count).to(theta) for parts in zip(*slopes, strict=True)])

@@ -117,13 +117,13 @@ def _scores(
     """Return the scores of one batch for one checkpoint, float64."""
     grads = student.sample_grads(theta, images, labels, want=want)
     statistics = softmax_scores(grads.logits, labels)
-    found: dict[str, Tensor] = {"error": 1.0 - statistics.correct}
-    found |= {name: getattr(statistics, name) for name in ("el2n", "loss", "margin", "entropy")}
+    scores: dict[str, Tensor] = {"error": 1.0 - statistics.correct}
+    scores |= {name: getattr(statistics, name) for name in ("el2n", "loss", "margin", "entropy")}
     if grads.all is not None:
-        found["grand"] = grads.all.sqrt()
+        scores["grand"] = grads.all.sqrt()
     if grads.last is not None:
-        found["grand_last"] = grads.last.sqrt()
-    return {name: found[name].double() for name in names}
+        scores["grand_last"] = grads.last.sqrt()
+    return {name: scores[name].double() for name in names}
 
 
 def _checked(metrics: Sequence[str]) -> tuple[str, ...]:

@@ -155,24 +155,24 @@ def trajectory_match(
     is_pure = grad_mode != "unroll" and (augment is None or isinstance(augment, Augment))
     if not cuda_graph or not is_pure:
         return run(*inputs)
-    given = mask if callable(mask) else None
-    key = (grad_mode, asked_precision(), checkpoint_every, sizes, augment, given)
+    mask_function = mask if callable(mask) else None
+    key = (grad_mode, asked_precision(), checkpoint_every, sizes, augment, mask_function)
     return TrajectoryMatch(*capture(student, key, run, inputs))
 
 
 class _Path:
-    """The parameters of every step, kept or recomputed one segment at a time."""
+    """The parameters of every step, stored or recomputed one segment at a time."""
 
     def __init__(self, inner: InnerProblem, start: Tensor, every: int):
         self.inner, self.every = inner, every
         steps = len(inner.batches)
-        self.kept = _aligned_rows(start, -(-steps // every))
-        self.segment, self.first = self.kept[:0], -1
+        self.stored = _aligned_rows(start, -(-steps // every))
+        self.segment, self.first = self.stored[:0], -1
         theta, squares = start, []
         for i in range(steps):
             if i % every == 0:
-                theta = self.kept[i // every].copy_(theta)
-            following = self.kept[(i + 1) // every] if every == 1 and i + 1 < steps else None
+                theta = self.stored[i // every].copy_(theta)
+            following = self.stored[(i + 1) // every] if every == 1 and i + 1 < steps else None
             theta, square = self._advance(theta, i, following)
             squares.append(square)
         self.final, self.grad_norms = theta.clone(), torch.stack(squares).sqrt()
@@ -181,11 +181,11 @@ class _Path:
         """Return theta_i."""
         first = i - i % self.every
         if i == first:
-            return self.kept[i // self.every]
+            return self.stored[i // self.every]
         if first != self.first:
             last = min(first + self.every, len(self.inner.batches))
             self.segment, self.first = _aligned_rows(self.final, last - first), first
-            self.segment[0] = self.kept[first // self.every]
+            self.segment[0] = self.stored[first // self.every]
             for j in range(first, last - 1):
                 self._advance(self.segment[j - first], j, self.segment[j - first + 1])
         return self.segment[i - first]

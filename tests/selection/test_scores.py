@@ -88,7 +88,7 @@ def test_a_second_run_writes_the_same_bytes(tmp_path):
     assert (tmp_path / "a/scores.csv").read_bytes() == (tmp_path / "b/scores.csv").read_bytes()
 
 
-def test_what_is_withheld_is_not_scored():
+def test_held_out_images_are_not_scored():
     assert (
         len(kdistill.score(drawn(60), options=SMALL | {"metrics": ("el2n",)}, validation=0.1)) == 54
     )
