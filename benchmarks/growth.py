@@ -40,7 +40,7 @@ class Axis:
     Attributes:
         op: Benchmark that it belongs to.
         shape: Name of a row, with the value in it.
-        values: Of the quantity.
+        values: Values of the quantity.
         call: ``(device, dtype, value, warm) -> call``: the whole call, or with ``warm`` one that
             brings libraries and code in.
     """

@@ -101,8 +101,8 @@ class Augment:
             share the family, and each image has parameters of its own (student training, trajectory
             methods, evaluation).
         key: The stream of draws, from ``kdistill.keys.make_key``.
-        align_corners: Of the affine families: False for DC, DSA and DM, True for the trajectory
-            methods.  It makes a difference on images that are not square.
+        align_corners: Grid convention of the affine families: False for DC, DSA and DM, True for
+            the trajectory methods.  It makes a difference on images that are not square.
         constants: The ranges of the parameters.
 
     Raises:
@@ -220,7 +220,7 @@ class Augment:
 
         Args:
             step: The draw.
-            shape: Of the images, ``[..., C, H, W]``.
+            shape: Shape of the images, ``[..., C, H, W]``.
             groups: As in the call.
             device: Where the tensors are wanted.
 

@@ -42,7 +42,7 @@ def one_line(text: object, characters: int | None = None) -> str:
 
     Args:
         text: Anything.
-        characters: Of a longer text only the first ones are taken, and an ellipsis; None takes all.
+        characters: Length at which a text is cut off with an ellipsis; None never cuts.
     """
     whole = str(text)
     if characters is None or len(whole) <= characters:

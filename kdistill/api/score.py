@@ -40,7 +40,7 @@ def score(
             comes from ``load_data(..., stream=True)``.
         options: Fields of ``ScoreSpec``: metrics (names, or one text with commas), runs, epochs,
             lr, batch_size, momentum, weight_decay, student, width.
-        seed: Of all runs.
+        seed: Seed of all runs.
         validation: Share of the training data that ``distill`` would hold out: scores are those of
             the rest, in its order.
         out: Folder for ``scores.csv``, ``histogram.png`` and ``extremes.png`` (of the first

@@ -200,7 +200,7 @@ class Pack:
 
     Attributes:
         file: File of the cache, or None if nothing is cached.
-        keys: Of every picture of the place, ``[N, 32]`` uint8.
+        keys: Keys of the pictures of the place, ``[N, 32]`` uint8.
         stored: Row to decoded picture, of those that the cache has.
     """
 

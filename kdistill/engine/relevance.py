@@ -104,7 +104,7 @@ def class_statistics(
     The weights broadcast to the means.
 
     Args:
-        levels: Of the network.
+        levels: Levels of the network that are compared.
         theta: ``[P]``.
         images: ``class -> chunks [B, C, S, S]`` of its images, at least one.
         classes: Number of classes, K.

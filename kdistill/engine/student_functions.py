@@ -57,8 +57,8 @@ def grad_jvp(
         labels: int64 ``[B]`` (hard), or float LOGITS z ``[B, N]`` of soft labels softmax(z); with a
             G in front if the images have one.
         v: The direction, like theta.
-        want: Of ``"grad"`` (g itself), ``"hvp"`` and ``"images"`` (their tangent) those that are
-            needed; each costs convolutions.
+        want: Names of the results that are needed, of ``"grad"`` (g itself), ``"hvp"`` and
+            ``"images"`` (their tangent); each costs convolutions.
 
     Returns:
         loss, loss_tangent = <g, v>, grad, hvp = H v, images_tangent, labels_tangent.  At a ReLU's

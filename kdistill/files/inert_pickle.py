@@ -42,7 +42,7 @@ class Made:
 
     Attributes:
         maker: A ``Name``, or another record.
-        arguments: Of the call.
+        arguments: Arguments of the call.
         state: What ``__setstate__`` would get.
         items: What would be set by key.
         entries: What would be appended or added.

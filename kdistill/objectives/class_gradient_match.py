@@ -39,7 +39,7 @@ def class_gradient_match(
         images: Synthetic images in the same space, ``[M, C, H, W]``, class-major with equally many
             of each class.
         labels: int64 ``[M]``, ascending.
-        distance: See ``kdistill.engine.gradient_match``.
+        distance: Name of the distance, as for ``kdistill.engine.gradient_match``.
         mask: 0 or 1, ``[P]``: which parameters are compared; None compares all.
         augment: A keyed augmentation, siamese per class (the real and the synthetic images of a
             class get the same transformation at the same step), or None.

@@ -90,7 +90,7 @@ def row_cosine_distance(
     Args:
         syn: Gradient of the loss on the synthetic images, ``[P]`` or ``[G, P]``, float32 or
             float64.
-        real: That on the real images, like ``syn``; a constant.
+        real: Gradient on the real images, like ``syn``; a constant.
         rows: The rows, the same for all groups.
         mask: 0 or 1, ``[P]`` (for every group) or ``[G, P]``, dtype and device of ``syn``; a
             constant.  It multiplies both gradients, and a row that it leaves out altogether is not

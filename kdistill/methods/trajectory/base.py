@@ -77,8 +77,8 @@ class TrajectoryConfig(MethodConfig):  # many fields, since each is an option th
         batch_syn: Synthetic images per step of the student.
         grad_mode: ``"adjoint"`` (exact), ``"unroll"`` (the same by autograd) or ``"tesla"``
             (truncated).
-        checkpoint_every: Of a student's trajectory one parameter vector in this many is stored and
-            the others are computed again: less memory, more time.
+        checkpoint_every: Steps of a student's trajectory between two stored parameter vectors; the
+            others are computed again: less memory, more time.
         cuda_graph: On a GPU, replay the kernels of an outer step from one recorded graph; it
             changes no kernel.
         skip_move: Where ``lr_images`` is found: an iteration whose gradient alone would move the

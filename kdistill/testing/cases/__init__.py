@@ -83,7 +83,7 @@ class OpCase:
         interpreted: Two tiny ones for Triton's interpreter.
         bench_shapes: For benchmarks.
         depth: Additions behind one output, and behind one gradient.
-        flops: Of forward, of the real computation.
+        flops: Floating-point operations of the forward computation.
         bytes: Moved by forward + backward at the least.
         peers: Other formulations of the same function.
         benches: By name of the metric, what to time beside forward and forward + backward in all
