@@ -203,7 +203,7 @@ def test_a_last_layer_without_bias():
         (
             {"labels": torch.full((5,), 5)},
             ShapeError,
-            "expected labels 0..4, got 5; use logits of as many classes as there are",
+            r"labels in 0\.\.4, got 5\.\.5; pass the right number of classes",
         ),
     ],
 )
