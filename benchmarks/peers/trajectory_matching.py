@@ -1,5 +1,4 @@
-"""Trajectory matching in plain PyTorch: unroll, TESLA, and the adjoint by torch.func, compiled
-or not.
+"""Trajectory matching in plain PyTorch: unroll, TESLA, and the adjoint by torch.func.
 
 Written from the descriptions in Cazenavette et al., Dataset Distillation by Matching Training
 Trajectories (CVPR 2022), and Cui et al., Scaling Up Dataset Distillation to ImageNet-1K with
