@@ -16,7 +16,7 @@ from kdistill.config import parse_overrides
 from tests.documentation.pages import PAGES, ROOT, WALK, code_spans, command_lines, page_name
 
 PROGRAM = typer.main.get_command(app)
-OWN_MODULE = re.compile(r"(?:python|\.venv/bin/python) -m ((?:benchmarks|tests)\.\w+)(.*)")
+OWN_MODULE = re.compile(r"(?:python|\.venv/bin/python) -m ((?:benchmarks|tests)(?:\.\w+)+)(.*)")
 
 
 def words_of(line: str) -> list[str]:
