@@ -46,10 +46,8 @@ def _layouts(
     )
     require_activation(how.slope, how.gain, how.limit)
     for taps in (up_taps, down_taps):
-        filters_nothing = taps is None or sizes_of(taps, "taps [T]", "filter outside the op") != (
-            0,
-        )
-        require(filters_nothing, "taps [T] with T >= 1", [0], "leave empty filters out")
+        count = 1 if taps is None else sizes_of(taps, "taps [T]", "filter outside the op")[0]
+        require(count >= 1, "taps [T] with T >= 1", [0], "leave empty filters out")
     g = how.geometry(sizes, up_taps, down_taps)
     # what cropping leaves of the upsampled feature maps
     rows = g.height * g.up + min(padding[2], 0) + min(padding[3], 0)
