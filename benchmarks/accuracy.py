@@ -1,9 +1,9 @@
 """Accuracy of every method beside the baselines, as committed rows.
 
-    python -m benchmarks.accuracy                                   # the table of
-    benchmarks/results/accuracy.csv python -m benchmarks.accuracy --data mnist5k --ipc 10 --seeds 0
-    1 2 python -m benchmarks.accuracy --data digits --ipc 1 --methods dm --protocol quick --set
-    iterations=100
+    python -m benchmarks.accuracy        # the table of benchmarks/results/accuracy.csv
+    python -m benchmarks.accuracy --data mnist5k --ipc 10 --seeds 0 1 2
+    python -m benchmarks.accuracy --data digits --ipc 1 --methods dm --protocol quick \\
+        --set iterations=100
 
 Data set × images per class × method; several distillation seeds, and several networks for each, are
 pooled into one row. What is finished for the commit is skipped (``--force`` runs it again): sets

@@ -1,19 +1,20 @@
 """Does the class-relevant feature distance predict the error of networks trained on a set?
 
-    python -m benchmarks.distance                              # mnist5k and photo-patches; a
-    quarter of an hour on one core each python -m benchmarks.distance --data digits --ipc 1 2 --nets
-    1 python -m benchmarks.distance --sets out/hierarchy-mnist5k --data mnist5k       # and finished
-    runs, with the stages of hglad
+    python -m benchmarks.distance        # mnist5k and photo-patches: 15 minutes on one core each
+    python -m benchmarks.distance --data digits --ipc 1 2 --nets 1
+    # finished runs too, with the stages of hglad
+    python -m benchmarks.distance --sets out/hierarchy-mnist5k --data mnist5k
 
-Snapshots: random, herded, k-means and k-center images, images under noise, with wrong labels, means
-    of images, pure noise, and DM
-from real images and from noise at several iterations, for several numbers of images per class.
-Each gets every form of the distance to the training images (networks trained, random, or unlike on
+The answer is the rank correlation of distance and error.  Snapshots are random, herded, k-means and
+k-center images, images under noise, with wrong labels, means of images, pure noise, and DM from
+real images and from noise at several iterations, for several numbers of images per class.  Each
+gets every form of the distance to the training images (networks trained, random, or unlike on
 either side; CAM weights or none; all levels or the last), and the mean test error of networks
 trained on it.  Spearman's correlation over all snapshots has a 95 % percentile interval from a
 bootstrap over snapshots; a number of images per class alone is a harder question: more images come
 nearer and train better. Writes ``distance-<data>.csv`` (a snapshot a line), which ``--table`` reads
-again."""
+again.
+"""
 
 import argparse
 import csv

@@ -116,7 +116,7 @@ class ConvNet(Student):
         """Return features, and the classifier's parameters; fill ``maps`` and ``statistics``."""
         spec, parts, x = self.spec, self.unflatten(theta), images
         for level, block in enumerate(spec.blocks):
-            weight, bias, *affine = parts[spec.conv_slot(level) : spec.conv_slot(level + 1)]
+            weight, bias, *affine = parts[slice(*spec.conv_slots[level : level + 2])]
             x = convolution(x, weight, bias, block.padding)
             if spec.is_standard and maps is None:
                 x = norm_act_pool(x, *affine)

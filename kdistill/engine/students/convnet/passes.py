@@ -11,7 +11,7 @@ Symbols: B images of a chunk, C channels, S their side, W width, N classes, F fe
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ from kdistill.engine.students.convnet.conv_products import Convolution, Pair, co
 from kdistill.engine.students.convnet.spec import ConvNetSpec
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """A convolution and the block after it, with their parameters.
 
     Attributes:
@@ -40,8 +39,7 @@ class Layer:
     affine: Parameters
 
 
-@dataclass(frozen=True)
-class PreparedNet:
+class PreparedNet(NamedTuple):
     """A parameter vector or a direction in the layout of the passes.
 
     Weight and bias are the classifier's.
@@ -106,14 +104,14 @@ class GradAccumulator:
 
     def __init__(self, net: PreparedNet, like: Tensor):
         self.net = net
-        self.flat = like.new_zeros(sum(slot.numel for slot in net.spec.slots))
+        self.flat = like.new_zeros(net.spec.num_params)
         self.parts = unflatten(self.flat, net.spec.slots)
         self.weight, self.bias = self.parts[-2:]
         self.convs: list[Tensor | None] = [None] * net.spec.depth
 
     def add(self, level: int, affine: list[Tensor], *pairs: Pair) -> None:
         """Add gradients of a block's parameters, and pairs (input, grad) of its convolution."""
-        for slot, grad in zip(self.net.spec.affine_slots(level), affine, strict=True):
+        for slot, grad in zip(self.net.spec.affine_slots[level], affine, strict=True):
             self.parts[slot] += grad.view(-1)
         self.convs[level] = self.net.layers[level].conv.weight_grad(self.convs[level], *pairs)
 
@@ -121,7 +119,7 @@ class GradAccumulator:
         """Return dL/dtheta ``[P]``."""
         for level, (layer, weight) in enumerate(zip(self.net.layers, self.convs, strict=True)):
             if weight is not None:
-                slot = self.net.spec.conv_slot(level)
+                slot = self.net.spec.conv_slots[level]
                 self.parts[slot].copy_(layer.conv.from_weight(weight))
         return self.flat
 
@@ -131,8 +129,8 @@ def prepare(spec: ConvNetSpec, theta: Tensor) -> PreparedNet:
     parts, prepared = unflatten(theta, spec.slots), []
     for level, (shape, block) in enumerate(zip(spec.blocks, block_layers(spec), strict=True)):
         conv = convolution_for(shape.channels, spec.width, shape.padding, shape.in_side, theta)
-        weight = conv.weight(parts[spec.conv_slot(level)])
-        affine = tuple(parts[slot] for slot in spec.affine_slots(level))
+        weight = conv.weight(parts[spec.conv_slots[level]])
+        affine = tuple(parts[slot] for slot in spec.affine_slots[level])
         prepared.append(Layer(conv, block, weight, affine))
     return PreparedNet(spec, prepared, parts[-2], parts[-1])
 

@@ -1,5 +1,6 @@
 """Architecture of ConvNet-D: shapes, options and the layout of its parameters."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,14 +137,21 @@ class ConvNetSpec:
         """Number of groups of the instance or group norm."""
         return self.width if self.norm == "instance" else math.gcd(4, self.width)
 
-    def conv_slot(self, level: int) -> int:
-        """Return which slot holds the weight of a convolution."""
-        return level * (4 if self.norm != "none" else 2)
+    @cached_property
+    def conv_slots(self) -> list[int]:
+        """Slots that hold the weights of the convolutions, and the classifier's after them."""
+        return [level * (4 if self.norm != "none" else 2) for level in range(self.depth + 1)]
 
-    def affine_slots(self, level: int) -> range:
-        """Return which slots hold the parameters between a convolution and the next.
+    @cached_property
+    def affine_slots(self) -> list[range]:
+        """Slots that hold the parameters between a convolution and the next.
 
         The bias before an instance norm cancels and is not among them.
         """
-        first = self.conv_slot(level)
-        return range(first + (2 if self.is_standard else 1), self.conv_slot(level + 1))
+        skipped = 2 if self.is_standard else 1
+        return [range(a + skipped, b) for a, b in itertools.pairwise(self.conv_slots)]
+
+    @cached_property
+    def num_params(self) -> int:
+        """Length of theta, P."""
+        return sum(slot.numel for slot in self.slots)
