@@ -1,6 +1,6 @@
 """How images are parameterised: named tensors, rendered to images, and the vjp of that."""
 
-from kdistill.priors.base import Noise, Prior, RenderedPrior, State
+from kdistill.priors.base import ImageGenerator, Noise, Prior, RenderedPrior, State
 from kdistill.priors.hierarchical import PIXELS, Depth, HierarchicalPrior
 from kdistill.priors.latents import GeneratorAdapter, LatentPrior
 from kdistill.priors.pixels import PixelPrior
@@ -10,6 +10,7 @@ __all__ = [
     "Depth",
     "GeneratorAdapter",
     "HierarchicalPrior",
+    "ImageGenerator",
     "LatentPrior",
     "Noise",
     "PixelPrior",

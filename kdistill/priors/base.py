@@ -47,6 +47,33 @@ class Noise:
         return torch.stack(draws).to(like)
 
 
+class ImageGenerator(Protocol):
+    """A network from which images of a class are drawn."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 for a network without classes."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+
+    @property
+    def size(self) -> int:
+        """Side of the images."""
+
+    def sample(self, labels: Tensor, key: int) -> Tensor:
+        """Return one image per label, without a graph and in chunks.
+
+        Args:
+            labels: Classes, int64 ``[M]``.
+            key: Key of the draws; image i depends on the key, label i and i alone.
+
+        Returns:
+            ``[M, C, S, S]`` in pixel space, 0 to 1 up to what the network exceeds.
+        """
+
+
 class RenderedPrior(ABC):
     """A prior whose images are rendered in chunks: without a graph, and again with one for the vjp.
 
