@@ -28,7 +28,7 @@ from kdistill.options import (
     check_options,
     check_value,
 )
-from kdistill.priors import Prior, State
+from kdistill.priors import ImageGenerator, Prior, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +159,8 @@ class Problem:
         provenance: What the result depends on beside options and data, such as the digest of a
             generator; goes into the record.
         hint: What to change when the numbers blow up, for the error message.
+        generator: For a run whose product is a generator: makes it from the tensors that the
+            result is taken from (``Outcome.state``).  None: the product are the images.
     """
 
     prior: Prior
@@ -170,6 +172,7 @@ class Problem:
     stages: Stages | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     hint: str = "lower the learning rate"
+    generator: Callable[[State], ImageGenerator] | None = None
 
     def __post_init__(self) -> None:
         check_value("iterations", self.iterations, ITERATIONS)
