@@ -180,6 +180,37 @@ class Adam:
 
 
 @dataclass(frozen=True)
+class Consecutive:
+    """One optimiser up to an iteration, and another from there on, with the same memory.
+
+    Attributes:
+        first: Optimiser of the iterations before ``start``.
+        then: Optimiser from there on; of the same kind.
+        start: The first iteration of ``then``.
+    """
+
+    first: Optimizer
+    then: Optimizer
+    start: int
+
+    @property
+    def lr(self) -> float | None:
+        """The learning rate at the end."""
+        return getattr(self.then, "lr", None)
+
+    def init(self, state: State) -> State:
+        """Return what either remembers."""
+        return self.first.init(state)
+
+    def update(
+        self, grads: State, opt_state: State, state: State, iteration: int
+    ) -> tuple[State, State]:
+        """Return state and memory after a step of the one whose turn it is."""
+        rule = self.first if iteration < self.start else self.then
+        return rule.update(grads, opt_state, state, iteration)
+
+
+@dataclass(frozen=True)
 class Averaged:
     """Another optimiser, and a running mean of the tensors that it steps, which is the result.
 
@@ -275,9 +306,8 @@ class ByName:
 
     def learning_rates(self) -> dict[str, float]:
         """Return the learning rates that are known, by name or first word."""
-        rates = {
-            name: getattr(self.sgd(name) or rule, "lr", None) for name, rule in self.rules.items()
-        }
+        inner = {name: getattr(rule, "inner", rule) for name, rule in self.rules.items()}
+        rates = {name: getattr(rule, "lr", None) for name, rule in inner.items()}
         return {name: rate for name, rate in rates.items() if rate is not None}
 
     def _rule(self, name: str) -> Optimizer | None:

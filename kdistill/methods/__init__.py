@@ -40,10 +40,12 @@ __all__ = [
 _MODULES = {
     "datm": "trajectory.datm",
     "dc": "matching.dc",
+    "dim": "generator.dim",
     "dm": "matching.dm",
     "dsa": "matching.dsa",
     "ftd": "trajectory.ftd",
     "glad": "latent.glad",
+    "global_local": "generator.global_local",
     "hglad": "latent.hglad",
     "mtt": "trajectory.mtt",
     "pad": "trajectory.pad",

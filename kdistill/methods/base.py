@@ -217,6 +217,7 @@ FAMILIES = {
     "gradient": "Gradient matching",
     "trajectory": "Trajectory matching",
     "latent": "Latents of a generator, under the objective of any method above",
+    "generator": "The weights of a generator, which draws any number of images",
 }
 PRESETS = ("fast", "paper")  # every method has these
 

@@ -133,10 +133,12 @@ class ConditionalGeneratorConfig:
                 statistics[f"{name}.mean"] = flat.mean(1)
                 statistics[f"{name}.var"] = flat.var(1, unbiased=False)
             scale, shift = tensors[f"{name}.scale"], tensors[f"{name}.shift"]
-            return F.relu(F.batch_norm(x, *frozen, scale, shift, frozen[0] is None, 0.0, EPS))
+            return F.batch_norm(x, *frozen, scale, shift, frozen[0] is None, 0.0, EPS).relu_()
 
         inputs = torch.cat([z, tensors["labels"][labels]], 1)
         x = normed(F.linear(inputs, tensors["input.weight"]), "input").view(-1, self.width, 4, 4)
+        # half the time of the transposed convolutions on a CPU
+        x = x.contiguous(memory_format=torch.channels_last)
         for i, kind in enumerate(self.layers):
             weight = tensors[f"layers.{i}.weight"]
             if kind == "conv":
@@ -144,7 +146,9 @@ class ConditionalGeneratorConfig:
             else:
                 x = F.conv_transpose2d(x, weight, stride=2, padding=1)
             x = normed(x, f"layers.{i}")
-        return torch.tanh(F.conv2d(x, tensors["image.weight"], tensors["image.bias"], padding=1))
+        return torch.tanh(
+            F.conv2d(x, tensors["image.weight"], tensors["image.bias"], padding=1)
+        ).contiguous()
 
     def draw(self, tensors: Mapping[str, Tensor], labels: Tensor, key: int) -> tuple[Tensor, ...]:
         """Return noise ``[M, noise]`` of a whole batch, drawn by ``key``, and its labels."""

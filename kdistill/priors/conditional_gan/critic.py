@@ -99,7 +99,7 @@ class Critic:
             weight, bias = tensors[f"convs.{i}.weight"], tensors[f"convs.{i}.bias"]
             x = F.conv2d(x, weight, bias, stride, 1)
             scale, shift = tensors[f"norms.{i}.scale"], tensors[f"norms.{i}.shift"]
-            x = F.leaky_relu(F.layer_norm(x, list(x.shape[1:]), scale, shift), SLOPE)
+            x = F.leaky_relu_(F.layer_norm(x, list(x.shape[1:]), scale, shift), SLOPE)
         x = x.amax((2, 3))
         source = F.linear(x, tensors["source.weight"], tensors["source.bias"])
         class_logits = F.linear(x, tensors["classes.weight"], tensors["classes.bias"])

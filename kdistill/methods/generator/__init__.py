@@ -1,0 +1,1 @@
+"""Methods whose product is a generator of images."""

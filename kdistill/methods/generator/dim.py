@@ -1,0 +1,127 @@
+"""DiM: a conditional GAN, distilled further by matching what a pool of networks says of its images.
+
+Paper: Wang, Gu, Zhou, Zhu, Jiang and You, "DiM: Distilling Dataset into Generative Model", 2023.
+
+    min_G  -E s(G(n, y)) + CE(c(G(n, y)), y) + w * L_m(G(n, y), x)
+
+x are real images of the same labels y; L_m is one of ``kdistill.objectives.network_matching``,
+under a network that is drawn from a pool and trained on real images meanwhile.  What is distilled
+are the weights of G: any number of images of a class is drawn from it.
+
+The published code is the specification; where it is knowingly left, ``METHOD.deviations`` says so.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from torch import Tensor
+
+from kdistill.data import ImageDataset
+from kdistill.engine.students import Student
+from kdistill.methods.base import Method, Problem
+from kdistill.methods.generator.base import build_run
+from kdistill.methods.generator.pool_matching import Comparison, PoolConfig, pool_matching
+from kdistill.objectives.network_matching import (
+    feature_distance,
+    group_means,
+    logit_distance,
+    match_gradients,
+    match_outputs,
+)
+from kdistill.options import NOT_NEGATIVE, Unset
+from kdistill.priors import State
+
+PUBLISHED_WEIGHTS = {"logits": 0.01, "features": 0.001, "gradients": 0.001}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DimConfig(PoolConfig):
+    """Options of DiM; the defaults are those of the published code for CIFAR-10.
+
+    Attributes:
+        match: What is compared: ``"logits"`` (the published method), mean ``"features"`` of the
+            batch, or ``"gradients"``.
+        match_weight: Weight of the matching loss.
+    """
+
+    match: Literal["logits", "features", "gradients"] = "logits"
+    match_weight: Annotated[
+        float | None, NOT_NEGATIVE, Unset("published: 0.01 for logits, 0.001 for the others")
+    ] = None
+
+
+def comparison(config: DimConfig) -> Comparison:
+    """Return the matching loss and its gradient in the generated images."""
+    weight = config.match_weight
+    weight = PUBLISHED_WEIGHTS[config.match] if weight is None else weight
+
+    def compare(
+        student: Student, theta: Tensor, real: Tensor, fake: Tensor, labels: Tensor, state: State
+    ) -> tuple[Tensor, Tensor, State]:
+        if config.match == "gradients":
+            loss, grad = match_gradients(student, theta, real, fake, labels)
+            return weight * loss, weight * grad, {}
+        distance = logit_distance(None)
+        if config.match == "features":
+            distance = feature_distance(group_means(labels, student.classes, "batch"), "l1")
+        values, grad = match_outputs(
+            student, theta, real, fake, [distance], lambda values: values.new_full((1,), weight)
+        )
+        return weight * values[0], grad, {}
+
+    return compare
+
+
+def build(
+    config: DimConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
+) -> Problem:
+    """Return the run: stage 1, then stage 2 over the pool."""
+    matching = pool_matching(config, data, seed, comparison(config))
+    return build_run(config, data, ipc, seed, start, matching)
+
+
+METHOD = Method(
+    name="dim",
+    title="a conditional GAN whose images a pool of networks compares with real ones",
+    summary="a conditional GAN, matched over a pool of networks",
+    family="generator",
+    paper="Wang et al., DiM: Distilling Dataset into Generative Model, 2023",
+    config=DimConfig,
+    presets={
+        "paper": {},
+        "paper_features": {"match": "features"},
+        "paper_gradients": {"match": "gradients"},
+        "fast": {
+            "iterations": 800,
+            "gan_iterations": 1600,
+            "generator_width": 48,
+            "critic_width": 32,
+            "gan_batch": 64,
+            "lr_gan": 5e-4,
+            "lr_match": 1e-4,
+            "penalty_every": 4,
+            "ema_decay": 0.99,
+            "width": 32,
+            "epoch_iterations": 40,
+            "net_steps": 4,
+        },
+    },
+    build=build,
+    deviations=(
+        "the label is a learned embedding beside the noise; in the code it overwrites the first "
+        "entries of the noise, which leaves none at 100 classes",
+        "the critic has a class head of any size, its code one for 10 classes",
+        "generated images are taken to 0..1 before the normalisation of the data, in training as "
+        "at deployment; the code normalises images of -1..1 with the statistics of 0..1",
+        "critic and generator learn from the same generated images of an iteration, which have the "
+        "labels of the real batch",
+        "batch statistics of the generator are frozen at deployment, so that an image does not "
+        "depend on its batch",
+        "the pool holds five networks of this package, and not ResNet-10 or those with average "
+        "pooling; feature maps are taken before the pooling of a block",
+        "randomness is keyed; the last iteration is the result, not the best on the test set",
+    ),
+    cost="first order; a step of the critic with its penalty, two passes through the generator, "
+    "net_steps steps of a network",
+    needs="only the data",
+)
