@@ -16,6 +16,7 @@ from kdistill.keys import generator as keyed
 from kdistill.keys import make_key, permutation
 from kdistill.methods.generator.network_pool import narrowed
 from kdistill.objectives.network_matching import compared_parameters
+from kdistill.priors.conditional_gan import FILE, to_bytes
 from kdistill.runner import Checkpoints
 
 TINY = {
@@ -344,3 +345,25 @@ def test_bad_input_is_refused(data):
     with pytest.raises(ConfigError, match="layers: expected blocks 0 to 0, got 7"):
         problem = problem_of(data, "global_local", gan_iterations=0, layers=[7])
         problem.objective(0, problem.prior.render(problem.state, 0), problem.state)
+
+
+def test_a_run_begins_with_an_earlier_generator(data, tmp_path, caplog):
+    """Its weights and its critic; stage 1 is left out; another data set is refused."""
+    first = problem_of(data, iterations=0)
+    network = first.generator(methods.optimize(first).state)
+    (tmp_path / FILE).write_bytes(to_bytes(network))
+    problem = problem_of(data, "global_local", generator=str(tmp_path), generator_width=9)
+    assert problem.iterations == 2
+    for name, x in network.config.shapes().items():
+        assert problem.state[f"generator.{name}"].shape == x
+        assert torch.equal(problem.state[f"generator.{name}"], network.tensors[name])
+    for name, x in network.critic.items():
+        assert torch.equal(problem.state[f"critic.{name}"], x)
+    methods.optimize(problem)
+    (tmp_path / FILE).write_bytes(to_bytes(replace(network, critic={})))
+    assert len(problem_of(data, generator=str(tmp_path)).state["critic.convs.0.weight"]) == 4
+    assert "no critic in" in caplog.text
+    images = torch.rand(24, 16, 16, 1, generator=keyed(1))
+    larger = kdistill.load_data((images.numpy(), data.train.labels.numpy()), test=0, quiet=True)
+    with pytest.raises(ConfigError, match="expected one of 16 pixels a side, got 8; name"):
+        problem_of(larger, generator=str(tmp_path))

@@ -3,16 +3,21 @@
 import pytest
 import torch
 
+from kdistill.artifacts.tensors import encode
 from kdistill.errors import ConfigError, DataError
 from kdistill.keys import generator as keyed
 from kdistill.keys import make_key
 from kdistill.priors.conditional_gan import (
+    FILE,
     ConditionalGenerator,
     ConditionalGeneratorConfig,
+    Critic,
+    from_bytes,
     load,
+    load_folder,
     save_tensors,
+    to_bytes,
 )
-from kdistill.priors.conditional_gan.critic import Critic
 
 LABELS = torch.arange(7) % 3
 
@@ -127,3 +132,18 @@ def test_a_damaged_generator_is_refused(damage, message):
         load(description, tensors, "here")
     with pytest.raises(DataError, match="expected a generator's architecture, got none"):
         load(None, tensors, "here")
+
+
+def test_a_generator_comes_back_from_a_file_and_other_files_are_refused(tmp_path):
+    network = tiny()
+    data = to_bytes(network)
+    assert to_bytes(from_bytes(data, "here")) == data
+    with pytest.raises(DataError, match=r"expected a generator in .*; name the folder of a run"):
+        load_folder(tmp_path)
+    (tmp_path / FILE).write_bytes(data)
+    assert torch.equal(load_folder(tmp_path).sample(LABELS, 1), network.sample(LABELS, 1))
+    (tmp_path / FILE).write_bytes(data[:-1])
+    with pytest.raises(DataError, match="expected a whole safetensors file"):
+        load_folder(tmp_path)
+    with pytest.raises(DataError, match="expected a generator of kind 'conditional_gan', got None"):
+        from_bytes(encode(save_tensors(network)[1], {}), "here")

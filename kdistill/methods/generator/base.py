@@ -12,8 +12,9 @@ A critic and its moments, the pool's network and its momentum are tensors of the
 are in a checkpoint, and a resumed run has the same bits.
 """
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -35,8 +36,10 @@ from kdistill.priors.conditional_gan import (
     Critic,
     GeneratorWeightsPrior,
     generator_loss,
+    load_folder,
 )
 
+_log = logging.getLogger("kdistill")
 BETAS = (0.0, 0.9)  # of Adam, as published
 
 
@@ -247,9 +250,27 @@ def critic_of(network: ConditionalGenerator) -> Critic:
 
 
 def beginning(config: GeneratorConfig, data: ImageDataset, seed: int) -> ConditionalGenerator:
-    """Return generator and critic before the first iteration, on the data's device."""
-    device = data.train.images.device
-    shape = ConditionalGeneratorConfig(
+    """Return generator and critic before the first iteration, on the data's device.
+
+    Raises:
+        ConfigError: The earlier generator is one of other images.
+        DataError: There is no earlier generator in the folder, or a damaged one.
+    """
+    critic = Critic(
+        size=data.size,
+        channels=data.channels,
+        classes=data.num_classes,
+        width=config.critic_width,
+    )
+    device, untrained = data.train.images.device, critic.new(keyed(make_key(seed, "critic")))
+    if config.generator:
+        earlier = load_folder(config.generator)
+        _check_fit(earlier, data)
+        if not earlier.critic:
+            _log.warning("generator: no critic in %s; a new one begins", config.generator)
+            earlier = replace(earlier, critic=untrained)
+        return earlier.to(device)
+    network = ConditionalGeneratorConfig(
         classes=data.num_classes,
         channels=data.channels,
         size=data.size,
@@ -257,17 +278,21 @@ def beginning(config: GeneratorConfig, data: ImageDataset, seed: int) -> Conditi
         noise=config.noise,
         label=config.label_embedding,
     )
-    critic = Critic(
-        size=data.size,
-        channels=data.channels,
-        classes=data.num_classes,
-        width=config.critic_width,
-    )
-    return ConditionalGenerator(
-        shape,
-        shape.new(keyed(make_key(seed, "generator"))),
-        critic.new(keyed(make_key(seed, "critic"))),
-    ).to(device)
+    tensors = network.new(keyed(make_key(seed, "generator")))
+    return ConditionalGenerator(network, tensors, untrained).to(device)
+
+
+def _check_fit(network: ConditionalGenerator, data: ImageDataset) -> None:
+    for what, expected, got in (
+        ("classes", data.num_classes, network.classes),
+        ("channels", data.channels, network.channels),
+        ("pixels a side", data.size, network.size),
+    ):
+        if expected != got:
+            raise ConfigError(
+                f"generator: expected one of {expected} {what}, got {got}; name a generator of "
+                "these images, or leave it out"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,22 +15,20 @@ Symbols: M images, K classes, C channels, S their side.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdistill.config import from_mapping, to_mapping
-from kdistill.errors import ConfigError, DataError
+from kdistill.errors import ConfigError
 from kdistill.keys import generator as keyed
 from kdistill.keys import make_key
 from kdistill.optim import State
 from kdistill.options import COUNT, check_options
 from kdistill.priors.base import Noise
-from kdistill.priors.conditional_gan.critic import Critic
 
 EPS = 1e-5  # of batch norm
 CHUNK = 100  # images sampled at a time
@@ -240,75 +238,3 @@ class ConditionalGenerator:
             part = labels[rows.start : rows.stop].to(like.device)
             images.append((self.config.forward(self.tensors, z, part) + 1.0) / 2.0)
         return torch.cat(images)
-
-
-def save_tensors(generator: ConditionalGenerator) -> tuple[dict[str, Any], State]:
-    """Return what ``load`` takes: a description that JSON can hold, and named tensors."""
-    critic = {f"critic.{name}": x for name, x in generator.critic.items()}
-    network = {f"generator.{name}": x for name, x in generator.tensors.items()}
-    return to_mapping(generator.config), network | critic
-
-
-def load(description: Any, tensors: State, where: str) -> ConditionalGenerator:
-    """Return the generator that ``save_tensors`` described.
-
-    Args:
-        description: The first part of what ``save_tensors`` returned.
-        tensors: The second part.
-        where: The file, for messages.
-
-    Raises:
-        DataError: The description is not one of a generator; tensors are missing, one too many, of
-            another shape, no float32, or not finite.
-    """
-    hint = "restore it from a copy, or distil it again"
-    if not isinstance(description, Mapping):
-        raise DataError(f"{where}: expected a generator's architecture, got none; {hint}")
-    try:
-        config = from_mapping(ConditionalGeneratorConfig, description, where=where)
-    except ConfigError as error:
-        raise DataError(f"{error}; or {hint}") from error
-    expected = {f"generator.{name}": shape for name, shape in config.shapes().items()}
-    for name, units in config.norms().items():
-        expected |= {f"generator.{name}.{kind}": (units,) for kind in FROZEN}
-    expected |= dict(_critic_shapes(config, tensors))
-    _check_tensors(expected, tensors, where, hint)
-    parts: dict[str, State] = {"generator": {}, "critic": {}}
-    for name, x in tensors.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = x
-    return ConditionalGenerator(config, parts["generator"], parts["critic"])
-
-
-def _critic_shapes(
-    config: ConditionalGeneratorConfig, tensors: State
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    first = tensors.get("critic.convs.0.weight")
-    if first is not None and first.ndim == 4:
-        critic = Critic(
-            size=config.size, channels=config.channels, classes=config.classes, width=len(first)
-        )
-        yield from ((f"critic.{name}", shape) for name, shape in critic.shapes().items())
-
-
-def _check_tensors(
-    expected: Mapping[str, tuple[int, ...]], tensors: State, where: str, hint: str
-) -> None:
-    """Raise DataError unless there are exactly these tensors."""
-    if different := sorted(expected.keys() ^ tensors.keys()):
-        is_missing = different[0] in expected
-        raise DataError(
-            f"{where}: expected {len(expected)} tensors of a generator, got "
-            f"{'none' if is_missing else 'another'} named {different[0]!r}; {hint}"
-        )
-    for name, shape in expected.items():
-        x = tensors[name]
-        if tuple(x.shape) != shape or x.dtype != torch.float32:
-            raise DataError(
-                f"{where}: expected {name} as float32 {list(shape)}, got {x.dtype} "
-                f"{list(x.shape)}; {hint}"
-            )
-        if not bool(torch.isfinite(x).all()):
-            raise DataError(
-                f"{where}: expected finite numbers in {name}, got NaN or infinity; {hint}"
-            )
