@@ -16,6 +16,7 @@ from kdistill.cli.flags import (
     setting,
 )
 from kdistill.cli.terminal import command, echo, echo_wrapped, hint_on_interrupt
+from kdistill.errors import ConfigError
 
 app = typer.Typer(
     help="Generators that images can be drawn from (see docs/guide/priors.md).",
@@ -27,17 +28,51 @@ app = typer.Typer(
     app,
     "kdistill prior convert net.pkl out/prior",
     "kdistill prior convert imagenet128.pkl out/xl",
+    "kdistill prior convert cin256/model.ckpt out/ldm",
+    "kdistill prior convert DiT-XL-2-256/ out/dit --licence cc-by-nc-4.0",
 )
 def convert(
-    network: Annotated[
-        Path, typer.Argument(help="Network file (.pkl) of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL.")
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Network file (.pkl) of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL; checkpoint "
+            "(.ckpt) of latent diffusion; or folder of a diffusers model."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder of the generator.")],
+    licence: Annotated[
+        str, typer.Option(help="Licence of a diffusion model's weights, for its card.")
+    ] = "",
+    heads: Annotated[
+        int | None, typer.Option(help="Attention heads of a .ckpt; 1 unless this is said.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the images of a .ckpt; 256 unless this is said.")
+    ] = None,
+    null_class: Annotated[
+        int | None,
+        typer.Option(help="Row of a class table for no class; the last of 1001 without it."),
+    ] = None,
 ) -> None:
-    """Take the generator out of a network file and keep it as safetensors; nothing in it is run."""
+    """Take a generator out of published files, which are never run, and keep it as safetensors."""
+    from kdistill.priors.diffusion.pretrained import convert_diffusion, is_diffusion
     from kdistill.priors.network_files import convert_network
 
-    generator = convert_network(network, out)
+    options = {"licence": licence, "heads": heads, "size": size, "null_class": null_class}
+    chosen = {name: value for name, value in options.items() if value not in (None, "")}
+    if is_diffusion(source):
+        model = convert_diffusion(source, out, **chosen)
+        echo(
+            f"diffusion model, {model.size}x{model.size}, {model.channels} channels, "
+            f"{model.classes:,} classes, latents {list(model.latent_shape)} in {out}"
+        )
+        return
+    if chosen:
+        raise ConfigError(
+            f"{next(iter(chosen))}: expected a diffusion model for this option, got {source}; "
+            "leave it out for a network file of StyleGAN"
+        )
+    generator = convert_network(source, out)
     echo(
         f"{type(generator).__name__}, {generator.size}x{generator.size}, {generator.channels} "
         f"channel{'s' * (generator.channels > 1)}, {generator.classes} classes, "

@@ -7,7 +7,6 @@ it, this one ignores it.
 
 import hashlib
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import torch
 
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import read_regular
-from kdistill.files.inert_pickle import Name, NotReadable, parse
+from kdistill.files.hostile_names import hostile_names
+from kdistill.files.inert_pickle import NotReadable, parse
 from kdistill.priors.network_files.generator_folder import save_generator
 from kdistill.priors.network_files.limits import MAX_SIDE, excess
 from kdistill.priors.network_files.pickle_values import NetworkReader, require, table
@@ -35,22 +35,6 @@ _log = logging.getLogger("kdistill")
 ALLOWANCE = 1 << 20  # bytes of tensors beyond the size of the file
 # what reading the records of a damaged or hostile file can raise
 DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
-
-# names that a network has no use for and an attack has: nothing is run either way, but whoever
-# opens the file with the stock loader should be warned
-_HOSTILE_MODULES = {
-    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "runpy", "importlib",
-    "ctypes", "_ctypes", "code", "codeop", "commands", "pickle", "_pickle", "cPickle", "marshal",
-    "urllib", "requests", "http", "ftplib", "smtplib", "webbrowser", "pip", "multiprocessing",
-    "asyncio", "signal", "platform", "tempfile", "timeit", "cProfile", "profile", "pdb", "bdb",
-    "trace", "zipimport", "nturl2path", "imaplib", "telnetlib", "_posixsubprocess", "pydoc",
-    "doctest", "idlelib", "venv", "ensurepip",
-}  # fmt: skip
-_BUILTIN_MODULES = {"builtins", "__builtin__", "__builtins__"}
-_HOSTILE_BUILTINS = {
-    "eval", "exec", "execfile", "compile", "open", "file", "input", "__import__", "breakpoint",
-    "apply", "help",
-}  # fmt: skip
 
 
 def read_network(path: str | Path) -> Generator:
@@ -97,7 +81,7 @@ def _parsed_network(path: Path, data: bytes) -> Generator:
         parsed = parse(data)
     except NotReadable as error:
         raise _not_a_network(path, f"no pickle that can be read ({_short(error)})") from error
-    if hostile := _hostile_names(parsed.names):
+    if hostile := hostile_names(parsed.names):
         raise DataError(
             f"{path}: expected a network, got a file that asks to run {hostile}; nothing of it was "
             "run: do not open it with anything else, and fetch the network again from its authors"
@@ -111,19 +95,6 @@ def _parsed_network(path: Path, data: bytes) -> Generator:
         raise _not_a_network(path, f"parts that do not fit together ({reason})") from error
     _check_rendering(generator, path)
     return generator
-
-
-def _hostile_names(names: Iterable[Name]) -> str:
-    """Return the first five names that only an attack needs, or nothing."""
-    hostile = sorted(filter(_is_hostile, names), key=lambda name: (name.module, name.name))
-    return _short(", ".join(map(str, hostile[:5])))
-
-
-def _is_hostile(name: Name) -> bool:
-    package = name.module.partition(".")[0]
-    if package in _BUILTIN_MODULES:
-        return name.name.partition(".")[0] in _HOSTILE_BUILTINS
-    return package in _HOSTILE_MODULES
 
 
 def _generator(value: Any, network: NetworkReader) -> Generator:

@@ -95,17 +95,10 @@ class NetworkReader:
         maker, contents = _call(source)
         require(maker == _STORAGE, f"a tensor in a storage made by {maker}")
         storage = self._storage(contents[0])
-        numbers = (offset, *size, *stride)
-        is_shape = all(isinstance(x, int) and x >= 0 for x in numbers) and len(size) == len(stride)
-        require(is_shape, "a tensor of an impossible shape")
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        require(0 in size or last < len(storage), "a tensor that is larger than its storage")
+        check_shape(offset, size, stride, len(storage))
         self.nbytes_left -= math.prod(size) * storage.element_size()
         require(self.nbytes_left >= 0, "tensors of more bytes than the file has")
-        if 0 in size:
-            return storage.new_zeros(size)
-        strided = storage.as_strided(size, stride, offset)
-        return strided.clone(memory_format=torch.contiguous_format)
+        return strided_copy(storage, offset, size, stride)
 
     def plain(self, value: Any) -> Any:
         """Return a number, text or (nested) list of them; NumPy values become those."""
@@ -163,6 +156,23 @@ def table(value: Any) -> dict[Any, Any]:
         return value or {}
     require(_maker(value) in _ORDERED, "a table that is something else")
     return value.items
+
+
+def check_shape(offset: Any, size: Any, stride: Any, count: int) -> None:
+    """Refuse a tensor that a storage of ``count`` numbers does not hold."""
+    numbers = (offset, *size, *stride)
+    is_shape = all(isinstance(x, int) and x >= 0 for x in numbers) and len(size) == len(stride)
+    require(is_shape, "a tensor of an impossible shape")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    require(0 in size or last < count, "a tensor that is larger than its storage")
+
+
+def strided_copy(storage: Tensor, offset: int, size: Any, stride: Any) -> Tensor:
+    """Return a contiguous copy of a tensor in a storage, after ``check_shape``."""
+    if 0 in size:
+        return storage.new_zeros(size)
+    strided = storage.as_strided(size, stride, offset)
+    return strided.clone(memory_format=torch.contiguous_format)
 
 
 def read_storage(data: bytes) -> Tensor:

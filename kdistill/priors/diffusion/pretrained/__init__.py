@@ -1,8 +1,6 @@
 """Published diffusion models: folders of diffusers and checkpoints of latent diffusion."""
 
-from kdistill.priors.diffusion.pretrained.diffusers_folder import (
-    holds_pretrained,
-    load_pretrained,
-)
+from kdistill.priors.diffusion.pretrained.conversion import convert_diffusion, is_diffusion
+from kdistill.priors.diffusion.pretrained.diffusers_folder import holds_pretrained, load_pretrained
 
-__all__ = ["holds_pretrained", "load_pretrained"]
+__all__ = ["convert_diffusion", "holds_pretrained", "is_diffusion", "load_pretrained"]

@@ -94,6 +94,12 @@ class Component:
         return 2 ** (len(self.config["block_out_channels"]) - 1)
 
     @property
+    def latents(self) -> int:
+        """Channels of an autoencoder's latents."""
+        dim = self.config.get("vq_embed_dim")
+        return int(self.config["latent_channels"] if dim is None else dim)
+
+    @property
     def decode_options(self) -> dict[str, Any]:
         """Arguments of ``decode`` for latents that are codes already."""
         options: dict[str, Any] = {"return_dict": False}
@@ -135,6 +141,11 @@ def diffusers_class(name: str) -> Any:
             "pip install 'kdistill[diffusion]'"
         ) from error
     return getattr(diffusers, name)
+
+
+def installed_version() -> str:
+    """Return the version of diffusers."""
+    return str(diffusers_class("__version__"))
 
 
 def new_on_meta(component: Component) -> nn.Module:

@@ -116,7 +116,7 @@ def check_parts(parts: Parts) -> None:
     """
     model = parts.denoiser
     c, s = model.config["in_channels"], model.config["sample_size"]
-    latents = parts.autoencoder.config["latent_channels"]
+    latents = parts.autoencoder.latents
     if c != latents:
         raise DataError(
             f"{parts.where}: expected a denoiser of the autoencoder's {latents} latent channels, "
@@ -247,7 +247,7 @@ def sha256_of(path: Path) -> str:
         DataError: It cannot be read.
     """
     try:
-        with open_regular(path) as file:
+        with open_regular(path, follow=True) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(

@@ -34,11 +34,13 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: It is missing, no regular file, or no JSON.
     """
     try:
-        return parse_table(read_regular(path, limit=JSON_LIMIT), path, RESTORE)
+        # the folders of a download cache hold links
+        data = read_regular(path, limit=JSON_LIMIT, follow=True)
     except OSError as error:
         raise DataError(
             f"{path}: expected a configuration, got: {error.strerror}; {RESTORE}"
         ) from error
+    return parse_table(data, path, RESTORE)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -49,9 +51,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for file in weight_files(folder):
-        for name, x in read_safetensors(file).items():
-            tensors[_present_name(name)] = x
-    return tensors
+        tensors |= read_safetensors(file)
+    return present_names(tensors)
+
+
+def present_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors by the names that diffusers has for them now."""
+    return {_present_name(name): x for name, x in tensors.items()}
 
 
 def weight_files(folder: Path) -> list[Path]:
