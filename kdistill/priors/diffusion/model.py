@@ -82,6 +82,13 @@ class DiffusionModel:
         """Device of the weights."""
         return next(iter(self.tensors.values())).device
 
+    def to(self, device: torch.device | str) -> "DiffusionModel":
+        """Return the model with its weights on ``device``; the networks themselves are moved."""
+        for network in (self.denoiser, self.autoencoder):
+            if isinstance(network, torch.nn.Module):
+                network.to(device)
+        return replace(self, tensors={name: x.to(device) for name, x in self.tensors.items()})
+
     def sampling(self, **changes: Any) -> "DiffusionModel":
         """Return the model with other ``steps``, ``guidance`` or ``solver``."""
         return replace(self, sampler=replace(self.sampler, **changes))

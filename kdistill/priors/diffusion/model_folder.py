@@ -7,6 +7,10 @@ import torch
 from kdistill.errors import DataError
 from kdistill.priors.diffusion.model import DiffusionModel
 from kdistill.priors.diffusion.pretrained import holds_pretrained, load_pretrained
+from kdistill.priors.network_files.generator_folder import (
+    holds_trained_generator,
+    load_generator,
+)
 
 
 def load_diffusion_model(folder: str | Path, device: torch.device | str = "cpu") -> DiffusionModel:
@@ -29,6 +33,8 @@ def load_diffusion_model(folder: str | Path, device: torch.device | str = "cpu")
         )
     if holds_pretrained(folder):
         return load_pretrained(folder, device)
+    if holds_trained_generator(folder):
+        return load_generator(folder, device, DiffusionModel)
     raise DataError(
         f"prior: expected a diffusion model in {folder}, got none; make one with kdistill prior "
         "train --kind diffusion, or kdistill prior convert"

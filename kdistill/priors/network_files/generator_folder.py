@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +15,8 @@ from kdistill.config import from_mapping, to_mapping
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import FolderLayout, explained
 from kdistill.files.safe_files import JSON_LIMIT
+from kdistill.priors.diffusion import DiffusionModel
+from kdistill.priors.diffusion.trained_model import DiffusionConfig, trained_model
 from kdistill.priors.network_files.limits import excess
 from kdistill.priors.stylegan import (
     Generator,
@@ -25,10 +28,30 @@ from kdistill.priors.stylegan import (
 
 TENSORS, CONFIG = "generator.safetensors", "config.json"
 SCHEMA_VERSION = 1
-KINDS: dict[str, tuple[type[Generator], type]] = {
-    "stylegan2": (StyleGAN2, StyleGAN2Config),
-    "stylegan3": (StyleGAN3, StyleGAN3Config),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a folder can hold.
+
+    Attributes:
+        network: Class of the generator.
+        config: Class of its configuration.
+        make: ``(configuration, tensors) -> generator``.
+    """
+
+    network: type
+    config: type
+    make: Callable[[Any, dict[str, torch.Tensor]], Any]
+
+
+KINDS = {
+    "stylegan2": Kind(StyleGAN2, StyleGAN2Config, StyleGAN2),
+    "stylegan3": Kind(StyleGAN3, StyleGAN3Config, StyleGAN3),
+    "diffusion": Kind(DiffusionModel, DiffusionConfig, trained_model),
 }
+G = TypeVar("G", Generator, DiffusionModel)
+USES = {Generator: ("a StyleGAN", "glad or hglad"), DiffusionModel: ("a diffusion model", "ld3m")}
 
 
 def _other_files(config: bytes) -> Iterable[str]:
@@ -40,7 +63,7 @@ LAYOUT = FolderLayout(files=(TENSORS, CONFIG), last=CONFIG, others=_other_files)
 
 
 def save_generator(
-    generator: Generator,
+    generator: Generator | DiffusionModel,
     folder: str | Path,
     provenance: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
@@ -58,14 +81,13 @@ def save_generator(
         DataError: The place cannot be written, or holds other files named like these.
     """
     folder = Path(folder)
-    kind = next(name for name, (cls, _) in KINDS.items() if isinstance(generator, cls))
+    kind = next(name for name, kind in KINDS.items() if isinstance(generator, kind.network))
     data = encode(generator.tensors, {"schema_version": SCHEMA_VERSION, "kind": kind})
     others = dict(files or {})
     described = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
-        "generator": to_mapping(generator.config),
-        "layers": dict(enumerate(("input", *generator.layer_names))),
+        **_described(generator),
         "about": dict(provenance or {}),
         "files": sorted(others),
         "bytes": len(data),
@@ -81,10 +103,17 @@ def save_generator(
     return folder
 
 
-def holds_generator(folder: str | Path, generator: Generator) -> bool:
+def _described(generator: Generator | DiffusionModel) -> dict[str, Any]:
+    if isinstance(generator, DiffusionModel):
+        return {"generator": generator.config}
+    layers = dict(enumerate(("input", *generator.layer_names)))
+    return {"generator": to_mapping(generator.config), "layers": layers}
+
+
+def holds_generator(folder: str | Path, generator: Generator | DiffusionModel) -> bool:
     """Return whether ``folder`` holds a generator with the same tensors."""
     try:
-        saved = load_generator(folder).tensors
+        saved = _read_folder(Path(folder).expanduser()).tensors
     except DataError:
         return False
     return saved.keys() == generator.tensors.keys() and all(
@@ -103,22 +132,46 @@ def _kind(described: Any) -> str | None:
     return kind if isinstance(kind, str) and kind in KINDS else None
 
 
-def load_generator(folder: str | Path, device: torch.device | str = "cpu") -> Generator:
+def load_generator(
+    folder: str | Path, device: torch.device | str = "cpu", family: type[G] = Generator
+) -> G:
     """Read a generator that ``save_generator`` or ``kdistill prior convert`` wrote.
 
+    Args:
+        folder: Its folder.
+        device: Device of the tensors.
+        family: ``Generator`` for a StyleGAN, ``DiffusionModel`` for a diffusion model.
+
     Raises:
-        DataError: The folder holds none, a file is damaged, or the two do not belong together.
+        DataError: The folder holds none, or one of the other family; a file is damaged, or the two
+            do not belong together.
     """
     folder = Path(folder).expanduser()
+    generator = _read_folder(folder)
+    if not isinstance(generator, family):
+        other = next(name for name in USES if name is not family)
+        raise DataError(
+            f"prior: expected {USES[family][0]}, got {USES[other][0]} in {folder}; use it with "
+            f"--method {USES[other][1]}"
+        )
+    return generator.to(device)
+
+
+def holds_trained_generator(folder: Path) -> bool:
+    """Return whether a folder has the two files of a generator of this program."""
+    return (folder / TENSORS).exists() and (folder / CONFIG).exists()
+
+
+def _read_folder(folder: Path) -> Generator | DiffusionModel:
     if folder.is_file():
         raise DataError(
             f"prior: expected a folder, got the file {folder}; convert it: kdistill prior convert "
             f"{folder} out/prior"
         )
-    return LAYOUT.read_together(folder, lambda: _read_generator(folder)).to(device)
+    return LAYOUT.read_together(folder, lambda: _read_generator(folder))
 
 
-def _read_generator(folder: Path) -> Generator:
+def _read_generator(folder: Path) -> Generator | DiffusionModel:
     where, hint = folder / CONFIG, "convert the network again"
     described = parse_table(_read(folder, CONFIG, JSON_LIMIT), where, hint)
     kind = _kind(described)
@@ -134,13 +187,12 @@ def _read_generator(folder: Path) -> Generator:
             f"{folder / TENSORS}: expected the contents that {CONFIG} names, got others; {hint}"
         )
     tensors, _ = decode(data, folder / TENSORS)
-    generator_class, config_class = KINDS[kind]
     try:
-        config = from_mapping(config_class, described.get("generator", {}), where=str(where))
+        config = from_mapping(KINDS[kind].config, described.get("generator", {}), where=str(where))
     except ConfigError as error:
         raise DataError(f"{error}; or {hint}") from error
-    generator = generator_class(config, tensors)
-    if too_much := excess(generator):
+    generator = KINDS[kind].make(config, tensors)
+    if too_much := None if kind == "diffusion" else excess(generator):
         raise DataError(
             f"{where}: expected a generator in proportion to its tensors, got {too_much}; {hint}"
         )

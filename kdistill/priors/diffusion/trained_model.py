@@ -1,0 +1,159 @@
+"""A diffusion model that ``kdistill prior train`` made: its configuration and its tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from kdistill.config import to_mapping
+from kdistill.errors import ConfigError, DataError
+from kdistill.options import COUNT, NOT_NEGATIVE, Range, check_options
+from kdistill.priors.diffusion.denoiser import Prediction
+from kdistill.priors.diffusion.model import DiffusionModel, PixelAutoencoder
+from kdistill.priors.diffusion.networks import ClassConditionalDenoiser, UNet, UViT
+from kdistill.priors.diffusion.noise_schedule import NoiseSchedule
+from kdistill.priors.diffusion.sampler import SamplerOptions, Solver
+
+MULTIPLE = 8  # of the widths of a U-Net, whose groups have this many channels
+# beyond them a small file would be a large job
+SIDE = Range("1 to 1024", lambda x: 1 <= x <= 1024, "256 is large")
+LAYERS = Range("1 to 64", lambda x: 1 <= x <= 64, "lower it")
+STEPS = Range("1 to 1000", lambda x: 1 <= x <= 1000, "10 to 50 are usual")
+MOST_LEVELS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:  # many fields, since two networks and the sampler are described
+    """Architecture, noise schedule and sampler of a trained diffusion model.
+
+    Attributes:
+        network: ``"unet"`` or ``"uvit"``.
+        classes: Number of classes.
+        channels: Channels of the images.
+        size: Side of the images.
+        patch: Side of the patches that the network works on.
+        widths: Channels of each level of a U-Net.
+        blocks: Residual blocks of each level of a U-Net.
+        embedding: Length of the embeddings of time and class; of a U-ViT's tokens.
+        depth: Blocks of a U-ViT.
+        heads: Heads of a U-ViT's attention.
+        prediction: What the network predicts.
+        steps: Steps of the sampler.
+        guidance: Scale of classifier-free guidance.
+        solver: Solver of the sampler.
+    """
+
+    network: Literal["unet", "uvit"] = "unet"
+    classes: Annotated[int, COUNT]
+    channels: Annotated[int, COUNT]
+    size: Annotated[int, SIDE]
+    patch: Annotated[int, COUNT] = 2
+    widths: tuple[int, ...] = (32, 64)
+    blocks: Annotated[int, LAYERS] = 1
+    embedding: Annotated[int, COUNT] = 128
+    depth: Annotated[int, LAYERS] = 6
+    heads: Annotated[int, COUNT] = 4
+    prediction: Prediction = "v"
+    steps: Annotated[int, STEPS] = 10
+    guidance: Annotated[float, NOT_NEGATIVE] = 1.0
+    solver: Solver = "dpm++"
+
+    def __post_init__(self) -> None:
+        check_options(self, "diffusion model")
+        if self.size % self.patch:
+            raise ConfigError(
+                f"patch: expected a divisor of the side {self.size} of the images, got "
+                f"{self.patch}; 2 or 4 are usual"
+            )
+        if self.network == "uvit" and self.embedding % self.heads:
+            raise ConfigError(
+                f"embedding: expected a multiple of the {self.heads} heads, got "
+                f"{self.embedding}; such as {64 * self.heads}"
+            )
+        wrong = [width for width in self.widths if width < 1 or width % MULTIPLE]
+        if self.network == "unet" and (wrong or not 1 <= len(self.widths) <= MOST_LEVELS):
+            raise ConfigError(
+                f"widths: expected 1 to {MOST_LEVELS} multiples of {MULTIPLE}, got "
+                f"{wrong[0] if wrong else len(self.widths)}; such as 32,64"
+            )
+        if self.network == "unet" and (self.size // self.patch) % 2 ** (len(self.widths) - 1):
+            raise ConfigError(
+                f"widths: expected levels that halve {self.size // self.patch} positions evenly, "
+                f"got {len(self.widths)} levels; name fewer widths or another patch"
+            )
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels and sides of the latents."""
+        return self.channels, self.size, self.size
+
+    def new_network(self, seed: int = 0) -> ClassConditionalDenoiser:
+        """Return the network with first weights that are a function of ``seed``."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed % 2**63)
+            return self.network_of_latents()
+
+    def network_of_latents(self) -> ClassConditionalDenoiser:
+        """Return the network with weights that are not decided."""
+        channels, side, _ = self.latent_shape
+        if self.network == "unet":
+            return UNet(
+                channels,
+                self.classes,
+                patch=self.patch,
+                widths=self.widths,
+                blocks=self.blocks,
+                embedding=self.embedding,
+                prediction=self.prediction,
+            )
+        return UViT(
+            channels,
+            self.classes,
+            size=side,
+            patch=self.patch,
+            width=self.embedding,
+            depth=self.depth,
+            heads=self.heads,
+            prediction=self.prediction,
+        )
+
+    def schedule(self) -> NoiseSchedule:
+        """Return the noise schedule: a cosine, whose sampler begins at noise alone."""
+        return NoiseSchedule.cosine(spacing="trailing")
+
+
+def trained_model(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> DiffusionModel:
+    """Return the model with these weights, frozen, on their device.
+
+    Raises:
+        DataError: The tensors are not those of the architecture.
+    """
+    with torch.device("meta"):
+        network = config.network_of_latents()
+    expected = {name: x.shape for name, x in network.state_dict().items()}
+    actual = {name: x.shape for name, x in tensors.items()}
+    if expected != actual:
+        wrong = sorted(
+            name
+            for name in expected.keys() | actual.keys()
+            if expected.get(name) != actual.get(name)
+        )
+        raise DataError(
+            f"prior: expected the tensors of its architecture, got others ({wrong[0]}); train the "
+            "model again"
+        )
+    network.load_state_dict(dict(tensors), assign=True)
+    return DiffusionModel(
+        denoiser=network.eval().requires_grad_(False),
+        autoencoder=PixelAutoencoder(),
+        schedule=config.schedule(),
+        latent_shape=config.latent_shape,
+        classes=config.classes,
+        channels=config.channels,
+        size=config.size,
+        sampler=SamplerOptions(config.steps, config.guidance, config.solver),
+        tensors=dict(tensors),
+        config=to_mapping(config),
+    )

@@ -1,0 +1,87 @@
+"""Settings of a training of a diffusion model."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from kdistill.data import ImageDataset
+from kdistill.options import COUNT, POSITIVE, SHARE, check_options
+from kdistill.priors.diffusion.denoiser import Prediction
+from kdistill.priors.diffusion.sampler import Solver
+from kdistill.priors.diffusion.trained_model import LAYERS, STEPS, DiffusionConfig
+
+
+# more than twelve fields: each is an option that users set by its name
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSpec:
+    """How a diffusion model is trained.
+
+    Attributes:
+        iterations: Steps of Adam.
+        batch_size: Images per step.
+        lr: Learning rate of Adam (beta1 = 0.9, beta2 = 0.99), reached after ``warm_up`` steps.
+        warm_up: Steps over which the learning rate rises.
+        clip: Largest norm of a gradient; longer ones are shortened to it.
+        label_dropout: Share of the labels that are replaced by the null class, which guidance
+            needs.
+        ema_share: Half-life of the averaged network, as a share of the steps so far.
+        augment: ``"auto"`` mirrors images that may be mirrored; ``"none"``.
+        network: ``"unet"``, or the transformer ``"uvit"``.
+        patch: Side of the patches that the network works on.
+        widths: Channels of each level of the U-Net, multiples of 8.
+        blocks: Residual blocks of each level of the U-Net.
+        embedding: Length of the embeddings of time and class; of the tokens of the U-ViT.
+        depth: Blocks of the U-ViT.
+        heads: Heads of the attention of the U-ViT.
+        prediction: What the network predicts: ``"v"``, ``"epsilon"`` or ``"x0"``.
+        steps: Steps of the sampler, where nothing else is said.
+        solver: Solver of the sampler: ``"ddim"``, or ``"dpm++"`` of second order.
+        quality_images: Most generated images that a network is trained on to measure their
+            quality; never more than there are real ones.
+        quality_steps: Training steps of that network.
+        quality_width: Width of that network.
+        seed: Seed of every random draw.
+
+    Raises:
+        ConfigError: A number out of range.
+    """
+
+    iterations: Annotated[int, COUNT] = 10_000
+    batch_size: Annotated[int, COUNT] = 64
+    lr: Annotated[float, POSITIVE] = 1e-3
+    warm_up: Annotated[int, COUNT] = 200
+    clip: Annotated[float, POSITIVE] = 1.0
+    label_dropout: Annotated[float, SHARE] = 0.1
+    ema_share: Annotated[float, SHARE] = 0.05
+    augment: Literal["auto", "none"] = "auto"
+    network: Literal["unet", "uvit"] = "unet"
+    patch: Annotated[int, COUNT] = 2
+    widths: tuple[int, ...] = (32, 64)
+    blocks: Annotated[int, LAYERS] = 1
+    embedding: Annotated[int, COUNT] = 128
+    depth: Annotated[int, LAYERS] = 6
+    heads: Annotated[int, COUNT] = 4
+    prediction: Prediction = "v"
+    steps: Annotated[int, STEPS] = 10
+    solver: Solver = "dpm++"
+    quality_images: Annotated[int, COUNT] = 5000
+    quality_steps: Annotated[int, COUNT] = 600
+    quality_width: Annotated[int, COUNT] = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_options(self, "prior")
+
+    def config(self, data: ImageDataset) -> DiffusionConfig:
+        """Return the architecture for the images of ``data``.
+
+        Raises:
+            ConfigError: The patches do not fit the images, or a width does not fit the network.
+        """
+        names = ("network", "patch", "widths", "blocks", "embedding", "depth", "heads")
+        names += ("prediction", "steps", "solver")
+        return DiffusionConfig(
+            classes=data.num_classes,
+            channels=data.channels,
+            size=data.size,
+            **{name: getattr(self, name) for name in names},
+        )
