@@ -9,7 +9,10 @@ import torch
 
 from kdistill.errors import DataError, MissingExtraError
 from kdistill.priors.diffusion.model_folder import load_diffusion_model
-from kdistill.priors.diffusion.pretrained.networks import QuantisedAutoencoder, nearest_codes
+from kdistill.priors.diffusion.pretrained.diffusers_adapters import (
+    QuantisedAutoencoder,
+    nearest_codes,
+)
 from tests.priors.tiny_diffusers import (
     CLASSES,
     SIDE,
@@ -191,7 +194,7 @@ def test_codes_are_the_nearest_ones_in_any_chunk_and_gradients_pass(monkeypatch)
     expected = (flat[:, None] - codes.double()).square().sum(-1).argmin(1)
     assert torch.equal(nearest_codes(flat.float(), codes), expected)
     monkeypatch.setattr(
-        "kdistill.priors.diffusion.pretrained.networks.MAX_DISTANCES", 7 * len(codes)
+        "kdistill.priors.diffusion.pretrained.diffusers_adapters.MAX_DISTANCES", 7 * len(codes)
     )
     assert torch.equal(nearest_codes(flat.float(), codes), expected)
     quantised = QuantisedAutoencoder(Codebook(codes), scale=1.0).quantise(rows)

@@ -8,7 +8,7 @@ CLASSES, SIDE = 3, 4  # of the tiny DiT: classes, and side of its latents
 
 
 def tiny_transformer(seed: int = 0) -> torch.nn.Module:
-    """Return a DiT with one table of classes, as in the published network."""
+    """Return a DiT with one embedding of classes and timesteps, as in the published network."""
     from diffusers import DiTTransformer2DModel
 
     torch.manual_seed(seed)
@@ -22,13 +22,11 @@ def tiny_transformer(seed: int = 0) -> torch.nn.Module:
         patch_size=2,
         num_embeds_ada_norm=CLASSES,
     )
-    first, *others = (block.norm1.emb.class_embedder for block in network.transformer_blocks)
-    for embedder in others:
-        embedder.load_state_dict(first.state_dict())
     for parameter in network.parameters():  # published weights have no zeros, new ones do
         parameter.data += 0.1 * torch.randn_like(parameter)
-    for embedder in others:
-        embedder.load_state_dict(first.state_dict())
+    first, *others = (block.norm1.emb for block in network.transformer_blocks)
+    for embedding in others:
+        embedding.load_state_dict(first.state_dict())
     return network.eval()
 
 

@@ -6,7 +6,11 @@ import torch
 
 from kdistill.errors import DataError
 from kdistill.priors.diffusion.model import DiffusionModel
-from kdistill.priors.diffusion.pretrained import holds_pretrained, load_pretrained
+from kdistill.priors.diffusion.pretrained import (
+    holds_pretrained,
+    load_pretrained,
+    refuse_published,
+)
 from kdistill.priors.network_files.generator_folder import (
     holds_trained_generator,
     load_generator,
@@ -22,6 +26,7 @@ def load_diffusion_model(folder: str | Path, device: torch.device | str = "cpu")
         device: Device of the weights.
 
     Raises:
+        ConfigError: The name of a published model, which has no weights.
         DataError: The folder holds none, or a damaged one.
         MissingExtraError: It needs diffusers, which is not installed.
     """
@@ -31,6 +36,7 @@ def load_diffusion_model(folder: str | Path, device: torch.device | str = "cpu")
             f"prior: expected a folder, got the file {folder}; convert it: kdistill prior convert "
             f"{folder} out/prior"
         )
+    refuse_published(str(folder))
     if holds_pretrained(folder):
         return load_pretrained(folder, device)
     if holds_trained_generator(folder):

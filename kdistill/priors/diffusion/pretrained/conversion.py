@@ -19,6 +19,7 @@ from kdistill.files import new_folder
 from kdistill.files.inert_pickle import NotReadable
 from kdistill.files.safe_files import write_new
 from kdistill.priors.diffusion.model import DiffusionModel
+from kdistill.priors.diffusion.pretrained.assembly import Parts
 from kdistill.priors.diffusion.pretrained.components import (
     Component,
     installed_version,
@@ -35,7 +36,6 @@ from kdistill.priors.diffusion.pretrained.diffusers_folder import (
     SCHEDULER,
     SCHEMA_VERSION,
     TABLE,
-    Parts,
     load_pretrained,
     read_parts,
     sha256_of,

@@ -7,7 +7,6 @@ convert`` writes both, with ``config.json`` (digests of all files, classes, sour
 """
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,10 @@ from torch import Tensor, nn
 
 from kdistill.errors import DataError
 from kdistill.files import check_plain, open_regular
-from kdistill.priors.diffusion.denoiser import Denoiser, Prediction
-from kdistill.priors.diffusion.model import Autoencoder, DiffusionModel
-from kdistill.priors.diffusion.pretrained.components import Component, build, new_on_meta
-from kdistill.priors.diffusion.pretrained.networks import (
-    ClassTable,
-    CrossAttentionDenoiser,
-    QuantisedAutoencoder,
-    TransformerDenoiser,
-    VariationalAutoencoder,
-    take_class_table,
-)
+from kdistill.priors.diffusion.model import DiffusionModel
+from kdistill.priors.diffusion.pretrained.assembly import Parts, adapters, check_parts
+from kdistill.priors.diffusion.pretrained.components import Component, build
+from kdistill.priors.diffusion.pretrained.diffusers_adapters import ClassTable
 from kdistill.priors.diffusion.pretrained.scheduler_config import read_schedule
 from kdistill.priors.diffusion.pretrained.weights import read_json, read_safetensors
 from kdistill.priors.diffusion.sampler import SamplerOptions
@@ -36,23 +28,6 @@ KIND, SCHEMA_VERSION = "diffusers", 1
 DENOISERS, AUTOENCODERS = ("transformer", "unet"), ("vqvae", "vae")
 SCHEDULER = Path("scheduler", "scheduler_config.json")
 STEPS, GUIDANCE = 20, 3.0  # of samples where nothing else is said; guidance as in LD3M
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The networks of a folder, as configurations.
-
-    Attributes:
-        denoiser: ``UNet2DConditionModel`` or ``DiTTransformer2DModel``.
-        autoencoder: ``VQModel`` or ``AutoencoderKL``.
-        scheduler: Contents of ``scheduler_config.json``.
-        where: The folder, for messages.
-    """
-
-    denoiser: Component
-    autoencoder: Component
-    scheduler: dict[str, Any]
-    where: Path
 
 
 def holds_pretrained(folder: Path) -> bool:
@@ -108,54 +83,6 @@ def _component(folder: Path, names: tuple[str, ...]) -> Component:
     return Component.read(present[0], read_json(folder / present[0] / CONFIG), folder / present[0])
 
 
-def check_parts(parts: Parts) -> None:
-    """Run the networks on the meta device, where shapes alone are computed.
-
-    Raises:
-        DataError: Denoiser and autoencoder do not fit together.
-    """
-    model = parts.denoiser
-    c, s = model.config["in_channels"], model.config["sample_size"]
-    latents = parts.autoencoder.latents
-    if c != latents:
-        raise DataError(
-            f"{parts.where}: expected a denoiser of the autoencoder's {latents} latent channels, "
-            f"got one of {c}; they belong to different models"
-        )
-    if type(s) is not int:
-        raise DataError(
-            f"{parts.where}: expected one number as sample_size of the denoiser, got {s!r:.40}; "
-            "only square latents are supported"
-        )
-    networks = {part.name: new_on_meta(part) for part in (model, parts.autoencoder)}
-    table = None
-    if not model.is_transformer:
-        table = ClassTable(torch.empty(1, model.config["cross_attention_dim"], device="meta"), None)
-    try:
-        meta = _adapters(parts, networks, table, "epsilon")
-        x = torch.empty(1, c, s, s, device="meta")
-        t = torch.zeros(1, dtype=torch.int64, device="meta")
-        condition = meta[0].condition(t)
-        with torch.no_grad():
-            predicted = meta[0].predict(x, t, condition)
-            # the codes of a VQ network have no values here
-            decoded = networks[parts.autoencoder.name].decode(
-                x, **parts.autoencoder.decode_options
-            )[0]
-            encoded = meta[1].encode(decoded)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise DataError(
-            f"{parts.where}: expected networks that fit together, got: {_short(error)}; "
-            "copy the whole model from its source"
-        ) from error
-    if predicted.shape != x.shape or encoded.shape != x.shape:
-        raise DataError(
-            f"{parts.where}: expected predictions and encodings of the latents' shape "
-            f"{list(x.shape[1:])}, got {list(predicted.shape[1:])} and {list(encoded.shape[1:])}; "
-            "sample_size or the autoencoder belong to another model"
-        )
-
-
 def assemble(
     parts: Parts,
     networks: dict[str, nn.Module],
@@ -172,7 +99,7 @@ def assemble(
         for name, network in networks.items()
         for key, x in network.state_dict().items()
     }
-    denoiser, autoencoder = _adapters(parts, networks, table, prediction)
+    denoiser, autoencoder = adapters(parts, networks, table, prediction)
     table = denoiser.table
     tensors["class_table"] = table.weight.detach()
     c, s = parts.denoiser.config["in_channels"], parts.denoiser.config["sample_size"]
@@ -194,23 +121,6 @@ def assemble(
             "null_class": table.null,
         },
     )
-
-
-def _adapters(
-    parts: Parts, networks: dict[str, Any], table: ClassTable | None, prediction: Prediction
-) -> tuple[Any, Autoencoder]:
-    network, coder = networks[parts.denoiser.name], networks[parts.autoencoder.name]
-    denoiser: Denoiser
-    if table is None:
-        table = take_class_table(network, parts.where)
-        denoiser = TransformerDenoiser(network, table, prediction)
-    else:
-        denoiser = CrossAttentionDenoiser(network, table, prediction)
-    config = parts.autoencoder.config
-    scale = float(config["scaling_factor"])
-    if parts.autoencoder.is_quantised:
-        return denoiser, QuantisedAutoencoder(coder, scale)
-    return denoiser, VariationalAutoencoder(coder, scale, float(config.get("shift_factor") or 0.0))
 
 
 def _described(folder: Path) -> dict[str, Any] | None:
@@ -276,7 +186,3 @@ def _class_table(folder: Path, described: dict[str, Any] | None) -> ClassTable:
             f"rows and null class {null!r:.40}; convert the model again"
         )
     return ClassTable(weight, null)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

@@ -96,7 +96,8 @@ def take_class_table(transformer: nn.Module, where: object) -> ClassTable:
     """Take the table of the classes out of a DiT, whose blocks then receive vectors.
 
     The published network has one table; diffusers has a copy of it in every block.  Each gives way
-    to one shared identity, so that ``class_labels`` are vectors ``[B, D]``.
+    to one shared identity, so that ``class_labels`` are vectors ``[B, D]``.  Equal copies of the
+    embedding of the timestep become one too.
 
     Raises:
         DataError: The copies differ, so no single vector stands for a class.
@@ -110,11 +111,19 @@ def take_class_table(transformer: nn.Module, where: object) -> ClassTable:
                 f"{where}: expected one table of classes in all blocks, got another one in block "
                 f"{i}; a network that was fine-tuned with a table per block is not supported"
             )
-    given = nn.Identity()
+    vectors = nn.Identity()
+    shared = blocks[0].norm1.emb
     for block in blocks:
-        block.norm1.emb.class_embedder = given
+        block.norm1.emb.class_embedder = vectors
+        if weight.is_meta or _are_equal(block.norm1.emb, shared):
+            block.norm1.emb = shared
     classes = embedders[0].num_classes
     return ClassTable(weight, classes if len(weight) > classes else None)
+
+
+def _are_equal(module: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(module.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
 
 
 @dataclass(frozen=True, eq=False)
