@@ -3,7 +3,8 @@
 The run is rehearsed: built as it would be, with an inner trajectory of two steps where the method
 has one, and taken through a few outer iterations.  What grows with the number of steps is then
 added from its formula: time is linear in outer and inner steps, and a trajectory keeps one
-parameter vector per inner step.
+parameter vector per inner step.  Of a published generator that is named and not there, work and
+memory are counted from its architecture.
 """
 
 import tempfile
@@ -43,6 +44,7 @@ class Plan:
         expert_seconds: Time to train them.
         iteration_seconds: Time of one outer iteration.
         num_params: P of the network, 0 where the method has no trajectories.
+        assumptions: What the numbers come from where a part was counted instead of timed.
     """
 
     memory_bytes: int
@@ -52,6 +54,7 @@ class Plan:
     expert_seconds: float
     iteration_seconds: float
     num_params: int
+    assumptions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -65,6 +68,7 @@ class Plan:
                 f"experts  {duration(self.expert_seconds)} and {self.expert_bytes / 1e6:.1f} MB, "
                 "once"
             )
+        lines += [f"assumed  {assumption}" for assumption in self.assumptions]
         return "\n".join(lines)
 
 
@@ -121,13 +125,24 @@ def plan_of(config: RunConfig, data: ImageDataset | Any, *, threads: int | None 
             if method.experts is None
             else method.experts.dry_run(options, training, Path(folder))
         )
-        problem = method.build(dry_run.config, training, config.ipc, 0, None)
-        seconds = _iteration_seconds(problem) * dry_run.steps_ratio
-    image_bytes = _nbytes(problem.state)
-    state_bytes = image_bytes + _nbytes(problem.optimizer.init(problem.state))
+        before = peak_bytes()
+        problem = (dry_run.method or method).build(
+            dry_run.config, dry_run.data or training, config.ipc, 0, None
+        )
+        seconds = _iteration_seconds(problem) * dry_run.steps_ratio * dry_run.pixels_ratio
+    image_bytes = int(_nbytes(problem.state) * dry_run.pixels_ratio)
+    optimiser_bytes = int(_nbytes(problem.optimizer.init(problem.state)) * dry_run.pixels_ratio)
+    state_bytes = image_bytes + optimiser_bytes
+    objective_bytes = int((peak_bytes() - before) * dry_run.pixels_ratio) + dry_run.more_bytes
+    resident_bytes = state_bytes
+    if (rendering := dry_run.rendering) is not None:
+        seconds += rendering.seconds_per_image * len(problem.labels)
+        # the objective has released its memory when a chunk of images has a graph
+        objective_bytes = max(objective_bytes, rendering.chunk_bytes)
+        resident_bytes += rendering.resident_bytes
     checkpoints = 2 if seconds * problem.iterations > 60 else 1
     return Plan(
-        memory_bytes=peak_bytes() + dry_run.more_bytes + state_bytes,
+        memory_bytes=before + objective_bytes + resident_bytes,
         disk_bytes=int(image_bytes * (1 + PREVIEW) + state_bytes * checkpoints)
         + PAGE_BYTES
         + METRICS_LINE_BYTES * problem.iterations // 10,
@@ -136,6 +151,7 @@ def plan_of(config: RunConfig, data: ImageDataset | Any, *, threads: int | None 
         expert_seconds=dry_run.expert_seconds,
         iteration_seconds=seconds,
         num_params=dry_run.num_params,
+        assumptions=() if rendering is None else rendering.assumptions,
     )
 
 

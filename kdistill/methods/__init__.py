@@ -11,6 +11,7 @@ from kdistill.methods.base import (
     MethodConfig,
     Objective,
     Problem,
+    Rendering,
     Step,
     by_autograd,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "MethodConfig",
     "Objective",
     "Problem",
+    "Rendering",
     "Step",
     "balanced_labels",
     "by_autograd",

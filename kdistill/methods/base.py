@@ -179,6 +179,23 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Rendering:
+    """What it takes to draw the images of a run, where a dry run leaves that out.
+
+    Attributes:
+        seconds_per_image: Time of an image in every iteration.
+        resident_bytes: Memory that is held all the time, such as weights.
+        chunk_bytes: Memory of a chunk with a graph, while the objective holds none.
+        assumptions: What the numbers come from, one phrase each.
+    """
+
+    seconds_per_image: float
+    resident_bytes: int
+    chunk_bytes: int
+    assumptions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class DryRun:
     """A cheap form of a run, and what the whole one needs beyond it (``kdistill.api.plan``).
 
@@ -189,6 +206,11 @@ class DryRun:
         expert_bytes: Disk space of the experts that are missing.
         expert_seconds: Time to train them.
         num_params: P, where it is known.
+        method: The method that ``config`` belongs to; None is the run's own.
+        data: Smaller images to build it on; None are the run's own.
+        pixels_ratio: Pixels of the run's images over those of ``data``; time and memory of the
+            objective are taken to grow with it.
+        rendering: What the dry run leaves out, or None.
     """
 
     config: Any
@@ -197,6 +219,10 @@ class DryRun:
     expert_bytes: int = 0
     expert_seconds: float = 0.0
     num_params: int = 0
+    method: "Method | None" = None
+    data: ImageDataset | None = None
+    pixels_ratio: float = 1.0
+    rendering: Rendering | None = None
 
 
 @dataclass(frozen=True)
