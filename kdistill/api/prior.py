@@ -31,12 +31,10 @@ from kdistill.priors.gan_training import (
     PriorSpec,
     Quality,
     card,
-    generate_images,
     measure,
     new_gan_training,
     with_mean_latent,
 )
-from kdistill.priors.latents import GeneratorAdapter
 from kdistill.priors.network_files import holds_generator, save_generator
 from kdistill.priors.stylegan import Generator
 from kdistill.runner import CHECKPOINT, Checkpoints, Ending, Runner, Timing
@@ -305,8 +303,7 @@ def _write_samples(folder: Path, task: GanTraining, data: ImageDataset, state: G
     """Write ``samples.png``: images of the same latents every time, classes as rows."""
     labels = torch.arange(data.num_classes).repeat_interleave(SAMPLES_PER_CLASS)
     key = make_key(task.spec.seed, "prior samples")
-    images = generate_images(
-        task.generator(state.tensors["average"]), labels, key, GeneratorAdapter()
-    )
+    network = task.generator(state.tensors["average"])
+    images = network.sample(labels, key, has_noise=False)
     heading = (data.name, f"generated after {state.iteration:,} iterations")
     write_atomic(folder / "samples.png", preview(images, labels, data.classes, heading).png())

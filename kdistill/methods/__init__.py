@@ -49,6 +49,7 @@ _MODULES = {
     "glad": "latent.glad",
     "global_local": "generator.global_local",
     "hglad": "latent.hglad",
+    "ld3m": "latent.ld3m",
     "mtt": "trajectory.mtt",
     "pad": "trajectory.pad",
     "tesla": "trajectory.tesla",

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from kdistill.errors import ConfigError, DataError
 from kdistill.keys import generator, make_key
-from kdistill.priors.base import Noise, RenderedPrior, State
+from kdistill.priors.base import ImageGenerator, Noise, RenderedPrior, State
 from kdistill.priors.stylegan import Generator
 from kdistill.transforms import Identity, Transform
 
@@ -165,7 +165,7 @@ def clean(f: Tensor) -> Tensor:
 
 
 def check_fit(
-    network: Generator,
+    network: ImageGenerator,
     *,
     classes: Sequence[str],
     channels: int,
@@ -210,7 +210,7 @@ def check_fit(
 
 
 def generator_classes(
-    network: Generator, labels: Tensor, classes: Sequence[int] | None, num_classes: int
+    network: ImageGenerator, labels: Tensor, classes: Sequence[int] | None, num_classes: int
 ) -> Tensor:
     """Return the generator's class of every image; without ``classes`` its label.
 

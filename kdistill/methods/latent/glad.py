@@ -19,14 +19,15 @@ from torch import Tensor
 from kdistill.data import ImageDataset
 from kdistill.keys import make_key
 from kdistill.methods.base import Method, Problem
-from kdistill.methods.latent.base import EXPERTS, PUBLISHED, LatentConfig, on_latents
+from kdistill.methods.composition import EXPERTS
+from kdistill.methods.latent.stylegan_base import PUBLISHED, StyleganConfig, on_latents
 from kdistill.options import NOT_NEGATIVE, Unset
 from kdistill.priors import LatentPrior
 from kdistill.priors.stylegan import Generator
 
 
 @dataclass(frozen=True, kw_only=True)
-class GladConfig(LatentConfig):
+class GladConfig(StyleganConfig):
     """Options of GLaD; the defaults are the paper's for DM on ImageNet subsets at 128 px.
 
     Attributes:

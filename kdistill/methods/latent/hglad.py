@@ -29,13 +29,8 @@ from kdistill.engine.students import Student
 from kdistill.errors import ConfigError
 from kdistill.keys import generator, make_key
 from kdistill.methods.base import Method, Problem
-from kdistill.methods.latent.base import (
-    EXPERTS,
-    PUBLISHED,
-    LatentConfig,
-    on_latents,
-    pixel_sgd,
-)
+from kdistill.methods.composition import EXPERTS, pixel_sgd
+from kdistill.methods.latent.stylegan_base import PUBLISHED, StyleganConfig, on_latents
 from kdistill.methods.stages import Stage, Stages, stage_ends
 from kdistill.objectives.class_relevance import (
     ClassRelevantDistance,
@@ -51,7 +46,7 @@ LARGEST_NBYTES = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
-class HGladConfig(LatentConfig):
+class HGladConfig(StyleganConfig):
     """Options of H-GLaD; the defaults take as many iterations as GLaD.
 
     Attributes:

@@ -10,7 +10,6 @@ from kdistill.priors.gan_training.prior_spec import PriorSpec
 from kdistill.priors.gan_training.trained_generator import (
     Quality,
     card,
-    generate_images,
     measure,
     with_mean_latent,
 )
@@ -22,7 +21,6 @@ __all__ = [
     "PriorSpec",
     "Quality",
     "card",
-    "generate_images",
     "measure",
     "new_gan_training",
     "with_mean_latent",

@@ -9,19 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kdistill.data import ImageDataset, Split
 from kdistill.engine import accuracy, build_student, train
 from kdistill.escape import code, markdown
 from kdistill.keys import generator as keyed
 from kdistill.keys import make_key
-from kdistill.priors.base import Noise
 from kdistill.priors.gan_training.prior_spec import PriorSpec
-from kdistill.priors.latents import GeneratorAdapter
 from kdistill.priors.stylegan import Generator
 
-CHUNK = 100  # images generated at a time
 MEAN_OVER = 4096  # latents that their mean is taken over
 BATCH, LR = 64, 0.01  # of the network that is trained on generated images
 TEMPLATE = """\
@@ -89,39 +85,6 @@ class Quality:
         return "quality: not measured, no images to test on"
 
 
-def generate_images(
-    network: Generator,
-    labels: Tensor,
-    key: int,
-    adapter: GeneratorAdapter,
-    *,
-    has_noise: bool = False,
-) -> Tensor:
-    """Return one image per label, in chunks and without a graph.
-
-    Image i depends on the key, its label and i alone.
-
-    Args:
-        network: The generator.
-        labels: Classes, int64 ``[M]``.
-        key: Key of the random latents.
-        adapter: From the generator's images to those that are returned.
-        has_noise: Whether every image has noise inputs of its own; False takes the network's
-            constants.
-    """
-    like = network.tensors["mapping.w_avg"]
-    z = Noise(key, range(len(labels))).normal("z", (network.config.mapping.z_dim,), like)
-    images = []
-    with torch.no_grad():
-        for start in range(0, len(labels), CHUNK):
-            rows = range(start, min(start + CHUNK, len(labels)))
-            noise = Noise(make_key(key, "noise"), rows) if has_noise else None
-            chunk = slice(rows.start, rows.stop)
-            ws = network.mapping(z[chunk], labels[chunk].to(like.device))
-            images.append(adapter(network.forward(ws, noise)))
-    return torch.cat(images)
-
-
 def with_mean_latent(network: Generator, seed: int) -> Generator:
     """Return the generator with its mean latent over random classes, which truncation needs."""
     like = network.tensors["mapping.w_avg"]
@@ -148,9 +111,8 @@ def measure(spec: PriorSpec, network: Generator, data: ImageDataset, held_out: S
     """
     count = min(spec.quality_images, len(data.train))
     labels = (torch.arange(count) % data.num_classes).to(data.train.labels.device)
-    adapter = GeneratorAdapter(transform=data.transform)
     key = make_key(spec.seed, "prior quality")
-    generated = generate_images(network, labels, key, adapter, has_noise=True)
+    generated = data.transform.apply(network.sample(labels, key))
     training_sets = {
         "generated": (generated, labels),
         "real": (data.transform.apply(data.train.images), data.train.labels),

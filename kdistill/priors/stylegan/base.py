@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdistill.errors import ConfigError, ShapeError
+from kdistill.keys import make_key
 from kdistill.priors.base import Noise
 from kdistill.priors.stylegan.operators import equalized_linear, normalise, scaled_lrelu
 
 # learning rate multiplier of the mapping's hidden layers: part of their equation
 MAPPING_LR = 0.01
+CHUNK = 100  # images sampled at a time
 # what training changes in a module of the synthesis; ToRGB and StyleGAN3 have no noise
 PARAMETERS = ("weight", "bias", "affine.weight", "affine.bias", "noise_strength")
 
@@ -179,6 +181,26 @@ class Generator(ABC):
     def forward(self, ws: Tensor, noise: Noise | None = None) -> Tensor:
         """Return the images of ``ws``: ``from_f(to_f(ws, n), ws, n)`` for every n."""
         return self.from_f(self.to_f(ws, 0), ws, 0, noise)
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, key: int, *, has_noise: bool = True) -> Tensor:
+        """Return one image per label, ``[M, C, S, S]``; as ``ImageGenerator.sample``.
+
+        Args:
+            labels: The generator's classes, int64 ``[M]``.
+            key: Key of the draws.
+            has_noise: Whether every image has noise inputs of its own; False takes the network's
+                constants.
+        """
+        like = next(iter(self.tensors.values()))
+        images = [like.new_empty(0, self.channels, self.size, self.size)]
+        for start in range(0, len(labels), CHUNK):
+            rows = range(start, min(start + CHUNK, len(labels)))
+            z = Noise(key, rows).normal("z", (self.config.mapping.z_dim,), like)
+            noise = Noise(make_key(key, "noise"), rows) if has_noise else None
+            ws = self.mapping(z, labels[rows.start : rows.stop].to(like.device))
+            images.append(0.5 * (self.forward(ws, noise) + 1.0))
+        return torch.cat(images)
 
     def check_layer(self, n: int) -> None:
         """Raise ConfigError unless n is 0 to L; the message lists the layers."""
