@@ -1,6 +1,6 @@
 """``dim`` and ``global_local``: exact gradients, stages, resuming, the same bits."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -367,3 +367,53 @@ def test_a_run_begins_with_an_earlier_generator(data, tmp_path, caplog):
     larger = kdistill.load_data((images.numpy(), data.train.labels.numpy()), test=0, quiet=True)
     with pytest.raises(ConfigError, match="expected one of 16 pixels a side, got 8; name"):
         problem_of(larger, generator=str(tmp_path))
+
+
+TRAJECTORIES = {
+    "expert_epochs": 1, "expert_length": 2, "num_experts": 1, "syn_steps": 1, "max_start_epoch": 1,
+    "first_max_start_epoch": None, "score_nets": 1, "score_epochs": 1,
+}  # fmt: skip
+OBJECTIVES = {
+    "dm": {"batch_real": 4},
+    "dc": {"batch_real": 4, "outer_steps": 2, "inner_epochs": 1},
+    "dsa": {"batch_real": 4, "outer_steps": 1, "inner_epochs": 1},
+    **dict.fromkeys(("mtt", "tesla", "ftd", "datm", "pad"), TRAJECTORIES),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_any_objective_takes_the_images_of_a_generator(data, name, tmp_path, monkeypatch):
+    """Class-major images, the loss over its first value, what is learned beside images."""
+    monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path))
+    settings = {k: v for k, v in OBJECTIVES[name].items() if has_option(name, k)}
+    problem = problem_of(
+        data, gan_iterations=1, objective=name, objective_preset="fast", settings=settings,
+        match_weight=0.5, iterations=1,
+    )  # fmt: skip
+    images = problem.prior.render(problem.state, 1)
+    assert torch.equal(problem.prior.labels(1), problem.labels) and len(images) == 6
+    assert len(problem.prior.render(problem.state, 0)) == 8
+    step = problem.objective(1, images, problem.state)
+    plain = float(step.loss) - float(step.metrics["adversarial_loss"])
+    assert plain == pytest.approx(0.5, abs=1e-4)
+    assert bool(torch.isfinite(step.grad_images).all())
+    outcome = methods.optimize(problem)
+    moved = [n for n, x in outcome.state.items() if not torch.equal(x, problem.state[n])]
+    assert {"generator.image.weight", "critic.source.weight"} <= set(moved)
+    assert ("lr" in moved) == ("lr" in problem.state) == (name not in ("dm", "dc", "dsa"))
+    rows = problem.objective.__self__.rows(1)
+    assert torch.equal(data.train.labels[rows], problem.labels)
+
+
+def has_option(name, option):
+    return option in {entry.name for entry in fields(methods.get(name).config)}
+
+
+def test_an_objective_that_has_a_prior_of_its_own_is_refused(data):
+    for name in ("glad", "dim"):
+        with pytest.raises(ConfigError, match=f"expected a method on pixels, got '{name}'"):
+            problem_of(data, objective=name)
+    with pytest.raises(ConfigError, match="objective with expert trajectories, got 'pool'"):
+        methods.get("dim").experts.train(methods.get("dim").options("fast", {}), data)
+    with pytest.raises(ConfigError, match="schedule: expected constant for a generator, got cosi"):
+        problem_of(data, schedule="cosine")

@@ -28,7 +28,7 @@ from kdistill.keys import make_key, permutation, uniforms
 from kdistill.methods.base import MethodConfig, Problem, Step
 from kdistill.methods.init import balanced_labels
 from kdistill.optim import Adam, Averaged, Consecutive, Optimizer, State, by_name
-from kdistill.options import COUNT, DECAY, ITERATIONS, NOT_NEGATIVE, POSITIVE
+from kdistill.options import COUNT, DECAY, ITERATIONS, NOT_NEGATIVE, POSITIVE, SHARE
 from kdistill.priors.conditional_gan import (
     Adversary,
     ConditionalGenerator,
@@ -50,7 +50,7 @@ class GeneratorConfig(MethodConfig):  # many fields, since each is an option tha
     Attributes:
         iterations: Iterations of stage 2, the matching.
         momentum: Not used: Adam steps the generator.
-        schedule: Not used: the learning rates of either stage are constant.
+        schedule: The learning rates of either stage are ``"constant"``.
         init: Not used, but for the images from which an objective finds its learning rates.
         width: Width of the ConvNet in the pool; the other networks are narrower in proportion.
         gan_iterations: Iterations of stage 1, the conditional GAN; none where it begins with
@@ -65,7 +65,8 @@ class GeneratorConfig(MethodConfig):  # many fields, since each is an option tha
         lr_gan: Learning rate of generator and critic in stage 1.
         lr_match: Learning rate of generator and critic in stage 2.
         penalty: Weight of the critic's gradient penalty.
-        penalty_every: Iterations between two penalties, each of which counts so many times as much.
+        penalty_share: Share of the pairs of images on which the penalty is taken.
+        critic_rate: Learning rate of the critic over that of the generator.
         adversarial: Weight of the critic's opinion in stage 2; 0 leaves the critic out.
         ema_decay: Decay of the running mean of the generator's weights, which is the product; 0
             takes the last weights.
@@ -85,10 +86,19 @@ class GeneratorConfig(MethodConfig):  # many fields, since each is an option tha
     lr_gan: Annotated[float, POSITIVE] = 1e-4
     lr_match: Annotated[float, POSITIVE] = 5e-6
     penalty: Annotated[float, NOT_NEGATIVE] = 10.0
-    penalty_every: Annotated[int, COUNT] = 1
+    penalty_share: Annotated[float, SHARE] = 1.0
+    critic_rate: Annotated[float, POSITIVE] = 1.0
     adversarial: Annotated[float, NOT_NEGATIVE] = 1.0
     ema_decay: Annotated[float, DECAY] = 0.0
     chunk: Annotated[int, COUNT] = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule != "constant":
+            raise ConfigError(
+                f"schedule: expected constant for a generator, got {self.schedule}; leave it out, "
+                "and set lr_gan and lr_match"
+            )
 
     @property
     def stage_2_start(self) -> int:
@@ -207,7 +217,7 @@ def build_run(
     )
     adam = Adam(config.lr_gan, BETAS)
     adversary = Adversary(
-        critic_of(first), Adam(config.lr_gan, BETAS), config.penalty, config.penalty_every
+        critic_of(first), Adam(config.lr_gan, BETAS), config.penalty, config.penalty_share
     )
     slow = Adam(config.lr_match, BETAS)
     rule: Optimizer = Consecutive(adam, slow, config.stage_2_start)
@@ -341,7 +351,11 @@ class GeneratorRun:
     ) -> Step:
         """Train the critic, and return its opinion of the images thereafter."""
         config, adversary, train = self.config, self.adversary, self.data.train
-        labels, real = train.labels[rows], 2.0 * train.images[rows] - 1.0
+        start, labels, real = (
+            config.stage_2_start,
+            train.labels[rows],
+            2.0 * train.images[rows] - 1.0,
+        )
         leaf = images.detach().requires_grad_()
         with torch.enable_grad():
             fake = 2.0 * self.data.transform.invert(leaf) - 1.0
@@ -352,7 +366,7 @@ class GeneratorRun:
             fake,
             labels,
             make_key(self.seed, "penalty", iteration),
-            config.lr_match if iteration >= config.stage_2_start else config.lr_gan,
+            config.critic_rate * (config.lr_gan if iteration < start else config.lr_match),
         )
         with torch.enable_grad():
             loss = generator_loss(adversary.critic, adversary.tensors(updates), fake, labels)

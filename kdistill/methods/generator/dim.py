@@ -12,14 +12,19 @@ The published code is the specification; where it is knowingly left, ``METHOD.de
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from torch import Tensor
 
 from kdistill.data import ImageDataset
 from kdistill.engine.students import Student
-from kdistill.methods.base import Method, Problem
+from kdistill.errors import ConfigError
+from kdistill.experts import TrajectoryStore
+from kdistill.methods.base import DryRun, Experts, Method, Problem
+from kdistill.methods.composition import EXPERTS, ObjectiveConfig
 from kdistill.methods.generator.base import build_run
+from kdistill.methods.generator.pixel_matching import pixel_matching
 from kdistill.methods.generator.pool_matching import Comparison, PoolConfig, pool_matching
 from kdistill.objectives.network_matching import (
     feature_distance,
@@ -35,19 +40,23 @@ PUBLISHED_WEIGHTS = {"logits": 0.01, "features": 0.001, "gradients": 0.001}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DimConfig(PoolConfig):
+class DimConfig(PoolConfig, ObjectiveConfig):
     """Options of DiM; the defaults are those of the published code for CIFAR-10.
 
     Attributes:
+        objective: ``"pool"``, the published one; or a method on pixels, such as dm or mtt, whose
+            objective then takes ``ipc`` fresh images of each class in the place of learned ones.
         match: What is compared: ``"logits"`` (the published method), mean ``"features"`` of the
             batch, or ``"gradients"``.
-        match_weight: Weight of the matching loss.
+        match_weight: Weight of the matching loss, or of the objective, whose loss is divided by its
+            value at the first step of stage 2.
     """
 
     match: Literal["logits", "features", "gradients"] = "logits"
     match_weight: Annotated[
-        float | None, NOT_NEGATIVE, Unset("published: 0.01 for logits, 0.001 for the others")
+        float | None, NOT_NEGATIVE, Unset("0.01 for logits, 0.001 for others, 1 for an objective")
     ] = None
+    objective: str = "pool"
 
 
 def comparison(config: DimConfig) -> Comparison:
@@ -76,8 +85,24 @@ def build(
     config: DimConfig, data: ImageDataset, ipc: int, seed: int, start: Tensor | None
 ) -> Problem:
     """Return the run: stage 1, then stage 2 over the pool."""
-    matching = pool_matching(config, data, seed, comparison(config))
+    if config.objective == "pool":
+        matching = pool_matching(config, data, seed, comparison(config))
+    else:
+        weight = 1.0 if config.match_weight is None else config.match_weight
+        matching = pixel_matching(config, data, ipc, seed, weight)
     return build_run(config, data, ipc, seed, start, matching)
+
+
+def _train_experts(config: DimConfig, data: ImageDataset) -> TrajectoryStore:
+    if config.objective == "pool":
+        raise ConfigError(
+            "experts: expected an objective with expert trajectories, got 'pool'; such as mtt"
+        )
+    return EXPERTS.train(config, data)
+
+
+def _dry_run(config: DimConfig, data: ImageDataset, folder: Path) -> DryRun:
+    return DryRun(config) if config.objective == "pool" else EXPERTS.dry_run(config, data, folder)
 
 
 METHOD = Method(
@@ -99,11 +124,14 @@ METHOD = Method(
             "gan_batch": 64,
             "lr_gan": 5e-4,
             "lr_match": 1e-4,
-            "penalty_every": 4,
+            "penalty_share": 0.25,
+            "critic_rate": 2.0,
+            "label_embedding": 32,
             "ema_decay": 0.99,
             "width": 32,
             "epoch_iterations": 40,
             "net_steps": 4,
+            "objective_preset": "fast",
         },
     },
     build=build,
@@ -121,7 +149,8 @@ METHOD = Method(
         "pooling; feature maps are taken before the pooling of a block",
         "randomness is keyed; the last iteration is the result, not the best on the test set",
     ),
+    experts=Experts(train=_train_experts, dry_run=_dry_run),
     cost="first order; a step of the critic with its penalty, two passes through the generator, "
     "net_steps steps of a network",
-    needs="only the data",
+    needs="only the data; experts under objective=mtt and its like",
 )

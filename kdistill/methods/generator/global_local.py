@@ -118,6 +118,7 @@ def build(
     return build_run(config, data, ipc, seed, start, matching)
 
 
+FAST = {name: x for name, x in DIM.presets["fast"].items() if name != "objective_preset"}
 METHOD = Method(
     name="global_local",
     title="a conditional GAN matched by logits and by features; a reconstruction from the abstract",
@@ -128,9 +129,9 @@ METHOD = Method(
     config=GlobalLocalConfig,
     presets={
         "paper": {},
-        "fast": DIM.presets["fast"],
-        "global": {**DIM.presets["fast"], "local_weight": 0.0},
-        "local": {**DIM.presets["fast"], "global_weight": 0.0},
+        "fast": FAST,
+        "global": {**FAST, "local_weight": 0.0},
+        "local": {**FAST, "global_weight": 0.0},
         # the constants of the code of DiM, and its distance of features
         "dim_weights": {
             "global_weight": 0.01,
@@ -147,5 +148,5 @@ METHOD = Method(
         "both terms are divided by their values at the first step, features compared by class",
     ),
     cost=DIM.cost,
-    needs=DIM.needs,
+    needs="only the data",
 )

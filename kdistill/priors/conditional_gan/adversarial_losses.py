@@ -74,13 +74,13 @@ class Adversary:
         critic: The critic.
         adam: Its optimiser.
         penalty: Weight of the gradient penalty.
-        penalty_every: Iterations between two penalties, which then count so many times as much.
+        penalty_share: Share of the pairs on which the penalty is taken.
     """
 
     critic: Critic
     adam: Adam
     penalty: float = 10.0
-    penalty_every: int = 1
+    penalty_share: float = 1.0
 
     def init(self, tensors: State) -> State:
         """Return the state of a training that begins with these tensors of the critic."""
@@ -116,9 +116,10 @@ class Adversary:
         with torch.enable_grad():
             loss = critic_loss(self.critic, leaves, real, fake.detach(), labels)
             total, losses = loss, {"critic_loss": loss.detach()}
-            if self.penalty > 0.0 and iteration % self.penalty_every == 0:
-                slope = gradient_penalty(self.critic, leaves, real, fake, key)
-                total = loss + self.penalty * self.penalty_every * slope
+            if self.penalty > 0.0:
+                pairs = slice(max(1, round(self.penalty_share * len(real))))
+                slope = gradient_penalty(self.critic, leaves, real[pairs], fake[pairs], key)
+                total = loss + self.penalty * slope
                 losses["gradient_penalty"] = slope.detach()
             grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
         named = {f"critic.{name}": grad for name, grad in zip(leaves, grads, strict=True)}

@@ -34,6 +34,7 @@ EPS = 1e-5  # of batch norm
 CHUNK = 100  # images sampled at a time
 CONVOLUTIONS = 3  # behind the first upsampling; one behind the others, none behind the last
 MAX_SIDE = 1024
+LABEL_SCALE = 0.5  # of new embeddings: less than the noise, or the images of a class stay alike
 FROZEN = ("mean", "var")  # statistics of a deployed generator
 
 
@@ -94,11 +95,11 @@ class ConditionalGeneratorConfig:
         return {"input": 16 * self.width, **names}
 
     def new(self, generator: torch.Generator) -> State:
-        """Return untrained tensors: weights by PyTorch's default, embeddings standard normal."""
+        """Return untrained tensors: weights by PyTorch's default, embeddings normal."""
         tensors: State = {}
         for name, shape in self.shapes().items():
             if name == "labels":
-                tensors[name] = torch.randn(shape, generator=generator)
+                tensors[name] = LABEL_SCALE * torch.randn(shape, generator=generator)
             elif name.endswith(".weight"):
                 bound = 1.0 / math.sqrt(math.prod(shape[1:]))
                 tensors[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
