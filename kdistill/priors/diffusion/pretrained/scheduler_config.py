@@ -66,7 +66,7 @@ def read_schedule(config: Mapping[str, Any], where: Path) -> tuple[NoiseSchedule
                 allowed[:1],
             )  # fmt: skip
     prediction, spacing = values["prediction_type"], values["timestep_spacing"]
-    if prediction not in PREDICTIONS:
+    if prediction not in tuple(PREDICTIONS):  # a tuple: what JSON holds may be unhashable
         raise _unknown(
             where, "a network for this sampler", "prediction_type", prediction, PREDICTIONS
         )
@@ -92,7 +92,7 @@ def _schedule(values: Mapping[str, Any], grid: dict[str, Any], where: Path) -> N
     if form == "squaredcos_cap_v2":
         return NoiseSchedule.cosine(**grid)
     makers = {"linear": NoiseSchedule.linear, "scaled_linear": NoiseSchedule.scaled_linear}
-    if form not in makers:
+    if form not in tuple(makers):
         expected = (*makers, "squaredcos_cap_v2")
         raise _unknown(where, "a known noise schedule", "beta_schedule", form, expected)
     if not all(isinstance(x, (int, float)) for x in (first, last)) or not 0 < first <= last < 1:
