@@ -60,7 +60,7 @@ class Plan:
         lines = [
             f"memory   {self.memory_bytes / 2**30:.2f} GiB peak",
             f"disk     {self.disk_bytes / 1e6:.1f} MB for the run",
-            f"time     {duration(self.seconds)} ({1e3 * self.iteration_seconds:.0f} ms an "
+            f"time     {duration(self.seconds)} ({_short_time(self.iteration_seconds)} an "
             "iteration)",
         ]
         if self.expert_seconds:
@@ -153,6 +153,10 @@ def plan_of(config: RunConfig, data: ImageDataset | Any, *, threads: int | None 
         num_params=dry_run.num_params,
         assumptions=() if rendering is None else rendering.assumptions,
     )
+
+
+def _short_time(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms" if seconds < 60 else duration(seconds)
 
 
 def _iteration_seconds(problem: methods.Problem) -> float:

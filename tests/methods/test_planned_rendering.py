@@ -5,6 +5,7 @@ import torch
 
 import kdistill
 from kdistill import methods
+from kdistill.errors import ConfigError
 from kdistill.methods.latent.planned_rendering import dry_run_of_published, rendering_of
 from kdistill.priors.diffusion.pretrained import PUBLISHED
 from kdistill.priors.diffusion.pretrained.network_cost import ModelCost, PassCost, Rates, Work
@@ -43,3 +44,22 @@ def test_the_objective_is_rehearsed_on_small_images(tmp_path):
     for words in ("401 M parameters", "10 steps, guidance 3 (2 rows each)", "rehearsed at 32x32"):
         assert words in said
     assert dry_run.rendering.chunk_bytes > 10 * 1.5e9  # the decoder's graph at 256 pixels
+
+
+def images_of(size):
+    return kdistill.load_data((torch.rand(6, 3, size, size), torch.arange(6) % 2), quiet=True)
+
+
+def test_a_run_with_a_published_name_is_planned_and_not_carried_out():
+    run = {"method": "ld3m", "ipc": 1, "validation": 0.0}
+    options = {"prior": "dit-xl-2-256", "width": 4, "steps": 7, "settings": {"batch_real": 2}}
+    planned = kdistill.plan(images_of(256), **run, options=options)
+    text = str(planned)
+    for words in ("674 M parameters", "7 steps, guidance 1 (1 row each)", "of 256x256"):
+        assert words in text
+    assert planned.memory_bytes > 10 * 1.4e9
+    assert planned.iteration_seconds > 1.0
+    with pytest.raises(ConfigError, match="got the name 'dit-xl-2-256', for which only plan works"):
+        kdistill.distill(images_of(32), **run, options=options)
+    with pytest.raises(ConfigError, match="data's size 32x32, got one of 256x256"):
+        kdistill.plan(images_of(32), **run, options=options)

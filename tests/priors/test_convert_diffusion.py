@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import kdistill
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError
 from kdistill.priors.diffusion import NoiseSchedule
@@ -159,6 +160,20 @@ def test_a_pickled_folder_converts_to_the_same_model(tmp_path):
     expected = tiny_transformer()(x, t, class_labels=classes).sample[:, :4].detach()
     said = denoiser.predict(x, t, denoiser.condition(classes))
     torch.testing.assert_close(said, expected)
+
+
+def test_ld3m_distils_into_the_latents_of_a_converted_model(converted):
+    images = torch.rand(8, 3, 8, 8)
+    data = kdistill.load_data((images, torch.arange(8) % 2), quiet=True)
+    options = {"prior": str(converted), "steps": 2, "guidance": 3.0, "width": 4, "iterations": 1}
+    options |= {"lr": 1.0, "settings": {"batch_real": 4}}
+    run = {"method": "ld3m", "ipc": 1, "validation": 0.0, "options": options, "quiet": True}
+    with pytest.raises(ConfigError, match=r"of the data's 2 classes, got one of 3; .*classes=\["):
+        kdistill.distill(data, **run)
+    options["classes"] = [0, 2]
+    small = kdistill.distill(data, **run)
+    assert small.images.shape == (2, 3, 8, 8)
+    assert bool(torch.isfinite(small.images).all())
 
 
 class Attack:

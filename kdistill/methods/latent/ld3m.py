@@ -13,7 +13,8 @@ of the learned one (its share is sqrt(alphas_cumprod), 0.03 at 10 steps).
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,10 +24,11 @@ from kdistill.artifacts.tensors import digest
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError
 from kdistill.keys import generator, make_key
-from kdistill.methods.base import Method, Problem
+from kdistill.methods.base import DryRun, Method, Problem
 from kdistill.methods.composition import EXPERTS, with_prior
 from kdistill.methods.init import initial_images
 from kdistill.methods.latent.base import LatentConfig
+from kdistill.methods.latent.planned_rendering import dry_run_of_published
 from kdistill.options import AUTOMATIC, NOT_NEGATIVE, Range
 from kdistill.priors import State
 from kdistill.priors.diffusion import DiffusionModel, SamplerOptions
@@ -38,7 +40,8 @@ from kdistill.priors.diffusion.diffusion_prior import (
     Target,
 )
 from kdistill.priors.diffusion.model_folder import load_diffusion_model
-from kdistill.priors.latents import GREY
+from kdistill.priors.diffusion.pretrained import published_model
+from kdistill.priors.latents import GREY, check_fit
 
 STEPS = Range("at least 1", lambda value: value >= 1, "5 to 20 are usual")
 ENCODED = 100  # images encoded at a time
@@ -164,6 +167,34 @@ def build(
     return replace(problem, hint="lower lr")
 
 
+def _dry_run(config: Ld3mConfig, data: ImageDataset, folder: Path) -> DryRun:
+    """Return the dry run of the objective, and for a published name what its networks ask for."""
+    published = published_model(config.prior)
+    if published is None:
+        return EXPERTS.dry_run(config, data, folder)
+    method, options = config.pixel_method()
+    network: Any = published  # of which classes, channels and size alone are asked for
+    check_fit(
+        network,
+        classes=data.classes,
+        channels=data.channels,
+        size=data.size,
+        mapped=True,  # classes do not change the work
+        convert=config.channels == "convert",
+        resize=config.resize,
+    )
+    return dry_run_of_published(
+        published,
+        method,
+        options,
+        data,
+        folder,
+        steps=config.steps,
+        guidance=config.guidance,
+        chunk=config.chunk,
+    )
+
+
 PUBLISHED = {  # of the published code
     "dc": {"objective": "dc", "lr": 0.1, "settings": {"outer_steps": 1, "inner_epochs": 1}},
     "mtt": {
@@ -218,7 +249,7 @@ METHOD = Method(
         "mtt: the gradient has its factor 2, and the published learning rate is halved for it",
         "randomness is keyed; the last iteration is the result, not the best on the test set",
     ),
-    experts=EXPERTS,
+    experts=replace(EXPERTS, dry_run=_dry_run),
     cost="that of the objective, and 3 * steps passes through the denoiser, of twice the rows "
     "under guidance",
     needs="a diffusion model; expert trajectories where the objective does",

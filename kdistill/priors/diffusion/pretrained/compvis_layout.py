@@ -176,6 +176,7 @@ class AutoencoderLayout:
             "latent_channels": z,
             "norm_num_groups": GROUPS,
             "scaling_factor": scale,
+            "mid_block_add_attention": "decoder.mid.attn_1.q.weight" in shapes,
         }
         if is_quantised:
             codes, dim = shapes["quantize.embedding.weight"]

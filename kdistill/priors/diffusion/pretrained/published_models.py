@@ -28,6 +28,7 @@ class PublishedModel:
         denoiser: Subfolder and contents of the ``config.json`` of its denoiser.
         autoencoder: The same of its autoencoder.
         classes: Number of classes.
+        channels: Channels of its images.
         size: Side of its images.
     """
 
@@ -37,6 +38,7 @@ class PublishedModel:
     denoiser: tuple[str, dict[str, Any]]
     autoencoder: tuple[str, dict[str, Any]]
     classes: int = 1000
+    channels: int = 3
     size: int = 256
 
     def parts(self) -> Parts:
