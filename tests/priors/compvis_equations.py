@@ -4,6 +4,7 @@ Written as functions of the tensors, apart from the conversion that is tested ag
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,7 @@ class _Draws:
     def __init__(self, seed: int):
         self.tensors: Tensors = {}
         self.random = torch.Generator().manual_seed(seed)
+        self.time, self.context = 0, 0  # numbers of the embedded timestep and of a class vector
 
     def randn(self, name: str, *shape: int, shift: float = 0.0) -> None:
         fan_in = max(1, math.prod(shape[1:]))
@@ -184,7 +186,7 @@ class _Draws:
     def res_block(self, name: str, before: int, after: int) -> None:
         self.norm(f"{name}.in_layers.0", before)
         self.layer(f"{name}.in_layers.2", before, after, 3, 3)
-        self.layer(f"{name}.emb_layers.1", 4 * WIDTH, after)
+        self.layer(f"{name}.emb_layers.1", self.time, after)
         self.norm(f"{name}.out_layers.0", after)
         self.layer(f"{name}.out_layers.3", after, after, 3, 3)
         if before != after:
@@ -194,7 +196,7 @@ class _Draws:
         self.norm(f"{name}.norm", width)
         self.layer(f"{name}.proj_in", width, width, 1, 1)
         block = f"{name}.transformer_blocks.0"
-        for attention, source in (("attn1", width), ("attn2", CONTEXT)):
+        for attention, source in (("attn1", width), ("attn2", self.context)):
             self.layer(f"{block}.{attention}.to_q", width, width, bias=False)
             self.layer(f"{block}.{attention}.to_k", source, width, bias=False)
             self.layer(f"{block}.{attention}.to_v", source, width, bias=False)
@@ -221,56 +223,153 @@ class _Draws:
         self.coder_block(f"{name}.block_2", width, width)
 
 
+class _Shapes(_Draws):
+    """Tensors without numbers by name."""
+
+    def randn(self, name: str, *shape: int, shift: float = 0.0) -> None:
+        self.tensors[name] = torch.empty(shape, device="meta")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Widths and depths of a model, by default those of a tiny one.
+
+    Attributes:
+        width: Features of the highest level of the UNet.
+        multiples: Widths of its levels, in these.
+        depth: Residual blocks of a level.
+        attends: Levels that attend to the class.
+        context: Numbers of a class vector.
+        coder_width: Features of the highest level of the autoencoder.
+        coder_multiples: Widths of its levels.
+        coder_depth: Residual blocks of a level of its encoder.
+        codes: Codes, or 0 for a variational autoencoder.
+        rows: Rows of the table of classes.
+    """
+
+    width: int = WIDTH
+    multiples: tuple[int, ...] = MULTIPLES
+    depth: int = 1
+    attends: tuple[int, ...] = (1,)
+    context: int = CONTEXT
+    coder_width: int = WIDTH
+    coder_multiples: tuple[int, ...] = MULTIPLES
+    coder_depth: int = 1
+    codes: int = CODES
+    rows: int = ROWS
+
+
+# Rombach et al., CVPR 2022, and the configuration cin256-v2
+PUBLISHED = Architecture(
+    width=192,
+    multiples=(1, 2, 3, 5),
+    depth=2,
+    attends=(1, 2, 3),
+    context=512,
+    coder_width=128,
+    coder_multiples=(1, 2, 4),
+    coder_depth=2,
+    codes=8192,
+    rows=1001,
+)
+
+
 def tiny_checkpoint(*, quantised: bool = True, seed: int = 0) -> Tensors:
-    """Return the tensors of a class-conditional model: one residual block per level, f = 2."""
+    """Return random tensors of a class-conditional model: one residual block per level, f = 2."""
+    architecture = Architecture(codes=CODES if quantised else 0)
     draws = _Draws(seed)
-    low, high = (WIDTH * m for m in MULTIPLES)
-    unet = "model.diffusion_model"
-    draws.layer(f"{unet}.time_embed.0", WIDTH, 4 * WIDTH)
-    draws.layer(f"{unet}.time_embed.2", 4 * WIDTH, 4 * WIDTH)
-    draws.layer(f"{unet}.input_blocks.0.0", LATENTS, low, 3, 3)
-    draws.res_block(f"{unet}.input_blocks.1.0", low, low)
-    draws.layer(f"{unet}.input_blocks.2.0.op", low, low, 3, 3)
-    draws.res_block(f"{unet}.input_blocks.3.0", low, high)
-    draws.transformer(f"{unet}.input_blocks.3.1", high)
-    draws.res_block(f"{unet}.middle_block.0", high, high)
-    draws.transformer(f"{unet}.middle_block.1", high)
-    draws.res_block(f"{unet}.middle_block.2", high, high)
-    for n, (before, after) in enumerate(((2 * high, high), (high + low, high))):
-        draws.res_block(f"{unet}.output_blocks.{n}.0", before, after)
-        draws.transformer(f"{unet}.output_blocks.{n}.1", high)
-    draws.layer(f"{unet}.output_blocks.1.2.conv", high, high, 3, 3)
-    draws.res_block(f"{unet}.output_blocks.2.0", high + low, low)
-    draws.res_block(f"{unet}.output_blocks.3.0", 2 * low, low)
-    draws.norm(f"{unet}.out.0", low)
-    draws.layer(f"{unet}.out.2", low, LATENTS, 3, 3)
-    coder, moments = "first_stage_model", LATENTS * (1 if quantised else 2)
-    draws.layer(f"{coder}.encoder.conv_in", 3, low, 3, 3)
-    draws.coder_block(f"{coder}.encoder.down.0.block.0", low, low)
-    draws.layer(f"{coder}.encoder.down.0.downsample.conv", low, low, 3, 3)
-    draws.coder_block(f"{coder}.encoder.down.1.block.0", low, high)
-    draws.coder_middle(f"{coder}.encoder.mid", high)
-    draws.norm(f"{coder}.encoder.norm_out", high)
-    draws.layer(f"{coder}.encoder.conv_out", high, moments, 3, 3)
+    _draw(draws, architecture)
+    return {
+        **draws.tensors,
+        "betas": _betas(),
+        "scale_factor": torch.tensor(1.0 if quantised else 0.7),
+    }
+
+
+def checkpoint_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a checkpoint's tensors."""
+    shapes = _Shapes(0)
+    _draw(shapes, architecture)
+    return {name: tuple(x.shape) for name, x in shapes.tensors.items()}
+
+
+def _betas() -> Tensor:
+    roots = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64)
+    return roots.square().float()
+
+
+def _draw(draws: _Draws, of: Architecture) -> None:
+    _draw_unet(draws, of)
+    _draw_coder(draws, of)
+    draws.layer("first_stage_model.loss.discriminator.main.0", 3, 8, 4, 4)  # ignored
+    draws.randn("cond_stage_model.embedding.weight", of.rows, of.context)
+
+
+def _draw_unet(draws: _Draws, of: Architecture) -> None:
+    unet, ch, last = "model.diffusion_model", of.width, len(of.multiples) - 1
+    draws.time, draws.context = 4 * of.width, of.context
+    draws.layer(f"{unet}.time_embed.0", of.width, draws.time)
+    draws.layer(f"{unet}.time_embed.2", draws.time, draws.time)
+    draws.layer(f"{unet}.input_blocks.0.0", LATENTS, ch, 3, 3)
+    stack, n = [ch], 1
+    for level, multiple in enumerate(of.multiples):
+        for _ in range(of.depth):
+            draws.res_block(f"{unet}.input_blocks.{n}.0", ch, multiple * of.width)
+            ch = multiple * of.width
+            if level in of.attends:
+                draws.transformer(f"{unet}.input_blocks.{n}.1", ch)
+            stack.append(ch)
+            n += 1
+        if level < last:
+            draws.layer(f"{unet}.input_blocks.{n}.0.op", ch, ch, 3, 3)
+            stack.append(ch)
+            n += 1
+    draws.res_block(f"{unet}.middle_block.0", ch, ch)
+    draws.transformer(f"{unet}.middle_block.1", ch)
+    draws.res_block(f"{unet}.middle_block.2", ch, ch)
+    n = 0
+    for level, multiple in reversed([*enumerate(of.multiples)]):
+        for j in range(of.depth + 1):
+            draws.res_block(f"{unet}.output_blocks.{n}.0", ch + stack.pop(), multiple * of.width)
+            ch, place = multiple * of.width, 1
+            if level in of.attends:
+                draws.transformer(f"{unet}.output_blocks.{n}.1", ch)
+                place = 2
+            if level and j == of.depth:
+                draws.layer(f"{unet}.output_blocks.{n}.{place}.conv", ch, ch, 3, 3)
+            n += 1
+    draws.norm(f"{unet}.out.0", ch)
+    draws.layer(f"{unet}.out.2", ch, LATENTS, 3, 3)
+
+
+def _draw_coder(draws: _Draws, of: Architecture) -> None:
+    coder, moments = "first_stage_model", LATENTS * (1 if of.codes else 2)
+    widths = [multiple * of.coder_width for multiple in of.coder_multiples]
+    ch, last = of.coder_width, len(widths) - 1
+    draws.layer(f"{coder}.encoder.conv_in", 3, ch, 3, 3)
+    for level, width in enumerate(widths):
+        for j in range(of.coder_depth):
+            draws.coder_block(f"{coder}.encoder.down.{level}.block.{j}", ch, width)
+            ch = width
+        if level < last:
+            draws.layer(f"{coder}.encoder.down.{level}.downsample.conv", ch, ch, 3, 3)
+    draws.coder_middle(f"{coder}.encoder.mid", ch)
+    draws.norm(f"{coder}.encoder.norm_out", ch)
+    draws.layer(f"{coder}.encoder.conv_out", ch, moments, 3, 3)
     draws.layer(f"{coder}.quant_conv", moments, moments, 1, 1)
     draws.layer(f"{coder}.post_quant_conv", LATENTS, LATENTS, 1, 1)
-    draws.layer(f"{coder}.decoder.conv_in", LATENTS, high, 3, 3)
-    draws.coder_middle(f"{coder}.decoder.mid", high)
-    for j, before in enumerate((high, high)):
-        draws.coder_block(f"{coder}.decoder.up.1.block.{j}", before, high)
-    draws.layer(f"{coder}.decoder.up.1.upsample.conv", high, high, 3, 3)
-    for j, before in enumerate((high, low)):
-        draws.coder_block(f"{coder}.decoder.up.0.block.{j}", before, low)
-    draws.norm(f"{coder}.decoder.norm_out", low)
-    draws.layer(f"{coder}.decoder.conv_out", low, 3, 3, 3)
-    if quantised:
-        draws.randn(f"{coder}.quantize.embedding.weight", CODES, LATENTS)
-    draws.layer(f"{coder}.loss.discriminator.main.0", 3, 8, 4, 4)  # ignored
-    draws.randn("cond_stage_model.embedding.weight", ROWS, CONTEXT)
-    roots = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64)
-    draws.tensors["betas"] = roots.square().float()
-    draws.tensors["scale_factor"] = torch.tensor(1.0 if quantised else 0.7)
-    return draws.tensors
+    draws.layer(f"{coder}.decoder.conv_in", LATENTS, ch, 3, 3)
+    draws.coder_middle(f"{coder}.decoder.mid", ch)
+    for level, width in reversed([*enumerate(widths)]):
+        for j in range(of.coder_depth + 1):
+            draws.coder_block(f"{coder}.decoder.up.{level}.block.{j}", ch, width)
+            ch = width
+        if level:
+            draws.layer(f"{coder}.decoder.up.{level}.upsample.conv", ch, ch, 3, 3)
+    draws.norm(f"{coder}.decoder.norm_out", ch)
+    draws.layer(f"{coder}.decoder.conv_out", ch, 3, 3, 3)
+    if of.codes:
+        draws.randn(f"{coder}.quantize.embedding.weight", of.codes, LATENTS)
 
 
 def averaged(w: Tensors, factor: float = 0.5) -> Tensors:

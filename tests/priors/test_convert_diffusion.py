@@ -14,17 +14,24 @@ from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError
 from kdistill.priors.diffusion import NoiseSchedule
 from kdistill.priors.diffusion.model_folder import load_diffusion_model
-from kdistill.priors.diffusion.pretrained import convert_diffusion
+from kdistill.priors.diffusion.pretrained import PUBLISHED, convert_diffusion
+from kdistill.priors.diffusion.pretrained.compvis_layout import (
+    AutoencoderLayout,
+    UNetLayout,
+    is_squeezed,
+)
 from tests.priors.compvis_equations import (
     LATENTS,
     ROWS,
     averaged,
+    checkpoint_shapes,
     decode,
     encode,
     predict_noise,
     tiny_checkpoint,
     write_checkpoint,
 )
+from tests.priors.compvis_equations import PUBLISHED as PUBLISHED_ARCHITECTURE
 from tests.priors.tiny_diffusers import SIDE, save_transformer_pipeline, tiny_transformer
 
 OPTIONS = {"size": 8, "null_class": ROWS - 1, "licence": "MIT"}
@@ -91,6 +98,27 @@ def test_converted_latents_and_images_are_the_original_ones(quantised, tmp_path)
     torch.testing.assert_close(model.autoencoder.encode(images), latents * scale)
     torch.testing.assert_close(model.autoencoder.decode(latents * scale), decode(w, latents))
     assert model.autoencoder.encode(images).shape == (2, *model.latent_shape)
+
+
+def test_the_published_checkpoint_becomes_the_published_architecture():
+    """Of the whole model at 256 pixels: shapes alone, no numbers."""
+    shapes = checkpoint_shapes(PUBLISHED_ARCHITECTURE)
+
+    def part(prefix):
+        return {k.removeprefix(prefix): x for k, x in shapes.items() if k.startswith(prefix)}
+
+    meta = PUBLISHED["ldm-cin256"].on_meta()
+    unet = UNetLayout(part("model.diffusion_model."), heads=1, side=64)
+    coder = AutoencoderLayout(part("first_stage_model."), scale=1.0)
+    for layout, network, component in (
+        (unet, meta.network, meta.parts.denoiser),
+        (coder, meta.coder, meta.parts.autoencoder),
+    ):
+        assert component.config == {**component.config, **layout.config}
+        old = part("model.diffusion_model." if layout is unet else "first_stage_model.")
+        new = {name: old[layout.names[name]] for name in layout.names}
+        new |= {name: shape[:2] for name, shape in new.items() if is_squeezed(name)}
+        assert new == {name: tuple(x.shape) for name, x in network.state_dict().items()}
 
 
 def test_the_schedule_is_that_of_the_original(converted):

@@ -1,8 +1,8 @@
 """The tensors of a checkpoint that ``torch.save`` wrote, read without unpickling it.
 
 Such a file is an archive of ``data.pkl`` (names, shapes, places) and one uncompressed member per
-storage.  ``torch.load(weights_only=True)`` refuses the published files of latent diffusion, because
-they name classes of the training library beside the tensors; without it, it runs what a file says.
+storage.  ``torch.load(weights_only=True)`` refuses a file that names classes of a training library
+beside its tensors, as such checkpoints do; without it, it runs what a file says.
 Here the pickle is parsed, never executed: what is no tensor is ignored, and tensors are copied from
 the bytes of their members, one at a time.
 """
