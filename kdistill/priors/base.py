@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdistill.errors import ConfigError
-from kdistill.keys import generator, make_key
+from kdistill.keys import make_key, normals
 from kdistill.optim import State
 
 
@@ -40,11 +40,7 @@ class Noise:
 
     def normal(self, place: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return ``[len(rows), *shape]`` like ``like``; ``place`` names who draws."""
-        draws = [
-            torch.randn(shape, generator=generator(make_key(self.key, place, row)))
-            for row in self.rows
-        ]
-        return torch.stack(draws).to(like)
+        return normals(make_key(self.key, place), self.rows, shape).to(like)
 
 
 class ImageGenerator(Protocol):
