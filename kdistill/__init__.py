@@ -30,11 +30,13 @@ _HOMES = {
     "train_experts": "kdistill.api.experts",
     "train_prior": "kdistill.api.prior",
     "DistilledDataset": "kdistill.artifacts",
+    "DistilledGenerator": "kdistill.api.distilled_generator",
 }
 _MODULES = ("augment", "engine", "errors", "ops")
 
 __all__ = [
     "DistilledDataset",
+    "DistilledGenerator",
     "__version__",
     "augment",
     "compare",

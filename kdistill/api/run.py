@@ -24,6 +24,7 @@ from kdistill.api.inputs import (
     training_images,
     use,
 )
+from kdistill.api.run_artefact import artefact_of
 from kdistill.api.run_folder import JsonLines, check_folder, prepare, same_artefact, scratch_folder
 from kdistill.artifacts import DistilledDataset, artifact_folder
 from kdistill.config import to_mapping
@@ -352,31 +353,7 @@ class _Job:
         return None if every is None else Snapshots(every, take)
 
     def _artefact(self, problem: methods.Problem, outcome: Outcome) -> DistilledDataset:
-        state = outcome.state
-        findings = outcome.findings
-        return DistilledDataset(
-            images=self.data.transform.invert(outcome.images.cpu()),
-            labels=problem.labels.cpu(),
-            label_logits=state["label_logits"].cpu() if "label_logits" in state else None,
-            learned_lr=float(state["lr"]) if "lr" in state else None,
-            classes=self.data.classes,
-            config=self.record,
-            metrics={
-                "distillation": {
-                    "iterations": outcome.last.iteration,
-                    "finished": outcome.finished,
-                    "seconds": outcome.seconds,
-                    "peak_bytes": outcome.peak_bytes,
-                    "skipped": outcome.last.skipped,
-                    "learning_rates": problem.optimizer.learning_rates(),
-                    **({"lr_init": float(problem.state["lr"])} if "lr" in problem.state else {}),
-                    "loss": [list(pair) for pair in outcome.losses[-1:]],
-                },
-                **({} if findings is None else {"search": findings.metrics}),
-            },
-            transform=self.data.transform,
-            files={} if findings is None else findings.files,
-        )
+        return artefact_of(problem, outcome, self.data, self.record, self.config.seed)
 
 
 def _warn_of_range(images: Tensor) -> None:

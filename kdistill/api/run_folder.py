@@ -121,7 +121,7 @@ def same_artefact(folder: Path, small: DistilledDataset) -> DistilledDataset | N
     """Return the artefact in ``folder`` if it holds these images already, with its evaluation."""
     if recorded_run(folder) is None:
         return None
-    earlier = DistilledDataset.from_pretrained(folder)
+    earlier = type(small).from_pretrained(folder)
     return earlier if torch.equal(earlier.images, small.images) else None
 
 

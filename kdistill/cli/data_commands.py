@@ -1,4 +1,4 @@
-"""The commands of data: ``check`` and ``cache``."""
+"""The commands of data: ``check``, ``sample`` and ``cache``."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,6 +74,27 @@ def _printable(text: str) -> str:
     from kdistill.escape import one_line
 
     return " " * (len(text) - len(text.lstrip(" "))) + one_line(text)
+
+
+@command(
+    app,
+    "kdistill sample out/dim --ipc 50 --out out/dim-50",
+    "kdistill sample out/dim --ipc 1 --seed 3 --out out/dim-1",
+)
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run of dim or global_local.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new set.")],
+    ipc: Annotated[int, typer.Option(help="Images per class.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+) -> None:
+    """Draw a set of fresh images from a distilled generator."""
+    from kdistill import DistilledGenerator
+    from kdistill.api.inputs import check_place
+
+    check_place(out)
+    small = DistilledGenerator.from_pretrained(folder).sample(ipc, seed)
+    small.save_pretrained(out)
+    echo(f"{small!r} in {out}")
 
 
 @command(app, "kdistill cache", "kdistill cache --empty")

@@ -28,7 +28,8 @@ from kdistill.options import (
     check_options,
     check_value,
 )
-from kdistill.priors import ImageGenerator, Prior, State
+from kdistill.priors import Prior, State
+from kdistill.priors.conditional_gan import ConditionalGenerator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +173,7 @@ class Problem:
     stages: Stages | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     hint: str = "lower the learning rate"
-    generator: Callable[[State], ImageGenerator] | None = None
+    generator: Callable[[State], ConditionalGenerator] | None = None
 
     def __post_init__(self) -> None:
         check_value("iterations", self.iterations, ITERATIONS)

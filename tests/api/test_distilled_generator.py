@@ -1,0 +1,123 @@
+"""A run whose product is a generator: its artefact, samples, fresh epochs, what is refused."""
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import kdistill
+from kdistill.cli import app
+from kdistill.errors import ConfigError, DataError
+from kdistill.keys import generator as keyed
+from kdistill.priors.conditional_gan import FILE
+
+TINY = {
+    "iterations": 1, "gan_iterations": 2, "generator_width": 4, "critic_width": 4, "noise": 5,
+    "label_embedding": 3, "gan_batch": 8, "batch_size": 6, "width": 4, "net_steps": 1,
+    "net_batch": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data():
+    images = torch.rand(24, 8, 8, 1, generator=keyed(1))
+    return kdistill.load_data((images.numpy(), (torch.arange(24) % 3).numpy()), test=0, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "out"
+    return folder, kdistill.distill(
+        data, method="dim", ipc=2, validation=0.0, options=TINY, out=folder, quiet=True
+    )
+
+
+def test_a_run_gives_a_generator_and_images_drawn_once(run):
+    folder, small = run
+    assert isinstance(small, kdistill.DistilledGenerator)
+    assert small.images.shape == (6, 1, 8, 8) and small.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert "3 classes, images 1×8×8, 6 of them drawn once" in repr(small)
+    again = kdistill.DistilledGenerator.from_pretrained(folder)
+    assert torch.equal(again.images, small.images) and again.files[FILE] == small.files[FILE]
+    images = kdistill.DistilledDataset.from_pretrained(folder)  # whatever takes a set takes it
+    assert torch.equal(images.images, small.images)
+
+
+def test_a_sample_is_a_set_of_any_size(run):
+    _, small = run
+    one, two = small.sample(1), small.sample(7, seed=1)
+    assert type(one) is kdistill.DistilledDataset
+    assert len(one) == 3 and two.counts == (7, 7, 7)
+    assert torch.equal(one.images, small.sample(1, seed=0).images)
+    assert not torch.equal(two.images[:1], one.images[:1])
+    assert two.recorded("sample", "ipc") == 7 and two.recorded("run", "method") == "dim"
+    assert float(two.images.min()) >= 0.0 and float(two.images.max()) <= 1.0
+    with pytest.raises(ConfigError, match="sample: expected at least 1 image per class, got 0"):
+        small.sample(0)
+
+
+def test_every_epoch_has_other_images(run):
+    _, small = run
+    assert len(small.to_torch()) == 6
+    fresh = small.to_torch(3, seed=4)
+    rows = list(fresh)
+    assert len(fresh) == len(rows) == 18
+    images, labels = torch.stack([x for x, _ in rows]), torch.tensor([y for _, y in rows])
+    assert len(images.flatten(1).unique(dim=0)) == 18
+    assert all(sorted(part.tolist()) == [0, 0, 1, 1, 2, 2] for part in labels.split(6))
+    assert torch.equal(small.to_torch(3, seed=4)[7][0], images[7])
+    assert torch.equal(fresh[0][0], images[0])  # an earlier epoch again
+    normalised = small.to_torch(1, seed=4, normalised=True)
+    torch.testing.assert_close(normalised[0][0], small.transform.apply(images[:1])[0])
+    with pytest.raises(IndexError):
+        fresh[18]
+    with pytest.raises(ConfigError, match="to_torch: expected at least 1 epoch, got 0"):
+        small.to_torch(0)
+    with pytest.raises(DataError, match="soft"):
+        small.to_torch(soft=True)
+
+
+def test_a_second_run_begins_with_the_first(data, run):
+    folder, small = run
+    options = {**TINY, "generator": str(folder), "gan_iterations": 0, "iterations": 0}
+    again = kdistill.distill(
+        data, method="global_local", ipc=2, validation=0.0, options=options, quiet=True
+    )
+    for name in ("image.weight", "labels"):
+        assert torch.equal(again.network.tensors[name], small.network.tensors[name])
+
+
+def test_a_set_of_images_is_no_generator_and_a_changed_one_is_refused(run, tmp_path):
+    folder, small = run
+    small.sample(1).save_pretrained(tmp_path / "images")
+    with pytest.raises(DataError, match=r"expected an artefact with generator\.safetensors, got a"):
+        kdistill.DistilledGenerator.from_pretrained(tmp_path / "images")
+    with pytest.raises(ConfigError, match="iteration: expected none for a generator, got 3"):
+        kdistill.DistilledGenerator.from_pretrained(folder, iteration=3)
+    values = {"labels": small.labels, "classes": small.classes, "files": small.files}
+    with pytest.raises(DataError, match=r"expected one of 3 classes and images \[1, 4, 4\], got"):
+        kdistill.DistilledGenerator(images=small.images[:, :, :4, :4], **values)
+    with pytest.raises(DataError, match="expected a whole safetensors file"):
+        kdistill.DistilledGenerator(images=small.images, **{**values, "files": {FILE: b"x"}})
+
+
+def test_a_finished_run_is_given_back_as_a_generator(data, run):
+    folder, small = run
+    again = kdistill.distill(
+        data, method="dim", ipc=2, validation=0.0, options=TINY, out=folder, resume=True, quiet=True
+    )
+    assert isinstance(again, kdistill.DistilledGenerator)
+    assert again.files[FILE] == small.files[FILE]
+
+
+def test_the_command_draws_a_set(run, tmp_path):
+    folder, small = run
+    arguments = ["sample", str(folder), "--ipc", "2", "--seed", "3", "--out", str(tmp_path / "s")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0 and "6 images" in result.output
+    drawn = kdistill.DistilledDataset.from_pretrained(tmp_path / "s")
+    assert torch.equal(drawn.images, small.sample(2, seed=3).images)
+    again = ["sample", str(tmp_path / "s"), "--out", str(tmp_path / "t")]
+    result = CliRunner().invoke(app, again)
+    assert result.exit_code != 0 and "expected an artefact with generator.safetensors" in str(
+        result.output + str(result.exception)
+    )
