@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from kdistill import _native
 from kdistill.files import safe_files
 from kdistill.testing.backends import isa_refusals
+from tests.prepared_process import PreparedPython
 
 settings.register_profile(
     "kdistill",
@@ -89,30 +89,20 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def interrupted() -> Callable[..., tuple[int, str]]:
-    """Return ``run(command, once, number)``.
+    """Return ``run(arguments, once, number)``.
 
-    It starts the command, sends a signal (Ctrl-C) when ``once`` exists, and returns status
-    and stderr.
+    It starts ``python *arguments``, sends a signal (Ctrl-C) when ``once`` exists, and returns
+    status and stderr.
     """
 
-    def hear_interrupts() -> (
-        None
-    ):  # a suite in the background of a shell hands on that they are ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    def run(command, once, number=signal.SIGINT):
-        with subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
-        ) as process:
+    def run(arguments, once, number=signal.SIGINT):
+        with PreparedPython(*arguments) as process:
             deadline = time.monotonic() + 60
             while not once.exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
             process.send_signal(number)
-            try:
-                _, said = process.communicate(timeout=60)
-            finally:
-                process.kill()
-        return process.returncode, said
+            _, said = process.communicate(timeout=60)
+            return process.returncode, said
 
     return run
 

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 import kdistill
 from kdistill.errors import ConfigError
+from tests.prepared_process import run_prepared
 
 SCRIPT = """
 import sys, json, kdistill
@@ -34,13 +33,7 @@ def test_memory_and_disk_are_within_a_quarter(method, tmp_path, monkeypatch):
     run = json.dumps({"method": method, "ipc": 10, "options": options})
 
     def process(what):
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, run, what, str(tmp_path / "out")],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return json.loads(done.stdout)
+        return json.loads(run_prepared("-c", SCRIPT, run, what, str(tmp_path / "out")).stdout)
 
     def off():
         said, seen = process("plan"), process("run")

@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -14,6 +12,7 @@ import torch
 import kdistill
 from kdistill import methods
 from kdistill.errors import NonFiniteError
+from tests.prepared_process import PreparedPython, run_prepared
 
 ITERATIONS = 150
 RUN = f"""
@@ -49,12 +48,7 @@ def stop(progress):
 
 def started(tmp_path, cache):
     """Start the script and return it when its first checkpoint is there."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN.replace("RESUME", "False")],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = PreparedPython("-c", RUN.replace("RESUME", "False"), cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not list(cache.glob("*/checkpoint.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -75,13 +69,7 @@ def test_a_killed_script_goes_on_with_the_same_bits(tmp_path, cache, number):
             "continue with resume=True"
         )
         assert 0 < int(re.search(words, said)[1].replace(",", "")) < ITERATIONS
-    resumed = subprocess.run(
-        [sys.executable, "-c", RUN.replace("RESUME", "True")],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    resumed = run_prepared("-c", RUN.replace("RESUME", "True"), cwd=tmp_path)
     assert re.search(rf"going on from iteration [\d,]+, kept in {folder}\n", resumed.stderr), (
         resumed.stderr
     )

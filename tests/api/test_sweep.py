@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from kdistill.api.sweep import RECORD, read_record
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import Protocol
 from kdistill.files import locked
+from tests.prepared_process import PreparedPython, run_prepared
 
 TINY = Protocol(name="tiny", width=4, epochs=2, full_epochs=1, nets=2, eight_bit=False)
 GRID = {
@@ -213,7 +212,7 @@ def test_a_record_that_names_folders_elsewhere_is_refused(tmp_path, name):
 
 def command(out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "kdistill", "sweep", "digits", "--out", str(out),
+        "-m", "kdistill", "sweep", "digits", "--out", str(out),
         "--protocol", "quick", "--nets", "1", "--baselines", "",
         "--set", "ipc=1", "--set", "width=4", "--set", "batch_real=8", *more,
     ]  # fmt: skip
@@ -223,29 +222,23 @@ def test_the_command_line_shows_the_grid(tmp_path):
     (tmp_path / "grid.toml").write_text(
         'seed = [0, 1]\n[options]\niterations = 5\n[[variant]]\nname = "plain"\n'
     )
-    shown = subprocess.run(
-        command(
-            tmp_path, "--config", str(tmp_path / "grid.toml"),
-            "--set", "strategy=none,auto", "--dry-run",
-        ),
-        capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
+    grid_file = ("--config", str(tmp_path / "grid.toml"))
+    arguments = command(tmp_path, *grid_file, "--set", "strategy=none,auto", "--dry-run")
+    shown = run_prepared(*arguments).stdout.splitlines()
     assert len(shown) == 4
     assert shown[0].startswith("plain, digits, ipc 1, seed 0  ")
 
 
 def test_a_killed_sweep_goes_on(tmp_path):
     more = ("--set", "seed=0,1", "--set", "iterations=200")
-    process = subprocess.Popen(
-        command(tmp_path, *more), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("*/data.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
+    with PreparedPython(*command(tmp_path, *more)) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*/data.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
     before = {path: path.read_bytes() for path in tmp_path.glob("*/data.safetensors")}
-    done = subprocess.run(command(tmp_path, *more), capture_output=True, text=True, check=True)
+    done = run_prepared(*command(tmp_path, *more))
     assert "0 failed" in done.stdout
     assert before and all(path.read_bytes() == there for path, there in before.items())
     statuses = [row["status"] for row in json.loads((tmp_path / RECORD).read_text())["runs"]]

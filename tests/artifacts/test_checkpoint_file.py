@@ -1,8 +1,6 @@
 import json
 import logging
 import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -14,6 +12,7 @@ from kdistill.artifacts import load_checkpoint, save_checkpoint
 from kdistill.artifacts.checkpoint import checkpoint_meta
 from kdistill.artifacts.tensors import encode
 from kdistill.errors import DataError
+from tests.prepared_process import run_prepared
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -186,9 +185,7 @@ def test_killed_between_any_two_steps_one_is_complete(saved, renames):
         os.replace = replace
         save_checkpoint({str(saved)!r}, {{"x": torch.full((3,), 3.0)}}, {{"step": 3}})
     """
-    assert (
-        subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == 9
-    )
+    assert run_prepared("-c", textwrap.dedent(code), check=False).returncode == 9
     assert load_checkpoint(saved)[1]["step"] in (2, 3)
     save_checkpoint(
         saved, {"x": torch.zeros(1)}, {"step": 4}

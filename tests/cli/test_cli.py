@@ -337,17 +337,7 @@ def test_a_time_limit_is_said_and_sigterm_saves(tmp_path, interrupted):
     assert "of a run that --max-minutes stopped after 10 iterations (--resume goes on)" in " ".join(
         shown.output.split()
     )
-    command = [
-        sys.executable,
-        "-m",
-        "kdistill",
-        "distill",
-        "digits",
-        "--ipc",
-        "1",
-        "--out",
-        str(out / "b"),
-    ]
+    command = ["-m", "kdistill", "distill", "digits", "--ipc", "1", "--out", str(out / "b")]
     command += ["--set", "iterations=1000000", "--set", "width=8"]
     status, said = interrupted(command, out / "b/metrics.jsonl", signal.SIGTERM)
     assert status == 143
@@ -371,17 +361,7 @@ def test_doctor_names_every_op_and_backend():
 
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, interrupted):
     out = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "kdistill",
-        "distill",
-        "digits",
-        "--ipc",
-        "1",
-        "--out",
-        str(out),
-    ]
+    command = ["-m", "kdistill", "distill", "digits", "--ipc", "1", "--out", str(out)]
     command += ["--set", "iterations=1000000", "--set", "width=8"]
     status, said = interrupted(command, out / "metrics.jsonl")
     assert status == 130

@@ -1,7 +1,6 @@
 """``train_prior``: what it leaves in its folder, what it resumes, and what it refuses."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -81,8 +80,7 @@ def test_ctrl_c_keeps_the_state(tmp_path, interrupted):
     out = tmp_path / "prior"
     tiny = [f"--set={name}={value}" for name, value in {**TINY, "iterations": 100_000}.items()]
     training = ["prior", "train", "digits", "--out", str(out), "--threads", "1", *tiny]
-    command = [sys.executable, "-m", "kdistill", *training]
-    status, said = interrupted(command, out / "metrics.jsonl")
+    status, said = interrupted(["-m", "kdistill", *training], out / "metrics.jsonl")
     assert status == 130
     assert "continue with --resume" in said
     done = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["iteration"]
