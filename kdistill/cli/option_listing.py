@@ -70,25 +70,29 @@ def command_options(name: str) -> Iterator[str]:
         ConfigError: The command is unknown, or has no options of its own.
     """
     from kdistill.evaluation import PROTOCOLS, Protocol
-    from kdistill.priors.gan_training import PriorSpec
+    from kdistill.priors.training import KINDS
     from kdistill.selection import ScoreSpec
 
     by_set = "--set NAME=VALUE, in Python options={...}"
-    known: dict[str, tuple[type, str]] = {
-        "score": (ScoreSpec, f"Options of kdistill score: {by_set}."),
-        "prior": (PriorSpec, f"Options of kdistill prior train: {by_set}."),
-        "evaluate": (
-            Protocol,
-            "Recipe of kdistill evaluate: --protocol names one, in Python protocol=Protocol(...) "
-            "makes another. --nets, --lr and --precision change it.",
-        ),
+    known: dict[str, dict[type, str]] = {
+        "score": {ScoreSpec: f"Options of kdistill score: {by_set}."},
+        "prior": {
+            kind.spec: f"Options of kdistill prior train --kind {name}: {by_set}."
+            for name, kind in KINDS.items()
+        },
+        "evaluate": {
+            Protocol: "Recipe of kdistill evaluate: --protocol names one, in Python "
+            "protocol=Protocol(...) makes another. --nets, --lr and --precision change it."
+        },
     }
     check_value("options", name, Words(tuple(known)))
-    config, title = known[name]
-    yield from wrapped(title)
-    yield ""
-    yield from _listed(config)
-    for protocol in PROTOCOLS.values() if config is Protocol else ():
+    for config, title in known[name].items():
+        if config is not next(iter(known[name])):
+            yield ""
+        yield from wrapped(title)
+        yield ""
+        yield from _listed(config)
+    for protocol in PROTOCOLS.values() if name == "evaluate" else ():
         defaults = vars(Protocol(name=protocol.name))
         changes = {key: x for key, x in vars(protocol).items() if x != defaults[key]}
         yield from _changes(protocol.name, Protocol, changes)

@@ -84,11 +84,14 @@ def convert(
 @command(
     app,
     "kdistill prior train mnist5k --size 32 --out out/prior",
-    "kdistill prior train photos/ --size 64 --set iterations=20000 --out out/photos --resume",
+    "kdistill prior train photos/ --kind diffusion --size 32 --out out/photos --resume",
 )
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the generator.")] = Path("out/prior"),
+    kind: Annotated[
+        str, typer.Option(help="gan (a StyleGAN2, for glad) or diffusion (for ld3m).")
+    ] = "gan",
     options: Annotated[list[str], setting("kdistill options prior")] = [],
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     size: Annotated[
@@ -104,12 +107,13 @@ def train(
     max_minutes: MaxMinutes = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a small generator on the images of DATA for `distill --method glad --set prior=OUT`."""
+    """Train a small generator on the images of DATA, for `distill --set prior=OUT`."""
     from kdistill.api.prior import check_training, train_prior
     from kdistill.config import parse_overrides
     from kdistill.data import load_data
 
     settings: dict[str, Any] = {
+        "kind": kind,
         "options": parse_overrides(options),
         "seed": seed,
         "validation": validation,
@@ -122,6 +126,7 @@ def train(
     images = load_data(data, size=size, quiet=quiet, skip_unreadable=skip_unreadable)
     with hint_on_interrupt(f"the state is saved in {out}, continue with --resume"):
         made = train_prior(images, out=out, quiet=quiet, **settings)
-    echo_wrapped(f"{made.generator.layer_listing()}\n{made.quality.described()}")
+    layers = f"{made.generator.layer_listing()}\n" if kind == "gan" else ""
+    echo_wrapped(f"{layers}{made.quality.described()}")
     stopped = f" (stopped by --max-minutes after {made.iterations:,} iterations; --resume goes on)"
     echo(f"generator in {out}{'' if made.finished else stopped}; look at {out / 'samples.png'}")

@@ -12,12 +12,14 @@ from kdistill.cli import app
 from kdistill.errors import ConfigError
 from kdistill.evaluation import Protocol
 from kdistill.options import COUNT, POSITIVE, Words, check_options, options, value_shown
+from kdistill.priors.diffusion_training import DiffusionSpec
 from kdistill.priors.gan_training import PriorSpec
 from kdistill.selection import ScoreSpec
 
 NAMES = methods.names()
 COMMANDS = {"score": ScoreSpec, "prior": PriorSpec, "evaluate": Protocol}
 CONFIGS = {name: methods.get(name).config for name in NAMES} | COMMANDS
+CONFIGS |= {"prior of diffusion": DiffusionSpec}
 
 
 def shown(*arguments: str) -> str:

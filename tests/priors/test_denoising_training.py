@@ -188,8 +188,8 @@ def test_blocks_of_a_transformer_are_joined_across():
     ("changes", "message"),
     [
         ({"patch": 3}, "patch: expected a divisor of the side 8"),
-        ({"widths": (8, 12)}, "widths: expected 1 to 8 multiples of 8, got 12"),
-        ({"widths": ()}, "widths: expected 1 to 8 multiples of 8, got 0"),
+        ({"widths": (8, 12)}, "widths: expected multiples of 8, got 12"),
+        ({"widths": ()}, "widths: expected 1 to 8 levels, got 0"),
         ({"widths": (8, 8, 8, 8)}, "widths: expected levels that halve 4 positions evenly"),
         ({"network": "uvit", "heads": 5}, "embedding: expected a multiple of the 5 heads"),
         ({"steps": 0}, "steps: expected 1 to 1000, got 0"),

@@ -7,12 +7,12 @@ import torch
 from typer.testing import CliRunner
 
 import kdistill
-from kdistill.api.prior import _strategy
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.keys import generator as keyed
 from kdistill.priors.gan_training import PriorSpec
 from kdistill.priors.network_files import load_generator
+from kdistill.priors.training.gan_kind import strategy
 from kdistill.runner import CHECKPOINT
 from tests.files.test_locks import elsewhere
 from tests.priors.tiny_trainings import TINY
@@ -23,6 +23,7 @@ FILES = {
     "samples.png",
     "metrics.json",
     "metrics.jsonl",
+    "nearest.png",
     "README.md",
     CHECKPOINT,
 }
@@ -205,6 +206,6 @@ def test_a_training_that_blows_up_keeps_the_last_good_state(digits, tmp_path):
 
 
 def test_grey_images_keep_their_brightness(digits, colours):
-    assert _strategy(PriorSpec(), digits) == "crop_cutout_scale_rotate"
-    assert _strategy(PriorSpec(), colours) == "color_crop_cutout_flip_scale_rotate"
-    assert _strategy(PriorSpec(augment="color"), digits) == "color"
+    assert strategy(PriorSpec(), digits) == "crop_cutout_scale_rotate"
+    assert strategy(PriorSpec(), colours) == "color_crop_cutout_flip_scale_rotate"
+    assert strategy(PriorSpec(augment="color"), digits) == "color"

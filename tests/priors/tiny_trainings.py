@@ -12,3 +12,14 @@ TINY = {
     "quality_steps": 2,
     "quality_width": 4,
 }
+
+TINY_DIFFUSION = {
+    "iterations": 12,
+    "batch_size": 4,
+    "widths": (8,),
+    "embedding": 8,
+    "steps": 2,
+    "quality_images": 60,
+    "quality_steps": 2,
+    "quality_width": 4,
+}

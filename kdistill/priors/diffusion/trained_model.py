@@ -16,7 +16,8 @@ from kdistill.priors.diffusion.networks import ClassConditionalDenoiser, UNet, U
 from kdistill.priors.diffusion.noise_schedule import NoiseSchedule
 from kdistill.priors.diffusion.sampler import SamplerOptions, Solver
 
-MULTIPLE = 8  # of the widths of a U-Net, whose groups have this many channels
+# groups of the U-Net's norms have eight channels
+WIDTH = Range("multiples of 8", lambda x: x > 0 and x % 8 == 0, "such as 32,64")
 # beyond them a small file would be a large job
 SIDE = Range("1 to 1024", lambda x: 1 <= x <= 1024, "256 is large")
 LAYERS = Range("1 to 64", lambda x: 1 <= x <= 64, "lower it")
@@ -50,7 +51,7 @@ class DiffusionConfig:  # many fields, since two networks and the sampler are de
     channels: Annotated[int, COUNT]
     size: Annotated[int, SIDE]
     patch: Annotated[int, COUNT] = 2
-    widths: tuple[int, ...] = (32, 64)
+    widths: Annotated[tuple[int, ...], WIDTH] = (32, 64)
     blocks: Annotated[int, LAYERS] = 1
     embedding: Annotated[int, COUNT] = 128
     depth: Annotated[int, LAYERS] = 6
@@ -72,11 +73,9 @@ class DiffusionConfig:  # many fields, since two networks and the sampler are de
                 f"embedding: expected a multiple of the {self.heads} heads, got "
                 f"{self.embedding}; such as {64 * self.heads}"
             )
-        wrong = [width for width in self.widths if width < 1 or width % MULTIPLE]
-        if self.network == "unet" and (wrong or not 1 <= len(self.widths) <= MOST_LEVELS):
+        if self.network == "unet" and not 1 <= len(self.widths) <= MOST_LEVELS:
             raise ConfigError(
-                f"widths: expected 1 to {MOST_LEVELS} multiples of {MULTIPLE}, got "
-                f"{wrong[0] if wrong else len(self.widths)}; such as 32,64"
+                f"widths: expected 1 to {MOST_LEVELS} levels, got {len(self.widths)}; such as 32,64"
             )
         if self.network == "unet" and (self.size // self.patch) % 2 ** (len(self.widths) - 1):
             raise ConfigError(

@@ -7,7 +7,7 @@ from kdistill.data import ImageDataset
 from kdistill.options import COUNT, POSITIVE, SHARE, check_options
 from kdistill.priors.diffusion.denoiser import Prediction
 from kdistill.priors.diffusion.sampler import Solver
-from kdistill.priors.diffusion.trained_model import LAYERS, STEPS, DiffusionConfig
+from kdistill.priors.diffusion.trained_model import LAYERS, STEPS, WIDTH, DiffusionConfig
 
 
 # more than twelve fields: each is an option that users set by its name
@@ -55,7 +55,7 @@ class DiffusionSpec:
     augment: Literal["auto", "none"] = "auto"
     network: Literal["unet", "uvit"] = "unet"
     patch: Annotated[int, COUNT] = 2
-    widths: tuple[int, ...] = (32, 64)
+    widths: Annotated[tuple[int, ...], WIDTH] = (32, 64)
     blocks: Annotated[int, LAYERS] = 1
     embedding: Annotated[int, COUNT] = 128
     depth: Annotated[int, LAYERS] = 6

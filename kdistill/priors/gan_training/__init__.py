@@ -6,22 +6,14 @@ from kdistill.priors.gan_training.adversarial_training import (
     PriorProgress,
     new_gan_training,
 )
+from kdistill.priors.gan_training.mean_latent import with_mean_latent
 from kdistill.priors.gan_training.prior_spec import PriorSpec
-from kdistill.priors.gan_training.trained_generator import (
-    Quality,
-    card,
-    measure,
-    with_mean_latent,
-)
 
 __all__ = [
     "GanState",
     "GanTraining",
     "PriorProgress",
     "PriorSpec",
-    "Quality",
-    "card",
-    "measure",
     "new_gan_training",
     "with_mean_latent",
 ]
