@@ -1,5 +1,6 @@
 """``DistilledGenerator``: what a run returns whose product is a generator."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdistill.artifacts import DistilledDataset
+from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, DataError
 from kdistill.keys import make_key, permutation
 from kdistill.methods.init import balanced_labels
@@ -126,6 +128,24 @@ class DistilledGenerator(DistilledDataset):
 
     def _provenance(self) -> dict[str, Any]:
         return {name: value for name, value in self.config.items() if name != "artifact"}
+
+
+def fresh_images(
+    small: DistilledDataset, data: ImageDataset, seed: int
+) -> Callable[[int, int], Tensor] | None:
+    """Return ``(network, epoch) -> images``, normalised, with the labels of ``small``.
+
+    None where ``small`` has no generator.
+    """
+    if FILE not in small.files:
+        return None
+    network = from_bytes(small.files[FILE], FILE).to(data.train.images.device)
+
+    def draw(net: int, epoch: int) -> Tensor:
+        key = make_key(seed, "fresh images", net, epoch)
+        return data.transform.apply(network.sample(small.labels, key))
+
+    return draw
 
 
 class FreshImages(Dataset[tuple[Tensor, int]]):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdistill import _native
+from kdistill.api.distilled_generator import fresh_images
 from kdistill.api.inputs import load
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import digest
@@ -59,7 +60,8 @@ def evaluate(
 
     Args:
         small: The small set, or its folder; its learned soft labels and learning rate are used
-            where it has them.
+            where it has them.  A generator has a second row, ``"..., fresh"``: as many images as
+            were drawn once, but others in every epoch.
         data: The real data, or anything that ``load_data`` takes.  ``small`` is put through its
             transform.
         protocol: ``"quick"``, ``"bench"``, ``"paper"`` or a ``Protocol``.
@@ -336,6 +338,10 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
         tasks.append(task(f"{name}, hard labels", "variant", images, hard))
     if recipe.robustness:
         tasks.append(task(f"{name}, no augmentation", "variant", images, labels, "none"))
+    if fresh := fresh_images(small, data, trainer.seed):
+        source = digest({}, {"images": tasks[0].source, "fresh": True})[:32]
+        changes = {"name": f"{name}, fresh", "kind": "variant", "source": source}
+        tasks.append(replace(tasks[0], fresh=fresh, **changes))
     return tasks
 
 

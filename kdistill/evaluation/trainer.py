@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ class Task:
         epochs: Passes over a set.
         lr: Learning rates; of several the one with the best validation accuracy of one network.
         strategy: Augmentation.
+        fresh: ``(network, epoch) -> images``: other images in every epoch, normalised and in the
+            order of the labels of the first set, whose images then are examples of them; None
+            trains on ``sets``.
     """
 
     name: str
@@ -49,6 +53,33 @@ class Task:
     epochs: int
     lr: tuple[float, ...]
     strategy: str
+    fresh: Callable[[int, int], Tensor] | None = None
+
+
+class FreshRows:
+    """Images of all epochs one after another, of which an epoch is drawn when it is read.
+
+    Args:
+        example: Images of an epoch, for shape, dtype and device, ``[N, C, S, S]``.
+        epochs: Number of epochs.
+        draw: ``epoch -> images``, like ``example``.
+    """
+
+    def __init__(self, example: Tensor, epochs: int, draw: Callable[[int], Tensor]):
+        self.per_epoch, self.draw = len(example), draw
+        self.shape = torch.Size((epochs * len(example), *example.shape[1:]))
+        self.dtype, self.device = example.dtype, example.device
+        self._epoch, self._images = -1, example
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        epoch = int(rows[0]) // self.per_epoch
+        if epoch != self._epoch:
+            self._epoch, self._images = epoch, self.draw(epoch)
+        return self._images[rows % self.per_epoch]
+
+    def rows_of(self, epoch: int) -> Tensor:
+        """Return the row numbers of an epoch."""
+        return torch.arange(epoch * self.per_epoch, (epoch + 1) * self.per_epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +196,10 @@ class Trainer:
         """Return the parameters ``[P]`` of one network, and its best test accuracy if asked for."""
         images, labels = task.sets[net % len(task.sets)]
         recipe, augment, highest = self.protocol, None, 0.0
+        source, rows_of = images, None
+        if task.fresh is not None:
+            source = FreshRows(images, task.epochs, partial(task.fresh, net))
+            labels, rows_of = labels.repeat(task.epochs), source.rows_of
         if task.strategy != "none":
             key = make_key(self.seed, f"evaluate {self.model} augment", net)
             corners = recipe.align_corners
@@ -177,7 +212,7 @@ class Trainer:
 
         thetas = train(
             self.student,
-            images,
+            source,
             labels,
             epochs=task.epochs,
             lr=lr,
@@ -188,6 +223,7 @@ class Trainer:
             schedule=recipe.schedule,
             augment=augment,
             nets=1,
+            rows_of=rows_of,
             on_epoch=test if recipe.best_on_test else None,
         )
         return thetas[0], highest

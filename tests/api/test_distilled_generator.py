@@ -1,5 +1,7 @@
 """A run whose product is a generator: its artefact, samples, fresh epochs, what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -7,6 +9,7 @@ from typer.testing import CliRunner
 import kdistill
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError
+from kdistill.evaluation.trainer import FreshRows
 from kdistill.keys import generator as keyed
 from kdistill.priors.conditional_gan import FILE
 
@@ -121,3 +124,33 @@ def test_the_command_draws_a_set(run, tmp_path):
     assert result.exit_code != 0 and "expected an artefact with generator.safetensors" in str(
         result.output + str(result.exception)
     )
+
+
+def test_an_evaluation_has_a_row_of_fresh_images(data, run):
+    """Its compute is that of the images drawn once: as many images in as many epochs."""
+    folder, small = run
+    tested = replace(data, test=data.train)
+    settings = {"protocol": "quick", "baselines": (), "nets": 2, "width": 4, "quiet": True}
+    result = kdistill.evaluate(folder, tested, **settings)
+    once, fresh = result.row("dim"), result.row("dim, fresh")
+    assert (once.images, once.epochs) == (fresh.images, fresh.epochs)
+    assert fresh.kind == "variant" and fresh.sources != once.sources
+    again = kdistill.evaluate(small, tested, **settings)
+    assert again.row("dim, fresh").accuracies == fresh.accuracies
+    names = {row.name for row in kdistill.evaluate(small.sample(2), tested, **settings).rows}
+    assert "dim, fresh" not in names
+
+
+def test_a_network_sees_every_fresh_epoch_once():
+    drawn = []
+
+    def draw(epoch):
+        drawn.append(epoch)
+        return torch.full((4, 1, 2, 2), float(epoch))
+
+    rows = FreshRows(torch.zeros(4, 1, 2, 2), 3, draw)
+    assert rows.shape == (12, 1, 2, 2)
+    for epoch in range(3):
+        for part in rows.rows_of(epoch).flip(0).split(3):
+            assert bool((rows[part] == epoch).all())
+    assert drawn == [0, 1, 2]
