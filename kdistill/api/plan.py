@@ -160,10 +160,19 @@ def _short_time(seconds: float) -> str:
 
 
 def _iteration_seconds(problem: methods.Problem) -> float:
-    """Return the median time of an iteration, the first one left out."""
+    """Return the mean time of an iteration over the phases of a run."""
+    stops = [*problem.phases[1:], problem.iterations]
+    lengths = [stop - first for first, stop in zip(problem.phases, stops, strict=True)]
+    timed = {first: n for first, n in zip(problem.phases, lengths, strict=True) if n > 0} or {0: 1}
+    total = sum(n * _median_seconds(problem, first) for first, n in timed.items())
+    return total / sum(timed.values())
+
+
+def _median_seconds(problem: methods.Problem, first: int) -> float:
+    """Return the median time of a few iterations from ``first``, which itself is left out."""
     times = []
     with torch.no_grad():
-        for iteration in range(1 + ROUNDS):
+        for iteration in range(first, first + 1 + ROUNDS):
             began = time.perf_counter()
             images = problem.prior.render(problem.state, iteration)
             step = problem.objective(iteration, images, problem.state)

@@ -160,6 +160,8 @@ class Problem:
         provenance: What the result depends on beside options and data, such as the digest of a
             generator; goes into the record.
         hint: What to change when the numbers blow up, for the error message.
+        phases: First iterations of the parts of a run whose iterations cost differently, ascending
+            from 0, for ``plan``.
         generator: For a run whose product is a generator: makes it from the tensors that the
             result is taken from (``Outcome.state``).  None: the product are the images.
     """
@@ -173,6 +175,7 @@ class Problem:
     stages: Stages | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     hint: str = "lower the learning rate"
+    phases: tuple[int, ...] = (0,)
     generator: Callable[[State], ConditionalGenerator] | None = None
 
     def __post_init__(self) -> None:

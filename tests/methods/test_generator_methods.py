@@ -423,3 +423,15 @@ def test_an_objective_that_has_a_prior_of_its_own_is_refused(data):
         methods.get("dim").experts.train(methods.get("dim").options("fast", {}), data)
     with pytest.raises(ConfigError, match="schedule: expected constant for a generator, got cosi"):
         problem_of(data, schedule="cosine")
+
+
+def test_a_plan_times_both_stages(data):
+    """Stage 2 trains networks too; its iterations are timed apart from those of stage 1."""
+    sizes = {"iterations": 10, "net_steps": 40, "gan_iterations": 10}
+    plans = [
+        kdistill.plan(data, method="dim", ipc=1, preset="paper", options=o, validation=0.0)
+        for o in ({**TINY, **sizes}, {**TINY, **sizes, "iterations": 0})
+    ]
+    assert plans[0].seconds > 2.0 * plans[1].seconds > 0.0
+    problem = problem_of(data, gan_iterations=5)
+    assert problem.phases == (0, 5) and problem.iterations == 7

@@ -245,6 +245,7 @@ def build_run(
         iterations=config.stage_2_start + matching.iterations,
         provenance=matching.provenance,
         hint="lower lr_gan, lr_match or lr_net",
+        phases=(0, config.stage_2_start),
         generator=product,
     )
 
