@@ -7,13 +7,35 @@ import pytest
 import torch
 
 from kdistill.errors import ConfigError
-from kdistill.priors import GeneratorAdapter, Noise
+from kdistill.priors import GeneratorAdapter
 from kdistill.priors.diffusion import SamplerOptions, denoise
 from kdistill.priors.diffusion.diffusion_prior import DiffusionPrior, Residual
+from kdistill.testing.peak_memory import peak_tensor_bytes
 from tests.priors.tiny_diffusion import Codebook, tiny_diffusion
 
 NONE = Residual(schedule="none")
 EQUATION_7 = Residual("noisy", "mean", "linear_from_one")
+
+
+class WideDenoiser(torch.nn.Module):
+    """A denoiser in few operations, whose graph is far larger than a latent."""
+
+    prediction = "v"
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.widen, self.narrow = torch.nn.Conv2d(1, 24, 3, padding=1), torch.nn.Conv2d(24, 1, 1)
+        self.requires_grad_(False)
+
+    def condition(self, classes):
+        return classes[:, None, None, None].to(self.narrow.weight)
+
+    def null_condition(self):
+        return None
+
+    def predict(self, x, timesteps, condition):
+        return self.narrow((self.widen(x) + condition).tanh())
 
 
 def new_prior(model=None, *, steps=4, guidance=1.0, residual=None, chunk=2, **changes):
@@ -161,8 +183,7 @@ def test_noise_is_new_in_every_iteration_and_shared_by_both_passes():
 
 
 def test_the_residual_keeps_the_gradient_of_a_long_sampler_alive():
-    # a denoiser that says little of its input: a plain sampler forgets where it began
-    model = tiny_diffusion(dtype=torch.float64, scale=0.1)
+    model = replace(tiny_diffusion(), denoiser=WideDenoiser().double())
     state, norms = None, {}
     for name, residual in (("residual", Residual()), ("none", NONE)):
         prior = new_prior(model, steps=50, residual=residual)
@@ -171,28 +192,19 @@ def test_the_residual_keeps_the_gradient_of_a_long_sampler_alive():
     assert norms["residual"] >= norms["none"] > 0.0
 
 
-def test_one_pass_of_the_network_has_a_graph_at_a_time():
-    """Tensors that a forward pass saves grow with the steps by their latents alone."""
-    saved = {}
-    for steps in (4, 8):
-        prior = new_prior(steps=steps, chunk=5)
-        state = {name: x.requires_grad_() for name, x in new_state(prior).items()}
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x
-        ):
-            prior.draw(state, Noise(0, range(5)))
-        saved[steps] = sum(sizes)
-    latents = 5 * 64
-    assert (saved[8] - saved[4]) <= 4 * 6 * latents
-    whole = []
-    prior = new_prior(steps=4, chunk=5)
-    state = {name: x.requires_grad_() for name, x in new_state(prior).items()}
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda x: whole.append(x.numel()) or x, lambda x: x
-    ):
-        prior.model.denoiser.predict(state["z"], torch.zeros(5, dtype=torch.int64), state["c"])
-    assert saved[4] < sum(whole)  # one pass alone would save more
+def test_memory_grows_with_the_steps_by_their_latents_alone():
+    model = replace(tiny_diffusion(), denoiser=WideDenoiser())
+    chunk, peaks = 4, {}
+    for steps in (10, 50):
+        prior = new_prior(model, steps=steps, chunk=chunk)
+        state = {name: x.float() for name, x in new_state(prior, 8).items()}
+        grad = torch.randn(8, 1, 8, 8)
+        peaks[steps] = peak_tensor_bytes(
+            lambda prior=prior, state=state, grad=grad: prior.vjp(state, grad, 0)
+        )
+    latents = 4 * chunk * 64
+    assert peaks[10] > 24 * latents  # the graph of one pass
+    assert peaks[50] <= 1.1 * peaks[10] + 40 * latents
 
 
 @pytest.mark.parametrize(

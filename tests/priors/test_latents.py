@@ -6,6 +6,7 @@ import torch
 from kdistill.errors import ConfigError, DataError
 from kdistill.priors import GeneratorAdapter, LatentPrior
 from kdistill.priors.latents import check_fit, generator_classes
+from kdistill.testing.peak_memory import peak_tensor_bytes
 from kdistill.transforms import Standardise
 from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3
 
@@ -68,21 +69,6 @@ def test_noise_is_the_same_in_both_passes_and_new_in_every_iteration():
     assert torch.equal(fixed.render(state, 1), fixed.render(state, 2))
 
 
-def peak_of(work):
-    """Return the most bytes that torch held at one time within ``work``, beyond those before it."""
-    work()  # lazily made things
-    with torch.profiler.profile(
-        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
-    ) as profile:
-        work()
-    held = peak = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
 def test_the_peak_is_that_of_one_chunk():
     generator = tiny_stylegan2(size=32, channel_max=16, channel_base=512)
     classes = torch.arange(24) % 3
@@ -91,7 +77,7 @@ def test_the_peak_is_that_of_one_chunk():
     def peak(rows, chunk):
         prior = prior_of(generator, 1, chunk)
         state = prior.init(classes[:rows])
-        return peak_of(lambda: prior.vjp(state, weight[:rows], 0))
+        return peak_tensor_bytes(lambda: prior.vjp(state, weight[:rows], 0))
 
     chunk, all_at_once, gradient = peak(4, 4), peak(24, 24), 4 * 24 * (19 * 4 * 4 + 8 * 6)
     assert peak(24, 4) <= 1.15 * (chunk + gradient)

@@ -84,7 +84,10 @@ def denoise(
     before: tuple[Tensor, float] | None = None  # clean latent and log-SNR of the step before
     for i in reversed(range(len(grid))):
         if checkpoint and torch.is_grad_enabled():
-            output = checkpointed(predict, x, grid[i], use_reentrant=False)
+            # a frozen denoiser draws nothing: no state of a generator is kept for its second pass
+            output = checkpointed(
+                predict, x, grid[i], use_reentrant=False, preserve_rng_state=False
+            )
         else:
             output = predict(x, grid[i])
         a = float(schedule.alphas_cumprod[grid[i]])
