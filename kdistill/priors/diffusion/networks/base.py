@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kdistill.engine.convolve import convolve, takes_winograd
 from kdistill.priors.diffusion.denoiser import Prediction
 
 FREQUENCIES = 32  # pairs of sine and cosine of a timestep
@@ -55,6 +56,20 @@ class ClassConditionalDenoiser(nn.Module):
         exponents = torch.arange(FREQUENCIES, dtype=like.dtype, device=like.device) / FREQUENCIES
         angles = timesteps[:, None].to(like) * torch.exp(-math.log(LONGEST_PERIOD) * exponents)
         return self.time(torch.cat([angles.sin(), angles.cos()], 1))
+
+
+class Convolution(nn.Conv2d):
+    """A 3x3 convolution that keeps the size, by Winograd's algorithm where that is faster."""
+
+    def __init__(self, channels_in: int, channels: int):
+        super().__init__(channels_in, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return feature maps ``[B, channels, h, w]``."""
+        if not takes_winograd(x, self.weight, 1):
+            return super().forward(x)
+        assert self.bias is not None
+        return convolve(x, self.weight, 1) + self.bias[:, None, None]
 
 
 def zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:

@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdistill.priors.diffusion.denoiser import Prediction
-from kdistill.priors.diffusion.networks.base import ClassConditionalDenoiser, zeroed
+from kdistill.priors.diffusion.networks.base import (
+    ClassConditionalDenoiser,
+    Convolution,
+    zeroed,
+)
 
 CHANNELS_PER_GROUP = 8  # of group norm
 HEADS = 4
@@ -29,10 +33,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels_in: int, channels: int, embedding: int):
         super().__init__()
         self.norm_in = _group_norm(channels_in)
-        self.conv_in = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.conv_in = Convolution(channels_in, channels)
         self.modulation = zeroed(nn.Linear(embedding, 2 * channels))
         self.norm_out = _group_norm(channels)
-        self.conv_out = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.conv_out = zeroed(Convolution(channels, channels))
         is_same = channels_in == channels
         self.skip = nn.Identity() if is_same else nn.Conv2d(channels_in, channels, 1)
 
@@ -88,7 +92,7 @@ class UNet(ClassConditionalDenoiser):
         super().__init__(classes, embedding, prediction)
         self.patch = patch
         width, patch_channels = widths[0], channels * patch * patch
-        self.conv_in = nn.Conv2d(patch_channels, width, 3, padding=1)
+        self.conv_in = Convolution(patch_channels, width)
         skips = [width]
         self.down = nn.ModuleList()
         for level, channels_out in enumerate(widths):
@@ -112,9 +116,9 @@ class UNet(ClassConditionalDenoiser):
                 self.up.append(ResidualBlock(width + skips.pop(), channels_out, embedding))
                 width = channels_out
             if level:
-                self.up.append(nn.Conv2d(width, width, 3, padding=1))
+                self.up.append(Convolution(width, width))
         self.norm_out = _group_norm(width)
-        self.conv_out = zeroed(nn.Conv2d(width, patch_channels, 3, padding=1))
+        self.conv_out = zeroed(Convolution(width, patch_channels))
 
     def predict(self, x: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """Return the prediction ``[B, c, s, s]``; as ``Denoiser.predict``."""
