@@ -16,6 +16,7 @@ from kdistill.transforms import Identity, Transform
 FILES = ("data.safetensors", "config.json", "metrics.json", "README.md", "preview.png")
 # a run leaves these before its artefact
 RUN_FILES = ("checkpoint.safetensors", "checkpoint.safetensors.prev", "metrics.jsonl", "snapshots")
+GENERATOR = "generator.safetensors"  # the product of a run, where it is no set of images
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 

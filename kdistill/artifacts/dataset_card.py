@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdistill.artifacts.conclusions import conclusions, is_number, random_images, rows_above
-from kdistill.artifacts.contents import SetContents, lookup
+from kdistill.artifacts.contents import GENERATOR, SetContents, lookup
 from kdistill.escape import code, json_text, markdown, one_line, yaml
 from kdistill.formatting import byte_count
 
@@ -44,7 +44,7 @@ def card(contents: SetContents, *, files: str = "artefact") -> str:
         _header(contents, title, _line(record, "source", "licence") or "unknown"),
         f"# {markdown(title)}",
         f"A synthetic training set of {len(contents)} images{stands_for}, made so that networks "
-        "can be trained on it instead. The images were optimised, not "
+        f"can be trained on it instead. The images were {_making(contents)}, not "
         f"photographed.{_warning(record)}",
         "![All images, one row per class](preview.png)",
         f"## What is in it\n\n{_description(contents)}",
@@ -54,6 +54,12 @@ def card(contents: SetContents, *, files: str = "artefact") -> str:
         f"## Limits\n\n{_limits(contents, _line(record, 'source', 'licence'))}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _making(contents: SetContents) -> str:
+    if GENERATOR not in contents.files:
+        return "optimised"
+    return f"drawn once from a distilled generator, which stands beside them in `{GENERATOR}`"
 
 
 def _line(record: Mapping[str, Any], *path: str) -> str:
@@ -291,7 +297,12 @@ def _list_of_conclusions(rows: Sequence[Mapping[str, Any]], record: Mapping[str,
 
 
 def _usage(contents: SetContents, files: str) -> str:
-    is_soft = contents.label_logits is not None
+    is_soft, fresh = contents.label_logits is not None, ""
+    if GENERATOR in contents.files:
+        fresh = """
+
+Any number of other images is drawn from the generator: `kdistill sample . --ipc 50 --out SAMPLE`,
+or `kdistill.DistilledGenerator.from_pretrained(".").sample(ipc=50)`."""
     if files == "hf":
         return f"""```python
 from datasets import load_dataset
@@ -312,7 +323,7 @@ train_set = small.to_torch(normalised=True{", soft=True" if is_soft else ""})
 
 Without kdistill: `safetensors.torch.load_file("data.safetensors")` gives `images`, `labels` and
 the normalisation (`transform.*`). Test images must go through the same normalisation. Other
-formats: `kdistill export . out --to imagefolder|npz|ddranking|mtt|eccv24|hf`."""
+formats: `kdistill export . out --to imagefolder|npz|ddranking|mtt|eccv24|hf`.{fresh}"""
 
 
 def _limits(contents: SetContents, licence: str) -> str:

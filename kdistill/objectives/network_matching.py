@@ -90,7 +90,7 @@ def match_outputs(
     real: Tensor,
     fake: Tensor,
     distances: Sequence[Distance],
-    weigh: Callable[[Tensor], Tensor],
+    weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the distances ``[D]`` and the gradient of their weighted sum in the fake images.
 
@@ -100,7 +100,7 @@ def match_outputs(
         real: Real images, normalised, ``[N, C, S, S]``.
         fake: Generated images, normalised, ``[N, C, S, S]``.
         distances: The distances.
-        weigh: Returns their weights ``[D]``, given their values.
+        weights: Their weights ``[D]``.
 
     Cost: a forward pass over the real images; a forward and a backward one over the generated.
     """
@@ -110,7 +110,6 @@ def match_outputs(
     with torch.enable_grad():
         of_fake = student.trace(theta, leaf)
         values = torch.stack([distance(of_real, of_fake) for distance in distances])
-        weights = weigh(values.detach())
         (grad,) = torch.autograd.grad((weights * values).sum(), leaf)
     return values.detach(), grad
 

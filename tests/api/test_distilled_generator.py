@@ -41,6 +41,9 @@ def test_a_run_gives_a_generator_and_images_drawn_once(run):
     assert "3 classes, images 1×8×8, 6 of them drawn once" in repr(small)
     again = kdistill.DistilledGenerator.from_pretrained(folder)
     assert torch.equal(again.images, small.images) and again.files[FILE] == small.files[FILE]
+    card = (folder / "README.md").read_text()
+    assert "drawn once from a distilled generator, which stands beside them" in card
+    assert "kdistill sample . --ipc 50" in card
     images = kdistill.DistilledDataset.from_pretrained(folder)  # whatever takes a set takes it
     assert torch.equal(images.images, small.images)
 

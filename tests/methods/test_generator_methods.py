@@ -269,11 +269,11 @@ def test_the_product_is_a_generator_with_frozen_statistics(data):
 
 
 def test_the_terms_of_global_local_begin_at_their_weights(data):
-    """Both are 1 at the first step of stage 2; a switch leaves one out."""
+    """Both are 1 at the first step, if a network serves no longer; a switch leaves one out."""
     for weights in ((1.0, 1.0), (0.5, 0.0), (0.0, 0.25)):
         problem = problem_of(
             data, "global_local", gan_iterations=0, adversarial=0.0, global_weight=weights[0],
-            local_weight=weights[1],
+            local_weight=weights[1], epoch_iterations=1,
         )  # fmt: skip
         images = problem.prior.render(problem.state, 0)
         step = problem.objective(0, images, problem.state)
@@ -359,7 +359,7 @@ def test_a_run_begins_with_an_earlier_generator(data, tmp_path, caplog):
     network = first.generator(methods.optimize(first).state)
     (tmp_path / FILE).write_bytes(to_bytes(network))
     problem = problem_of(data, "global_local", generator=str(tmp_path), generator_width=9)
-    assert problem.iterations == 2
+    assert problem.iterations == 2 and len(problem.provenance["generator"]["sha256"]) == 64
     for name, x in network.config.shapes().items():
         assert problem.state[f"generator.{name}"].shape == x
         assert torch.equal(problem.state[f"generator.{name}"], network.tensors[name])
@@ -435,3 +435,24 @@ def test_a_plan_times_both_stages(data):
     assert plans[0].seconds > 2.0 * plans[1].seconds > 0.0
     problem = problem_of(data, gan_iterations=5)
     assert problem.phases == (0, 5) and problem.iterations == 7
+
+
+def test_terms_are_normalised_under_an_experienced_network(data):
+    """The first network after two iterations of service, not after one."""
+    problem = problem_of(data, "global_local", gan_iterations=0, pool=["lenet"], local_weight=0.0)
+    pool = methods.get("global_local").options("paper", {**TINY, "pool": ["lenet"]})
+    pool, state = pool.network_pool(data, 0), pool.network_pool(data, 0).init()
+    _, young, state = pool.trained(state, 0)
+    _, old, _ = pool.trained(state, 1)
+    assert torch.equal(pool.experienced()[1], old) and not torch.equal(old, young)
+    images = problem.prior.render(problem.state, 0)
+    scale = problem.objective(0, images, problem.state).updates["match.scale"]
+    rows, student = problem.objective.__self__.rows(0), pool.members[0]
+    augment = Augment(
+        "color_crop_cutout", siamese=True, key=make_key(0, "augment"), align_corners=False
+    )
+    real = augment(data.transform.apply(data.train.images[rows]), 0)
+    gap = student.apply(old, real).log_softmax(1) - student.apply(
+        old, augment(images, 0)
+    ).log_softmax(1)
+    torch.testing.assert_close(scale, gap.square().mean()[None])

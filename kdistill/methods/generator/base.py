@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from kdistill.artifacts.tensors import digest
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError
 from kdistill.keys import generator as keyed
@@ -200,6 +201,9 @@ def build_run(
             "with generator=FOLDER; leave init out"
         )
     first = beginning(config, data, seed)
+    provenance = dict(matching.provenance)
+    if config.generator:
+        provenance["generator"] = {"sha256": digest({**first.tensors, **first.critic}, {})}
     rows = RealRows(
         data.train.labels,
         (config.gan_batch, config.batch_size),
@@ -243,7 +247,7 @@ def build_run(
         objective=run.objective,
         optimizer=by_name({"generator": rule, **matching.rules}),
         iterations=config.stage_2_start + matching.iterations,
-        provenance=matching.provenance,
+        provenance=provenance,
         hint="lower lr_gan, lr_match or lr_net",
         phases=(0, config.stage_2_start),
         generator=product,

@@ -73,9 +73,8 @@ def comparison(config: DimConfig) -> Comparison:
         distance = logit_distance(None)
         if config.match == "features":
             distance = feature_distance(group_means(labels, student.classes, "batch"), "l1")
-        values, grad = match_outputs(
-            student, theta, real, fake, [distance], lambda values: values.new_full((1,), weight)
-        )
+        weights = fake.new_full((1,), weight)
+        values, grad = match_outputs(student, theta, real, fake, [distance], weights)
         return weight * values[0], grad, {}
 
     return compare
@@ -86,7 +85,8 @@ def build(
 ) -> Problem:
     """Return the run: stage 1, then stage 2 over the pool."""
     if config.objective == "pool":
-        matching = pool_matching(config, data, seed, comparison(config))
+        pool = config.network_pool(data, seed)
+        matching = pool_matching(config, data, seed, pool, comparison(config))
     else:
         weight = 1.0 if config.match_weight is None else config.match_weight
         matching = pixel_matching(config, data, ipc, seed, weight)

@@ -5,6 +5,9 @@ Paper: Li, Li, Togo, Maeda, Ogawa and Haseyama, "Generative Dataset Distillation
 
     min_G  L_gan + a_g * L_global / L_global(first step) + a_l * L_local / L_local(first step)
 
+The terms of the first step are taken under a network that is as experienced as those at the end of
+their service: under an untrained one, logits differ hundreds of times less.
+
 L_global compares log-probabilities, L_local the feature maps of blocks
 (``kdistill.objectives.network_matching``), under a network of a pool as in ``dim``.
 
@@ -25,6 +28,7 @@ from kdistill.errors import ConfigError
 from kdistill.methods.base import Method, Problem
 from kdistill.methods.generator.base import build_run
 from kdistill.methods.generator.dim import METHOD as DIM
+from kdistill.methods.generator.network_pool import NetworkPool
 from kdistill.methods.generator.pool_matching import Comparison, PoolConfig, pool_matching
 from kdistill.objectives.network_matching import (
     Distance,
@@ -53,7 +57,8 @@ class GlobalLocalConfig(PoolConfig):
         feature_distance: Distance of the class means of feature maps: ``"mse"``, over the mean
             square of the real ones, averaged over the blocks; or ``"l1"``, the sum.
         layers: Numbers of the blocks that are compared, 0 the shallowest.
-        normalise: Divide either term by its value at the first step of stage 2.
+        normalise: Divide either term by its value at the first step of stage 2, under a network
+            that has been trained.
     """
 
     global_weight: Annotated[float, NOT_NEGATIVE] = 1.0
@@ -83,7 +88,7 @@ class GlobalLocalConfig(PoolConfig):
         return [weight for weight, _ in chosen], [distance for _, distance in chosen]
 
 
-def comparison(config: GlobalLocalConfig) -> Comparison:
+def comparison(config: GlobalLocalConfig, pool: NetworkPool) -> Comparison:
     """Return the weighted terms and their gradient in the generated images."""
 
     def compare(
@@ -93,17 +98,16 @@ def comparison(config: GlobalLocalConfig) -> Comparison:
         if not distances:
             return fake.new_zeros(()), torch.zeros_like(fake), {}
         scale = state[SCALE]
-
-        def weigh(values: Tensor) -> Tensor:
-            nonlocal scale
-            if not config.normalise:
-                scale = torch.ones_like(values)
-            elif not bool(scale.any()):
-                scale = values.clamp(min=SMALLEST)
-            return values.new_tensor(weights) / scale
-
-        values, grad = match_outputs(student, theta, real, fake, distances, weigh)
-        return (weigh(values) * values).sum(), grad, {SCALE: scale}
+        if not config.normalise:
+            scale = torch.ones_like(scale)
+        elif not bool(scale.any()):
+            first, _ = match_outputs(
+                *pool.experienced(), real, fake, distances, torch.ones_like(scale)
+            )
+            scale = first.clamp(min=SMALLEST)
+        weighted = scale.new_tensor(weights) / scale
+        values, grad = match_outputs(student, theta, real, fake, distances, weighted)
+        return weighted @ values, grad, {SCALE: scale}
 
     return compare
 
@@ -114,7 +118,8 @@ def build(
     """Return the run: stage 1, then both terms over the pool."""
     num_terms = (config.global_weight > 0.0) + (config.local_weight > 0.0)
     state = {SCALE: torch.zeros(num_terms)} if num_terms else {}
-    matching = pool_matching(config, data, seed, comparison(config), state)
+    pool = config.network_pool(data, seed)
+    matching = pool_matching(config, data, seed, pool, comparison(config, pool), state)
     return build_run(config, data, ipc, seed, start, matching)
 
 

@@ -16,6 +16,7 @@ from kdistill.keys import generator, make_key, permutation, uniforms
 from kdistill.priors import State
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of the networks' training, as published
+MOST_STEPS = 500  # after which a network counts as experienced
 # widths of the first block where ConvNet has 128; a LeNet is narrow as it is
 FULL_WIDTH = {"convnet": 128, "alexnet": 128, "mlp": 128, "vgg11": 64, "resnet18": 64, "vit": 192}
 WITH_NORM = ("convnet", "alexnet", "vgg11", "resnet18")
@@ -101,6 +102,17 @@ class NetworkPool:
         """Return the network that serves in an iteration."""
         place = uniforms(make_key(self.seed, "pool member", iteration // self.epoch), 1)
         return self.members[int(place[0] * len(self.members))]
+
+    def experienced(self) -> tuple[Student, Tensor]:
+        """Return the first network and its parameters as it is at the end of its service.
+
+        After at most 500 steps of training.
+        """
+        state = self.init()
+        student, theta, state = self.trained(state, 0)
+        for iteration in range(1, min(self.epoch, -(-MOST_STEPS // self.steps))):
+            student, theta, state = self.trained(state, iteration)
+        return student, theta
 
     @torch.no_grad()
     def trained(self, state: State, iteration: int) -> tuple[Student, Tensor, State]:

@@ -76,6 +76,7 @@ def pool_matching(
     config: PoolConfig,
     data: ImageDataset,
     seed: int,
+    pool: NetworkPool,
     compare: Comparison,
     state: State | None = None,
 ) -> Matching:
@@ -87,10 +88,10 @@ def pool_matching(
         config: Options.
         data: The real images.
         seed: Seed of the run.
+        pool: The networks.
         compare: The comparison; images are augmented.
         state: Tensors that the comparison hands to its next call.
     """
-    pool = config.network_pool(data, seed)
     augment = config.augmentation(data, make_key(seed, "augment"), siamese=True)
 
     def objective(iteration: int, images: Tensor, real: RealBatch, now: State) -> Step:

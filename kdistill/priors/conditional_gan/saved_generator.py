@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from kdistill.artifacts.contents import GENERATOR
 from kdistill.artifacts.tensors import decode, encode
 from kdistill.config import from_mapping, to_mapping
 from kdistill.errors import ConfigError, DataError
@@ -22,7 +23,7 @@ from kdistill.priors.conditional_gan.conditional_generator import (
 )
 from kdistill.priors.conditional_gan.critic import Critic
 
-FILE = "generator.safetensors"  # in the folder of an artefact
+FILE = GENERATOR  # in the folder of an artefact
 KIND = "conditional_gan"
 HINT = "restore it from a copy, or distil it again"
 
