@@ -19,6 +19,7 @@ PACKAGES = ("torch", "numpy", "triton", "pillow", "safetensors", "typer", "rich"
 EXTRAS = {
     "demo": ("mlxtend", "scikit-learn", "scikit-image"),
     "report": ("matplotlib", "jinja2"),
+    "diffusion": ("diffusers",),
     "hub": ("datasets", "huggingface_hub"),
 }
 

@@ -3,10 +3,12 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import kdistill
 from kdistill.errors import DataError, MissingExtraError
 from kdistill.priors.diffusion.model_folder import load_diffusion_model
 from kdistill.priors.diffusion.pretrained.diffusers_adapters import (
@@ -20,6 +22,8 @@ from tests.priors.tiny_diffusers import (
     tiny_transformer,
     tiny_vae,
 )
+
+PACKAGE = Path(kdistill.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +212,14 @@ def test_a_missing_library_is_named(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(MissingExtraError, match=r"got none; pip install 'kdistill\[diffusion\]'"):
         load_diffusion_model(saved)
+
+
+def test_one_function_alone_imports_the_library():
+    """Its import takes seconds, which nobody else should wait for."""
+    lines = {
+        f"{path.name}: {line}"
+        for path in PACKAGE.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if line.strip().startswith(("import diffusers", "from diffusers"))
+    }
+    assert lines == {"components.py:         import diffusers"}

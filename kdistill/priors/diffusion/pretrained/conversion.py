@@ -87,7 +87,7 @@ def convert_diffusion(
         DataError: The source is damaged, not such a model, or the folder cannot be written.
         MissingExtraError: diffusers is not installed.
 
-    Cost: twice the weights in memory, and as much space on the disk as the weights in float32.
+    Cost: about twice the weights in memory, and their size in float32 on the disk.
     """
     source = Path(source).expanduser()
     if source.is_dir():
@@ -103,6 +103,7 @@ def convert_diffusion(
     }
     with new_folder(folder) as new:
         _write(new, parts, weights, table, about)
+        weights.clear()  # the load below needs the memory
         model = load_pretrained(new)  # refuses what does not fit together
         write_new(new / "README.md", card(Path(folder).name, model, about).encode())
     return model
