@@ -241,7 +241,9 @@ def run(
         show_status(f"preparing {config.method} on {data.name}, {config.ipc} per class")
 
         def show(progress: Progress) -> None:
-            show_status(describe(progress, f"loss {progress.loss:.4g}"))
+            rate = progress.metrics.get("images_per_second")
+            said = f"loss {progress.loss:.4g}" if rate is None else f"{rate:.3g} images/s"
+            show_status(describe(progress, said))
 
         small = _Job(config, data, training, start, execution, show).carry_out()
     _warn_of_range(small.images)

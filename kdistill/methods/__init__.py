@@ -42,6 +42,7 @@ __all__ = [
 _MODULES = {
     "datm": "trajectory.datm",
     "dc": "matching.dc",
+    "diffusion_gen": "generator.diffusion_gen",
     "dim": "generator.dim",
     "dm": "matching.dm",
     "dsa": "matching.dsa",

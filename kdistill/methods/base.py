@@ -248,6 +248,7 @@ FAMILIES = {
     "trajectory": "Trajectory matching",
     "latent": "Latents of a generator, under the objective of any method above",
     "generator": "The weights of a generator, which draws any number of images",
+    "generation": "Images drawn from a generator",
 }
 PRESETS = ("fast", "paper")  # every method has these
 

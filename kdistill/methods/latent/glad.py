@@ -71,7 +71,7 @@ def build(
     network = config.generator(data, start)
     prior = prior_for(config, network, data, make_key(seed, "prior"))
     state = prior.init(
-        config.labels(network, data, ipc)[1],
+        config.generator_labels(network, data, ipc)[1],
         average=config.n_avg if config.avg_w else 0,
         random_f=config.rand_f,
         learn_weights=config.learn_g,

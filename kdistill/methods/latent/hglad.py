@@ -108,7 +108,7 @@ def build(
         key=make_key(seed, "prior"),
         noise=config.noise,
     )
-    labels, classes = config.labels(network, data, ipc)
+    labels, classes = config.generator_labels(network, data, ipc)
     state = prior.init(classes, average=config.n_avg if config.avg_w else 0)
     method, options = config.pixel_method()
     problem = method.build(options, data, ipc, seed, prior.render(state, 0))

@@ -123,7 +123,7 @@ def first_state(
     Raises:
         ConfigError: ``init`` is noise, which has no meaning for an encoder.
     """
-    _, classes = config.labels(model, data, ipc)
+    _, classes = config.generator_labels(model, data, ipc)
     conditioning = model.denoiser.condition(classes.to(model.device)).clone()
     if config.begin == "normal":
         random = generator(make_key(seed, "latents"))

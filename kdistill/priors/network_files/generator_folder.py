@@ -113,7 +113,7 @@ def _described(generator: Generator | DiffusionModel) -> dict[str, Any]:
 def holds_generator(folder: str | Path, generator: Generator | DiffusionModel) -> bool:
     """Return whether ``folder`` holds a generator with the same tensors."""
     try:
-        saved = _read_folder(Path(folder).expanduser()).tensors
+        saved = load_any_generator(Path(folder).expanduser()).tensors
     except DataError:
         return False
     return saved.keys() == generator.tensors.keys() and all(
@@ -147,7 +147,7 @@ def load_generator(
             do not belong together.
     """
     folder = Path(folder).expanduser()
-    generator = _read_folder(folder)
+    generator = load_any_generator(folder)
     if not isinstance(generator, family):
         other = next(name for name in USES if name is not family)
         raise DataError(
@@ -162,7 +162,12 @@ def holds_trained_generator(folder: Path) -> bool:
     return (folder / TENSORS).exists() and (folder / CONFIG).exists()
 
 
-def _read_folder(folder: Path) -> Generator | DiffusionModel:
+def load_any_generator(folder: Path) -> Generator | DiffusionModel:
+    """Return the generator of a folder, a StyleGAN or a trained diffusion model, on the CPU.
+
+    Raises:
+        DataError: As ``load_generator``.
+    """
     if folder.is_file():
         raise DataError(
             f"prior: expected a folder, got the file {folder}; convert it: kdistill prior convert "
