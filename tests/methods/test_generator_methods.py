@@ -206,7 +206,7 @@ def test_chunks_are_batches_of_their_own_and_their_gradient_is_exact(data):
         for name, grad in zip(leaves, expected, strict=True):
             torch.testing.assert_close(grads[f"generator.{name}"], grad, rtol=1e-6, atol=1e-9)
         assert torch.equal(prior.render(state, 1), prior.render(state, 1))
-    with pytest.raises(ConfigError, match="chunk: expected at least 2 images"):
+    with pytest.raises(ConfigError, match="chunk: expected at least 2, got 1; batch norm"):
         problem_of(data, chunk=1)
 
 
@@ -340,6 +340,11 @@ def test_numbers_that_blow_up_are_named(data):
 
 def test_bad_input_is_refused(data):
     method = methods.get("dim")
+    for option in ("gan_batch", "batch_size"):
+        with pytest.raises(ConfigError, match=f"{option}: expected at least 2, got 1; batch norm"):
+            method.options("paper", {option: 1})
+    with pytest.raises(ConfigError, match="pool: expected at least one network, got none"):
+        method.options("paper", {"pool": []})
     with pytest.raises(ConfigError, match="init: expected no images to begin with, got some"):
         method.build(method.options("paper", TINY), data, 1, 0, torch.zeros(3, 1, 8, 8))
     with pytest.raises(ConfigError, match=r"pool: expected one of convnet.*got 'convnt'"):
@@ -456,3 +461,14 @@ def test_terms_are_normalised_under_an_experienced_network(data):
         old, augment(images, 0)
     ).log_softmax(1)
     torch.testing.assert_close(scale, gap.square().mean()[None])
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 5])
+def test_no_chunk_has_a_single_image(data, chunk):
+    """Three images in chunks of two are one batch; every image is rendered once."""
+    problem = problem_of(data, chunk=chunk)
+    for count in range(2, 13):
+        prior = replace(problem.prior, labels=lambda iteration, n=count: torch.arange(n) % 3)
+        images = prior.render(problem.state, 0)
+        assert len(images) == count and bool(torch.isfinite(images).all())
+        assert all(x.any() for x in prior.vjp(problem.state, images, 0).values())

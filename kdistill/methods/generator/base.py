@@ -29,7 +29,7 @@ from kdistill.keys import make_key, permutation, uniforms
 from kdistill.methods.base import MethodConfig, Problem, Step
 from kdistill.methods.init import balanced_labels
 from kdistill.optim import Adam, Averaged, Consecutive, Optimizer, State, by_name
-from kdistill.options import COUNT, DECAY, ITERATIONS, NOT_NEGATIVE, POSITIVE, SHARE
+from kdistill.options import COUNT, DECAY, ITERATIONS, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from kdistill.priors.conditional_gan import (
     Adversary,
     ConditionalGenerator,
@@ -41,6 +41,7 @@ from kdistill.priors.conditional_gan import (
 )
 
 _log = logging.getLogger("kdistill")
+BATCH = Range("at least 2", lambda n: n >= 2, "batch norm needs the statistics of several images")
 BETAS = (0.0, 0.9)  # of Adam, as published
 
 
@@ -82,8 +83,8 @@ class GeneratorConfig(MethodConfig):  # many fields, since each is an option tha
     noise: Annotated[int, COUNT] = 100
     label_embedding: Annotated[int, COUNT] = 64
     critic_width: Annotated[int, COUNT] = 196
-    gan_batch: Annotated[int, COUNT] = 128
-    batch_size: Annotated[int, COUNT] = 64
+    gan_batch: Annotated[int, BATCH] = 128
+    batch_size: Annotated[int, BATCH] = 64
     lr_gan: Annotated[float, POSITIVE] = 1e-4
     lr_match: Annotated[float, POSITIVE] = 5e-6
     penalty: Annotated[float, NOT_NEGATIVE] = 10.0
@@ -91,7 +92,7 @@ class GeneratorConfig(MethodConfig):  # many fields, since each is an option tha
     critic_rate: Annotated[float, POSITIVE] = 1.0
     adversarial: Annotated[float, NOT_NEGATIVE] = 1.0
     ema_decay: Annotated[float, DECAY] = 0.0
-    chunk: Annotated[int, COUNT] = 128
+    chunk: Annotated[int, BATCH] = 128
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ from torch import Tensor
 from kdistill.augment import Augment, strategy_for
 from kdistill.data import ImageDataset
 from kdistill.engine.students import STUDENTS, Student
+from kdistill.errors import ConfigError
 from kdistill.keys import make_key
 from kdistill.methods.base import Step
 from kdistill.methods.generator.base import GeneratorConfig, Matching, RealBatch
@@ -41,6 +42,11 @@ class PoolConfig(GeneratorConfig):
     net_steps: Annotated[int, COUNT] = 16
     net_batch: Annotated[int, COUNT] = 64
     lr_net: Annotated[float, POSITIVE] = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.pool:
+            raise ConfigError("pool: expected at least one network, got none; such as convnet")
 
     def network_pool(self, data: ImageDataset, seed: int) -> NetworkPool:
         """Return the pool of a run; its networks see no cutout in training, as published."""

@@ -87,7 +87,8 @@ class GeneratorWeightsPrior:
         return self.config.draw(tensors, self.labels(iteration), key)
 
     def _chunks(self, count: int) -> list[slice]:
-        num_chunks = -(-count // self.chunk)
+        # a batch of one has no statistics
+        num_chunks = min(-(-count // self.chunk), count // 2)
         return [slice(first, None, num_chunks) for first in range(num_chunks)]
 
     def _images(self, tensors: State, z: Tensor, labels: Tensor) -> Tensor:
