@@ -8,20 +8,24 @@
 LD3M's claim is that a plain sampler loses the gradient, and that its residual keeps it alive.  The
 gradient of an objective is taken in the learned latents z of a run of ``ld3m`` before its first
 step, for three samplers (the residual of the published code, that of equation 7 of the paper, none)
-and several numbers of steps.  Two numbers are written per iteration, each of which draws other
+and several numbers of steps.  Three numbers are taken per iteration, each of which draws other
 noise and another network:
 
-- the norm of dL/dz, which the paper reports;
+- the norm of dL/dz;
 - the gain, the norm of dL/dz over that of dL/dimages: what the sampler alone does to a gradient.
   (Samplers draw different images, and the objective has another gradient for each.)
+- the norm of dL/dx_T, at the noisy latent sqrt(a) z + sqrt(1 - a) eps that a sampler begins with.
+  Without a residual and with that of equation 7, z acts through it alone: dL/dz is sqrt(a) times
+  as long, a loss that no number of steps changes.
 
 Memory is that of the tensors of one gradient (``kdistill.testing.peak_memory``).  With a checkpoint
-per step it grows by one latent of a chunk with every step.
+per step it grows by the latents of a chunk with every step.
 """
 
 import argparse
 import csv
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -44,6 +48,12 @@ RESIDUALS = {
     "published code": Residual(),
     "equation 7": Residual("noisy", "mean", "linear_from_one"),
     "none": Residual(schedule="none"),
+}
+THROUGH_START = ("equation 7", "none")  # residuals with which z acts through x_T alone
+QUANTITIES = {
+    "norm": "norm of dL/dz",
+    "gain": "norm of dL/dz over that of dL/dimages",
+    "norm_at_start": "norm of dL/dx_T",
 }
 
 
@@ -77,6 +87,7 @@ class Gradient:
         iteration: Number of the draw.
         norm: Norm of dL/dz.
         gain: Norm of dL/dz over that of dL/dimages.
+        signal: Share sqrt(a) of z in the latent that the sampler begins with.
     """
 
     data: str
@@ -85,6 +96,12 @@ class Gradient:
     iteration: int
     norm: float
     gain: float
+    signal: float
+
+    @property
+    def norm_at_start(self) -> float:
+        """Norm of dL/dx_T, where z acts through x_T alone."""
+        return self.norm / self.signal
 
 
 def problem_of(data: ImageDataset, plan: Plan) -> Problem:
@@ -105,6 +122,8 @@ def measured(problem: Problem, name: str, plan: Plan) -> Iterator[Gradient]:
         for (residual, form), steps in itertools.product(RESIDUALS.items(), plan.steps):
             say(f"residual {residual}, {steps} steps")
             prior, state = sampling_prior(problem, form, steps), problem.state
+            schedule = prior.model.schedule
+            level = float(schedule.alphas_cumprod[schedule.grid(steps)[-1]])
             for iteration in range(plan.iterations):
                 images = prior.render(state, iteration)
                 grad_images = problem.objective(iteration, images, state).grad_images
@@ -116,6 +135,7 @@ def measured(problem: Problem, name: str, plan: Plan) -> Iterator[Gradient]:
                     iteration=iteration,
                     norm=norm,
                     gain=norm / float(grad_images.norm()),
+                    signal=math.sqrt(level),
                 )
 
 
@@ -134,10 +154,8 @@ def memory(problem: Problem, plan: Plan) -> str:
         images = prior.render(problem.state, 0)
         peak = peak_tensor_bytes(lambda p=prior, x=images: p.vjp(problem.state, x, 0))
         peaks.append(f"{steps} steps {byte_count(peak)}")
-    z = problem.state["z"][: prior.chunk]
-    return (
-        f"memory of a gradient: {', '.join(peaks)}; a latent of a chunk is {byte_count(z.nbytes)}"
-    )
+    latents = byte_count(problem.state["z"][: prior.chunk].nbytes)
+    return f"memory of a gradient: {', '.join(peaks)}; the latents of a chunk are {latents}"
 
 
 def table(gradients: Sequence[Gradient]) -> str:
@@ -146,20 +164,20 @@ def table(gradients: Sequence[Gradient]) -> str:
     heads = ["data", "residual", "quantity", *(f"{count} steps" for count in counts)]
     rows = [heads, ["---", "---", "---", *["---:"] * len(counts)]]
     for name, residual in dict.fromkeys((one.data, one.residual) for one in gradients):
-        chosen = {
-            count: [
-                one
-                for one in gradients
-                if (one.data, one.residual, one.steps) == (name, residual, count)
-            ]
-            for count in counts
-        }
-        spread = {
-            "norm of dL/dz": [_mean_and_deviation([x.norm for x in chosen[k]]) for k in counts],
-            "gain": [_mean_and_deviation([x.gain for x in chosen[k]]) for k in counts],
-        }
-        rows += [[name, residual, quantity, *cells] for quantity, cells in spread.items()]
+        chosen = [one for one in gradients if (one.data, one.residual) == (name, residual)]
+        for quantity in quantities_of(residual):
+            cells = [_mean_and_deviation(_values(chosen, quantity, steps)) for steps in counts]
+            rows.append([name, residual, QUANTITIES[quantity], *cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def quantities_of(residual: str) -> list[str]:
+    """Return the names of the quantities that a residual has."""
+    return [name for name in QUANTITIES if name != "norm_at_start" or residual in THROUGH_START]
+
+
+def _values(gradients: Sequence[Gradient], quantity: str, steps: int) -> list[float]:
+    return [getattr(one, quantity) for one in gradients if one.steps == steps]
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
@@ -168,18 +186,17 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def write_picture(gradients: Sequence[Gradient], path: Path) -> None:
-    """Draw norm and gain over the steps: means, and bars of one standard deviation."""
+    """Draw each quantity over the steps: means, and bars of one standard deviation."""
     import matplotlib  # of the extra ``report``; measuring needs it not
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(one.data for one in gradients))
-    figure = Figure(figsize=(9, 3.4 * len(names)), layout="constrained")
-    panels = figure.subplots(len(names), 2, squeeze=False)
+    figure = Figure(figsize=(12, 3.4 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), len(QUANTITIES), squeeze=False)
     for name, row in zip(names, panels, strict=True):
-        for quantity, axes in zip(("norm", "gain"), row, strict=True):
+        for (quantity, title), axes in zip(QUANTITIES.items(), row, strict=True):
             _draw([one for one in gradients if one.data == name], quantity, axes)
-            title = {"norm": "norm of dL/dz", "gain": "norm of dL/dz over that of dL/dimages"}
-            axes.set_title(f"{name}: {title[quantity]}", fontsize=9)
+            axes.set_title(f"{name}: {title}", fontsize=9)
         row[0].legend(title="residual", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     # the same numbers give the same file
@@ -188,17 +205,22 @@ def write_picture(gradients: Sequence[Gradient], path: Path) -> None:
 
 
 def _draw(gradients: Sequence[Gradient], quantity: str, axes: Any) -> None:
+    from matplotlib.ticker import LogLocator
+
     counts = sorted({one.steps for one in gradients})
-    for residual, marker in zip(RESIDUALS, "os^", strict=True):
-        values = [
-            [getattr(x, quantity) for x in gradients if (x.residual, x.steps) == (residual, k)]
-            for k in counts
-        ]
-        deviations = [stdev(v) if len(v) > 1 else 0.0 for v in values]
-        axes.errorbar(counts, list(map(mean, values)), deviations, marker=marker, label=residual)
+    for number, residual in enumerate(RESIDUALS):
+        if quantity not in quantities_of(residual):
+            continue
+        chosen = [one for one in gradients if one.residual == residual]
+        values = [_values(chosen, quantity, steps) for steps in counts]
+        deviations = [stdev(x) if len(x) > 1 else 0.0 for x in values]
+        style = {"marker": "os^"[number], "color": f"C{number}", "label": residual}
+        axes.errorbar(counts, list(map(mean, values)), deviations, **style)
     axes.set(xlabel="steps of the sampler", xscale="log", yscale="log")
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def write(path: Path, gradients: Sequence[Gradient]) -> None:

@@ -10,6 +10,7 @@ from benchmarks import ld3m_gradients
 from benchmarks.ld3m_gradients import RESIDUALS, Gradient
 from kdistill import methods
 from kdistill.api.run import resolve
+from kdistill.priors.diffusion import denoise
 from kdistill.priors.network_files import save_generator
 from tests.priors.tiny_diffusion import tiny_diffusion
 
@@ -50,6 +51,21 @@ def test_the_norm_is_that_of_a_run_with_these_options(digits, plan, gradients):
     assert (expected.norm, expected.gain) == pytest.approx((norm, norm / float(grad.norm())))
 
 
+def test_the_norm_at_the_start_is_that_of_its_gradient(digits, plan, gradients):
+    problem = ld3m_gradients.problem_of(digits, plan)
+    prior = ld3m_gradients.sampling_prior(problem, RESIDUALS["none"], 2)
+    grad = problem.objective(0, prior.render(problem.state, 0), problem.state).grad_images
+    (part, noise), model = next(prior.parts(problem.state, 0)), prior.model
+    a = model.schedule.alphas_cumprod[model.schedule.grid(2)[-1]].float()
+    eps = noise.normal("x_T", model.latent_shape, part["z"])
+    x = (a.sqrt() * part["z"] + (1 - a).sqrt() * eps).requires_grad_()
+    latents = denoise(model.denoiser, model.schedule, x, part["c"], prior.sampler)
+    images = prior.adapter(model.autoencoder.decode(latents))
+    norm = float(torch.autograd.grad(images, x, grad)[0].norm())
+    expected = next(one for one in gradients if (one.residual, one.steps) == ("none", 2))
+    assert expected.norm_at_start == pytest.approx(norm, rel=1e-4)
+
+
 def test_file_table_and_picture(gradients, tmp_path, capsys):
     other = [replace(one, data="other", norm=2 * one.norm) for one in gradients]
     path = tmp_path / "a" / "b.csv"
@@ -61,7 +77,7 @@ def test_file_table_and_picture(gradients, tmp_path, capsys):
     ld3m_gradients.main(["--table", str(path), "--picture", str(picture)])
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split(" | ")[3:] == ["2 steps", "4 steps |"]
-    assert len([line for line in shown if line.startswith("| ")]) == 2 + 2 * 3 * 2
+    assert len([line for line in shown if line.startswith("| ")]) == 2 + 2 * (2 + 3 + 3)
     drawn = picture.read_text()
     assert drawn.count("norm of dL/dz over") == 2 and drawn.endswith("</svg>\n")
     ld3m_gradients.write_picture(again, tmp_path / "again.svg")
@@ -69,10 +85,10 @@ def test_file_table_and_picture(gradients, tmp_path, capsys):
 
 
 def test_means_and_deviations_are_over_the_iterations():
-    one = Gradient(data="d", residual="none", steps=5, iteration=0, norm=1.0, gain=2.0)
+    one = Gradient(data="d", residual="none", steps=5, iteration=0, norm=1.0, gain=2.0, signal=0.5)
     lines = ld3m_gradients.table([one, replace(one, iteration=1, norm=3.0)]).splitlines()
     assert lines[2] == "| d | none | norm of dL/dz | 2 ± 1.4 |"
-    assert lines[3] == "| d | none | gain | 2 ± 0 |"
+    assert lines[4] == "| d | none | norm of dL/dx_T | 4 ± 2.8 |"
 
 
 def test_the_command_line_measures_and_writes(digits, plan, tmp_path, capsys, monkeypatch):
