@@ -16,6 +16,7 @@ from kdistill.errors import ConfigError, DataError
 from kdistill.keys import make_key, permutation
 from kdistill.methods.init import balanced_labels
 from kdistill.priors.conditional_gan import FILE, ConditionalGenerator, from_bytes, to_bytes
+from kdistill.priors.image_generators import identity, load_image_generator
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -69,8 +70,7 @@ class DistilledGenerator(DistilledDataset):
         Raises:
             ConfigError: ``ipc`` is out of range.
         """
-        if ipc < 1:
-            raise ConfigError(f"sample: expected at least 1 image per class, got {ipc}; raise ipc")
+        _check_ipc(ipc)
         labels = balanced_labels(self.num_classes, ipc)
         return DistilledDataset(
             images=self.network.sample(labels, make_key(seed, "sample")),
@@ -128,6 +128,45 @@ class DistilledGenerator(DistilledDataset):
 
     def _provenance(self) -> dict[str, Any]:
         return {name: value for name, value in self.config.items() if name != "artifact"}
+
+
+def sample_set(
+    folder: str | Path, ipc: int, seed: int = 0, device: torch.device | str = "cpu"
+) -> DistilledDataset:
+    """Return a set of fresh images from the generator of a folder.
+
+    Args:
+        folder: Of a run whose product is a generator, or of ``kdistill prior train`` or
+            ``convert``; the latter do not say how the data were normalised, so their sets are not.
+        ipc: Images per class, 1 or more.
+        seed: Seed of the draw.
+        device: Where the generator of a prior runs.
+
+    Raises:
+        ConfigError: ``ipc`` is out of range, or the generator has no classes.
+        DataError: The folder holds no generator, or a damaged one.
+    """
+    folder = Path(folder).expanduser()
+    if (folder / "data.safetensors").exists():  # the artefact of a run
+        return DistilledGenerator.from_pretrained(folder).sample(ipc, seed)
+    _check_ipc(ipc)
+    network = load_image_generator(folder, device)
+    if not network.classes:
+        raise ConfigError(
+            f"sample: expected a generator with classes, got one without in {folder}; images "
+            "without a label are no training set"
+        )
+    labels = balanced_labels(network.classes, ipc)
+    return DistilledDataset(
+        images=network.sample(labels, make_key(seed, "sample")),
+        labels=labels,
+        config={"prior": identity(network), "sample": {"ipc": ipc, "seed": seed}},
+    )
+
+
+def _check_ipc(ipc: int) -> None:
+    if ipc < 1:
+        raise ConfigError(f"sample: expected at least 1 image per class, got {ipc}; raise ipc")
 
 
 def fresh_images(

@@ -79,20 +79,20 @@ def _printable(text: str) -> str:
 @command(
     app,
     "kdistill sample out/dim --ipc 50 --out out/dim-50",
-    "kdistill sample out/dim --ipc 1 --seed 3 --out out/dim-1",
+    "kdistill sample out/prior --ipc 10 --seed 3 --out out/prior-10",
 )
 def sample(
-    folder: Annotated[Path, typer.Argument(help="Folder of a run of dim or global_local.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a run of dim, or of a prior.")],
     out: Annotated[Path, typer.Option(help="Folder of the new set.")],
     ipc: Annotated[int, typer.Option(help="Images per class.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
 ) -> None:
-    """Draw a set of fresh images from a distilled generator."""
-    from kdistill import DistilledGenerator
+    """Draw a set of fresh images from a distilled generator, or from that of a prior."""
+    from kdistill.api.distilled_generator import sample_set
     from kdistill.api.inputs import check_place
 
     check_place(out)
-    small = DistilledGenerator.from_pretrained(folder).sample(ipc, seed)
+    small = sample_set(folder, ipc, seed)
     small.save_pretrained(out)
     echo(f"{small!r} in {out}")
 

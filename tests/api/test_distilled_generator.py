@@ -7,11 +7,14 @@ import torch
 from typer.testing import CliRunner
 
 import kdistill
+from kdistill.api.distilled_generator import sample_set
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation.trainer import FreshRows
 from kdistill.keys import generator as keyed
 from kdistill.priors.conditional_gan import FILE
+from kdistill.priors.network_files import save_generator
+from kdistill.priors.stylegan import new_stylegan2
 
 TINY = {
     "iterations": 1, "gan_iterations": 2, "generator_width": 4, "critic_width": 4, "noise": 5,
@@ -157,3 +160,23 @@ def test_a_network_sees_every_fresh_epoch_once():
         for part in rows.rows_of(epoch).flip(0).split(3):
             assert bool((rows[part] == epoch).all())
     assert drawn == [0, 1, 2]
+
+
+def test_the_generator_of_a_prior_gives_a_set_too(tmp_path):
+    network = new_stylegan2(
+        size=8,
+        channels=1,
+        classes=2,
+        z_dim=4,
+        w_dim=4,
+        channel_base=64,
+        channel_max=8,
+        generator=keyed(0),
+    )
+    save_generator(network, tmp_path)
+    small = sample_set(tmp_path, 3, seed=1)
+    assert small.counts == (3, 3) and torch.equal(sample_set(tmp_path, 3, 1).images, small.images)
+    assert small.recorded("sample", "seed") == 1
+    assert len(small.recorded("prior", "sha256")) == 64
+    with pytest.raises(DataError, match="expected"):
+        sample_set(tmp_path / "nothing", 1)
