@@ -7,7 +7,6 @@ import kdistill
 from kdistill import methods
 from kdistill.errors import ConfigError
 from kdistill.methods.latent.planned_rendering import dry_run_of_published, rendering_of
-from kdistill.priors.diffusion.pretrained import PUBLISHED
 from kdistill.priors.diffusion.pretrained.network_cost import ModelCost, PassCost, Rates, Work
 
 COST = ModelCost(
@@ -35,7 +34,7 @@ def test_the_objective_is_rehearsed_on_small_images(tmp_path):
     method = methods.get("dm")
     config = method.options("fast", {"width": 4, "iterations": 3})
     how = {"steps": 10, "guidance": 3.0, "chunk": 10}
-    dry_run = dry_run_of_published(PUBLISHED["ldm-cin256"], method, config, data, tmp_path, **how)
+    dry_run = dry_run_of_published("ldm-cin256", method, config, data, tmp_path, **how)
     assert dry_run.data.size == 32
     assert dry_run.pixels_ratio == 4.0
     problem = dry_run.method.build(dry_run.config, dry_run.data, 1, 0, None)

@@ -169,14 +169,6 @@ def test_a_converted_folder_is_checked_against_its_digests(converted, tmp_path):
         load_diffusion_model(folder)
 
 
-def test_guidance_without_a_null_class_is_refused(checkpoint, tmp_path):
-    model = convert_diffusion(checkpoint[0], tmp_path / "out", size=8)
-    assert model.classes == ROWS
-    assert model.sampler.guidance == 1.0
-    with pytest.raises(ConfigError, match="expected 1 for a model without a null class, got 3"):
-        model.sampling(steps=2, guidance=3.0).sample(torch.tensor([0]), key=0)
-
-
 def test_a_pickled_folder_converts_to_the_same_model(tmp_path):
     save_transformer_pipeline(tmp_path / "dit", safe_serialization=False)
     with pytest.raises(DataError, match=r"got only the pickle diffusion_pytorch_model\.bin"):
@@ -283,14 +275,20 @@ def test_other_files_are_refused(tmp_path):
         convert_diffusion(tmp_path / "nothing.ckpt", tmp_path / "out")
 
 
-def test_the_command_takes_every_kind_of_source(checkpoint, tmp_path):
+def test_the_command_converts_a_model_without_a_null_class(checkpoint, tmp_path):
     out = str(tmp_path / "out")
     arguments = ["--size", "8", "--licence", "MIT"]
     shown = CliRunner().invoke(app, ["prior", "convert", str(checkpoint[0]), out, *arguments])
-    assert "diffusion model, 8x8, 3 channels, 4 classes, latents [3, 4, 4]" in shown.output
+    assert f"diffusion model, 8x8, 3 channels, {ROWS} classes, latents [3, 4, 4]" in shown.output
+    model = load_diffusion_model(out)
+    assert (model.classes, model.sampler.guidance) == (ROWS, 1.0)
+    with pytest.raises(ConfigError, match="expected 1 for a model without a null class, got 3"):
+        model.sampling(steps=2, guidance=3.0).sample(torch.tensor([0]), key=0)
+
+
+def test_options_of_a_diffusion_model_are_refused_for_another(tmp_path):
     (tmp_path / "net.pkl").write_bytes(b"")
-    shown = CliRunner().invoke(
-        app, ["prior", "convert", str(tmp_path / "net.pkl"), out, "--heads", "2"]
-    )
+    command = ["prior", "convert", str(tmp_path / "net.pkl"), str(tmp_path / "out")]
+    shown = CliRunner().invoke(app, [*command, "--heads", "2"])
     assert "heads: expected a diffusion model for this option" in shown.output
     assert shown.exit_code == 2

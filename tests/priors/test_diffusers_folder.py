@@ -161,6 +161,11 @@ def test_a_damaged_folder_is_refused(damage, said, folder):
         ("transformer", {"num_layers": 10**9}, r"numbers up to 200, got num_layers 1000000000"),
         ("transformer", {"num_embeds_ada_norm": 7}, r"embedding_table.weight' of shape \[8, 8\]"),
         ("transformer", {"sample_size": [4, 8]}, r"expected one number as sample_size"),
+        ("transformer", {"sample_size": -1}, r"expected one number as sample_size .*, got -1"),
+        ("transformer", {"num_layers": 0}, r"networks that fit together, got: list index out of"),
+        ("transformer", {"activation_fn": None}, r"that DiTTransformer2DModel can be, got: cannot"),
+        ("vae", {"scaling_factor": 0}, r"expected a positive scaling_factor, got 0"),
+        ("vae", {"scaling_factor": "x"}, r"expected a positive scaling_factor, got 'x'"),
         ("transformer", {"patch_size": 3}, r"shape \[4, 4, 4\], got \[4, 3, 3\]"),
         (
             "vae",

@@ -6,7 +6,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdistill.errors import ConfigError
 from kdistill.priors.diffusion.model_folder import load_diffusion_model
-from kdistill.priors.diffusion.pretrained import PUBLISHED
 from kdistill.priors.diffusion.pretrained.assembly import networks_on_meta
 from kdistill.priors.diffusion.pretrained.diffusers_folder import read_parts
 from kdistill.priors.diffusion.pretrained.network_cost import (
@@ -15,7 +14,7 @@ from kdistill.priors.diffusion.pretrained.network_cost import (
     model_cost,
     pass_cost,
 )
-from kdistill.priors.diffusion.pretrained.published_models import published_model
+from kdistill.priors.diffusion.pretrained.published_models import published_cost, published_model
 from tests.priors.tiny_diffusers import SIDE, save_transformer_pipeline
 
 
@@ -54,7 +53,7 @@ def test_a_count_without_weights_is_that_of_the_running_network(tmp_path):
 # the authors state 400 M and 675 M; the 28 copies of the embeddings count once
 @pytest.mark.parametrize(("name", "millions"), [("ldm-cin256", 400.9), ("dit-xl-2-256", 673.6)])
 def test_the_published_architectures_have_the_published_sizes(name, millions):
-    cost = model_cost(PUBLISHED[name].on_meta())
+    cost = published_cost(name)
     assert cost.num_params / 1e6 == pytest.approx(millions, abs=0.1)
     # the papers: 118.6 GFLOP (multiplications) for DiT-XL/2
     if name == "dit-xl-2-256":

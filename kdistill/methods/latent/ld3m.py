@@ -184,7 +184,7 @@ def _dry_run(config: Ld3mConfig, data: ImageDataset, folder: Path) -> DryRun:
         resize=config.resize,
     )
     return dry_run_of_published(
-        published,
+        config.prior,
         method,
         options,
         data,

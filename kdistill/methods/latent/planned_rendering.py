@@ -15,9 +15,8 @@ from kdistill.priors.diffusion.pretrained.network_cost import (
     ModelCost,
     Rates,
     measured_rates,
-    model_cost,
 )
-from kdistill.priors.diffusion.pretrained.published_models import PublishedModel
+from kdistill.priors.diffusion.pretrained.published_models import PUBLISHED, published_cost
 
 REHEARSED_SIDE = 32  # of the images on which an objective is rehearsed
 # passes of an iteration: images without a graph, again for the gradient without one, and again
@@ -26,7 +25,7 @@ DENOISER_PASSES, DECODER_PASSES = 3, 2
 
 
 def dry_run_of_published(
-    model: PublishedModel,
+    name: str,
     method: Method,
     config: object,
     data: ImageDataset,
@@ -39,7 +38,7 @@ def dry_run_of_published(
     """Return the dry run of a run with a published model, without its weights.
 
     Args:
-        model: The model.
+        name: Name of the model.
         method: The method whose objective is used.
         config: Its options.
         data: Training images.
@@ -53,11 +52,11 @@ def dry_run_of_published(
         DryRun(config) if method.experts is None else method.experts.dry_run(config, small, folder)
     )
     ratio = (data.size / small.size) ** 2
-    cost, rates = model_cost(model.on_meta()), measured_rates()
+    cost, rates = published_cost(name), measured_rates()
     rendering = rendering_of(cost, rates, steps=steps, guidance=guidance, chunk=chunk)
     what = (
-        f"{model.title}: {cost.num_params / 1e6:.0f} M parameters in the denoiser; no weights "
-        "were read",
+        f"{PUBLISHED[name].title}: {cost.num_params / 1e6:.0f} M parameters in the denoiser; no "
+        "weights were read",
         *rendering.assumptions,
         f"objective {method.name} rehearsed at {small.size}x{small.size}, time and memory times "
         f"{ratio:.0f} for the pixels of {data.size}x{data.size}",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdistill.errors import DataError
 from kdistill.priors.diffusion.denoiser import Prediction
 from kdistill.priors.diffusion.model import Autoencoder
-from kdistill.priors.diffusion.pretrained.components import Component, new_on_meta
+from kdistill.priors.diffusion.pretrained.components import UNFIT, Component, new_on_meta
 from kdistill.priors.diffusion.pretrained.diffusers_adapters import (
     ClassTable,
     CrossAttentionDenoiser,
@@ -131,18 +131,20 @@ def check_parts(parts: Parts) -> None:
             f"{parts.where}: expected a denoiser of the autoencoder's {latents} latent channels, "
             f"got one of {c}; they belong to different models"
         )
-    if type(s) is not int:
+    if type(s) is not int or s < 1:
         raise DataError(
             f"{parts.where}: expected one number as sample_size of the denoiser, got {s!r:.40}; "
             "only square latents are supported"
         )
     x = torch.empty(1, c, s, s, device="meta")
-    meta = networks_on_meta(parts)
     try:
+        meta = networks_on_meta(parts)
         with torch.no_grad():
             predicted = meta.predict(x, meta.condition())
             encoded = meta.encode(meta.decode(x))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except DataError:
+        raise
+    except UNFIT as error:
         raise DataError(
             f"{parts.where}: expected networks that fit together, got: {_short(error)}; "
             "copy the whole model from its source"

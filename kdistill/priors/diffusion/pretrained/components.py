@@ -1,6 +1,7 @@
 """Networks of diffusers by their configurations: which are understood, and how they are made."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,11 @@ CLASSES: dict[str, dict[str, str]] = {
 }
 MAJOR = "0"  # of the versions of diffusers whose configurations are understood
 MAX_NUMBER, MAX_LAYERS = 1 << 16, 200  # a configuration may ask for no more
+# what a network raises when it is made or run with numbers and words that do not fit
+UNFIT = (
+    *(RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(NameError, AssertionError),
+)
 # inputs that nobody gives here
 ABSENT = (
     *("addition_embed_type", "class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type"),
@@ -120,6 +126,13 @@ class Component:
                     f"{where}: expected numbers up to {limit:,}, got {key} {value!s:.60}; "
                     "restore the file from its source"
                 )
+        scale = self.config.get("scaling_factor", 1.0)
+        is_number = isinstance(scale, (int, float)) and math.isfinite(scale)
+        if not is_number or scale <= 0:
+            raise DataError(
+                f"{where}: expected a positive scaling_factor, got {scale!r:.60}; restore the file "
+                "from its source"
+            )
         if self.config.get("lookup_from_codebook"):
             raise DataError(
                 f"{where}: expected an autoencoder that decodes codes, got "
@@ -162,14 +175,7 @@ def _new(component: Component) -> nn.Module:
     network = diffusers_class(component.network)
     try:
         return network(**component.config).eval().requires_grad_(False)
-    except (
-        ValueError,
-        TypeError,
-        NotImplementedError,
-        RuntimeError,
-        ArithmeticError,
-        LookupError,
-    ) as error:
+    except UNFIT as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
             f"{component.name}/config.json: expected a network that {component.network} can be, "

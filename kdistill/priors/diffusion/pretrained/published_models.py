@@ -5,6 +5,7 @@ Sources: the configuration ``cin256-v2`` of latent diffusion (Rombach et al., CV
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kdistill.priors.diffusion.pretrained.assembly import (
     networks_on_meta,
 )
 from kdistill.priors.diffusion.pretrained.components import Component
+from kdistill.priors.diffusion.pretrained.network_cost import ModelCost, model_cost
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,12 @@ PUBLISHED = {
         ),
     ),
 }
+
+
+@cache
+def published_cost(name: str) -> ModelCost:
+    """Return the work and the memory of a published model, counted once per process."""
+    return model_cost(PUBLISHED[name].on_meta())
 
 
 def published_model(name: str) -> PublishedModel | None:
