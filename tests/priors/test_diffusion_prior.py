@@ -78,8 +78,10 @@ def test_weights_of_the_residual(schedule, weights):
 def test_one_step_is_the_residual_alone():
     prior = new_prior(steps=1)
     state = new_state(prior)
-    images = prior.render(state, 0)
-    torch.testing.assert_close(images, 0.5 * (state["z"] + 1.0))
+    torch.testing.assert_close(prior.render(state, 0), 0.5 * (state["z"] + 1.0))
+    grads, weights = gradient(prior, state)
+    torch.testing.assert_close(grads["z"], 0.5 * weights)  # the identity, by the first step
+    assert not grads["c"].any()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
@@ -161,16 +163,18 @@ def test_the_gradient_is_that_of_finite_differences():
         torch.testing.assert_close((grads[name] * step).sum(), expected, rtol=1e-6, atol=0)
 
 
-def test_chunks_change_no_image_and_no_gradient():
-    state, results = None, []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_chunks_change_no_image_and_no_gradient(dtype):
+    model = tiny_diffusion(dtype=dtype)
+    results, within = [], {torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
     for chunk in (1, 2, 5):
-        prior = new_prior(chunk=chunk)
-        state = state or new_state(prior)
-        results.append((prior.render(state, 3), gradient(prior, state)[0]))
-    for images, grads in results[1:]:
-        torch.testing.assert_close(images, results[0][0], rtol=0, atol=1e-10)
-        for name, grad in grads.items():
-            torch.testing.assert_close(grad, results[0][1][name], rtol=1e-5, atol=1e-12)
+        prior = new_prior(model, steps=3, chunk=chunk)
+        state = {name: x.to(dtype) for name, x in new_state(prior).items()}
+        results.append({"images": prior.render(state, 3), **gradient(prior, state)[0]})
+    for name, whole in results[-1].items():
+        bound = within * float(whole.abs().max())
+        for in_chunks in results[:-1]:
+            torch.testing.assert_close(in_chunks[name], whole, rtol=0, atol=bound)
 
 
 def test_noise_is_new_in_every_iteration_and_shared_by_both_passes():

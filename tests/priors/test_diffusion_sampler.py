@@ -53,7 +53,9 @@ def with_scheduler(scheduler, denoiser, x, condition, steps):
     return x, [int(t) for t in scheduler.timesteps]
 
 
-@pytest.mark.parametrize(("prediction", "name"), [("epsilon", "epsilon"), ("v", "v_prediction")])
+@pytest.mark.parametrize(
+    ("prediction", "name"), [("epsilon", "epsilon"), ("v", "v_prediction"), ("x0", "sample")]
+)
 @pytest.mark.parametrize("steps", [1, 7, 10])
 def test_ddim_equals_diffusers(prediction, name, steps):
     schedule = NoiseSchedule.scaled_linear(offset=1, final=None)
