@@ -10,6 +10,7 @@ import kdistill
 from kdistill.api.distilled_generator import sample_set
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError
+from kdistill.evaluation import protocols
 from kdistill.evaluation.trainer import FreshRows
 from kdistill.keys import generator as keyed
 from kdistill.priors.conditional_gan import FILE
@@ -136,7 +137,8 @@ def test_an_evaluation_has_a_row_of_fresh_images(data, run):
     """Its compute is that of the images drawn once: as many images in as many epochs."""
     folder, small = run
     tested = replace(data, test=data.train)
-    settings = {"protocol": "quick", "baselines": (), "nets": 2, "width": 4, "quiet": True}
+    protocol = replace(protocols.get("quick"), epochs=3, nets=1, width=4)
+    settings = {"protocol": protocol, "baselines": (), "quiet": True}
     result = kdistill.evaluate(folder, tested, **settings)
     once, fresh = result.row("dim"), result.row("dim, fresh")
     assert (once.images, once.epochs) == (fresh.images, fresh.epochs)

@@ -242,7 +242,6 @@ def test_a_resumed_run_has_the_same_bits(data, name, tmp_path):
     """Stopped in either stage: weights, critic, network of the pool and all moments."""
     options = {"gan_iterations": 2, "iterations": 3, "ema_decay": 0.9, "pool": ["convnet", "lenet"]}
     whole = methods.optimize(problem_of(data, name, **options))
-    assert methods.optimize(problem_of(data, name, **options)).last.state.keys()
     for stop in (1, 3):
         problem, place = problem_of(data, name, **options), Checkpoints(tmp_path / f"{stop}")
         place.folder.mkdir()
@@ -432,7 +431,7 @@ def test_an_objective_that_has_a_prior_of_its_own_is_refused(data):
 
 def test_a_plan_times_both_stages(data):
     """Stage 2 trains networks too; its iterations are timed apart from those of stage 1."""
-    sizes = {"iterations": 10, "net_steps": 40, "gan_iterations": 10}
+    sizes = {"iterations": 10, "net_steps": 20, "gan_iterations": 10, "pool": ["convnet"]}
     plans = [
         kdistill.plan(data, method="dim", ipc=1, preset="paper", options=o, validation=0.0)
         for o in ({**TINY, **sizes}, {**TINY, **sizes, "iterations": 0})
