@@ -34,7 +34,7 @@ def evaluate(
         str | None, typer.Option(help="The real data (default: what the artefact was made from).")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="quick, bench or paper (`kdistill options evaluate` lists each).")
+        str, typer.Option(help="quick, bench, paper or eccv24 (see `kdistill options evaluate`).")
     ] = "bench",
     models: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "convnet",
     baselines: Annotated[

@@ -36,7 +36,8 @@ def sweep(
         Path, typer.Option(help="Folder of the runs; the same folder again completes them.")
     ] = Path("out/sweep"),
     protocol: Annotated[
-        str | None, typer.Option(help="Evaluation protocol: quick, bench (default) or paper.")
+        str | None,
+        typer.Option(help="Evaluation protocol: quick, bench (default), paper or eccv24."),
     ] = None,
     models: Annotated[str | None, typer.Option(help="Networks, separated by commas.")] = None,
     baselines: Annotated[

@@ -138,6 +138,17 @@ PROTOCOLS = {
             nets=20,
             other_norms={"alexnet": "none"},
         ),
+        # evaluation code of the ECCV 2024 dataset-distillation challenge, for 10 images per class;
+        # there, images are normalised by the published statistics of CIFAR-100 and Tiny-ImageNet
+        Protocol(
+            name="eccv24",
+            width=128,
+            epochs=1001,
+            full_epochs=200,
+            nets=3,
+            other_norms={"alexnet": "none"},
+            eight_bit=False,
+        ),
     )
 }
 

@@ -1,8 +1,10 @@
 """Named recipes and what cannot be one."""
 
 import pytest
+import torch
 
 from kdistill.augment import strategy_for
+from kdistill.engine import build_student, student_training
 from kdistill.errors import ConfigError
 from kdistill.evaluation import PROTOCOLS, Protocol, protocols
 
@@ -77,3 +79,24 @@ def test_widths():
     assert protocols.width_of(bench, "resnet18") < 64
     assert protocols.width_of(bench, "mlp") is None
     assert protocols.width_of(PROTOCOLS["paper"], "resnet18") is None
+
+
+def test_the_rate_of_the_challenge_falls_after_500_epochs(monkeypatch):
+    protocol, rates = PROTOCOLS["eccv24"], []
+    monkeypatch.setattr(student_training, "sgd_", lambda *_, lr, **__: rates.append(lr))
+    student = build_student("mlp", channels=1, size=8, classes=2, width=2)
+    student_training.train(
+        student,
+        torch.zeros(2, 1, 8, 8),
+        torch.tensor([0, 1]),
+        epochs=protocol.epochs,
+        lr=protocol.lr,
+        key=0,
+        batch_size=protocol.batch_size,
+        schedule=protocol.schedule,
+    )
+    assert len(rates) == 1001
+    assert rates[:501] == [0.01] * 501 and rates[501:] == [pytest.approx(0.001)] * 500
+    assert (protocol.student, protocol.width, protocol.norm) == ("convnet", 128, "instance")
+    assert (protocol.momentum, protocol.weight_decay, protocol.nets) == (0.9, 5e-4, 3)
+    assert strategy_for(protocol.strategy, True) == "color_crop_cutout_flip_scale_rotate"
