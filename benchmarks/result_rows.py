@@ -12,7 +12,7 @@ from typing import TextIO
 from kdistill.ops import FASTEST, op_of
 
 RESULTS = Path(__file__).parent / "results"
-ACCURACY = "accuracy.csv"
+ACCURACY, GENERATIVE = "accuracy.csv", "generative.csv"
 COPY, READ = "copy of the same bytes", "read of the same bytes"
 GPU_KERNELS = ("cuda", "triton")
 # first words of contestants that are kernels of this project; all others are peers
@@ -78,7 +78,9 @@ def read_rows(path: Path) -> list[Row]:
 
 def all_rows(results: Path = RESULTS) -> list[Row]:
     """Return the rows of all machines."""
-    paths = sorted(path for path in results.glob("*.csv") if path.name != ACCURACY)
+    paths = sorted(
+        path for path in results.glob("*.csv") if path.name not in (ACCURACY, GENERATIVE)
+    )
     return [row for path in paths for row in read_rows(path)]
 
 

@@ -1,0 +1,381 @@
+"""The generative systems beside pixels and real images, as committed rows.
+
+    python -m benchmarks.generative --minutes 45     # again and again, until nothing is left
+    python -m benchmarks.generative --data mnist5k --ipc 1 --seeds 0 1 2
+    python -m benchmarks.generative --systems "pixels, DM" "LD3M, DM" --minutes-per-row 5
+    python -m benchmarks.generative --page           # write docs/results/generative.md alone
+
+Data set × images per class × system × seed, tested on the protocol's network and on four others.
+The priors of a data set are trained first, once.  Every finished row is in
+benchmarks/results/generative.csv before the next begins, and is skipped by the next call;
+``--force`` measures it again.  ``--minutes`` ends a call before a row that would not fit.
+
+Equal time: a run on images or latents ends after ``--minutes-per-row``; runs whose stages share out
+their iterations, and those that make a generator, take the iterations of their preset, and their
+seconds stand in the table."""
+
+import argparse
+import platform
+import re
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+import kdistill
+from benchmarks import generative_page, provenance
+from benchmarks.generative_rows import RESULTS, SystemRow, read_rows, write_rows
+from kdistill import methods
+from kdistill.config import parse_overrides
+from kdistill.data import ImageDataset
+from kdistill.errors import ConfigError, KDistillError
+from kdistill.evaluation import Protocol, Row, protocols
+from kdistill.formatting import console
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "out" / "generative"
+DATA = ("mnist5k", "photo-patches")
+SIZE = 32  # a power of two, which the generators need; mnist5k has 28
+OTHER_NETWORKS = ("alexnet", "vgg11", "resnet18", "vit")
+BASELINES = ("random", "herding", "full")
+UNLIMITED = 1_000_000  # iterations of a run that the time ends
+FRESH = ", fresh"  # ends the name of a generator's row of images drawn anew in every epoch
+THERE = 1.0  # seconds that it takes to say that experts are there
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One system of the table.
+
+    Attributes:
+        method: Name of the method.
+        preset: Its preset.
+        options: Its options on top of the preset.
+        prior: Kind of the prior that it needs: ``"gan"``, ``"diffusion"`` or none.
+        ends_by_time: Whether the minutes of a row end a run; else its iterations do.
+    """
+
+    method: str
+    preset: str = "fast"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    prior: str = ""
+    ends_by_time: bool = True
+
+    @property
+    def makes_generator(self) -> bool:
+        """Whether the product is a generator, which serves any number of images per class."""
+        return methods.get(self.method).family == "generator"
+
+
+GLAD = {"layer": 3}
+MTT = {"objective": "mtt"}
+SYSTEMS = {
+    "pixels, DM": System(method="dm"),
+    "pixels, MTT": System(method="mtt"),
+    "GLaD, DM": System(method="glad", options=GLAD, prior="gan"),
+    "GLaD, MTT": System(method="glad", options={**GLAD, **MTT}, prior="gan"),
+    "H-GLaD, DM": System(method="hglad", prior="gan", ends_by_time=False),
+    "LD3M, DM": System(method="ld3m", prior="diffusion"),
+    "LD3M, MTT": System(method="ld3m", options=MTT, prior="diffusion"),
+    "DiM": System(method="dim", ends_by_time=False),
+    "global": System(method="global_local", preset="global", ends_by_time=False),
+    "local": System(method="global_local", preset="local", ends_by_time=False),
+    "global and local": System(method="global_local", ends_by_time=False),
+    "generation": System(method="diffusion_gen", prior="diffusion", ends_by_time=False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:  # one field per option of the command
+    """What to run; ``protocol`` may be one's own."""
+
+    data: Sequence[str] = DATA
+    ipc: Sequence[int] = (1, 10)
+    systems: Sequence[str] = tuple(SYSTEMS)
+    seeds: Sequence[int] = (0,)
+    minutes: float = 45.0
+    minutes_per_row: float = 3.0
+    prior_minutes: float = 40.0
+    size: int = SIZE
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prior_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    gan: str = str(FOLDER / "{data}-gan")
+    diffusion: str = str(FOLDER / "{data}-diffusion")
+    protocol: str | Protocol = "bench"
+    other_networks: Sequence[str] = OTHER_NETWORKS
+    other_nets: int = 1
+    force: bool = False
+    results: Path = RESULTS
+    runs: Path = FOLDER
+    command: str = ""
+
+
+class Part:
+    """One call: its settings, the time that is left, and the conditions that its rows name."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.ends = settings, time.monotonic() + 60.0 * settings.minutes
+        self.commit, self.machine = provenance.commit(), provenance.machine()
+
+    def minutes_left(self) -> float:
+        return (self.ends - time.monotonic()) / 60.0
+
+    def row(self, data: ImageDataset, ipc: int | str, system: str, **columns: Any) -> SystemRow:
+        """Return a row with the conditions of this call; a column without a value is empty."""
+        conditions = {
+            "data": data.name,
+            "ipc": ipc,
+            "system": system,
+            "protocol": protocols.get(self.settings.protocol).name,
+            "machine": self.machine,
+            "threads": torch.get_num_threads(),
+            "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
+            "commit": self.commit,
+            "command": self.settings.command,
+        }
+        empty = {entry.name: "" for entry in fields(SystemRow)}
+        columns = {"row": system, "network": "same", **conditions, **columns}
+        return SystemRow(**{**empty, **{name: str(value) for name, value in columns.items()}})
+
+    def is_done(self, data: ImageDataset, ipc: int | str, system: str, seed: int) -> bool:
+        """Say whether the file has this experiment, measured on this machine."""
+        if self.settings.force:
+            return False
+        group = self.row(data, ipc, system, seed=seed).group
+        return any(row.group == group for row in read_rows(self.settings.results))
+
+    def write(self, rows: Sequence[SystemRow]) -> None:
+        write_rows(self.settings.results, rows)
+        if self.settings.results == RESULTS:
+            generative_page.write_page()
+
+
+def run(settings: Settings) -> bool:
+    """Measure what is missing until the time is up; return whether nothing is missing.
+
+    Raises:
+        ConfigError: A system is unknown, or one of its options.
+    """
+    part = Part(settings)
+    systems = {name: system_of(settings, name) for name in settings.systems}
+    for name in settings.data:
+        data = kdistill.load_data(name, size=settings.size, quiet=True)
+        for kind in sorted({system.prior for system in systems.values()} - {""}):
+            if not train_prior(part, data, kind):
+                return False
+        for seed in settings.seeds:
+            for ipc in settings.ipc:
+                for title, system in systems.items():
+                    if part.is_done(data, ipc, title, seed):
+                        console().print(f"{title}, {data.name}, {ipc} per class: there, skipped")
+                        continue
+                    if part.minutes_left() < settings.minutes_per_row:
+                        console().print("the time of this part is up: call again to go on")
+                        return False
+                    part.write(measure(part, data, ipc, seed, title, system))
+    return True
+
+
+def system_of(settings: Settings, name: str) -> System:
+    """Return a system by its name, with the options that the command changes."""
+    if name not in SYSTEMS:
+        raise ConfigError(
+            f"systems: expected known ones, got {name!r}; choose among {', '.join(SYSTEMS)}"
+        )
+    system = SYSTEMS[name]
+    return replace(system, options={**system.options, **settings.options.get(system.method, {})})
+
+
+def train_prior(part: Part, data: ImageDataset, kind: str) -> bool:
+    """Train the prior of a data set where it is missing; return whether it is whole."""
+    settings, folder = part.settings, prior_folder(part.settings, data, kind)
+    if (folder / "metrics.json").exists():
+        return True
+    minutes = min(settings.prior_minutes, part.minutes_left())
+    if minutes <= 0.0:
+        return False
+    began = time.monotonic()
+    trained = kdistill.train_prior(
+        data,
+        kind=kind,
+        out=folder,
+        options=settings.prior_options.get(kind, {}),
+        resume=folder.exists(),
+        max_minutes=minutes,
+    )
+    seconds = f"{time.monotonic() - began:.0f}"
+    accuracy = trained.quality.generated_test
+    quality = "" if accuracy is None else f"{100 * accuracy:.2f}"
+    columns = {"mean": quality, "iterations": trained.iterations, "seconds_distil": seconds}
+    part.write([part.row(data, "", f"{generative_page.PRIOR}{kind}", seed=0, **columns)])
+    return True
+
+
+def prior_folder(settings: Settings, data: ImageDataset, kind: str) -> Path:
+    template = settings.gan if kind == "gan" else settings.diffusion
+    return Path(template.format(data=data.name))
+
+
+def measure(
+    part: Part, data: ImageDataset, ipc: int, seed: int, title: str, system: System
+) -> list[SystemRow]:
+    """Distil with one system, test what it made, and return the rows."""
+    settings = part.settings
+    options = dict(system.options)
+    if system.prior:
+        options["prior"] = str(prior_folder(settings, data, system.prior))
+    if system.ends_by_time:
+        options.setdefault("iterations", UNLIMITED)
+    run_of = {"method": system.method, "preset": system.preset, "options": options}
+    seconds_experts = train_experts(data, run_of)
+    small = distilled(part, data, ipc, seed, title, run_of)
+    distillation = small.metrics["distillation"]
+    missing = [
+        name
+        for name in BASELINES
+        if not (seed and name != "random") and not part.is_done(data, ipc, name, seed)
+    ]
+    columns = {
+        "seed": seed,
+        "iterations": distillation["iterations"],
+        "seconds_experts": seconds_experts,
+        "seconds_distil": f"{distillation['seconds']:.2f}",
+        "options": " ".join(f"{name}={value}" for name, value in sorted(options.items())),
+    }
+    rows = []
+    for network, models, nets in (
+        ("same", None, None),
+        ("other", settings.other_networks, settings.other_nets),
+    ):
+        if network == "other" and not models:
+            continue
+        baselines = [name for name in missing if network == "same" or name != "full"]
+        evaluation = kdistill.evaluate(
+            small,
+            data,
+            protocol=settings.protocol,
+            models=models,
+            nets=nets,
+            baselines=baselines,
+            seed=seed,
+        )
+        for row in evaluation.rows:
+            is_fresh = row.name.endswith(FRESH)
+            if row.kind == "distilled" or is_fresh:
+                name = f"{title}{FRESH if is_fresh else ''}"
+                own = {"row": name, "network": network, **numbers(row)}
+                rows.append(part.row(data, ipc, title, **own, **columns))
+            elif row.kind == "baseline":
+                own = {"seed": seed, "network": network}
+                rows.append(part.row(data, ipc, row.name, **own, **numbers(row)))
+    return rows
+
+
+def train_experts(data: ImageDataset, run_of: Mapping[str, Any]) -> str:
+    """Train the experts that a run needs; return the seconds, or nothing if they were there."""
+    config = methods.get(run_of["method"]).options(run_of["preset"], run_of["options"])
+    objective = getattr(config, "objective", run_of["method"])
+    if objective not in methods.names() or methods.get(objective).experts is None:
+        return ""
+    began = time.monotonic()
+    kdistill.train_experts(data, **run_of)
+    seconds = time.monotonic() - began
+    return f"{seconds:.0f}" if seconds > THERE else ""
+
+
+def distilled(
+    part: Part,
+    data: ImageDataset,
+    ipc: int,
+    seed: int,
+    title: str,
+    run_of: Mapping[str, Any],
+) -> kdistill.DistilledDataset:
+    """Return what a system makes; a generator is made once and serves every number of images."""
+    settings, system = part.settings, SYSTEMS[title]
+    number = "" if system.makes_generator else f"-ipc{ipc}"
+    name = re.sub(r"\W+", "-", title).lower()
+    folder = settings.runs / f"{data.name}-{name}{number}-seed{seed}"
+    if system.makes_generator and not settings.force and (folder / "metrics.json").exists():
+        return with_images(kdistill.DistilledGenerator.from_pretrained(folder), ipc, seed)
+    # a run that was cut off begins again: its time would not be that of the row
+    return kdistill.distill(
+        data,
+        **run_of,
+        ipc=ipc,
+        seed=seed,
+        out=folder,
+        force=True,
+        max_minutes=settings.minutes_per_row if system.ends_by_time else None,
+    )
+
+
+def with_images(
+    generator: kdistill.DistilledGenerator, ipc: int, seed: int
+) -> kdistill.DistilledGenerator:
+    """Return the artefact with another number of images, drawn once."""
+    if generator.ipc == ipc:
+        return generator
+    images = replace(generator.sample(ipc, seed), metrics=generator.metrics)
+    return kdistill.DistilledGenerator.from_run(images, generator.network)
+
+
+def numbers(row: Row) -> dict[str, Any]:
+    """Return the columns that an evaluation gives."""
+    validation = f"{100 * mean(row.validation):.2f}" if row.validation else ""
+    return {
+        "model": row.model,
+        "mean": f"{100 * row.mean:.2f}",
+        "std": f"{100 * row.std:.2f}" if row.nets > 1 else "",
+        "validation": validation,
+        "nets": row.nets,
+        "seconds_networks": f"{row.seconds:.2f}",
+    }
+
+
+def parsed(arguments: Sequence[str]) -> Settings:
+    """Return the settings of a command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.generative",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    add, default = parser.add_argument, Settings()
+    add("--data", nargs="+", default=DATA, help="built-in sets, folders or files")
+    add("--ipc", nargs="+", type=int, default=default.ipc, help="images per class")
+    add("--systems", nargs="+", default=tuple(SYSTEMS), metavar="NAME", help="; ".join(SYSTEMS))
+    add("--seeds", nargs="+", type=int, default=default.seeds, help="distillation seeds")
+    add("--minutes", type=float, default=default.minutes, help="time of this call")
+    add("--minutes-per-row", type=float, default=default.minutes_per_row)
+    add("--prior-minutes", type=float, default=default.prior_minutes)
+    add("--size", type=int, default=SIZE, help="side of the images")
+    add("--gan", default=default.gan, help="folder of the GAN; {data} is the data set's name")
+    add("--diffusion", default=default.diffusion, help="folder of the diffusion model")
+    add("--protocol", default=default.protocol)
+    add("--other-networks", nargs="*", default=OTHER_NETWORKS)
+    add("--other-nets", type=int, default=1, help="networks of each other architecture")
+    add("--set", dest="options", action="append", default=[], metavar="METHOD.KEY=VALUE")
+    add("--prior-set", dest="prior_options", action="append", default=[], metavar="KIND.KEY=VALUE")
+    add("--force", action="store_true", help="measure again what is there")
+    add("--page", action="store_true", help="only write the page from the rows")
+    values = vars(parser.parse_args(arguments))
+    if values.pop("page"):
+        generative_page.write_page()
+        raise SystemExit(0)
+    for name in ("options", "prior_options"):
+        values[name] = parse_overrides(values[name])
+    command = shlex.join(["python", "-m", "benchmarks.generative", *arguments])
+    return Settings(**values, command=command)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(0 if run(parsed(sys.argv[1:])) else 75)  # EX_TEMPFAIL: call again
+    except KDistillError as error:
+        sys.exit(f"benchmarks.generative: {error}")
