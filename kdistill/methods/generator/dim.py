@@ -123,7 +123,7 @@ METHOD = Method(
             "critic_width": 32,
             "gan_batch": 64,
             "lr_gan": 4e-4,
-            "lr_match": 1e-4,
+            "lr_match": 4e-4,
             "penalty_share": 0.25,
             "critic_rate": 2.0,
             "label_embedding": 32,
