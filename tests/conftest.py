@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from kdistill import _native
 from kdistill.files import safe_files
 from kdistill.testing.backends import isa_refusals
+from tests import own_process
 from tests.prepared_process import PreparedPython
 
 settings.register_profile(
@@ -51,6 +52,15 @@ def poisoned_empty():
     yield
     torch.utils.deterministic.fill_uninitialized_memory = before[0]
     torch.use_deterministic_algorithms(before[1])
+
+
+def pytest_collection_finish(session):
+    if not session.config.option.collectonly:
+        own_process.start(session.items)
+
+
+def pytest_sessionfinish():
+    own_process.close()
 
 
 @pytest.hookimpl(hookwrapper=True)

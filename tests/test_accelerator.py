@@ -2,9 +2,11 @@
 
 import pytest
 
-from tests.test_triton import run_suite
+from tests.own_process import SUITES
+
+PARTS = [f"tests/accelerator_suite/{part}.py" for part in ("engine", "methods")]
 
 
-@pytest.mark.parametrize("part", ["engine", "methods"])
-def test_the_emulated_accelerator(part):
-    run_suite([f"tests/accelerator_suite/{part}.py"], {})
+@pytest.mark.own_process("accelerator", PARTS, {})
+def test_the_emulated_accelerator():
+    SUITES["accelerator"].finish()
