@@ -471,3 +471,17 @@ def test_no_chunk_has_a_single_image(data, chunk):
         images = prior.render(problem.state, 0)
         assert len(images) == count and bool(torch.isfinite(images).all())
         assert all(x.any() for x in prior.vjp(problem.state, images, 0).values())
+
+
+def test_the_critic_takes_no_more_images_than_in_stage_1(data):
+    """Others of six class-major images in every iteration."""
+    problem = problem_of(
+        data, gan_batch=4, gan_iterations=0, objective="dm", match_weight=0.0, iterations=4
+    )
+    chosen = []
+    for iteration in range(4):
+        images = problem.prior.render(problem.state, iteration)
+        grad = problem.objective(iteration, images, problem.state).grad_images
+        chosen.append(tuple(grad.flatten(1).any(1).nonzero().flatten().tolist()))
+    assert len(images) == 6 and all(len(rows) == 4 for rows in chosen)
+    assert len(set(chosen)) > 1

@@ -62,7 +62,8 @@ class GeneratorConfig(MethodConfig):  # many fields, since each is an option tha
         noise: Length of the generator's noise.
         label_embedding: Length of the learned embedding of a label, beside the noise.
         critic_width: Channels of the critic's feature maps.
-        gan_batch: Real and generated images of an iteration of stage 1.
+        gan_batch: Real and generated images of an iteration of stage 1; the critic takes no more in
+            stage 2.
         batch_size: Real and generated images of an iteration of stage 2.
         lr_gan: Learning rate of generator and critic in stage 1.
         lr_match: Learning rate of generator and critic in stage 2.
@@ -355,8 +356,17 @@ class GeneratorRun:
     def _adversarial(
         self, iteration: int, images: Tensor, rows: Tensor, state: State, weight: float
     ) -> Step:
-        """Train the critic, and return its opinion of the images thereafter."""
+        """Train the critic, and return its opinion of the images thereafter.
+
+        It takes at most ``gan_batch`` of them, so that its memory is that of stage 1.
+        """
         config, adversary, train = self.config, self.adversary, self.data.train
+        every, chosen = images, torch.arange(len(images))
+        if len(images) > config.gan_batch:
+            key = make_key(self.seed, "critic rows", iteration)
+            chosen = permutation(key, len(images))[: config.gan_batch]
+        chosen = chosen.to(images.device)
+        images, rows = images[chosen], rows[chosen]
         start, labels, real = (
             config.stage_2_start,
             train.labels[rows],
@@ -378,4 +388,5 @@ class GeneratorRun:
             loss = generator_loss(adversary.critic, adversary.tensors(updates), fake, labels)
             (grad,) = torch.autograd.grad(weight * loss, leaf)
         metrics = {**losses, "adversarial_loss": loss.detach()}
-        return Step(weight * loss.detach(), grad, updates=updates, metrics=metrics)
+        grad_images = torch.zeros_like(every).index_copy_(0, chosen, grad)
+        return Step(weight * loss.detach(), grad_images, updates=updates, metrics=metrics)
