@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import kdistill
 from kdistill.errors import DataError, MissingExtraError
@@ -97,6 +98,23 @@ def test_shards_are_read_and_a_missing_one_is_named(tmp_path):
         load_diffusion_model(folder)
 
 
+def test_names_of_early_versions_are_understood(folder):
+    """The published autoencoder of DiT was saved before attention had its present names."""
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    former = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = {}
+    for name, x in load_file(weights).items():
+        for present, before in former.items():
+            name = name.replace(f".{present}.", f".{before}.")
+        tensors[name] = x
+    assert "decoder.mid_block.attentions.0.proj_attn.bias" in tensors
+    save_file(tensors, weights)
+    latents = torch.randn(1, 4, SIDE, SIDE)
+    expected = tiny_vae().decode(latents).sample.detach()
+    decoded = load_diffusion_model(folder).autoencoder.decode(latents * 0.18215)
+    torch.testing.assert_close(decoded, expected)
+
+
 def without_weights(folder):
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
 
@@ -116,8 +134,6 @@ def without_scheduler(folder):
 
 
 def with_another_table(folder):
-    from safetensors.torch import load_file, save_file
-
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
     name = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"

@@ -128,8 +128,8 @@ def check_parts(parts: Parts) -> None:
     latents = parts.autoencoder.latents
     if c != latents:
         raise DataError(
-            f"{parts.where}: expected a denoiser of the autoencoder's {latents} latent channels, "
-            f"got one of {c}; they belong to different models"
+            f"{parts.where}: expected a denoiser of the autoencoder's {latents!s:.40} latent "
+            f"channels, got one of {c!s:.40}; they belong to different models"
         )
     if type(s) is not int or s < 1:
         raise DataError(

@@ -100,10 +100,10 @@ class Component:
         return 2 ** (len(self.config["block_out_channels"]) - 1)
 
     @property
-    def latents(self) -> int:
+    def latents(self) -> Any:
         """Channels of an autoencoder's latents."""
         dim = self.config.get("vq_embed_dim")
-        return int(self.config["latent_channels"] if dim is None else dim)
+        return self.config["latent_channels"] if dim is None else dim
 
     @property
     def decode_options(self) -> dict[str, Any]:
