@@ -56,7 +56,7 @@ def test_the_loss_is_that_of_its_formula(network, prediction):
         return original(x, timesteps, classes)
 
     original, task.network.forward = task.network.forward, spy
-    loss = task.loss(theta, 3)
+    loss = task.loss(theta, 3, {})
     output = functional_call(
         task.network, task.layout.named(theta), (batch["x"], batch["timesteps"], batch["classes"])
     )
@@ -88,7 +88,7 @@ def test_labels_are_dropped_at_their_rate():
     task = tiny_training(batch_size=2000, label_dropout=0.2)
     dropped = []
     task.network.forward = lambda x, t, classes: dropped.append(classes == 3) or x
-    task.loss(task.start().tensors["network"], 0)
+    task.loss(task.start().tensors["network"], 0, {})
     assert abs(float(dropped[0].double().mean()) - 0.2) < 0.03
 
 
@@ -101,8 +101,8 @@ def test_images_are_mirrored_only_where_they_may_be():
 def test_training_lowers_the_loss():
     task = tiny_training(iterations=40, batch_size=12, lr=3e-3, warm_up=5)
     state = run(task).state
-    before = sum(float(task.loss(task.start().tensors["network"], i)) for i in (100, 101))
-    after = sum(float(task.loss(state.tensors["average"], i)) for i in (100, 101))
+    before = sum(float(task.loss(task.start().tensors["network"], i, {})) for i in (100, 101))
+    after = sum(float(task.loss(state.tensors["average"], i, {})) for i in (100, 101))
     assert after < 0.8 * before
 
 
@@ -137,8 +137,8 @@ def test_a_saved_model_draws_the_same_images(tmp_path, network):
     task = tiny_training(network=network, steps=3)
     random = torch.Generator().manual_seed(0)
     vector = torch.randn(task.start().tensors["average"].shape, generator=random)
-    model = task.model(0.1 * vector).sampling(guidance=1.5)
-    save_generator(task.model(0.1 * vector), tmp_path)
+    model = task.model({"average": 0.1 * vector}).sampling(guidance=1.5)
+    save_generator(task.model({"average": 0.1 * vector}), tmp_path)
     loaded = load_diffusion_model(tmp_path).sampling(guidance=1.5)
     labels = torch.tensor([0, 2, 1])
     assert torch.equal(loaded.sample(labels, 5), model.sample(labels, 5))
@@ -149,7 +149,7 @@ def test_a_saved_model_draws_the_same_images(tmp_path, network):
 
 def test_a_model_with_other_tensors_is_refused(tmp_path):
     task = tiny_training()
-    model = task.model(task.start().tensors["average"])
+    model = task.model(task.start().tensors)
     tensors = dict(model.tensors)
     tensors["class_table.weight"] = tensors["class_table.weight"][:-1].clone()
     save_generator(replace(model, tensors=tensors), tmp_path)
@@ -200,3 +200,44 @@ def test_blocks_of_a_transformer_are_joined_across():
 def test_settings_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         tiny_training(**changes)
+
+
+AUTOENCODER = {"autoencoder_widths": (8, 8), "latent_channels": 2, "codes": 8, "patch": 1}
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+def test_an_autoencoder_is_trained_first(tmp_path, kind):
+    settings = {**AUTOENCODER, "autoencoder": kind, "autoencoder_iterations": 30, "lr": 1e-2}
+    task = tiny_training(widths=(8,), warm_up=1, **settings)
+    assert task.iterations == 34
+    first = task.start().tensors
+    state = run(task, tmp_path).state.tensors
+    before, after = (reconstruction_error(task, x) for x in (first, state))
+    assert after < 0.8 * before
+    model = task.model(state)
+    assert model.latent_shape == (2, 4, 4)
+    latents = model.autoencoder.encode(task.images)
+    assert abs(float(latents.std()) - 1.0) < 0.05
+    save_generator(model, tmp_path / "saved")
+    loaded = load_diffusion_model(tmp_path / "saved")
+    labels = torch.tensor([0, 1])
+    assert torch.equal(loaded.sample(labels, 3), model.sample(labels, 3))
+    part = tiny_training(widths=(8,), warm_up=1, **settings)
+    stopped = run(part, tmp_path / "part", max_minutes=0)
+    assert stopped.state.iteration == 1
+    resumed = run(part, tmp_path / "part", resume=True).state.tensors
+    assert all(torch.equal(x, resumed[name]) for name, x in state.items())
+
+
+def reconstruction_error(task, state):
+    config, tensors = task.autoencoder.finished(state)
+    task.autoencoder.network.load_state_dict(tensors)
+    adapter = config.adapter(task.autoencoder.network)
+    return float((adapter.decode(adapter.encode(task.images)) - task.images).square().mean())
+
+
+def test_levels_of_an_autoencoder_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match="autoencoder_widths: expected levels that halve"):
+        tiny_training(autoencoder="vq", **{**AUTOENCODER, "autoencoder_widths": (8,) * 5})
+    with pytest.raises(ConfigError, match="patch: expected a divisor of the side 4 of the latents"):
+        tiny_training(autoencoder="vq", **{**AUTOENCODER, "patch": 3})

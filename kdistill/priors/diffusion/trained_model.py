@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdistill.config import to_mapping
 from kdistill.errors import ConfigError, DataError
 from kdistill.options import COUNT, NOT_NEGATIVE, Range, check_options
 from kdistill.priors.diffusion.denoiser import Prediction
-from kdistill.priors.diffusion.model import DiffusionModel, PixelAutoencoder
+from kdistill.priors.diffusion.model import Autoencoder, DiffusionModel, PixelAutoencoder
 from kdistill.priors.diffusion.networks import ClassConditionalDenoiser, UNet, UViT
 from kdistill.priors.diffusion.noise_schedule import NoiseSchedule
 from kdistill.priors.diffusion.sampler import SamplerOptions, Solver
+from kdistill.priors.diffusion.trained_autoencoder import AutoencoderConfig
 
 # groups of the U-Net's norms have eight channels
 WIDTH = Range("multiples of 8", lambda x: x > 0 and x % 8 == 0, "such as 32,64")
@@ -23,6 +24,8 @@ SIDE = Range("1 to 1024", lambda x: 1 <= x <= 1024, "256 is large")
 LAYERS = Range("1 to 64", lambda x: 1 <= x <= 64, "lower it")
 STEPS = Range("1 to 1000", lambda x: 1 <= x <= 1000, "10 to 50 are usual")
 MOST_LEVELS = 8
+AUTOENCODER = "autoencoder."  # what the names of its tensors begin with
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class DiffusionConfig:  # many fields, since two networks and the sampler are de
         steps: Steps of the sampler.
         guidance: Scale of classifier-free guidance.
         solver: Solver of the sampler.
+        autoencoder: Architecture of the autoencoder; None works on pixels.
     """
 
     network: Literal["unet", "uvit"] = "unet"
@@ -60,13 +64,22 @@ class DiffusionConfig:  # many fields, since two networks and the sampler are de
     steps: Annotated[int, STEPS] = 10
     guidance: Annotated[float, NOT_NEGATIVE] = 1.0
     solver: Solver = "dpm++"
+    autoencoder: AutoencoderConfig | None = None
 
     def __post_init__(self) -> None:
         check_options(self, "diffusion model")
-        if self.size % self.patch:
+        factor = 1 if self.autoencoder is None else self.autoencoder.factor
+        if self.size % factor:
             raise ConfigError(
-                f"patch: expected a divisor of the side {self.size} of the images, got "
-                f"{self.patch}; 2 or 4 are usual"
+                f"autoencoder_widths: expected levels that halve the side {self.size} evenly, got "
+                f"{len(self.autoencoder.widths) if self.autoencoder else 0}; name fewer"
+            )
+        side = self.latent_shape[1]
+        if side % self.patch:
+            raise ConfigError(
+                f"patch: expected a divisor of the side {side} of the "
+                f"{'images' if factor == 1 else 'latents'}, got {self.patch}; 2 or 4 are usual, "
+                "and 1 for latents"
             )
         if self.network == "uvit" and self.embedding % self.heads:
             raise ConfigError(
@@ -77,16 +90,19 @@ class DiffusionConfig:  # many fields, since two networks and the sampler are de
             raise ConfigError(
                 f"widths: expected 1 to {MOST_LEVELS} levels, got {len(self.widths)}; such as 32,64"
             )
-        if self.network == "unet" and (self.size // self.patch) % 2 ** (len(self.widths) - 1):
+        if self.network == "unet" and (side // self.patch) % 2 ** (len(self.widths) - 1):
             raise ConfigError(
-                f"widths: expected levels that halve {self.size // self.patch} positions evenly, "
+                f"widths: expected levels that halve {side // self.patch} positions evenly, "
                 f"got {len(self.widths)} levels; name fewer widths or another patch"
             )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels and sides of the latents."""
-        return self.channels, self.size, self.size
+        if self.autoencoder is None:
+            return self.channels, self.size, self.size
+        side = self.size // self.autoencoder.factor
+        return self.autoencoder.latent_channels, side, side
 
     def new_network(self, seed: int = 0) -> ClassConditionalDenoiser:
         """Return the network with first weights that are a function of ``seed``."""
@@ -129,8 +145,35 @@ def trained_model(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> Dif
     Raises:
         DataError: The tensors are not those of the architecture.
     """
+    own = {name: x for name, x in tensors.items() if not name.startswith(AUTOENCODER)}
     with torch.device("meta"):
         network = config.network_of_latents()
+    autoencoder: Autoencoder = PixelAutoencoder()
+    if config.autoencoder is not None:
+        with torch.device("meta"):
+            coder = config.autoencoder.network()
+        others = {
+            name.removeprefix(AUTOENCODER): x
+            for name, x in tensors.items()
+            if name.startswith(AUTOENCODER)
+        }
+        autoencoder = config.autoencoder.adapter(_loaded(coder, others))
+    return DiffusionModel(
+        denoiser=_loaded(network, own),
+        autoencoder=autoencoder,
+        schedule=config.schedule(),
+        latent_shape=config.latent_shape,
+        classes=config.classes,
+        channels=config.channels,
+        size=config.size,
+        sampler=SamplerOptions(config.steps, config.guidance, config.solver),
+        tensors=dict(tensors),
+        config=to_mapping(config),
+    )
+
+
+def _loaded(network: N, tensors: Mapping[str, Tensor]) -> N:
+    """Return the network with these tensors, in evaluation mode and frozen."""
     expected = {name: x.shape for name, x in network.state_dict().items()}
     actual = {name: x.shape for name, x in tensors.items()}
     if expected != actual:
@@ -144,15 +187,4 @@ def trained_model(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> Dif
             "model again"
         )
     network.load_state_dict(dict(tensors), assign=True)
-    return DiffusionModel(
-        denoiser=network.eval().requires_grad_(False),
-        autoencoder=PixelAutoencoder(),
-        schedule=config.schedule(),
-        latent_shape=config.latent_shape,
-        classes=config.classes,
-        channels=config.channels,
-        size=config.size,
-        sampler=SamplerOptions(config.steps, config.guidance, config.solver),
-        tensors=dict(tensors),
-        config=to_mapping(config),
-    )
+    return network.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ Symbols: N images, B images of a batch, P parameters, T timesteps, K classes.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -29,12 +29,20 @@ from kdistill.keys import make_key, uniforms
 from kdistill.optim import Adam, State
 from kdistill.priors.diffusion import DiffusionModel, NoiseSchedule
 from kdistill.priors.diffusion.networks import ClassConditionalDenoiser
-from kdistill.priors.diffusion.trained_model import DiffusionConfig, trained_model
+from kdistill.priors.diffusion.trained_model import (
+    AUTOENCODER,
+    DiffusionConfig,
+    trained_model,
+)
+from kdistill.priors.diffusion_training.autoencoder_training import (
+    BETAS,
+    AutoencoderTraining,
+    new_autoencoder_training,
+    shortened,
+)
 from kdistill.priors.diffusion_training.diffusion_spec import DiffusionSpec
 from kdistill.priors.stylegan.parameters import FlatLayout
 from kdistill.runner import Timing
-
-BETAS = (0.9, 0.99)  # of Adam
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,9 @@ class DenoisingState:
     Attributes:
         iteration: Iterations done.
         tensors: The vectors ``network [P]``, ``average [P]`` (the mean of the parameters over
-            iterations, which is the product), and Adam's ``mean.network`` and ``square.network``.
+            iterations, which is the product), and Adam's ``mean.network`` and ``square.network``;
+            with an autoencoder also those of ``autoencoder [Q]``, and ``scale []``, the factor of
+            its latents.
     """
 
     iteration: int
@@ -76,6 +86,8 @@ class DenoisingTraining:
         layout: Layout of the parameters.
         schedule: The noise schedule.
         optimizer: Adam.
+        autoencoder: The network of the autoencoder, whose own weights are not used; None for
+            pixels.
     """
 
     spec: DiffusionSpec
@@ -87,33 +99,50 @@ class DenoisingTraining:
     layout: FlatLayout
     schedule: NoiseSchedule
     optimizer: Adam
+    autoencoder: AutoencoderTraining | None = None
     name: ClassVar[str] = "prior train"
 
     @property
     def iterations(self) -> int:
-        """Iterations in all."""
-        return self.spec.iterations
+        """Iterations in all, those of the autoencoder first."""
+        return self.spec.iterations + self._before
+
+    @property
+    def _before(self) -> int:
+        """Iterations of the autoencoder."""
+        return 0 if self.autoencoder is None else self.autoencoder.iterations
 
     def start(self) -> DenoisingState:
         """Return the state before the first iteration."""
         network = self.config.new_network(make_key(self.spec.seed, "denoiser"))
         vector = self.layout.flatten(network.state_dict()).to(self.images.device)
         networks = {"network": vector}
-        return DenoisingState(0, networks | self.optimizer.init(networks) | {"average": vector})
+        state = networks | self.optimizer.init(networks) | {"average": vector}
+        if self.autoencoder is not None:
+            state |= self.autoencoder.start(self.images.device)
+        return DenoisingState(0, state)
 
-    def model(self, parameters: Tensor) -> DiffusionModel:
-        """Return the diffusion model with these parameters ``[P]``."""
-        tensors = {name: x.clone() for name, x in self.layout.named(parameters.detach()).items()}
-        return trained_model(self.config, tensors)
+    def model(self, state: State) -> DiffusionModel:
+        """Return the diffusion model of a state: its averaged network, and its autoencoder."""
+        vector = state["average"].detach()
+        tensors = {name: x.clone() for name, x in self.layout.named(vector).items()}
+        if self.autoencoder is None:
+            return trained_model(self.config, tensors)
+        config, others = self.autoencoder.finished(state)
+        tensors |= {AUTOENCODER + name: x for name, x in others.items()}
+        return trained_model(replace(self.config, autoencoder=config), tensors)
 
     def iterate(self, now: DenoisingState) -> tuple[DenoisingState, Tensor]:
         """Return the state after one more iteration, and its loss."""
-        state, iteration = now.tensors, now.iteration
+        state, iteration = now.tensors, now.iteration - self._before
+        if self.autoencoder is not None and iteration < 0:
+            state, loss = self.autoencoder.step(state, now.iteration, self.images)
+            return DenoisingState(now.iteration + 1, state), loss
         theta = state["network"].detach().requires_grad_()
         with torch.enable_grad():
-            loss = self.loss(theta, iteration)
+            loss = self.loss(theta, iteration, state)
             (grad,) = torch.autograd.grad(loss, theta)
-        grad = grad * (self.spec.clip / (torch.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0)
+        grad = shortened(grad, self.spec.clip)
         # the learning rate rises
         share = min(1.0, (iteration + 1) / self.spec.warm_up)
         after, moments = self.optimizer.update({"network": grad}, state, state, iteration)
@@ -121,9 +150,9 @@ class DenoisingTraining:
         half_life = max(self.spec.ema_share * (iteration + 1), 1e-8)
         average = network.lerp(state["average"], 0.5 ** (1.0 / half_life))
         state = {**moments, "network": network, "average": average}
-        return DenoisingState(iteration + 1, state), loss.detach()
+        return DenoisingState(now.iteration + 1, state), loss.detach()
 
-    def loss(self, theta: Tensor, iteration: int) -> Tensor:
+    def loss(self, theta: Tensor, iteration: int, state: State) -> Tensor:
         """Return the denoising loss of the batch of an iteration; differentiable in ``theta``."""
         key = make_key(self.spec.seed, "denoising", iteration)
         count, classes = self.spec.batch_size, self.config.classes
@@ -132,6 +161,8 @@ class DenoisingTraining:
         if self.mirrors:
             is_mirrored = self._uniform(key, "mirrors", count)[:, None, None, None] < 0.5
             images = torch.where(is_mirrored, images.flip(3), images)
+        if self.autoencoder is not None:
+            images = self.autoencoder.latents(state, images)
         is_dropped = self._uniform(key, "dropout", count) < self.spec.label_dropout
         labels = torch.where(is_dropped, classes, labels)
         part = torch.arange(count, device=images.device) + self._uniform(key, "timesteps", count)
@@ -149,7 +180,7 @@ class DenoisingTraining:
         Raises:
             NonFiniteError: The loss or a parameter is not finite.
         """
-        is_finite = bool(torch.isfinite(after.tensors["network"]).all())
+        is_finite = all(bool(torch.isfinite(x).all()) for x in after.tensors.values())
         if not (is_finite and math.isfinite(float(loss))):
             raise NonFiniteError(
                 f"prior train: expected at iteration {after.iteration} a finite loss and network, "
@@ -199,6 +230,9 @@ def new_denoising_training(spec: DiffusionSpec, data: ImageDataset) -> Denoising
     """
     config = spec.config(data)
     network = config.new_network()
+    autoencoder = None
+    if config.autoencoder is not None:
+        autoencoder = new_autoencoder_training(spec, config.autoencoder)
     return DenoisingTraining(
         spec=spec,
         config=config,
@@ -209,4 +243,5 @@ def new_denoising_training(spec: DiffusionSpec, data: ImageDataset) -> Denoising
         layout=FlatLayout(network.state_dict()),
         schedule=config.schedule(),
         optimizer=Adam(spec.lr, BETAS),
+        autoencoder=autoencoder,
     )

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from kdistill.data import ImageDataset
-from kdistill.options import COUNT, POSITIVE, SHARE, check_options
+from kdistill.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_options
 from kdistill.priors.diffusion.denoiser import Prediction
 from kdistill.priors.diffusion.sampler import Solver
+from kdistill.priors.diffusion.trained_autoencoder import AutoencoderConfig
 from kdistill.priors.diffusion.trained_model import LAYERS, STEPS, WIDTH, DiffusionConfig
 
 
@@ -35,6 +36,15 @@ class DiffusionSpec:
         prediction: What the network predicts: ``"v"``, ``"epsilon"`` or ``"x0"``.
         steps: Steps of the sampler, where nothing else is said.
         solver: Solver of the sampler: ``"ddim"``, or ``"dpm++"`` of second order.
+        autoencoder: ``"none"`` works on pixels; ``"vq"`` (a codebook) or ``"kl"`` (a normal
+            posterior) is trained first, and the network works on its latents (extra
+            ``diffusion``).
+        autoencoder_widths: Channels of each level of the autoencoder, multiples of 8; every level
+            but the first halves the side.
+        latent_channels: Channels of its latents.
+        codes: Codes of its codebook.
+        autoencoder_iterations: Steps of its training, before those of the network.
+        kl_weight: Weight of the divergence of its posterior.
         quality_images: Most generated images that a network is trained on to measure their
             quality; never more than there are real ones.
         quality_steps: Training steps of that network.
@@ -63,6 +73,12 @@ class DiffusionSpec:
     prediction: Prediction = "v"
     steps: Annotated[int, STEPS] = 10
     solver: Solver = "dpm++"
+    autoencoder: Literal["none", "vq", "kl"] = "none"
+    autoencoder_widths: Annotated[tuple[int, ...], WIDTH] = (32, 64)
+    latent_channels: Annotated[int, COUNT] = 4
+    codes: Annotated[int, COUNT] = 512
+    autoencoder_iterations: Annotated[int, COUNT] = 3000
+    kl_weight: Annotated[float, NOT_NEGATIVE] = 1e-4
     quality_images: Annotated[int, COUNT] = 5000
     quality_steps: Annotated[int, COUNT] = 600
     quality_width: Annotated[int, COUNT] = 32
@@ -79,7 +95,17 @@ class DiffusionSpec:
         """
         names = ("network", "patch", "widths", "blocks", "embedding", "depth", "heads")
         names += ("prediction", "steps", "solver")
+        autoencoder = None
+        if self.autoencoder != "none":
+            autoencoder = AutoencoderConfig(
+                kind=self.autoencoder,
+                channels=data.channels,
+                widths=self.autoencoder_widths,
+                latent_channels=self.latent_channels,
+                codes=self.codes,
+            )
         return DiffusionConfig(
+            autoencoder=autoencoder,
             classes=data.num_classes,
             channels=data.channels,
             size=data.size,

@@ -41,11 +41,11 @@ def _shown(progress: DenoisingProgress) -> str:
 
 
 def _sheet(task: DenoisingTraining, state: DenoisingState, labels: Tensor, key: int) -> Tensor:
-    return task.model(state.tensors["average"]).sample(labels, key)
+    return task.model(state.tensors).sample(labels, key)
 
 
 def _product(task: DenoisingTraining, state: DenoisingState) -> DiffusionModel:
-    return task.model(state.tensors["average"])
+    return task.model(state.tensors)
 
 
 def _measure(model: DiffusionModel, check: QualityCheck) -> Measured:
