@@ -16,6 +16,7 @@ from kdistill.priors.diffusion.pretrained.diffusers_adapters import (
     QuantisedAutoencoder,
     nearest_codes,
 )
+from kdistill.priors.network_files import load_generator
 from tests.priors.tiny_diffusers import (
     CLASSES,
     SIDE,
@@ -199,6 +200,8 @@ def test_a_configuration_that_does_not_fit_is_refused(part, changes, said, folde
 
 
 def test_another_kind_of_place_is_refused(tmp_path, saved):
+    with pytest.raises(DataError, match=r"expected a StyleGAN, got a diffusion model .*ld3m"):
+        load_generator(saved)
     with pytest.raises(DataError, match=r"expected a diffusion model in .*, got none; make one"):
         load_diffusion_model(tmp_path)
     with pytest.raises(DataError, match="expected a folder, got the file"):

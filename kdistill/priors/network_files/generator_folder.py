@@ -16,6 +16,7 @@ from kdistill.errors import ConfigError, DataError
 from kdistill.files import FolderLayout, explained
 from kdistill.files.safe_files import JSON_LIMIT
 from kdistill.priors.diffusion import DiffusionModel
+from kdistill.priors.diffusion.pretrained.diffusers_folder import holds_pretrained
 from kdistill.priors.diffusion.trained_model import DiffusionConfig, trained_model
 from kdistill.priors.network_files.limits import excess
 from kdistill.priors.stylegan import (
@@ -147,7 +148,8 @@ def load_generator(
             do not belong together.
     """
     folder = Path(folder).expanduser()
-    generator = load_any_generator(folder)
+    # a published diffusion model has its networks in subfolders, and a loader of its own
+    generator = None if holds_pretrained(folder) else load_any_generator(folder)
     if not isinstance(generator, family):
         other = next(name for name in USES if name is not family)
         raise DataError(
