@@ -15,8 +15,8 @@ from kdistill.methods.latent.glad import GladConfig, prior_for
 from kdistill.methods.matching import dm
 from kdistill.priors.network_files import load_generator, save_generator
 from kdistill.priors.stylegan import new_stylegan2
+from kdistill.testing.peak_memory import peak_tensor_bytes
 from tests.priors.original_files import rng, tiny_stylegan2, tiny_stylegan3, write
-from tests.priors.test_latents import peak_of
 
 SMALL = {
     "iterations": 20,
@@ -286,9 +286,9 @@ def test_the_peak_of_a_step_is_that_of_the_objective_or_of_one_chunk(tmp_path):
         problem.optimizer.update(grads, opt_state, problem.state, 0)
 
     with torch.no_grad():
-        objective = peak_of(lambda: problem.objective(0, images, problem.state))
-        one_chunk = peak_of(lambda: problem.prior.vjp(chunk, images[:6], 0))
-        assert peak_of(step) <= 1.15 * max(objective, one_chunk)
+        objective = peak_tensor_bytes(lambda: problem.objective(0, images, problem.state))
+        one_chunk = peak_tensor_bytes(lambda: problem.prior.vjp(chunk, images[:6], 0))
+        assert peak_tensor_bytes(step) <= 1.15 * max(objective, one_chunk)
 
 
 def test_published_normalisation_is_an_option():
