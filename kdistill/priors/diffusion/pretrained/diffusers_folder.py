@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from kdistill.errors import DataError
 from kdistill.files import check_plain, open_regular
+from kdistill.priors.diffusion.denoiser import Prediction
 from kdistill.priors.diffusion.model import DiffusionModel
+from kdistill.priors.diffusion.noise_schedule import NoiseSchedule
 from kdistill.priors.diffusion.pretrained.assembly import Parts, adapters, check_parts
 from kdistill.priors.diffusion.pretrained.components import Component, build
 from kdistill.priors.diffusion.pretrained.diffusers_adapters import ClassTable
@@ -43,6 +45,7 @@ def load_pretrained(folder: Path, device: torch.device | str = "cpu") -> Diffusi
         MissingExtraError: diffusers is not installed.
     """
     parts = read_parts(folder)
+    schedule = read_schedule(parts.scheduler, folder / SCHEDULER)
     described = _described(folder)
     if described is not None:
         _check_digests(folder, described["files"])
@@ -51,7 +54,7 @@ def load_pretrained(folder: Path, device: torch.device | str = "cpu") -> Diffusi
         part.name: build(part, folder / part.name) for part in (parts.denoiser, parts.autoencoder)
     }
     table = None if parts.denoiser.is_transformer else _class_table(folder, described)
-    return assemble(parts, networks, table, device)
+    return assemble(parts, networks, table, schedule, device)
 
 
 def read_parts(folder: Path) -> Parts:
@@ -87,20 +90,30 @@ def assemble(
     parts: Parts,
     networks: dict[str, nn.Module],
     table: ClassTable | None,
+    trained: tuple[NoiseSchedule, Prediction],
     device: torch.device | str,
 ) -> DiffusionModel:
-    """Return the model of these networks."""
-    schedule, prediction = read_schedule(parts.scheduler, parts.where / SCHEDULER)
+    """Return the model of these networks.
+
+    Args:
+        parts: Configurations of the networks.
+        networks: The networks by their subfolders.
+        table: Vectors of the classes; None of a DiT, which holds its own.
+        trained: The noise schedule, and what the denoiser predicts.
+        device: Device of the model.
+    """
+    schedule, prediction = trained
     networks = {name: network.to(device) for name, network in networks.items()}
     if table is not None:
         table = ClassTable(table.weight.to(device), table.null)
+    denoiser, autoencoder = adapters(parts, networks, table, prediction)
+    table = denoiser.table
+    # after a DiT gave up its copies of the table
     tensors = {
         f"{name}.{key}": x
         for name, network in networks.items()
         for key, x in network.state_dict().items()
     }
-    denoiser, autoencoder = adapters(parts, networks, table, prediction)
-    table = denoiser.table
     tensors["class_table"] = table.weight.detach()
     c, s = parts.denoiser.config["in_channels"], parts.denoiser.config["sample_size"]
     channels = parts.autoencoder.config["out_channels"]
