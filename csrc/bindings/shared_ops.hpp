@@ -11,6 +11,8 @@
   BIND(filtered_lrelu_bwd)        \
   BIND(fir_bias_act)              \
   BIND(fir_bias_act_bwd)          \
+  BIND(group_norm_silu)           \
+  BIND(group_norm_silu_bwd)       \
   BIND(norm_act_pool)             \
   BIND(norm_act_pool_bwd)         \
   BIND(norm_act_pool_bwd_tangent) \

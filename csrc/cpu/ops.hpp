@@ -57,6 +57,13 @@ KD_CPU_OP(fir_bias_act_bwd, const T* grad, const T* out, const T* x, const T* sc
           T* dx, T* dscale, T* dbias, T* dnoise, T* of_images, T* partials, int64_t n, int64_t c,
           int64_t h, int64_t w, int64_t noise_rows, double slope, double gain, double limit,
           int64_t rows, int threads)
+KD_CPU_OP(group_norm_silu, const T* x, const T* weight, const T* bias, const T* modulation, T* out,
+          T* mean, T* rstd, T* scratch, int64_t n, int64_t c, int64_t pixels, int64_t groups,
+          double eps, int threads)
+KD_CPU_OP(group_norm_silu_bwd, const T* grad, const T* x, const T* weight, const T* bias,
+          const T* modulation, const T* mean, const T* rstd, T* dx, T* dweight, T* dbias,
+          T* dmodulation, T* scratch, int64_t n, int64_t c, int64_t pixels, int64_t groups,
+          int threads)
 KD_CPU_OP(norm_act_pool, const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd,
           int64_t n, int64_t c, int64_t h, int64_t w, int64_t groups, double eps, int threads)
 KD_CPU_OP(norm_act_pool_bwd, const T* grad, const T* x, const T* weight, const T* bias,

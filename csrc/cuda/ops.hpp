@@ -48,6 +48,15 @@ void fir_bias_act_bwd(const T* grad, const T* out, const T* x, const T* scale, c
                       int64_t c, int64_t h, int64_t w, int64_t noise_rows, double slope,
                       double gain, double limit, cudaStream_t stream);
 template <typename T>
+void group_norm_silu(const T* x, const T* weight, const T* bias, const T* modulation, T* out,
+                     T* mean, T* rstd, int64_t n, int64_t c, int64_t pixels, int64_t groups,
+                     double eps, cudaStream_t stream);
+template <typename T>
+void group_norm_silu_bwd(const T* grad, const T* x, const T* weight, const T* bias,
+                         const T* modulation, const T* mean, const T* rstd, T* dx, T* dweight,
+                         T* dbias, T* dmodulation, T* partials, int64_t n, int64_t c,
+                         int64_t pixels, int64_t groups, cudaStream_t stream);
+template <typename T>
 void norm_act_pool(const T* x, const T* weight, const T* bias, T* out, T* mean, T* rstd, int64_t n,
                    int64_t c, int64_t h, int64_t w, int64_t groups, double eps,
                    cudaStream_t stream);

@@ -17,6 +17,7 @@ from kdistill.ops.conv_grad_sqnorm import conv_grad_sqnorm
 from kdistill.ops.diff_augment import diff_augment
 from kdistill.ops.filtered_lrelu import filtered_lrelu
 from kdistill.ops.fir_bias_act import fir_bias_act
+from kdistill.ops.group_norm_silu import group_norm_silu
 from kdistill.ops.norm_act_pool import norm_act_pool
 from kdistill.ops.row_cosine_distance import row_cosine_distance
 from kdistill.ops.softmax_scores import SoftmaxScores, softmax_scores
@@ -38,6 +39,7 @@ __all__ = [
     "fast_apply",
     "filtered_lrelu",
     "fir_bias_act",
+    "group_norm_silu",
     "implementation",
     "norm_act_pool",
     "op_of",

@@ -19,6 +19,7 @@ DIFFERENTIABLE = [c for c in all_cases() if c.grad_order > 0]
 OF_FEATURE_MAPS = {
     "filtered_lrelu",
     "fir_bias_act",
+    "group_norm_silu",
     "norm_act_pool",
     "styled_conv",
     "winograd_conv",
@@ -38,6 +39,7 @@ THREADED = {
         Shape(n=3, m=1, c=70, h=18, w=40, fir=1),
         Shape(n=2, m=1, c=64, h=33, w=33, fir=0),
     ],
+    "group_norm_silu": [Shape(n=7, c=72, h=9, w=16)],
     "norm_act_pool": [Shape(n=3, c=150, h=9, w=16, g=0)],
     "norm_act_pool_tangent": [Shape(n=3, c=150, h=9, w=16, g=0)],
     "row_cosine_distance": [Shape(g=3, convnet=16)],

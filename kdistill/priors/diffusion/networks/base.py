@@ -7,8 +7,10 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdistill.engine.convolve import convolve, takes_winograd
+from kdistill.ops import group_norm_silu
 from kdistill.priors.diffusion.denoiser import Prediction
 
 FREQUENCIES = 32  # pairs of sine and cosine of a timestep
@@ -56,6 +58,25 @@ class ClassConditionalDenoiser(nn.Module):
         exponents = torch.arange(FREQUENCIES, dtype=like.dtype, device=like.device) / FREQUENCIES
         angles = timesteps[:, None].to(like) * torch.exp(-math.log(LONGEST_PERIOD) * exponents)
         return self.time(torch.cat([angles.sin(), angles.cos()], 1))
+
+
+class GroupNormSilu(nn.GroupNorm):
+    """Group norm, scale and shift by an embedding, and SiLU; one op on the CPU."""
+
+    def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
+        """Return feature maps like ``x``; ``modulation [B, 2C]`` holds the scale, then the shift.
+
+        On other devices the library's ops serve, until the kernels have been measured there.
+        """
+        if x.device.type == "cpu":
+            return group_norm_silu(
+                x, self.weight, self.bias, modulation, groups=self.num_groups, eps=self.eps
+            )
+        y = super().forward(x)
+        if modulation is not None:
+            scale, shift = modulation[:, :, None, None].chunk(2, 1)
+            y = torch.addcmul(shift, y, 1.0 + scale)
+        return F.silu(y)
 
 
 class Convolution(nn.Conv2d):

@@ -20,6 +20,7 @@ from kdistill.priors.diffusion.denoiser import Prediction
 from kdistill.priors.diffusion.networks.base import (
     ClassConditionalDenoiser,
     Convolution,
+    GroupNormSilu,
     zeroed,
 )
 
@@ -32,20 +33,19 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, embedding: int):
         super().__init__()
-        self.norm_in = _group_norm(channels_in)
+        self.norm_in = GroupNormSilu(*_groups_of(channels_in))
         self.conv_in = Convolution(channels_in, channels)
         self.modulation = zeroed(nn.Linear(embedding, 2 * channels))
-        self.norm_out = _group_norm(channels)
+        self.norm_out = GroupNormSilu(*_groups_of(channels))
         self.conv_out = zeroed(Convolution(channels, channels))
         is_same = channels_in == channels
         self.skip = nn.Identity() if is_same else nn.Conv2d(channels_in, channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Return features ``[B, channels, h, w]``."""
-        h = self.conv_in(F.silu(self.norm_in(x)))
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, 1)
-        h = F.silu(torch.addcmul(shift, self.norm_out(h), 1.0 + scale))
-        return self.skip(x) + self.conv_out(h)
+        h = self.conv_in(self.norm_in(x))
+        h = self.conv_out(self.norm_out(h, self.modulation(embedding)))
+        return self.skip(x) + h
 
 
 class Attention(nn.Module):
@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = _group_norm(channels)
+        self.norm = nn.GroupNorm(*_groups_of(channels))
         self.query_key_value = nn.Linear(channels, 3 * channels)
         self.out = zeroed(nn.Linear(channels, channels))
 
@@ -117,7 +117,7 @@ class UNet(ClassConditionalDenoiser):
                 width = channels_out
             if level:
                 self.up.append(Convolution(width, width))
-        self.norm_out = _group_norm(width)
+        self.norm_out = GroupNormSilu(*_groups_of(width))
         self.conv_out = zeroed(Convolution(width, patch_channels))
 
     def predict(self, x: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
@@ -136,9 +136,10 @@ class UNet(ClassConditionalDenoiser):
                 h = layer(torch.cat([h, features.pop()], 1), embedding)
             else:
                 h = layer(F.interpolate(h, size=features[-1].shape[2:], mode="nearest"))
-        h = self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(self.norm_out(h))
         return F.pixel_shuffle(h, self.patch)
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(max(channels // CHANNELS_PER_GROUP, 1), channels)
+def _groups_of(channels: int) -> tuple[int, int]:
+    """Return the arguments of group norm."""
+    return max(channels // CHANNELS_PER_GROUP, 1), channels
