@@ -89,7 +89,9 @@ def _spread(rows: Sequence[SystemRow]) -> str:
     means = [float(row.mean) for row in rows]
     if len(means) > 1:
         return f"{mean(means):.1f} ± {stdev(means):.1f} ({len(means)} seeds)"
-    return f"{means[0]:.1f} ± {float(rows[0].std):.1f} ({rows[0].nets} networks)" if rows else ""
+    if not means or not rows[0].std:  # one network has no spread
+        return f"{means[0]:.1f}" if means else ""
+    return f"{means[0]:.1f} ± {float(rows[0].std):.1f} ({rows[0].nets} networks)"
 
 
 def _mean(values: Iterable[str], digits: int = 1) -> str:

@@ -117,7 +117,9 @@ def test_a_new_measurement_replaces_the_old_one_and_the_page_has_means_over_seed
     rows += [part.row(data, "", "prior: gan", seed=0, mean="95", seconds_distil="1200")]
     write_rows(settings.results, [replace(rows[0], mean="10"), *rows[1:]])
     write_rows(settings.results, rows[:1])
+    write_rows(settings.results, [part.row(data, 1, "random", seed=0, model="convnet", mean="40")])
     text = generative_page.tables(read_rows(settings.results))
+    assert "| random | 40.0 |  |" in text  # one network: no spread
     assert "| DiM | 82.0 ± 2.8 (2 seeds) |  | 50.0 | 50.0 | 100 |  |  | 12 |" in text
     assert "| digits | gan |  | 1200 | 95 |" in text
     assert settings.command in text
