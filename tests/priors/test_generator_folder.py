@@ -102,3 +102,11 @@ def test_a_generator_of_version_0_1_0_loads_with_the_same_values():
     assert saved.tensors.keys() == original.tensors.keys()
     for name, x in original.tensors.items():
         assert torch.equal(saved.tensors[name], x), name
+
+
+def test_the_folder_of_a_run_is_called_one(tmp_path):
+    (tmp_path / "data.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "generator.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match="got the result of a run in"):
+        load_generator(tmp_path)

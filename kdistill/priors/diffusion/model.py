@@ -17,7 +17,7 @@ from kdistill.priors.diffusion.denoiser import Denoiser
 from kdistill.priors.diffusion.noise_schedule import NoiseSchedule
 from kdistill.priors.diffusion.sampler import SamplerOptions, denoise
 
-CHUNK = 100  # images sampled at a time
+CHUNK, SIDE = 100, 32  # images sampled at a time, of this side; fewer of larger ones
 
 
 class Autoencoder(Protocol):
@@ -97,12 +97,13 @@ class DiffusionModel:
         """Return one image per label; as ``ImageGenerator.sample``.
 
         Cost: ``sampler.steps`` passes through the denoiser (of twice the rows under guidance) and
-            one through the decoder, in chunks of 100 images.
+            one through the decoder, in chunks of 100 images of 32 pixels, or fewer larger ones.
         """
         with torch.no_grad():
+            size = max(1, min(CHUNK, CHUNK * SIDE**2 // self.size**2))
             chunks = [
-                self._sample_chunk(labels[start : start + CHUNK].to(self.device), key, start)
-                for start in range(0, len(labels), CHUNK)
+                self._sample_chunk(labels[start : start + size].to(self.device), key, start)
+                for start in range(0, len(labels), size)
             ]
         return torch.cat(chunks) if chunks else self._no_images()
 

@@ -28,6 +28,7 @@ from kdistill.priors.stylegan import (
 )
 
 TENSORS, CONFIG = "generator.safetensors", "config.json"
+ARTEFACT = "data.safetensors"  # of a run, whose folder also has a config.json
 SCHEMA_VERSION = 1
 
 
@@ -182,6 +183,11 @@ def _read_generator(folder: Path) -> Generator | DiffusionModel:
     where, hint = folder / CONFIG, "convert the network again"
     described = parse_table(_read(folder, CONFIG, JSON_LIMIT), where, hint)
     kind = _kind(described)
+    if kind is None and (folder / ARTEFACT).exists():
+        raise DataError(
+            f"prior: expected a generator to distil with, got the result of a run in {folder}; "
+            "make one with kdistill prior train"
+        )
     if kind is None or described.get("schema_version") != SCHEMA_VERSION:
         raise DataError(
             f"{where}: expected a generator of this version, got kind {described.get('kind')!r}; "
