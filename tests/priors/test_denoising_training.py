@@ -1,5 +1,7 @@
 """Training of a diffusion model: its loss, its steps, resuming, its folder, its networks."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,11 @@ from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.priors.diffusion import NoiseSchedule
 from kdistill.priors.diffusion.model_folder import load_diffusion_model
 from kdistill.priors.diffusion.networks import UNet, UViT
-from kdistill.priors.diffusion_training import DiffusionSpec, new_denoising_training
+from kdistill.priors.diffusion_training import (
+    DiffusionSpec,
+    autoencoder_training,
+    new_denoising_training,
+)
 from kdistill.priors.network_files import load_generator, save_generator
 from kdistill.runner import Checkpoints, Runner
 from kdistill.transforms import Identity
@@ -234,6 +240,35 @@ def reconstruction_error(task, state):
     task.autoencoder.network.load_state_dict(tensors)
     adapter = config.adapter(task.autoencoder.network)
     return float((adapter.decode(adapter.encode(task.images)) - task.images).square().mean())
+
+
+def test_an_autoencoder_moves_with_its_model_and_has_levels_of_any_width():
+    task = tiny_training(autoencoder="kl", **{**AUTOENCODER, "autoencoder_widths": (16, 24)})
+    model = task.model(task.start().tensors).to("meta")
+    assert model.autoencoder.encode(task.images.to("meta")).shape == (30, 2, 4, 4)
+
+
+def test_the_scale_is_that_of_images_of_every_class(monkeypatch):
+    monkeypatch.setattr(autoencoder_training, "SCALED_BY", 10)
+    data = tiny_data()
+    order = data.train.labels.argsort(stable=True)
+    train = Split(data.train.images[order], data.train.labels[order])
+    settings = {**AUTOENCODER, "autoencoder": "kl", "autoencoder_iterations": 1, "iterations": 1}
+    task = tiny_training(replace(data, train=train), **settings)
+    scaled = []
+    latents = type(task.autoencoder).latents
+    monkeypatch.setattr(
+        type(task.autoencoder),
+        "latents",
+        lambda self, state, images: scaled.append(images) or latents(self, state, images),
+    )
+    task.iterate(task.start())
+    assert torch.equal(scaled[0], task.images[::3])
+
+
+def test_the_modules_import_in_any_order():
+    code = "import kdistill.priors.diffusion.trained_model"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_levels_of_an_autoencoder_that_do_not_fit_are_refused():

@@ -84,9 +84,10 @@ class DiffusionModel:
 
     def to(self, device: torch.device | str) -> "DiffusionModel":
         """Return the model with its weights on ``device``; the networks themselves are moved."""
-        for network in (self.denoiser, self.autoencoder):
-            if isinstance(network, torch.nn.Module):
-                network.to(device)
+        for part in (self.denoiser, self.autoencoder):
+            for network in (part, *vars(part).values()):  # an adapter holds its network
+                if isinstance(network, torch.nn.Module):
+                    network.to(device)
         return replace(self, tensors={name: x.to(device) for name, x in self.tensors.items()})
 
     def sampling(self, **changes: Any) -> "DiffusionModel":

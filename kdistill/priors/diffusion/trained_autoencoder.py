@@ -7,6 +7,7 @@ Papers: Esser et al., "Taming Transformers for High-Resolution Image Synthesis",
 Symbols: B images of a batch, c latent channels, s their side.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,11 +16,6 @@ from torch import Tensor, nn
 from kdistill.errors import ConfigError
 from kdistill.options import COUNT, POSITIVE, Range, check_options
 from kdistill.priors.diffusion.model import Autoencoder
-from kdistill.priors.diffusion.pretrained.components import diffusers_class
-from kdistill.priors.diffusion.pretrained.diffusers_adapters import (
-    QuantisedAutoencoder,
-    VariationalAutoencoder,
-)
 
 MOST_LEVELS = 6
 CHANNELS_PER_GROUP = 8
@@ -65,6 +61,9 @@ class AutoencoderConfig:
         Raises:
             MissingExtraError: diffusers is not installed.
         """
+        # the package ``pretrained`` imports readers of folders, which import this module
+        from kdistill.priors.diffusion.pretrained.components import diffusers_class
+
         options: dict[str, Any] = {
             "in_channels": self.channels,
             "out_channels": self.channels,
@@ -72,7 +71,7 @@ class AutoencoderConfig:
             "down_block_types": ("DownEncoderBlock2D",) * len(self.widths),
             "up_block_types": ("UpDecoderBlock2D",) * len(self.widths),
             "latent_channels": self.latent_channels,
-            "norm_num_groups": min(self.widths) // CHANNELS_PER_GROUP,
+            "norm_num_groups": math.gcd(*self.widths) // CHANNELS_PER_GROUP,
         }
         if self.kind == "kl":
             return diffusers_class("AutoencoderKL")(**options)
@@ -80,6 +79,12 @@ class AutoencoderConfig:
 
     def adapter(self, network: nn.Module) -> Autoencoder:
         """Return the network as the autoencoder of a diffusion model."""
+        # as in ``network``
+        from kdistill.priors.diffusion.pretrained.diffusers_adapters import (
+            QuantisedAutoencoder,
+            VariationalAutoencoder,
+        )
+
         if self.kind == "kl":
             return VariationalAutoencoder(network, self.scale)
         return QuantisedAutoencoder(network, self.scale)

@@ -17,7 +17,7 @@ from kdistill.priors.diffusion_training.diffusion_spec import DiffusionSpec
 from kdistill.priors.stylegan.parameters import FlatLayout
 
 BETAS = (0.9, 0.99)  # of Adam
-SCALED_BY = 512  # images whose latents decide the scale
+SCALED_BY = 512  # most images whose latents decide the scale
 
 
 class _Loss(nn.Module):
@@ -81,7 +81,8 @@ class AutoencoderTraining:
         after, moments = self.optimizer.update({"autoencoder": grad}, state, state, iteration)
         state = {**moments, "autoencoder": after["autoencoder"]}
         if iteration == self.iterations - 1:
-            latents = self.latents(state, images[:SCALED_BY])
+            some = images[:: -(-len(images) // SCALED_BY)]  # of every class, in whatever order
+            latents = self.latents(state, some)
             state["scale"] = 1.0 / latents.double().std().clamp(min=1e-6).cpu()
         return state, loss.detach()
 
