@@ -271,6 +271,31 @@ def test_the_modules_import_in_any_order():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+def test_the_loss_of_an_autoencoder_is_that_of_its_formula(kind):
+    config = tiny_training(autoencoder=kind, **AUTOENCODER).autoencoder.config
+    network = config.network().double()
+    random = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=random).double()
+    images = torch.rand(3, 1, 8, 8, generator=random).double()
+    noise = torch.randn(3, 2, 4, 4, generator=random).double()
+    hidden = network.quant_conv(network.encoder(images))
+    if kind == "vq":
+        codes = network.quantize.embedding.weight
+        squares = (hidden.permute(0, 2, 3, 1)[..., None, :] - codes).square().sum(-1)
+        latents = codes[squares.argmin(-1)].permute(0, 3, 1, 2)
+        extra = 1.25 * (hidden - latents).square().mean()
+    else:
+        mean, log_variance = hidden.chunk(2, 1)
+        latents = mean + (0.5 * log_variance).exp() * noise
+        extra = 0.05 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
+    again = network.decoder(network.post_quant_conv(latents))
+    expected = (again - images).square().mean() + extra
+    loss = config.loss(network, images, noise, kl_weight=0.1)
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+
+
 def test_levels_of_an_autoencoder_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="autoencoder_widths: expected levels that halve"):
         tiny_training(autoencoder="vq", **{**AUTOENCODER, "autoencoder_widths": (8,) * 5})
