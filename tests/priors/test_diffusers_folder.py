@@ -11,11 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import kdistill
 from kdistill.errors import DataError, MissingExtraError
+from kdistill.priors.diffusion.autoencoders import QuantisedAutoencoder, nearest_codes
 from kdistill.priors.diffusion.model_folder import load_diffusion_model
-from kdistill.priors.diffusion.pretrained.diffusers_adapters import (
-    QuantisedAutoencoder,
-    nearest_codes,
-)
 from kdistill.priors.network_files import load_generator
 from tests.priors.tiny_diffusers import (
     CLASSES,
@@ -221,9 +218,7 @@ def test_codes_are_the_nearest_ones_in_any_chunk_and_gradients_pass(monkeypatch)
     flat = rows.detach().permute(0, 2, 3, 1).reshape(-1, 3).double()
     expected = (flat[:, None] - codes.double()).square().sum(-1).argmin(1)
     assert torch.equal(nearest_codes(flat.float(), codes), expected)
-    monkeypatch.setattr(
-        "kdistill.priors.diffusion.pretrained.diffusers_adapters.MAX_DISTANCES", 7 * len(codes)
-    )
+    monkeypatch.setattr("kdistill.priors.diffusion.autoencoders.MAX_DISTANCES", 7 * len(codes))
     assert torch.equal(nearest_codes(flat.float(), codes), expected)
     quantised = QuantisedAutoencoder(Codebook(codes), scale=1.0).quantise(rows)
     assert torch.equal(quantised.permute(0, 2, 3, 1).reshape(-1, 3), codes[expected])
@@ -246,4 +241,4 @@ def test_one_function_alone_imports_the_library():
         for line in path.read_text().splitlines()
         if line.strip().startswith(("import diffusers", "from diffusers"))
     }
-    assert lines == {"components.py:         import diffusers"}
+    assert lines == {"diffusers_library.py:         import diffusers"}

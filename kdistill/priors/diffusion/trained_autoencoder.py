@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from kdistill.errors import ConfigError
 from kdistill.options import COUNT, POSITIVE, Range, check_options
+from kdistill.priors.diffusion.autoencoders import QuantisedAutoencoder, VariationalAutoencoder
+from kdistill.priors.diffusion.diffusers_library import diffusers_class
 from kdistill.priors.diffusion.model import Autoencoder
 
 MOST_LEVELS = 6
@@ -61,9 +63,6 @@ class AutoencoderConfig:
         Raises:
             MissingExtraError: diffusers is not installed.
         """
-        # the package ``pretrained`` imports readers of folders, which import this module
-        from kdistill.priors.diffusion.pretrained.components import diffusers_class
-
         options: dict[str, Any] = {
             "in_channels": self.channels,
             "out_channels": self.channels,
@@ -79,12 +78,6 @@ class AutoencoderConfig:
 
     def adapter(self, network: nn.Module) -> Autoencoder:
         """Return the network as the autoencoder of a diffusion model."""
-        # as in ``network``
-        from kdistill.priors.diffusion.pretrained.diffusers_adapters import (
-            QuantisedAutoencoder,
-            VariationalAutoencoder,
-        )
-
         if self.kind == "kl":
             return VariationalAutoencoder(network, self.scale)
         return QuantisedAutoencoder(network, self.scale)

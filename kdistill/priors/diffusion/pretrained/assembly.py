@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from kdistill.errors import DataError
+from kdistill.priors.diffusion.autoencoders import QuantisedAutoencoder, VariationalAutoencoder
 from kdistill.priors.diffusion.denoiser import Prediction
 from kdistill.priors.diffusion.model import Autoencoder
 from kdistill.priors.diffusion.pretrained.components import UNFIT, Component, new_on_meta
 from kdistill.priors.diffusion.pretrained.diffusers_adapters import (
     ClassTable,
     CrossAttentionDenoiser,
-    QuantisedAutoencoder,
     TransformerDenoiser,
-    VariationalAutoencoder,
     take_class_table,
 )
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdistill.errors import DataError, MissingExtraError
+from kdistill.errors import DataError
+from kdistill.priors.diffusion.diffusers_library import diffusers_class
 from kdistill.priors.diffusion.pretrained.weights import check_shapes, read_weights
 
 # classes by the subfolder that holds them; the second of a pair is a former name of the first
@@ -138,27 +139,6 @@ class Component:
                 f"{where}: expected an autoencoder that decodes codes, got "
                 "lookup_from_codebook=true; such a model is not supported"
             )
-
-
-def diffusers_class(name: str) -> Any:
-    """Return a class of diffusers.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
-    try:
-        import diffusers
-    except ImportError as error:
-        raise MissingExtraError(
-            "prior: expected the library diffusers for a published diffusion model, got none; "
-            "pip install 'kdistill[diffusion]'"
-        ) from error
-    return getattr(diffusers, name)
-
-
-def installed_version() -> str:
-    """Return the version of diffusers."""
-    return str(diffusers_class("__version__"))
 
 
 def new_on_meta(component: Component) -> nn.Module:

@@ -18,11 +18,11 @@ from kdistill.errors import DataError
 from kdistill.files import new_folder
 from kdistill.files.inert_pickle import NotReadable
 from kdistill.files.safe_files import write_new
+from kdistill.priors.diffusion.diffusers_library import installed_version
 from kdistill.priors.diffusion.model import DiffusionModel
 from kdistill.priors.diffusion.pretrained.assembly import Parts
 from kdistill.priors.diffusion.pretrained.components import (
     Component,
-    installed_version,
 )
 from kdistill.priors.diffusion.pretrained.compvis_layout import (
     AutoencoderLayout,
