@@ -180,6 +180,7 @@ class Declared:
             fields += get_type_hints(kinds[name]).items() if grouped else [(name, kinds[name])]
         self.schema = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in fields)
         self._tensors = [(i, n) for i, (n, k) in enumerate(fields) if k in (Tensor, Tensor | None)]
+        self._optional = {name for name, kind in fields if kind == Tensor | None}
 
     def grouped(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
         """Return ``function``, of the parameters of the declaration, as one of plain fields.
@@ -197,6 +198,9 @@ class Declared:
         position, name = self._tensors[0]
         first: Tensor = args[position]
         with _naming(self.where):
+            for i, tensor in self._tensors:
+                if args[i] is None:
+                    require(tensor in self._optional, f"a tensor {tensor}", "none", "pass it")
             floating = first.is_floating_point()
             require(
                 floating, f"{name} of a floating dtype", first.dtype, "convert it with .float()"

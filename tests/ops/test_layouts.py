@@ -188,3 +188,11 @@ def test_arguments_of_equal_form_are_checked_once(monkeypatch):
     monkeypatch.setattr(_registry, "_MOST_CHECKED", 1)
     norm_act_pool_fwd(x[:1], row, row)
     assert len(_registry._checked) == 1  # it does not grow with the number of shapes
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_required_tensor_that_is_absent_is_refused(position):
+    tensors = [torch.ones(1, 2, 3, 3), torch.ones(1, 2)]
+    name, tensors[position] = ("x", "scale")[position], None
+    with pytest.raises(ShapeError, match=f"fir_bias_act: expected a tensor {name}, got none"):
+        _registry.guarded["fir_bias_act"](*tensors, None, None, None, 0.2, 1.0, 256.0)
