@@ -32,7 +32,7 @@ def artefact_of(
     if network is None:
         images = data.transform.invert(outcome.images.cpu())
     else:
-        images = network.sample(problem.labels, make_key(seed, "images drawn once"))
+        images = network.sample(problem.labels, make_key(seed, "images drawn once")).cpu()
     has_logits = network is None and "label_logits" in state
     small = DistilledDataset(
         images=images,
