@@ -43,7 +43,7 @@ __all__ = ["TrainedPrior", "check_training", "train_prior"]
 
 MIN_IMAGES_PER_CLASS = 10
 SAMPLES_PER_CLASS = 10  # in samples.png
-PAIRS = 10  # of generated and nearest training images in nearest.png
+PAIRS = 5  # per class, of generated and nearest training images in nearest.png
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ def train_prior(
         data: From ``load_data``, or anything that ``load_data`` takes; square images of 8 to 256
             pixels, for a GAN of a side that is a power of two.
         out: New or empty folder.  ``generator.safetensors`` and ``config.json`` are what ``glad``
-            or ``ld3m`` loads; ``samples.png`` shows the classes as rows, ``nearest.png`` generated
-            images above their nearest training images; ``metrics.json`` holds the quality,
-            ``metrics.jsonl`` the losses, ``checkpoint.safetensors`` the state; ``README.md`` is the
-            card.
+            or ``ld3m`` loads; ``samples.png`` shows the classes as rows, ``nearest.png`` pairs of a
+            generated image and the training image nearest to it; ``metrics.json`` holds the
+            quality, ``metrics.jsonl`` the losses, ``checkpoint.safetensors`` the state;
+            ``README.md`` is the card.
         kind: ``"gan"`` (a StyleGAN2) or ``"diffusion"``.
         options: Fields of ``kdistill.priors.gan_training.PriorSpec`` or
             ``kdistill.priors.diffusion_training.DiffusionSpec``: iterations, batch_size, lr, ...
@@ -296,7 +296,8 @@ class _Training:
             save_generator(generator, folder, record)  # before what may fail
         with status_line("measuring") as say:
             say("training a network on generated images, and one on real ones")
-            measured = kind.measure(generator, QualityCheck(self.spec, self.data, self.held_out))
+            check = QualityCheck(self.spec, self.data, self.held_out)
+            measured = kind.measure(generator, check)
         real = self.data.train.images
         memorised = memorisation(measured.images, real, self.held_out.images)
         numbers = {
@@ -317,7 +318,7 @@ class _Training:
         files = {
             "metrics.json": to_json({**numbers, "iterations": state.iteration}),
             "README.md": text.encode(),
-            "nearest.png": _nearest_pairs(measured.images, real),
+            "nearest.png": _nearest_pairs(measured.images, check.labels, self.data),
         }
         save_generator(measured.generator, folder, {**record, "quality": numbers}, files)
         return measured
@@ -333,11 +334,18 @@ class _Training:
         write_atomic(self.folder / "samples.png", picture.png())
 
 
-def _nearest_pairs(generated: Tensor, training: Tensor) -> bytes:
-    """Return a picture: generated images, those nearest to a training image first, above it."""
-    distances, rows = nearest(generated, training)
-    first = distances.argsort(stable=True)[:PAIRS]
-    pairs = torch.cat([generated[first], training[rows[first]]])
-    labels = torch.arange(2).repeat_interleave(len(first))
-    heading = ("generated images above their nearest training images", "the nearest pairs")
-    return preview(pairs, labels, ("generated", "training"), heading).png()
+def _nearest_pairs(generated: Tensor, labels: Tensor, data: ImageDataset) -> bytes:
+    """Return a picture, one row per class: generated images, the training image nearest to each.
+
+    Those of a class that are nearest to a training image come first.
+    """
+    distances, rows = nearest(generated, data.train.images)
+    shown = []
+    for label in range(data.num_classes):
+        members = (labels == label).nonzero().squeeze(1)
+        first = members[distances[members].argsort(stable=True)[:PAIRS]]
+        pairs = torch.stack([generated[first], data.train.images[rows[first]]], 1)
+        shown.append(pairs.flatten(0, 1))
+    of_class = torch.arange(len(shown)).repeat_interleave(torch.tensor(list(map(len, shown))))
+    heading = (data.name, "generated, nearest training image, in pairs")
+    return preview(torch.cat(shown), of_class, data.classes, heading).png()

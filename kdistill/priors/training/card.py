@@ -46,7 +46,7 @@ Distance of an image to the nearest training image, root mean square of pixels f
 
 {finding}
 
-![Generated images above their nearest training images](nearest.png)"""
+![Pairs of a generated image and the training image nearest to it](nearest.png)"""
 
 
 def card(
