@@ -68,9 +68,9 @@ class DistilledGenerator(DistilledDataset):
             seed: Seed of the draw; the same gives the same images, and a larger ``ipc`` others.
 
         Raises:
-            ConfigError: ``ipc`` is out of range.
+            ConfigError: ``ipc`` is out of range, or one of the two is no whole number.
         """
-        _check_ipc(ipc)
+        _check_draw(ipc, seed)
         labels = balanced_labels(self.num_classes, ipc)
         return DistilledDataset(
             images=self.network.sample(labels, make_key(seed, "sample")),
@@ -96,6 +96,10 @@ class DistilledGenerator(DistilledDataset):
             seed: Seed of fresh images.
             normalised: Normalised images instead of pixel space.
             soft: Refused: a generator has hard labels.
+
+        Raises:
+            ConfigError: ``epochs`` is out of range, or it or the seed is no whole number.
+            DataError: ``soft``.
         """
         if epochs is None or soft:
             return super().to_torch(normalised=normalised, soft=soft)
@@ -143,13 +147,14 @@ def sample_set(
         device: Where the generator of a prior runs.
 
     Raises:
-        ConfigError: ``ipc`` is out of range, or the generator has no classes.
+        ConfigError: ``ipc`` is out of range, it or the seed is no whole number, or the generator
+            has no classes.
         DataError: The folder holds no generator, or a damaged one.
     """
     folder = Path(folder).expanduser()
     if (folder / "data.safetensors").exists():  # the artefact of a run
         return DistilledGenerator.from_pretrained(folder).sample(ipc, seed)
-    _check_ipc(ipc)
+    _check_draw(ipc, seed)
     network = load_image_generator(folder, device)
     if not network.classes:
         raise ConfigError(
@@ -164,9 +169,22 @@ def sample_set(
     )
 
 
-def _check_ipc(ipc: int) -> None:
-    if ipc < 1:
-        raise ConfigError(f"sample: expected at least 1 image per class, got {ipc}; raise ipc")
+def _check_draw(ipc: int, seed: int) -> None:
+    if not _is_whole(ipc) or ipc < 1:
+        raise ConfigError(
+            f"sample: expected at least 1 image per class, as a whole number, got {ipc!r}; the "
+            "field uses 1, 10 and 50"
+        )
+    _check_seed("sample", seed)
+
+
+def _check_seed(where: str, seed: int) -> None:
+    if not _is_whole(seed):
+        raise ConfigError(f"{where}: expected a whole number as seed, got {seed!r}; 0 is usual")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def fresh_images(
@@ -200,8 +218,12 @@ class FreshImages(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, source: DistilledGenerator, epochs: int, seed: int, normalised: bool):
-        if epochs < 1:
-            raise ConfigError(f"to_torch: expected at least 1 epoch, got {epochs}; raise epochs")
+        if not _is_whole(epochs) or epochs < 1:
+            raise ConfigError(
+                f"to_torch: expected at least 1 epoch, as a whole number, got {epochs!r}; leave it "
+                "out for the images drawn once"
+            )
+        _check_seed("to_torch", seed)
         self.source, self.epochs, self.ipc = source, epochs, source.ipc
         self.seed, self.normalised = seed, normalised
         self._epoch: int | None = None

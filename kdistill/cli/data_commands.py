@@ -86,14 +86,28 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder of the new set.")],
     ipc: Annotated[int, typer.Option(help="Images per class.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the set in --out; never the generator's run.")
+    ] = False,
 ) -> None:
     """Draw a set of fresh images from a distilled generator, or from that of a prior."""
     from kdistill.api.distilled_generator import sample_set
     from kdistill.api.inputs import check_place
+    from kdistill.api.run_folder import check_folder, prepare
+    from kdistill.errors import ConfigError
+    from kdistill.files import sole_use
 
     check_place(out)
+    if out.resolve() == folder.resolve():
+        raise ConfigError(
+            f"out: expected another folder than the generator's, got {out}; the set would replace "
+            "the generator"
+        )
+    check_folder(out, resume=False, force=force)
     small = sample_set(folder, ipc, seed)
-    small.save_pretrained(out)
+    with sole_use(out):
+        prepare(out, resume=False, force=force)
+        small.save_pretrained(out)
     echo(f"{small!r} in {out}")
 
 

@@ -61,8 +61,24 @@ def test_a_sample_is_a_set_of_any_size(run):
     assert not torch.equal(two.images[:1], one.images[:1])
     assert two.recorded("sample", "ipc") == 7 and two.recorded("run", "method") == "dim"
     assert float(two.images.min()) >= 0.0 and float(two.images.max()) <= 1.0
-    with pytest.raises(ConfigError, match="sample: expected at least 1 image per class, got 0"):
-        small.sample(0)
+
+
+@pytest.mark.parametrize("ipc", [0, -1, True, 1.5, "2", None])
+def test_a_number_of_images_is_a_whole_one(run, ipc):
+    folder, small = run
+    message = "sample: expected at least 1 image per class, as a whole number, got "
+    for draw in (small.sample, lambda ipc: sample_set(folder, ipc)):
+        with pytest.raises(ConfigError, match=message):
+            draw(ipc)
+
+
+@pytest.mark.parametrize("seed", ["x", 1.5, True, None])
+def test_a_seed_is_a_whole_number(run, seed):
+    _, small = run
+    with pytest.raises(ConfigError, match="sample: expected a whole number as seed, got"):
+        small.sample(1, seed)
+    with pytest.raises(ConfigError, match="to_torch: expected a whole number as seed, got"):
+        small.to_torch(1, seed=seed)
 
 
 def test_every_epoch_has_other_images(run):
@@ -80,8 +96,9 @@ def test_every_epoch_has_other_images(run):
     torch.testing.assert_close(normalised[0][0], small.transform.apply(images[:1])[0])
     with pytest.raises(IndexError):
         fresh[18]
-    with pytest.raises(ConfigError, match="to_torch: expected at least 1 epoch, got 0"):
-        small.to_torch(0)
+    for epochs in (0, True, 1.5, "2"):
+        with pytest.raises(ConfigError, match="to_torch: expected at least 1 epoch, as a whole"):
+            small.to_torch(epochs)
     with pytest.raises(DataError, match="soft"):
         small.to_torch(soft=True)
 
@@ -131,6 +148,27 @@ def test_the_command_draws_a_set(run, tmp_path):
     assert result.exit_code != 0 and "expected an artefact with generator.safetensors" in str(
         result.output + str(result.exception)
     )
+
+
+def test_a_sample_replaces_no_run(run, tmp_path):
+    """The generator is the product of hours; a set drawn from it is made again in seconds."""
+    folder, small = run
+    place = tmp_path / "copy"
+    small.save_pretrained(place)
+    set_of = ["sample", str(folder), "--ipc", "1", "--out"]
+
+    def refused(*arguments):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code != 0
+        return str(result.output + str(result.exception))
+
+    own = refused("sample", str(place), "--out", f"{place}/../copy", "--force")
+    assert "expected another folder than the generator's" in own
+    assert "with a finished set (dim, 2 per class, seed 0)" in refused(*set_of, str(place))
+    again = kdistill.DistilledGenerator.from_pretrained(place)
+    assert again.files[FILE] == small.files[FILE]
+    assert CliRunner().invoke(app, [*set_of, str(place), "--force"]).exit_code == 0
+    assert kdistill.DistilledDataset.from_pretrained(place).counts == (1, 1, 1)
 
 
 def test_an_evaluation_has_a_row_of_fresh_images(data, run):
