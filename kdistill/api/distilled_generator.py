@@ -15,6 +15,7 @@ from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, DataError
 from kdistill.keys import make_key, permutation
 from kdistill.methods.init import balanced_labels
+from kdistill.priors.base import ImageGenerator
 from kdistill.priors.conditional_gan import FILE, ConditionalGenerator, from_bytes, to_bytes
 from kdistill.priors.image_generators import identity, load_image_generator
 
@@ -76,7 +77,7 @@ class DistilledGenerator(DistilledDataset):
             images=self.network.sample(labels, make_key(seed, "sample")),
             labels=labels,
             classes=self.classes,
-            config={**self._provenance(), "sample": {"ipc": ipc, "seed": seed}},
+            config={**self._provenance(), "sample": _drawn(self.network, ipc, seed)},
             transform=self.transform,
         )
 
@@ -165,8 +166,13 @@ def sample_set(
     return DistilledDataset(
         images=network.sample(labels, make_key(seed, "sample")),
         labels=labels,
-        config={"prior": identity(network), "sample": {"ipc": ipc, "seed": seed}},
+        config={"sample": _drawn(network, ipc, seed)},
     )
+
+
+def _drawn(network: ImageGenerator, ipc: int, seed: int) -> dict[str, Any]:
+    """Return the record of a draw: what gives the same bits again."""
+    return {"generator": identity(network), "ipc": ipc, "seed": seed}
 
 
 def _check_draw(ipc: int, seed: int) -> None:

@@ -15,7 +15,7 @@ from kdistill.escape import code, json_text, markdown, one_line, yaml
 from kdistill.formatting import byte_count
 
 MAX_TEXT = 1000  # characters of one entry
-_CONFIG = ("run", "source", "method", "environment")  # groups of the config that are read
+_CONFIG = ("run", "source", "method", "environment", "sample")  # groups of the config that are read
 _METRICS = ("distillation", "evaluation")
 
 # identifiers that the Hugging Face Hub knows; everything else is "other" with the text as its name
@@ -57,6 +57,8 @@ def card(contents: SetContents, *, files: str = "artefact") -> str:
 
 
 def _making(contents: SetContents) -> str:
+    if contents.recorded("sample") is not None:
+        return "drawn from a generator"
     if GENERATOR not in contents.files:
         return "optimised"
     return f"drawn once from a distilled generator, which stands beside them in `{GENERATOR}`"
@@ -185,6 +187,7 @@ def _origin(record: Mapping[str, Any]) -> str:
             "fingerprint of the source": code(fingerprint) if fingerprint else "",
             "normalisation": markdown(_line(record, "run", "normalisation")),
             "seed": markdown(_line(record, "run", "seed")),
+            "generator": _generator(record),
             "cost": ", ".join(filter(None, cost)),
             "code": ", ".join(
                 f"{markdown(name)} {markdown(version)}" for name, version in versions
@@ -194,11 +197,24 @@ def _origin(record: Mapping[str, Any]) -> str:
     run = lookup(record, "run")
     if not run:
         return listed
+    what = "the set" if lookup(record, "sample") is None else "its generator"
     again = (
-        "The run, as `config.json` has it; `kdistill distill --config config.json` makes the set "
+        f"The run, as `config.json` has it; `kdistill distill --config config.json` makes {what} "
         "again:"
     )
     return f"{listed}\n\n{again}\n\n```json\n{json_text(run, indent=2)}\n```"
+
+
+def _generator(record: Mapping[str, Any]) -> str:
+    """Return which generator the images were drawn from, and how; empty where there is none."""
+    kind, sha256, ipc, seed = (
+        _line(record, "sample", *path)
+        for path in (("generator", "kind"), ("generator", "sha256"), ("ipc",), ("seed",))
+    )
+    if not sha256:
+        return ""
+    drawn = code(f"kdistill sample GENERATOR --ipc {ipc} --seed {seed}")
+    return f"{markdown(kind)} {code(sha256)}; {drawn} draws the images again"
 
 
 def _quality(record: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from kdistill.evaluation import protocols
 from kdistill.evaluation.trainer import FreshRows
 from kdistill.keys import generator as keyed
 from kdistill.priors.conditional_gan import FILE
+from kdistill.priors.image_generators import identity
 from kdistill.priors.network_files import save_generator
 from kdistill.priors.stylegan import new_stylegan2
 
@@ -61,6 +62,20 @@ def test_a_sample_is_a_set_of_any_size(run):
     assert not torch.equal(two.images[:1], one.images[:1])
     assert two.recorded("sample", "ipc") == 7 and two.recorded("run", "method") == "dim"
     assert float(two.images.min()) >= 0.0 and float(two.images.max()) <= 1.0
+
+
+def test_a_sample_names_what_draws_it_again(run, tmp_path):
+    _, small = run
+    drawn = small.sample(2, seed=3)
+    assert drawn.recorded("sample", "generator") == identity(small.network)
+    other = replace(small.network, tensors={**small.network.tensors})
+    other.tensors["image.bias"] = other.tensors["image.bias"] + 1.0
+    assert identity(other)["sha256"] != identity(small.network)["sha256"]
+    card = (drawn.save_pretrained(tmp_path / "drawn") / "README.md").read_text()
+    assert "The images were drawn from a generator, not photographed." in card
+    assert identity(small.network)["sha256"] in card
+    assert "kdistill sample GENERATOR --ipc 2 --seed 3" in card
+    assert "makes its generator again" in card and "makes the set again" not in card
 
 
 @pytest.mark.parametrize("ipc", [0, -1, True, 1.5, "2", None])
@@ -217,6 +232,6 @@ def test_the_generator_of_a_prior_gives_a_set_too(tmp_path):
     small = sample_set(tmp_path, 3, seed=1)
     assert small.counts == (3, 3) and torch.equal(sample_set(tmp_path, 3, 1).images, small.images)
     assert small.recorded("sample", "seed") == 1
-    assert len(small.recorded("prior", "sha256")) == 64
+    assert small.recorded("sample", "generator") == identity(network)
     with pytest.raises(DataError, match="expected"):
         sample_set(tmp_path / "nothing", 1)
