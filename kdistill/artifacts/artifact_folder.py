@@ -108,6 +108,34 @@ def _read_checked(path: Path, cls: type[T]) -> T:
         ) from error
 
 
+def read_file(path: str | Path, name: str) -> bytes | None:
+    """Return a file that a method added to an artefact, checked as the whole artefact is.
+
+    Returns:
+        The content; None where there is no artefact, or its ``config.json`` names no such file.
+
+    Raises:
+        DataError: The file or ``config.json`` is damaged or of another schema version.
+    """
+    path = Path(path)
+    if recorded_run(path) is None:
+        return None
+
+    def read() -> bytes | None:
+        config = _checked_config(path)
+        try:
+            return (
+                _checked_file(path, name, config) if name in config["artifact"]["files"] else None
+            )
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{path / 'config.json'}: expected size and sha256 of {name}, got others "
+                f"({error}); restore it, or distil again"
+            ) from error
+
+    return LAYOUT.read_together(path, read)
+
+
 def check_output(path: str | Path) -> None:
     """Refuse a place where an artefact cannot or should not be written, before a long run.
 

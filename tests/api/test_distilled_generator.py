@@ -1,5 +1,7 @@
 """A run whose product is a generator: its artefact, samples, fresh epochs, what is refused."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,13 +10,14 @@ from typer.testing import CliRunner
 
 import kdistill
 from kdistill.api.distilled_generator import sample_set
+from kdistill.artifacts.tensors import to_json
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import protocols
 from kdistill.evaluation.trainer import FreshRows
 from kdistill.keys import generator as keyed
-from kdistill.priors.conditional_gan import FILE
-from kdistill.priors.image_generators import identity
+from kdistill.priors.conditional_gan import FILE, load_folder
+from kdistill.priors.image_generators import identity, load_image_generator
 from kdistill.priors.network_files import save_generator
 from kdistill.priors.stylegan import new_stylegan2
 
@@ -126,6 +129,52 @@ def test_a_second_run_begins_with_the_first(data, run):
     )
     for name in ("image.weight", "labels"):
         assert torch.equal(again.network.tensors[name], small.network.tensors[name])
+
+
+def flipped(folder):
+    content = bytearray((folder / FILE).read_bytes())
+    content[-3] ^= 1
+    (folder / FILE).write_bytes(content)
+
+
+def of_another_version(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["artifact"]["schema_version"] = 99
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def without_sizes(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["artifact"]["files"][FILE] = 7
+    del config["artifact"]["checksum"]
+    checksum = hashlib.sha256(to_json(config)).hexdigest()
+    config["artifact"]["checksum"] = checksum
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def linked(folder):
+    (folder / FILE).rename(folder.parent / "elsewhere")
+    (folder / FILE).symlink_to(folder.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flipped, "expected the contents that config.json names, got others"),
+        (of_another_version, "expected schema version 1, got 99"),
+        (without_sizes, "expected (size and sha256 of|images, labels and classes that fit)"),
+        (linked, "a symbolic link, which is not followed"),
+        (lambda folder: (folder / FILE).unlink(), "No such file|got the result of a run"),
+        (lambda folder: (folder / FILE).write_bytes(b""), "expected [0-9]+ bytes, got 0"),
+    ],
+)
+def test_whoever_reads_a_generator_refuses_a_damaged_one(run, tmp_path, damage, message):
+    place = run[1].save_pretrained(tmp_path / "out")
+    assert load_folder(place).config == run[1].network.config
+    damage(place)
+    for read in (kdistill.DistilledGenerator.from_pretrained, load_image_generator, load_folder):
+        with pytest.raises(DataError, match=message):
+            read(place)
 
 
 def test_a_set_of_images_is_no_generator_and_a_changed_one_is_refused(run, tmp_path):

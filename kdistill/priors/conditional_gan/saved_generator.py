@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from kdistill.artifacts.artifact_folder import read_file
 from kdistill.artifacts.contents import GENERATOR
 from kdistill.artifacts.tensors import decode, encode
 from kdistill.config import from_mapping, to_mapping
@@ -57,7 +58,7 @@ def load_folder(folder: str | Path, device: torch.device | str = "cpu") -> Condi
     """
     where = Path(folder).expanduser() / FILE
     try:
-        data = read_regular(where)
+        data = read_file(where.parent, FILE) or read_regular(where)
     except OSError as error:
         raise DataError(
             f"generator: expected a generator in {folder}, got: {error.strerror} ({FILE}); name "
