@@ -47,6 +47,7 @@ def train(
     start: Tensor | None = None,
     gradient: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     rows_of: Callable[[int], Tensor] | None = None,
+    images_of: Callable[[int], Tensor] | None = None,
     on_epoch: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Train networks on a set of images and return their parameters ``[nets, P]``.
@@ -75,6 +76,8 @@ def train(
             ``loss_and_grad``.
         rows_of: ``epoch -> rows``, int64: the images of that epoch (0 is the first), taken in a
             fresh order; None takes all.
+        images_of: ``epoch -> images``, called once per epoch: images of a generator that replace
+            ``images`` in that epoch, of the same shape and with the same labels.
         on_epoch: Called with (epochs done, ``[nets, P]``) after every epoch; the tensor changes
             afterwards, clone to keep it.
 
@@ -112,6 +115,7 @@ def train(
     step = gradient or student.loss_and_grad
     count, per_epoch = images.shape[0], -(-images.shape[0] // batch_size)
     for epoch in range(epochs):
+        images = images if images_of is None else images_of(epoch)
         chosen = torch.arange(count) if rows_of is None else rows_of(epoch)
         rate = lr * _factor(schedule, epoch, epochs)
         if schedule == "step" and epoch == epochs // 2 + 1:

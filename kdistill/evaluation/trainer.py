@@ -56,32 +56,6 @@ class Task:
     fresh: Callable[[int, int], Tensor] | None = None
 
 
-class FreshRows:
-    """Images of all epochs one after another, of which an epoch is drawn when it is read.
-
-    Args:
-        example: Images of an epoch, for shape, dtype and device, ``[N, C, S, S]``.
-        epochs: Number of epochs.
-        draw: ``epoch -> images``, like ``example``.
-    """
-
-    def __init__(self, example: Tensor, epochs: int, draw: Callable[[int], Tensor]):
-        self.per_epoch, self.draw = len(example), draw
-        self.shape = torch.Size((epochs * len(example), *example.shape[1:]))
-        self.dtype, self.device = example.dtype, example.device
-        self._epoch, self._images = -1, example
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        epoch = int(rows[0]) // self.per_epoch
-        if epoch != self._epoch:
-            self._epoch, self._images = epoch, self.draw(epoch)
-        return self._images[rows % self.per_epoch]
-
-    def rows_of(self, epoch: int) -> Tensor:
-        """Return the row numbers of an epoch."""
-        return torch.arange(epoch * self.per_epoch, (epoch + 1) * self.per_epoch)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
     """Networks of one kind under one protocol.
@@ -196,10 +170,6 @@ class Trainer:
         """Return the parameters ``[P]`` of one network, and its best test accuracy if asked for."""
         images, labels = task.sets[net % len(task.sets)]
         recipe, augment, highest = self.protocol, None, 0.0
-        source, rows_of = images, None
-        if task.fresh is not None:
-            source = FreshRows(images, task.epochs, partial(task.fresh, net))
-            labels, rows_of = labels.repeat(task.epochs), source.rows_of
         if task.strategy != "none":
             key = make_key(self.seed, f"evaluate {self.model} augment", net)
             corners = recipe.align_corners
@@ -212,7 +182,7 @@ class Trainer:
 
         thetas = train(
             self.student,
-            source,
+            images,
             labels,
             epochs=task.epochs,
             lr=lr,
@@ -223,7 +193,7 @@ class Trainer:
             schedule=recipe.schedule,
             augment=augment,
             nets=1,
-            rows_of=rows_of,
+            images_of=None if task.fresh is None else partial(task.fresh, net),
             on_epoch=test if recipe.best_on_test else None,
         )
         return thetas[0], highest

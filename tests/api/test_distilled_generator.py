@@ -12,9 +12,10 @@ import kdistill
 from kdistill.api.distilled_generator import sample_set
 from kdistill.artifacts.tensors import to_json
 from kdistill.cli import app
+from kdistill.engine.student_training import train
+from kdistill.engine.students import build_student
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import protocols
-from kdistill.evaluation.trainer import FreshRows
 from kdistill.keys import generator as keyed
 from kdistill.priors.conditional_gan import FILE, load_folder
 from kdistill.priors.image_generators import identity, load_image_generator
@@ -251,19 +252,46 @@ def test_an_evaluation_has_a_row_of_fresh_images(data, run):
     assert "dim, fresh" not in names
 
 
-def test_a_network_sees_every_fresh_epoch_once():
+def test_fresh_images_differ_from_those_drawn_once_in_nothing_but_the_images(
+    data, run, monkeypatch
+):
+    """Networks of both rows have the same weights, order of labels and augmentations."""
+    seen = []
+
+    def recorded(student, images, labels, *, images_of=None, augment=None, **how):
+        def spy(batch, step):
+            seen[-1].append((step, tuple(batch.shape)))
+            return augment(batch, step)
+
+        seen.append([how["key"], labels.tolist(), images_of is not None])
+        return train(student, images, labels, images_of=images_of, augment=spy, **how)
+
+    monkeypatch.setattr("kdistill.evaluation.trainer.train", recorded)
+    settings = {"epochs": 3, "nets": 2, "width": 4, "batch_size": 4, "eight_bit": False}
+    protocol = replace(protocols.get("quick"), **settings)
+    tested = replace(data, test=data.train)
+    kdistill.evaluate(run[1], tested, protocol=protocol, baselines=(), quiet=True)
+    once, fresh = seen[:2], seen[2:]
+    assert [row.pop(2) for row in once + fresh] == [False, False, True, True]
+    assert once == fresh and len(once[0]) == 2 + 3 * 2
+
+
+def test_the_images_of_an_epoch_are_drawn_once_for_all_networks():
+    student = build_student("convnet", channels=1, size=8, classes=3, width=4)
+    images, labels = torch.rand(2, 6, 1, 8, 8, generator=keyed(2)), torch.arange(6) % 3
     drawn = []
 
     def draw(epoch):
         drawn.append(epoch)
-        return torch.full((4, 1, 2, 2), float(epoch))
+        return images[epoch]
 
-    rows = FreshRows(torch.zeros(4, 1, 2, 2), 3, draw)
-    assert rows.shape == (12, 1, 2, 2)
-    for epoch in range(3):
-        for part in rows.rows_of(epoch).flip(0).split(3):
-            assert bool((rows[part] == epoch).all())
-    assert drawn == [0, 1, 2]
+    settings = {"epochs": 2, "lr": 0.1, "key": 5, "batch_size": 4, "nets": 2}
+    theta = train(student, images[0], labels, images_of=draw, **settings)
+    assert drawn == [0, 1]
+    rows = {"rows_of": lambda epoch: torch.arange(6 * epoch, 6 * epoch + 6)}
+    assert torch.equal(
+        theta, train(student, images.flatten(0, 1), labels.repeat(2), **rows, **settings)
+    )
 
 
 def test_the_generator_of_a_prior_gives_a_set_too(tmp_path):
