@@ -195,10 +195,10 @@ def _is_whole(value: object) -> bool:
 
 def fresh_images(
     small: DistilledDataset, data: ImageDataset, seed: int
-) -> Callable[[int, int], Tensor] | None:
-    """Return ``(network, epoch) -> images``, normalised, with the labels of ``small``.
+) -> tuple[Callable[[int, int], Tensor], int] | None:
+    """Return ``(network, epoch) -> images``, normalised, and the bytes of the generator.
 
-    None where ``small`` has no generator.
+    The images have the labels of ``small``.  None where ``small`` has no generator.
     """
     if FILE not in small.files:
         return None
@@ -208,7 +208,7 @@ def fresh_images(
         key = make_key(seed, "fresh images", net, epoch)
         return data.transform.apply(network.sample(small.labels, key))
 
-    return draw
+    return draw, sum(x.nbytes for x in network.tensors.values())
 
 
 class FreshImages(Dataset[tuple[Tensor, int]]):

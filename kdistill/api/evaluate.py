@@ -339,9 +339,10 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
     if recipe.robustness:
         tasks.append(task(f"{name}, no augmentation", "variant", images, labels, "none"))
     if fresh := fresh_images(small, data, trainer.seed):
+        draw, nbytes = fresh
         source = digest({}, {"images": tasks[0].source, "fresh": True})[:32]
         changes = {"name": f"{name}, fresh", "kind": "variant", "source": source}
-        tasks.append(replace(tasks[0], fresh=fresh, **changes))
+        tasks.append(replace(tasks[0], fresh=draw, fresh_nbytes=nbytes, **changes))
     return tasks
 
 

@@ -52,6 +52,17 @@ def random_images(name: str) -> str:
     return images
 
 
+def drawn_note(row: Mapping[str, Any]) -> str:
+    """Return what drawing images for a row cost, or nothing for a row of a set of images."""
+    drawn, drawing, seconds = (row.get(key) for key in ("drawn", "drawing_seconds", "seconds"))
+    if not (is_number(drawn) and is_number(drawing) and is_number(seconds) and drawn > 0):
+        return ""
+    return (
+        f"{row.get('name')} ({row.get('model')}): other images in every epoch, {drawn:,} drawn in "
+        f"{drawing:.1f} s of {seconds:.1f} s; images: of one epoch, size: of the generator"
+    )
+
+
 def is_number(value: Any) -> bool:
     """Return whether ``value`` is a number that can be calculated with; a bool is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -9,7 +9,13 @@ Every text comes from a file or a user, so it is escaped for its place (``kdisti
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdistill.artifacts.conclusions import conclusions, is_number, random_images, rows_above
+from kdistill.artifacts.conclusions import (
+    conclusions,
+    drawn_note,
+    is_number,
+    random_images,
+    rows_above,
+)
 from kdistill.artifacts.contents import GENERATOR, SetContents, lookup
 from kdistill.escape import code, json_text, markdown, one_line, yaml
 from kdistill.formatting import byte_count
@@ -290,6 +296,7 @@ def _list_of_conclusions(rows: Sequence[Mapping[str, Any]], record: Mapping[str,
             "- † did not train: no better than chance on its own training images, so that it says "
             "nothing about the set."
         )
+    lines += [f"- {markdown(note)}." for note in map(drawn_note, rows) if note]
     for model in dict.fromkeys(str(row.get("model")) for row in rows):
         own, name = [row for row in rows if str(row.get("model")) == model], markdown(model)
         distilled = next((row for row in own if row.get("kind") == "distilled"), None)

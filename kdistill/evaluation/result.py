@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from kdistill.artifacts.conclusions import TEACHER, conclusions
+from kdistill.artifacts.conclusions import TEACHER, conclusions, drawn_note
 from kdistill.config import from_mapping
 from kdistill.errors import ConfigError
 from kdistill.evaluation import metrics, result_tables
@@ -145,6 +145,7 @@ class Evaluation(Tabular):
                 "best on test: over the epochs of a network, chosen on the test images; papers "
                 "report the best over the iterations of the distillation (evaluate --snapshots)"
             )
+        lines += [note for row in self.rows if (note := drawn_note(asdict(row)))]
         lines += result_tables.untrained_notes(self.rows)
         return [*lines, *result_tables.test_set_notes(self.small.mean, self.data), *self.notes]
 
@@ -294,6 +295,8 @@ def _merge_rows(candidates: Sequence[Row]) -> Row:
         best_on_test=sum(best, ()) if len(best) == len(rows) else None,
         lr=tuple(sorted({lr for row in rows for lr in row.lr})),
         seconds=sum(row.seconds for row in rows),
+        drawn=sum(row.drawn for row in rows),
+        drawing_seconds=sum(row.drawing_seconds for row in rows),
         sets=sum(row.sets for row in rows),
         untrained=sum(row.untrained for row in rows),
         balanced=sum((row.balanced for row in rows), ()),

@@ -18,7 +18,7 @@ class Row:
         name: ``"random"``, ``"full"``, the method of the small set, ...
         model: Name of the network.
         kind: ``"distilled"``, ``"variant"`` (of the small or random set: 8 bits, hard labels, no
-            augmentation) or ``"baseline"``.
+            augmentation, fresh images of a generator) or ``"baseline"``.
         accuracies: Test accuracy of each network after the last epoch, in [0, 1].
         validation: The same on the held out training images.
         best_on_test: Largest test accuracy over the epochs of each network: chosen by looking at
@@ -26,9 +26,10 @@ class Row:
         lr: Learning rates of the networks; several only where merged evaluations chose different
             ones.
         epochs: Passes over the set.
-        images: Number of images in the set.
+        images: Number of images in the set, or of those that a generator draws for one epoch.
         nbytes: Bytes of images and labels as the networks were trained on them (float32 pixels,
-            int64 labels or float32 label logits).
+            int64 labels or float32 label logits); of the generator where one draws other images in
+            every epoch.
         seconds: Time of training and testing; of the original training if the row comes from the
             cache.
         unit: What ``sets`` counts: ``"distillation seed"``, ``"subset"``, or nothing for the full
@@ -44,6 +45,8 @@ class Row:
         per_class: Share of each class's test images that is recognised, the mean over networks.
         confusion: Test images of a true class (outer) taken for a class (inner), summed over
             networks; empty for variants and for many classes.
+        drawn: Images that a generator drew while the networks were trained; 0 for a set of images.
+        drawing_seconds: The part of ``seconds`` in which it did.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Row:
     balanced: tuple[float, ...] = ()
     per_class: tuple[float, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
+    drawn: int = 0
+    drawing_seconds: float = 0.0
 
     @property
     def mean(self) -> float:

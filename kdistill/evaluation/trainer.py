@@ -7,7 +7,7 @@ same sequence of augmentations: differences between rows are differences between
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -43,6 +43,7 @@ class Task:
         fresh: ``(network, epoch) -> images``: other images in every epoch, normalised and in the
             order of the labels of the first set, whose images then are examples of them; None
             trains on ``sets``.
+        fresh_nbytes: Bytes of the generator behind ``fresh``.
     """
 
     name: str
@@ -54,6 +55,26 @@ class Task:
     lr: tuple[float, ...]
     strategy: str
     fresh: Callable[[int, int], Tensor] | None = None
+    fresh_nbytes: int = 0
+
+
+@dataclass
+class MeteredDraws:
+    """``draw``, with the number of images that it has drawn and the seconds that it took."""
+
+    draw: Callable[[int, int], Tensor]
+    images: int = 0
+    seconds: float = 0.0
+
+    def __call__(self, net: int, epoch: int) -> Tensor:
+        """Return the images that network ``net`` is trained on in an epoch."""
+        began = time.monotonic()
+        images = self.draw(net, epoch)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)  # or the seconds would be those of the launch
+        self.images += len(images)
+        self.seconds += time.monotonic() - began
+        return images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +113,8 @@ class Trainer:
             network; ``lr="auto"`` adds one network per candidate.
         """
         began = time.monotonic()
+        draws = None if task.fresh is None else MeteredDraws(task.fresh)
+        task = replace(task, fresh=draws)
         lr = self._choose_lr(task)
         thetas, best = [], []
         for net in range(self.protocol.nets):
@@ -122,7 +145,7 @@ class Trainer:
             lr=(lr,),
             epochs=task.epochs,
             images=len(images),
-            nbytes=images.nbytes + labels.nbytes,
+            nbytes=task.fresh_nbytes or images.nbytes + labels.nbytes,
             seconds=time.monotonic() - began,
             unit=task.unit,
             sets=len(task.sets),
@@ -135,6 +158,8 @@ class Trainer:
             balanced=tuple((recognised.sum(-1) / (tested > 0).sum(-1)).tolist()),
             per_class=tuple(recognised.mean(0).tolist()),
             confusion=tuple(map(tuple, counts.sum(0).tolist())) if has_confusion else (),
+            drawn=0 if draws is None else draws.images,
+            drawing_seconds=0.0 if draws is None else draws.seconds,
         )
         return row, stacked
 

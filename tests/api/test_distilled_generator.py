@@ -16,6 +16,7 @@ from kdistill.engine.student_training import train
 from kdistill.engine.students import build_student
 from kdistill.errors import ConfigError, DataError
 from kdistill.evaluation import protocols
+from kdistill.evaluation.result import Evaluation, merge
 from kdistill.keys import generator as keyed
 from kdistill.priors.conditional_gan import FILE, load_folder
 from kdistill.priors.image_generators import identity, load_image_generator
@@ -236,9 +237,13 @@ def test_a_sample_replaces_no_run(run, tmp_path):
     assert kdistill.DistilledDataset.from_pretrained(place).counts == (1, 1, 1)
 
 
-def test_an_evaluation_has_a_row_of_fresh_images(data, run):
+def renamed(row):
+    return replace(row, sources=(f"another {row.sources[0]}",))
+
+
+def test_an_evaluation_has_a_row_of_fresh_images(data, run, tmp_path):
     """Its compute is that of the images drawn once: as many images in as many epochs."""
-    folder, small = run
+    (folder, small), place = run, tmp_path / "evaluated"
     tested = replace(data, test=data.train)
     protocol = replace(protocols.get("quick"), epochs=3, nets=1, width=4)
     settings = {"protocol": protocol, "baselines": (), "quiet": True}
@@ -246,6 +251,16 @@ def test_an_evaluation_has_a_row_of_fresh_images(data, run):
     once, fresh = result.row("dim"), result.row("dim, fresh")
     assert (once.images, once.epochs) == (fresh.images, fresh.epochs)
     assert fresh.kind == "variant" and fresh.sources != once.sources
+    assert (once.drawn, once.drawing_seconds) == (0, 0.0)
+    assert fresh.drawn == 3 * 6 and 0.0 < fresh.drawing_seconds < fresh.seconds
+    assert fresh.nbytes == sum(x.nbytes for x in small.network.tensors.values())
+    assert any("dim, fresh (convnet): other images" in line for line in result.summary())
+    assert sum("drawn in" in line for line in result.summary()) == 1
+    merged = merge([result, replace(result, rows=tuple(map(renamed, result.rows)))])
+    assert merged.row("dim, fresh").drawn == 2 * fresh.drawn
+    card = small.with_metrics(evaluation=result.to_dict()).save_pretrained(place) / "README.md"
+    assert "other images in every epoch, 18 drawn in" in card.read_text()
+    assert Evaluation.from_dict(result.to_dict()).row("dim, fresh") == fresh
     again = kdistill.evaluate(small, tested, **settings)
     assert again.row("dim, fresh").accuracies == fresh.accuracies
     names = {row.name for row in kdistill.evaluate(small.sample(2), tested, **settings).rows}
