@@ -63,7 +63,7 @@ def card(contents: SetContents, *, files: str = "artefact") -> str:
 
 
 def _making(contents: SetContents) -> str:
-    if contents.recorded("sample") is not None:
+    if contents.recorded("sample") or contents.recorded("run", "method") == "diffusion_gen":
         return "drawn from a generator"
     if GENERATOR not in contents.files:
         return "optimised"

@@ -16,7 +16,7 @@ from kdistill.cli.flags import (
     Validation,
     setting,
 )
-from kdistill.cli.terminal import command, echo, show_table, words_of
+from kdistill.cli.terminal import command, echo, echo_wrapped, show_table, words_of
 
 app = typer.Typer()
 
@@ -227,6 +227,12 @@ def export(
 ) -> None:
     """Write the small set in another format."""
     from kdistill.artifacts import DistilledDataset
+    from kdistill.artifacts.contents import GENERATOR
 
-    written = DistilledDataset.from_pretrained(artefact).export(to_path, to=to)
-    echo(f"wrote {written}")
+    small = DistilledDataset.from_pretrained(artefact)
+    echo(f"wrote {small.export(to_path, to=to)}")
+    if GENERATOR in small.files:
+        echo_wrapped(
+            f"these are the {len(small)} images that the generator drew once; kdistill sample "
+            f"{artefact} --ipc N --out OTHER draws others, which can be exported too"
+        )

@@ -327,3 +327,11 @@ def test_the_generator_of_a_prior_gives_a_set_too(tmp_path):
     assert small.recorded("sample", "generator") == identity(network)
     with pytest.raises(DataError, match="expected"):
         sample_set(tmp_path / "nothing", 1)
+
+
+def test_an_export_says_that_the_images_were_drawn_once(run, tmp_path):
+    folder, _ = run
+    shown = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "x.npz"), "--to", "npz"])
+    assert shown.exit_code == 0, shown.output
+    said = " ".join(shown.output.split())
+    assert "these are the 6 images that the generator drew once; kdistill sample" in said

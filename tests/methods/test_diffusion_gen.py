@@ -57,6 +57,8 @@ def test_images_are_the_generator_s(digits, prior, tmp_path):
     assert small.config["prior"]["kind"] == "DiffusionModel"
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["metrics"]["images_per_second"] > 0.0
+    card = (tmp_path / "README.md").read_text()
+    assert "drawn from a generator" in card and "optimised" not in card
 
 
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(digits, prior, tmp_path):

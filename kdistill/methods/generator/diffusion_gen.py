@@ -52,8 +52,8 @@ class DiffusionGenConfig(PriorConfig):  # many fields, since each is an option t
         candidates: Images drawn of every class; the set is chosen from them.
         minutes: Time for drawing: no candidate is begun beyond it, but the images of the set are.
         selection: How the set is chosen from the candidates: ``"none"`` (the first ones),
-            ``"confident"`` (those that a teacher gets right, by its confidence), ``"herding"``,
-            ``"k_means"`` or ``"k_center"`` (by their pixels).
+            ``"confident"`` (those that a teacher gets right, by its confidence, and then the
+            others), ``"herding"``, ``"k_means"`` or ``"k_center"`` (by their pixels).
         labels: ``"hard"``, or ``"teacher"``: the logits of a teacher.
         temperature: What the teacher's logits are divided by.
         teacher_epochs: Epochs of the teacher on the real training images; its network is

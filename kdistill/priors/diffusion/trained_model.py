@@ -29,31 +29,23 @@ N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionConfig:  # many fields, since two networks and the sampler are described
-    """Architecture, noise schedule and sampler of a trained diffusion model.
+class DenoiserConfig:
+    """A denoiser, and the sampler that it is made for.
 
     Attributes:
-        network: ``"unet"`` or ``"uvit"``.
-        classes: Number of classes.
-        channels: Channels of the images.
-        size: Side of the images.
+        network: ``"unet"``, or the transformer ``"uvit"``.
         patch: Side of the patches that the network works on.
-        widths: Channels of each level of a U-Net.
-        blocks: Residual blocks of each level of a U-Net.
-        embedding: Length of the embeddings of time and class; of a U-ViT's tokens.
-        depth: Blocks of a U-ViT.
-        heads: Heads of a U-ViT's attention.
-        prediction: What the network predicts.
-        steps: Steps of the sampler.
-        guidance: Scale of classifier-free guidance.
-        solver: Solver of the sampler.
-        autoencoder: Architecture of the autoencoder; None works on pixels.
+        widths: Channels of each level of the U-Net, multiples of 8.
+        blocks: Residual blocks of each level of the U-Net.
+        embedding: Length of the embeddings of time and class; of the tokens of the U-ViT.
+        depth: Blocks of the U-ViT.
+        heads: Heads of the attention of the U-ViT.
+        prediction: What the network predicts: ``"v"``, ``"epsilon"`` or ``"x0"``.
+        steps: Steps of the sampler, where nothing else is said.
+        solver: Solver of the sampler: ``"ddim"``, or ``"dpm++"`` of second order.
     """
 
     network: Literal["unet", "uvit"] = "unet"
-    classes: Annotated[int, COUNT]
-    channels: Annotated[int, COUNT]
-    size: Annotated[int, SIDE]
     patch: Annotated[int, COUNT] = 2
     widths: Annotated[tuple[int, ...], WIDTH] = (32, 64)
     blocks: Annotated[int, LAYERS] = 1
@@ -62,8 +54,25 @@ class DiffusionConfig:  # many fields, since two networks and the sampler are de
     heads: Annotated[int, COUNT] = 4
     prediction: Prediction = "v"
     steps: Annotated[int, STEPS] = 10
-    guidance: Annotated[float, NOT_NEGATIVE] = 1.0
     solver: Solver = "dpm++"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(DenoiserConfig):
+    """Architecture, noise schedule and sampler of a trained diffusion model.
+
+    Attributes:
+        classes: Number of classes.
+        channels: Channels of the images.
+        size: Side of the images.
+        guidance: Scale of classifier-free guidance.
+        autoencoder: Architecture of the autoencoder; None works on pixels.
+    """
+
+    classes: Annotated[int, COUNT]
+    channels: Annotated[int, COUNT]
+    size: Annotated[int, SIDE]
+    guidance: Annotated[float, NOT_NEGATIVE] = 1.0
     autoencoder: AutoencoderConfig | None = None
 
     def __post_init__(self) -> None:

@@ -1,19 +1,18 @@
 """Settings of a training of a diffusion model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from kdistill.data import ImageDataset
 from kdistill.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_options
-from kdistill.priors.diffusion.denoiser import Prediction
-from kdistill.priors.diffusion.sampler import Solver
 from kdistill.priors.diffusion.trained_autoencoder import AutoencoderConfig
-from kdistill.priors.diffusion.trained_model import LAYERS, STEPS, WIDTH, DiffusionConfig
+from kdistill.priors.diffusion.trained_model import WIDTH, DenoiserConfig, DiffusionConfig
+from kdistill.priors.quality_settings import QualitySettings
 
 
 # more than twelve fields: each is an option that users set by its name
 @dataclass(frozen=True, kw_only=True)
-class DiffusionSpec:
+class DiffusionSpec(DenoiserConfig, QualitySettings):
     """How a diffusion model is trained.
 
     Attributes:
@@ -26,16 +25,6 @@ class DiffusionSpec:
             needs.
         ema_share: Half-life of the averaged network, as a share of the steps so far.
         augment: ``"auto"`` mirrors images that may be mirrored; ``"none"``.
-        network: ``"unet"``, or the transformer ``"uvit"``.
-        patch: Side of the patches that the network works on.
-        widths: Channels of each level of the U-Net, multiples of 8.
-        blocks: Residual blocks of each level of the U-Net.
-        embedding: Length of the embeddings of time and class; of the tokens of the U-ViT.
-        depth: Blocks of the U-ViT.
-        heads: Heads of the attention of the U-ViT.
-        prediction: What the network predicts: ``"v"``, ``"epsilon"`` or ``"x0"``.
-        steps: Steps of the sampler, where nothing else is said.
-        solver: Solver of the sampler: ``"ddim"``, or ``"dpm++"`` of second order.
         autoencoder: ``"none"`` works on pixels; ``"vq"`` (a codebook) or ``"kl"`` (a normal
             posterior) is trained first, and the network works on its latents (extra
             ``diffusion``).
@@ -45,11 +34,6 @@ class DiffusionSpec:
         codes: Codes of its codebook.
         autoencoder_iterations: Steps of its training, before those of the network.
         kl_weight: Weight of the divergence of its posterior.
-        quality_images: Most generated images that a network is trained on to measure their
-            quality; never more than there are real ones.
-        quality_steps: Training steps of that network.
-        quality_width: Width of that network.
-        seed: Seed of every random draw.
 
     Raises:
         ConfigError: A number out of range.
@@ -63,26 +47,12 @@ class DiffusionSpec:
     label_dropout: Annotated[float, SHARE] = 0.1
     ema_share: Annotated[float, SHARE] = 0.05
     augment: Literal["auto", "none"] = "auto"
-    network: Literal["unet", "uvit"] = "unet"
-    patch: Annotated[int, COUNT] = 2
-    widths: Annotated[tuple[int, ...], WIDTH] = (32, 64)
-    blocks: Annotated[int, LAYERS] = 1
-    embedding: Annotated[int, COUNT] = 128
-    depth: Annotated[int, LAYERS] = 6
-    heads: Annotated[int, COUNT] = 4
-    prediction: Prediction = "v"
-    steps: Annotated[int, STEPS] = 10
-    solver: Solver = "dpm++"
     autoencoder: Literal["none", "vq", "kl"] = "none"
     autoencoder_widths: Annotated[tuple[int, ...], WIDTH] = (32, 64)
     latent_channels: Annotated[int, COUNT] = 4
     codes: Annotated[int, COUNT] = 512
     autoencoder_iterations: Annotated[int, COUNT] = 3000
     kl_weight: Annotated[float, NOT_NEGATIVE] = 1e-4
-    quality_images: Annotated[int, COUNT] = 5000
-    quality_steps: Annotated[int, COUNT] = 600
-    quality_width: Annotated[int, COUNT] = 32
-    seed: int = 0
 
     def __post_init__(self) -> None:
         check_options(self, "prior")
@@ -93,8 +63,6 @@ class DiffusionSpec:
         Raises:
             ConfigError: The patches do not fit the images, or a width does not fit the network.
         """
-        names = ("network", "patch", "widths", "blocks", "embedding", "depth", "heads")
-        names += ("prediction", "steps", "solver")
         autoencoder = None
         if self.autoencoder != "none":
             autoencoder = AutoencoderConfig(
@@ -109,5 +77,5 @@ class DiffusionSpec:
             classes=data.num_classes,
             channels=data.channels,
             size=data.size,
-            **{name: getattr(self, name) for name in names},
+            **{entry.name: getattr(self, entry.name) for entry in fields(DenoiserConfig)},
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from kdistill.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, Unset, check_options
+from kdistill.priors.quality_settings import QualitySettings
 
 BATCH_SIZE = Range("at least 2", lambda value: value >= 2, "raise it")
 CHANNEL_BASE = Range("at least 8", lambda value: value >= 8, "raise it")
@@ -11,7 +12,7 @@ CHANNEL_BASE = Range("at least 8", lambda value: value >= 8, "raise it")
 
 # more than twelve fields: each is an option that users set by its name
 @dataclass(frozen=True, kw_only=True)
-class PriorSpec:
+class PriorSpec(QualitySettings):
     """How a generator is trained.
 
     Numbers of images count the real ones that the discriminator was shown, repeated or not.
@@ -42,11 +43,6 @@ class PriorSpec:
         channel_base: A layer of side s has ``min(channel_base // s, channel_max)`` features, in
             both networks.
         channel_max: The largest number of features of a layer.
-        quality_images: Most generated images that a network is trained on to measure their
-            quality; never more than there are real ones.
-        quality_steps: Training steps of that network.
-        quality_width: Width of that network.
-        seed: Seed of every random draw.
 
     Raises:
         ConfigError: A number out of range.
@@ -71,10 +67,6 @@ class PriorSpec:
     mapping_layers: Annotated[int, COUNT] = 2
     channel_base: Annotated[int, CHANNEL_BASE] = 512
     channel_max: Annotated[int, COUNT] = 64
-    quality_images: Annotated[int, COUNT] = 5000
-    quality_steps: Annotated[int, COUNT] = 600
-    quality_width: Annotated[int, COUNT] = 32
-    seed: int = 0
 
     def __post_init__(self) -> None:
         check_options(self, "prior")

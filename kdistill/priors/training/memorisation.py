@@ -59,7 +59,15 @@ def nearest(images: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def memorisation(generated: Tensor, training: Tensor, held_out: Tensor) -> Memorisation | None:
-    """Return how near generated images are to training images; None without held-out images."""
+    """Return how near generated images are to training images; None without held-out images.
+
+    Args:
+        generated: ``[M, C, S, S]`` in pixel space.
+        training: ``[N, C, S, S]``.
+        held_out: ``[H, C, S, S]``.
+
+    Cost: ``(M + H) * N * C * S^2`` multiplications.
+    """
     if not len(held_out):
         return None
     ours, _ = nearest(generated, training)

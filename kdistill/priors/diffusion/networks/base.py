@@ -4,6 +4,7 @@ Symbols: B rows of a batch, K classes, e length of an embedding.
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ FREQUENCIES = 32  # pairs of sine and cosine of a timestep
 LONGEST_PERIOD = 10_000.0
 
 
-class ClassConditionalDenoiser(nn.Module):
+class ClassConditionalDenoiser(nn.Module, ABC):
     """A denoiser whose conditioning is a row of a learned class table; row K stands for no class.
 
     A subclass writes ``predict``.
@@ -44,9 +45,9 @@ class ClassConditionalDenoiser(nn.Module):
         """Return the row of the null class, ``[1, e]``."""
         return self.class_table.weight[-1:]
 
+    @abstractmethod
     def predict(self, x: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """Return the prediction ``[B, c, s, s]``; as ``Denoiser.predict``."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, timesteps: Tensor, classes: Tensor) -> Tensor:
         """Return the prediction for rows of these classes, int64 ``[B]``; K is the null class."""
