@@ -12,7 +12,8 @@ benchmarks/results/generative.csv before the next begins, and is skipped by the 
 
 Equal time: a run on images or latents ends after ``--minutes-per-row``; runs whose stages share out
 their iterations, and those that make a generator, take the iterations of their preset, and their
-seconds stand in the table."""
+seconds stand in the table.  The systems that match a conditional GAN begin with that of their seed,
+which is trained once and is a system of its own."""
 
 import argparse
 import platform
@@ -31,6 +32,7 @@ import torch
 import kdistill
 from benchmarks import generative_page, provenance
 from benchmarks.generative_rows import RESULTS, SystemRow, read_rows, write_rows
+from benchmarks.generative_systems import SYSTEMS, System
 from kdistill import methods
 from kdistill.config import parse_overrides
 from kdistill.data import ImageDataset
@@ -47,48 +49,6 @@ BASELINES = ("random", "herding", "full")
 UNLIMITED = 1_000_000  # iterations of a run that the time ends
 FRESH = ", fresh"  # ends the name of a generator's row of images drawn anew in every epoch
 THERE = 1.0  # seconds that it takes to say that experts are there
-
-
-@dataclass(frozen=True, kw_only=True)
-class System:
-    """One system of the table.
-
-    Attributes:
-        method: Name of the method.
-        preset: Its preset.
-        options: Its options on top of the preset.
-        prior: Kind of the prior that it needs: ``"gan"``, ``"diffusion"`` or none.
-        ends_by_time: Whether the minutes of a row end a run; else its iterations do.
-    """
-
-    method: str
-    preset: str = "fast"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    prior: str = ""
-    ends_by_time: bool = True
-
-    @property
-    def makes_generator(self) -> bool:
-        """Whether the product is a generator, which serves any number of images per class."""
-        return methods.get(self.method).family == "generator"
-
-
-GLAD = {"layer": 3}
-MTT = {"objective": "mtt"}
-SYSTEMS = {
-    "pixels, DM": System(method="dm"),
-    "pixels, MTT": System(method="mtt"),
-    "GLaD, DM": System(method="glad", options=GLAD, prior="gan"),
-    "GLaD, MTT": System(method="glad", options={**GLAD, **MTT}, prior="gan"),
-    "H-GLaD, DM": System(method="hglad", prior="gan", ends_by_time=False),
-    "LD3M, DM": System(method="ld3m", prior="diffusion"),
-    "LD3M, MTT": System(method="ld3m", options=MTT, prior="diffusion"),
-    "DiM": System(method="dim", ends_by_time=False),
-    "global": System(method="global_local", preset="global", ends_by_time=False),
-    "local": System(method="global_local", preset="local", ends_by_time=False),
-    "global and local": System(method="global_local", ends_by_time=False),
-    "generation": System(method="diffusion_gen", prior="diffusion", ends_by_time=False),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +104,7 @@ class Part:
         return SystemRow(**{**empty, **{name: str(value) for name, value in columns.items()}})
 
     def is_done(self, data: ImageDataset, ipc: int | str, system: str, seed: int) -> bool:
-        """Say whether the file has this experiment, measured on this machine."""
+        """Say whether the file has this experiment."""
         if self.settings.force:
             return False
         group = self.row(data, ipc, system, seed=seed).group
@@ -189,7 +149,7 @@ def system_of(settings: Settings, name: str) -> System:
             f"systems: expected known ones, got {name!r}; choose among {', '.join(SYSTEMS)}"
         )
     system = SYSTEMS[name]
-    return replace(system, options={**system.options, **settings.options.get(system.method, {})})
+    return replace(system, options={**settings.options.get(system.method, {}), **system.options})
 
 
 def train_prior(part: Part, data: ImageDataset, kind: str) -> bool:
@@ -232,6 +192,8 @@ def measure(
         options["prior"] = str(prior_folder(settings, data, system.prior))
     if system.ends_by_time:
         options.setdefault("iterations", UNLIMITED)
+    if system.begins_with:
+        options["generator"] = str(first_generator(part, data, seed, system.begins_with))
     run_of = {"method": system.method, "preset": system.preset, "options": options}
     seconds_experts = train_experts(data, run_of)
     small = distilled(part, data, ipc, seed, title, run_of)
@@ -246,7 +208,7 @@ def measure(
         "iterations": distillation["iterations"],
         "seconds_experts": seconds_experts,
         "seconds_distil": f"{distillation['seconds']:.2f}",
-        "options": " ".join(f"{name}={value}" for name, value in sorted(options.items())),
+        "options": written(options),
     }
     rows = []
     for network, models, nets in (
@@ -289,6 +251,32 @@ def train_experts(data: ImageDataset, run_of: Mapping[str, Any]) -> str:
     return f"{seconds:.0f}" if seconds > THERE else ""
 
 
+def first_generator(part: Part, data: ImageDataset, seed: int, title: str) -> Path:
+    """Return the folder of the generator that others begin with, distilled where it is missing."""
+    system = system_of(part.settings, title)
+    folder = run_folder(part.settings, data, 1, seed, title)
+    if not (folder / "metrics.json").exists():
+        run_of = {"method": system.method, "preset": system.preset, "options": system.options}
+        distilled(part, data, 1, seed, title, run_of)
+    return folder
+
+
+def run_folder(settings: Settings, data: ImageDataset, ipc: int, seed: int, title: str) -> Path:
+    """Return where a run is; that of a generator has no number of images per class."""
+    number = "" if SYSTEMS[title].makes_generator else f"-ipc{ipc}"
+    name = re.sub(r"\W+", "-", title).lower()
+    return settings.runs / f"{data.name}-{name}{number}-seed{seed}"
+
+
+def written(options: Mapping[str, Any]) -> str:
+    """Return options as a row has them; of a folder its name, since rows are committed."""
+    folders = ("prior", "generator")
+    return " ".join(
+        f"{name}={Path(value).name if name in folders else value}"
+        for name, value in sorted(options.items())
+    )
+
+
 def distilled(
     part: Part,
     data: ImageDataset,
@@ -299,9 +287,7 @@ def distilled(
 ) -> kdistill.DistilledDataset:
     """Return what a system makes; a generator is made once and serves every number of images."""
     settings, system = part.settings, SYSTEMS[title]
-    number = "" if system.makes_generator else f"-ipc{ipc}"
-    name = re.sub(r"\W+", "-", title).lower()
-    folder = settings.runs / f"{data.name}-{name}{number}-seed{seed}"
+    folder = run_folder(settings, data, ipc, seed, title)
     if system.makes_generator and not settings.force and (folder / "metrics.json").exists():
         return with_images(kdistill.DistilledGenerator.from_pretrained(folder), ipc, seed)
     # a run that was cut off begins again: its time would not be that of the row

@@ -47,9 +47,12 @@ class SystemRow:  # a line of a file: every field is a column
 
     @property
     def group(self) -> tuple[str, ...]:
-        """What is measured in one go."""
-        conditions = (self.protocol, self.machine, self.threads)
-        return (self.data, self.ipc, self.system, self.seed, *conditions)
+        """What is measured in one go.
+
+        Machines and threads are conditions that a row names, and no part of this: a table is
+        measured in parts, which may run on several machines.
+        """
+        return (self.data, self.ipc, self.system, self.seed, self.protocol)
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ import pytest
 
 import kdistill
 from benchmarks import generative, generative_page
-from benchmarks.generative import SYSTEMS, Settings
+from benchmarks.generative import Settings
 from benchmarks.generative_rows import read_rows, write_rows
+from benchmarks.generative_systems import STAGE_1, SYSTEMS
 from kdistill.errors import ConfigError
 from kdistill.evaluation import Protocol
 
@@ -66,6 +67,24 @@ def test_one_generator_serves_every_number_of_images(settings, monkeypatch):
     assert {row.ipc for row in ours} == {"1", "2"}
     assert {row.row for row in ours} == {"DiM", "DiM, fresh"}
     assert len({row.seconds_distil for row in ours}) == 1
+
+
+def test_systems_that_match_begin_with_the_generator_of_their_seed(settings, monkeypatch):
+    began = []
+    distill = kdistill.distill
+
+    def spy(*arguments, **options):
+        began.append(options["options"].get("generator", ""))
+        return distill(*arguments, **options)
+
+    monkeypatch.setattr(kdistill, "distill", spy)
+    assert generative.run(replace(settings, systems=("DiM", STAGE_1), seeds=(3,)))
+    first = settings.runs / "digits-conditional-gan-seed3"
+    assert began == ["", str(first)]
+    rows = {row.row: row for row in read_rows(settings.results) if row.model == "convnet"}
+    assert rows[STAGE_1].iterations == "1"  # stage 1 alone
+    assert rows["DiM"].iterations == "2"  # stage 2 alone
+    assert "generator=digits-conditional-gan-seed3 " in f"{rows['DiM'].options} "
 
 
 def test_a_part_ends_before_a_row_that_does_not_fit(settings):
