@@ -43,6 +43,13 @@ SYSTEMS = {
     "H-GLaD, DM": System(method="hglad", prior="gan", ends_by_time=False),
     "LD3M, DM": System(method="ld3m", prior="diffusion"),
     "LD3M, MTT": System(method="ld3m", options=MTT, prior="diffusion"),
+    # the paper's trade-off: equal iterations, more steps of the sampler
+    **{
+        f"LD3M, DM, {steps} steps": System(
+            method="ld3m", options={"steps": steps}, prior="diffusion", ends_by_time=False
+        )
+        for steps in (5, 10, 20)
+    },
     STAGE_1: System(method="dim", options={"iterations": 0}, ends_by_time=False),
     "DiM": System(method="dim", begins_with=STAGE_1, ends_by_time=False),
     "global": System(
