@@ -24,7 +24,7 @@ from kdistill.data.load import by_pixels, digests, load_data
 from kdistill.data.picture_reader import in_parallel
 from kdistill.data.picture_sources import Listing, Picture, list_parts
 from kdistill.data.raw_data import numbered
-from kdistill.data.read_source import is_artefact
+from kdistill.data.read_source import is_artefact, is_binary
 from kdistill.status import status_line
 
 ALIKE_BITS = 3
@@ -111,7 +111,8 @@ def check_data(spec: Any, *, size: int | None = None, quiet: bool = False) -> Da
     """
     image_tensors.check_size(size)
     is_path = isinstance(spec, str | Path) and spec not in BUILTIN
-    if is_path and (folder := Path(spec).expanduser()).is_dir() and not is_artefact(folder):
+    folder = Path(spec).expanduser() if is_path else None
+    if folder and folder.is_dir() and not is_artefact(folder) and not is_binary(folder):
         return _check_folder(folder, size, quiet)
     data = load_data(spec, size=size, quiet=True, test=None)
     report = DataCheck(data.name)

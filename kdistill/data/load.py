@@ -56,7 +56,8 @@ def load_data(
 
     Args:
         spec: A built-in name (``"mnist5k"``, ``"digits"``, ``"photo-patches"``); a folder
-            ``root/<class>/*`` or ``root/{train,val,test}/<class>/*``; a file ``.npz``,
+            ``root/<class>/*`` or ``root/{train,val,test}/<class>/*``; a folder with the files of
+            MNIST's format (IDX) or of the binary version of CIFAR; a file ``.npz``,
             ``.safetensors`` or ``.pt``; a pair ``(X, y)`` or dict of arrays or tensors (uint8 ``[N,
             H, W, C]``, float ``[N, C, H, W]``, grey ``[N, H, W]``); paths of pictures with labels:
             a CSV file, a data frame, ``(paths, labels)``, or ``paths`` in one folder per class; a
@@ -77,7 +78,8 @@ def load_data(
         num_classes: Number of classes K, for whole-number labels that must lie in 0..K-1.
         image_column: Column of the images of a Hugging Face data set, data frame or CSV file, if it
             is not clear.
-        label_column: Column of the labels, if it is not clear.
+        label_column: Column of the labels, if it is not clear; ``"coarse"`` or ``"fine"`` (the
+            default) of CIFAR-100.
         name: Short name of the set; None takes it from the source.
         licence: Licence of the data; None takes it from the source where it says so.
         mirrors: Whether a mirrored image belongs to the same class: augmentation mirrors only then.
@@ -208,7 +210,8 @@ def _split_off(
 def _mirrors(name: str, names: tuple[str, ...], train: Split, notes: list[str]) -> bool:
     """Guess whether a mirrored image belongs to the same class; digits and letters do not."""
     are_digits = names == tuple("0123456789")
-    are_letters = len(names) > 1 and all(len(each) == 1 and each.isalpha() for each in names)
+    are_glyphs = len(names) > 1 and all(len(each) == 1 and each.isalnum() for each in names)
+    are_letters = are_glyphs and any(map(str.isalpha, names))
     is_named = _GLYPHS.search(name) is not None and "fashion" not in name.lower()
     if is_named or (train.images.shape[1] == 1 and (are_digits or are_letters)):
         notes.append(

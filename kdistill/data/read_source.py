@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from kdistill.data import image_tensors, picture_sources
 from kdistill.data.builtin import BUILTIN, read_builtin
+from kdistill.data.cifar_files import form_of, read_cifar, refuse_pickled
+from kdistill.data.idx_files import is_idx, read_idx
 from kdistill.data.in_memory import (
     PAIRS,
     is_hugging_face,
@@ -56,7 +58,8 @@ def read_source(spec: Any, reading: Reading) -> RawData:
     """
     is_text = isinstance(spec, str | os.PathLike)
     is_table = is_text and Path(spec).suffix.lower() in TABLES
-    has_columns = is_hugging_face(spec) or is_frame(spec) or is_table
+    is_cifar = is_text and form_of(Path(spec).expanduser()) is not None
+    has_columns = is_hugging_face(spec) or is_frame(spec) or is_table or is_cifar
     for option in ("image_column", "label_column"):
         if getattr(reading, option) is not None and not has_columns:
             raise ConfigError(
@@ -79,7 +82,8 @@ def _can_stream(spec: Any) -> bool:
     if isinstance(spec, str | os.PathLike):
         path = Path(spec).expanduser()
         is_list = path.suffix.lower() in TABLES
-        return spec not in BUILTIN and not is_artefact(path) and (path.is_dir() or is_list)
+        is_whole = spec in BUILTIN or is_artefact(path) or is_binary(path)
+        return not is_whole and (path.is_dir() or is_list)
     is_whole = is_hugging_face(spec) or isinstance(spec, Mapping) or _is_distilled(spec)
     return not is_whole and (_is_pair(spec) or _is_sequence(spec))
 
@@ -130,7 +134,12 @@ def _read_path(spec: str | os.PathLike[str], reading: Reading) -> RawData:
         raise unusable("a regular file or a folder", spec, "check the path")
     if is_artefact(path):
         raw = read_artefact(path, reading)
+    elif is_binary(path):
+        form = form_of(path)
+        raw = read_cifar(path, form, reading) if form else read_idx(path, reading)
+        raw = _resized(raw, reading.size)
     elif path.is_dir():
+        refuse_pickled(path)
         raw = picture_sources.read_folder(path, reading)
     elif suffix in TABLES:
         raw = picture_sources.read_csv(path, reading)
@@ -219,6 +228,11 @@ def read_file(path: Path, reading: Reading) -> RawData:
         return RawData(read_pair(arrays[0], arrays[1], reading))
     expected = f"a dict or a pair (images, labels) in {path.name}"
     raise unusable(expected, type(arrays).__name__, "save one")
+
+
+def is_binary(path: Path) -> bool:
+    """Return whether ``path`` is a data set in the format of MNIST or of CIFAR."""
+    return form_of(path) is not None or (path.exists() and is_idx(path))
 
 
 def is_artefact(path: Path) -> bool:
