@@ -148,11 +148,14 @@ class Adam:
         lr: Learning rate.
         betas: Decay of the running means of the gradient and of its square.
         eps: Added to the root of the latter.
+        weight_decay: Decoupled weight decay (AdamW; Loshchilov and Hutter, ICLR 2019): a step first
+            takes ``lr * weight_decay`` of the tensor off.
     """
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    weight_decay: float = 0.0
 
     def init(self, state: State) -> State:
         """Return running means of zero; none of the gradient where beta1 is 0."""
@@ -175,7 +178,10 @@ class Adam:
                 mean = opt_state[f"mean.{name}"].lerp(grad, 1.0 - beta1)
                 opt_state[f"mean.{name}"] = mean
                 grad = mean / (1.0 - beta1 ** (iteration + 1))
-            state[name] = state[name] - self.lr * grad / size
+            x = state[name]
+            if self.weight_decay:
+                x = x * (1.0 - self.lr * self.weight_decay)
+            state[name] = x - self.lr * grad / size
         return state, opt_state
 
 

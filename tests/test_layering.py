@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "kdistill"
 # lowest first; names between two bars are equals, and equals never import each other
 LAYERS = (
     "_version escape | errors types formatting signals | status config options keys transforms "
-    "files optim _native | cache backends | ops | augment labels data artifacts | engine runner | "
-    "objectives priors selection experts | methods evaluation | api doctor | cli __init__ testing "
-    "| __main__"
+    "files optim _native | cache backends | ops | augment cutmix labels data artifacts | "
+    "engine runner | objectives priors selection experts | methods evaluation | api doctor | "
+    "cli __init__ testing | __main__"
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS.split(" | ")) for name in names.split()}
 

@@ -39,6 +39,9 @@ def evaluate(
     baselines: str | Sequence[str] = BASELINES,
     nets: int | None = None,
     width: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    strategy: str | None = None,
     lr: float | Literal["auto"] | None = None,
     precision: str | None = None,
     seed: int = 0,
@@ -64,7 +67,8 @@ def evaluate(
             were drawn once, but others in every epoch.
         data: The real data, or anything that ``load_data`` takes.  ``small`` is put through its
             transform.
-        protocol: ``"quick"``, ``"bench"``, ``"paper"`` or a ``Protocol``.
+        protocol: Name of a recipe, such as ``"quick"``, ``"bench"``, ``"paper"`` or ``"mtt"``
+            (``kdistill options evaluate`` lists them), or a ``Protocol``.
         models: Networks: names of students, or modules that map ``[B, C, S, S]`` to ``[B, K]``;
             None is the protocol's student.
         baselines: Among ``"random"`` (a new subset per network), ``"herding"``, ``"k-center"``
@@ -72,6 +76,10 @@ def evaluate(
             with soft labels ``"random"`` has a second row, whose labels are that network's.
         nets: Networks per row; None is the protocol's number.
         width: Width of all networks that are named; None is the protocol's.
+        epochs: Passes over a small set; None is the protocol's number.
+        batch_size: Images per step; None is the protocol's number.
+        strategy: Augmentation: families joined by ``_``, ``"none"`` or ``"auto"``; None is the
+            protocol's.
         lr: Learning rate of the rows that have not learned their own; ``"auto"`` chooses for every
             row on validation images; None is the protocol's.
         precision: Precision of the networks' products: ``"fp32"``, ``"tf32"`` (GPU) or ``"bf16"``
@@ -103,6 +111,9 @@ def evaluate(
         baselines=baselines if isinstance(baselines, str) else tuple(baselines),
         nets=nets,
         width=width,
+        epochs=epochs,
+        batch_size=batch_size,
+        strategy=strategy,
         lr=lr,
         precision=precision,
     )
@@ -118,6 +129,11 @@ def evaluate(
     )
 
 
+# fields of a protocol that an evaluation changes
+CHANGES = ("nets", "epochs", "batch_size", "strategy", "lr", "eight_bit", "hard_labels")
+CHANGES += ("precision",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """What networks are trained in an evaluation, and how; checked when it is made.
@@ -130,6 +146,9 @@ class EvaluationConfig:
     baselines: str | list[str] | tuple[str, ...] = BASELINES
     nets: int | None = None
     width: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    strategy: str | None = None
     lr: float | Literal["auto"] | None = None
     eight_bit: bool | None = None
     hard_labels: bool | None = None
@@ -156,8 +175,7 @@ class EvaluationConfig:
     @cached_property
     def recipe(self) -> Protocol:
         """The protocol with the changes made."""
-        names = ("nets", "lr", "eight_bit", "hard_labels", "precision")
-        recipe = protocols.get(self.protocol, **{name: getattr(self, name) for name in names})
+        recipe = protocols.get(self.protocol, **{name: getattr(self, name) for name in CHANGES})
         if self.width is None:
             return recipe
         return replace(recipe, width=self.width, other_widths=dict.fromkeys(STUDENTS, self.width))
@@ -307,7 +325,7 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
     images, hard = small.images.to(device), small.labels.to(device)
     labels = hard if small.label_logits is None else small.label_logits.to(device)
     strategy = strategy_for(recipe.strategy, data.mirrors)
-    lr = protocols.learning_rates(recipe, small.learned_lr)
+    lr = protocols.learning_rates(recipe, trainer.model, small.learned_lr)
 
     def task(
         title: str, kind: str, pixels: Tensor, targets: Tensor, augmentation: str = strategy

@@ -34,13 +34,23 @@ def evaluate(
         str | None, typer.Option(help="The real data (default: what the artefact was made from).")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="quick, bench, paper or eccv24 (see `kdistill options evaluate`).")
+        str,
+        typer.Option(
+            help="quick, bench, paper, dc, dsa, mtt, datm, glad, idc or eccv24 (see `kdistill "
+            "options evaluate`)."
+        ),
     ] = "bench",
     models: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "convnet",
     baselines: Annotated[
         str, typer.Option(help="Rows beside it, separated by commas.")
     ] = "random,herding,k-center,full",
     nets: Annotated[int | None, typer.Option(help="Networks per row.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over a small set.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="Augmentation: auto, none, or families such as color_crop_flip."),
+    ] = None,
     lr: Annotated[
         str | None,
         typer.Option(help="Learning rate, or auto: for every row the best on validation images."),
@@ -78,6 +88,9 @@ def evaluate(
         models=words_of(models),
         baselines=words_of(baselines),
         nets=nets,
+        epochs=epochs,
+        batch_size=batch_size,
+        strategy=strategy,
         lr=_rate(lr),
         precision=precision,
     )

@@ -82,7 +82,8 @@ def command_options(name: str) -> Iterator[str]:
         },
         "evaluate": {
             Protocol: "Recipe of kdistill evaluate: --protocol names one, in Python "
-            "protocol=Protocol(...) makes another. --nets, --lr and --precision change it."
+            "protocol=Protocol(...) makes another. --nets, --epochs, --batch-size, --strategy, "
+            "--lr and --precision change it."
         },
     }
     check_value("options", name, Words(tuple(known)))

@@ -37,7 +37,7 @@ def sweep(
     ] = Path("out/sweep"),
     protocol: Annotated[
         str | None,
-        typer.Option(help="Evaluation protocol: quick, bench (default), paper or eccv24."),
+        typer.Option(help="Evaluation protocol: bench (default), quick, paper, dsa, mtt, ..."),
     ] = None,
     models: Annotated[str | None, typer.Option(help="Networks, separated by commas.")] = None,
     baselines: Annotated[

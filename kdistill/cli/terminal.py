@@ -19,7 +19,7 @@ FLAGS = (
     *("method", "ipc", "preset", "out", "seed", "size", "normalisation", "init", "resume", "force"),
     *("device", "threads", "max_minutes", "validation", "checkpoint_minutes", "snapshot_every"),
     *("quiet", "protocol", "models", "baselines", "nets", "precision", "stream", "lr"),
-    "skip_unreadable",
+    *("epochs", "batch_size", "strategy", "skip_unreadable"),
 )
 
 

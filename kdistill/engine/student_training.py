@@ -4,7 +4,6 @@ Symbols: G networks, P parameters, B images of a batch, N images in all, C chann
     K classes.
 """
 
-import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,11 +11,16 @@ import torch
 from torch import Tensor
 
 from kdistill.engine.layers import check_labels
+from kdistill.engine.parameter_steps import (
+    SCHEDULES,
+    AveragedParameters,
+    parameter_steps,
+    rate_factor,
+)
 from kdistill.engine.students import Student
 from kdistill.errors import ConfigError, NonFiniteError, ShapeError, did_you_mean
 from kdistill.keys import generator, make_key, permutation
 
-SCHEDULES = ("step", "cosine", "constant")
 TEST_BATCH = 256
 
 
@@ -42,7 +46,10 @@ def train(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     schedule: str = "step",
+    optimizer: str = "sgd",
+    ema_decay: float = 0.0,
     augment: Callable[[Tensor, int], Tensor] | None = None,
+    mix: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None,
     nets: int = 1,
     start: Tensor | None = None,
     gradient: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
@@ -58,17 +65,22 @@ def train(
             a batch for its row numbers.
         labels: int64 ``[N]``, or float LOGITS ``[N, K]`` of soft labels.
         epochs: Passes over the images.
-        lr: Learning rate of SGD.
+        lr: Learning rate.
         key: Decides initial parameters and order of every network; network g does not depend on
             ``nets``.
         batch_size: Images per step; the last batch of an epoch may be smaller.
         momentum: Momentum of SGD.
-        weight_decay: L2 penalty on all parameters.
-        schedule: ``"step"``: a tenth of ``lr`` from epoch ``epochs//2 + 1`` on, where the momentum
-            starts afresh; ``"cosine"``: from ``lr`` to 0, by epoch; ``"constant"``.
+        weight_decay: L2 penalty on all parameters; decoupled from the gradient under AdamW.
+        schedule: Factor of ``lr`` by epoch (``rate_factor``); at the drop of ``"step"`` the
+            momentum starts afresh.
+        optimizer: ``"sgd"`` or ``"adamw"``.
+        ema_decay: Decay of a running mean of the parameters after every epoch, which is returned
+            and handed to ``on_epoch`` in their place; 0 takes the parameters themselves.
         augment: ``(images, step) -> images``, deterministic in step.  Network g calls it with
             ``g*steps + step``, where ``steps`` is the number of steps of a whole run: every network
             has its own draws.
+        mix: ``(images, labels, step) -> (images, labels)``, after ``augment`` and with the same
+            steps, such as ``kdistill.cutmix.CutMix``; labels as above.
         nets: Number of networks, G.
         start: Parameters to begin with, ``[nets, P]``, which are not changed; None draws fresh
             ones.
@@ -86,7 +98,7 @@ def train(
         count and machine: same bits.
 
     Raises:
-        ConfigError: Unknown schedule, or a number out of range.
+        ConfigError: Unknown schedule or optimiser, or a number out of range.
         ShapeError: Labels or images do not fit the student.
         NonFiniteError: The loss stopped being finite.
 
@@ -111,60 +123,35 @@ def train(
             "one row per network"
         )
     thetas = start.to(device=images.device, dtype=images.dtype, copy=True)
-    velocity = torch.zeros_like(thetas)
-    step = gradient or student.loss_and_grad
+    rule = parameter_steps(optimizer, thetas, momentum=momentum, weight_decay=weight_decay)
+    averaged, result = AveragedParameters(thetas, ema_decay), thetas
+    gradient = gradient or student.loss_and_grad
     count, per_epoch = images.shape[0], -(-images.shape[0] // batch_size)
     for epoch in range(epochs):
         images = images if images_of is None else images_of(epoch)
         chosen = torch.arange(count) if rows_of is None else rows_of(epoch)
-        rate = lr * _factor(schedule, epoch, epochs)
+        rate = lr * rate_factor(schedule, epoch, epochs)
         if schedule == "step" and epoch == epochs // 2 + 1:
-            velocity.zero_()
+            rule.restart()
         for g in range(nets):
             order = permutation(make_key(key, "order", g, epoch), len(chosen))
             order = chosen[order.to(chosen.device)].to(images.device, non_blocking=True)
             losses = []
             for index, rows in enumerate(order.split(batch_size)):
-                batch = images[rows]
+                batch, targets = images[rows], labels[rows]
+                step = (g * epochs + epoch) * per_epoch + index
                 if augment is not None:
-                    batch = augment(batch, (g * epochs + epoch) * per_epoch + index)
-                loss, grad = step(thetas[g], batch, labels[rows])
-                sgd_(
-                    thetas[g],
-                    velocity[g],
-                    grad,
-                    lr=rate,
-                    momentum=momentum,
-                    weight_decay=weight_decay,
-                )
+                    batch = augment(batch, step)
+                if mix is not None:
+                    batch, targets = mix(batch, targets, step)
+                loss, grad = gradient(thetas[g], batch, targets)
+                rule.step(g, grad, rate)
                 losses.append(loss)
             _check_finite(torch.stack(losses), epoch, lr)
+        result = averaged.after(epoch)
         if on_epoch is not None:
-            on_epoch(epoch + 1, thetas)
-    return thetas
-
-
-@torch.no_grad()
-def sgd_(
-    theta: Tensor,
-    velocity: Tensor,
-    grad: Tensor,
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> None:
-    """Take one step of SGD in place.
-
-    ``v <- momentum*v + grad + weight_decay*theta``, then ``theta <- theta - lr*v``.
-    """
-    if momentum:
-        velocity.mul_(momentum).add_(grad)
-    else:
-        velocity.copy_(grad)
-    if weight_decay:
-        velocity.add_(theta, alpha=weight_decay)
-    theta.add_(velocity, alpha=-lr)
+            on_epoch(epoch + 1, result)
+    return result
 
 
 @torch.no_grad()
@@ -217,12 +204,6 @@ def confusion(
         cells = truth * classes + student.infer(theta, rows).argmax(-1)
         counts.scatter_add_(-1, cells, torch.ones_like(cells))
     return counts.unflatten(-1, (classes, classes))
-
-
-def _factor(schedule: str, epoch: int, epochs: int) -> float:
-    if schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
-    return 0.1 if schedule == "step" and epoch > epochs // 2 else 1.0
 
 
 def _check(epochs: int, lr: float, batch_size: int, nets: int, schedule: str) -> None:

@@ -133,7 +133,7 @@ class Baselines:
         is_cached = trainer.model in self.cached_models
         if is_cached and (row := _load(entry, checked)) is not None:
             return row
-        row, thetas = trainer.row(self._task(name, title, entry, strategy))
+        row, thetas = trainer.row(self._task(name, title, entry, strategy, trainer.model))
         if name == "full" and trainer is self.reference:
             self._full_theta = thetas[0]
         if is_cached:
@@ -160,7 +160,7 @@ class Baselines:
             identity["reference"] = [reference.model, size, self.full_epochs()]
         return _entry_name(identity)
 
-    def _task(self, name: str, title: str, entry: str, strategy: str) -> Task:
+    def _task(self, name: str, title: str, entry: str, strategy: str, model: str) -> Task:
         is_full = name == "full"
         return Task(
             name=title,
@@ -169,7 +169,7 @@ class Baselines:
             sets=self._sets(name),
             unit="" if is_full else "subset",
             epochs=self.full_epochs() if is_full else self.protocol.epochs,
-            lr=learning_rates(self.protocol),
+            lr=learning_rates(self.protocol, model),
             strategy=strategy,
         )
 
@@ -205,7 +205,8 @@ class Baselines:
         for name in (entry, alone) if is_cached else ():
             if (theta := _load(name, self._checked_theta)) is not None:
                 return theta
-        theta = self.reference.first_network(self._task("full", "full", entry, self.strategy))
+        task = self._task("full", "full", entry, self.strategy, self.reference.model)
+        theta = self.reference.first_network(task)
         if is_cached:
             _save(alone, {"theta": theta}, {})
         return theta

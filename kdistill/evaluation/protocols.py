@@ -4,19 +4,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
+from kdistill.augment import Augment, strategy_for
+from kdistill.engine.parameter_steps import OPTIMIZERS, SCHEDULES
 from kdistill.engine.precision import PRECISIONS
 from kdistill.errors import ConfigError, did_you_mean
 from kdistill.options import (
     COUNT,
+    DECAY,
     MOMENTUM,
     NOT_NEGATIVE,
     POSITIVE,
+    SHARE,
     Range,
     Unset,
     Words,
     check_options,
 )
 
+# fields that ``evaluate`` changes and that decide what a row can be compared with
+CHANGED = ("epochs", "batch_size", "strategy")
 VALIDATION = Range("in (0, 1)", lambda value: 0.0 < value < 1.0, "0.1 is a tenth", "a share ")
 
 
@@ -41,9 +47,16 @@ class Protocol:
         lr: Learning rate, where a set has not learned its own; ``"auto"`` chooses for every row, by
             validation accuracy of one network, among ``lr_candidates`` and the learned one.
         lr_candidates: Learning rates that ``lr="auto"`` chooses among.
-        schedule: Schedule of the learning rate: ``"step"`` is a tenth after half of the epochs.
+        other_lrs: Learning rates of networks that the protocol's source trains otherwise.
+        optimizer: ``"sgd"`` or ``"adamw"``.
+        schedule: Schedule of the learning rate: ``"step"`` is a tenth after half of the epochs,
+            ``"halving"`` a half after every fifth of them; ``"cosine"``; ``"warmup_cosine"`` rises
+            in the first half and falls in the other; ``"constant"``.
         momentum: Momentum of SGD.
-        weight_decay: Weight decay of SGD.
+        weight_decay: Weight decay.
+        ema_decay: Decay of a running mean of the parameters, by epoch, which is what is tested; 0
+            tests the parameters themselves.
+        cutmix: Probability that a batch is mixed by CutMix.
         strategy: Augmentation (DSA): families joined by ``_``, ``"none"``, or ``"auto"``: all six,
             without flip where the data must not be mirrored.
         align_corners: How scale and rotate sample: False for the DC, DSA, DM family, True for the
@@ -79,9 +92,13 @@ class Protocol:
     batch_size: Annotated[int, COUNT] = 256
     lr: Annotated[float | Literal["auto"], POSITIVE] = 0.01
     lr_candidates: Annotated[tuple[float, ...], POSITIVE] = (0.003, 0.01, 0.03)
-    schedule: str = "step"
+    other_lrs: dict[str, float] = field(default_factory=dict)
+    optimizer: Annotated[str, Words(OPTIMIZERS)] = "sgd"
+    schedule: Annotated[str, Words(SCHEDULES)] = "step"
     momentum: Annotated[float, MOMENTUM] = 0.9
     weight_decay: Annotated[float, NOT_NEGATIVE] = 5e-4
+    ema_decay: Annotated[float, DECAY] = 0.0
+    cutmix: Annotated[float, SHARE] = 0.0
     strategy: str = "auto"
     align_corners: bool = False
     validation: Annotated[float, VALIDATION] = 0.1
@@ -95,8 +112,14 @@ class Protocol:
 
     @property
     def title(self) -> str:
-        """The name, with the precision where it is not float32."""
-        return self.name if self.precision == "fp32" else f"{self.name} ({self.precision})"
+        """The name, with the precision where it is not float32 and what else was changed."""
+        named = PROTOCOLS.get(self.name)
+        changes = [] if self.precision == "fp32" else [self.precision]
+        for name in CHANGED if named is not None else ():
+            value = getattr(self, name)
+            if value != getattr(named, name):
+                changes.append(f"{name.replace('_', ' ')} {value}")
+        return f"{self.name} ({', '.join(changes)})" if changes else self.name
 
     def check_networks(self, names: Iterable[str]) -> None:
         """Raise ConfigError unless these networks can be trained in the protocol's precision."""
@@ -109,6 +132,8 @@ class Protocol:
 
     def __post_init__(self) -> None:
         check_options(self, "protocol")
+        families = strategy_for(self.strategy, True)
+        Augment(families, siamese=False, key=0, align_corners=False)  # raises for an unknown one
         if self.lr == "auto" and not self.lr_candidates:
             raise ConfigError(
                 "protocol: expected lr_candidates for lr='auto', got none; name some learning rates"
@@ -117,6 +142,16 @@ class Protocol:
 
 # widths that two cores can train; mlp and lenet are small as they are
 NARROW = {"alexnet": 32, "vgg11": 16, "resnet18": 16, "vit": 64}
+
+# Zhao and Bilen 2023 (DM): evaluation of their released code; its AlexNet has no normalisation
+PAPER = Protocol(
+    name="paper",
+    width=128,
+    epochs=1000,
+    full_epochs=200,
+    nets=20,
+    other_norms={"alexnet": "none"},
+)
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -128,27 +163,43 @@ PROTOCOLS = {
         ),
         # affordable on two cores, and what committed tables are made by
         Protocol(name="bench", width=32, epochs=300, full_epochs=40, nets=5, other_widths=NARROW),
-        # Zhao and Bilen 2023 (DM), and DC and DSA before it: evaluation of their released code; its
-        # AlexNet has no normalisation
-        Protocol(
-            name="paper",
-            width=128,
-            epochs=1000,
-            full_epochs=200,
-            nets=20,
-            other_norms={"alexnet": "none"},
+        PAPER,
+        # Zhao and Bilen 2023 (DM), and 2021 (DSA): the recipe of their released code
+        replace(PAPER, name="dsa"),
+        # Zhao, Mopuri and Bilen 2021 (DC): the same without augmentation, which needs fewer epochs
+        replace(PAPER, name="dc", epochs=300, strategy="none"),
+        # Cazenavette et al. 2022 (MTT), Cui et al. 2023 (TESLA); a set brings its learning rate
+        replace(PAPER, name="mtt", nets=5, align_corners=True),
+        # Guo et al. 2024 (DATM), Li et al. 2024 (PAD)
+        replace(PAPER, name="datm", nets=5, align_corners=True, batch_size=128),
+        # Cazenavette et al. 2023 (GLaD), and H-GLaD: tests a running mean of the parameters
+        replace(
+            PAPER,
+            name="glad",
+            nets=5,
+            align_corners=True,
+            lr=1e-3,
+            other_lrs={"vgg11": 1e-4},
+            schedule="warmup_cosine",
+            ema_decay=0.995,
+        ),
+        # Kim et al. 2022 (IDC), as later code evaluates such sets; images are trained on as they
+        # are, not cut into the smaller ones that IDC stores in each
+        replace(
+            PAPER,
+            name="idc",
+            nets=10,
+            epochs=2000,
+            batch_size=128,
+            lr=1e-3,
+            optimizer="adamw",
+            weight_decay=0.01,
+            schedule="halving",
+            cutmix=0.5,
         ),
         # evaluation code of the ECCV 2024 dataset-distillation challenge, for 10 images per class;
         # there, images are normalised by the published statistics of CIFAR-100 and Tiny-ImageNet
-        Protocol(
-            name="eccv24",
-            width=128,
-            epochs=1001,
-            full_epochs=200,
-            nets=3,
-            other_norms={"alexnet": "none"},
-            eight_bit=False,
-        ),
+        replace(PAPER, name="eccv24", epochs=1001, nets=3, eight_bit=False),
     )
 }
 
@@ -172,12 +223,15 @@ def get(protocol: str | Protocol, **changes: Any) -> Protocol:
             raise ConfigError(
                 f"protocol: expected one of its fields, got '{name}'; {did_you_mean(name, known)}"
             )
-    return replace(
-        protocol, **{name: value for name, value in changes.items() if value is not None}
-    )
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if "lr" in changes:  # that of every network
+        changes = {"other_lrs": {}, **changes}
+    return replace(protocol, **changes)
 
 
-def learning_rates(protocol: Protocol, learned: float | None = None) -> tuple[float, ...]:
+def learning_rates(
+    protocol: Protocol, model: str, learned: float | None = None
+) -> tuple[float, ...]:
     """Return the learning rates that a row chooses among: the learned one, else the protocol's.
 
     For ``"auto"`` these are all candidates and the learned one.
@@ -185,7 +239,7 @@ def learning_rates(protocol: Protocol, learned: float | None = None) -> tuple[fl
     own = () if learned is None else (learned,)
     if protocol.lr == "auto":
         return tuple(dict.fromkeys((*protocol.lr_candidates, *own)))
-    return own or (float(protocol.lr),)
+    return own or (protocol.other_lrs.get(model, float(protocol.lr)),)
 
 
 def width_of(protocol: Protocol, model: str) -> int | None:

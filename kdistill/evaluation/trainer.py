@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdistill.augment import Augment
+from kdistill.cutmix import CutMix
 from kdistill.data import Split
 from kdistill.engine.student_training import accuracy, confusion, train
 from kdistill.engine.students import Student
@@ -199,6 +200,10 @@ class Trainer:
             key = make_key(self.seed, f"evaluate {self.model} augment", net)
             corners = recipe.align_corners
             augment = Augment(task.strategy, siamese=False, key=key, align_corners=corners)
+        mix = None
+        if recipe.cutmix:
+            key = make_key(self.seed, f"evaluate {self.model} cutmix", net)
+            mix = CutMix(recipe.cutmix, self.student.classes, key)
 
         def test(epochs: int, thetas: Tensor) -> None:
             nonlocal highest
@@ -216,7 +221,10 @@ class Trainer:
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             schedule=recipe.schedule,
+            optimizer=recipe.optimizer,
+            ema_decay=recipe.ema_decay,
             augment=augment,
+            mix=mix,
             nets=1,
             images_of=None if task.fresh is None else partial(task.fresh, net),
             on_epoch=test if recipe.best_on_test else None,

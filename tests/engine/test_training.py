@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from kdistill.engine import accuracy, build_student, loss_and_grad, train
-from kdistill.engine.student_training import confusion, sgd_
+from kdistill.engine.parameter_steps import SCHEDULES, rate_factor, sgd_
+from kdistill.engine.student_training import confusion
 from kdistill.errors import ConfigError, NonFiniteError, ShapeError
 from kdistill.keys import generator, make_key, permutation
 
@@ -46,6 +47,68 @@ def test_training_is_torchs_sgd(schedule):
     run = {"epochs": 6, "lr": 0.05, "key": 7, "batch_size": 5, "schedule": schedule}
     ours = train(student, images, labels, **run)
     torch.testing.assert_close(ours[0], with_torch(student, images, labels, **run))
+
+
+def test_training_by_adamw_is_torchs():
+    student, (images, labels) = tiny(), toy(dtype=torch.float64)
+    theta = nn.Parameter(student.init(generator(make_key(7, "init", 0))).to(images))
+    optimiser = torch.optim.AdamW([theta], lr=0.01, weight_decay=0.2)
+    for epoch in range(5):
+        optimiser.param_groups[0]["lr"] = 0.01 * 0.5**epoch  # five epochs: one for every fifth
+        for rows in permutation(make_key(7, "order", 0, epoch), len(images)).split(5):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(student.apply(theta, images[rows]), labels[rows]).backward()
+            optimiser.step()
+    run = {"epochs": 5, "lr": 0.01, "key": 7, "batch_size": 5, "weight_decay": 0.2}
+    ours = train(student, images, labels, optimizer="adamw", schedule="halving", **run)
+    torch.testing.assert_close(ours[0], theta.detach())
+
+
+def test_schedules():
+    def rates(schedule, epochs):
+        return [round(rate_factor(schedule, epoch, epochs), 4) for epoch in range(epochs)]
+
+    assert rates("step", 5) == [1.0, 1.0, 1.0, 0.1, 0.1]
+    assert rates("halving", 10) == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625, 0.0625]
+    warm = rates("warmup_cosine", 8)
+    assert warm[:4] == [0.25, 0.5, 0.75, 1.0] and warm[4:] == [1.0, 0.8536, 0.5, 0.1464]
+    for schedule in SCHEDULES:
+        assert rates(schedule, 1) == [1.0]
+
+
+def test_the_running_mean_is_returned_and_handed_to_the_tests():
+    student, (images, labels) = tiny(), toy(dtype=torch.float64)
+    run = {"epochs": 4, "lr": 0.05, "key": 7, "batch_size": 5}
+    after, means = [], []
+    train(student, images, labels, on_epoch=lambda _, x: after.append(x.clone()), **run)
+    mean = train(
+        student,
+        images,
+        labels,
+        ema_decay=0.6,
+        on_epoch=lambda _, x: means.append(x.clone()),
+        **run,
+    )
+    expected = after[0]
+    for epoch, theta in enumerate(after):
+        decay = min(0.6, 1.0 - 1.0 / (1.0 + epoch))
+        expected = decay * expected + (1.0 - decay) * theta
+        torch.testing.assert_close(means[epoch], expected)
+    assert torch.equal(mean, means[-1]) and not torch.equal(mean, after[-1])
+
+
+def test_mixing_sees_augmented_images_and_the_number_of_the_step():
+    student, (images, labels) = tiny(), toy()
+    steps = []
+
+    def mix(batch, targets, step):
+        steps.append(step)
+        assert (batch >= 100.0).all()
+        return batch - 100.0, targets
+
+    run = {"epochs": 2, "lr": 0.05, "key": 7, "batch_size": 5}
+    train(student, images.abs(), labels, augment=lambda x, _: x + 100.0, mix=mix, **run)
+    assert steps == list(range(6))
 
 
 def test_same_key_same_bits_and_networks_do_not_depend_on_their_number():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdistill.augment import Augment
-from kdistill.engine.student_training import sgd_
+from kdistill.engine.parameter_steps import sgd_
 from kdistill.engine.students import Student, build_student
 from kdistill.keys import generator, make_key, permutation, uniforms
 from kdistill.priors import State
