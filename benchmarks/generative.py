@@ -34,6 +34,7 @@ from benchmarks import generative_page, provenance
 from benchmarks.generative_rows import RESULTS, SystemRow, read_rows, write_rows
 from benchmarks.generative_systems import SYSTEMS, System
 from kdistill import methods
+from kdistill.api.distilled_generator import redrawn
 from kdistill.config import parse_overrides
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, KDistillError
@@ -217,7 +218,8 @@ def measure(
     ):
         if network == "other" and not models:
             continue
-        baselines = [name for name in missing if network == "same" or name != "full"]
+        # herding would choose by features of the first of the other networks
+        baselines = [name for name in missing if network == "same" or name == "random"]
         evaluation = kdistill.evaluate(
             small,
             data,
@@ -289,7 +291,8 @@ def distilled(
     settings, system = part.settings, SYSTEMS[title]
     folder = run_folder(settings, data, ipc, seed, title)
     if system.makes_generator and not settings.force and (folder / "metrics.json").exists():
-        return with_images(kdistill.DistilledGenerator.from_pretrained(folder), ipc, seed)
+        generator = kdistill.DistilledGenerator.from_pretrained(folder)
+        return generator if generator.ipc == ipc else redrawn(generator, ipc, seed)
     # a run that was cut off begins again: its time would not be that of the row
     return kdistill.distill(
         data,
@@ -300,16 +303,6 @@ def distilled(
         force=True,
         max_minutes=settings.minutes_per_row if system.ends_by_time else None,
     )
-
-
-def with_images(
-    generator: kdistill.DistilledGenerator, ipc: int, seed: int
-) -> kdistill.DistilledGenerator:
-    """Return the artefact with another number of images, drawn once."""
-    if generator.ipc == ipc:
-        return generator
-    images = replace(generator.sample(ipc, seed), metrics=generator.metrics)
-    return kdistill.DistilledGenerator.from_run(images, generator.network)
 
 
 def numbers(row: Row) -> dict[str, Any]:

@@ -179,10 +179,13 @@ def _grouped(runs: Sequence[_Run]) -> dict[tuple[tuple[Any, ...], str], Entry]:
         data, protocol = run.evaluation.data, repr(run.evaluation.protocol)
         where = (*(str(data.get(key)) for key in ("name", "fingerprint", "transform")),)
         for row in run.evaluation.rows:
-            if row.kind != "variant":
-                name = str(run.variant) if row.kind == "distilled" else row.name
+            is_fresh = row.drawn > 0  # images of a generator, others in every epoch
+            if row.kind != "variant" or is_fresh:
+                kind = "distilled" if is_fresh else row.kind
+                name = str(run.variant) if kind == "distilled" else row.name
                 place = (*where, run.small.ipc, row.model, protocol)
-                lines.setdefault((place, name, row.kind), []).append((run, row))
+                line = (place, f"{name}, fresh" if is_fresh else name, kind)
+                lines.setdefault(line, []).append((run, row))
     ordered = sorted(lines.items(), key=lambda item: item[0][2] == "baseline")
     return {(place, name): _entry(name, kind, rows) for (place, name, kind), rows in ordered}
 

@@ -1,7 +1,8 @@
 """``DistilledGenerator``: what a run returns whose product is a generator."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from torch.utils.data import Dataset
 from kdistill.artifacts import DistilledDataset
 from kdistill.data import ImageDataset
 from kdistill.errors import ConfigError, DataError
+from kdistill.formatting import byte_count
 from kdistill.keys import make_key, permutation
 from kdistill.methods.init import balanced_labels
 from kdistill.priors.base import ImageGenerator
 from kdistill.priors.conditional_gan import FILE, ConditionalGenerator, from_bytes, to_bytes
-from kdistill.priors.image_generators import identity, load_image_generator
+from kdistill.priors.image_generators import class_names, identity, load_image_generator
+
+BYTES_PER_VALUE = 4  # float32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -71,7 +75,7 @@ class DistilledGenerator(DistilledDataset):
         Raises:
             ConfigError: ``ipc`` is out of range, or one of the two is no whole number.
         """
-        _check_draw(ipc, seed)
+        _check_draw(self.network, ipc, seed)
         labels = balanced_labels(self.num_classes, ipc)
         return DistilledDataset(
             images=self.network.sample(labels, make_key(seed, "sample")),
@@ -135,6 +139,23 @@ class DistilledGenerator(DistilledDataset):
         return {name: value for name, value in self.config.items() if name != "artifact"}
 
 
+def redrawn(small: DistilledDataset, ipc: int, seed: int) -> DistilledDataset:
+    """Return the artefact of a generator with another number of images, drawn once.
+
+    Raises:
+        ConfigError: ``small`` has no generator, or ``ipc`` is out of range.
+    """
+    if FILE not in small.files:
+        raise ConfigError(
+            "ipc: expected a generator, which draws any number of images, got a set of "
+            f"{small.ipc} images per class; leave ipc out"
+        )
+    values = {entry.name: getattr(small, entry.name) for entry in fields(small)}
+    generator = DistilledGenerator(**values)
+    images = replace(generator.sample(ipc, seed), metrics=generator.metrics)
+    return DistilledGenerator.from_run(images, generator.network)
+
+
 def sample_set(
     folder: str | Path, ipc: int, seed: int = 0, device: torch.device | str = "cpu"
 ) -> DistilledDataset:
@@ -155,17 +176,19 @@ def sample_set(
     folder = Path(folder).expanduser()
     if (folder / "data.safetensors").exists():  # the artefact of a run
         return DistilledGenerator.from_pretrained(folder).sample(ipc, seed)
-    _check_draw(ipc, seed)
     network = load_image_generator(folder, device)
+    _check_draw(network, ipc, seed)
     if not network.classes:
         raise ConfigError(
             f"sample: expected a generator with classes, got one without in {folder}; images "
             "without a label are no training set"
         )
     labels = balanced_labels(network.classes, ipc)
+    names = class_names(folder)
     return DistilledDataset(
         images=network.sample(labels, make_key(seed, "sample")),
         labels=labels,
+        classes=names if len(names) == network.classes else (),
         config={"sample": _drawn(network, ipc, seed)},
     )
 
@@ -175,13 +198,22 @@ def _drawn(network: ImageGenerator, ipc: int, seed: int) -> dict[str, Any]:
     return {"generator": identity(network), "ipc": ipc, "seed": seed}
 
 
-def _check_draw(ipc: int, seed: int) -> None:
+def _check_draw(network: ImageGenerator, ipc: int, seed: int) -> None:
+    """Raise ConfigError unless as many images can be drawn and held in memory."""
     if not _is_whole(ipc) or ipc < 1:
         raise ConfigError(
             f"sample: expected at least 1 image per class, as a whole number, got {ipc!r}; the "
             "field uses 1, 10 and 50"
         )
     _check_seed("sample", seed)
+    count = max(network.classes, 1) * ipc
+    nbytes = count * network.channels * network.size**2 * BYTES_PER_VALUE
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if nbytes > memory:
+        raise ConfigError(
+            f"sample: expected images that fit in memory ({byte_count(memory)}), got {count:,} "
+            f"images of {byte_count(nbytes)}; draw fewer, or several sets with other seeds"
+        )
 
 
 def _check_seed(where: str, seed: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdistill import _native
-from kdistill.api.distilled_generator import fresh_images
+from kdistill.api.distilled_generator import fresh_images, redrawn
 from kdistill.api.inputs import load
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import digest
@@ -37,6 +37,7 @@ def evaluate(
     protocol: str | Protocol = "bench",
     models: str | nn.Module | Sequence[str | nn.Module] | None = None,
     baselines: str | Sequence[str] = BASELINES,
+    ipc: int | None = None,
     nets: int | None = None,
     width: int | None = None,
     epochs: int | None = None,
@@ -74,6 +75,8 @@ def evaluate(
         baselines: Among ``"random"`` (a new subset per network), ``"herding"``, ``"k-center"``
             (features of the first full-data network of the first model) and ``"full"``.  For a set
             with soft labels ``"random"`` has a second row, whose labels are that network's.
+        ipc: Images per class that a generator draws for its rows, and of the baselines; the result
+            is not remembered then.  None takes the images that it has drawn.
         nets: Networks per row; None is the protocol's number.
         width: Width of all networks that are named; None is the protocol's.
         epochs: Passes over a small set; None is the protocol's number.
@@ -121,6 +124,7 @@ def evaluate(
         config,
         small,
         data,
+        ipc=ipc,
         seed=seed,
         device=device,
         progress=progress,
@@ -198,6 +202,7 @@ def run_evaluation(
     small: DistilledDataset | str | Path,
     data: ImageDataset | Any,
     *,
+    ipc: int | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Callable[[str], None] | None = None,
@@ -208,6 +213,8 @@ def run_evaluation(
     began, recipe, models = time.monotonic(), config.recipe, config.networks
     if not isinstance(small, DistilledDataset):
         small = DistilledDataset.from_pretrained(small)
+    if ipc is not None:
+        small = redrawn(small, ipc, seed)
     data = load(data, quiet)
     _check_fits(small, data)
     data = data.to(device if device is not None else data.train.images.device)

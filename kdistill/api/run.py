@@ -226,7 +226,8 @@ def run(
     data = load(data, quiet)
     training = training_images(data, config.validation, execution.device)
     with quietly(quiet):
-        check_class_counts(training, config.ipc)
+        if _begins_with_real_images(config):
+            check_class_counts(training, config.ipc)
     start = None if init is None else initial_images(init, training, config.ipc)
     config = replace(
         config,
@@ -248,6 +249,14 @@ def run(
         small = _Job(config, data, training, start, execution, show).carry_out()
     _warn_of_range(small.images)
     return small
+
+
+def _begins_with_real_images(config: RunConfig) -> bool:
+    """Return whether a run takes as many real images of each class as it learns."""
+    family = methods.get(config.method).family
+    if family == "generator":  # for the learning rates of another method's objective alone
+        return getattr(config.method_options, "objective", "pool") != "pool"
+    return family != "generation"
 
 
 @dataclass(frozen=True)

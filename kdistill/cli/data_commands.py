@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kdistill.cli.flags import Device, Threads
 from kdistill.cli.terminal import command, echo
 
 app = typer.Typer()
@@ -89,14 +90,17 @@ def sample(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the set in --out; never the generator's run.")
     ] = False,
+    device: Device = None,
+    threads: Threads = None,
 ) -> None:
     """Draw a set of fresh images from a distilled generator, or from that of a prior."""
     from kdistill.api.distilled_generator import sample_set
-    from kdistill.api.inputs import check_place
+    from kdistill.api.inputs import check_place, use
     from kdistill.api.run_folder import check_folder, prepare
     from kdistill.errors import ConfigError
     from kdistill.files import sole_use
 
+    use(threads, device)
     check_place(out)
     if out.resolve() == folder.resolve():
         raise ConfigError(
@@ -104,7 +108,7 @@ def sample(
             "the generator"
         )
     check_folder(out, resume=False, force=force)
-    small = sample_set(folder, ipc, seed)
+    small = sample_set(folder, ipc, seed, device or "cpu")
     with sole_use(out):
         prepare(out, resume=False, force=force)
         small.save_pretrained(out)

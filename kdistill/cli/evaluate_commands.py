@@ -44,6 +44,9 @@ def evaluate(
     baselines: Annotated[
         str, typer.Option(help="Rows beside it, separated by commas.")
     ] = "random,herding,k-center,full",
+    ipc: Annotated[
+        int | None, typer.Option(help="Images per class that a generator draws for this.")
+    ] = None,
     nets: Annotated[int | None, typer.Option(help="Networks per row.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over a small set.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
@@ -102,15 +105,17 @@ def evaluate(
     if small is None:
         small = import_published(artefact, transform=real.transform, classes=real.classes)
     is_other = is_from_other_data(small, real)
-    out = artefact if artefact.is_dir() and not is_other else None
+    out = artefact if artefact.is_dir() and not is_other and ipc is None else None
     chosen = {"seed": seed, "device": device, "quiet": quiet}
     if snapshots:
         _evaluate_snapshots(config, artefact, real, small, out, **chosen)
     else:
-        result = evaluate_and_save(config, small, real, out, **chosen)
+        result = evaluate_and_save(config, small, real, out, ipc=ipc, **chosen)
         for model in result.models if per_class else ():
             echo("\n" + result.per_class(model))
-    if is_other:
+    if ipc is not None:
+        echo(f"not saved in {artefact}, which holds other images", err=True)
+    elif is_other:
         echo(
             f"not saved in {artefact}: it was made from other data than {real.source} as loaded "
             "here",

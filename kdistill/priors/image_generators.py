@@ -1,5 +1,6 @@
 """``load_image_generator``: the generator of a folder, of whatever kind."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,12 @@ import torch
 
 from kdistill.artifacts.tensors import digest
 from kdistill.config import to_mapping
+from kdistill.files import read_regular
 from kdistill.priors.base import ImageGenerator
 from kdistill.priors.conditional_gan.saved_generator import FILE, load_folder
 from kdistill.priors.diffusion.model_folder import load_diffusion_model
 from kdistill.priors.diffusion.pretrained import holds_pretrained
-from kdistill.priors.network_files.generator_folder import load_any_generator
+from kdistill.priors.network_files.generator_folder import CONFIG, load_any_generator
 
 
 def load_image_generator(folder: str | Path, device: torch.device | str = "cpu") -> ImageGenerator:
@@ -32,6 +34,17 @@ def load_image_generator(folder: str | Path, device: torch.device | str = "cpu")
     if holds_pretrained(folder):
         return load_diffusion_model(folder, device)
     return load_any_generator(folder).to(device)
+
+
+def class_names(folder: str | Path) -> tuple[str, ...]:
+    """Return the names of the classes that a prior was trained on; none where it does not say."""
+    path = Path(folder).expanduser() / CONFIG
+    try:
+        names = json.loads(read_regular(path))["about"]["source"]["classes"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ()
+    is_named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_named else ()
 
 
 def identity(generator: Any) -> dict[str, str]:
