@@ -16,23 +16,21 @@ seconds stand in the table.  The systems that match a conditional GAN begin with
 which is trained once and is a system of its own."""
 
 import argparse
-import platform
 import re
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-
 import kdistill
-from benchmarks import generative_page, provenance
-from benchmarks.generative_rows import RESULTS, SystemRow, read_rows, write_rows
+from benchmarks import generative_page
+from benchmarks.generative_rows import RESULTS, SystemRow
 from benchmarks.generative_systems import SYSTEMS, System
+from benchmarks.row_files import CALL_AGAIN, conditions, filled, read_rows, write_rows
 from kdistill import methods
 from kdistill.api.distilled_generator import redrawn
 from kdistill.config import parse_overrides
@@ -82,37 +80,29 @@ class Part:
 
     def __init__(self, settings: Settings):
         self.settings, self.ends = settings, time.monotonic() + 60.0 * settings.minutes
-        self.commit, self.machine = provenance.commit(), provenance.machine()
+        self.conditions = conditions()
 
     def minutes_left(self) -> float:
         return (self.ends - time.monotonic()) / 60.0
 
     def row(self, data: ImageDataset, ipc: int | str, system: str, **columns: Any) -> SystemRow:
         """Return a row with the conditions of this call; a column without a value is empty."""
-        conditions = {
-            "data": data.name,
-            "ipc": ipc,
-            "system": system,
+        named = {"data": data.name, "ipc": ipc, "system": system, "row": system, "network": "same"}
+        settings = {
             "protocol": protocols.get(self.settings.protocol).name,
-            "machine": self.machine,
-            "threads": torch.get_num_threads(),
-            "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
-            "commit": self.commit,
             "command": self.settings.command,
         }
-        empty = {entry.name: "" for entry in fields(SystemRow)}
-        columns = {"row": system, "network": "same", **conditions, **columns}
-        return SystemRow(**{**empty, **{name: str(value) for name, value in columns.items()}})
+        return filled(SystemRow, {**named, **settings, **self.conditions, **columns})
 
     def is_done(self, data: ImageDataset, ipc: int | str, system: str, seed: int) -> bool:
         """Say whether the file has this experiment."""
         if self.settings.force:
             return False
         group = self.row(data, ipc, system, seed=seed).group
-        return any(row.group == group for row in read_rows(self.settings.results))
+        return any(row.group == group for row in read_rows(SystemRow, self.settings.results))
 
     def write(self, rows: Sequence[SystemRow]) -> None:
-        write_rows(self.settings.results, rows)
+        write_rows(SystemRow, self.settings.results, rows)
         if self.settings.results == RESULTS:
             generative_page.write_page()
 
@@ -355,6 +345,6 @@ def parsed(arguments: Sequence[str]) -> Settings:
 
 if __name__ == "__main__":
     try:
-        sys.exit(0 if run(parsed(sys.argv[1:])) else 75)  # EX_TEMPFAIL: call again
+        sys.exit(0 if run(parsed(sys.argv[1:])) else CALL_AGAIN)
     except KDistillError as error:
         sys.exit(f"benchmarks.generative: {error}")

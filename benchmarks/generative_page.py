@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.generative_rows import RESULTS, SystemRow, read_rows
+from benchmarks.generative_rows import RESULTS, SystemRow
 from benchmarks.growth_report import paragraph
+from benchmarks.row_files import read_rows
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "generative.md"
 BEGIN = "<!-- generated from results/generative.csv by python -m benchmarks.generative -->"
@@ -17,7 +18,7 @@ def write_page(page: Path = PAGE, results: Path = RESULTS) -> None:
     """Replace the part between the markers by tables of all rows."""
     before, _, rest = page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n\n{tables(read_rows(results))}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n\n{tables(read_rows(SystemRow, results))}\n{END}{after}")
 
 
 def tables(rows: Sequence[SystemRow]) -> str:

@@ -1,14 +1,9 @@
 """Rows of ``benchmarks.generative``: what was measured of a system, on one network."""
 
-import csv
-import io
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 from benchmarks.result_rows import GENERATIVE
 from benchmarks.result_rows import RESULTS as FOLDER
-from kdistill.files import write_atomic
 
 RESULTS = FOLDER / GENERATIVE
 
@@ -58,24 +53,3 @@ class SystemRow:  # a line of a file: every field is a column
     def key(self) -> tuple[str, ...]:
         """What a new measurement replaces."""
         return (*self.group, self.row, self.model)
-
-
-def read_rows(path: Path = RESULTS) -> list[SystemRow]:
-    """Return the rows of a file, none where there is none."""
-    if not path.exists():
-        return []
-    names = [entry.name for entry in fields(SystemRow)]
-    with path.open(newline="") as file:
-        return [SystemRow(**{name: line[name] for name in names}) for line in csv.DictReader(file)]
-
-
-def write_rows(path: Path, rows: Iterable[SystemRow]) -> None:
-    """Put rows into the file in the place of earlier ones, sorted, so that diffs are small."""
-    by_key = {row.key: row for row in [*read_rows(path), *rows]}
-    text = io.StringIO()
-    names = [entry.name for entry in fields(SystemRow)]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(vars(by_key[key]) for key in sorted(by_key))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text.getvalue().encode())

@@ -17,7 +17,7 @@ from kdistill.data import ImageDataset
 from kdistill.data.image_dataset import fingerprint
 from kdistill.errors import ConfigError, DataError
 from kdistill.methods.base import MethodConfig
-from kdistill.options import COUNT, MASKED_SHARE, Range, Unset, Words
+from kdistill.options import COUNT, MASKED_SHARE, POSITIVE, Range, Unset, Words
 from kdistill.selection import Ranking, ScoreSpec, difficulty, load_scores, rank
 from kdistill.selection.difficulty_scores import METRICS
 from kdistill.status import status_line
@@ -116,11 +116,14 @@ class AlignedConfig(DifficultyConfig):
         drop_easiest: Share of the easiest images of each class that is left out (FIEX); helps for
             many images per class.
         mask_ratio: Share of what is compared, shallow layers first, that is left out (FIEM).
+        first_move: Share of their norm by which the first step moves the images, where
+            ``lr_images`` is found.
     """
 
     drop_hardest: Annotated[float, DROPPED] = 0.0
     drop_easiest: Annotated[float, DROPPED] = 0.0
     mask_ratio: Annotated[float, MASKED_SHARE] = 0.0
+    first_move: Annotated[float, POSITIVE] = 0.03
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,8 +8,9 @@ import pytest
 import kdistill
 from benchmarks import generative, generative_page
 from benchmarks.generative import Settings
-from benchmarks.generative_rows import read_rows, write_rows
+from benchmarks.generative_rows import SystemRow
 from benchmarks.generative_systems import STAGE_1, SYSTEMS
+from benchmarks.row_files import read_rows, write_rows
 from kdistill.errors import ConfigError
 from kdistill.evaluation import Protocol
 
@@ -38,7 +39,7 @@ def settings(tmp_path, monkeypatch):
 
 def test_a_row_has_its_conditions_and_is_skipped_the_next_time(settings, monkeypatch):
     assert generative.run(settings)
-    rows = {(row.system, row.model): row for row in read_rows(settings.results)}
+    rows = {(row.system, row.model): row for row in read_rows(SystemRow, settings.results)}
     assert set(rows) == {
         *((name, model) for name in ("pixels, DM", "random") for model in ("mlp", "convnet")),
         ("herding", "convnet"),
@@ -60,7 +61,7 @@ def test_one_generator_serves_every_number_of_images(settings, monkeypatch):
     assert generative.run(generator)
     monkeypatch.setattr(kdistill, "distill", None)
     assert generative.run(replace(generator, ipc=(2,)))
-    ours = [row for row in read_rows(settings.results) if row.system == "DiM"]
+    ours = [row for row in read_rows(SystemRow, settings.results) if row.system == "DiM"]
     assert {row.ipc for row in ours} == {"1", "2"}
     assert {row.row for row in ours} == {"DiM", "DiM, fresh"}
     assert len({row.seconds_distil for row in ours}) == 1
@@ -78,7 +79,9 @@ def test_systems_that_match_begin_with_the_generator_of_their_seed(settings, mon
     assert generative.run(replace(settings, systems=("DiM", STAGE_1), seeds=(3,)))
     first = settings.runs / "digits-conditional-gan-seed3"
     assert began == ["", str(first)]
-    rows = {row.row: row for row in read_rows(settings.results) if row.model == "convnet"}
+    rows = {
+        row.row: row for row in read_rows(SystemRow, settings.results) if row.model == "convnet"
+    }
     assert rows[STAGE_1].iterations == "1"  # stage 1 alone
     assert rows["DiM"].iterations == "2"  # stage 2 alone
     assert "generator=digits-conditional-gan-seed3 " in f"{rows['DiM'].options} "
@@ -86,14 +89,16 @@ def test_systems_that_match_begin_with_the_generator_of_their_seed(settings, mon
 
 def test_a_part_ends_before_a_row_that_does_not_fit(settings):
     assert not generative.run(replace(settings, minutes=0.0))
-    assert read_rows(settings.results) == []
+    assert read_rows(SystemRow, settings.results) == []
     assert generative.run(replace(settings, minutes=1.0, minutes_per_row=0.5))
 
 
 def test_the_seconds_of_the_experts_stand_in_the_row_that_trained_them(settings):
     assert generative.run(replace(settings, systems=("pixels, MTT",)))
     (row,) = (
-        r for r in read_rows(settings.results) if r.system == "pixels, MTT" and r.model == "convnet"
+        r
+        for r in read_rows(SystemRow, settings.results)
+        if r.system == "pixels, MTT" and r.model == "convnet"
     )
     assert row.seconds_experts == "" or float(row.seconds_experts) >= 1.0
 
@@ -131,10 +136,14 @@ def test_a_new_measurement_replaces_the_old_one_and_the_page_has_means_over_seed
     other = {**columns, "model": "vit", "network": "other"}
     rows += [part.row(data, 1, "DiM", seed=0, mean="50", **other)]
     rows += [part.row(data, "", "prior: gan", seed=0, mean="95", seconds_distil="1200")]
-    write_rows(settings.results, [replace(rows[0], mean="10"), *rows[1:]])
-    write_rows(settings.results, rows[:1])
-    write_rows(settings.results, [part.row(data, 1, "random", seed=0, model="convnet", mean="40")])
-    text = generative_page.tables(read_rows(settings.results))
+    write_rows(SystemRow, settings.results, [replace(rows[0], mean="10"), *rows[1:]])
+    write_rows(SystemRow, settings.results, rows[:1])
+    write_rows(
+        SystemRow,
+        settings.results,
+        [part.row(data, 1, "random", seed=0, model="convnet", mean="40")],
+    )
+    text = generative_page.tables(read_rows(SystemRow, settings.results))
     assert "| random | 40.0 |  |" in text  # one network: no spread
     assert "| DiM | 82.0 ± 2.8 (2 seeds) |  | 50.0 | 50.0 | 100 |  |  | 12 |" in text
     assert "| digits | gan |  | 1200 | 95 |" in text

@@ -94,6 +94,20 @@ def test_the_learning_rates_that_were_found_are_noted_and_make_the_run_again(dig
     assert found.learned_lr == again.learned_lr
 
 
+def test_the_first_move_shrinks_with_the_images_per_class(digits, folder):
+    """More images per class have noisier gradients: at 4 they move half as far as at 1."""
+
+    def rate(ipc, **options):
+        options = {**SMALL, "experts": str(folder / "sgd"), "iterations": 1, **options}
+        options |= {"lr_images": None, "init": "noise"}
+        small = kdistill.distill(digits, method="mtt", ipc=ipc, options=options, quiet=True)
+        return small.metrics["distillation"]["learning_rates"]["images"]
+
+    assert rate(1) == pytest.approx(rate(1, first_move=0.03))
+    assert rate(4) == pytest.approx(rate(4, first_move=0.015))
+    assert rate(4) == pytest.approx(0.5 * rate(4, first_move=0.03))
+
+
 def test_exact_and_unrolled_gradients_lead_to_the_same_images(digits, folder):
     exact, unrolled = (
         run(digits, folder, iterations=3, grad_mode=mode) for mode in ("adjoint", "unroll")

@@ -23,7 +23,7 @@ from kdistill.keys import generator, make_key
 from kdistill.methods import Method, Problem, Step, balanced_labels, initial_images
 from kdistill.methods.difficulty import AlignedConfig
 from kdistill.objectives.distribution_matching import distribution_match, layered_distribution_match
-from kdistill.optim import by_name
+from kdistill.optim import FirstMove, by_name
 from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE
 from kdistill.priors import PixelPrior, State
 
@@ -36,7 +36,7 @@ class DMConfig(AlignedConfig):  # PAD: MethodConfig without it
         iterations: Outer steps; every one draws a new network.
         batch_real: Real images of each class per step.
         lr_images: Learning rate of the images (normalised pixels); where it is found, the first
-            step moves them by 3 % of their norm.
+            step moves them by ``first_move``.
         layers: ``"last"`` compares the features before the classifier, ``"all"`` the feature maps
             of every block.
         mask_ratio: Share of the blocks, shallow ones first, that ``layers="all"`` leaves out (PAD's
@@ -89,12 +89,13 @@ def build(
         return Step(loss, grad_images)
 
     images = initial_images(data, ipc, config.init, seed) if start is None else start
+    find = FirstMove(share=config.first_move)
     return Problem(
         prior=PixelPrior(),
         state={"images": images.clone()},
         labels=labels.to(images_real.device),
         objective=objective,
-        optimizer=by_name({"images": config.sgd(config.lr_images)}),
+        optimizer=by_name({"images": config.sgd(config.lr_images, find=find)}),
         iterations=config.iterations,
         provenance=config.table_identity(data),  # PAD
     )

@@ -5,6 +5,7 @@ synthetic images for N steps, and compare with its snapshot t + M.  Paper: Cazen
 2022, algorithm 1.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ from kdistill.methods import (
     balanced_labels,
     initial_images,
 )
-from kdistill.optim import LeastLoss, Optimizer, averaged, by_name
+from kdistill.optim import FirstMove, LeastLoss, Optimizer, averaged, by_name
 from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.priors import PixelPrior, State
 
@@ -54,6 +55,9 @@ FAST = {
     "expert_lr": 0.03,
     "skip_move": 0.3,
 }
+# share of their norm by which a first step moves the images at one image per class; more images
+# are each met less often in an iteration, and their gradients are noisier
+FIRST_MOVE = 0.03  # docs/results/presets.md
 # of published settings: N, M, T+, learning rates of images and of the student's, its start, batch
 COLUMNS = "syn_steps expert_epochs max_start_epoch lr_images lr_lr lr_init batch_syn"
 
@@ -71,7 +75,9 @@ class TrajectoryConfig(MethodConfig):  # many fields, since each is an option th
         expert_epochs: M, epochs of the expert between start and target.
         max_start_epoch: T+; start epochs are drawn from 0 to T+ - 1.
         lr_images: Learning rate of the images (normalised pixels); where it is found, the first
-            step moves them by 3 % of their norm.
+            step moves them by ``first_move``.
+        first_move: Share of their norm by which the first step moves the images, where
+            ``lr_images`` is found.
         lr_lr: Learning rate of the student's learning rate.
         lr_init: The student's learning rate at the start; it is learned, and never below 1e-6.
         batch_syn: Synthetic images per step of the student.
@@ -94,6 +100,9 @@ class TrajectoryConfig(MethodConfig):  # many fields, since each is an option th
     expert_epochs: Annotated[int, COUNT] = 2
     max_start_epoch: Annotated[int, COUNT] = 20
     lr_images: Annotated[float | None, NOT_NEGATIVE, AUTOMATIC] = 100.0
+    first_move: Annotated[
+        float | None, POSITIVE, Unset(f"{FIRST_MOVE} over the square root of the images per class")
+    ] = None
     lr_lr: Annotated[float, NOT_NEGATIVE] = 1e-5
     lr_init: Annotated[float | None, POSITIVE, AUTOMATIC] = 0.001
     batch_syn: Annotated[int | None, COUNT, Unset("all")] = None
@@ -105,6 +114,10 @@ class TrajectoryConfig(MethodConfig):  # many fields, since each is an option th
     expert_lr: Annotated[float, POSITIVE] = 0.01
     expert_batch: Annotated[int, COUNT] = 256
     experts: Annotated[str | None, Unset("under the cache folder, named by the settings")] = None
+
+    def move(self, ipc: int) -> float:
+        """Return the share of their norm by which the first step moves ``ipc`` images per class."""
+        return FIRST_MOVE / math.sqrt(ipc) if self.first_move is None else self.first_move
 
     def expert_spec(self, data: ImageDataset) -> ExpertSpec:
         """Return how the experts are trained; no longer than a start epoch and M reach."""
@@ -272,7 +285,9 @@ def build_trajectory(
     images = initial_images(data, ipc, config.init, seed) if start is None else start
     state = {"images": images.clone()}
     steps: Optimizer = config.sgd(
-        config.lr_images, skip_move=config.skip_move if config.lr_images is None else None
+        config.lr_images,
+        find=FirstMove(share=config.move(ipc)),
+        skip_move=config.skip_move if config.lr_images is None else None,
     )
     rules = {
         "images": steps if ema_decay is None else averaged(steps, ema_decay),
