@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from kdistill.api.evaluate_snapshots import snapshot_settings
 from kdistill.api.run import Execution, RunConfig, run
 from kdistill.artifacts import DistilledDataset
 from kdistill.config import from_mapping
 from kdistill.data import ImageDataset
+from kdistill.evaluation.protocols import Protocol
 from kdistill.methods.distillation import Progress
 
 
@@ -31,6 +33,9 @@ def distill(
     threads: int | None = None,
     max_minutes: float | None = None,
     snapshot_every: int | None = None,
+    evaluate_every: int | None = None,
+    evaluate_protocol: str | Protocol | None = None,
+    evaluate_nets: int | None = None,
     checkpoint_minutes: float = 1.0,
     quiet: bool = False,
 ) -> DistilledDataset:
@@ -59,6 +64,13 @@ def distill(
         snapshot_every: Also keep the set as it is every so many iterations, in ``out/snapshots``,
             at most 100 of them; ``evaluate_snapshots`` compares them.  The result has the same bits
             with and without.
+        evaluate_every: Take a snapshot every so many iterations and train networks on it at once.
+            ``metrics["snapshots"]`` then holds the accuracies of every snapshot and of the result,
+            and names the iteration that is best on images held out, and the one that is best on
+            test images (for comparison with papers alone).  The result has the same bits with and
+            without; ``max_minutes`` counts the time of these evaluations too.
+        evaluate_protocol: How these networks are trained, as for ``evaluate``; None is ``"quick"``.
+        evaluate_nets: Networks per evaluation; None is 2.
         checkpoint_minutes: Minutes between two checkpoints; a killed run loses at most this much.
         quiet: Do not show the progress, which stands on standard error or below the cell of a
             notebook.
@@ -73,7 +85,8 @@ def distill(
         KeyboardInterrupt: After the state was saved; the message says where.  SIGTERM and SIGHUP
             save it too, before they end the process.
 
-    Cost: ``iterations`` outer steps; peak memory is that of one step.
+    Cost: ``iterations`` outer steps; peak memory is that of one step.  ``evaluate_every`` adds one
+    evaluation without baselines per snapshot.
     """
     settings = {
         "method": method,
@@ -91,7 +104,7 @@ def distill(
         device=device,
         threads=threads,
         max_minutes=max_minutes,
-        snapshot_every=snapshot_every,
+        **snapshot_settings(snapshot_every, evaluate_every, evaluate_protocol, evaluate_nets),
         checkpoint_minutes=checkpoint_minutes,
         quiet=quiet,
     )

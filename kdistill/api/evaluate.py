@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdistill import _native
 from kdistill.api.distilled_generator import fresh_images, redrawn
+from kdistill.api.evaluation_checks import check_fits, check_order
 from kdistill.api.inputs import load
 from kdistill.artifacts import DistilledDataset
 from kdistill.artifacts.tensors import digest
@@ -20,7 +21,7 @@ from kdistill.data import ImageDataset, Split
 from kdistill.data.splits import HOLDOUT_SEED
 from kdistill.engine.precision import use_precision
 from kdistill.engine.students import STUDENTS, Student, build_student
-from kdistill.errors import ConfigError, DataError, did_you_mean
+from kdistill.errors import ConfigError, did_you_mean
 from kdistill.evaluation import protocols, provenance
 from kdistill.evaluation.baseline_rows import BASELINES, Baselines, check_names
 from kdistill.evaluation.protocols import Protocol
@@ -106,7 +107,7 @@ def evaluate(
 
     Cost: per row and network ``epochs`` passes over the row's images and one over the test images.
     """
-    _check_order(small, data)
+    check_order(small, data)
     one = models is None or isinstance(models, str)
     config = EvaluationConfig(
         protocol=protocol,
@@ -216,7 +217,7 @@ def run_evaluation(
     if ipc is not None:
         small = redrawn(small, ipc, seed)
     data = load(data, quiet)
-    _check_fits(small, data)
+    check_fits(small, data)
     data = data.to(device if device is not None else data.train.images.device)
     share = provenance.held_out_share(small) or recipe.validation
     training, held_out = data.holdout(share)
@@ -230,29 +231,31 @@ def run_evaluation(
                 validation=_normalised(data, held_out),
                 test=_normalised(data, data.test),
                 progress=show_status,
-                student=_student(model, data, recipe),
+                student=student_of(model, data, recipe),
                 model=_name_of(model),
             )
             for model in models
         ]
-        real = Baselines(
-            training,
-            data.transform.apply(training.train.images),
-            small.ipc,
-            recipe,
-            seed,
-            identity={
-                "data": data.fingerprint,
-                "training": training.training_digest(),
-                "validation": [share, HOLDOUT_SEED],
-            },
-            cached_models=frozenset(x for x in models if isinstance(x, str) and reuse),
-            reference=trainers[0],
-            has_teacher=recipe.teacher_labels and small.label_logits is not None,
-        )
+        real = None  # normalising all training images is not worth it for no row
+        if config.baseline_names:
+            real = Baselines(
+                training,
+                data.transform.apply(training.train.images),
+                small.ipc,
+                recipe,
+                seed,
+                identity={
+                    "data": data.fingerprint,
+                    "training": training.training_digest(),
+                    "validation": [share, HOLDOUT_SEED],
+                },
+                cached_models=frozenset(x for x in models if isinstance(x, str) and reuse),
+                reference=trainers[0],
+                has_teacher=recipe.teacher_labels and small.label_logits is not None,
+            )
         for trainer in trainers:
             rows += [trainer.row(task)[0] for task in _small_tasks(small, data, trainer)]
-            rows += real.rows(config.baseline_names, trainer)
+            rows += [] if real is None else real.rows(config.baseline_names, trainer)
     evaluation = Evaluation(
         rows=tuple(rows),
         protocol=recipe,
@@ -269,45 +272,6 @@ def run_evaluation(
     return evaluation
 
 
-def _check_order(small: Any, data: Any) -> None:
-    if isinstance(small, ImageDataset) and isinstance(data, DistilledDataset):
-        raise ConfigError(
-            "evaluate: expected the small set and then the real data, got them the other way "
-            "round; swap them"
-        )
-    if not isinstance(small, DistilledDataset | str | Path):
-        raise ConfigError(
-            f"evaluate: expected a small set or its folder first, got {type(small).__name__}; call "
-            "evaluate(small, data)"
-        )
-
-
-def _check_fits(small: DistilledDataset, data: ImageDataset) -> None:
-    ours, theirs = (
-        "×".join(map(str, images.shape[1:])) for images in (small.images, data.train.images)
-    )
-    if ours != theirs or small.num_classes != data.num_classes:
-        raise DataError(
-            f"evaluate: expected a small set of {theirs} images in {data.num_classes} classes like "
-            f"{data.name}, got {ours} in {small.num_classes}; load the data that it was made from, "
-            "at its size"
-        )
-    unnamed = tuple(map(str, range(small.num_classes)))
-    if small.classes not in (unnamed, tuple(data.classes)):
-        place = next(
-            i for i, (a, b) in enumerate(zip(small.classes, data.classes, strict=True)) if a != b
-        )
-        raise DataError(
-            f"evaluate: expected label {place} to mean '{data.classes[place]}' like in "
-            f"{data.name}, got '{small.classes[place]}'; load the data that the small set was made "
-            "from"
-        )
-    if not len(data.test):
-        raise DataError(
-            f"evaluate: expected test images in {data.name}, got none; give load_data a test part"
-        )
-
-
 def _name_of(model: str | nn.Module) -> str:
     return model if isinstance(model, str) else type(model).__name__
 
@@ -316,7 +280,12 @@ def _normalised(data: ImageDataset, split: Split) -> Split:
     return Split(data.transform.apply(split.images), split.labels)
 
 
-def _student(model: str | nn.Module, data: ImageDataset, recipe: Protocol) -> Student:
+def student_of(model: str | nn.Module, data: ImageDataset, recipe: Protocol) -> Student:
+    """Return a network as the protocol trains it on this data.
+
+    Raises:
+        ShapeError: It does not take images of this size.
+    """
     build = partial(
         build_student, model, channels=data.channels, size=data.size, classes=data.num_classes
     )

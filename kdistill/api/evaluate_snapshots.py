@@ -4,119 +4,281 @@ Papers report the best accuracy on the test images over the iterations of the di
 the epochs of a network that is trained on the set).  Here that number has its name, "best on test",
 and stands beside two that do not use the test images: the iteration that is best on images
 which the run held out, and the last one.
+
+A run can do this on its way (``distill(evaluate_every=...)``): it then evaluates every snapshot as
+it is written, and leaves the numbers beside it, so that a resumed run measures nothing twice.
 """
 
+import logging
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
 from torch import nn
 
-from kdistill.api.evaluate import EvaluationConfig, run_evaluation
+from kdistill.api.evaluate import EvaluationConfig, run_evaluation, student_of
+from kdistill.api.evaluation_checks import check_test_images
 from kdistill.api.inputs import load
 from kdistill.artifacts import DistilledDataset
-from kdistill.artifacts.artifact_folder import load_snapshot, snapshot_iterations
+from kdistill.artifacts.contents import SetContents
+from kdistill.artifacts.snapshots import (
+    load_measured,
+    load_snapshot,
+    save_measured,
+    snapshot_iterations,
+)
+from kdistill.artifacts.tensors import digest
 from kdistill.data import ImageDataset
-from kdistill.errors import ConfigError
+from kdistill.engine.precision import check_precision
+from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.evaluation import protocols
+from kdistill.evaluation.baseline_rows import entry_name
 from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.provenance import held_out_share
 from kdistill.evaluation.result_tables import percent
-from kdistill.formatting import Tabular, TextTable, cells_of
-from kdistill.status import quietly, status_line
+from kdistill.evaluation.snapshot_rows import SnapshotEvaluation, SnapshotRow
+from kdistill.status import note, quietly, status_line
+
+_log = logging.getLogger("kdistill")
+NETS = 2  # networks per snapshot of a run that evaluates its set on its way
 
 
 @dataclass(frozen=True, kw_only=True)
-class SnapshotRow:
-    """One state of the set.
+class SnapshotEvaluator:
+    """Trains networks on the states of one run's set, and remembers what it measured.
+
+    A state that was measured before, by the same recipe, on the same data, with the same code and
+    in the same environment, is not measured again.
 
     Attributes:
-        iteration: Iterations of the distillation that made it.
-        validation: Accuracy of every network on images that the run held out; empty where it held
-            none out.
-        accuracies: Accuracy of every network on the test images.
+        run: Folder of the run.
+        data: The real data, with all of its training images.
+        config: One network, no baselines; see ``snapshot_config``.
+        seed: Seed of the evaluation; network ``i`` of every state begins with the same weights.
+        device: As for ``evaluate``.
+        writes: Whether the numbers are left beside the snapshots.
     """
 
-    iteration: int
-    validation: tuple[float, ...]
-    accuracies: tuple[float, ...]
+    run: Path
+    data: ImageDataset
+    config: EvaluationConfig
+    seed: int = 0
+    device: torch.device | str | None = None
+    writes: bool = True
+
+    def row(
+        self,
+        iteration: int,
+        small: DistilledDataset,
+        progress: Callable[[str], None] | None = None,
+    ) -> SnapshotRow:
+        """Return the accuracies of networks trained on a set, remembered or measured.
+
+        Args:
+            iteration: Iterations that made the set.
+            small: The set.
+            progress: Progress callback.
+
+        Cost: that of ``evaluate`` without baselines, or reading one small file.
+        """
+        identity, nets = self._identity(small), self.config.recipe.nets
+        facts = None if identity is None else load_measured(self.run, iteration, identity)
+        row = None if facts is None else SnapshotRow.from_facts(facts, nets)
+        if row is not None and row.iteration == iteration:
+            return row
+        began = time.monotonic()
+        measured = run_evaluation(
+            self.config,
+            _images_alone(small),
+            self.data,
+            seed=self.seed,
+            device=self.device,
+            progress=progress,
+        ).rows[0]
+        is_held_out = self.data.validation is not None or held_out_share(small) is not None
+        row = SnapshotRow(
+            iteration=iteration,
+            validation=measured.validation if is_held_out else (),
+            accuracies=measured.accuracies,
+            seconds=time.monotonic() - began,
+        )
+        if self.writes and identity is not None:
+            save_measured(self.run, iteration, identity, asdict(row))
+        return row
+
+    def evaluate(
+        self, last: DistilledDataset, progress: Callable[[str], None] | None = None
+    ) -> SnapshotEvaluation:
+        """Return a row for every snapshot in the folder, and one for the artefact ``last``.
+
+        A snapshot on which the loss of a network stops being finite is left out, with a warning.
+
+        Raises:
+            NonFiniteError: The loss of a network on ``last`` stopped being finite.
+        """
+        iterations = snapshot_iterations(self.run)
+        end, rows = _iterations_of(last, iterations), []
+        with status_line("snapshots") as show:
+            for iteration in [*(at for at in iterations if at < end), end]:
+                small = last if iteration == end else load_snapshot(self.run, iteration, last)
+                show(f"iteration {iteration:,} of {end:,}")
+                tell = None if progress is None else partial(_tell, progress, iteration)
+                try:
+                    rows.append(self.row(iteration, small, tell))
+                except NonFiniteError as error:
+                    if iteration == end:
+                        raise
+                    _log.warning("iteration %d is left out: %s", iteration, error)
+        return SnapshotEvaluation(
+            rows=tuple(rows),
+            protocol=self.config.recipe,
+            model=self._model,
+            data=self.data.name,
+            seed=self.seed,
+        )
+
+    def check(self) -> None:
+        """Refuse what no snapshot could be evaluated with, before anything expensive is done.
+
+        Raises:
+            ConfigError: A precision that the device does not have.
+            DataError: There are no test images.
+            ShapeError: The network does not take images of this size.
+        """
+        recipe, device = self.config.recipe, self.device
+        check_test_images(self.data)
+        check_precision(
+            recipe.precision, device if device is not None else self.data.train.images.device
+        )
+        for model in self.config.networks:
+            student_of(model, self.data, recipe)
+
+    def on_the_way(self, iteration: int, small: DistilledDataset) -> None:
+        """Evaluate a snapshot of a run that goes on, and say in one line how good it is."""
+        try:
+            row = self.row(iteration, small)
+        except NonFiniteError:  # no reason to end the run; ``finish`` says what was left out
+            return
+        shares = {"validation": row.validation, "test": row.accuracies}
+        said = ", ".join(f"{name} {percent(values)} %" for name, values in shares.items() if values)
+        note(f"iteration {iteration:,}: {said}")
+
+    def finish(self, small: DistilledDataset) -> None:
+        """Leave the numbers of all states in the metrics of the artefact, here and in its folder.
+
+        Raises:
+            KeyboardInterrupt: The message says how to go on.
+        """
+        try:
+            curve = self.evaluate(_images_alone(small)).to_dict()
+        except NonFiniteError as error:
+            _log.warning("the set is finished, but not evaluated: %s", error)
+            return
+        except KeyboardInterrupt as error:
+            error.args = (f"the set is finished in {self.run}; resume=True evaluates what is left",)
+            raise
+        if small.metrics.get("snapshots") != curve:
+            small.record(snapshots=curve)
+            small.save_pretrained(self.run)
+
+    @property
+    def _model(self) -> str:
+        (model,) = self.config.networks
+        return model if isinstance(model, str) else type(model).__name__
+
+    def _identity(self, small: DistilledDataset) -> str | None:
+        """Return a digest of all that decides a row; None: a module, which no name describes."""
+        (model,), data, device = self.config.networks, self.data, self.device
+        if not isinstance(model, str):
+            return None
+        device = torch.device(device if device is not None else data.train.images.device)
+        return entry_name(
+            {
+                "row": "snapshot",
+                "set": digest({**small.learned(), "labels": small.labels}, {}),
+                "data": data.fingerprint,
+                "transform": digest(data.transform.state(), {"kind": data.transform.kind}),
+                "validation": held_out_share(small),
+                "protocol": asdict(self.config.recipe),
+                "model": model,
+                "seed": self.seed,
+                "device": device.type,
+            }
+        )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SnapshotEvaluation(Tabular):
-    """The states of a run's set, rising by iteration; the last one is the artefact itself.
+def checked_evaluator(
+    run: Path,
+    data: ImageDataset,
+    config: EvaluationConfig | None,
+    device: torch.device | str | None,
+) -> SnapshotEvaluator | None:
+    """Return what evaluates the snapshots of a run on its way, checked; None: nothing does."""
+    if config is None:
+        return None
+    evaluator = SnapshotEvaluator(run=run, data=data, config=config, device=device)
+    evaluator.check()
+    return evaluator
 
-    Attributes:
-        rows: One per state.
-        protocol: How the networks were trained.
-        model: The network.
-        data: Name of the data.
-        seed: Seed of the evaluation.
+
+def snapshot_config(
+    protocol: str | Protocol,
+    model: str | nn.Module | None = None,
+    **changes: Any,
+) -> EvaluationConfig:
+    """Return how snapshots are evaluated: one network and the set as it is, without its variants.
+
+    Args:
+        protocol: As for ``evaluate``.
+        model: One network; None is the protocol's student.
+        changes: Fields of the protocol that are changed; None changes nothing.
+
+    Raises:
+        ConfigError: As ``evaluate``.
     """
+    recipe = replace(
+        protocols.get(protocol, **changes),
+        eight_bit=False,
+        hard_labels=False,
+        robustness=False,
+        best_on_test=False,
+    )
+    models = None if model is None else (model,)
+    return EvaluationConfig(protocol=recipe, models=models, baselines=())
 
-    rows: tuple[SnapshotRow, ...]
-    protocol: Protocol
-    model: str
-    data: str
-    seed: int
 
-    @property
-    def best_on_validation(self) -> int | None:
-        """The first iteration with the best mean validation accuracy; None: nothing held out."""
-        held_out = [row for row in self.rows if row.validation]
-        return max(held_out, key=lambda row: mean(row.validation)).iteration if held_out else None
+def snapshot_settings(
+    snapshot_every: int | None = None,
+    evaluate_every: int | None = None,
+    evaluate_protocol: str | Protocol | None = None,
+    evaluate_nets: int | None = None,
+) -> dict[str, Any]:
+    """Return what a run's ``Execution`` says of its snapshots, from the arguments of ``distill``.
 
-    @property
-    def best_on_test(self) -> int:
-        """The iteration with the best mean test accuracy, for comparison with papers alone."""
-        return max(self.rows, key=lambda row: mean(row.accuracies)).iteration
-
-    def tables(self) -> list[TextTable]:
-        """Return one line per state; the last column names the best ones."""
-        columns: dict[str, Callable[[SnapshotRow], str]] = {
-            "iteration": lambda row: f"{row.iteration:,}",
-            "validation %": lambda row: percent(row.validation),
-            "test %": lambda row: percent(row.accuracies),
-            "": lambda row: ", ".join(self._names(row)),
-        }
-        rows = cells_of(self.rows, columns)
-        return [TextTable(columns=list(columns), rows=rows, notes=self._notes(), left=("",))]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what ``metrics.json`` holds under ``"snapshots"``."""
-        return {
-            "rows": [asdict(row) for row in self.rows],
-            "best_on_validation": self.best_on_validation,
-            "best_on_test": self.best_on_test,
-            "protocol": asdict(self.protocol),
-            "model": self.model,
-            "data": self.data,
-            "seed": self.seed,
-        }
-
-    def _names(self, row: SnapshotRow) -> list[str]:
-        names = {
-            "best on validation": self.best_on_validation,
-            "best on test": self.best_on_test,
-            "last": self.rows[-1].iteration,
-        }
-        return [name for name, iteration in names.items() if iteration == row.iteration]
-
-    def _notes(self) -> list[str]:
-        recipe = self.protocol
-        notes = [
-            f"{self.data}, {recipe.title} protocol, {recipe.epochs} epochs, {recipe.nets} networks "
-            f"({self.model})",
-            "best on test: over the iterations of the distillation, chosen",
-            "on the test images as papers do: compare it with papers only",
-        ]
-        if self.best_on_validation is None:
-            return [*notes, "the run held no images out: nothing is best on validation"]
-        return [*notes, "best on validation: chosen on images that the run held out"]
+    Raises:
+        ConfigError: Both intervals, or settings of an evaluation that is not asked for.
+    """
+    if evaluate_every is None:
+        chosen = {"evaluate_protocol": evaluate_protocol, "evaluate_nets": evaluate_nets}
+        for name, value in chosen.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{name}: expected an interval of evaluations, got none; pass "
+                    "evaluate_every=100"
+                )
+        return {"snapshot_every": snapshot_every}
+    if snapshot_every is not None:
+        raise ConfigError(
+            f"evaluate_every: expected no other interval of snapshots, got "
+            f"snapshot_every={snapshot_every}; leave it out, evaluated snapshots are kept too"
+        )
+    nets = NETS if evaluate_nets is None else evaluate_nets
+    config = snapshot_config(evaluate_protocol or "quick", nets=nets)
+    return {"snapshot_every": evaluate_every, "evaluation": config}
 
 
 def evaluate_snapshots(
@@ -136,7 +298,8 @@ def evaluate_snapshots(
     """Train fresh networks on every snapshot of a run and on its last set, and test them.
 
     Args:
-        run: Folder of a finished run that was started with ``snapshot_every``.
+        run: Folder of a finished run that was started with ``snapshot_every`` or
+            ``evaluate_every``; what such a run measured by this protocol is not measured again.
         data: The real data, or anything that ``load_data`` takes.
         protocol: As for ``evaluate``; the set is trained on as it is, without the variants of
             ``evaluate``.
@@ -155,6 +318,8 @@ def evaluate_snapshots(
 
     Raises:
         ConfigError: The folder has no snapshots, or what ``evaluate`` refuses.
+        NonFiniteError: The loss of a network on the last set stopped being finite; a snapshot on
+            which one does is left out, with a warning.
         DataError: A snapshot is damaged or of another run, or the data does not fit.
 
     Cost: that of ``evaluate`` without baselines, for every snapshot.
@@ -165,31 +330,16 @@ def evaluate_snapshots(
             f"evaluate: expected snapshots in {run}, got none; distill with --snapshot-every 100 "
             "(snapshot_every=100) first"
         )
-    recipe = protocols.get(protocol, nets=nets, lr=lr, precision=precision)
-    recipe = replace(
-        recipe, eight_bit=False, hard_labels=False, robustness=False, best_on_test=False
-    )
-    models = None if model is None else (model,)
-    config = EvaluationConfig(protocol=recipe, models=models, baselines=())
-    data = load(data, quiet)
-    last = DistilledDataset.from_pretrained(run)
-    end = _iterations_of(last, iterations)
-    rows = []
-    with quietly(quiet), status_line("snapshots") as show:
-        for iteration in [*(at for at in iterations if at < end), end]:
-            small = last if iteration == end else load_snapshot(run, iteration, last)
-            show(f"iteration {iteration:,} of {end:,}")
-            tell = None if progress is None else partial(_tell, progress, iteration)
-            result = run_evaluation(config, small, data, seed=seed, device=device, progress=tell)
-            row = result.rows[0]
-            is_held_out = data.validation is not None or held_out_share(small) is not None
-            validation = row.validation if is_held_out else ()
-            rows.append(
-                SnapshotRow(iteration=iteration, validation=validation, accuracies=row.accuracies)
-            )
-    return SnapshotEvaluation(
-        rows=tuple(rows), protocol=recipe, model=row.model, data=data.name, seed=seed
-    )
+    with quietly(quiet):
+        evaluator = SnapshotEvaluator(
+            run=Path(run),
+            data=load(data, quiet),
+            config=snapshot_config(protocol, model, nets=nets, lr=lr, precision=precision),
+            seed=seed,
+            device=device,
+            writes=False,
+        )
+        return evaluator.evaluate(DistilledDataset.from_pretrained(run), progress)
 
 
 def _tell(progress: Callable[[str], None], iteration: int, text: str) -> None:
@@ -204,3 +354,9 @@ def _iterations_of(last: DistilledDataset, iterations: list[int]) -> int:
     record = last.metrics.get("distillation")
     done = record.get("iterations") if isinstance(record, dict) else None
     return done if isinstance(done, int) and done > 0 else iterations[-1] + 1
+
+
+def _images_alone(small: DistilledDataset) -> DistilledDataset:
+    """Return a copy that is a set of images, also of a generator with images drawn once."""
+    names = [entry.name for entry in fields(SetContents)]
+    return DistilledDataset(**{name: getattr(small, name) for name in names})

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from kdistill import _native, methods
+from kdistill.api.evaluate import EvaluationConfig
+from kdistill.api.evaluate_snapshots import SnapshotEvaluator, checked_evaluator
 from kdistill.api.inputs import (
     check_class_counts,
     check_place,
@@ -26,7 +28,7 @@ from kdistill.api.inputs import (
 )
 from kdistill.api.run_artefact import artefact_of
 from kdistill.api.run_folder import JsonLines, check_folder, prepare, same_artefact, scratch_folder
-from kdistill.artifacts import DistilledDataset, artifact_folder
+from kdistill.artifacts import DistilledDataset, snapshots
 from kdistill.config import to_mapping
 from kdistill.data import ImageDataset, load_data
 from kdistill.engine.precision import use_precision
@@ -135,7 +137,8 @@ def resolve(method: str, preset: str, options: Mapping[str, Any]) -> Any:
 class Execution:
     """How a run is carried out; nothing here changes what an iteration computes.
 
-    The attributes are the arguments of ``distill`` with these names.
+    The attributes are the arguments of ``distill`` with these names; ``evaluation`` says how every
+    snapshot and the result are evaluated as they are made, None that they are not.
     """
 
     out: str | Path | None = None
@@ -146,6 +149,7 @@ class Execution:
     threads: int | None = None
     max_minutes: Annotated[float | None, MAX_MINUTES] = None
     snapshot_every: int | None = None
+    evaluation: EvaluationConfig | None = None
     checkpoint_minutes: Annotated[float, CHECKPOINT_MINUTES] = 1.0
     quiet: bool = False
 
@@ -164,6 +168,11 @@ class Execution:
         several = isinstance(self.callbacks, Sequence)
         return tuple(self.callbacks) if several else (self.callbacks,) if self.callbacks else ()
 
+    @property
+    def interval(self) -> str:
+        """The argument of ``distill`` that asks for snapshots."""
+        return "snapshot_every" if self.evaluation is None else "evaluate_every"
+
     def check(self) -> None:
         """Make every check of folder, device and threads that needs no image; nothing is written.
 
@@ -172,7 +181,7 @@ class Execution:
             DataError: A folder that cannot be written, or one with other contents.
         """
         use(self.threads, self.device)
-        artifact_folder.check_snapshot_every(self.snapshot_every, self.out)
+        snapshots.check_snapshot_every(self.snapshot_every, self.out, self.interval)
         if self.out is not None:
             check_place(self.out)
             check_folder(self.out, resume=self.resume, force=self.force)
@@ -308,6 +317,7 @@ class _Job:
                 scratch.is_finished = outcome.finished
                 return self._artefact(problem, outcome)
         folder = Path(how.out)
+        evaluator = checked_evaluator(folder, self.data, how.evaluation, how.device)
         with sole_use(folder):
             problem = self._build()
             prepare(folder, resume=how.resume, force=how.force)
@@ -316,12 +326,16 @@ class _Job:
                 folder,
                 resume=how.resume,
                 callbacks=(JsonLines(folder / "metrics.jsonl", how.resume),),
-                snapshots=self._snapshots(problem, folder),
+                snapshots=self._snapshots(problem, folder, evaluator),
             )
             small = self._artefact(problem, outcome)
-            if how.resume and (finished := same_artefact(folder, small)) is not None:
-                return finished
-            small.save_pretrained(folder)
+            finished = same_artefact(folder, small) if how.resume else None
+            if finished is None:
+                small.save_pretrained(folder)
+            else:
+                small = finished
+            if evaluator is not None:
+                evaluator.finish(small)
             return small
 
     def _build(self) -> methods.Problem:
@@ -330,8 +344,9 @@ class _Job:
             config.method_options, self.training, config.ipc, config.seed, self.start
         )
         problem = methods.calibrate(problem)
-        if self.execution.snapshot_every is not None:
-            artifact_folder.check_snapshot_count(self.execution.snapshot_every, problem.iterations)
+        how = self.execution
+        if how.snapshot_every is not None:
+            snapshots.check_snapshot_count(how.snapshot_every, problem.iterations, how.interval)
         self.record.update(problem.provenance)
         return problem
 
@@ -355,10 +370,14 @@ class _Job:
             **how,
         )
 
-    def _snapshots(self, problem: methods.Problem, folder: Path) -> Snapshots | None:
+    def _snapshots(
+        self, problem: methods.Problem, folder: Path, evaluator: SnapshotEvaluator | None
+    ) -> Snapshots | None:
         def take(outcome: Outcome) -> None:
-            small = self._artefact(problem, outcome)
-            artifact_folder.save_snapshot(folder, outcome.last.iteration, small)
+            small, iteration = self._artefact(problem, outcome), outcome.last.iteration
+            snapshots.save_snapshot(folder, iteration, small)
+            if evaluator is not None:
+                evaluator.on_the_way(iteration, small)
 
         every = self.execution.snapshot_every
         return None if every is None else Snapshots(every, take)

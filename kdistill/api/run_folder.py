@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
-from kdistill.artifacts import DistilledDataset, artifact_folder, check_output
+from kdistill.artifacts import DistilledDataset, check_output
 from kdistill.artifacts.artifact_folder import recorded_run
 from kdistill.artifacts.checkpoint import checkpoint_meta, load_checkpoint
+from kdistill.artifacts.snapshots import remove_snapshots
 from kdistill.cache import cache_folder, digest_of, make_private
 from kdistill.errors import ConfigError, DataError
 from kdistill.files import append_regular, locked, read_regular, write_atomic
@@ -101,7 +102,7 @@ def prepare(folder: Path, *, resume: bool, force: bool) -> None:
     if not resume:
         for stale in folder.glob(f"{CHECKPOINT}*"):
             stale.unlink()
-        artifact_folder.remove_snapshots(folder)
+        remove_snapshots(folder)
 
 
 def check_writable(folder: Path) -> None:

@@ -63,6 +63,42 @@ def drawn_note(row: Mapping[str, Any]) -> str:
     )
 
 
+def snapshot_conclusions(curve: Any) -> list[str]:
+    """Return which states of a run's set were best, one sentence each.
+
+    Args:
+        curve: ``metrics["snapshots"]``: ``rows`` (``iteration``, ``validation`` and ``accuracies``
+            as shares of 1), ``best_on_validation``, ``best_on_test`` and ``last``, iterations.
+            Anything may be missing.
+    """
+    rows = {}
+    listed = lookup(curve, "rows")
+    for row in listed if isinstance(listed, (list, tuple)) else ():
+        if isinstance(row, Mapping) and is_number(row.get("iteration")):
+            rows[row["iteration"]] = row
+    notes = {
+        "best_on_validation": ", chosen on images that the run held out",
+        "best_on_test": ", chosen on the test images as papers do: compare it with papers only",
+        "last": "",
+    }
+    lines = []
+    for name, chosen in notes.items():
+        iteration = lookup(curve, name)
+        if not is_number(iteration) or iteration not in rows:
+            continue
+        shares = {"validation": "validation", "test": "accuracies"}
+        means = {title: _mean(rows[iteration].get(key)) for title, key in shares.items()}
+        said = ", ".join(f"{title} {100 * x:.2f} %" for title, x in means.items() if x is not None)
+        lines.append(f"{name.replace('_', ' ')}: iteration {iteration:,} ({said}){chosen}")
+    return lines
+
+
+def _mean(values: Any) -> float | None:
+    """Return the mean of a list of numbers, or None where it is none."""
+    is_usable = isinstance(values, (list, tuple)) and bool(values) and all(map(is_number, values))
+    return sum(values) / len(values) if is_usable else None
+
+
 def is_number(value: Any) -> bool:
     """Return whether ``value`` is a number that can be calculated with; a bool is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

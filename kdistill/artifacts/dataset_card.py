@@ -15,6 +15,7 @@ from kdistill.artifacts.conclusions import (
     is_number,
     random_images,
     rows_above,
+    snapshot_conclusions,
 )
 from kdistill.artifacts.contents import GENERATOR, SetContents, lookup
 from kdistill.escape import code, json_text, markdown, one_line, yaml
@@ -22,7 +23,7 @@ from kdistill.formatting import byte_count
 
 MAX_TEXT = 1000  # characters of one entry
 _CONFIG = ("run", "source", "method", "environment", "sample")  # groups of the config that are read
-_METRICS = ("distillation", "evaluation")
+_METRICS = ("distillation", "evaluation", "snapshots")
 
 # identifiers that the Hugging Face Hub knows; everything else is "other" with the text as its name
 _HUB_LICENCES = {
@@ -55,7 +56,7 @@ def card(contents: SetContents, *, files: str = "artefact") -> str:
         "![All images, one row per class](preview.png)",
         f"## What is in it\n\n{_description(contents)}",
         f"## How it was made\n\n{_origin(record)}",
-        f"## How good it is\n\n{_quality(record)}",
+        f"## How good it is\n\n{_quality(record)}{_on_its_way(record)}",
         f"## How to use it\n\n{_usage(contents, files)}",
         f"## Limits\n\n{_limits(contents, _line(record, 'source', 'licence'))}",
     ]
@@ -261,6 +262,15 @@ def _quality(record: Mapping[str, Any]) -> str:
         )
     lines = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
     return "\n\n".join(filter(None, [lines, recipe, _list_of_conclusions(rows, record)]))
+
+
+def _on_its_way(record: Mapping[str, Any]) -> str:
+    """Return which states of the set were best on the way of its run; empty where none is known."""
+    lines = snapshot_conclusions(record.get("snapshots"))
+    protocol = _line(record, "snapshots", "protocol", "name")
+    means = f" (means over networks, protocol {code(protocol)})" if protocol else ""
+    listed = "\n".join(f"- {markdown(line)}" for line in lines)
+    return f"\n\nOver the iterations of the distillation{means}:\n\n{listed}" if lines else ""
 
 
 def _quality_row(row: Mapping[str, Any], has_best: bool) -> list[str]:

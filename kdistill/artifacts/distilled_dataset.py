@@ -8,9 +8,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from kdistill.artifacts.artifact_folder import load_snapshot, read_artifact, write_artifact
+from kdistill.artifacts.artifact_folder import read_artifact, write_artifact
 from kdistill.artifacts.contents import SetContents
 from kdistill.artifacts.export import export
+from kdistill.artifacts.snapshots import load_snapshot
 from kdistill.artifacts.tensors import jsonable
 from kdistill.errors import DataError
 

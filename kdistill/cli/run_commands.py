@@ -98,6 +98,15 @@ def distill(
     snapshot_every: Annotated[
         int | None, typer.Option(help="Iterations between two snapshots of the set.")
     ] = None,
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="Iterations between two evaluations of the set on its way.")
+    ] = None,
+    evaluate_protocol: Annotated[
+        str | None, typer.Option(help="How they train networks, as evaluate (default quick).")
+    ] = None,
+    evaluate_nets: Annotated[
+        int | None, typer.Option(help="Networks of each of them (default 2).")
+    ] = None,
     validation: Annotated[
         float | None, typer.Option(help="Share of the training images held out (default 0.1).")
     ] = None,
@@ -107,8 +116,10 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Make a small synthetic set from DATA and leave it in a folder."""
+    from kdistill.api.evaluate_snapshots import snapshot_settings
     from kdistill.api.run import Execution, check_run, run
     from kdistill.api.run_file import read_run
+    from kdistill.artifacts.conclusions import snapshot_conclusions
     from kdistill.options import values_shown
 
     settings = {
@@ -131,7 +142,7 @@ def distill(
         threads=threads,
         max_minutes=max_minutes,
         checkpoint_minutes=checkpoint_minutes,
-        snapshot_every=snapshot_every,
+        **snapshot_settings(snapshot_every, evaluate_every, evaluate_protocol, evaluate_nets),
         quiet=quiet,
     )
     check_run(chosen, execution, init)
@@ -148,6 +159,8 @@ def distill(
             f", of a run that --max-minutes stopped after {done['iterations']:,} iterations "
             "(--resume goes on)"
         )
+    for line in snapshot_conclusions(small.metrics.get("snapshots")):
+        echo_wrapped(line)
     echo(f"{len(small.images)} images in {out}{stopped}; next: kdistill evaluate {out}")
 
 

@@ -20,6 +20,7 @@ FLAGS = (
     *("device", "threads", "max_minutes", "validation", "checkpoint_minutes", "snapshot_every"),
     *("quiet", "protocol", "models", "baselines", "nets", "precision", "stream", "lr"),
     *("epochs", "batch_size", "strategy", "skip_unreadable"),
+    *("evaluate_every", "evaluate_protocol", "evaluate_nets"),
 )
 
 

@@ -158,7 +158,7 @@ class Baselines:
             reference = self.reference
             size = reference.student.num_params
             identity["reference"] = [reference.model, size, self.full_epochs()]
-        return _entry_name(identity)
+        return entry_name(identity)
 
     def _task(self, name: str, title: str, entry: str, strategy: str, model: str) -> Task:
         is_full = name == "full"
@@ -250,7 +250,7 @@ def code_digest() -> str:
     return total.hexdigest()
 
 
-def _entry_name(identity: Mapping[str, Any]) -> str:
+def entry_name(identity: Mapping[str, Any]) -> str:
     """Return the digest that names the entry of ``identity``, under this code and environment."""
     chosen = {"backend": requested_backend(), "convolution": asked_convolution()}
     full = {**identity, **chosen, "environment": _native.environment(), "code": code_digest()}

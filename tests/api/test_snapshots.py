@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import kdistill
 from kdistill.api.evaluate_snapshots import SnapshotEvaluation, SnapshotRow
 from kdistill.artifacts import DistilledDataset
-from kdistill.artifacts.artifact_folder import snapshot_iterations
+from kdistill.artifacts.snapshots import snapshot_iterations
 from kdistill.artifacts.tensors import decode, digest, encode
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError

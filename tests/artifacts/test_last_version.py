@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdistill.artifacts import DistilledDataset, load_checkpoint
-from kdistill.artifacts.artifact_folder import snapshot_iterations
+from kdistill.artifacts.snapshots import snapshot_iterations
 from kdistill.evaluation import Evaluation
 
 FOLDER = Path(__file__).parent / "saved_by_0_1"

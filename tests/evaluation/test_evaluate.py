@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdistill.api.evaluate import _student as student_of
-from kdistill.api.evaluate import evaluate
+from kdistill.api.evaluate import evaluate, student_of
 from kdistill.artifacts import DistilledDataset
 from kdistill.data import Split
 from kdistill.engine import use_precision

@@ -14,7 +14,7 @@ import kdistill
 from kdistill import methods
 from kdistill.api.plan import plan
 from kdistill.api.run import resolve
-from kdistill.artifacts.artifact_folder import snapshot_iterations
+from kdistill.artifacts.snapshots import snapshot_iterations
 from kdistill.cli import app
 from kdistill.errors import ConfigError, DataError, NonFiniteError
 from kdistill.methods.distillation import Distillation
