@@ -202,6 +202,8 @@ def measure(
         "options": written(options),
     }
     rows = []
+    # the table has no rows of 8 bits or hard labels
+    protocol = protocols.get(settings.protocol, eight_bit=False, hard_labels=False)
     for network, models, nets in (
         ("same", None, None),
         ("other", settings.other_networks, settings.other_nets),
@@ -213,7 +215,7 @@ def measure(
         evaluation = kdistill.evaluate(
             small,
             data,
-            protocol=settings.protocol,
+            protocol=protocol,
             models=models,
             nets=nets,
             baselines=baselines,

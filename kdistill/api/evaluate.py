@@ -28,6 +28,7 @@ from kdistill.evaluation.protocols import Protocol
 from kdistill.evaluation.result import Evaluation
 from kdistill.evaluation.rows import Row
 from kdistill.evaluation.trainer import Task, Trainer
+from kdistill.priors import eight_bits
 from kdistill.status import quietly, status_line
 
 
@@ -326,8 +327,7 @@ def _small_tasks(small: DistilledDataset, data: ImageDataset, trainer: Trainer) 
 
     tasks = [task(name, "distilled", images, labels)]
     if recipe.eight_bit:
-        rounded = (images.clamp(0.0, 1.0) * 255.0).round() / 255.0
-        tasks.append(task(f"{name}, 8 bits", "variant", rounded, labels))
+        tasks.append(task(f"{name}, 8 bits", "variant", eight_bits(images), labels))
     if recipe.hard_labels and small.label_logits is not None:
         tasks.append(task(f"{name}, hard labels", "variant", images, hard))
     if recipe.robustness:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdistill.artifacts.contents import SetContents
+from kdistill.artifacts.conclusions import is_number
+from kdistill.artifacts.contents import SetContents, lookup
 from kdistill.artifacts.dataset_card import card
 from kdistill.artifacts.image_grids import to_image
 from kdistill.artifacts.tensors import to_json
@@ -130,6 +131,23 @@ def _hf(contents: SetContents, path: Path) -> Path:
         (staging / "README.md").write_text(card(contents, files="hf"), encoding="utf-8")
         (staging / "preview.png").write_bytes(contents.preview_page().png())
     return path
+
+
+EIGHT_BIT = ("imagefolder", "hf")  # formats of pictures
+SAME = 0.01 / 255  # difference to a level of 8 bits that is rounding of float32
+
+
+def eight_bit_note(contents: SetContents) -> str | None:
+    """Return what pictures of 8 bits lose of a set, in a sentence; None where it is nothing."""
+    images = contents.images
+    lost = float((images - (images.clamp(0.0, 1.0) * 255).round() / 255).abs().max())
+    if lost < SAME:
+        return None
+    remedy = "npz holds every value, and distill --set eight_bit=true makes sets that pictures hold"
+    for scores in dict(lookup(contents.metrics, "evaluation", "scores") or {}).values():
+        if is_number(cost := lookup(scores, "eight_bit_cost")):
+            return f"8 bits cost this set {100 * cost:.1f} points of accuracy (evaluated); {remedy}"
+    return f"pixels are clipped to 0..1 and rounded; kdistill evaluate says what it costs; {remedy}"
 
 
 WRITERS: dict[str, Callable[[SetContents, Path], Path]] = {

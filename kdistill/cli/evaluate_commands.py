@@ -246,9 +246,12 @@ def export(
     """Write the small set in another format."""
     from kdistill.artifacts import DistilledDataset
     from kdistill.artifacts.contents import GENERATOR
+    from kdistill.artifacts.export import EIGHT_BIT, eight_bit_note
 
     small = DistilledDataset.from_pretrained(artefact)
     echo(f"wrote {small.export(to_path, to=to)}")
+    if to in EIGHT_BIT and (lost := eight_bit_note(small)) is not None:
+        echo_wrapped(lost)
     if GENERATOR in small.files:
         echo_wrapped(
             f"these are the {len(small)} images that the generator drew once; kdistill sample "

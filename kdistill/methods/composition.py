@@ -36,7 +36,7 @@ class ObjectiveConfig(MethodConfig):
 
         Raises:
             ConfigError: The objective or its preset is unknown, it has a prior of its own, or
-                ``settings`` holds an option that every method has.
+                ``settings`` holds ``eight_bit`` or an option that every method has.
         """
         method = methods.get(self.objective)
         if method.family not in PIXEL_FAMILIES:
@@ -55,6 +55,11 @@ class ObjectiveConfig(MethodConfig):
             where=f"settings of {self.objective}",
             name="objective_preset",
         )
+        if options.eight_bit:
+            raise ConfigError(
+                "settings.eight_bit: expected false for images that a generator renders, got true; "
+                "leave it out"
+            )
         return method, options
 
 

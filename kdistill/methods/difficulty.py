@@ -118,12 +118,15 @@ class AlignedConfig(DifficultyConfig):
         mask_ratio: Share of what is compared, shallow layers first, that is left out (FIEM).
         first_move: Share of their norm by which the first step moves the images, where
             ``lr_images`` is found.
+        eight_bit: Let the objective see the images as pictures of 8 bits hold them, clipped and
+            rounded, so that an export as PNG loses nothing.
     """
 
     drop_hardest: Annotated[float, DROPPED] = 0.0
     drop_easiest: Annotated[float, DROPPED] = 0.0
     mask_ratio: Annotated[float, MASKED_SHARE] = 0.0
     first_move: Annotated[float, POSITIVE] = 0.03
+    eight_bit: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

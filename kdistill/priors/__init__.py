@@ -3,11 +3,12 @@
 from kdistill.priors.base import ImageGenerator, Noise, Prior, RenderedPrior, State
 from kdistill.priors.hierarchical import PIXELS, Depth, HierarchicalPrior
 from kdistill.priors.latents import GeneratorAdapter, LatentPrior
-from kdistill.priors.pixels import PixelPrior
+from kdistill.priors.pixels import EightBitPrior, PixelPrior, eight_bits, pixel_prior
 
 __all__ = [
     "PIXELS",
     "Depth",
+    "EightBitPrior",
     "GeneratorAdapter",
     "HierarchicalPrior",
     "ImageGenerator",
@@ -17,4 +18,6 @@ __all__ = [
     "Prior",
     "RenderedPrior",
     "State",
+    "eight_bits",
+    "pixel_prior",
 ]

@@ -37,7 +37,7 @@ from kdistill.options import (
     Unset,
     Words,
 )
-from kdistill.priors import PixelPrior, State
+from kdistill.priors import State, pixel_prior
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 MOST_STEPS, TOTAL_EPOCHS = 50, 500  # what the published table (ipc -> (T, E)) follows elsewhere
@@ -148,7 +148,7 @@ def build_gradient(
     find = FirstMove(share=config.first_move, iterations=(0, steps, 2 * steps))
     iterations = config.iterations * steps
     return Problem(
-        prior=PixelPrior(),
+        prior=pixel_prior(data.transform, eight_bit=config.eight_bit),
         state={"images": images.clone(), "theta": images.new_zeros(student.num_params)},
         labels=labels,
         objective=objective,

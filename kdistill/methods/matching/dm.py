@@ -25,7 +25,7 @@ from kdistill.methods.difficulty import AlignedConfig
 from kdistill.objectives.distribution_matching import distribution_match, layered_distribution_match
 from kdistill.optim import FirstMove, by_name
 from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE
-from kdistill.priors import PixelPrior, State
+from kdistill.priors import State, pixel_prior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def build(
     images = initial_images(data, ipc, config.init, seed) if start is None else start
     find = FirstMove(share=config.first_move)
     return Problem(
-        prior=PixelPrior(),
+        prior=pixel_prior(data.transform, eight_bit=config.eight_bit),
         state={"images": images.clone()},
         labels=labels.to(images_real.device),
         objective=objective,

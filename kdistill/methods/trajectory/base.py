@@ -38,7 +38,7 @@ from kdistill.methods import (
 )
 from kdistill.optim import FirstMove, LeastLoss, Optimizer, averaged, by_name
 from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, POSITIVE, Unset, Words
-from kdistill.priors import PixelPrior, State
+from kdistill.priors import State, pixel_prior
 
 FAST = {
     "iterations": 100,
@@ -78,6 +78,8 @@ class TrajectoryConfig(MethodConfig):  # many fields, since each is an option th
             step moves them by ``first_move``.
         first_move: Share of their norm by which the first step moves the images, where
             ``lr_images`` is found.
+        eight_bit: Let the objective see the images as pictures of 8 bits hold them, clipped and
+            rounded, so that an export as PNG loses nothing.
         lr_lr: Learning rate of the student's learning rate.
         lr_init: The student's learning rate at the start; it is learned, and never below 1e-6.
         batch_syn: Synthetic images per step of the student.
@@ -103,6 +105,7 @@ class TrajectoryConfig(MethodConfig):  # many fields, since each is an option th
     first_move: Annotated[
         float | None, POSITIVE, Unset(f"{FIRST_MOVE} over the square root of the images per class")
     ] = None
+    eight_bit: bool = False
     lr_lr: Annotated[float, NOT_NEGATIVE] = 1e-5
     lr_init: Annotated[float | None, POSITIVE, AUTOMATIC] = 0.001
     batch_syn: Annotated[int | None, COUNT, Unset("all")] = None
@@ -304,7 +307,7 @@ def build_trajectory(
     experts = expert_store(config, data) if store is None else store
     labels = balanced_labels(data.num_classes, ipc).to(data.train.images.device)
     return Problem(
-        prior=PixelPrior(),
+        prior=pixel_prior(data.transform, eight_bit=config.eight_bit),
         state=state,
         labels=labels,
         objective=_objective(config, data, seed, experts, labels, labels_of, mask),
