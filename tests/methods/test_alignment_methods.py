@@ -11,7 +11,8 @@ from kdistill.api.run import resolve
 from kdistill.data.image_dataset import fingerprint
 from kdistill.errors import ConfigError, DataError
 from kdistill.methods.trajectory.base import open_store
-from kdistill.methods.trajectory.datm import DatmConfig, first_logits
+from kdistill.methods.trajectory.datm import DatmConfig
+from kdistill.methods.trajectory.learned_labels import first_logits
 from kdistill.selection import ScoreTable
 
 SMALL = {

@@ -22,7 +22,7 @@ from kdistill.engine import Student, TrajectoryMatch, trajectory_match
 from kdistill.engine.inner_problem import Mask
 from kdistill.engine.trajectory_gradient import GRAD_MODES, SMALLEST_LR
 from kdistill.errors import NonFiniteError
-from kdistill.experts import ExpertSpec, TrajectoryStore, estimate, train_experts
+from kdistill.experts import Estimate, ExpertSpec, TrajectoryStore, estimate, train_experts
 from kdistill.experts.expert_training import Rows
 from kdistill.files import explained
 from kdistill.keys import generator, make_key, permutation, uniforms
@@ -36,6 +36,7 @@ from kdistill.methods import (
     balanced_labels,
     initial_images,
 )
+from kdistill.methods.trajectory.learned_labels import label_metrics
 from kdistill.optim import FirstMove, LeastLoss, Optimizer, averaged, by_name
 from kdistill.options import AUTOMATIC, COUNT, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.priors import State, pixel_prior
@@ -229,13 +230,17 @@ def expert_store(config: TrajectoryConfig, data: ImageDataset) -> TrajectoryStor
     )
 
 
-def dry_run_trajectory(config: TrajectoryConfig, data: ImageDataset, folder: Path) -> DryRun:
-    """Return the run with two inner steps and one made-up expert in ``folder``."""
-    student, spec = config.network(data), config.expert_spec(data)
-    store = open_store(config, data)
+def missing_experts(config: TrajectoryConfig, data: ImageDataset) -> Estimate:
+    """Return what training the missing experts costs, from a timed step."""
+    spec, store = config.expert_spec(data), open_store(config, data)
     missing = sum(not store.has(i) for i in range(spec.count))
     images = data.transform.apply(data.train.images)
-    ahead = estimate(spec, student, images, data.train.labels, missing)
+    return estimate(spec, config.network(data), images, data.train.labels, missing)
+
+
+def dry_run_trajectory(config: TrajectoryConfig, data: ImageDataset, folder: Path) -> DryRun:
+    """Return the run with two inner steps and one made-up expert in ``folder``."""
+    student, ahead = config.network(data), missing_experts(config, data)
     short = config.dry_run(folder)
     start = student.init(generator(0))
     open_store(short, data).add(0, torch.stack([start, 1.01 * start + 1e-3]))
@@ -354,9 +359,11 @@ def _objective(
         )
         _check_finite(match, state["lr"], epoch, iteration)
         grads = {"lr": match.grad_lr.to(images)}
-        if "label_logits" in state and match.grad_labels is not None:
+        learns_labels = "label_logits" in state
+        if learns_labels and match.grad_labels is not None:
             grads["label_logits"] = match.grad_labels
-        return Step(match.loss, match.grad_images, grads)
+        metrics = label_metrics(state["label_logits"], labels) if learns_labels else {}
+        return Step(match.loss, match.grad_images, grads, metrics=metrics)
 
     return objective
 

@@ -11,12 +11,10 @@ The student's loss is the cross-entropy against softmax(z_j).  The images begin 
 expert classifies correctly, z_j as the mean of the logits of the experts that do.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
 
-import torch
 from torch import Tensor
 
 from kdistill.data import ImageDataset
@@ -24,7 +22,7 @@ from kdistill.engine.inner_problem import Mask
 from kdistill.errors import ConfigError
 from kdistill.experts import ExpertSpec, TrajectoryStore
 from kdistill.keys import make_key
-from kdistill.methods.base import Method, Problem
+from kdistill.methods.base import DryRun, Experts, Method, Problem
 from kdistill.methods.init import INITS, balanced_labels, initial_images, with_distinct_copies
 from kdistill.methods.trajectory.base import (
     EXPERTS,
@@ -32,8 +30,10 @@ from kdistill.methods.trajectory.base import (
     FlatExpertsConfig,
     build_trajectory,
     expert_store,
+    missing_experts,
     published,
 )
+from kdistill.methods.trajectory.learned_labels import first_logits
 from kdistill.optim import FirstMove
 from kdistill.options import AUTOMATIC, COUNT, MOMENTUM, NOT_NEGATIVE, POSITIVE, Unset, Words
 from kdistill.selection import select_correct
@@ -70,6 +70,9 @@ class DatmConfig(FlatExpertsConfig):  # many fields, since each is an option tha
         expert_length: Epochs of the experts, whose last networks judge the first images and make
             their labels.
         label_experts: Number of experts that make the first labels.
+        teacher_epochs: Epochs of networks that judge the first images and make their labels in the
+            place of the experts, which small windows leave half-trained: as many as
+            ``label_experts``, trained like the experts, on all images.
         lr_labels: Learning rate of the label logits; where it is found, the first step moves them
             by 3 % of their norm.
         momentum_labels: Momentum of the label logits' SGD.
@@ -90,6 +93,7 @@ class DatmConfig(FlatExpertsConfig):  # many fields, since each is an option tha
         int | None, COUNT, Unset("as far as the last start epoch and M reach")
     ] = 100
     label_experts: Annotated[int | None, COUNT, Unset("all")] = None
+    teacher_epochs: Annotated[int | None, COUNT, Unset("the experts judge")] = None
     lr_labels: Annotated[float | None, NOT_NEGATIVE, AUTOMATIC] = 2.0
     momentum_labels: Annotated[float, MOMENTUM] = 0.9
     skip_above: Annotated[float | None, POSITIVE, Unset("no iteration is skipped")] = 1.0
@@ -103,7 +107,7 @@ class DatmConfig(FlatExpertsConfig):  # many fields, since each is an option tha
                 f"max_start_epoch, got {low}, {first} and {last}; set all three "
                 "(first_max_start_epoch=none for no expansion)"
             )
-        reached = last - 1 + self.expert_epochs
+        reached = self.reach
         if self.expert_length is not None and reached > self.expert_length:
             raise ConfigError(
                 f"start epochs: expected start epoch {last - 1} and {self.expert_epochs} epochs "
@@ -133,29 +137,24 @@ class DatmConfig(FlatExpertsConfig):  # many fields, since each is an option tha
             first_max_start_epoch=None,
             expert_length=None,
             label_experts=None,
+            teacher_epochs=None,
         )
         return super(DatmConfig, short).dry_run(folder)
 
-
-def first_logits(votes: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Return for every image the mean of the logits that are right about it, or of all of them.
-
-    Args:
-        votes: Logits ``[M, K]`` of every expert.
-        labels: int64 ``[M]``.
-
-    Returns:
-        ``[M, K]``, finite: the published code divides 0 by 0 for an image that no expert classifies
-        correctly.
-    """
-    if not votes:
-        raise ConfigError(
-            "first_logits: expected at least one expert, got none; train experts first"
+    def teachers(self) -> Self:
+        """Return these options with the teachers as experts; with ``teacher_epochs`` alone."""
+        return replace(
+            self,
+            num_experts=self.label_experts or self.num_experts,
+            expert_length=max(self.teacher_epochs or 0, self.reach),
+            teacher_epochs=None,
+            experts=f"{self.experts}-teachers" if self.experts else None,
         )
-    zeros = torch.zeros_like(votes[0])
-    is_right = [(logits.argmax(1) == labels).to(logits)[:, None] for logits in votes]
-    right, hits = sum(map(torch.mul, is_right, votes), zeros), sum(is_right, zeros)
-    return torch.where(hits > 0, right / hits.clamp(min=1.0), sum(votes, zeros) / len(votes))
+
+    @property
+    def reach(self) -> int:
+        """The last epoch of an expert that a start epoch and M reach."""
+        return self.max_start_epoch - 1 + self.expert_epochs
 
 
 def build_aligned(
@@ -168,12 +167,14 @@ def build_aligned(
 ) -> Problem:
     """Return the run, with missing experts trained; ``mask`` is that of ``trajectory_match``."""
     store, student = expert_store(config, data), config.network(data)
+    judges = config if config.teacher_epochs is None else config.teachers()
+    judged = store if judges is config else expert_store(judges, data)
     if start is None:
-        start = _first_images(config, data, ipc, seed, store)
+        start = _first_images(judges, data, ipc, seed, judged)
     labels = balanced_labels(data.num_classes, ipc).to(start.device)
-    judges = range(min(config.num_experts, config.label_experts or config.num_experts))
     votes = [
-        student.infer(store.snapshot(expert, store.epochs).to(start), start) for expert in judges
+        student.infer(judged.snapshot(judge, judged.epochs).to(start), start)
+        for judge in range(min(judges.num_experts, judges.label_experts or judges.num_experts))
     ]
     logits = first_logits(votes, labels)
     rule = config.sgd(
@@ -213,6 +214,28 @@ def _first_images(
     )
     return with_distinct_copies(images[rows], rows, seed)
 
+
+def _train(config: DatmConfig, data: ImageDataset) -> TrajectoryStore:
+    """Train the experts that are missing, and the teachers of the labels."""
+    if config.teacher_epochs is not None:
+        expert_store(config.teachers(), data)
+    return expert_store(config, data)
+
+
+def _dry_run(config: DatmConfig, data: ImageDataset, folder: Path) -> DryRun:
+    """Return the dry run, with what the teachers cost."""
+    run = EXPERTS.dry_run(config, data, folder)
+    if config.teacher_epochs is None:
+        return run
+    ahead = missing_experts(config.teachers(), data)
+    return replace(
+        run,
+        expert_bytes=run.expert_bytes + ahead.nbytes,
+        expert_seconds=run.expert_seconds + ahead.seconds,
+    )
+
+
+ALIGNED_EXPERTS = Experts(train=_train, dry_run=_dry_run)
 
 METHOD = Method(
     name="datm",
@@ -262,7 +285,7 @@ METHOD = Method(
         "it where memory is short",
         "the last iteration is the result, not the best on the test set; randomness is keyed",
     ),
-    experts=EXPERTS,
+    experts=ALIGNED_EXPERTS,
     cost="second order, as MTT; the experts take two gradients per step",
     needs="expert trajectories",
 )

@@ -21,8 +21,14 @@ from kdistill.data import ImageDataset
 from kdistill.engine.inner_problem import Mask
 from kdistill.methods.base import Method, Problem
 from kdistill.methods.difficulty import DifficultyConfig, unscored_ranking
-from kdistill.methods.trajectory.base import EXPERTS, published
-from kdistill.methods.trajectory.datm import DATM_COLUMNS, DATM_FAST, DatmConfig, build_aligned
+from kdistill.methods.trajectory.base import published
+from kdistill.methods.trajectory.datm import (
+    ALIGNED_EXPERTS,
+    DATM_COLUMNS,
+    DATM_FAST,
+    DatmConfig,
+    build_aligned,
+)
 from kdistill.objectives.masks import depth_mask, loss_mask
 from kdistill.options import MASKED_SHARE
 from kdistill.selection import Curriculum, Ranking
@@ -102,6 +108,10 @@ class PadConfig(DatmConfig, DifficultyConfig):
     def dry_run(self, folder: Path) -> Self:
         """Return these options for a dry run: nothing is scored."""
         return super(PadConfig, replace(self, fiex=False)).dry_run(folder)
+
+    def teachers(self) -> Self:
+        """Return these options with the teachers as experts, which see all images."""
+        return super(PadConfig, replace(self, fiex=False)).teachers()
 
 
 def build(
@@ -219,7 +229,7 @@ METHOD = Method(
         "removal epochs and shares are CIFAR-10's for every data set, as no others are published",
         "nothing else differs from datm",
     ),
-    experts=EXPERTS,
+    experts=ALIGNED_EXPERTS,
     cost="as datm, and score_nets * score_epochs passes over the data for the scores",
     needs="expert trajectories",
 )
