@@ -159,7 +159,7 @@ PROTOCOLS = {
         # for a first look: the table of the demo; the larger learning rate makes up for few epochs
         # (found on validation images)
         Protocol(
-            name="quick", width=32, epochs=60, full_epochs=15, nets=3, lr=0.03, other_widths=NARROW
+            name="quick", width=32, epochs=150, full_epochs=15, nets=3, lr=0.03, other_widths=NARROW
         ),
         # affordable on two cores, and what committed tables are made by
         Protocol(name="bench", width=32, epochs=300, full_epochs=40, nets=5, other_widths=NARROW),
