@@ -144,10 +144,17 @@ def eight_bit_note(contents: SetContents) -> str | None:
     if lost < SAME:
         return None
     remedy = "npz holds every value, and distill --set eight_bit=true makes sets that pictures hold"
-    for scores in dict(lookup(contents.metrics, "evaluation", "scores") or {}).values():
-        if is_number(cost := lookup(scores, "eight_bit_cost")):
-            return f"8 bits cost this set {100 * cost:.1f} points of accuracy (evaluated); {remedy}"
-    return f"pixels are clipped to 0..1 and rounded; kdistill evaluate says what it costs; {remedy}"
+    evaluation = lookup(contents.metrics, "evaluation")
+    costs = [
+        cost
+        for scores in dict(lookup(evaluation, "scores") or {}).values()
+        if is_number(cost := lookup(scores, "eight_bit_cost"))
+    ]
+    if not costs:
+        return f"pixels are clipped to 0..1 and rounded; kdistill evaluate measures it; {remedy}"
+    protocol = lookup(evaluation, "protocol", "name")
+    cost = f"{100 * max(costs):.1f} points of accuracy" if max(costs) > 0.0 else "no accuracy"
+    return f"8 bits cost this set {cost} (evaluation by protocol {protocol}); {remedy}"
 
 
 WRITERS: dict[str, Callable[[SetContents, Path], Path]] = {

@@ -63,7 +63,7 @@ def test_a_set_of_eight_bits_loses_nothing_as_pictures(method, kind, tmp_path):
     other = {**METHODS[method], "eight_bit": False}
     free = kdistill.distill(data, method=method, ipc=1, options=other, quiet=True)
     assert (levels(free.images) - levels(free.images).round()).abs().max() > 0.1
-    assert "kdistill evaluate says what it costs" in eight_bit_note(free)
+    assert "kdistill evaluate measures it" in eight_bit_note(free)
 
 
 def test_a_run_of_eight_bits_resumes_with_the_same_bits(tmp_path):
@@ -86,11 +86,16 @@ def test_the_images_of_a_generator_have_no_such_option(tmp_path):
 def test_an_export_says_what_was_measured(tmp_path):
     images = 2.0 * torch.rand(4, 1, 8, 8)
     labels = torch.tensor([0, 0, 1, 1])
-    scores = {"convnet": {"eight_bit_cost": 0.082}}
+    scores = {"convnet": {"eight_bit_cost": 0.082}, "vit": {"eight_bit_cost": -0.01}}
+    evaluation = {"scores": scores, "protocol": {"name": "bench"}}
     small = kdistill.DistilledDataset(
-        images=images, labels=labels, metrics={"evaluation": {"scores": scores}}
+        images=images, labels=labels, metrics={"evaluation": evaluation}
     )
-    assert eight_bit_note(small).startswith("8 bits cost this set 8.2 points of accuracy")
+    said = eight_bit_note(small)
+    assert said.startswith("8 bits cost this set 8.2 points of accuracy (evaluation by protocol be")
+    helped = {**evaluation, "scores": {"convnet": {"eight_bit_cost": -0.02}}}
+    said = eight_bit_note(small.with_metrics(evaluation=helped))
+    assert said.startswith("8 bits cost this set no accuracy")
     small.save_pretrained(tmp_path / "set")
     export = ["export", str(tmp_path / "set"), str(tmp_path / "png")]
     said = CliRunner().invoke(app, export)
