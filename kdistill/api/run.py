@@ -359,8 +359,8 @@ class _Job:
         is_scratch: bool = False,
         **how: Any,
     ) -> Outcome:
-        # an option that is newer than a checkpoint had its default in that run
-        defaults = {"run": {"options": to_mapping(methods.get(self.config.method).config())}}
+        # options that are newer than a checkpoint
+        defaults = {"run": {"options": self.config.method_options.before()}}
         return methods.optimize(
             problem,
             Checkpoints(folder, self.record, defaults, is_scratch),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdistill.augment import Augment, strategy_for
-from kdistill.config import from_mapping
+from kdistill.config import from_mapping, to_mapping
 from kdistill.data import ImageDataset
 from kdistill.engine.precision import PRECISIONS
 from kdistill.engine.students import NORMS, STUDENTS, Student, build_student
@@ -93,6 +93,10 @@ class MethodConfig:
         length = self.iterations if iterations is None else iterations
         options = {"momentum": self.momentum, **options}
         return sgd(lr, schedule=Schedule(self.schedule, length), **options)  # type: ignore[arg-type]
+
+    def before(self) -> dict[str, Any]:
+        """Return what options were in earlier versions that had no such option."""
+        return to_mapping(type(self)())  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 import kdistill
 from kdistill import methods
 from kdistill.api.run import resolve
+from kdistill.artifacts.checkpoint import load_checkpoint, save_checkpoint
 from kdistill.engine.trajectory_gradient import SMALLEST_LR
 from kdistill.errors import ConfigError, NonFiniteError
 from kdistill.methods.trajectory.base import _batches, _drawn
@@ -106,6 +107,33 @@ def test_the_first_move_shrinks_with_the_images_per_class(digits, folder):
     assert rate(1) == pytest.approx(rate(1, first_move=0.03))
     assert rate(4) == pytest.approx(rate(4, first_move=0.015))
     assert rate(4) == pytest.approx(0.5 * rate(4, first_move=0.03))
+
+
+def test_a_run_from_before_the_move_shrank_goes_on_as_it_began_or_not_at_all(
+    digits, folder, tmp_path
+):
+    """Its checkpoint names no first move; 3 % whatever the number of images was the rule."""
+    options = {**SMALL, "experts": str(folder / "sgd"), "init": "noise", "lr_images": None}
+
+    def run_to(out, first_move, **given):
+        chosen = {**options, "first_move": first_move}
+        return kdistill.distill(
+            digits, method="mtt", ipc=4, options=chosen, out=out, quiet=True, **given
+        )
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    whole = run_to(tmp_path / "whole", 0.03)
+    with pytest.raises(KeyboardInterrupt):
+        run_to(tmp_path / "old", 0.03, callbacks=[stop])
+    path = tmp_path / "old/checkpoint.safetensors"
+    tensors, numbers = load_checkpoint(path)
+    del numbers["identity"]["run"]["options"]["first_move"]
+    save_checkpoint(path, tensors, numbers)
+    with pytest.raises(ConfigError, match=r"first_move \(None, was 0\.03\); use the same"):
+        run_to(tmp_path / "old", None, resume=True)
+    assert torch.equal(run_to(tmp_path / "old", 0.03, resume=True).images, whole.images)
 
 
 def test_exact_and_unrolled_gradients_lead_to_the_same_images(digits, folder):

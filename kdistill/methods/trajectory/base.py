@@ -88,8 +88,7 @@ class TrajectoryConfig(MethodConfig):  # many fields, since each is an option th
             (truncated).
         checkpoint_every: Steps of a student's trajectory between two stored parameter vectors; the
             others are computed again: less memory, more time.
-        cuda_graph: On a GPU, replay the kernels of an outer step from one recorded graph; it
-            changes no kernel.
+        cuda_graph: On a GPU, replay an outer step from one recorded graph of the same kernels.
         skip_move: Where ``lr_images`` is found: an iteration whose gradient alone would move the
             images by more than this share of their norm changes nothing.
         num_experts: Number of expert trajectories.
@@ -123,6 +122,10 @@ class TrajectoryConfig(MethodConfig):  # many fields, since each is an option th
         """Return the share of their norm by which the first step moves ``ipc`` images per class."""
         return FIRST_MOVE / math.sqrt(ipc) if self.first_move is None else self.first_move
 
+    def before(self) -> dict[str, Any]:
+        """Return what options were in earlier versions: a first move did not shrink."""
+        return {**super().before(), "first_move": FIRST_MOVE if self.lr_images is None else None}
+
     def expert_spec(self, data: ImageDataset) -> ExpertSpec:
         """Return how the experts are trained; no longer than a start epoch and M reach."""
         return ExpertSpec(
@@ -147,15 +150,15 @@ class TrajectoryConfig(MethodConfig):  # many fields, since each is an option th
 
     def dry_run(self, folder: Path) -> Self:
         """Return the options of a dry run: two inner steps, one expert of one epoch."""
-        short = replace(
+        return replace(
             self,
             syn_steps=2,
             num_experts=1,
             max_start_epoch=1,
             expert_epochs=1,
             experts=str(folder),
+            lr_init=self.lr_init or 0.01,  # any student will do for the time
         )
-        return replace(short, lr_init=self.lr_init or 0.01)  # any student will do for the time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,10 +362,9 @@ def _objective(
         )
         _check_finite(match, state["lr"], epoch, iteration)
         grads = {"lr": match.grad_lr.to(images)}
-        learns_labels = "label_logits" in state
-        if learns_labels and match.grad_labels is not None:
+        if "label_logits" in state and match.grad_labels is not None:
             grads["label_logits"] = match.grad_labels
-        metrics = label_metrics(state["label_logits"], labels) if learns_labels else {}
+        metrics = label_metrics(current, labels) if "label_logits" in state else {}
         return Step(match.loss, match.grad_images, grads, metrics=metrics)
 
     return objective
