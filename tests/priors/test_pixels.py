@@ -49,8 +49,10 @@ def test_the_objective_sees_whole_levels_and_their_gradient_is_the_state_s(kind)
     assert torch.equal(PixelPrior().render(state, 0), state["images"])
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["standard", "zca"])
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("dm", "standard"), ("dm", "zca"), ("dc", "standard"), ("mtt", "zca")],
+)
 def test_a_set_of_eight_bits_loses_nothing_as_pictures(method, kind, tmp_path):
     data = kdistill.load_data("digits", normalisation=kind, quiet=True)
     options = {**METHODS[method], "eight_bit": True}
